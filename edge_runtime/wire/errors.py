@@ -1,0 +1,45 @@
+"""What can be wrong with something that came from outside.
+
+    WireError
+    ├── MessageInvalid        a control message is oversized, not JSON or not of its schema
+    ├── TopicInvalid          a topic is not one of this protocol
+    ├── BlobInvalid           a chunk or an assembled blob does not match its description
+    ├── TensorsInvalid        a tensor file does not match the tensor table
+    ├── BundleInvalid         a manifest or a file it names is missing, altered or not understood
+    ├── SignatureInvalid      a manifest was not signed by the pinned server key
+    └── TokenRefused          a token is missing, malformed, expired or meant for somebody else
+
+Each message is one sentence that says what is wrong and where.
+"""
+
+
+class WireError(ValueError):
+    """Base of everything a peer, a file or an operator can get wrong on the wire."""
+
+
+class MessageInvalid(WireError):
+    """A control message is oversized, not JSON or not of its schema."""
+
+
+class TopicInvalid(WireError):
+    """A topic does not belong to this protocol."""
+
+
+class BlobInvalid(WireError):
+    """A chunk or an assembled blob does not match its description."""
+
+
+class TensorsInvalid(WireError):
+    """A tensor file does not match the tensor table."""
+
+
+class BundleInvalid(WireError):
+    """A manifest, or a file that it names, is missing, altered or not understood."""
+
+
+class SignatureInvalid(WireError):
+    """A manifest was not signed by the key that this device trusts."""
+
+
+class TokenRefused(WireError):
+    """A token is missing, malformed, expired or meant for somebody else."""

@@ -1,0 +1,46 @@
+"""Files that appear whole: write a sibling, flush it to the disk, rename it into place."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+READ_BYTES = 1 << 20
+
+
+def write_whole(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> None:
+    """Write `data` to `path` so that a reader, or a power cut, sees the old file or the new one.
+
+    Raises OSError as the file system does.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, sibling = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(sibling).replace(path)
+    except BaseException:
+        Path(sibling).unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file's content, in hexadecimal, reading a block at a time."""
+    state = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(READ_BYTES):
+            state.update(block)
+    return state.hexdigest()

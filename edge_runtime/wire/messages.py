@@ -1,0 +1,239 @@
+"""Control messages: small typed JSON, validated when decoded.
+
+Rules
+- A message is at most MAX_MESSAGE_BYTES and matches its schema exactly; unknown fields are refused.
+- A message never names its sender: the topic does, and the broker has checked it against the sender's token.
+- What a device reports twice (a device, a group and a round) counts once.
+- A number that was not measured is null.
+
+A device sends Hello when it comes online; the server answers, then or later, with work:
+
+    device                                   server
+    Hello                       ──►
+                                ◄──          Plan (train or evaluate)
+    Need (bundle, weights)      ──►
+                                ◄──          chunks, on the blob's topic
+    Progress …                  ──►
+    Update (announces a blob)   ──►
+                                ◄──          Need
+    chunks                      ──►
+                                ◄──          Ack
+                                ◄──          Finished
+"""
+
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.errors import MessageInvalid
+from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
+
+MAX_MESSAGE_BYTES = 64 * 1024
+MAX_ROUNDS = 1_000_000
+
+Count = Annotated[int, Meta(ge=0, le=2**53)]
+Round = Annotated[int, Meta(ge=0, le=MAX_ROUNDS)]
+Text = Annotated[str, Meta(max_length=500)]
+Positive = Annotated[float, Meta(gt=0, le=1e9)]
+NonNegative = Annotated[float, Meta(ge=0, le=1e18)]
+Losses = dict[TaskName, float]
+Counts = dict[TaskName, Count]
+Row = Annotated[tuple[float, ...], Meta(min_length=1, max_length=MAX_TASKS)]
+Matrix = Annotated[tuple[Row, ...], Meta(min_length=1, max_length=MAX_TASKS)]
+DataSplit = Literal["train", "val", "test"]
+T = TypeVar("T")
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=str.lower, tag_field="type"):
+    """Base of every control message."""
+
+
+class Affinity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Affinities over the probed batches of one device in one round: values[i][j] is i→j, (T, T).
+
+    `variance` is the sample variance over the batches, null when fewer than two were probed.
+    """
+
+    tasks: Tasks
+    count: Annotated[int, Meta(ge=1, le=2**31)]
+    mean: Matrix
+    variance: Matrix | None
+
+    def __post_init__(self) -> None:
+        for matrix in (self.mean, self.variance):
+            if matrix is not None and {len(self.tasks)} != {len(matrix), *map(len, matrix)}:
+                raise ValueError(f"an affinity matrix of {len(self.tasks)} tasks is {len(self.tasks)} by as many")
+
+
+class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to train locally in a round."""
+
+    epochs: Annotated[int, Meta(ge=1, le=1000)]
+    first_epoch: Count
+    """Epochs of this group before the round: with the seed it fixes the order of the samples."""
+    batch: Annotated[int, Meta(ge=1, le=65536)]
+    lr: Positive
+    momentum: Annotated[float, Meta(ge=0, lt=1)]
+    weight_decay: Annotated[float, Meta(ge=0, le=1)]
+    seed: Count
+    probe_every: Annotated[int, Meta(ge=0, le=1_000_000)]
+    """Probe affinities at every so many batches; 0 for never."""
+
+
+class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device is online and says what it has."""
+
+    software: Text
+    engine: Text
+    platform: Text
+    examples: dict[DataSplit, Count]
+    tasks: Tasks
+    memory_bytes: Count | None
+
+
+class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The server asks for a round of work on one group of tasks."""
+
+    work: Literal["train", "evaluate"]
+    round: Round
+    phase: Annotated[str, Meta(max_length=32)]
+    group: GroupId
+    tasks: Tasks
+    bundle: Blob
+    """The group's manifest."""
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+    """The server's Ed25519 signature of the manifest."""
+    weights: Blob
+    training: Training | None = None
+    """For work = train."""
+    data_split: DataSplit | None = None
+    """For work = evaluate."""
+    deadline_s: Positive
+    """Seconds from now after which the server no longer waits."""
+
+    def __post_init__(self) -> None:
+        if (self.work == "train") != (self.training is not None) or (self.work == "evaluate") != (
+            self.data_split is not None
+        ):
+            raise ValueError("a plan to train has `training`, a plan to evaluate has `data_split`")
+
+
+class Need(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Please send these chunks of a blob."""
+
+    digest: Digest
+    chunks: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=64)]
+
+
+class Progress(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How far a device is in its round: for people who watch, never for decisions."""
+
+    round: Round
+    stage: Literal["download", "train", "probe", "evaluate", "upload"]
+    done: Count
+    total: Count
+
+
+class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device does not do this round, and why."""
+
+    round: Round
+    group: GroupId
+    reason: Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "error"]
+    detail: Text
+
+
+class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device has trained: its weights wait to be fetched."""
+
+    round: Round
+    group: GroupId
+    weights: Blob
+    examples: Counts
+    """Examples trained on, by task. The encoder counts the largest of them."""
+    train_loss: Losses
+    val_loss: Losses | None
+    """Of the weights that the device received, before it trained; null without validation data."""
+    affinity: Affinity | None
+    wall_s: NonNegative
+    peak_rss_bytes: Count | None
+    bytes_down: Count
+    energy_j: NonNegative | None
+
+
+class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device has measured the losses of the weights that it was given."""
+
+    round: Round
+    group: GroupId
+    loss: Losses
+    examples: Counts
+    wall_s: NonNegative
+    peak_rss_bytes: Count | None
+    bytes_down: Count
+    energy_j: NonNegative | None
+
+
+class Ack(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The server has a device's update or evaluation, or has dropped it and says why."""
+
+    round: Round
+    group: GroupId
+    accepted: bool
+    detail: Text = ""
+
+
+class Finished(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The federation has ended; a device may go."""
+
+    detail: Text = ""
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device's retained status; the broker publishes `offline` for it as its last will."""
+
+    state: Literal["online", "offline"]
+
+
+DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation
+"""What a device may say."""
+ServerMessage = Plan | Need | Ack | Finished
+"""What the server may say."""
+
+_DEVICE = msgspec.json.Decoder(DeviceMessage)
+_SERVER = msgspec.json.Decoder(ServerMessage)
+_STATUS = msgspec.json.Decoder(Status)
+
+
+def encode(message: Message | Status) -> bytes:
+    """The message as JSON. Raises MessageInvalid if it is larger than a message may be."""
+    data = msgspec.json.encode(message)
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MessageInvalid(f"a {type(message).__name__} of {len(data)} bytes is over the {MAX_MESSAGE_BYTES} allowed")
+    return data
+
+
+def decode_device(data: bytes | memoryview) -> DeviceMessage:
+    """What a device said. Raises MessageInvalid."""
+    return _decode(_DEVICE, data)
+
+
+def decode_server(data: bytes | memoryview) -> ServerMessage:
+    """What the server said. Raises MessageInvalid."""
+    return _decode(_SERVER, data)
+
+
+def decode_status(data: bytes | memoryview) -> Status:
+    """A device's status. Raises MessageInvalid."""
+    return _decode(_STATUS, data)
+
+
+def _decode(decoder: "msgspec.json.Decoder[T]", data: bytes | memoryview) -> T:
+    if len(data) > MAX_MESSAGE_BYTES:
+        raise MessageInvalid(f"a message of {len(data)} bytes is over the {MAX_MESSAGE_BYTES} allowed")
+    try:
+        return decoder.decode(data)
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        raise MessageInvalid(f"message not understood: {exc}") from exc

@@ -1,0 +1,36 @@
+"""Names that travel: what a task, a device, a federation, a group or a digest may look like.
+
+The patterns are the whole defence against names that would reach a path or a topic: no slash, no dot at the
+start, no wildcard, bounded length.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Annotated
+
+from msgspec import Meta
+
+MAX_TASKS = 32
+TASK_PATTERN = r"^[a-z][a-z0-9_]{0,31}$"
+DEVICE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+GROUP_PATTERN = r"^[a-z][a-z0-9_+]{0,199}$"
+
+TaskName = Annotated[str, Meta(pattern=TASK_PATTERN)]
+DeviceId = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
+FederationName = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
+GroupId = Annotated[str, Meta(pattern=GROUP_PATTERN)]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+TensorName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+Tasks = Annotated[tuple[TaskName, ...], Meta(min_length=1, max_length=MAX_TASKS)]
+
+GROUP_LENGTH = 200
+
+
+def is_device_id(text: str) -> bool:
+    """Whether `text` may name a device or a federation."""
+    return re.match(DEVICE_PATTERN, text) is not None and not text.endswith("\n")
+
+
+def group_id(tasks: Iterable[str]) -> str:
+    """The name of the group that trains `tasks`: their names in order, joined by a plus sign."""
+    return "+".join(sorted(tasks))[:GROUP_LENGTH]

@@ -1,0 +1,169 @@
+"""Parameters as one flat float32 vector with named views, and that vector as a safetensors file.
+
+Rules
+- A table lists tensors in the order of their names, without gaps: the vector is then byte for byte the data
+  section of the safetensors file, so loading needs no copy and the same values give the same bytes.
+- The first component of a name, or the first two where it is `head`, is the tensor's part: `encoder`,
+  `head.depth`. A part is one contiguous slice of the vector.
+- A file is checked against the table (names, shapes, dtype, length, finite values) before it is used.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import safetensors.numpy
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from edge_runtime.wire.errors import TensorsInvalid
+from edge_runtime.wire.names import TensorName
+
+Vector = NDArray[np.float32]
+MAX_TENSORS = 20_000
+MAX_ELEMENTS = 2**29
+MAX_HEADER_BYTES = 8 * 1024**2
+Dimension = Annotated[int, Meta(ge=1, le=MAX_ELEMENTS)]
+
+
+class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One named tensor: its shape and its offset in the flat vector, in elements."""
+
+    name: TensorName
+    shape: Annotated[tuple[Dimension, ...], Meta(max_length=8)]
+    offset: Annotated[int, Meta(ge=0, le=MAX_ELEMENTS)]
+
+    @property
+    def size(self) -> int:
+        """Elements in the tensor."""
+        return math.prod(self.shape)
+
+    @property
+    def part(self) -> str:
+        """The part of the model that the tensor belongs to: `encoder` or `head.<task>`."""
+        return part_of(self.name)
+
+
+def part_of(name: str) -> str:
+    """The part of the model that a tensor's name belongs to."""
+    pieces = name.split(".")
+    return ".".join(pieces[:2]) if pieces[0] == "head" else pieces[0]
+
+
+class TensorTable:
+    """Where each tensor is in the flat vector.
+
+    Raises TensorsInvalid if the tensors are not sorted by name, not contiguous or too many.
+    """
+
+    def __init__(self, tensors: Iterable[Tensor]) -> None:
+        self.tensors = tuple(tensors)
+        if not 0 < len(self.tensors) <= MAX_TENSORS:
+            raise TensorsInvalid(f"a tensor table has 1 to {MAX_TENSORS} tensors, not {len(self.tensors)}")
+        offset = 0
+        previous = ""
+        for tensor in self.tensors:
+            if tensor.name <= previous:
+                raise TensorsInvalid(f"tensor {tensor.name!r} is not in the order of names, or there twice")
+            if tensor.offset != offset:
+                raise TensorsInvalid(f"tensor {tensor.name!r} is at offset {tensor.offset} instead of {offset}")
+            previous = tensor.name
+            offset += tensor.size
+            if offset > MAX_ELEMENTS:
+                raise TensorsInvalid(f"the tensor table has more than {MAX_ELEMENTS} elements")
+        self.size = offset
+        """Elements in the flat vector."""
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> "TensorTable":
+        """The table of tensors with these names and shapes."""
+        tensors, offset = [], 0
+        for name in sorted(shapes):
+            tensors.append(Tensor(name=name, shape=tuple(shapes[name]), offset=offset))
+            offset += tensors[-1].size
+        return cls(tensors)
+
+    @cached_property
+    def parts(self) -> dict[str, slice]:
+        """Each part's slice of the flat vector, in order."""
+        bounds: dict[str, slice] = {}
+        for tensor in self.tensors:
+            start = bounds[tensor.part].start if tensor.part in bounds else tensor.offset
+            bounds[tensor.part] = slice(start, tensor.offset + tensor.size)
+        return bounds
+
+    def select(self, parts: Iterable[str]) -> "TensorTable":
+        """The table of some parts alone. Raises TensorsInvalid for a part that is not there."""
+        wanted = set(parts)
+        if unknown := sorted(wanted - set(self.parts)):
+            raise TensorsInvalid(f"the tensor table has no part {unknown[0]!r}")
+        return TensorTable.of({t.name: t.shape for t in self.tensors if t.part in wanted})
+
+    def views(self, vector: Vector) -> dict[str, Vector]:
+        """Each tensor as a view of the vector (no copy), by name."""
+        self.check(vector)
+        return {t.name: vector[t.offset : t.offset + t.size].reshape(t.shape) for t in self.tensors}
+
+    def check(self, vector: Vector) -> None:
+        """Raises TensorsInvalid unless `vector` is a float32 vector of this table's length."""
+        if vector.dtype != np.float32 or vector.shape != (self.size,):
+            raise TensorsInvalid(
+                f"a float32 vector of {self.size} elements is needed, not {vector.dtype} of shape {vector.shape}"
+            )
+
+
+def pack(table: TensorTable, vector: Vector) -> bytes:
+    """The vector as a safetensors file: same values, same bytes."""
+    return safetensors.numpy.save(table.views(np.ascontiguousarray(vector)))
+
+
+class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+def unpack(table: TensorTable, data: bytes) -> Vector:
+    """The flat vector in a safetensors file, as a read-only view of `data`.
+
+    Raises TensorsInvalid if the file is malformed, has other tensors than the table, or in another order, or holds
+    a value that is not finite.
+    """
+    header_bytes = int.from_bytes(data[:8], "little")
+    start = 8 + header_bytes
+    if header_bytes > MAX_HEADER_BYTES or len(data) - start != 4 * table.size:
+        raise TensorsInvalid(
+            f"a tensor file with {4 * table.size} bytes of data is needed, this one has {len(data) - start}"
+        )
+    try:
+        header = msgspec.json.decode(data[8:start], type=dict[str, _Entry])
+    except msgspec.MsgspecError as exc:
+        raise TensorsInvalid(f"not a safetensors file: {exc}") from exc
+    if odd := sorted(header.keys() ^ {t.name for t in table.tensors}):
+        raise TensorsInvalid(f"tensor {odd[0]!r} is in the file or in the table, but not in both")
+    for tensor in table.tensors:
+        entry = header[tensor.name]
+        expected = _Entry("F32", tensor.shape, (4 * tensor.offset, 4 * (tensor.offset + tensor.size)))
+        if entry != expected:
+            raise TensorsInvalid(f"tensor {tensor.name!r} is described as {entry} instead of {expected}")
+    vector = np.frombuffer(data, np.float32, offset=start)
+    if not np.isfinite(vector).all():
+        raise TensorsInvalid("the tensor file holds a value that is not finite")
+    return vector
+
+
+def transfer(source: TensorTable, vector: Vector, target: TensorTable) -> Vector:
+    """The values of `target`'s tensors taken out of a vector laid out by `source`, as a new vector.
+
+    Raises TensorsInvalid for a tensor that the source lacks or has in another shape.
+    """
+    views = source.views(vector)
+    result = np.empty(target.size, np.float32)
+    for name, view in target.views(result).items():
+        if name not in views or views[name].shape != view.shape:
+            raise TensorsInvalid(f"tensor {name!r} of shape {view.shape} is not in the source")
+        view[...] = views[name]
+    return result

@@ -1,0 +1,63 @@
+"""Tokens: JSON Web Tokens signed with Ed25519, carried as the MQTT password.
+
+A token says who its bearer is (sub), in which federation (aud), as what (role) and until when (exp). A device only
+carries its token; the broker reads it. So jwt is needed on the server alone.
+"""
+
+import time
+from typing import Literal, cast
+
+import jwt
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from edge_runtime.wire.errors import TokenRefused
+from edge_runtime.wire.names import DeviceId, FederationName
+
+ISSUER = "mas-edge"
+MAX_TOKEN_BYTES = 4096
+Role = Literal["device", "server"]
+
+
+class Claims(msgspec.Struct, frozen=True, kw_only=True):
+    """What a valid token says. `exp` is in seconds since the epoch."""
+
+    sub: DeviceId
+    aud: FederationName
+    role: Role
+    exp: int
+
+
+def issue(key: Ed25519PrivateKey, *, name: str, federation: str, role: Role, lifetime_s: float) -> str:
+    """A token for `name`. Raises TokenRefused for a name that may not be one."""
+    now = int(time.time())
+    claims = {"iss": ISSUER, "sub": name, "aud": federation, "role": role, "iat": now, "exp": now + int(lifetime_s)}
+    try:
+        msgspec.convert(claims, Claims)
+    except msgspec.ValidationError as exc:
+        raise TokenRefused(f"no token for {name!r}: {exc}") from exc
+    return jwt.encode(claims, key, algorithm="EdDSA")
+
+
+def check(key: Ed25519PublicKey, token: str | bytes | None, *, federation: str) -> Claims:
+    """What a token says, if it is good for `federation` now. Raises TokenRefused with the reason."""
+    if not token:
+        raise TokenRefused("no token")
+    if len(token) > MAX_TOKEN_BYTES:
+        raise TokenRefused(f"a token of {len(token)} bytes is over the {MAX_TOKEN_BYTES} allowed")
+    try:
+        claims = jwt.decode(
+            cast("str", token),
+            key,
+            algorithms=["EdDSA"],
+            audience=federation,
+            issuer=ISSUER,
+            options={"require": ["exp", "iat", "sub", "aud", "iss"]},
+        )
+        return msgspec.convert(claims, Claims)
+    except jwt.ExpiredSignatureError as exc:
+        raise TokenRefused("the token has expired: enrol the device again") from exc
+    except jwt.InvalidAudienceError as exc:
+        raise TokenRefused(f"the token is not for federation {federation!r}") from exc
+    except (jwt.InvalidTokenError, msgspec.ValidationError) as exc:
+        raise TokenRefused(f"the token is not valid: {exc}") from exc
