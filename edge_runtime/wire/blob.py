@@ -3,11 +3,15 @@
 Rules
 - A blob's description comes in a validated message; its size is capped before anything is allocated.
 - A chunk is accepted at its index alone, with exactly the length that its index implies.
-- Which chunks have arrived is kept beside the data, so a transfer goes on after a restart of either side.
+- Which chunks have arrived is kept beside the data, so a transfer goes on after a restart of either side. Neither
+  is flushed chunk by chunk: after a power cut a chunk may be claimed whose data never reached the disk. The digest
+  then disagrees and the blob is fetched again, which is cheaper than a flush for each of a thousand chunks.
+- Whole content is flushed before it gets its name: what bears a digest's name has that digest.
 - An assembled blob whose digest disagrees is thrown away whole: no chunk of it can be trusted.
 """
 
 import hashlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -16,14 +20,19 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.wire.errors import BlobInvalid
-from edge_runtime.wire.files import digest_file, sync_folder, write_whole
+from edge_runtime.wire.files import digest_file, sync_file, sync_folder, write_whole
 from edge_runtime.wire.names import Digest
 
 CHUNK_BYTES = 256 * 1024
+MIN_CHUNK_BYTES = 1024
 MAX_CHUNK_BYTES = 1024 * 1024
 MAX_BLOB_BYTES = 2 * 1024**3
+MAX_CHUNKS = MAX_BLOB_BYTES // MIN_CHUNK_BYTES
 WINDOW = 8
 """Chunks asked for at once: enough to fill a link, few enough that a ping is never far behind (aim: line rate)."""
+
+
+_DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,7 +40,7 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     digest: Digest
     size_bytes: Annotated[int, Meta(ge=1, le=MAX_BLOB_BYTES)]
-    chunk_bytes: Annotated[int, Meta(ge=1024, le=MAX_CHUNK_BYTES)] = CHUNK_BYTES
+    chunk_bytes: Annotated[int, Meta(ge=MIN_CHUNK_BYTES, le=MAX_CHUNK_BYTES)] = CHUNK_BYTES
 
     @property
     def chunks(self) -> int:
@@ -39,18 +48,27 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return -(-self.size_bytes // self.chunk_bytes)
 
     def length(self, index: int) -> int:
-        """How many bytes chunk `index` has."""
+        """How many bytes chunk `index` has. Raises BlobInvalid if there is no such chunk."""
+        if not 0 <= index < self.chunks:
+            raise BlobInvalid(f"blob {self.digest[:12]} has {self.chunks} chunks, so there is no chunk {index}")
         return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
 
 
 def describe(data: bytes | memoryview, *, chunk_bytes: int = CHUNK_BYTES) -> Blob:
-    """The description of content that is in memory."""
-    return Blob(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data), chunk_bytes=chunk_bytes)
+    """The description of content that is in memory. Raises BlobInvalid if it is empty or too large to send."""
+    return _describe(hashlib.sha256(data).hexdigest(), memoryview(data).nbytes, chunk_bytes)
 
 
 def describe_file(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Blob:
-    """The description of a file's content. Raises OSError if it cannot be read."""
-    return Blob(digest=digest_file(path), size_bytes=path.stat().st_size, chunk_bytes=chunk_bytes)
+    """The description of a file's content. Raises OSError if it cannot be read, BlobInvalid if it cannot be sent."""
+    return _describe(digest_file(path), path.stat().st_size, chunk_bytes)
+
+
+def _describe(digest: str, size_bytes: int, chunk_bytes: int) -> Blob:
+    try:
+        return msgspec.convert({"digest": digest, "size_bytes": size_bytes, "chunk_bytes": chunk_bytes}, Blob)
+    except msgspec.ValidationError as exc:
+        raise BlobInvalid(f"{size_bytes} bytes in chunks of {chunk_bytes} cannot be sent: {exc}") from exc
 
 
 class BlobStore:
@@ -66,7 +84,7 @@ class BlobStore:
 
     def path(self, digest: str) -> Path:
         """Where the whole blob is, or will be. `digest` is hexadecimal by its type, never a path."""
-        if len(digest) != 64 or not set(digest) <= set("0123456789abcdef"):
+        if not _DIGEST.match(digest):
             raise BlobInvalid(f"{digest[:80]!r} is not a SHA-256 digest")
         return self.root / digest
 
@@ -89,25 +107,29 @@ class BlobStore:
 
     def chunk(self, blob: Blob, index: int) -> bytes:
         """Chunk `index` of a whole blob. Raises BlobInvalid if the blob or the chunk does not exist."""
-        if not 0 <= index < blob.chunks:
-            raise BlobInvalid(f"blob {blob.digest[:12]} has {blob.chunks} chunks, so there is no chunk {index}")
+        length = blob.length(index)
         try:
             with self.path(blob.digest).open("rb") as file:
                 file.seek(index * blob.chunk_bytes)
-                return file.read(blob.length(index))
+                data = file.read(length)
         except FileNotFoundError as exc:
             raise BlobInvalid(f"blob {blob.digest[:12]} is not in {self.root}") from exc
+        if len(data) != length:
+            raise BlobInvalid(f"blob {blob.digest[:12]} has not the {blob.size_bytes} bytes of its description")
+        return data
 
     def discard(self, digest: str) -> None:
         """Forget a blob, whole or partial."""
-        for path in self._files(digest):
+        for path in self.files(digest):
             path.unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
         """The digests of all blobs here, whole or partial, in order."""
-        yield from sorted({path.name.split(".")[0] for path in self.root.iterdir() if not path.name.startswith(".")})
+        names = {path.name.partition(".")[0] for path in self.root.iterdir()}
+        yield from sorted(name for name in names if _DIGEST.match(name))
 
-    def _files(self, digest: str) -> tuple[Path, Path, Path]:
+    def files(self, digest: str) -> tuple[Path, Path, Path]:
+        """A blob's files: the whole, the partial one, and which of its chunks have come."""
         whole = self.path(digest)
         return whole, whole.with_suffix(".part"), whole.with_suffix(".have")
 
@@ -117,15 +139,17 @@ class Assembly:
 
     def __init__(self, store: BlobStore, blob: Blob) -> None:
         self.blob = blob
-        self._whole, self._part, self._have_path = store._files(blob.digest)
-        self._folder = store.root
+        self._whole, self._part, self._have_path = store.files(blob.digest)
         self._have = bytearray(blob.chunks)
-        if blob.digest in store:
+        if self.whole:
             self._have = bytearray(b"\x01" * blob.chunks)
-        elif self._part.is_file() and self._have_path.is_file() and self._part.stat().st_size == blob.size_bytes:
+        elif self._resumable():
             have = self._have_path.read_bytes()
             if len(have) == blob.chunks and set(have) <= {0, 1}:
                 self._have = bytearray(have)
+                if 0 not in have:  # stopped before the digest was checked: one more chunk makes that happen
+                    self._have[-1] = 0
+        self._left = self._have.count(0)
 
     @property
     def whole(self) -> bool:
@@ -134,43 +158,59 @@ class Assembly:
 
     def missing(self, limit: int | None = None) -> tuple[int, ...]:
         """The indices that have not come yet, lowest first, at most `limit` of them."""
-        indices = [i for i, here in enumerate(self._have) if not here]
-        return tuple(indices if limit is None else indices[:limit])
+        indices: list[int] = []
+        index = self._have.find(0)
+        while index >= 0 and (limit is None or len(indices) < limit):
+            indices.append(index)
+            index = self._have.find(0, index + 1)
+        return tuple(indices)
 
     def accept(self, index: int, data: bytes | memoryview) -> bool:
-        """Take one chunk; True when it made the blob whole. A chunk that is here already is ignored.
+        """Take one chunk; True when with it the blob is whole. A chunk that is here already is ignored.
 
         Raises BlobInvalid for an index or a length that cannot be, and, after throwing everything away,
-        for a complete blob with a wrong digest.
+        for a complete blob with a wrong digest. Raises OSError as the file system does.
         """
-        if not 0 <= index < self.blob.chunks:
+        length = self.blob.length(index)
+        if len(data) != length:
             raise BlobInvalid(
-                f"blob {self.blob.digest[:12]} has {self.blob.chunks} chunks, so there is no chunk {index}"
-            )
-        if len(data) != self.blob.length(index):
-            raise BlobInvalid(
-                f"chunk {index} of blob {self.blob.digest[:12]} has {len(data)} bytes instead of "
-                f"{self.blob.length(index)}"
+                f"chunk {index} of blob {self.blob.digest[:12]} has {len(data)} bytes instead of {length}"
             )
         if self._have[index]:
             return False
-        if not self._part.is_file() or self._part.stat().st_size != self.blob.size_bytes:
-            with self._part.open("wb") as file:
-                file.truncate(self.blob.size_bytes)
-        with self._part.open("r+b") as file:
-            file.seek(index * self.blob.chunk_bytes)
-            file.write(data)
+        if self.whole:  # another assembly of the same content was faster
+            self._have, self._left = bytearray(b"\x01" * self.blob.chunks), 0
+            return True
+        if not self._resumable():
+            self._begin()
+        _write_at(self._part, index * self.blob.chunk_bytes, data)
+        _write_at(self._have_path, index, b"\x01")
         self._have[index] = 1
+        self._left -= 1
+        return self._left == 0 and self._finish()
+
+    def _resumable(self) -> bool:
+        return self._have_path.is_file() and self._part.is_file() and self._part.stat().st_size == self.blob.size_bytes
+
+    def _begin(self) -> None:
+        self._have, self._left = bytearray(self.blob.chunks), self.blob.chunks
         self._have_path.write_bytes(self._have)
-        return all(self._have) and self._finish()
+        with self._part.open("wb") as file:
+            file.truncate(self.blob.size_bytes)  # no space is taken until there is data
 
     def _finish(self) -> bool:
         if digest_file(self._part) != self.blob.digest:
             self._part.unlink()
-            self._have_path.unlink()
-            self._have = bytearray(self.blob.chunks)
+            self._begin()
             raise BlobInvalid(f"blob {self.blob.digest[:12]} came complete but its SHA-256 is another; it was dropped")
+        sync_file(self._part)
         self._part.replace(self._whole)
         self._have_path.unlink()
-        sync_folder(self._folder)
+        sync_folder(self._whole.parent)
         return True
+
+
+def _write_at(path: Path, offset: int, data: bytes | memoryview) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(data)

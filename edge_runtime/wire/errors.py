@@ -12,6 +12,8 @@
 Each message is one sentence that says what is wrong and where.
 """
 
+MAX_REASON = 200
+
 
 class WireError(ValueError):
     """Base of everything a peer, a file or an operator can get wrong on the wire."""
@@ -43,3 +45,8 @@ class SignatureInvalid(WireError):
 
 class TokenRefused(WireError):
     """A token is missing, malformed, expired or meant for somebody else."""
+
+
+def reason(text: object) -> str:
+    """What a decoder complained of, short and on one line: it may quote hostile text, and goes into logs."""
+    return "".join(character if character.isprintable() else "?" for character in str(text)[:MAX_REASON])

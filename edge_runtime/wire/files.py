@@ -37,6 +37,12 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def sync_file(path: Path) -> None:
+    """Make a file's content survive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def digest_file(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal, reading a block at a time."""
     state = hashlib.sha256()

@@ -27,9 +27,9 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
-from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid
+from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
 from edge_runtime.wire.files import digest_file, write_whole
-from edge_runtime.wire.names import Digest, TaskName, Tasks
+from edge_runtime.wire.names import MAX_TASKS, Digest, TaskName, Tasks
 from edge_runtime.wire.tensors import MAX_TENSORS, Dimension, Tensor, TensorTable
 
 FORMAT = 1
@@ -38,7 +38,9 @@ MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GRAPHS = "graphs"
 
-GraphName = Annotated[str, Meta(pattern=r"^(encoder\.(forward|backward)|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|predict))$")]
+GraphName = Annotated[
+    str, Meta(pattern=r"^(encoder\.(forward|backward)|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|predict))\Z")
+]
 Text = Annotated[str, Meta(max_length=200)]
 
 
@@ -65,12 +67,14 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far the graphs are from PyTorch on the example batch: the largest difference relative to the largest value
-    of each tensor, over losses and every gradient."""
+    """How far the graphs are from PyTorch on the example batch.
 
-    max_relative_error: float
+    The error is the largest difference relative to the largest value of each tensor, over losses and every gradient.
+    """
+
+    max_relative_error: Annotated[float, Meta(ge=0)]
     worst: Text
-    compared: int
+    compared: Annotated[int, Meta(ge=0, le=2**31)]
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -78,15 +82,15 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     format: Literal[1]
     name: Text
-    tasks: Annotated[tuple[Task, ...], Meta(min_length=1)]
+    tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=MAX_TASKS)]
     input: Array
     representation: Array
     tensors: Annotated[tuple[Tensor, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
     graphs: dict[GraphName, File]
     weights: File
-    opset: int
+    opset: Annotated[int, Meta(ge=1, le=1000)]
     parity: Parity
-    versions: dict[Text, Text]
+    versions: Annotated[dict[Text, Text], Meta(max_length=100)]
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -107,7 +111,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def group(self, tasks: Tasks, weights: File) -> "Manifest":
         """The manifest of some of the tasks alone: the same graphs, other weights."""
-        kept = tuple(self.task(name) for name in sorted(tasks))
+        kept = tuple(self.task(name) for name in sorted(set(tasks)))
         parts = ["encoder", *(f"head.{name}" for name in tasks)]
         return msgspec.structs.replace(
             self,
@@ -129,8 +133,14 @@ def _part(graph: str) -> str:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as JSON: the same content gives the same bytes."""
-    return msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+    """The manifest as JSON: the same content gives the same bytes. Raises BundleInvalid where decode would."""
+    data = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
+    decode(data)
+    return data
+
+
+class _Format(msgspec.Struct):
+    format: msgspec.Raw
 
 
 def decode(data: bytes) -> Manifest:
@@ -138,18 +148,18 @@ def decode(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleInvalid(f"a manifest of {len(data)} bytes is over the {MAX_MANIFEST_BYTES} allowed")
     try:
-        version = msgspec.json.decode(data, type=dict[str, msgspec.Raw]).get("format")
-        if version is not None and bytes(version) != str(FORMAT).encode():
-            raise BundleInvalid(f"the bundle has format {bytes(version)[:20].decode()}, this software reads {FORMAT}")
+        version = bytes(msgspec.json.decode(data, type=_Format).format)
+        if version != str(FORMAT).encode():
+            raise BundleInvalid(f"the bundle has format {reason(version[:20].decode())}, this software reads {FORMAT}")
         manifest = msgspec.json.decode(data, type=Manifest)
         parts = set(manifest.table.parts)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TensorsInvalid) as exc:
-        raise BundleInvalid(f"the manifest is not understood: {exc}") from exc
+        raise BundleInvalid(f"the manifest is not understood: {reason(exc)}") from exc
     names = manifest.task_names
     if names != tuple(sorted(set(names))):
         raise BundleInvalid("the manifest's tasks are not in the order of their names, or one is there twice")
-    if missing := sorted(set(graph_names(names)) - set(manifest.graphs)):
-        raise BundleInvalid(f"the manifest names no graph {missing[0]!r}")
+    if odd := sorted(set(graph_names(names)) ^ set(manifest.graphs)):
+        raise BundleInvalid(f"the manifest's graphs and tasks disagree about graph {odd[0]!r}")
     if odd := sorted(parts ^ {"encoder", *(f"head.{name}" for name in names)}):
         raise BundleInvalid(f"the tensor table and the tasks disagree about part {odd[0]!r}")
     return manifest
@@ -163,28 +173,29 @@ def graph_path(folder: Path, name: str) -> Path:
 def read_folder(folder: Path) -> Manifest:
     """The manifest of a bundle's folder, after checking every file against it. Raises BundleInvalid."""
     try:
-        manifest = decode((folder / MANIFEST).read_bytes())
-    except FileNotFoundError as exc:
-        raise BundleInvalid(f"{folder} is not a bundle: it has no {MANIFEST}") from exc
+        with (folder / MANIFEST).open("rb") as file:
+            manifest = decode(file.read(MAX_MANIFEST_BYTES + 1))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
+        raise BundleInvalid(f"{folder} is not a bundle: it has no file {MANIFEST}") from exc
     check_file(folder / WEIGHTS, manifest.weights)
-    for name, file in manifest.graphs.items():
-        check_file(graph_path(folder, name), file)
+    for name, graph in manifest.graphs.items():
+        check_file(graph_path(folder, name), graph)
     return manifest
 
 
 def check_file(path: Path, file: File) -> None:
     """Raises BundleInvalid unless the file at `path` is the one that the manifest names."""
-    try:
-        size = path.stat().st_size
-    except FileNotFoundError as exc:
-        raise BundleInvalid(f"{path} is missing from the bundle") from exc
-    if size != file.size_bytes or digest_file(path) != file.digest:
+    if not path.is_file():
+        raise BundleInvalid(f"{path} is missing from the bundle")
+    if path.stat().st_size != file.size_bytes or digest_file(path) != file.digest:
         raise BundleInvalid(f"{path} is not the file that the manifest names (its size or SHA-256 is another)")
 
 
 def write_folder(folder: Path, manifest: Manifest, weights: bytes, graphs: dict[str, bytes]) -> None:
     """Write a bundle: graphs and weights first, the manifest last, so a folder with a manifest is whole."""
+    content = encode(manifest)
+    (folder / MANIFEST).unlink(missing_ok=True)
     for name, data in graphs.items():
         write_whole(graph_path(folder, name), data)
     write_whole(folder / WEIGHTS, weights)
-    write_whole(folder / MANIFEST, encode(manifest))
+    write_whole(folder / MANIFEST, content)

@@ -4,7 +4,8 @@ Rules
 - A message is at most MAX_MESSAGE_BYTES and matches its schema exactly; unknown fields are refused.
 - A message never names its sender: the topic does, and the broker has checked it against the sender's token.
 - What a device reports twice (a device, a group and a round) counts once.
-- A number that was not measured is null.
+- A number that was not measured is null; none is infinite or not a number.
+- What `encode` gives, the other side takes: a message that its own schema refuses is never sent.
 
 A device sends Hello when it comes online; the server answers, then or later, with work:
 
@@ -21,26 +22,29 @@ A device sends Hello when it comes online; the server answers, then or later, wi
                                 ◄──          Finished
 """
 
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, cast
 
 import msgspec
 from msgspec import Meta
 
-from edge_runtime.wire.blob import Blob
-from edge_runtime.wire.errors import MessageInvalid
+from edge_runtime.wire.blob import MAX_CHUNKS, Blob
+from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_ROUNDS = 1_000_000
+MAX_TEXT = 500
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 Round = Annotated[int, Meta(ge=0, le=MAX_ROUNDS)]
-Text = Annotated[str, Meta(max_length=500)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
 NonNegative = Annotated[float, Meta(ge=0, le=1e18)]
-Losses = dict[TaskName, float]
-Counts = dict[TaskName, Count]
-Row = Annotated[tuple[float, ...], Meta(min_length=1, max_length=MAX_TASKS)]
+Number = Annotated[float, Meta(ge=-1e18, le=1e18)]
+"""Bounded so that sums over a fleet stay finite."""
+Losses = Annotated[dict[TaskName, Number], Meta(max_length=MAX_TASKS)]
+Counts = Annotated[dict[TaskName, Count], Meta(max_length=MAX_TASKS)]
+Row = Annotated[tuple[Number, ...], Meta(min_length=1, max_length=MAX_TASKS)]
 Matrix = Annotated[tuple[Row, ...], Meta(min_length=1, max_length=MAX_TASKS)]
 DataSplit = Literal["train", "val", "test"]
 T = TypeVar("T")
@@ -62,9 +66,15 @@ class Affinity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     variance: Matrix | None
 
     def __post_init__(self) -> None:
+        _check_tasks(self.tasks)
         for matrix in (self.mean, self.variance):
             if matrix is not None and {len(self.tasks)} != {len(matrix), *map(len, matrix)}:
                 raise ValueError(f"an affinity matrix of {len(self.tasks)} tasks is {len(self.tasks)} by as many")
+
+
+def _check_tasks(tasks: Tasks) -> None:
+    if len(set(tasks)) != len(tasks):
+        raise ValueError(f"a task is there twice in {'+'.join(tasks)}")
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -92,6 +102,9 @@ class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tasks: Tasks
     memory_bytes: Count | None
 
+    def __post_init__(self) -> None:
+        _check_tasks(self.tasks)
+
 
 class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server asks for a round of work on one group of tasks."""
@@ -103,7 +116,7 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tasks: Tasks
     bundle: Blob
     """The group's manifest."""
-    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}$")]
+    signature: Annotated[str, Meta(pattern=r"^[0-9a-f]{128}\Z")]
     """The server's Ed25519 signature of the manifest."""
     weights: Blob
     training: Training | None = None
@@ -114,6 +127,7 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Seconds from now after which the server no longer waits."""
 
     def __post_init__(self) -> None:
+        _check_tasks(self.tasks)
         if (self.work == "train") != (self.training is not None) or (self.work == "evaluate") != (
             self.data_split is not None
         ):
@@ -124,7 +138,7 @@ class Need(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Please send these chunks of a blob."""
 
     digest: Digest
-    chunks: Annotated[tuple[Count, ...], Meta(min_length=1, max_length=64)]
+    chunks: Annotated[tuple[Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)], ...], Meta(min_length=1, max_length=64)]
 
 
 class Progress(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -202,16 +216,21 @@ DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation
 ServerMessage = Plan | Need | Ack | Finished
 """What the server may say."""
 
-_DEVICE = msgspec.json.Decoder(DeviceMessage)
-_SERVER = msgspec.json.Decoder(ServerMessage)
+_DEVICE = cast("msgspec.json.Decoder[DeviceMessage]", msgspec.json.Decoder(DeviceMessage))
+_SERVER = cast("msgspec.json.Decoder[ServerMessage]", msgspec.json.Decoder(ServerMessage))
 _STATUS = msgspec.json.Decoder(Status)
 
 
 def encode(message: Message | Status) -> bytes:
-    """The message as JSON. Raises MessageInvalid if it is larger than a message may be."""
-    data = msgspec.json.encode(message)
-    if len(data) > MAX_MESSAGE_BYTES:
-        raise MessageInvalid(f"a {type(message).__name__} of {len(data)} bytes is over the {MAX_MESSAGE_BYTES} allowed")
+    """The message as JSON. Raises MessageInvalid if it is too large or has a value that the other side would refuse."""
+    kind = type(message).__name__
+    try:
+        data = msgspec.json.encode(message)
+        if len(data) > MAX_MESSAGE_BYTES:
+            raise MessageInvalid(f"a {kind} of {len(data)} bytes is over the {MAX_MESSAGE_BYTES} allowed")
+        msgspec.json.decode(data, type=type(message))
+    except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError) as exc:
+        raise MessageInvalid(f"a {kind} that nobody would take was not sent: {reason(exc)}") from exc
     return data
 
 
@@ -236,4 +255,4 @@ def _decode(decoder: "msgspec.json.Decoder[T]", data: bytes | memoryview) -> T:
     try:
         return decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        raise MessageInvalid(f"message not understood: {exc}") from exc
+        raise MessageInvalid(f"message not understood: {reason(exc)}") from exc

@@ -1,9 +1,10 @@
-"""Names that travel: what a task, a device, a federation, a group or a digest may look like.
+r"""Names that travel: what a task, a device, a federation, a group or a digest may look like.
 
 The patterns are the whole defence against names that would reach a path or a topic: no slash, no dot at the
-start, no wildcard, bounded length.
+start, no wildcard, bounded length. They end in \Z, because $ would let a line feed through.
 """
 
+import hashlib
 import re
 from collections.abc import Iterable
 from typing import Annotated
@@ -11,16 +12,16 @@ from typing import Annotated
 from msgspec import Meta
 
 MAX_TASKS = 32
-TASK_PATTERN = r"^[a-z][a-z0-9_]{0,31}$"
-DEVICE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
-GROUP_PATTERN = r"^[a-z][a-z0-9_+]{0,199}$"
+TASK_PATTERN = r"^[a-z][a-z0-9_]{0,31}\Z"
+DEVICE_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
+GROUP_PATTERN = r"^[a-z][a-z0-9_+]{0,199}\Z"
 
 TaskName = Annotated[str, Meta(pattern=TASK_PATTERN)]
 DeviceId = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
 FederationName = Annotated[str, Meta(pattern=DEVICE_PATTERN)]
 GroupId = Annotated[str, Meta(pattern=GROUP_PATTERN)]
-Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-TensorName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,200}$")]
+Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+TensorName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.]{1,200}\Z")]
 Tasks = Annotated[tuple[TaskName, ...], Meta(min_length=1, max_length=MAX_TASKS)]
 
 GROUP_LENGTH = 200
@@ -28,9 +29,16 @@ GROUP_LENGTH = 200
 
 def is_device_id(text: str) -> bool:
     """Whether `text` may name a device or a federation."""
-    return re.match(DEVICE_PATTERN, text) is not None and not text.endswith("\n")
+    return re.match(DEVICE_PATTERN, text) is not None
 
 
 def group_id(tasks: Iterable[str]) -> str:
-    """The name of the group that trains `tasks`: their names in order, joined by a plus sign."""
-    return "+".join(sorted(tasks))[:GROUP_LENGTH]
+    """The name of the group that trains `tasks`: their names in order, joined by a plus sign.
+
+    Where that would be too long it is cut, and two plus signs and a digest of the whole keep it apart from others.
+    """
+    name = "+".join(sorted(tasks))
+    if len(name) <= GROUP_LENGTH:
+        return name
+    suffix = "++" + hashlib.sha256(name.encode()).hexdigest()[:32]
+    return name[: GROUP_LENGTH - len(suffix)] + suffix

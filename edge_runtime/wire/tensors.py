@@ -11,7 +11,7 @@ Rules
 import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -19,13 +19,14 @@ import safetensors.numpy
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from edge_runtime.wire.errors import TensorsInvalid
+from edge_runtime.wire.errors import TensorsInvalid, reason
 from edge_runtime.wire.names import TensorName
 
 Vector = NDArray[np.float32]
 MAX_TENSORS = 20_000
 MAX_ELEMENTS = 2**29
-MAX_HEADER_BYTES = 8 * 1024**2
+MAX_ENTRY_BYTES = 512
+"""Room for one tensor in a file's header: a name of 200 characters, 8 dimensions, two offsets."""
 Dimension = Annotated[int, Meta(ge=1, le=MAX_ELEMENTS)]
 
 
@@ -120,10 +121,13 @@ def pack(table: TensorTable, vector: Vector) -> bytes:
     return safetensors.numpy.save(table.views(np.ascontiguousarray(vector)))
 
 
+_Bytes = Annotated[int, Meta(ge=0, le=4 * MAX_ELEMENTS)]
+
+
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
+    dtype: Literal["F32"]
+    shape: Annotated[tuple[Dimension, ...], Meta(max_length=8)]
+    data_offsets: tuple[_Bytes, _Bytes]
 
 
 def unpack(table: TensorTable, data: bytes) -> Vector:
@@ -133,17 +137,19 @@ def unpack(table: TensorTable, data: bytes) -> Vector:
     a value that is not finite.
     """
     header_bytes = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or header_bytes > MAX_ENTRY_BYTES * (1 + len(table.tensors)):
+        raise TensorsInvalid(f"not a tensor file: {len(data)} bytes with a header of {header_bytes}")
+    if header_bytes % 8:  # the vector is handed to native code, which needs it aligned
+        raise TensorsInvalid(f"a tensor file's header is a multiple of 8 bytes, not {header_bytes}")
     start = 8 + header_bytes
-    if header_bytes > MAX_HEADER_BYTES or len(data) - start != 4 * table.size:
-        raise TensorsInvalid(
-            f"a tensor file with {4 * table.size} bytes of data is needed, this one has {len(data) - start}"
-        )
+    if len(data) - start != 4 * table.size:
+        raise TensorsInvalid(f"a tensor file of {start + 4 * table.size} bytes is needed, this one has {len(data)}")
     try:
         header = msgspec.json.decode(data[8:start], type=dict[str, _Entry])
-    except msgspec.MsgspecError as exc:
-        raise TensorsInvalid(f"not a safetensors file: {exc}") from exc
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        raise TensorsInvalid(f"not a tensor file: {reason(exc)}") from exc
     if odd := sorted(header.keys() ^ {t.name for t in table.tensors}):
-        raise TensorsInvalid(f"tensor {odd[0]!r} is in the file or in the table, but not in both")
+        raise TensorsInvalid(f"tensor {odd[0][:200]!r} is in the file or in the table, but not in both")
     for tensor in table.tensors:
         entry = header[tensor.name]
         expected = _Entry("F32", tensor.shape, (4 * tensor.offset, 4 * (tensor.offset + tensor.size)))

@@ -11,7 +11,7 @@ import jwt
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from edge_runtime.wire.errors import TokenRefused
+from edge_runtime.wire.errors import TokenRefused, reason
 from edge_runtime.wire.names import DeviceId, FederationName
 
 ISSUER = "mas-edge"
@@ -35,7 +35,7 @@ def issue(key: Ed25519PrivateKey, *, name: str, federation: str, role: Role, lif
     try:
         msgspec.convert(claims, Claims)
     except msgspec.ValidationError as exc:
-        raise TokenRefused(f"no token for {name!r}: {exc}") from exc
+        raise TokenRefused(f"no token for {name[:80]!r}: {reason(exc)}") from exc
     return jwt.encode(claims, key, algorithm="EdDSA")
 
 
@@ -59,5 +59,7 @@ def check(key: Ed25519PublicKey, token: str | bytes | None, *, federation: str) 
         raise TokenRefused("the token has expired: enrol the device again") from exc
     except jwt.InvalidAudienceError as exc:
         raise TokenRefused(f"the token is not for federation {federation!r}") from exc
-    except (jwt.InvalidTokenError, msgspec.ValidationError) as exc:
-        raise TokenRefused(f"the token is not valid: {exc}") from exc
+    except (jwt.InvalidTokenError, ValueError, RecursionError) as exc:
+        # The last two: jwt reads the header's JSON before it checks the signature, and lets nesting and
+        # odd text through to its caller.
+        raise TokenRefused(f"the token is not valid: {reason(exc)}") from exc

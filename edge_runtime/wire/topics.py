@@ -33,7 +33,7 @@ class Address:
 
 @dataclass(frozen=True)
 class Topics:
-    """The topics of one federation. Raises TopicInvalid for a name that may not be one."""
+    """The topics of one federation. Every method raises TopicInvalid for a name that may not be in a topic."""
 
     federation: str
 
@@ -48,27 +48,27 @@ class Topics:
 
     def status(self, device: str) -> str:
         """A device's retained status."""
-        return f"{self.root}/device/{device}/status"
+        return f"{self._device(device)}/status"
 
     def event(self, device: str) -> str:
         """What a device says to the server."""
-        return f"{self.root}/device/{device}/event"
+        return f"{self._device(device)}/event"
 
     def command(self, device: str) -> str:
         """What the server says to a device."""
-        return f"{self.root}/device/{device}/command"
+        return f"{self._device(device)}/command"
 
     def upload(self, device: str, digest: str, index: int) -> str:
         """A chunk from a device."""
-        return f"{self.root}/device/{device}/blob/{digest}/{index}"
+        return f"{self._device(device)}/blob/{_chunk(digest, str(index))}"
 
     def download(self, digest: str, index: int) -> str:
         """A chunk for every device that asked."""
-        return f"{self.root}/blob/{digest}/{index}"
+        return f"{self.root}/blob/{_chunk(digest, str(index))}"
 
     def downloads(self, digest: str) -> str:
         """The filter for all chunks of one blob."""
-        return f"{self.root}/blob/{digest}/+"
+        return f"{self.root}/blob/{_chunk(digest, '0').removesuffix('0')}+"
 
     def from_devices(self) -> tuple[str, ...]:
         """The filters of all that devices publish."""
@@ -77,20 +77,30 @@ class Topics:
 
     def parse(self, topic: str) -> Address:
         """Take a topic apart. Raises TopicInvalid if it is not one of this federation's."""
-        levels = topic.removeprefix(f"{self.root}/").split("/")
-        match levels:
-            case ["device", device, ("status" | "event" | "command") as kind] if is_device_id(device):
-                return Address(device=device, kind=kind)  # type: ignore[arg-type]
-            case ["device", device, "blob", digest, index] if is_device_id(device):
-                return self._chunk(topic, device, digest, index)
-            case ["blob", digest, index]:
-                return self._chunk(topic, None, digest, index)
+        levels = topic.split("/", 8)
+        if levels[:3] == self.root.split("/"):
+            match levels[3:]:
+                case ["device", device, ("status" | "event" | "command") as kind] if is_device_id(device):
+                    return Address(device=device, kind=kind)
+                case ["device", device, "blob", digest, index] if is_device_id(device):
+                    _chunk(digest, index)
+                    return Address(device=device, kind="blob", digest=digest, index=int(index))
+                case ["blob", digest, index]:
+                    _chunk(digest, index)
+                    return Address(device=None, kind="blob", digest=digest, index=int(index))
         raise TopicInvalid(f"{topic[:200]!r} is not a topic of federation {self.federation!r}")
 
-    def _chunk(self, topic: str, device: str | None, digest: str, index: str) -> Address:
-        if not _DIGEST.match(digest) or not _INDEX.match(index):
-            raise TopicInvalid(f"{topic[:200]!r} does not name a chunk of a blob")
-        return Address(device=device, kind="blob", digest=digest, index=int(index))
+    def _device(self, device: str) -> str:
+        if not is_device_id(device):
+            raise TopicInvalid(f"{device[:80]!r} cannot name a device")
+        return f"{self.root}/device/{device}"
+
+
+def _chunk(digest: str, index: str) -> str:
+    """The last two levels of a chunk's topic."""
+    if not _DIGEST.match(digest) or not _INDEX.match(index):
+        raise TopicInvalid(f"{digest[:80]!r} and {index[:20]!r} do not name a chunk of a blob")
+    return f"{digest}/{index}"
 
 
 def may_publish(federation: str, role: str, name: str, topic: str) -> bool:
@@ -107,10 +117,14 @@ def may_publish(federation: str, role: str, name: str, topic: str) -> bool:
 
 def may_subscribe(federation: str, role: str, name: str, topic_filter: str) -> bool:
     """Whether the bearer of a token may subscribe to `topic_filter`: a device to its own topics and to blobs."""
-    topics = Topics(federation)
+    try:
+        topics = Topics(federation)
+        own = {topics.command(name), topics.status(name)}
+    except TopicInvalid:
+        return False
     if role == "server":
         return topic_filter.startswith(f"{topics.root}/")
     if role != "device":
         return False
     blob = re.match(re.escape(topics.root) + r"/blob/[0-9a-f]{64}/(\+|[0-9]{1,9})\Z", topic_filter)
-    return blob is not None or topic_filter in {topics.command(name), topics.status(name)}
+    return blob is not None or topic_filter in own
