@@ -1,0 +1,212 @@
+import hashlib
+
+import msgspec
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.manifest import (
+    MAX_MANIFEST_BYTES,
+    Array,
+    File,
+    Manifest,
+    Parity,
+    Task,
+    check_file,
+    decode,
+    encode,
+    graph_names,
+    graph_path,
+    read_folder,
+    write_folder,
+)
+from edge_runtime.wire.tensors import TensorTable
+
+
+def file_of(data):
+    return File(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+
+
+def manifest_of(*tasks, **change):
+    shapes = {"encoder.w": (2,), **{f"head.{task}.w": (3,) for task in tasks}}
+    fields = {
+        "format": 1,
+        "name": "test",
+        "tasks": tuple(
+            Task(
+                name=task,
+                target=Array(shape=(4, 4), dtype="int64"),
+                prediction=Array(shape=(1, 4, 4), dtype="float32"),
+            )
+            for task in tasks
+        ),
+        "input": Array(shape=(3, 4, 4), dtype="float32"),
+        "representation": Array(shape=(8, 2, 2), dtype="float32"),
+        "tensors": TensorTable.of(shapes).tensors,
+        "graphs": {name: file_of(name.encode()) for name in graph_names(tasks)},
+        "weights": file_of(b"weights"),
+        "opset": 17,
+        "parity": Parity(max_relative_error=1e-6, worst="head.depth.w", compared=3),
+        "versions": {"torch": "2", "export": "0.1"},
+    }
+    return Manifest(**{**fields, **change})
+
+
+TWO = manifest_of("depth", "normals")
+CONTENT = encode(TWO)
+
+
+@given(st.sets(st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True), min_size=1, max_size=6))
+def test_manifest_round_trips(tasks):
+    manifest = manifest_of(*sorted(tasks))
+    assert decode(encode(manifest)) == manifest
+    assert manifest.task_names == tuple(sorted(tasks))
+
+
+def test_encode_gives_the_same_bytes_for_the_same_content():
+    turned = manifest_of(
+        "depth",
+        "normals",
+        graphs=dict(reversed(TWO.graphs.items())),
+        versions=dict(reversed(TWO.versions.items())),
+    )
+    assert encode(turned) == CONTENT
+    assert encode(decode(CONTENT)) == CONTENT
+
+
+@given(st.data())
+def test_decode_of_an_altered_manifest_is_a_manifest_or_bundle_invalid(data):
+    content = bytearray(CONTENT)
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(content) - 1))
+        end = data.draw(st.integers(start, min(len(content), start + 40)))
+        content[start:end] = data.draw(
+            st.binary(max_size=8) | st.sampled_from([b"null", b"-1", b"1e400", b'""', b"{}"])
+        )
+    try:
+        manifest = decode(bytes(content))
+    except BundleInvalid as exc:
+        assert str(exc).isprintable()
+    else:
+        assert decode(encode(manifest)) == manifest
+
+
+@given(st.binary(max_size=100))
+@example(b"\xff")
+@example(b'{"format": ' + b"[" * 100_000)
+@example(b'{"format":"\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9\xc3\xa9"}')
+def test_decode_of_random_bytes_is_bundle_invalid(data):
+    with pytest.raises(BundleInvalid):
+        decode(data)
+
+
+def test_decode_of_every_prefix_is_bundle_invalid():
+    for end in range(len(CONTENT.rstrip()) - 1):
+        with pytest.raises(BundleInvalid):
+            decode(CONTENT[:end])
+
+
+def test_decode_refuses_what_is_too_large():
+    with pytest.raises(BundleInvalid, match="over the 8388608 allowed"):
+        decode(b" " * (MAX_MANIFEST_BYTES + 1))
+
+
+def test_decode_names_the_format_it_does_not_read():
+    with pytest.raises(BundleInvalid, match="the bundle has format 2, this software reads 1"):
+        decode(CONTENT.replace(b'"format": 1', b'"format": 2'))
+
+
+def altered(**change):
+    content = msgspec.json.decode(CONTENT)
+    return msgspec.json.encode({**content, **change})
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (altered(tasks=[]), "not understood"),
+        (altered(tasks=list(reversed(msgspec.to_builtins(TWO.tasks)))), "not in the order of their names"),
+        (altered(tasks=msgspec.to_builtins(TWO.tasks[:1]) * 2), "one is there twice"),
+        (altered(tasks=msgspec.to_builtins(TWO.tasks[:1])), "disagree about graph 'head.normals.loss'"),
+        (altered(graphs={}), "disagree about graph 'encoder.backward'"),
+        (altered(graphs={"../../evil": {}}), "not understood"),
+        (altered(graphs={"encoder.forward\n": {}}), "not understood"),
+        (altered(tensors=msgspec.to_builtins(TWO.tensors[:2])), "disagree about part 'head.normals'"),
+        (altered(tensors=msgspec.to_builtins(TWO.tensors[1:])), "at offset 2 instead of 0"),
+        (altered(opset=-1), "not understood"),
+        (altered(parity={"max_relative_error": None, "worst": "", "compared": 1}), "not understood"),
+        (altered(evil=1), "not understood"),
+    ],
+)
+def test_decode_refuses_what_contradicts_itself(content, sentence):
+    with pytest.raises(BundleInvalid, match=sentence):
+        decode(content)
+
+
+def test_encode_refuses_what_decode_would():
+    with pytest.raises(BundleInvalid, match="not understood"):
+        encode(manifest_of("depth", parity=Parity(max_relative_error=float("nan"), worst="", compared=1)))
+
+
+def test_group_keeps_its_tasks_and_shares_the_graphs():
+    weights = file_of(b"other")
+    group = TWO.group(("normals", "normals"), weights)
+    assert group.task_names == ("normals",)
+    assert group.weights == weights
+    assert group.table.parts.keys() == {"encoder", "head.normals"}
+    assert group.graphs.items() <= TWO.graphs.items()
+    assert decode(encode(group)) == group
+    with pytest.raises(BundleInvalid, match="no task 'edges'; it has depth, normals"):
+        TWO.group(("edges",), weights)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "bundle"
+    write_folder(folder, TWO, b"weights", {name: name.encode() for name in TWO.graphs})
+    return folder
+
+
+def test_folder_round_trips_and_can_be_written_again(folder):
+    assert read_folder(folder) == TWO
+    one = manifest_of("depth")
+    write_folder(folder, one, b"weights", {name: name.encode() for name in one.graphs})
+    assert read_folder(folder) == one
+
+
+@pytest.mark.parametrize("content", [b"other graph", b""])
+def test_folder_with_an_altered_graph_is_refused(folder, content):
+    path = graph_path(folder, "head.depth.step")
+    path.write_bytes(content)
+    with pytest.raises(BundleInvalid, match="head.depth.step.onnx is not the file"):
+        read_folder(folder)
+    path.unlink()
+    with pytest.raises(BundleInvalid, match="head.depth.step.onnx is missing"):
+        read_folder(folder)
+
+
+def test_folder_with_weights_of_the_same_size_is_refused(folder):
+    (folder / "weights.safetensors").write_bytes(b"WEIGHTS")
+    with pytest.raises(BundleInvalid, match="weights.safetensors is not the file"):
+        read_folder(folder)
+
+
+def test_what_is_no_bundle_is_named(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "odd" / "manifest.json").mkdir(parents=True)
+    for name in ("absent", "file", "odd"):
+        with pytest.raises(BundleInvalid, match=f"{name} is not a bundle: it has no file manifest.json"):
+            read_folder(tmp_path / name)
+
+
+def test_folder_with_an_endless_manifest_is_read_up_to_the_cap(folder):
+    with (folder / "manifest.json").open("wb") as file:
+        file.truncate(2**36)
+    with pytest.raises(BundleInvalid, match="over the 8388608 allowed"):
+        read_folder(folder)
+
+
+def test_check_file_refuses_a_folder_in_its_place(tmp_path):
+    with pytest.raises(BundleInvalid, match="missing"):
+        check_file(tmp_path, file_of(b"x"))

@@ -1,0 +1,296 @@
+import math
+
+import msgspec
+import pytest
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+from edge_runtime.wire import messages
+from edge_runtime.wire.blob import MAX_BLOB_BYTES, MAX_CHUNK_BYTES, MAX_CHUNKS, MIN_CHUNK_BYTES, Blob
+from edge_runtime.wire.errors import MessageInvalid
+from edge_runtime.wire.messages import (
+    MAX_MESSAGE_BYTES,
+    Ack,
+    Affinity,
+    Evaluation,
+    Finished,
+    Hello,
+    Need,
+    Plan,
+    Progress,
+    Refusal,
+    Status,
+    Training,
+    Update,
+    decode_device,
+    decode_server,
+    decode_status,
+    encode,
+)
+
+TASK = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
+TASKS = st.lists(TASK, min_size=1, max_size=5, unique=True).map(tuple)
+DIGEST = st.from_regex(r"[0-9a-f]{64}", fullmatch=True)
+COUNT = st.integers(0, 2**53)
+ROUND = st.integers(0, 1_000_000)
+NUMBER = st.floats(-1e18, 1e18)
+NOT_NEGATIVE = st.floats(0, 1e18)
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=500)
+GROUP = st.from_regex(r"[a-z][a-z0-9_+]{0,199}", fullmatch=True)
+SPLIT = st.sampled_from(["train", "val", "test"])
+COUNTS = st.dictionaries(TASK, COUNT, max_size=5)
+LOSSES = st.dictionaries(TASK, NUMBER, max_size=5)
+BLOB = st.builds(
+    Blob,
+    digest=DIGEST,
+    size_bytes=st.integers(1, MAX_BLOB_BYTES),
+    chunk_bytes=st.integers(MIN_CHUNK_BYTES, MAX_CHUNK_BYTES),
+)
+TRAINING = st.builds(
+    Training,
+    epochs=st.integers(1, 1000),
+    first_epoch=COUNT,
+    batch=st.integers(1, 65536),
+    lr=st.floats(0, 1e9, exclude_min=True),
+    momentum=st.floats(0, 1, exclude_max=True),
+    weight_decay=st.floats(0, 1),
+    seed=COUNT,
+    probe_every=st.integers(0, 1_000_000),
+)
+
+
+@st.composite
+def affinities(draw):
+    tasks = draw(TASKS)
+    row = st.lists(NUMBER, min_size=len(tasks), max_size=len(tasks)).map(tuple)
+    matrix = st.lists(row, min_size=len(tasks), max_size=len(tasks)).map(tuple)
+    count = draw(st.integers(1, 2**31))
+    return Affinity(tasks=tasks, count=count, mean=draw(matrix), variance=draw(st.none() | matrix))
+
+
+def plans(work):
+    train = work == "train"
+    return st.builds(
+        Plan,
+        work=st.just(work),
+        round=ROUND,
+        phase=st.text(st.characters(exclude_categories=["Cs"]), max_size=32),
+        group=GROUP,
+        tasks=TASKS,
+        bundle=BLOB,
+        signature=st.from_regex(r"[0-9a-f]{128}", fullmatch=True),
+        weights=BLOB,
+        training=TRAINING if train else st.none(),
+        data_split=st.none() if train else SPLIT,
+        deadline_s=st.floats(0, 1e9, exclude_min=True),
+    )
+
+
+MEASURED = {"wall_s": NOT_NEGATIVE, "peak_rss_bytes": st.none() | COUNT, "energy_j": st.none() | NOT_NEGATIVE}
+NEED = st.builds(
+    Need, digest=DIGEST, chunks=st.lists(st.integers(0, MAX_CHUNKS - 1), min_size=1, max_size=64).map(tuple)
+)
+DEVICE = st.one_of(
+    st.builds(
+        Hello,
+        software=TEXT,
+        engine=TEXT,
+        platform=TEXT,
+        examples=st.dictionaries(SPLIT, COUNT),
+        tasks=TASKS,
+        memory_bytes=st.none() | COUNT,
+    ),
+    NEED,
+    st.builds(
+        Progress,
+        round=ROUND,
+        stage=st.sampled_from(["download", "train", "probe", "evaluate", "upload"]),
+        done=COUNT,
+        total=COUNT,
+    ),
+    st.builds(
+        Refusal,
+        round=ROUND,
+        group=GROUP,
+        reason=st.sampled_from(["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "error"]),
+        detail=TEXT,
+    ),
+    st.builds(
+        Update,
+        round=ROUND,
+        group=GROUP,
+        weights=BLOB,
+        examples=COUNTS,
+        train_loss=LOSSES,
+        val_loss=st.none() | LOSSES,
+        affinity=st.none() | affinities(),
+        bytes_down=COUNT,
+        **MEASURED,
+    ),
+    st.builds(Evaluation, round=ROUND, group=GROUP, loss=LOSSES, examples=COUNTS, bytes_down=COUNT, **MEASURED),
+)
+SERVER = st.one_of(
+    plans("train"),
+    plans("evaluate"),
+    NEED,
+    st.builds(Ack, round=ROUND, group=GROUP, accepted=st.booleans(), detail=TEXT),
+    st.builds(Finished, detail=TEXT),
+)
+PROGRESS = Progress(round=1, stage="train", done=2, total=3)
+D = "0" * 64
+
+
+@given(DEVICE)
+def test_device_message_round_trips(message):
+    assert decode_device(encode(message)) == message
+    assert decode_device(memoryview(encode(message))) == message
+
+
+@given(SERVER)
+def test_server_message_round_trips(message):
+    assert decode_server(encode(message)) == message
+
+
+@pytest.mark.parametrize("state", ["online", "offline"])
+def test_status_round_trips(state):
+    assert decode_status(encode(Status(state=state))) == Status(state=state)
+
+
+@given(st.binary(max_size=300))
+@example(b"")
+@example(b"\xff")
+@example(b'{"\xff": 1}')
+def test_random_bytes_raise_message_invalid_alone(data):
+    for decode in (decode_device, decode_server, decode_status):
+        with pytest.raises(MessageInvalid):
+            decode(data)
+
+
+@given(DEVICE, st.data())
+def test_altered_message_is_another_message_or_invalid(message, data):
+    content = bytearray(encode(message))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        decode_device(bytes(content))
+    except MessageInvalid as exc:
+        assert len(str(exc)) < 300
+        assert str(exc).isprintable()
+
+
+@given(SERVER, st.data())
+def test_truncated_message_is_invalid(message, data):
+    content = encode(message)
+    with pytest.raises(MessageInvalid):
+        decode_server(content[: data.draw(st.integers(0, len(content) - 1))])
+
+
+@given(DEVICE, SERVER)
+def test_message_of_the_other_side_is_invalid(said_by_device, said_by_server):
+    assume(not isinstance(said_by_device, Need) and not isinstance(said_by_server, Need))
+    with pytest.raises(MessageInvalid):
+        decode_server(encode(said_by_device))
+    with pytest.raises(MessageInvalid):
+        decode_device(encode(said_by_server))
+
+
+def test_decode_refuses_a_message_that_is_too_large():
+    with pytest.raises(MessageInvalid, match=r"a message of 65537 bytes is over the 65536 allowed"):
+        decode_device(b" " * (MAX_MESSAGE_BYTES + 1))
+
+
+def test_encode_refuses_a_message_that_is_too_large():
+    tasks = tuple(f"t{i}" for i in range(32))
+    rows = tuple(tuple(math.pi * 1e-200 for _ in tasks) for _ in tasks)
+    affinity = Affinity(tasks=tasks, count=1, mean=rows, variance=rows)
+    update = Update(
+        round=1,
+        group="g",
+        weights=Blob(digest=D, size_bytes=1),
+        examples={},
+        train_loss={f"{'t' * 24}{i}": 1.0 for i in range(2000)},
+        val_loss=None,
+        affinity=affinity,
+        wall_s=1.0,
+        peak_rss_bytes=None,
+        bytes_down=0,
+        energy_j=None,
+    )
+    with pytest.raises(MessageInvalid, match="over the 65536 allowed"):
+        encode(update)
+    fitting = msgspec.structs.replace(update, train_loss={})
+    assert decode_device(encode(fitting)) == fitting
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        Evaluation(
+            round=1,
+            group="g",
+            loss={"depth": math.nan},
+            examples={},
+            wall_s=1.0,
+            peak_rss_bytes=None,
+            bytes_down=0,
+            energy_j=None,
+        ),
+        Affinity(tasks=("a",), count=1, mean=((math.inf,),), variance=None),
+        Refusal(round=1, group="g", reason="error", detail="x" * 501),
+        Refusal(round=1, group="g", reason="error", detail="\ud800"),
+        Refusal(round=1, group="g\n", reason="error", detail=""),
+        Progress(round=1, stage="train", done=2**70, total=1),
+        Need(digest=D, chunks=()),
+    ],
+)
+def test_encode_refuses_what_the_other_side_would(message):
+    with pytest.raises(MessageInvalid, match="was not sent"):
+        encode(message)
+
+
+@pytest.mark.parametrize("change", [{"tasks": ("a", "a")}, {"mean": ((1.0, 2.0),)}, {"variance": ((1.0,), (1.0,))}])
+def test_affinity_of_another_shape_is_refused(change):
+    with pytest.raises(ValueError, match="twice|is 2 by as many"):
+        Affinity(
+            **{"tasks": ("a", "b"), "count": 1, "mean": ((1.0, 2.0), (3.0, 4.0)), "variance": None, **change},
+        )
+
+
+@pytest.mark.parametrize(
+    ("work", "training", "data_split"),
+    [
+        ("train", None, None),
+        ("train", "some", "val"),
+        ("evaluate", None, None),
+        ("evaluate", "some", None),
+        ("evaluate", "some", "val"),
+    ],
+)
+def test_plan_without_what_its_work_needs_is_refused(work, training, data_split):
+    blob = Blob(digest=D, size_bytes=1)
+    some = Training(epochs=1, first_epoch=0, batch=1, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0)
+    with pytest.raises(ValueError, match="a plan to train has"):
+        Plan(
+            work=work,
+            round=0,
+            phase="merge",
+            group="a",
+            tasks=("a",),
+            bundle=blob,
+            signature="0" * 128,
+            weights=blob,
+            training=some if training else None,
+            data_split=data_split,
+            deadline_s=1.0,
+        )
+
+
+def test_repeated_field_counts_once_and_is_still_checked():
+    assert decode_device(encode(PROGRESS).replace(b'"done":2', b'"done":1,"done":2')) == PROGRESS
+    with pytest.raises(MessageInvalid):
+        decode_device(encode(PROGRESS).replace(b'"done":2', b'"done":-1,"done":2'))
+
+
+def test_every_message_belongs_to_one_side_or_both():
+    kinds = set(messages.Message.__subclasses__())
+    assert kinds == {Hello, Plan, Need, Progress, Refusal, Update, Evaluation, Ack, Finished}
