@@ -1,0 +1,109 @@
+# Each target makes what it needs. PYTHON may name another interpreter: make venv PYTHON=python3.11
+
+VENV := .venv
+BOARD := .venv-board
+WHEELS := $(BOARD)/wheels
+SOURCES := edge_runtime broker_server export devices
+
+# Python 3.10 to 3.12, which have wheels of onnx 1.17, with the means to make a virtual environment.
+SUITS := import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+	$$p -c "$(SUITS)" 2>/dev/null && echo $$p && break; done)
+
+# Modules without I/O or clock, and all that reads what comes from outside: every branch is tested.
+PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
+	edge_runtime/agent/session.py \
+	$(addprefix broker_server/, affinity.py aggregation.py coordinator.py split.py strategy.py transfers.py) \
+	$(addprefix broker_server/mqtt/, codec.py router.py session.py)
+
+empty :=
+comma := ,
+PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
+
+.PHONY: help venv venv-board board lint test test-workstation test-board apt demo bench clean
+
+help:
+	@echo "make venv         .venv: everything for export, server, trial devices and development"
+	@echo "make venv-board   .venv-board: what a board installs, without torch"
+	@echo "make board        measures what a board installs and checks our own wheel"
+	@echo "make lint         style, types and import contracts"
+	@echo "make test         lint, and the tests in both environments"
+	@echo "make apt          Mosquitto and Chromium for the tests that use them, where apt-get may be used"
+	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
+	@echo "make bench        measurements against peers into benchmarks/results/"
+	@echo "make clean        removes environments, caches and runs"
+
+venv: $(VENV)/.stamp
+venv-board: $(BOARD)/.stamp board
+
+define make_venv
+@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 with the venv module is needed: say which with PYTHON="; exit 1; }
+$(PYTHON) -m venv $@
+$@/bin/python -m pip install --quiet --upgrade pip
+endef
+
+$(VENV):
+	$(make_venv)
+
+$(VENV)/.stamp: pyproject.toml | $(VENV)
+	$(VENV)/bin/python -m pip install --editable '.[workstation,dev]'
+	@touch $@
+
+$(BOARD):
+	$(make_venv)
+
+# The wheels that `pip install .[board]` would fetch, kept to be counted and weighed, and installed from there alone.
+# What the tests need besides is installed apart.
+$(BOARD)/.stamp: pyproject.toml | $(BOARD)
+	rm -rf $(WHEELS) build
+	$(BOARD)/bin/python -m pip wheel --wheel-dir $(WHEELS) '.[board]'
+	$(BOARD)/bin/python -m pip install --no-index --find-links $(WHEELS) 'mas-edge[board]'
+	$(BOARD)/bin/python -m pip install --quiet 'setuptools>=77' pytest pytest-cov hypothesis
+	@touch $@
+
+# Our own wheel anew from the sources (build/ would keep files that are gone), a real install of it, and the figures.
+board: $(BOARD)/.stamp
+	@rm -rf build $(WHEELS)/mas_edge-*.whl
+	@$(BOARD)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS) .
+	@$(BOARD)/bin/python -m pip install --quiet --no-index --no-deps --force-reinstall $(WHEELS)/mas_edge-*.whl
+	@$(BOARD)/bin/python benchmarks/board_install.py --wheels $(WHEELS)
+
+lint: $(VENV)/.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+test: lint test-workstation test-board
+
+test-workstation: $(VENV)/.stamp apt
+	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov-branch --cov-report=
+	@ls $(PURE) > /dev/null
+	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100
+
+# The tree, not the installed copy, is what is tested; `board` has checked that they agree.
+test-board: board
+	PYTHONPATH=$(CURDIR) $(BOARD)/bin/python -m pytest -p no:cacheprovider
+
+apt:
+	@missing=""; \
+	for need in mosquitto chromium; do \
+		PATH="$$PATH:/usr/sbin" command -v $$need > /dev/null || missing="$$missing $$need"; \
+	done; \
+	test -n "$$missing" || exit 0; \
+	sudo=""; test "$$(id -u)" = 0 || sudo="sudo -n"; \
+	if command -v apt-get > /dev/null && $$sudo true 2> /dev/null; then \
+		$$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends $$missing && exit 0; \
+	fi; \
+	echo "not installed here:$$missing; the tests that need them are skipped"
+
+demo: $(VENV)/.stamp
+	$(VENV)/bin/python -m broker_server demo --out runs/demo
+
+bench: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.run
+
+clean:
+	rm -rf $(VENV) $(BOARD) build dist runs htmlcov .coverage .hypothesis *.egg-info
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	find $(SOURCES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
