@@ -1,0 +1,323 @@
+"""A data set: a folder of plain arrays, memory-mapped, that anyone can write with numpy alone.
+
+    DATA/
+        train/image.npy         (N, C, H, W)  uint8 (scaled by 1/255 when read) or float32 (taken as it is)
+        train/<task>.npy        (N, …)        any integer, or float32
+        val/…  test/…           the same, both optional
+        dataset.json            optional: names, scales, source, counts
+
+Rules
+- Labels are class numbers where a task wants int64 and values where it wants float32: uint8 becomes float32 by
+  1/255, an integer becomes int64 as it is, float32 stays float32, and nothing else is converted. NaN in a float32
+  label marks a pixel without a label.
+- The sets that are there have the same image shape, the same tasks, and labels of the same shape and type.
+- Nothing is unpickled: an array of objects is refused.
+
+This module runs on boards: it needs numpy and msgspec alone.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
+from types import TracebackType
+from typing import Annotated, Any, Literal, final
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from edge_runtime.wire.files import sync_folder, write_whole
+from edge_runtime.wire.names import MAX_TASKS, TASK_PATTERN, TaskName
+
+Array = NDArray[Any]
+Images = NDArray[np.float32]
+LabelType = Literal["float32", "int64"]
+
+SplitName = Literal["train", "val", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
+IMAGE = "image"
+DESCRIPTION = "dataset.json"
+MAX_DESCRIPTION_BYTES = 1024**2
+
+# What numpy raises for the many ways in which an .npy file can be broken.
+BROKEN_ARRAY = (ValueError, TypeError, SyntaxError, TokenError, EOFError, OverflowError, RecursionError, MemoryError)
+
+
+class DatasetInvalid(ValueError):
+    """A data set, or a file that one is made from, is missing, damaged or not of its form."""
+
+
+class Description(msgspec.Struct, frozen=True, kw_only=True):
+    """What a data set says about itself in dataset.json."""
+
+    name: Annotated[str, Meta(max_length=200)] = ""
+    source: Annotated[str, Meta(max_length=2000)] = ""
+    scales: dict[TaskName, str | float] = {}
+    """What a label's values mean, by task: text, or the factor that the original values were multiplied by."""
+    counts: dict[SplitName, Annotated[int, Meta(ge=0)]] = {}
+    """Images in each set."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """One of the sets: images and labels on the disk, read when they are asked for."""
+
+    image: Array
+    """(N, C, H, W), uint8 or float32."""
+    labels: dict[str, Array]
+    """(N, …) by task, in the order of the names."""
+
+    def __len__(self) -> int:
+        """Images in the set."""
+        return int(self.image.shape[0])
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that have labels, in the order of their names."""
+        return tuple(self.labels)
+
+    def batch(
+        self, indices: Sequence[int] | NDArray[np.integer[Any]], tasks: Sequence[str] | None = None
+    ) -> tuple[Images, dict[str, Array]]:
+        """The images (B, C, H, W), float32, and the labels (B, …) of some tasks, as stored; of all tasks if None.
+
+        Raises IndexError for an index that is not in the set, KeyError for a task that it has no labels of.
+        """
+        chosen = np.asarray(indices, np.int64)
+        names = self.tasks if tasks is None else tasks
+        return as_float32(self.image[chosen]), {task: np.array(self.labels[task][chosen]) for task in names}
+
+
+def as_float32(values: Array) -> Images:
+    """uint8 scaled by 1/255; float32 as it is."""
+    if values.dtype == np.uint8:
+        return np.multiply(values, np.float32(1 / 255), dtype=np.float32)
+    return np.array(values, np.float32)
+
+
+def convert(labels: Array, dtype: LabelType) -> Array:
+    """Labels as a task's graphs want them, a new array.
+
+    uint8 → float32 is scaled by 1/255; any integer → int64 keeps the class numbers; float32 → float32 is as it is.
+    Raises DatasetInvalid for any other pair.
+    """
+    if dtype == "float32" and labels.dtype in (np.uint8, np.float32):
+        return as_float32(labels)
+    if dtype == "int64" and labels.dtype.kind in "iu":
+        return labels.astype(np.int64)
+    raise DatasetInvalid(f"labels of type {labels.dtype} cannot be used where a task wants {dtype}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A data set's folder, checked and mapped."""
+
+    folder: Path
+    splits: dict[SplitName, Split | None]
+    """By name: train, val and test; None where the set is absent. Train is always there."""
+    description: Description
+
+    @property
+    def train(self) -> Split:
+        """The images to train on."""
+        split = self.splits["train"]
+        assert split is not None
+        return split
+
+    @property
+    def val(self) -> Split | None:
+        """The images to choose by, if there are any."""
+        return self.splits["val"]
+
+    @property
+    def test(self) -> Split | None:
+        """The images to judge by, if there are any."""
+        return self.splits["test"]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks that have labels, in the order of their names."""
+        return self.train.tasks
+
+    @classmethod
+    def open(cls, folder: Path) -> "Dataset":
+        """The data set in `folder`. Raises DatasetInvalid, naming the file, unless all of it is well-formed."""
+        if not (folder / "train").is_dir():
+            raise DatasetInvalid(f"{folder} is not a data set: it has no folder train")
+        splits = {name: _open_split(folder / name) if (folder / name).is_dir() else None for name in SPLITS}
+        dataset = cls(folder=folder, splits=splits, description=_read_description(folder / DESCRIPTION))
+        for name, split in splits.items():
+            if split is None:
+                continue
+            _check_alike(folder, name, split, dataset.train)
+            count = dataset.description.counts.get(name, len(split))
+            if count != len(split):
+                raise DatasetInvalid(
+                    f"{folder / DESCRIPTION} counts {count} images in {name}, {folder / name / 'image.npy'} has "
+                    f"{len(split)}"
+                )
+        return dataset
+
+
+def _check_alike(folder: Path, name: str, split: Split, train: Split) -> None:
+    if split.tasks != train.tasks:
+        odd = min(set(split.tasks) ^ set(train.tasks))
+        there, absent = (name, "train") if odd in split.tasks else ("train", name)
+        raise DatasetInvalid(f"{folder / there / odd}.npy has no counterpart in {folder / absent}")
+    for task, array in {IMAGE: split.image, **split.labels}.items():
+        other = train.image if task == IMAGE else train.labels[task]
+        if (array.shape[1:], array.dtype) != (other.shape[1:], other.dtype):
+            raise DatasetInvalid(
+                f"{folder / name / task}.npy has elements {array.shape[1:]} of {array.dtype}, the training set has "
+                f"{other.shape[1:]} of {other.dtype}"
+            )
+
+
+def _open_split(folder: Path) -> Split:
+    image = _map(folder / f"{IMAGE}.npy")
+    if image.ndim != 4 or 0 in image.shape:
+        raise DatasetInvalid(f"{folder}/image.npy has shape {image.shape} instead of (N, C, H, W), none of them 0")
+    if image.dtype not in (np.uint8, np.float32):
+        raise DatasetInvalid(f"{folder}/image.npy is {image.dtype}: save images as uint8 or float32")
+    labels: dict[str, Array] = {}
+    for path in sorted(folder.glob("[!.]*.npy")):
+        task = path.stem
+        if task == IMAGE:
+            continue
+        if re.fullmatch(TASK_PATTERN, task) is None or len(labels) == MAX_TASKS:
+            raise DatasetInvalid(f"{path} does not name a task (a to z, 0 to 9 and _), or is one of over {MAX_TASKS}")
+        array = _map(path)
+        if array.dtype != np.float32 and array.dtype.kind not in "iu":
+            raise DatasetInvalid(f"{path} is {array.dtype}: save labels as an integer type or float32")
+        if array.shape[:1] != image.shape[:1]:
+            raise DatasetInvalid(f"{path} has shape {array.shape}, for {image.shape[0]} images in image.npy beside it")
+        labels[task] = array
+    return Split(image=image, labels=labels)
+
+
+def _map(path: Path) -> Array:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except FileNotFoundError as exc:
+        raise DatasetInvalid(f"{path} is missing from the data set") from exc
+    except OSError as exc:
+        raise DatasetInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+    except BROKEN_ARRAY as exc:
+        reason = "holds Python objects" if "Python objects" in str(exc) else "is truncated, empty or not an .npy file"
+        raise DatasetInvalid(f"{path} {reason}: write it again with numpy.save") from exc
+
+
+def _read_description(path: Path) -> Description:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return Description()
+    except OSError as exc:
+        raise DatasetInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+    if len(data) > MAX_DESCRIPTION_BYTES:
+        raise DatasetInvalid(f"{path} has {len(data)} bytes, over the {MAX_DESCRIPTION_BYTES} allowed")
+    try:
+        return msgspec.json.decode(data, type=Description)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise DatasetInvalid(f"{path} is not a data set's description: {exc}") from exc
+
+
+@final
+class SplitWriter:
+    """Writes one set image by image, so that it need not fit in memory; files appear whole when it is closed.
+
+    A context manager: leaving it by an exception leaves the folder without the new set. Everything that the folder
+    held of an earlier set is replaced.
+    """
+
+    def __init__(self, folder: Path, count: int) -> None:
+        if count < 1:
+            raise ValueError("a set has at least one image")
+        self.folder = folder
+        self.count = count
+        self._written = 0
+        self._arrays: dict[str, Array] = {}
+
+    def __enter__(self) -> "SplitWriter":
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def add(self, image: Array, labels: Mapping[str, Array]) -> None:
+        """Write the next image (C, H, W) and its labels (…), by task.
+
+        Raises ValueError for arrays of another shape, type or task than the first ones.
+        """
+        arrays = {IMAGE: image, **{task: labels[task] for task in sorted(labels)}}
+        if not self._arrays:
+            if odd := [task for task in labels if task == IMAGE or re.fullmatch(TASK_PATTERN, task) is None]:
+                raise ValueError(f"{odd[0]!r} cannot name a task: a to z, 0 to 9 and _ only, and not image")
+            self._arrays = {name: self._create(name, array) for name, array in arrays.items()}
+        if self._written == self.count or arrays.keys() != self._arrays.keys():
+            raise ValueError(f"{self.folder} was begun for {self.count} images with {', '.join(self._arrays)}")
+        for name, array in arrays.items():
+            target = self._arrays[name]
+            if (array.shape, array.dtype) != (target.shape[1:], target.dtype):
+                raise ValueError(
+                    f"{name} has shape {array.shape} of {array.dtype}, the first one {target.shape[1:]} of "
+                    f"{target.dtype}"
+                )
+            target[self._written] = array
+        self._written += 1
+
+    def _create(self, name: str, array: Array) -> Array:
+        shape = (self.count, *array.shape)
+        return np.lib.format.open_memmap(self._part(name), "w+", array.dtype, shape)
+
+    def _part(self, name: str) -> Path:
+        return self.folder / f".{name}.npy.part"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        names = tuple(self._arrays)
+        for array in self._arrays.values():
+            assert isinstance(array, np.memmap)
+            array.flush()
+        self._arrays = {}
+        if kind is not None or self._written != self.count:
+            for name in names:
+                self._part(name).unlink()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+            if kind is None:
+                raise ValueError(f"{self.folder} got {self._written} of the {self.count} images it was begun for")
+            return
+        remove_split(self.folder)
+        self.folder.mkdir(exist_ok=True)
+        for name in sorted(names, key=lambda name: name == IMAGE):  # the images last: a set with images is whole
+            self._part(name).replace(self.folder / f"{name}.npy")
+        sync_folder(self.folder)
+
+
+def remove_split(folder: Path) -> None:
+    """Remove a set's arrays, and its folder where nothing else is in it."""
+    for path in folder.glob("[!.]*.npy"):
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def write_split(folder: Path, image: Array, labels: Mapping[str, Array]) -> None:
+    """Write one set: `image` (N, C, H, W), labels (N, …) by task. It replaces what `folder` held of an earlier one.
+
+    Raises ValueError for a label with another N, a name that no task can have, or an empty set.
+    """
+    if odd := [task for task, array in labels.items() if len(array) != len(image)]:
+        raise ValueError(f"{odd[0]} has labels of {len(labels[odd[0]])} images, there are {len(image)} images")
+    with SplitWriter(folder, len(image)) as writer:
+        for index in range(len(image)):
+            writer.add(image[index], {task: np.asarray(array[index]) for task, array in labels.items()})
+
+
+def write_description(folder: Path, description: Description) -> None:
+    """Write dataset.json: the same content gives the same bytes."""
+    data = msgspec.json.format(msgspec.json.encode(description, order="deterministic"), indent=1) + b"\n"
+    write_whole(folder / DESCRIPTION, data)
