@@ -1,0 +1,74 @@
+"""Who may connect, and which topics they may touch.
+
+A device's client id and user name must both be its token's subject. A server's token is good for any client id that
+is its subject, or begins with it and a slash, so that a monitor need not take over the server's own session.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from edge_runtime.wire import tokens, topics
+from edge_runtime.wire.errors import TokenRefused
+
+
+@dataclass(frozen=True, kw_only=True)
+class Principal:
+    """Whom a connection belongs to. After `valid_for_s` seconds it is closed; None: never."""
+
+    name: str
+    role: str
+    valid_for_s: float | None
+
+
+class Authorizer(Protocol):
+    """Decides for the broker. A Protocol, so that the broker knows nothing of tokens."""
+
+    def authenticate(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
+        """Say who this is. Raises TokenRefused."""
+        ...
+
+    def may_publish(self, principal: Principal, topic: str) -> bool:
+        """Whether a message may go to `topic`."""
+        ...
+
+    def may_subscribe(self, principal: Principal, topic_filter: str) -> bool:
+        """Whether `topic_filter` may be subscribed to."""
+        ...
+
+
+class TokenAuthorizer:
+    """Authorizer by the tokens and topics of one federation.
+
+    `now` gives seconds since the epoch: it is only needed to tell how much of a token's life is left.
+    """
+
+    def __init__(self, key: Ed25519PublicKey, federation: str, *, now: "Clock") -> None:
+        self._key = key
+        self._federation = federation
+        self._now = now
+
+    def authenticate(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
+        """Check the token in `password` and that the client id and user name are its bearer's. Raises TokenRefused."""
+        claims = tokens.check(self._key, password, federation=self._federation)
+        is_own = client_id == claims.sub or (claims.role == "server" and client_id.startswith(f"{claims.sub}/"))
+        if username != claims.sub or not is_own:
+            raise TokenRefused(f"the token of {claims.sub!r} is used by another name: both names must be its own")
+        return Principal(name=claims.sub, role=claims.role, valid_for_s=claims.exp - self._now())
+
+    def may_publish(self, principal: Principal, topic: str) -> bool:
+        """Whether the token's bearer may publish to `topic`."""
+        return topics.may_publish(self._federation, principal.role, principal.name, topic)
+
+    def may_subscribe(self, principal: Principal, topic_filter: str) -> bool:
+        """Whether the token's bearer may subscribe to `topic_filter`."""
+        return topics.may_subscribe(self._federation, principal.role, principal.name, topic_filter)
+
+
+class Clock(Protocol):
+    """Seconds since the epoch, as time.time."""
+
+    def __call__(self) -> float:
+        """The present time."""
+        ...

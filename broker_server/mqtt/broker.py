@@ -1,0 +1,257 @@
+"""The shell around the hub: sockets, timers and a thread. All decisions are the hub's.
+
+A socket's own buffer takes at most HIGH_WATER_BYTES and one packet of messages: the hub writes no more until it has
+drained. Answers (PINGRESP, PUBACK, …) are small and still written; a client that asks for them and never reads is cut
+off when they have filled as much again.
+"""
+
+import asyncio
+import contextlib
+import errno
+import socket
+import ssl
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+from broker_server.mqtt.auth import Authorizer
+from broker_server.mqtt.codec import MAX_CONTROL_BYTES, Decoder, PacketMalformed
+from broker_server.mqtt.hub import Hub
+from broker_server.mqtt.limits import Limits
+from broker_server.mqtt.local import LocalLink, local_link
+from broker_server.mqtt.stats import Stats
+
+HIGH_WATER_BYTES = 1 << 20
+_TICK_S = 0.5
+_LAST_PORT = 65535
+_POLITE_S = 5.0  # how long a closed connection may take to read its last packet
+_JOIN_BYTES = 16 << 10  # up to this size header and payload are written as one
+
+
+class BrokerNotStarted(RuntimeError):
+    """The broker cannot listen: no free port, no such host, an unusable certificate."""
+
+
+class _Socket(asyncio.Protocol):
+    """One accepted connection: a Peer of the hub."""
+
+    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, sockets: set["_Socket"]) -> None:
+        self._hub = hub
+        self._loop = loop
+        self._sockets = sockets
+        # Until it is known who this is, nothing larger than a control packet is read.
+        self._decoder = Decoder(MAX_CONTROL_BYTES)
+        self._is_held = False
+        self._is_closed = False
+        self._is_deaf = False
+        self._deaf_bytes = 2 * HIGH_WATER_BYTES + 2 * hub.limits.packet_bytes
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        if sock := transport.get_extra_info("socket"):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        self._sockets.add(self)
+        self._client = self._hub.opened(self, self._loop.time())
+
+    def data_received(self, data: bytes) -> None:
+        self._hub.stats.bytes_in += len(data)
+        if not self._is_closed:
+            self._decoder.push(data)
+            self._drain()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._is_closed = True
+        self._sockets.discard(self)
+        self._hub.lost(self._client, self._loop.time())
+
+    def pause_writing(self) -> None:
+        self._hub.writable(self._client, False)
+
+    def resume_writing(self) -> None:
+        self._hub.writable(self._client, True)
+
+    def send(self, header: bytes, payload: bytes = b"") -> None:
+        if self._is_closed:
+            return
+        self._hub.stats.bytes_out += len(header) + len(payload)
+        if len(payload) <= _JOIN_BYTES:
+            self._transport.write(header + payload)
+        else:
+            self._transport.write(header)
+            self._transport.write(payload)
+        if not self._is_deaf and self._transport.get_write_buffer_size() > self._deaf_bytes:
+            self._is_deaf = True
+            self._loop.call_soon(lambda: self._hub.deaf(self._client, self._loop.time()))
+
+    def hold(self, is_held: bool) -> None:
+        self._is_held = is_held
+        if self._is_closed:
+            return
+        if is_held:
+            self._transport.pause_reading()
+        else:
+            # It was silent because it was not read.
+            self._client.connection.touch(self._loop.time())
+            self._transport.resume_reading()
+            self._loop.call_soon(self._drain)
+
+    def close(self, *, is_polite: bool) -> None:
+        self._is_closed = True
+        if is_polite:
+            self._transport.close()
+            self._loop.call_later(_POLITE_S, self._transport.abort)
+        else:
+            self._transport.abort()
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._transport.abort()
+
+    def _drain(self) -> None:
+        while not self._is_held and not self._is_closed:
+            try:
+                packet = self._decoder.pull()
+            except PacketMalformed as exc:
+                self._hub.malformed(self._client, exc, self._loop.time())
+                return
+            if packet is None:
+                return
+            self._hub.received(self._client, packet, self._loop.time())
+            if self._client.is_live:
+                self._decoder.max_packet_bytes = self._hub.limits.packet_bytes
+
+
+class EmbeddedBroker:
+    """An MQTT 3.1.1 broker on a thread of its own, for one machine.
+
+    With `certificate_file` and `key_file` (PEM) it speaks TLS only. `start` may be called once. Raises BrokerNotStarted
+    for files that cannot be used.
+    """
+
+    def __init__(
+        self,
+        authorizer: Authorizer,
+        *,
+        limits: Limits | None = None,
+        certificate_file: Path | None = None,
+        key_file: Path | None = None,
+    ) -> None:
+        self.stats = Stats()
+        self._hub = Hub(authorizer, limits or Limits(), self.stats)
+        self._tls = None if certificate_file is None else _tls_context(certificate_file, key_file)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: asyncio.Server | None = None
+        self._sockets: set[_Socket] = set()
+        self._links_stopped: list[Callable[[], None]] = []
+        self._thread: threading.Thread | None = None
+
+    def start(self, host: str = "127.0.0.1", port: int = 1883, *, search: int = 0) -> int:
+        """Listen on `port`, or if that is in use on the first free one of the `search` ports after it.
+
+        Returns the port. With port 0 any free one is taken. Raises BrokerNotStarted.
+        """
+        listener = _listen(host, port, search)
+        loop = asyncio.new_event_loop()
+        self._loop = loop
+        self._thread = threading.Thread(target=self._run, args=(loop,), name="mqtt-broker", daemon=True)
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._serve(listener), loop).result()
+        return int(listener.getsockname()[1])
+
+    def stop(self, *, linger_s: float = 2.0) -> None:
+        """Close every connection, after clients had up to `linger_s` seconds to get what is queued for them."""
+        loop, self._loop = self._loop, None
+        if loop is None or self._thread is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._shut_down(linger_s), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+
+    def link(self, *, inbox_bytes: int = 64 << 20, outbox_bytes: int = 32 << 20) -> LocalLink:
+        """The server's own link to the running broker, bounded in bytes in both directions."""
+        if self._loop is None:
+            raise BrokerNotStarted("the broker has not been started, or has stopped")
+        link, stopped = local_link(self._hub, self._loop, inbox_bytes=inbox_bytes, outbox_bytes=outbox_bytes)
+        self._links_stopped.append(stopped)
+        return link
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        try:
+            loop.run_forever()
+        finally:
+            loop.close()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(
+            lambda: _Socket(self._hub, loop, self._sockets),
+            sock=listener,
+            ssl=self._tls,
+            ssl_handshake_timeout=self._hub.limits.connect_timeout_s if self._tls else None,
+        )
+        loop.call_later(_TICK_S, self._tick, loop)
+
+    def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._hub.tick(loop.time())
+        loop.call_later(_TICK_S, self._tick, loop)
+
+    async def _shut_down(self, linger_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._server is not None:
+            self._server.close()
+        await _until(lambda: self._hub.is_idle, linger_s)
+        self._hub.close(loop.time())
+        await _until(lambda: not self._sockets, linger_s)
+        for peer in list(self._sockets):
+            peer.abort()
+        for stopped in self._links_stopped:
+            stopped()
+        await asyncio.sleep(0)  # lets the aborted transports say so
+
+
+async def _until(is_so: Callable[[], bool], limit_s: float) -> None:
+    loop = asyncio.get_running_loop()
+    until_s = loop.time() + limit_s
+    while not is_so() and loop.time() < until_s:  # noqa: ASYNC110 - two conditions at the end of a life
+        await asyncio.sleep(0.01)
+
+
+def _listen(host: str, port: int, search: int) -> socket.socket:
+    if not 0 <= port <= _LAST_PORT:
+        raise BrokerNotStarted(f"the broker cannot listen on port {port}: ports go from 0 to {_LAST_PORT}")
+    last = min(port + search, _LAST_PORT) if port else 0
+    for candidate in range(port, last + 1):
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(
+                host, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            listener = socket.socket(family, kind, protocol)
+        except OSError as exc:
+            raise BrokerNotStarted(f"the broker cannot listen on {host!r}: {exc}") from exc
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(128)
+        except OSError as exc:
+            with contextlib.closing(listener):
+                if exc.errno != errno.EADDRINUSE:
+                    raise BrokerNotStarted(f"the broker cannot listen on {host}:{candidate}: {exc}") from exc
+        else:
+            listener.setblocking(False)
+            return listener
+    ports = f"port {port} is" if last == port else f"ports {port} to {last} are"
+    raise BrokerNotStarted(f"the broker cannot listen on {host}: {ports} in use; choose another port")
+
+
+def _tls_context(certificate_file: Path, key_file: Path | None) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(certificate_file, key_file)
+    except (OSError, ssl.SSLError) as exc:
+        raise BrokerNotStarted(
+            f"{certificate_file} and {key_file} are not a PEM certificate and its key: {exc}"
+        ) from exc
+    return context

@@ -1,0 +1,338 @@
+"""The hub: connections, sessions, subscriptions and retained messages, tied together without I/O or clock.
+
+Decisions that MQTT 3.1.1 leaves to a broker
+- A CONNECT changes nothing until its token, client id, user name and will were found good. Only then does it take
+  over an earlier connection of the same client id, whose will is sent first.
+- A PUBLISH that is not allowed is acknowledged, counted and not routed, and the connection is closed: acknowledged,
+  because a client would send it again after every reconnect.
+- A SUBSCRIBE that is not allowed gets 0x80 for that filter and the connection stays.
+- QoS 2 is granted as 1 to subscribers, sent as 1 in a will, and breaks the protocol in a PUBLISH.
+- A subscriber whose outbox is full gets no QoS 0; publishers at QoS 1 to it are held back (their sockets are not
+  read) until it has drained to half, or has held others back for `stall_s`: then it is cut off and its queue dropped.
+- What comes for a client that is away is kept for its session up to `queue_bytes`, QoS 1 only, and dropped beyond.
+"""
+
+from typing import Protocol
+
+from broker_server.mqtt.auth import Authorizer, Principal
+from broker_server.mqtt.codec import PacketMalformed, ProtocolUnsupported, encode
+from broker_server.mqtt.flow import Flow
+from broker_server.mqtt.limits import Limits
+from broker_server.mqtt.outbox import Message
+from broker_server.mqtt.packets import (
+    Connack,
+    Connect,
+    Packet,
+    Pingreq,
+    Pingresp,
+    Puback,
+    Publish,
+    Suback,
+    Subscribe,
+    Unsuback,
+    Unsubscribe,
+)
+from broker_server.mqtt.retained import Retained
+from broker_server.mqtt.router import Router
+from broker_server.mqtt.session import Connection, Peer, Phase, ProtocolViolated, Session
+from broker_server.mqtt.stats import Stats
+from edge_runtime.wire.errors import TokenRefused
+
+# CONNACK codes, section 3.2.2.3.
+ACCEPTED, BAD_PROTOCOL, BAD_CLIENT_ID, UNAVAILABLE, NOT_AUTHORIZED = 0, 1, 2, 3, 5
+REFUSED_FILTER = 0x80
+
+
+class Subscriber(Protocol):
+    """Whoever gets messages: a client's session, or the server's own link."""
+
+    @property
+    def is_full(self) -> bool:
+        """Whether publishers should wait."""
+        ...
+
+    def offer(self, message: Message) -> bool:
+        """Take a message. False if it had to be dropped."""
+        ...
+
+
+class LocalParty(Subscriber, Protocol):
+    """The server's own link: a subscriber, and a publisher that can be held back."""
+
+    def hold(self, is_held: bool) -> None:
+        """Stop publishing, or go on."""
+        ...
+
+
+class Client:
+    """One connection, with its session once it is accepted."""
+
+    def __init__(self, peer: Peer, connection: Connection) -> None:
+        self.peer = peer
+        self.connection = connection
+        self.session: Session | None = None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether its CONNECT was accepted and it has not ended."""
+        return self.connection.phase is Phase.LIVE
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it has ended."""
+        return self.connection.phase is Phase.CLOSED
+
+    def hold(self, is_held: bool) -> None:
+        """Stop reading from the socket, or go on."""
+        self.peer.hold(is_held)
+
+
+class Hub:
+    """The broker's logic. `now_s` is any clock that does not go back. Not safe for threads: one loop owns it."""
+
+    def __init__(self, authorizer: Authorizer, limits: Limits, stats: Stats) -> None:
+        self.limits = limits
+        self.stats = stats
+        self._authorizer = authorizer
+        self._pending: dict[Client, None] = {}  # oldest first
+        self._clients: dict[str, Client] = {}  # by client id
+        self._sessions: dict[str, Session] = {}
+        self._router: Router[Subscriber] = Router()
+        self._retained = Retained(cap=limits.retained, cap_bytes=limits.retained_bytes)
+        self._flow: Flow[Client | LocalParty, Subscriber] = Flow()
+
+    def opened(self, peer: Peer, now_s: float) -> Client:
+        """A socket was accepted. Over the cap, the oldest that has not said who it is makes way."""
+        self.stats.connections += 1
+        if len(self._pending) >= self.limits.pending:
+            self._end(next(iter(self._pending)), "pending-full", now_s)
+        client = Client(peer, Connection(connect_timeout_s=self.limits.connect_timeout_s, now_s=now_s))
+        self._pending[client] = None
+        return client
+
+    def received(self, client: Client, packet: Packet, now_s: float) -> None:
+        """A packet came."""
+        try:
+            client.connection.receive(packet, now_s)
+        except ProtocolViolated as exc:
+            self.stats.malformed[exc.reason] += 1
+            self._end(client, "malformed", now_s)
+            return
+        match packet:
+            case Connect():
+                self._connect(client, packet, now_s)
+            case Publish():
+                self._publish(client, packet, now_s)
+            case Subscribe():
+                self._subscribe(client, packet)
+            case Unsubscribe():
+                self._unsubscribe(client, packet)
+            case Puback(packet_id):
+                session = _session(client)
+                session.acknowledge(packet_id)
+                self._relieve_if_drained(session)
+            case Pingreq():
+                client.peer.send(encode(Pingresp()))
+            case _:  # DISCONNECT: the connection lets nothing else through
+                self._end(client, "disconnect", now_s, is_polite=True)
+
+    def malformed(self, client: Client, error: PacketMalformed, now_s: float) -> None:
+        """Bytes came that are no packet."""
+        self.stats.malformed[error.reason] += 1
+        if isinstance(error, ProtocolUnsupported) and client.connection.phase is Phase.FRESH:
+            client.peer.send(encode(Connack(False, BAD_PROTOCOL)))
+        self._end(client, "malformed", now_s, is_polite=True)
+
+    def lost(self, client: Client, now_s: float) -> None:
+        """The socket is gone."""
+        self._end(client, "lost", now_s)
+
+    def deaf(self, client: Client, now_s: float) -> None:
+        """The client does not read what it is sent, not even the answers that it asked for."""
+        self._end(client, "slow", now_s)
+
+    def writable(self, client: Client, is_writable: bool) -> None:
+        """The socket's own buffer has filled, or drained."""
+        if client.session is not None:
+            client.session.writable(is_writable)
+            self._relieve_if_drained(client.session)
+
+    def tick(self, now_s: float) -> None:
+        """Do what has become due: call it every second or so."""
+        for client in [*self._pending, *self._clients.values()]:
+            if reason := client.connection.overdue(now_s, is_held=self._flow.is_held(client)):
+                self._end(client, reason, now_s)
+        for subscriber in self._flow.stalled(now_s, self.limits.stall_s):
+            if isinstance(subscriber, Session):  # the server's own link may take its time
+                self.stats.dropped["slow"] += subscriber.outbox.clear()
+                self._end(self._clients[subscriber.client_id], "slow", now_s)
+        for session in list(self._sessions.values()):
+            away_since_s = session.away_since_s
+            if away_since_s is not None and now_s - away_since_s >= self.limits.session_expiry_s:
+                self._forget(session)
+
+    def close(self, now_s: float) -> None:
+        """The broker stops: every connection ends. Wills are sent to those who still listen."""
+        for client in [*self._pending, *self._clients.values()]:
+            self._end(client, "stopped", now_s, is_polite=True)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether every client that is connected has got and acknowledged all that was for it."""
+        return not any(client.session and len(client.session.outbox) for client in self._clients.values())
+
+    def publish(self, message: Message, publisher: Client | LocalParty | None, now_s: float) -> None:
+        """Route a message, and keep it if it is to be retained. `publisher` may be held back for it."""
+        if message.retain:
+            if not self._retained.put(message):
+                self.stats.dropped["retained-full"] += 1
+            message = Message(message.topic, message.payload, message.qos)
+        for subscriber, qos in self._router.subscribers(message.topic).items():
+            copy = message if qos >= message.qos else Message(message.topic, message.payload, qos)
+            self._offer(subscriber, copy)
+            if copy.qos and publisher is not None and subscriber.is_full:
+                self._flow.block(publisher, subscriber, now_s)
+
+    def subscribe(self, subscriber: Subscriber, topic_filter: str, qos: int) -> None:
+        """Add a subscription, and deliver what is retained for it."""
+        self._router.subscribe(subscriber, topic_filter, qos)
+        for message in self._retained.matching(topic_filter):
+            copy = message if qos >= message.qos else Message(message.topic, message.payload, qos, retain=True)
+            self._offer(subscriber, copy)
+
+    def unsubscribe(self, subscriber: Subscriber, topic_filter: str) -> None:
+        """Take a subscription away."""
+        self._router.unsubscribe(subscriber, topic_filter)
+
+    def relieved(self, subscriber: Subscriber) -> None:
+        """A subscriber has drained: those who waited for it go on."""
+        self._flow.relieve(subscriber)
+
+    def drop(self, party: LocalParty) -> None:
+        """The server's own link is closed."""
+        self._router.drop(party)
+        self._flow.relieve(party)
+        self._flow.forget(party)
+
+    def _offer(self, subscriber: Subscriber, message: Message) -> None:
+        if not subscriber.offer(message):
+            self.stats.dropped[f"qos-{message.qos}"] += 1
+
+    def _connect(self, client: Client, connect: Connect, now_s: float) -> None:
+        admitted = self._admitted(connect)
+        if isinstance(admitted, tuple):
+            code, reason = admitted
+            self.stats.refused[reason] += 1
+            client.peer.send(encode(Connack(False, code)))
+            self._end(client, "refused", now_s, is_polite=True)
+            return
+        if earlier := self._clients.get(connect.client_id):
+            self._end(earlier, "taken-over", now_s)
+        session = self._sessions.get(connect.client_id)
+        if session is not None and (connect.clean_session or session.is_clean):
+            self._forget(session)
+            session = None
+        is_present = session is not None
+        if session is None:
+            session = Session(connect.client_id, is_clean=connect.clean_session, limits=self.limits)
+            self._make_room_for_session()
+            self._sessions[connect.client_id] = session
+        del self._pending[client]
+        self._clients[connect.client_id] = client
+        client.session = session
+        client.connection.admit(connect, admitted, now_s)
+        client.peer.send(encode(Connack(is_present, ACCEPTED)))
+        session.attach(client.peer)
+
+    def _admitted(self, connect: Connect) -> Principal | tuple[int, str]:
+        """Who connects, or the CONNACK code and the reason for refusing. Changes nothing."""
+        if not connect.client_id:
+            return BAD_CLIENT_ID, "client-id"
+        try:
+            principal = self._authorizer.authenticate(connect.client_id, connect.username, connect.password)
+        except TokenRefused:
+            return NOT_AUTHORIZED, "token"
+        if connect.will is not None and not self._authorizer.may_publish(principal, connect.will.topic):
+            return NOT_AUTHORIZED, "will"
+        if connect.client_id not in self._clients and len(self._clients) >= self.limits.clients:
+            return UNAVAILABLE, "clients-full"
+        return principal
+
+    def _publish(self, client: Client, packet: Publish, now_s: float) -> None:
+        is_allowed = self._authorizer.may_publish(_principal(client), packet.topic)
+        if packet.qos:
+            client.peer.send(encode(Puback(packet.packet_id)))
+        if not is_allowed:
+            self.stats.refused["publish"] += 1
+            self._end(client, "denied", now_s, is_polite=True)
+            return
+        self.stats.messages_in += 1
+        self.publish(Message(packet.topic, packet.payload, packet.qos, packet.retain), client, now_s)
+
+    def _subscribe(self, client: Client, packet: Subscribe) -> None:
+        principal, session = _principal(client), _session(client)
+        codes: list[int] = []
+        granted: list[tuple[str, int]] = []
+        known = set(self._router.filters(session))
+        for topic_filter, qos in packet.filters:
+            has_room = topic_filter in known or len(known) < self.limits.subscriptions
+            if not has_room or not self._authorizer.may_subscribe(principal, topic_filter):
+                self.stats.refused["subscribe" if has_room else "subscriptions-full"] += 1
+                codes.append(REFUSED_FILTER)
+                continue
+            known.add(topic_filter)
+            codes.append(min(qos, 1))
+            granted.append((topic_filter, min(qos, 1)))
+        # The answer goes first, so that no retained message overtakes it.
+        client.peer.send(encode(Suback(packet.packet_id, tuple(codes))))
+        for topic_filter, qos in granted:
+            self.subscribe(session, topic_filter, qos)
+
+    def _unsubscribe(self, client: Client, packet: Unsubscribe) -> None:
+        for topic_filter in packet.filters:
+            self._router.unsubscribe(_session(client), topic_filter)
+        client.peer.send(encode(Unsuback(packet.packet_id)))
+
+    def _end(self, client: Client, reason: str, now_s: float, *, is_polite: bool = False) -> None:
+        """End a connection, once: its publishing and holding back, its session if clean, and then its will."""
+        if client.is_closed:
+            return
+        self.stats.closed[reason] += 1
+        will = client.connection.close()
+        client.peer.close(is_polite=is_polite)
+        self._pending.pop(client, None)
+        self._flow.forget(client)
+        if client.session is not None:
+            del self._clients[client.session.client_id]
+            client.session.detach(now_s)
+            self._flow.relieve(client.session)
+            if client.session.is_clean:
+                self._forget(client.session)
+        if will is not None:
+            self.stats.messages_in += 1
+            self.publish(Message(will.topic, will.payload, min(will.qos, 1), will.retain), None, now_s)
+
+    def _forget(self, session: Session) -> None:
+        self._router.drop(session)
+        self.stats.dropped["session-ended"] += session.outbox.clear()
+        self._sessions.pop(session.client_id, None)
+
+    def _make_room_for_session(self) -> None:
+        if len(self._sessions) >= self.limits.sessions:
+            away = [session for session in self._sessions.values() if session.is_away]
+            if away:
+                self._forget(min(away, key=lambda session: session.away_since_s or 0.0))
+
+    def _relieve_if_drained(self, session: Session) -> None:
+        if self._flow.is_awaited(session) and session.outbox.is_relieved:
+            self._flow.relieve(session)
+
+
+def _session(client: Client) -> Session:
+    assert client.session is not None  # a live connection has one
+    return client.session
+
+
+def _principal(client: Client) -> Principal:
+    assert client.connection.principal is not None
+    return client.connection.principal

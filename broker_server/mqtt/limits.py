@@ -1,0 +1,23 @@
+"""What one broker allows: every bound on memory, time and numbers that a client could press against."""
+
+from dataclasses import dataclass
+
+from broker_server.mqtt.codec import MAX_PACKET_BYTES
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Bounds. A client costs at the very worst twice queue_bytes and three times packet_bytes."""
+
+    packet_bytes: int = MAX_PACKET_BYTES
+    clients: int = 1024
+    pending: int = 64  # connections that have not been authenticated; one more throws out the oldest
+    connect_timeout_s: float = 10.0
+    sessions: int = 4096  # with those of clients that are away
+    session_expiry_s: float = 86_400.0  # how long a client may be away and find its session again
+    subscriptions: int = 256  # of one client
+    window: int = 20  # QoS 1 messages on their way to one client
+    queue_bytes: int = 8 << 20  # for one client: from here on QoS 0 is dropped and QoS 1 publishers are held back
+    stall_s: float = 30.0  # how long one slow client may hold back others
+    retained: int = 10_000
+    retained_bytes: int = 64 << 20

@@ -1,0 +1,152 @@
+"""The server's own end of the broker: a Link in the same process, without a socket.
+
+Payloads are handed over, not copied. The inbox is bounded: from `inbox_bytes` on, remote publishers at QoS 1 are held
+back by the hub until `receive` has drained it to half. The outbox is bounded: while a slow client holds this link back,
+messages wait, and over `outbox_bytes` `publish` raises LinkFull. So go on receiving, and publish again later.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from broker_server.mqtt.hub import Hub
+from broker_server.mqtt.outbox import Message
+from broker_server.mqtt.topics import is_filter, is_topic
+from edge_runtime.wire.link import Connected, Delivery, Disconnected, Event, LinkFull, packet_bytes
+
+
+class _Party:
+    """The half of a local link that the hub deals with, on the broker's thread."""
+
+    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, inbox_bytes: int, outbox_bytes: int) -> None:
+        self.hub = hub
+        self.loop = loop
+        self.changed = threading.Condition()  # guards all that follows
+        self.inbox: deque[Message | Connected | Disconnected] = deque([Connected()])
+        self.inbox_bytes = 0
+        self.inbox_cap_bytes = inbox_bytes
+        self.outbox: deque[Message] = deque()
+        self.outbox_bytes = 0
+        self.outbox_cap_bytes = outbox_bytes
+        self.is_scheduled = False
+        self.is_held = False
+        self.is_closed = False
+
+    @property
+    def is_full(self) -> bool:
+        return self.inbox_bytes >= self.inbox_cap_bytes
+
+    def offer(self, message: Message) -> bool:
+        with self.changed:
+            limit = self.inbox_cap_bytes * (2 if message.qos else 1)
+            if self.inbox_bytes + message.cost_bytes > limit:
+                return False
+            self.inbox.append(message)
+            self.inbox_bytes += message.cost_bytes
+            self.changed.notify()
+        return True
+
+    def hold(self, is_held: bool) -> None:
+        self.is_held = is_held
+        if not is_held:
+            self.loop.call_soon(self.pump)
+
+    def pump(self) -> None:
+        """Publish what waits, until a slow client holds this link back."""
+        with self.changed:
+            self.is_scheduled = False
+        while not self.is_held:
+            with self.changed:
+                if not self.outbox:
+                    return
+                message = self.outbox.popleft()
+                self.outbox_bytes -= message.cost_bytes
+            self.hub.publish(message, self, self.loop.time())
+
+    def stopped(self) -> None:
+        """The broker has stopped."""
+        with self.changed:
+            self.inbox.append(Disconnected("the broker has stopped", refused=False))
+            self.changed.notify()
+
+
+class LocalLink:
+    """A Link to the broker in this process; see edge_runtime.wire.link.Link. Made by EmbeddedBroker.link.
+
+    What arrives is counted when it is received, what goes out when it is accepted, once however many subscribe to it.
+    """
+
+    def __init__(self, party: _Party) -> None:
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self._party = party
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Queue a message at QoS 1. Raises LinkFull if slow clients leave no room."""
+        if not is_topic(topic):
+            raise ValueError(f"{topic[:200]!r} is not a topic to publish to")
+        party = self._party
+        message = Message(topic, payload, qos=1, retain=retain)
+        with party.changed:
+            if party.outbox_bytes + message.cost_bytes > party.outbox_cap_bytes:
+                raise LinkFull(f"{party.outbox_bytes} bytes wait for slow clients: receive, then publish again")
+            party.outbox.append(message)
+            party.outbox_bytes += message.cost_bytes
+            self.bytes_out += packet_bytes(topic, payload)
+            is_scheduled, party.is_scheduled = party.is_scheduled, True
+        if not is_scheduled:
+            self._on_loop(party.pump)
+
+    def subscribe(self, *filters: str) -> None:
+        """Subscribe at QoS 1: to what is published from now on, and what is retained."""
+        for topic_filter in filters:
+            if not is_filter(topic_filter):
+                raise ValueError(f"{topic_filter[:200]!r} is not a topic filter")
+            self._on_loop(self._party.hub.subscribe, self._party, topic_filter, 1)
+
+    def unsubscribe(self, *filters: str) -> None:
+        """End subscriptions."""
+        for topic_filter in filters:
+            self._on_loop(self._party.hub.unsubscribe, self._party, topic_filter)
+
+    def receive(self, timeout_s: float | None) -> Event | None:
+        """The next event; None if there is none within `timeout_s` seconds (None: no limit) or the link is closed."""
+        party = self._party
+        with party.changed:
+            party.changed.wait_for(lambda: party.inbox or party.is_closed, timeout_s)
+            if not party.inbox:
+                return None
+            event = party.inbox.popleft()
+            if not isinstance(event, Message):
+                return event
+            before = party.inbox_bytes
+            party.inbox_bytes -= event.cost_bytes
+            half = party.inbox_cap_bytes // 2
+            is_relieved = before > half >= party.inbox_bytes
+        if is_relieved:
+            self._on_loop(party.hub.relieved, party)
+        self.bytes_in += packet_bytes(event.topic, event.payload)
+        return Delivery(event.topic, event.payload)
+
+    def close(self) -> None:
+        """Leave the broker, once what was published has been passed on. No will."""
+        party = self._party
+        self._on_loop(party.pump)
+        self._on_loop(party.hub.drop, party)
+        with party.changed:
+            party.is_closed = True
+            party.changed.notify_all()
+
+    def _on_loop(self, call: Callable[..., object], *args: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the broker has stopped; Disconnected says so
+            self._party.loop.call_soon_threadsafe(call, *args)
+
+
+def local_link(
+    hub: Hub, loop: asyncio.AbstractEventLoop, *, inbox_bytes: int, outbox_bytes: int
+) -> tuple[LocalLink, Callable[[], None]]:
+    """A link to `hub`, which runs on `loop`, and what to call there when the broker stops."""
+    party = _Party(hub, loop, inbox_bytes, outbox_bytes)
+    return LocalLink(party), party.stopped

@@ -1,0 +1,106 @@
+"""The packets of MQTT 3.1.1 that this broker speaks (section 3), as values."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Will:
+    """What the broker publishes when a client vanishes."""
+
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connect:
+    """The first packet of a client. The password is kept out of repr."""
+
+    client_id: str
+    clean_session: bool = True
+    keepalive_s: int = 0
+    will: Will | None = None
+    username: str | None = None
+    password: bytes | None = None
+
+    def __repr__(self) -> str:
+        return f"Connect(client_id={self.client_id!r}, username={self.username!r})"
+
+
+@dataclass(frozen=True, slots=True)
+class Connack:
+    """The answer to CONNECT; code 0 accepts."""
+
+    session_present: bool
+    code: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Publish:
+    """A message. `packet_id` is 0 at QoS 0, and only there."""
+
+    topic: str
+    payload: bytes
+    qos: int = 0
+    retain: bool = False
+    dup: bool = False
+    packet_id: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Puback:
+    """A QoS 1 message was taken over."""
+
+    packet_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subscribe:
+    """Filters with the QoS asked for each."""
+
+    packet_id: int
+    filters: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Suback:
+    """For each filter the QoS granted, or 0x80 for a refusal."""
+
+    packet_id: int
+    codes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsubscribe:
+    """Filters to drop."""
+
+    packet_id: int
+    filters: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Unsuback:
+    """The filters were dropped."""
+
+    packet_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pingreq:
+    """Asks whether the broker is there."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pingresp:
+    """Says that it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Goodbye: do not send my will."""
+
+
+Packet = (
+    Connect | Connack | Publish | Puback | Subscribe | Suback | Unsubscribe | Unsuback | Pingreq | Pingresp | Disconnect
+)

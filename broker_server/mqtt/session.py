@@ -1,0 +1,176 @@
+"""One connection's protocol state, and one client's session, without I/O or clock.
+
+A connection is FRESH until its CONNECT was accepted, then LIVE, then CLOSED; `_ALLOWED` is the whole table of what
+may arrive when. A session belongs to a client id and may outlive connections.
+"""
+
+from enum import Enum, auto
+from typing import Protocol
+
+from broker_server.mqtt.auth import Principal
+from broker_server.mqtt.codec import encode, publish_header
+from broker_server.mqtt.limits import Limits
+from broker_server.mqtt.outbox import Message, Outbox
+from broker_server.mqtt.packets import (
+    Connect,
+    Disconnect,
+    Packet,
+    Pingreq,
+    Puback,
+    Publish,
+    Subscribe,
+    Unsubscribe,
+    Will,
+)
+
+
+class ProtocolViolated(ValueError):
+    """A packet that is well formed and may not come now. `reason` is a fixed word."""
+
+    def __init__(self, reason: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.reason = reason
+
+
+class Phase(Enum):
+    """Where a connection stands."""
+
+    FRESH = auto()
+    LIVE = auto()
+    CLOSED = auto()
+
+
+_ALLOWED: dict[Phase, frozenset[type[Packet]]] = {
+    Phase.FRESH: frozenset({Connect}),
+    Phase.LIVE: frozenset({Publish, Puback, Subscribe, Unsubscribe, Pingreq, Disconnect}),
+    Phase.CLOSED: frozenset(),
+}
+
+
+class Connection:
+    """What is known of one connection. An illegal packet raises ProtocolViolated and changes nothing."""
+
+    def __init__(self, *, connect_timeout_s: float, now_s: float) -> None:
+        self.phase = Phase.FRESH
+        self.principal: Principal | None = None
+        self._will: Will | None = None
+        self._patience_s: float | None = None
+        self._deadline_s: float | None = now_s + connect_timeout_s
+        self._expires_s: float | None = None
+
+    def receive(self, packet: Packet, now_s: float) -> None:
+        """Check that a packet may come now, and note that the client lives. Raises ProtocolViolated."""
+        if type(packet) not in _ALLOWED[self.phase]:
+            raise ProtocolViolated("order", f"{type(packet).__name__} may not come while {self.phase.name}")
+        if isinstance(packet, Publish) and packet.qos == 2:
+            raise ProtocolViolated("qos-2", "this broker takes messages at QoS 0 and 1")
+        if isinstance(packet, Disconnect):
+            self._will = None
+        if self.phase is Phase.LIVE:
+            self.touch(now_s)
+
+    def admit(self, connect: Connect, principal: Principal, now_s: float) -> None:
+        """The CONNECT was accepted."""
+        self.phase = Phase.LIVE
+        self.principal = principal
+        self._will = connect.will
+        # Section 3.1.2.10: one and a half times the keepalive; 0 turns it off.
+        self._patience_s = connect.keepalive_s * 1.5 or None
+        self._expires_s = None if principal.valid_for_s is None else now_s + principal.valid_for_s
+        self.touch(now_s)
+
+    def touch(self, now_s: float) -> None:
+        """The client gave a sign of life, or was held back and could not."""
+        self._deadline_s = None if self._patience_s is None else now_s + self._patience_s
+
+    def overdue(self, now_s: float, *, is_held: bool = False) -> str | None:
+        """Why the connection should be closed now, in a fixed word. A client held back need not give signs of life."""
+        if self._expires_s is not None and now_s >= self._expires_s:
+            return "token-expired"
+        if self._deadline_s is None or now_s < self._deadline_s:
+            return None
+        if self.phase is Phase.FRESH:
+            return "connect-timeout"
+        return None if is_held else "keepalive"
+
+    def close(self) -> Will | None:
+        """The connection ended. Returns the will if it is to be published."""
+        self.phase = Phase.CLOSED
+        will, self._will = self._will, None
+        return will
+
+
+class Peer(Protocol):
+    """A socket, as the logic sees it. A Protocol, so that the logic is tested without one."""
+
+    def send(self, header: bytes, payload: bytes = b"") -> None:
+        """Write, never blocking."""
+        ...
+
+    def hold(self, is_held: bool) -> None:
+        """Stop reading, or go on. Packets that were read already wait too."""
+        ...
+
+    def close(self, *, is_polite: bool) -> None:
+        """Close: after what was written has gone out, or at once."""
+        ...
+
+
+class Session:
+    """What the broker keeps of a client id: what it has yet to get, and the peer it is connected by, if any."""
+
+    def __init__(self, client_id: str, *, is_clean: bool, limits: Limits) -> None:
+        self.client_id = client_id
+        self.is_clean = is_clean
+        self.outbox = Outbox(cap_bytes=limits.queue_bytes, window=limits.window)
+        self.away_since_s: float | None = None
+        self._peer: Peer | None = None
+        self._is_writable = False
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the client is not connected."""
+        return self._peer is None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether publishers should wait for this client: never for one that is away."""
+        return self.outbox.is_full and not self.is_away
+
+    def attach(self, peer: Peer) -> None:
+        """The client is connected: what it did not acknowledge goes out again."""
+        self._peer, self._is_writable = peer, True
+        self.away_since_s = None
+        self.outbox.restart()
+        self.pump()
+
+    def detach(self, now_s: float) -> None:
+        """The client is gone."""
+        self._peer = None
+        self.away_since_s = now_s
+
+    def offer(self, message: Message) -> bool:
+        """Send a message, or queue it. False if it had to be dropped."""
+        is_taken = self.outbox.offer(message, is_away=self.is_away)
+        self.pump()
+        return is_taken
+
+    def writable(self, is_writable: bool) -> None:
+        """The socket's own buffer has filled, or drained."""
+        self._is_writable = is_writable
+        self.pump()
+
+    def acknowledge(self, packet_id: int) -> None:
+        """The client has a message. An unknown id is none of our business: it may be from before a reconnect."""
+        self.outbox.acknowledge(packet_id)
+        self.pump()
+
+    def pump(self) -> None:
+        """Write what may be written."""
+        while self._peer is not None and self._is_writable and (packet := self.outbox.take()):
+            self._peer.send(publish_header(packet, len(packet.payload)), packet.payload)
+
+    def send(self, packet: Packet) -> None:
+        """Write a control packet, if connected."""
+        if self._peer is not None:
+            self._peer.send(encode(packet))
