@@ -36,25 +36,28 @@ help:
 venv: $(VENV)/.stamp
 venv-board: $(BOARD)/.stamp board
 
+# A half-made environment is made again.
+.DELETE_ON_ERROR:
+
 define make_venv
 @test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 with the venv module is needed: say which with PYTHON="; exit 1; }
-$(PYTHON) -m venv $@
-$@/bin/python -m pip install --quiet --upgrade pip
+$(PYTHON) -m venv $(@:/bin/python=)
+$@ -m pip install --quiet --upgrade pip
 endef
 
-$(VENV):
+$(VENV)/bin/python:
 	$(make_venv)
 
-$(VENV)/.stamp: pyproject.toml | $(VENV)
+$(VENV)/.stamp: pyproject.toml | $(VENV)/bin/python
 	$(VENV)/bin/python -m pip install --editable '.[workstation,dev]'
 	@touch $@
 
-$(BOARD):
+$(BOARD)/bin/python:
 	$(make_venv)
 
 # The wheels that `pip install .[board]` would fetch, kept to be counted and weighed, and installed from there alone.
 # What the tests need besides is installed apart.
-$(BOARD)/.stamp: pyproject.toml | $(BOARD)
+$(BOARD)/.stamp: pyproject.toml | $(BOARD)/bin/python
 	rm -rf $(WHEELS) build
 	$(BOARD)/bin/python -m pip wheel --wheel-dir $(WHEELS) '.[board]'
 	$(BOARD)/bin/python -m pip install --no-index --find-links $(WHEELS) 'mas-edge[board]'
