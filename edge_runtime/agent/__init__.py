@@ -1,0 +1,1 @@
+"""A device in a federation: joins over MQTT, fetches what a plan needs, trains, and hands its update in."""

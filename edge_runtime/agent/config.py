@@ -1,0 +1,92 @@
+"""agent.toml: which device this is, which federation it joins, and where its data and its state are.
+
+device = "kitchen"
+federation = "rooms"
+url = "mqtt://server.lan:1883"
+token = "eyJ…"                # the device's JSON Web Token: keep this file readable by its owner alone
+server_key = "9f2c…"          # hexadecimal Ed25519 key whose signature a manifest must carry
+data = "data/kitchen"         # paths are relative to this file
+state = "state/kitchen"
+threads = 2                   # optional: for the computation; the engine decides where it is not given
+ca_file = "ca.pem"            # optional: certificates to trust for mqtts://
+max_download_bytes = 500000000  # optional: the most that one plan may need
+"""
+
+import logging
+import re
+import stat
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from edge_runtime.wire.blob import MAX_BLOB_BYTES
+from edge_runtime.wire.names import DeviceId, FederationName
+
+MAX_CONFIG_BYTES = 64 * 1024
+
+_log = logging.getLogger(__name__)
+_KEY = re.compile(r"`\$\.?([^`]*)`")
+
+
+class ConfigInvalid(ValueError):
+    """The configuration cannot be used; the sentence names the file and the key."""
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A device's configuration. Paths are as the file has them until `read` has made them absolute."""
+
+    device: DeviceId
+    federation: FederationName
+    url: Annotated[str, Meta(min_length=1, max_length=500)]
+    token: Annotated[str, Meta(min_length=1, max_length=4096)]
+    server_key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
+    data: Path
+    state: Path
+    threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    ca_file: Path | None = None
+    max_download_bytes: Annotated[int, Meta(ge=1, le=2**50)] = MAX_BLOB_BYTES
+
+    def __repr__(self) -> str:
+        """Everything but the token."""
+        shown = (f"{name}={'***' if name == 'token' else repr(getattr(self, name))}" for name in self.__struct_fields__)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def read(path: Path) -> AgentConfig:
+    """The configuration in a file, its paths made absolute. Raises ConfigInvalid.
+
+    Logs a warning if others may read the file, because the token is in it.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = path.stat().st_mode
+            data = file.read(MAX_CONFIG_BYTES + 1)
+    except OSError as exc:
+        raise ConfigInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+    if len(data) > MAX_CONFIG_BYTES:
+        raise ConfigInvalid(f"{path} is over {MAX_CONFIG_BYTES} bytes: it is not an agent's configuration")
+    try:
+        config = msgspec.toml.decode(data, type=AgentConfig)
+    except msgspec.ValidationError as exc:
+        raise ConfigInvalid(_sentence(path, str(exc))) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise ConfigInvalid(f"{path} is not TOML: {exc}") from exc
+    if mode & (stat.S_IRGRP | stat.S_IROTH):
+        _log.warning("%s holds the device's token and others may read it: chmod 600 %s", path, path)
+    folder = path.resolve().parent
+    return msgspec.structs.replace(
+        config,
+        data=folder / config.data,
+        state=folder / config.state,
+        ca_file=None if config.ca_file is None else folder / config.ca_file,
+    )
+
+
+def _sentence(path: Path, problem: str) -> str:
+    """What msgspec says, with the key in front where it names one by its path `$.key`."""
+    where = _KEY.search(problem)
+    if where is None or not where.group(1):
+        return f"{path}: {problem}"
+    return f"{path}, key {where.group(1)}: {problem[: where.start()].removesuffix(' - at ')}"

@@ -1,0 +1,118 @@
+"""The work on a thread of its own, so that the link is served while a device trains. One at a time.
+
+`start` begins, `cancel` makes the worker's next report raise, `poll` gives what came of it, once.
+"""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from edge_runtime.agent.downloads import Downloads
+from edge_runtime.agent.work import (
+    Reason,
+    Stage,
+    WorkCancelled,
+    Worker,
+    WorkRefused,
+    evaluation_message,
+    update_message,
+)
+from edge_runtime.wire.blob import BlobStore, describe
+from edge_runtime.wire.errors import MessageInvalid
+from edge_runtime.wire.messages import Evaluation, Plan, Update, encode
+from edge_runtime.wire.tensors import pack
+
+
+@dataclass(frozen=True)
+class Done:
+    """The message for the server, and for an update the file that it announces."""
+
+    message: Update | Evaluation
+    weights: bytes | None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The worker refused."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Stopped:
+    """The work ended because it was cancelled."""
+
+
+Outcome = Done | Failed | Stopped
+
+
+class Job:
+    """Runs a worker's calls. `graphs` is where the graphs of a plan's manifest are whole."""
+
+    def __init__(self, worker: Worker, downloads: Downloads, graphs: BlobStore) -> None:
+        self._worker = worker
+        self._downloads = downloads
+        self._graphs = graphs
+        self._executor = ThreadPoolExecutor(1, "work")
+        self._future: Future[Outcome] | None = None
+        self._cancelled = threading.Event()
+        self._progress: tuple[Stage, int, int] | None = None
+
+    def start(self, plan: Plan, bytes_down: Callable[[], int]) -> None:
+        """Begin to work on a plan whose files are all here. `bytes_down` is asked when it has ended."""
+        self._cancelled, self._progress = threading.Event(), None
+        self._future = self._executor.submit(self._work, plan, bytes_down, self._cancelled)
+
+    def cancel(self) -> None:
+        """Make the work end at its next report."""
+        self._cancelled.set()
+
+    def progress(self) -> tuple[Stage, int, int] | None:
+        """The latest report, once: stage, done, total."""
+        progress, self._progress = self._progress, None
+        return progress
+
+    def poll(self) -> Outcome | None:
+        """What came of the work, once; None while there is none. Raises what the worker should not have raised."""
+        if self._future is None or not self._future.done():
+            return None
+        future, self._future = self._future, None
+        return future.result()
+
+    def close(self) -> None:
+        """Cancel, and wait until the thread has ended."""
+        self.cancel()
+        self._executor.shutdown(wait=True)
+
+    def _work(self, plan: Plan, bytes_down: Callable[[], int], cancelled: threading.Event) -> Outcome:
+        def report(stage: Stage, done: int, total: int) -> None:
+            self._progress = (stage, done, total)
+            if cancelled.is_set():
+                raise WorkCancelled
+
+        try:
+            return self._result(plan, bytes_down, report)
+        except WorkCancelled:
+            return Stopped() if cancelled.is_set() else Failed("error", "the work stopped although nobody asked for it")
+        except WorkRefused as refusal:
+            return Failed(refusal.reason, refusal.detail)
+        except MemoryError:
+            return Failed("memory", "there was not enough memory while working")
+        except MessageInvalid as exc:
+            return Failed("error", f"the result cannot be sent: {exc}")
+
+    def _result(self, plan: Plan, bytes_down: Callable[[], int], report: Callable[[Stage, int, int], None]) -> Done:
+        manifest, vector = self._downloads.load(plan)
+        if plan.work == "evaluate":
+            evaluation = self._worker.evaluate(plan, manifest, self._graphs, vector, report)
+            message = evaluation_message(plan, evaluation, bytes_down=bytes_down())
+            encode(message)
+            return Done(message, None)
+        result = self._worker.train(plan, manifest, self._graphs, vector, report)
+        weights = pack(manifest.table, result.weights)
+        blob = describe(weights, chunk_bytes=plan.weights.chunk_bytes)
+        update = update_message(plan, result, blob, bytes_down=bytes_down())
+        encode(update)
+        return Done(update, weights)

@@ -1,0 +1,93 @@
+"""The state folder: one process at a time, and a finished update that survives a power cut.
+
+state/lock            held by the running agent
+state/pending.json    the plan that was worked on and its result, until the server has acknowledged it
+state/blobs/          manifests and graphs, kept for reuse
+state/weights/        weights that came, and the update's
+"""
+
+import fcntl
+import logging
+from pathlib import Path
+
+import msgspec
+
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.messages import Evaluation, Plan, Update
+
+MAX_PENDING_BYTES = 256 * 1024
+
+_log = logging.getLogger(__name__)
+
+
+class StateUnusable(OSError):
+    """The state folder cannot be used: it is not writable, or another process uses it."""
+
+
+class Pending(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan that was worked on, and what the server has still to acknowledge."""
+
+    plan: Plan
+    result: Update | Evaluation
+
+
+class State:
+    """The state folder, locked until it is closed. Raises StateUnusable."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            self.blobs = BlobStore(root / "blobs")
+            self.weights = BlobStore(root / "weights")
+            self._lock = (root / "lock").open("ab")
+        except OSError as exc:
+            raise StateUnusable(f"the state folder {root} cannot be used: {exc.strerror}") from exc
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            self._lock.close()
+            raise StateUnusable(f"another process uses the state folder {root}: stop it, or name another one") from exc
+
+    def close(self) -> None:
+        """Let another process use the folder."""
+        self._lock.close()
+
+    @property
+    def _journal(self) -> Path:
+        return self.root / "pending.json"
+
+    def pending(self) -> Pending | None:
+        """The result that was not acknowledged yet, if its weights are still here."""
+        try:
+            if self._journal.stat().st_size > MAX_PENDING_BYTES:
+                raise msgspec.ValidationError("it is too large")
+            pending = msgspec.json.decode(self._journal.read_bytes(), type=Pending)
+        except FileNotFoundError:
+            return None
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+            _log.warning("%s is not understood and was put aside: %s", self._journal, exc)
+            self._journal.replace(self._journal.with_suffix(".bad"))
+            return None
+        if isinstance(pending.result, Update) and pending.result.weights.digest not in self.weights:
+            _log.warning("the weights of the update of round %d are gone: it is forgotten", pending.plan.round)
+            self.forget()
+            return None
+        return pending
+
+    def keep(self, pending: Pending, weights: bytes | None) -> None:
+        """Make a result survive: its weights first, then the journal. Raises StateUnusable."""
+        try:
+            if weights is not None:
+                self.weights.add(weights)
+            write_whole(self._journal, msgspec.json.encode(pending))
+        except OSError as exc:
+            raise StateUnusable(f"an update cannot be written to {self.root}: {exc.strerror}") from exc
+
+    def forget(self) -> None:
+        """The result need not be announced again. Raises StateUnusable."""
+        try:
+            self._journal.unlink(missing_ok=True)
+        except OSError as exc:
+            raise StateUnusable(f"{self._journal} cannot be removed: {exc.strerror}") from exc

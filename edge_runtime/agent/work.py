@@ -1,0 +1,139 @@
+"""The seam between the agent and training: what the agent asks for, and what comes back.
+
+The agent owns the link and the state folder; a worker owns the data set and the engine. A worker is called on a
+thread of its own, one call at a time.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+from edge_runtime.wire.blob import Blob, BlobStore
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.messages import Affinity, Evaluation, Hello, Plan, Update
+from edge_runtime.wire.tensors import Vector
+
+MAX_LOSS = 1e18
+"""What a message may carry; beyond it training has diverged."""
+Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "error"]
+Stage = Literal["download", "train", "probe", "evaluate", "upload"]
+Report = Callable[[Stage, int, int], None]
+"""Called with a stage, steps done and steps in all; raises WorkCancelled when the work is no longer wanted."""
+
+
+class WorkCancelled(Exception):
+    """The plan that is being worked on is no longer wanted. A worker lets it pass through."""
+
+
+class WorkerUnusable(Exception):
+    """A worker cannot be made: its data set or its engine cannot be used, and a sentence says why."""
+
+
+class WorkRefused(Exception):
+    """A plan cannot, or should not, be worked on: `reason` and `detail` go to the server as a Refusal."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason: Reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What local training gave: the new weights in the layout of the manifest's table, and what was measured.
+
+    `val_loss` is of the weights that came, before training. None is for what was not measured.
+    """
+
+    weights: Vector
+    examples: dict[str, int]
+    train_loss: dict[str, float]
+    val_loss: dict[str, float] | None
+    affinity: Affinity | None
+    wall_s: float
+    peak_rss_bytes: int | None
+    energy_j: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationResult:
+    """The losses of the weights that came, by task, over `examples`."""
+
+    loss: dict[str, float]
+    examples: dict[str, int]
+    wall_s: float
+    peak_rss_bytes: int | None
+    energy_j: float | None
+
+
+class Worker(Protocol):
+    """Does what a plan asks for with this device's data.
+
+    `weights` is a read-only vector in the layout of `manifest.table`; the manifest's graphs are whole in `store`.
+    Both calls may raise WorkRefused, and let WorkCancelled, which `report` raises, pass.
+    """
+
+    def hello(self) -> Hello:
+        """What this device has."""
+        ...
+
+    def train(self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report) -> TrainResult:
+        """Train locally as `plan.training` says."""
+        ...
+
+    def evaluate(
+        self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report
+    ) -> EvaluationResult:
+        """Measure the losses over `plan.data_split`."""
+        ...
+
+
+def update_message(plan: Plan, result: TrainResult, weights: Blob, *, bytes_down: int) -> Update:
+    """The message that announces an update. Raises WorkRefused if what was trained is not finite."""
+    if not np.isfinite(result.weights).all():
+        raise WorkRefused("diverged", "after training, weights were not finite: a lower learning rate may help")
+    _check_finite("training", result.train_loss)
+    _check_finite("validation", result.val_loss or {})
+    if result.affinity is not None and not _all_finite(result.affinity):
+        raise WorkRefused("diverged", "an affinity was not finite: a lower learning rate may help")
+    return Update(
+        round=plan.round,
+        group=plan.group,
+        weights=weights,
+        examples=result.examples,
+        train_loss=result.train_loss,
+        val_loss=result.val_loss,
+        affinity=result.affinity,
+        wall_s=result.wall_s,
+        peak_rss_bytes=result.peak_rss_bytes,
+        bytes_down=bytes_down,
+        energy_j=result.energy_j,
+    )
+
+
+def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int) -> Evaluation:
+    """The message with an evaluation's losses. Raises WorkRefused if one is not finite."""
+    _check_finite("evaluation", result.loss)
+    return Evaluation(
+        round=plan.round,
+        group=plan.group,
+        loss=result.loss,
+        examples=result.examples,
+        wall_s=result.wall_s,
+        peak_rss_bytes=result.peak_rss_bytes,
+        bytes_down=bytes_down,
+        energy_j=result.energy_j,
+    )
+
+
+def _all_finite(affinity: Affinity) -> bool:
+    matrices = (affinity.mean, affinity.variance or ())
+    return all(abs(value) <= MAX_LOSS for matrix in matrices for row in matrix for value in row)
+
+
+def _check_finite(which: str, losses: Mapping[str, float]) -> None:
+    for task, loss in sorted(losses.items()):
+        if not abs(loss) <= MAX_LOSS:
+            raise WorkRefused("diverged", f"the {which} loss of {task} is {loss}: a lower learning rate may help")

@@ -1,0 +1,401 @@
+import dataclasses
+import threading
+import time
+
+import msgspec
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from edge_runtime.agent.work import WorkCancelled, WorkRefused
+from edge_runtime.wire.blob import describe
+from edge_runtime.wire.link import Disconnected
+from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Progress, Refusal, Update
+from edge_runtime.wire.tensors import pack
+
+OFFLINE = b'{"state":"offline"}'
+
+
+def weights_held(world):
+    return sorted(path.name for path in (world.state_folder / "weights").iterdir())
+
+
+def test_agent_trains_evaluates_and_finishes(world):
+    ending = world.run(plans=[world.bundle.plan(0), world.bundle.plan(1, value=7.0), world.bundle.evaluation(2)])
+    assert ending.kind == "finished"
+    first, second, evaluation = world.server.results
+    assert isinstance(evaluation, Evaluation)
+    assert evaluation.loss == {"a": 0.5, "b": 0.5}
+    np.testing.assert_array_equal(world.server.weights(first), np.float32(1.0))
+    np.testing.assert_array_equal(world.server.weights(second), np.float32(8.0))
+    assert first.bytes_down > second.bytes_down > 2400  # the graphs are not fetched a second time
+    graph = world.bundle.manifest.graphs["encoder.forward"]
+    assert world.server.sent[graph.digest] == -(-graph.size_bytes // 1024)
+    assert world.link.retained[world.server.topics.status("kitchen")] == OFFLINE
+    assert world.link.closed
+    assert not (world.state_folder / "pending.json").exists()
+    assert not world.agent.session.errors
+
+
+def test_agent_drops_weights_of_closed_rounds(world):
+    world.run(plans=[world.bundle.plan(r) for r in range(4)])
+    last = world.server.results[-1]
+    assert set(weights_held(world)) == {last.weights.digest, world.bundle.weights(3.0).digest}
+    assert not [f for f in world.link.filters if "/blob/" in f]
+
+
+def test_agent_sends_graphs_of_a_split_group_only_once(world):
+    groups = [world.make_bundle(tasks=("a",)), world.make_bundle(tasks=("b",))]
+    world.server.bundles += groups
+    world.run(plans=[world.bundle.plan(0), groups[0].plan(1), groups[1].plan(2)])
+    assert len(world.server.results) == 3
+    assert all(world.server.sent[f.digest] == -(-f.size_bytes // 1024) for f in world.bundle.manifest.graphs.values())
+
+
+def test_agent_asks_again_for_lost_chunks(world):
+    lost = set()
+
+    def mangle(digest, index, data):
+        if index == 1 and digest not in lost:
+            lost.add(digest)
+            return None
+        return data
+
+    world.server.mangle = mangle
+    assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
+    assert len(world.server.results) == 1
+
+
+def test_agent_throws_a_corrupt_blob_away_and_fetches_it_again(world):
+    spoiled = set()
+
+    def mangle(digest, index, data):
+        if digest not in spoiled:
+            spoiled.add(digest)
+            return bytes(len(data))
+        return data
+
+    world.server.mangle = mangle
+    world.run(plans=[world.bundle.plan(0)])
+    assert len(world.server.results) == 1
+    assert world.agent.session.errors["corrupt_blob"] == len(spoiled)
+
+
+def test_agent_refuses_a_graph_that_never_matches_its_digest(world):
+    graph = world.bundle.manifest.graphs["encoder.forward"].digest
+    world.server.mangle = lambda digest, _index, data: bytes(len(data)) if digest == graph else data
+    assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
+    (refusal,) = world.server.said(Refusal)
+    assert refusal.reason == "bundle"
+    assert graph[:12] in refusal.detail
+    assert world.worker.calls == []
+
+
+def test_agent_refuses_a_foreign_signature_and_keeps_nothing_of_it(world):
+    foreign = world.make_bundle(tasks=("a",), key=Ed25519PrivateKey.generate())
+    world.server.bundles.append(foreign)
+    world.run(plans=[foreign.plan(0), world.bundle.plan(1)])
+    (refusal,) = world.server.said(Refusal)
+    assert (refusal.round, refusal.reason) == (0, "bundle")
+    assert "not signed" in refusal.detail
+    assert not (world.state_folder / "blobs" / foreign.bundle.digest).exists()
+    assert [result.round for result in world.server.results] == [1]
+
+
+def test_agent_refuses_weights_with_nan(world):
+    vector = np.zeros(world.bundle.table.size, np.float32)
+    vector[3] = np.nan
+    good = world.bundle.weights(0.0)
+    data = pack(world.bundle.table, vector)
+    plan = world.bundle.plan(0)
+    blob = describe(data, chunk_bytes=good.chunk_bytes)
+    world.bundle.blobs[blob.digest] = data
+    world.run(plans=[msgspec.structs.replace(plan, weights=blob)])
+    (refusal,) = world.server.said(Refusal)
+    assert refusal.reason == "bundle"
+    assert "not finite" in refusal.detail
+    assert world.worker.calls == []
+
+
+def test_agent_refuses_what_is_over_its_cap_before_fetching(world):
+    world.max_bytes = 1000
+    world.run(plans=[world.bundle.plan(0)])
+    assert world.server.said(Refusal)[0].reason == "bundle"
+    assert not world.server.said(Need)
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", b'{"type":"nonsense"}', b"[" * 10000, b"\xff" * 100, b"x" * 70000])
+def test_agent_counts_and_drops_malformed_commands(world, payload):
+    world.server.on_message = lambda message: isinstance(message, Hello) and world.server.raw(payload)
+    assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
+    assert world.agent.session.errors == {"message": 1}
+    assert len(world.server.results) == 1
+
+
+def test_agent_counts_and_drops_foreign_topics_and_chunks(world):
+    plan = world.bundle.plan(0)
+
+    def hello(message):
+        if isinstance(message, Hello):
+            world.link.filters |= {"mas/1/rooms/device/attic/command", "other/topic", f"mas/1/rooms/blob/{'0' * 64}/+"}
+            world.link.deliver("mas/1/rooms/device/attic/command", b"{}")
+            world.link.deliver("other/topic", b"")
+            world.link.deliver(f"mas/1/rooms/blob/{'0' * 64}/0", b"unasked")
+        return False
+
+    def mangle(digest, index, data):
+        world.link.deliver(world.server.topics.download(digest, index), data[:-1])
+        world.link.deliver(world.server.topics.download(digest, 999), data)
+        return data
+
+    world.server.on_message = hello
+    world.server.mangle = mangle
+    world.run(plans=[plan])
+    assert len(world.server.results) == 1
+    assert world.agent.session.errors["topic"] == 2
+    assert world.agent.session.errors["chunk"] > 2
+    assert f"mas/1/rooms/blob/{'0' * 64}/+" not in world.link.filters
+
+
+def test_agent_works_on_while_disconnected_and_announces_afterwards(world):
+    def before(_plan, _report):
+        world.server.reconnect()
+        while len(world.server.said(Hello)) < 2:
+            time.sleep(0.005)
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(0)])
+    assert world.worker.calls == [("train", 0)]
+    assert len(world.server.results) == 1
+
+
+def test_agent_goes_on_with_a_transfer_after_reconnecting(world):
+    needs = []
+
+    def cut(message):
+        if isinstance(message, Need):
+            needs.append(message)
+            if len(needs) == 3:
+                world.server.reconnect()
+                return True
+        return False
+
+    world.server.on_message = cut
+    world.run(plans=[world.bundle.plan(0)])
+    assert len(world.server.results) == 1
+    assert world.worker.calls == [("train", 0)]
+
+
+def test_agent_stops_superseded_work_and_never_announces_it(world):
+    started = threading.Event()
+
+    def before(plan, report):
+        if plan.round == 0:
+            world.server.plans.popleft()
+            world.server.next()
+            started.set()
+            with pytest.raises(WorkCancelled):
+                while True:
+                    report("train", 1, 10)
+                    time.sleep(0.005)
+            raise WorkCancelled
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
+    assert started.is_set()
+    assert [update.round for update in world.server.said(Update)] == [1]
+    assert world.worker.most_running == 1
+
+
+def test_agent_drops_a_result_that_comes_after_its_plan_was_superseded(world):
+    def before(plan, _report):
+        if plan.round == 0:
+            world.server.plans.popleft()
+            world.server.next()
+            while world.agent.session.plan.round == 0:
+                time.sleep(0.005)
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
+    assert [update.round for update in world.server.said(Update)] == [1]
+    assert world.worker.calls == [("train", 0), ("train", 1)]
+
+
+def test_agent_announces_again_after_a_restart_instead_of_training_again(world):
+    world.server.acks = False
+    world.server.on_message = lambda message: isinstance(message, Update) and world.stop.set()
+    assert world.run(plans=[world.bundle.plan(0)]).kind == "stopped"
+    assert world.worker.calls == [("train", 0)]
+    assert (world.state_folder / "pending.json").exists()
+
+    world.server.acks, world.server.on_message = True, lambda _message: False
+    world.stop.clear()
+    assert world.run().kind == "finished"
+    assert world.worker.calls == [("train", 0)]
+    assert [result.round for result in world.server.results] == [0]
+    np.testing.assert_array_equal(world.server.weights(world.server.results[0]), np.float32(1.0))
+    assert not (world.state_folder / "pending.json").exists()
+
+
+def test_agent_forgets_an_old_result_when_asked_for_another_round(world):
+    world.server.acks = False
+    world.server.on_message = lambda message: isinstance(message, Update) and world.stop.set()
+    world.run(plans=[world.bundle.plan(0)])
+    old = world.server.said(Update)[0].weights.digest
+    world.server.acks, world.server.on_message = True, lambda _message: False
+    world.stop.clear()
+    world.server.plans.clear()
+    world.run(plans=[world.bundle.plan(5)])
+    assert [result.round for result in world.server.results] == [5]
+    assert old not in weights_held(world)
+
+
+@pytest.mark.parametrize("reason", ["memory", "battery", "heat", "no_data"])
+def test_agent_tells_the_server_why_a_worker_refused(world, reason):
+    def before(plan, _report):
+        if plan.round == 0:
+            raise WorkRefused(reason, "because " + "x" * 1000)
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
+    (refusal,) = world.server.said(Refusal)
+    assert (refusal.round, refusal.group, refusal.reason) == (0, "a+b", reason)
+    assert len(refusal.detail) == 500
+    assert [result.round for result in world.server.results] == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [({"loss": float("nan")}, "diverged"), ({"loss": 1e19}, "diverged"), ({"step": float("inf")}, "diverged")],
+)
+def test_agent_refuses_to_send_a_diverged_result(world, change, reason):
+    for name, value in change.items():
+        setattr(world.worker, name, value)
+    world.run(plans=[world.bundle.plan(0)])
+    assert [refusal.reason for refusal in world.server.said(Refusal)] == [reason]
+    assert not world.server.said(Update)
+
+
+def test_agent_refuses_when_memory_runs_out(world):
+    def before(_plan, _report):
+        raise MemoryError
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(0)])
+    assert [refusal.reason for refusal in world.server.said(Refusal)] == ["memory"]
+
+
+def test_agent_refuses_when_a_worker_stops_by_itself(world):
+    def before(_plan, _report):
+        raise WorkCancelled
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(0)])
+    assert [refusal.reason for refusal in world.server.said(Refusal)] == ["error"]
+
+
+def test_agent_refuses_a_result_that_no_message_can_carry(world):
+    original = world.worker.evaluate
+
+    def evaluate(*arguments):
+        return dataclasses.replace(original(*arguments), examples={"a": -1})
+
+    world.worker.evaluate = evaluate
+    world.run(plans=[world.bundle.evaluation(0)])
+    assert [refusal.reason for refusal in world.server.said(Refusal)] == ["error"]
+
+
+def test_agent_says_how_far_it_is(world):
+    def before(_plan, report):
+        report("train", 3, 10)
+        while not [p for p in world.server.said(Progress) if p.stage == "train"]:
+            report("train", 3, 10)
+            time.sleep(0.01)
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(0)])
+    assert Progress(round=0, stage="train", done=3, total=10) in world.server.said(Progress)
+
+
+def test_agent_waits_for_room_in_the_link(world):
+    def fill(message):
+        world.link.full = 2
+        return False
+
+    world.server.on_message = fill
+    world.run(plans=[world.bundle.plan(0)])
+    assert len(world.server.results) == 1
+    assert world.link.retained[world.server.topics.status("kitchen")] == OFFLINE
+
+
+def test_agent_ends_when_the_broker_refuses(world):
+    world.server.connect = lambda: world.link.inbox.put(Disconnected("not authorised", refused=True))
+    ending = world.run()
+    assert (ending.kind, ending.detail) == ("refused", "not authorised")
+    assert world.link.closed
+
+
+def test_agent_takes_a_second_connect_as_a_reconnect(world):
+    world.server.on_message = lambda message: isinstance(message, Hello) and len(world.server.said(Hello)) == 1 and (
+        world.server.connect() or True
+    )
+    world.run(plans=[world.bundle.plan(0)])
+    assert len(world.server.said(Hello)) == 2
+    assert len(world.server.results) == 1
+
+
+def test_agent_counts_messages_that_do_not_fit(world):
+    def odd(message):
+        if isinstance(message, Update) and world.server.said(Update) == [message]:
+            world.server.say(Ack(round=7, group="x", accepted=True))
+            world.server.say(Need(digest="0" * 64, chunks=(0,)))
+            world.server.say(Need(digest=message.weights.digest, chunks=(99,)))
+        return False
+
+    world.server.on_message = odd
+    world.run(plans=[world.bundle.plan(0)])
+    assert world.agent.session.errors == {"stale_ack": 1, "odd_need": 2}
+    assert len(world.server.results) == 1
+
+
+def test_agent_says_a_refusal_after_reconnecting_that_it_could_not_say(world):
+    gone = threading.Event()
+
+    def before(_plan, _report):
+        world.link.inbox.put(Disconnected("cut", refused=False))
+        while world.agent.session.online:
+            time.sleep(0.005)
+        gone.set()
+        threading.Timer(0.3, world.server.connect).start()
+        raise WorkRefused("heat", "90 degrees")
+
+    world.worker.before = before
+    world.server.on_message = lambda message: isinstance(message, Hello) and gone.is_set()
+    world.run(plans=[world.bundle.plan(0)])
+    assert [refusal.reason for refusal in world.server.said(Refusal)] == ["heat"]
+
+
+def test_agent_finishes_while_it_works(world):
+    def before(_plan, report):
+        world.server.say(Finished(detail="enough"))
+        while True:
+            report("train", 0, 1)
+            time.sleep(0.005)
+
+    world.worker.before = before
+    ending = world.run(plans=[world.bundle.plan(0)])
+    assert (ending.kind, ending.detail) == ("finished", "enough")
+
+
+def test_agent_counts_a_stale_plan(world):
+    def before(plan, _report):
+        if plan.round == 5:
+            world.server.say(world.bundle.plan(4))
+            while not world.agent.session.errors:
+                time.sleep(0.005)
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(5)])
+    assert world.agent.session.errors == {"stale_plan": 1}
+    assert world.worker.calls == [("train", 5)]
+
