@@ -1,0 +1,308 @@
+"""The aggregator: a short loop that hears the link and does what the coordinator and the transfers say.
+
+Rules
+- A bad message is counted, logged and dropped; nothing that a device sends can stop the loop.
+- What is said waits in an outbox where the link is full; it is bounded, and what is lost there is asked for again.
+- A result is journalled before it is acknowledged, and a round before its plans are sent.
+"""
+
+import logging
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from broker_server.coordinator import (
+    Abandon,
+    Action,
+    Close,
+    Coordinator,
+    Fetch,
+    Note,
+    Opened,
+    Record,
+    Result,
+    Send,
+    Work,
+)
+from broker_server.federation import Federation
+from broker_server.split import SplitImpossible
+from broker_server.store import RoundRow, Store
+from broker_server.transfers import Chunk, Downloads, Uploads
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TensorsInvalid, TopicInvalid
+from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link, LinkFull
+from edge_runtime.wire.messages import (
+    Evaluation,
+    Hello,
+    Need,
+    Progress,
+    Refusal,
+    Update,
+    decode_device,
+    decode_status,
+    encode,
+)
+from edge_runtime.wire.topics import Address, Topics
+
+_LOG = logging.getLogger(__name__)
+TICK_S = 0.25
+MAX_SAYINGS = 4096
+MAX_CHUNKS = 1024
+"""Chunks waiting for the link, each a few bytes until it is read."""
+
+
+class Watcher(Protocol):
+    """A seam for people who watch: a live view, quiet lines or nothing."""
+
+    def note(self, text: str) -> None:
+        """Something worth reading has happened."""
+        ...
+
+    def closed(self, row: RoundRow, results: Mapping[str, Result]) -> None:
+        """A round has closed."""
+        ...
+
+    def refresh(self, aggregator: "Aggregator") -> None:
+        """Some time has passed."""
+        ...
+
+
+class Aggregator:
+    """One federation's server over a link. Runs no rounds until it is given a federation."""
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        topics: Topics,
+        store: Store,
+        blobs: BlobStore,
+        coordinator: Coordinator,
+        watcher: Watcher,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._link = link
+        self._topics = topics
+        self._store = store
+        self._blobs = blobs
+        self.coordinator = coordinator
+        self._watcher = watcher
+        self._clock = clock
+        self.federation: Federation | None = None
+        self.work: Work | None = None
+        """The round that is going on or waits for devices."""
+        self.finished: str | None = None
+        """How the federation ended, once it has."""
+        self.failed = False
+        """Whether it ended before its time."""
+        self._downloads = Downloads()
+        self._uploads = Uploads(blobs)
+        self._sayings: deque[tuple[str, bytes]] = deque(maxlen=MAX_SAYINGS)
+        self._chunks: deque[Chunk] = deque()
+        self._bytes_up: int | None = 0
+        self._ticked_s = float("-inf")
+        self._dropped: Counter[str] = Counter()
+        link.subscribe(*topics.from_devices())
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was dropped or declined, by reason."""
+        return dict(self._dropped + self.coordinator.counts + self._uploads.counts + self._downloads.counts)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether everything that there was to say has been handed to the link."""
+        return not self._sayings and not self._chunks
+
+    def run(self, federation: Federation) -> None:
+        """Begin a federation, or go on with it where the journal stands."""
+        self.federation = federation
+        self._downloads.offer(*federation.graphs)
+        self._next()
+        open_round = self.work is not None and federation.begun(self.work) is not None
+        federation.sweep(partial=not open_round)
+
+    def step(self, timeout_s: float) -> None:
+        """Take one event from the link, if one comes in time, and do what follows from it and from the clock."""
+        self._flush()
+        event = self._link.receive(min(timeout_s, TICK_S))
+        if isinstance(event, Delivery):
+            self._hear(event)
+        elif isinstance(event, Disconnected):
+            self._chunks.clear()  # whoever still needs them asks again
+            self._note(f"the connection to the broker is lost: {event.reason}")
+        elif isinstance(event, Connected):
+            _LOG.info("connected to the broker")
+        now_s = self._clock()
+        if now_s - self._ticked_s >= TICK_S:
+            self._ticked_s = now_s
+            for device, need in self._uploads.tick(now_s):
+                self._say(device, encode(need))
+            self._do(self.coordinator.tick(now_s))
+            self._watcher.refresh(self)
+        self._flush()
+
+    def _hear(self, delivery: Delivery) -> None:
+        try:
+            match self._topics.parse(delivery.topic):
+                case Address(device=str(device), kind="status"):
+                    online = decode_status(delivery.payload).state == "online"
+                    self._do(self.coordinator.status(device, online=online, now_s=self._clock()))
+                case Address(device=str(device), kind="event"):
+                    self._message(device, delivery.payload)
+                case Address(device=str(device), kind="blob", digest=str(digest), index=int(index)):
+                    self._chunk(device, digest, index, delivery.payload)
+                case _:
+                    self._dropped["message that is not for the server"] += 1
+        except (TopicInvalid, MessageInvalid) as exc:
+            self._dropped[type(exc).__name__] += 1
+            number = self._dropped[type(exc).__name__]
+            if number & (number - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a flood of them does not fill the log
+                _LOG.warning("dropped a message on %.200s (%d so far): %s", delivery.topic, number, exc)
+
+    def _message(self, device: str, payload: bytes) -> None:
+        now_s = self._clock()
+        match decode_device(payload):
+            case Hello() as hello:
+                self._hello(device, hello)
+            case Need() as need:
+                wanted = self._downloads.need(need, now_s)
+                room = max(0, MAX_CHUNKS - len(self._chunks))
+                self._chunks.extend(wanted[:room])
+                self._dropped["chunk that the link had no room for"] += len(wanted[room:])
+            case Progress() as progress:
+                self.coordinator.progress(device, progress)
+            case Refusal() as refusal:
+                self._do(self.coordinator.refusal(device, refusal, now_s))
+            case Update() as update:
+                self._do(self.coordinator.update(device, update, now_s))
+            case Evaluation() as evaluation:
+                self._do(self.coordinator.evaluation(device, evaluation, now_s))
+
+    def _hello(self, device: str, hello: Hello) -> None:
+        known = self.coordinator.devices.get(device)
+        if known is None or known.hello != hello:
+            self._store.set_hello(device, hello)
+            self._note(f"{device} has joined")
+        self._do(self.coordinator.hello(device, hello, self._clock()))
+
+    def _chunk(self, device: str, digest: str, index: int, data: bytes) -> None:
+        if self._bytes_up is not None:
+            self._bytes_up += len(data)
+        try:
+            whole, need = self._uploads.chunk(device, digest, index, data, self._clock())
+        except BlobInvalid as exc:
+            self._do(self.coordinator.rejected(device, str(exc), self._clock()))
+            return
+        if need is not None:
+            self._say(device, encode(need))
+        if whole:
+            self._whole(device)
+
+    def _whole(self, device: str) -> None:
+        """A device's announced weights are here: check them, then count them."""
+        current = self.coordinator.open
+        assert current is not None
+        assert self.federation is not None
+        update = current.results[device]
+        assert isinstance(update, Update)
+        try:
+            self.federation.check_update(current.work, update)
+        except TensorsInvalid as exc:
+            if update.weights.digest != current.work.weights.digest:
+                self._blobs.discard(update.weights.digest)
+            self._do(self.coordinator.rejected(device, str(exc), self._clock()))
+        else:
+            self._do(self.coordinator.received(device, self._clock()))
+
+    def _do(self, actions: list[Action]) -> None:
+        for action in actions:
+            match action:
+                case Opened(round=_, members=members, quorum=quorum):
+                    assert self.work is not None
+                    self._store.open_round(self.work.assignment, members, quorum)
+                case Send(device=device, message=message):
+                    self._say(device, encode(message))
+                case Fetch(device=device, update=update):
+                    need = self._uploads.begin(device, update.weights, self._clock())
+                    if need is None:
+                        self._whole(device)
+                    else:
+                        self._say(device, encode(need))
+                case Abandon(device=device):
+                    self._uploads.abandon(device)
+                case Record(device=device, result=result):
+                    self._store.add_result(result.round, device, result)
+                case Close(devices=devices):
+                    self._close(devices)
+                case Note(text=text):
+                    self._note(text)
+
+    def _close(self, devices: tuple[str, ...]) -> None:
+        assert self.federation is not None
+        assert self.work is not None
+        results = self.federation.close(self.work, devices, bytes_up=self._bytes_up)
+        row = self.federation.begun(self.work)
+        assert row is not None
+        self._downloads.withdraw(self.work.weights.digest)
+        self._watcher.closed(row, results)
+        self._next()
+
+    def _next(self) -> None:
+        """Offer the next round, or the one that was open when an earlier process ended."""
+        assert self.federation is not None
+        now_s = self._clock()
+        try:
+            self.work = self.federation.next()
+        except SplitImpossible as exc:
+            self.failed = True
+            self._finish(f"the federation cannot go on: {exc}")
+            return
+        if self.work is None:
+            self._finish("all rounds are done")
+            return
+        self._downloads.offer(self.work.bundle, self.work.weights)
+        begun = self.federation.begun(self.work)
+        if begun is None:
+            self._bytes_up = 0
+            self._do(self.coordinator.offer(self.work, now_s))
+            return
+        self._bytes_up = None  # what came before the restart was not counted
+        results = self._store.results(self.work.assignment.round)
+        self._note(
+            f"round {self.work.assignment.round} goes on: {len(results)} of {len(begun.members)} results are here"
+        )
+        offer = self.coordinator.offer(self.work, now_s, members=begun.members, quorum=begun.quorum, results=results)
+        self._do(offer)
+
+    def _finish(self, detail: str) -> None:
+        self.work = None
+        self.finished = detail
+        self._note(detail)
+        self._do(self.coordinator.finish(detail[:500]))
+
+    def _say(self, device: str, payload: bytes) -> None:
+        self._sayings.append((self._topics.command(device), payload))
+
+    def _note(self, text: str) -> None:
+        self._store.note(text)
+        self._watcher.note(text)
+
+    def _flush(self) -> None:
+        """Hand to the link what it has room for: messages first, then chunks, read from the disk one at a time."""
+        try:
+            while self._sayings:
+                self._link.publish(*self._sayings[0])
+                self._sayings.popleft()
+            while self._chunks:
+                chunk = self._chunks[0]
+                try:
+                    data = self._blobs.chunk(chunk.blob, chunk.index)
+                except BlobInvalid:
+                    self._dropped["need of a blob that is no longer kept"] += 1
+                else:
+                    self._link.publish(self._topics.download(chunk.blob.digest, chunk.index), data)
+                self._chunks.popleft()
+        except LinkFull:
+            return

@@ -1,0 +1,163 @@
+"""server.toml: how a federation is run. Every key has a default; a flag of the command line overrides its key.
+
+federation = "home"
+bundle = "bundle"             # paths are relative to this file
+merged_rounds = 70
+groups = 3
+"""
+
+import os
+import re
+import stat
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from broker_server.coordinator import Rules
+from broker_server.strategy import Mas, Strategy
+from edge_runtime.wire.names import FederationName, TaskName, Tasks
+
+MAX_CONFIG_BYTES = 64 * 1024
+Rounds = Annotated[int, Meta(ge=1, le=100_000)]
+Many = Annotated[int, Meta(ge=0, le=100_000)]
+_KEY = re.compile(r"`\$\.?([^`]*)`")
+
+
+class ConfigInvalid(ValueError):
+    """The configuration cannot be used; the sentence names the key."""
+
+
+class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """How devices train: what every plan carries."""
+
+    local_epochs: int
+    batch: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    probe_every: int
+    seed: int
+
+
+class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server's configuration."""
+
+    federation: FederationName = "home"
+    state: Path = Path("runs/server")
+    host: Annotated[str, Meta(min_length=1, max_length=255)] = "0.0.0.0"  # noqa: S104  (every device has a token)
+    port: Annotated[int, Meta(ge=0, le=65535)] = 1883
+    bundle: Path | None = None
+    """The folder of a compiled model; `bundle` in the state folder where it is not given."""
+
+    tasks: tuple[TaskName, ...] = ()
+    """The tasks to train; all of the bundle's where none is named."""
+    merged_rounds: Rounds = 20
+    probe_rounds: Many = 10
+    """Affinities are probed in so many of the first rounds."""
+    probe_every: Many = 10
+    """… at every so many batches."""
+    split_rounds: Rounds = 10
+    groups: Annotated[int, Meta(ge=1, le=32)] = 2
+    at_most: bool = False
+
+    min_devices: Annotated[int, Meta(ge=1, le=100_000)] = 2
+    clients_per_round: Many = 0
+    quorum: Many = 0
+    round_deadline_s: Annotated[float, Meta(gt=0, le=1e7)] = 3600.0
+
+    local_epochs: Annotated[int, Meta(ge=1, le=1000)] = 1
+    batch: Annotated[int, Meta(ge=1, le=65536)] = 16
+    lr: Annotated[float, Meta(gt=0, le=1e3)] = 0.1
+    momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Meta(ge=0, le=1)] = 1e-4
+    seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
+
+    @property
+    def rules(self) -> Rules:
+        """How many devices a round takes and how long it waits."""
+        return Rules(
+            min_devices=self.min_devices,
+            clients_per_round=self.clients_per_round,
+            quorum=self.quorum,
+            deadline_s=self.round_deadline_s,
+            seed=self.seed,
+        )
+
+    @property
+    def training(self) -> TrainingSettings:
+        """How devices train."""
+        return msgspec.convert(
+            {name: getattr(self, name) for name in TrainingSettings.__struct_fields__}, TrainingSettings
+        )
+
+    @property
+    def bundle_path(self) -> Path:
+        """Where the bundle is, or is waited for."""
+        return self.bundle or self.state / "bundle"
+
+    def strategy(self, tasks: Tasks) -> Strategy:
+        """The planner for these tasks. Raises SplitImpossible."""
+        return Mas(
+            tasks,
+            merged_rounds=self.merged_rounds,
+            split_rounds=self.split_rounds,
+            probe_rounds=self.probe_rounds,
+            groups=self.groups,
+            mode="at_most" if self.at_most else "exactly",
+        )
+
+    def fingerprint(self) -> str:
+        """The settings that a federation cannot change once it has begun, as JSON."""
+        kept = ("federation", "tasks", "merged_rounds", "probe_rounds", "split_rounds", "groups", "at_most", "seed")
+        return msgspec.json.encode({name: getattr(self, name) for name in kept}).decode()
+
+
+def read(path: Path | None, **flags: object) -> ServerConfig:
+    """The configuration in a file, or the default one, with `flags` that are not None over it.
+
+    Paths in the file are relative to it, those of flags to the working folder. Raises ConfigInvalid.
+    """
+    keys: dict[str, object] = {}
+    if path is not None:
+        try:
+            if not stat.S_ISREG(path.stat().st_mode):
+                raise ConfigInvalid(f"{path} is not a file")
+            data = path.read_bytes()[: MAX_CONFIG_BYTES + 1]
+            keys = msgspec.toml.decode(data)
+        except OSError as exc:
+            raise ConfigInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+        except (msgspec.DecodeError, UnicodeDecodeError, ImportError) as exc:
+            raise ConfigInvalid(f"{path} is not TOML: {exc}") from exc
+        for key in ("state", "bundle"):
+            if isinstance(keys.get(key), str):
+                keys[key] = os.path.normpath(path.resolve().parent / str(keys[key]))
+    given = {
+        name: str(value) if isinstance(value, Path) else value for name, value in flags.items() if value is not None
+    }
+    try:
+        config = msgspec.convert({**keys, **given}, ServerConfig)
+    except msgspec.ValidationError as exc:
+        raise ConfigInvalid(_sentence(path, str(exc))) from exc
+    _check(config)
+    return config
+
+
+def _check(config: ServerConfig) -> None:
+    if len(set(config.tasks)) != len(config.tasks):
+        raise ConfigInvalid("tasks: one of them is there twice")
+    if config.clients_per_round and config.quorum > config.clients_per_round:
+        raise ConfigInvalid(
+            f"quorum: {config.quorum} results cannot come from the {config.clients_per_round} clients of a round"
+        )
+    if config.groups > 1 and not (config.probe_rounds and config.probe_every):
+        raise ConfigInvalid("probe_rounds and probe_every: a split needs affinities, so neither may be 0")
+
+
+def _sentence(path: Path | None, problem: str) -> str:
+    where = _KEY.search(problem)
+    source = f"{path}: " if path else ""
+    if where is None or not where.group(1):
+        return f"{source}{problem}"
+    return f"{source}{where.group(1)}: {problem[: where.start()].removesuffix(' - at ')}"

@@ -1,0 +1,488 @@
+"""The rounds of a federation as a state machine without I/O or clock.
+
+Rules
+- Everything that happens comes in as a method with the time, `now_s`; everything to be done goes out as a list of
+  actions, to be done in that order. `Record` comes before the `Send` of its acknowledgement: journal, then say so.
+- One round is open at a time. A round begins when enough devices are online, with a seeded sample of them.
+- A member's state changes by the table `TRANSITIONS` alone. What the table does not have is counted in `counts`,
+  declined where the device waits for an answer, and changes nothing.
+- A round closes when every member has answered, a refusal being an answer, or at the deadline; either way only with
+  a quorum of results. Without one the deadline is extended: members that are online go on, the others are replaced
+  by fresh draws. An evaluation that every member refused closes with nothing.
+- A device's result of a round counts once. One that comes late is declined and counted.
+
+A member of a round:
+
+    asked ──announce──► fetching ──receive──► counted
+      │                    ├──reject──► rejected
+      ├──evaluate──────────┼──────────► counted
+      └──refuse────────────┴──────────► refused
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from broker_server.affinity import check as check_affinity
+from broker_server.strategy import Assignment
+from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.messages import (
+    Ack,
+    Evaluation,
+    Finished,
+    Hello,
+    Plan,
+    Progress,
+    Refusal,
+    ServerMessage,
+    Training,
+    Update,
+)
+
+Result = Update | Evaluation
+State = Literal["asked", "fetching", "counted", "refused", "rejected"]
+Step = Literal["announce", "receive", "reject", "evaluate", "refuse"]
+
+TRANSITIONS: Mapping[tuple[State, Step], State] = {
+    ("asked", "announce"): "fetching",
+    ("asked", "evaluate"): "counted",
+    ("asked", "refuse"): "refused",
+    ("fetching", "announce"): "fetching",  # the device started again, perhaps with other weights
+    ("fetching", "receive"): "counted",
+    ("fetching", "reject"): "rejected",
+    ("fetching", "refuse"): "refused",
+}
+UNANSWERED: frozenset[State] = frozenset({"asked", "fetching"})
+PATIENCE_S = 3.0
+"""A member that is online and has not said Hello for so long gets its plan all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """How many devices a round takes and how long it waits."""
+
+    min_devices: int = 2
+    """A round begins when so many are online."""
+    clients_per_round: int = 0
+    """How many are drawn for a round of training; 0 for all that are online."""
+    quorum: int = 0
+    """Results that a round needs; 0 for half of its members, rounded up."""
+    deadline_s: float = 600.0
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """A round to be done: what it is about and what its plan carries."""
+
+    assignment: Assignment
+    bundle: Blob
+    signature: str
+    weights: Blob
+    training: Training | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A round has begun, or has other members now: journal them."""
+
+    round: int
+    members: tuple[str, ...]
+    quorum: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Send:
+    """Say this to a device."""
+
+    device: str
+    message: ServerMessage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Ask a device for the weights that it announced; answer with `received` or `rejected`."""
+
+    device: str
+    update: Update
+
+
+@dataclass(frozen=True, kw_only=True)
+class Abandon:
+    """Stop fetching from a device."""
+
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Journal a device's result: the round counts it from now on."""
+
+    device: str
+    result: Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Close:
+    """The round has what it needs: fold the results of these devices, then offer the next round."""
+
+    round: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Something that people who watch should read."""
+
+    text: str
+
+
+Action = Opened | Send | Fetch | Abandon | Record | Close | Note
+
+
+@dataclass
+class Device:
+    """What is known of a device."""
+
+    online: bool = False
+    hello: Hello | None = None
+    progress: Progress | None = None
+
+
+@dataclass
+class OpenRound:
+    """The round that is going on. Before it has members it waits for enough devices."""
+
+    work: Work
+    members: dict[str, State] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    quorum: int = 0
+    deadline_s: float = math.inf
+    owed: dict[str, float] = field(default_factory=dict)
+    """Members that came online without saying Hello, and when they get their plan all the same."""
+    draws: int = 0
+
+
+class Coordinator:
+    """Who does what in which round. See the module's rules."""
+
+    def __init__(self, rules: Rules, hellos: Mapping[str, Hello] | None = None) -> None:
+        self._rules = rules
+        self.devices: dict[str, Device] = {name: Device(hello=hello) for name, hello in (hellos or {}).items()}
+        self.counts: Counter[str] = Counter()
+        """What was dropped or declined, by reason."""
+        self.open: OpenRound | None = None
+        self._last: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._finished: str | None = None
+
+    @property
+    def online(self) -> list[str]:
+        """The devices that are online and have said what they are, in order."""
+        return sorted(name for name, device in self.devices.items() if device.online and device.hello)
+
+    def offer(
+        self,
+        work: Work,
+        now_s: float,
+        *,
+        members: tuple[str, ...] = (),
+        quorum: int = 0,
+        results: Mapping[str, Result] | None = None,
+    ) -> list[Action]:
+        """Begin a round, or with `members`, `quorum` and `results` go on with one that an earlier process began."""
+        counted = dict(results or {})
+        self.open = OpenRound(
+            work=work,
+            members={name: "counted" if name in counted else "asked" for name in members},
+            results=counted,
+            quorum=quorum,
+            draws=len(members),
+        )
+        if members:
+            self.open.deadline_s = now_s + self._rules.deadline_s
+        return self._advance(now_s)
+
+    def finish(self, detail: str) -> list[Action]:
+        """The federation has ended: tell everybody, now and when they come."""
+        self.open = None
+        self._finished = detail
+        return [Send(device=name, message=Finished(detail=detail)) for name in self.online]
+
+    def status(self, device: str, *, online: bool, now_s: float) -> list[Action]:
+        """A device's status changed."""
+        known = self.devices.setdefault(device, Device())
+        came = online and not known.online
+        known.online = online
+        if came and known.hello and self._asked(device):
+            self._round.owed[device] = now_s + PATIENCE_S
+        return self._advance(now_s)
+
+    def hello(self, device: str, hello: Hello, now_s: float) -> list[Action]:
+        """A device is there: new, back again, or started again."""
+        known = self.devices.setdefault(device, Device())
+        known.online, known.hello, known.progress = True, hello, None
+        if self._finished is not None:
+            return [Send(device=device, message=Finished(detail=self._finished))]
+        actions: list[Action] = []
+        if self._asked(device):
+            actions.append(self._plan(device, now_s))
+        return actions + self._advance(now_s)
+
+    def progress(self, device: str, progress: Progress) -> None:
+        """How far a device is; for people who watch."""
+        if self._asked(device) and progress.round == self._round.work.assignment.round:
+            self.devices.setdefault(device, Device()).progress = progress
+        else:
+            self.counts["progress of another round"] += 1
+
+    def refusal(self, device: str, refusal: Refusal, now_s: float) -> list[Action]:
+        """A device does not do the round."""
+        if self._foreign(device, refusal) or not self._step(device, "refuse"):
+            self.counts["refusal of another round"] += 1
+            return []
+        self.counts[f"refused: {refusal.reason}"] += 1
+        said = f"{device} refuses round {refusal.round}: {refusal.reason}, {refusal.detail}"
+        return [Abandon(device=device), Note(text=said), *self._advance(now_s)]
+
+    def update(self, device: str, update: Update, now_s: float) -> list[Action]:
+        """A device announces its weights."""
+        if declined := self._decline(device, update, "train"):
+            return declined
+        fault = self._fault(update)
+        self._step(device, "announce")
+        if fault:
+            self._step(device, "reject")
+            self.counts["update rejected"] += 1
+            note = Note(text=f"{device}'s update was rejected: {fault}")
+            return [Abandon(device=device), self._ack(device, update, fault), note, *self._advance(now_s)]
+        self._round.results[device] = update
+        return [Fetch(device=device, update=update)]
+
+    def received(self, device: str, now_s: float) -> list[Action]:
+        """The announced weights of a device are here, whole and valid."""
+        update = self._fetched(device, "receive")
+        return [Record(device=device, result=update), self._ack(device, update), *self._advance(now_s)]
+
+    def rejected(self, device: str, why: str, now_s: float) -> list[Action]:
+        """The announced weights of a device cannot be used."""
+        update = self._fetched(device, "reject")
+        self.counts["update rejected"] += 1
+        note = Note(text=f"{device}'s update was rejected: {why}")
+        return [self._ack(device, update, why), note, *self._advance(now_s)]
+
+    def evaluation(self, device: str, evaluation: Evaluation, now_s: float) -> list[Action]:
+        """A device has measured losses."""
+        if declined := self._decline(device, evaluation, "evaluate"):
+            return declined
+        if fault := self._unasked_tasks(evaluation.loss, evaluation.examples):
+            self._round.members[device] = "rejected"
+            self.counts["evaluation rejected"] += 1
+            return [self._ack(device, evaluation, fault), *self._advance(now_s)]
+        self._step(device, "evaluate")
+        self._round.results[device] = evaluation
+        return [Record(device=device, result=evaluation), self._ack(device, evaluation), *self._advance(now_s)]
+
+    def tick(self, now_s: float) -> list[Action]:
+        """Time has passed."""
+        actions: list[Action] = []
+        if self.open:
+            due = [name for name, at_s in self.open.owed.items() if now_s >= at_s]
+            actions = [self._plan(name, now_s) for name in due if self._asked(name) and self.devices[name].online]
+            for name in due:
+                self.open.owed.pop(name, None)
+        return actions + self._advance(now_s)
+
+    # What follows is the round's own course.
+
+    def _advance(self, now_s: float) -> list[Action]:
+        """Begin, close or extend the open round if it is time."""
+        current = self.open
+        if current is None:
+            return []
+        if not current.members:
+            return self._begin(current, now_s)
+        counted = self._counted(current)
+        answered = UNANSWERED.isdisjoint(current.members.values())
+        enough = len(counted) >= current.quorum
+        nothing_to_measure = current.work.assignment.work == "evaluate" and answered
+        if (enough and (answered or now_s >= current.deadline_s)) or nothing_to_measure:
+            return self._close(current, counted)
+        if now_s >= current.deadline_s:
+            return self._extend(current, now_s, counted)
+        return self._replace(current, now_s) if answered else []
+
+    def _begin(self, current: OpenRound, now_s: float) -> list[Action]:
+        online = self.online
+        if len(online) < max(self._rules.min_devices, self._rules.quorum, 1):
+            return []
+        number = self._rules.clients_per_round or len(online)
+        if current.work.assignment.work == "evaluate":
+            number = len(online)
+        drawn = self._draw(current, online, number)
+        current.members = dict.fromkeys(drawn, "asked")
+        current.quorum = self._rules.quorum or math.ceil(len(drawn) / 2)
+        current.draws = len(drawn)
+        current.deadline_s = now_s + self._rules.deadline_s
+        return [self._opened(current), *(self._plan(name, now_s) for name in drawn)]
+
+    def _close(self, current: OpenRound, counted: tuple[str, ...]) -> list[Action]:
+        number = current.work.assignment.round
+        self._last = (number, frozenset(counted))
+        self.open = None
+        fetching = [name for name, state in sorted(current.members.items()) if state == "fetching"]
+        late = sum(state in UNANSWERED for state in current.members.values())
+        notes = [Note(text=f"round {number} closes at its deadline without {late} of its members")] if late else []
+        return [*(Abandon(device=name) for name in fetching), *notes, Close(round=number, devices=counted)]
+
+    def _extend(self, current: OpenRound, now_s: float, counted: tuple[str, ...]) -> list[Action]:
+        """The deadline has passed without a quorum: those online go on, others are replaced, refusers asked again."""
+        gone = [
+            name
+            for name, state in current.members.items()
+            if state in {"refused", "rejected"} or (state in UNANSWERED and not self._is_online(name))
+        ]
+        going_on = [name for name, state in sorted(current.members.items()) if state in UNANSWERED and name not in gone]
+        for name in gone:
+            current.members.pop(name)
+            current.results.pop(name, None)
+        fresh = [name for name in self.online if name not in current.members]
+        drawn = self._draw(current, fresh, current.draws - len(current.members))
+        # With nobody left to ask, those that are away stay members: they are asked when they come.
+        for name in gone[: 0 if current.members or drawn else None]:
+            current.members[name] = "asked"
+        current.members.update(dict.fromkeys(drawn, "asked"))
+        current.deadline_s = now_s + self._rules.deadline_s
+        said = (
+            f"round {current.work.assignment.round} has {len(counted)} of the {current.quorum} results that it needs: "
+            f"waiting another {self._rules.deadline_s:g} s, {len(going_on)} still at work, {len(drawn)} drawn anew"
+        )
+        abandoned = [Abandon(device=name) for name in gone]
+        plans = [self._plan(name, now_s) for name in sorted({*going_on, *drawn}) if current.members[name] == "asked"]
+        return [*abandoned, Note(text=said), self._opened(current), *plans]
+
+    def _replace(self, current: OpenRound, now_s: float) -> list[Action]:
+        """All have answered, too many with a refusal: draw others that were not asked yet, if there are any."""
+        fresh = [name for name in self.online if name not in current.members]
+        drawn = self._draw(current, fresh, current.quorum - len(self._counted(current)))
+        if not drawn:
+            return []
+        current.members.update(dict.fromkeys(drawn, "asked"))
+        return [self._opened(current), *(self._plan(name, now_s) for name in drawn)]
+
+    def _draw(self, current: OpenRound, names: list[str], number: int) -> list[str]:
+        """A sample that depends on the seed, the round and what the round has drawn before, not on the clock."""
+        token = f"{self._rules.seed}/{current.work.assignment.round}/{sorted(current.members)}"
+        return sorted(random.Random(token).sample(names, max(0, min(number, len(names)))))  # noqa: S311
+
+    def _plan(self, device: str, now_s: float) -> Send:
+        current = self._round
+        current.owed.pop(device, None)
+        work, about = current.work, current.work.assignment
+        return Send(
+            device=device,
+            message=Plan(
+                work=about.work,
+                round=about.round,
+                phase=about.phase,
+                group=about.group,
+                tasks=about.tasks,
+                bundle=work.bundle,
+                signature=work.signature,
+                weights=work.weights,
+                training=work.training,
+                data_split=about.data_split,
+                deadline_s=max(1.0, current.deadline_s - now_s),
+            ),
+        )
+
+    @property
+    def _round(self) -> OpenRound:
+        if self.open is None:
+            raise ValueError("no round is open")
+        return self.open
+
+    def _is_online(self, device: str) -> bool:
+        return device in self.devices and self.devices[device].online
+
+    @staticmethod
+    def _counted(current: OpenRound) -> tuple[str, ...]:
+        return tuple(sorted(name for name, state in current.members.items() if state == "counted"))
+
+    @staticmethod
+    def _opened(current: OpenRound) -> Opened:
+        return Opened(
+            round=current.work.assignment.round, members=tuple(sorted(current.members)), quorum=current.quorum
+        )
+
+    def _asked(self, device: str) -> bool:
+        return self.open is not None and self.open.members.get(device) in UNANSWERED
+
+    def _step(self, device: str, step: Step) -> bool:
+        """Change a member's state if the table allows it."""
+        members = self._round.members
+        after = TRANSITIONS.get((members[device], step))
+        if after is None:
+            return False
+        members[device] = after
+        return True
+
+    def _fetched(self, device: str, step: Step) -> Result:
+        if device not in self._round.members or not self._step(device, step):
+            raise ValueError(f"nothing was being fetched from {device}")
+        return self._round.results[device]
+
+    def _foreign(self, device: str, message: Result | Refusal) -> bool:
+        """Whether a message is not about the open round, or not from one of its members."""
+        if self.open is None or device not in self.open.members:
+            return True
+        about = self.open.work.assignment
+        return (message.round, message.group) != (about.round, about.group)
+
+    def _decline(self, device: str, result: Result, work: str) -> list[Action]:
+        """The answer to a result that cannot count; empty if it can."""
+        number, counted = self._last
+        if result.round == number and device in counted:
+            self.counts["result repeated"] += 1
+            return [self._ack(device, result)]
+        if self._foreign(device, result) or self._round.work.assignment.work != work:
+            current = self.open.work.assignment.round if self.open else number
+            late = result.round < current or (self.open is None and result.round == current)
+            self.counts["result late" if late else "result not asked for"] += 1
+            why = f"round {result.round} is closed" if late else "this was not asked of this device"
+            return [self._ack(device, result, why)]
+        state = self._round.members[device]
+        if state == "counted":
+            self.counts["result repeated"] += 1
+            return [self._ack(device, result)]
+        if state not in UNANSWERED:
+            self.counts["result after a refusal"] += 1
+            return [self._ack(device, result, f"this device's part in round {result.round} is over: {state}")]
+        return []
+
+    def _fault(self, update: Update) -> str | None:
+        work = self._round.work
+        if update.weights.size_bytes != work.weights.size_bytes:
+            return (
+                f"weights of {update.weights.size_bytes} bytes were announced, "
+                f"those of the group have {work.weights.size_bytes}"
+            )
+        if not any(update.examples.values()):
+            return "the update was trained on no examples"
+        if update.affinity is not None:
+            try:
+                check_affinity(update.affinity, work.assignment.tasks)
+            except ValueError as exc:
+                return str(exc)
+        return self._unasked_tasks(update.examples, update.train_loss, update.val_loss or {})
+
+    def _unasked_tasks(self, *by_task: Mapping[str, object]) -> str | None:
+        odd = sorted({task for values in by_task for task in values} - set(self._round.work.assignment.tasks))
+        return f"task {odd[0]!r} is not one of the group" if odd else None
+
+    @staticmethod
+    def _ack(device: str, result: Result, fault: str | None = None) -> Send:
+        ack = Ack(round=result.round, group=result.group, accepted=fault is None, detail=(fault or "")[:500])
+        return Send(device=device, message=ack)

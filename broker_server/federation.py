@@ -1,0 +1,222 @@
+"""Where a federation stands: its phases, weights and manifests, and what a closed round makes of them.
+
+Everything here is derived from the journal and the blobs, so that a process that starts again stands where the last
+one stopped. Weights are written before they are journalled; what they replace is deleted after.
+"""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broker_server.affinity import Affinities, AffinityLedger
+from broker_server.aggregation import FedAvg
+from broker_server.config import TrainingSettings
+from broker_server.coordinator import Result, Work
+from broker_server.store import RoundRow, Store
+from broker_server.strategy import Assignment, Phase, Strategy, assignment, learning_rate, source_group
+from edge_runtime.wire.blob import Blob, BlobStore, describe
+from edge_runtime.wire.manifest import WEIGHTS, File, Manifest, encode, graph_path
+from edge_runtime.wire.messages import Training, Update
+from edge_runtime.wire.names import Tasks, group_id
+from edge_runtime.wire.signing import sign
+from edge_runtime.wire.tensors import Vector, pack, transfer, unpack
+
+
+class FederationChanged(ValueError):
+    """The state folder holds a federation with another bundle or other settings."""
+
+
+class Federation:
+    """A federation over one bundle. `folder` is the bundle's, already checked against `bundle`.
+
+    Raises FederationChanged if the journal was begun with another bundle or other settings (`fingerprint`).
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        blobs: BlobStore,
+        bundle: Manifest,
+        folder: Path,
+        key: Ed25519PrivateKey,
+        strategy: Strategy,
+        training: TrainingSettings,
+        tasks: Tasks,
+        fingerprint: str,
+    ) -> None:
+        self._store = store
+        self._blobs = blobs
+        self._bundle = bundle
+        self._key = key
+        self._strategy = strategy
+        self._training = training
+        self.tasks: Tasks = tuple(sorted(tasks))
+        self._claim(f"{describe(encode(bundle)).digest} {fingerprint}")
+        self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
+        self._manifests: dict[Tasks, Manifest] = {}
+        self._ledger = AffinityLedger(self.tasks)
+        for row in store.rounds():
+            if row.closed_s is not None and row.assignment.probe:
+                self._learn(row.assignment.round, store.results(row.assignment.round))
+        self.graphs = tuple(
+            blobs.add(graph_path(folder, name).read_bytes()) for name in bundle.group(self.tasks, bundle.weights).graphs
+        )
+        """The graph files, to be offered to devices."""
+
+    def _claim(self, identity: str) -> None:
+        before = self._store.fact("federation")
+        if before is None:
+            self._store.set_fact("federation", identity)
+        elif before != identity:
+            raise FederationChanged(
+                "the state folder holds a federation with another bundle or other settings: "
+                "give it those again, name another state folder, or begin anew with --new"
+            )
+
+    @property
+    def affinities(self) -> Affinities:
+        """What has been measured in the rounds that are closed."""
+        return self._ledger.result()
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """The phases that have begun."""
+        return tuple(phase for phase, _ in self._store.phases())
+
+    def next(self) -> Work | None:
+        """The round that is open, or the one that comes next; None if the federation is finished.
+
+        Begins a new phase where the last is done. Raises SplitImpossible.
+        """
+        phases = self._store.phases()
+        closed = [row.assignment.round for row in self._store.rounds() if row.closed_s is not None]
+        if phases:
+            phase, first = phases[-1]
+            step = sum(number >= first for number in closed)
+            if step < phase.steps:
+                return self._work(phase, assignment(phase, step, first))
+        following = self._strategy.next([phase for phase, _ in phases], self.affinities)
+        if following is None:
+            return None
+        first = phases[-1][1] + phases[-1][0].steps if phases else 0
+        self._store.begin_phase(following, first, self._starts(following))
+        return self._work(following, assignment(following, 0, first))
+
+    def begun(self, work: Work) -> RoundRow | None:
+        """The journal's row of a round, if an earlier process has begun it."""
+        for row in self._store.rounds():
+            if row.assignment.round == work.assignment.round:
+                return row
+        return None
+
+    def check_update(self, work: Work, update: Update) -> None:
+        """Raises TensorsInvalid unless the fetched weights are of the group's tensors, all finite."""
+        unpack(self._manifest(work.assignment.tasks).table, self._blobs.read(update.weights.digest))
+
+    def close(self, work: Work, devices: Iterable[str], *, bytes_up: int | None) -> dict[str, Result]:
+        """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
+
+        Devices are folded in the order of their names, so the result does not depend on who was first.
+        """
+        about = work.assignment
+        journalled = self._store.results(about.round)
+        results = {device: journalled[device] for device in sorted(devices)}
+        weights = self._fold(work, results) if about.work == "train" else None
+        bytes_down = sum(result.bytes_down for result in results.values())
+        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=bytes_down)
+        if about.probe:
+            self._learn(about.round, results)
+        if about.work == "train":
+            self.sweep(partial=True)
+        return results
+
+    def sweep(self, *, partial: bool) -> None:
+        """Delete the blobs that the journal does not need, with `partial` also those still on their way."""
+        kept = {blob.digest for blob in self._store.weights().values()} | {blob.digest for blob in self.graphs}
+        for phase in self.phases:
+            kept |= {describe(encode(self._manifest(tasks))).digest for tasks in phase.groups}
+        for row in self._store.rounds():
+            if row.closed_s is None:
+                results = self._store.results(row.assignment.round).values()
+                kept |= {result.weights.digest for result in results if isinstance(result, Update)}
+        for digest in list(self._blobs.digests()):
+            if digest not in kept and (partial or digest in self._blobs):
+                self._blobs.discard(digest)
+
+    def models(self) -> dict[str, bytes]:
+        """The newest weights of every group that was trained last, by group, as safetensors."""
+        trained = [phase for phase in self.phases if phase.work == "train"]
+        if not trained:
+            return {}
+        current = self._store.weights()
+        groups = [group_id(tasks) for tasks in trained[-1].groups]
+        return {group: self._blobs.read(current[trained[-1].name, group].digest) for group in groups}
+
+    def _fold(self, work: Work, results: Mapping[str, Result]) -> Blob:
+        table = self._manifest(work.assignment.tasks).table
+        mean = FedAvg(table)
+        for result in results.values():
+            if isinstance(result, Update):
+                mean.fold(unpack(table, self._blobs.read(result.weights.digest)), result.examples)
+        old = unpack(table, self._blobs.read(work.weights.digest))
+        return self._blobs.add(pack(table, mean.result(old)))
+
+    def _learn(self, round_number: int, results: Mapping[str, Result]) -> None:
+        for device, result in results.items():
+            if isinstance(result, Update) and result.affinity is not None:
+                self._ledger.add(round_number, device, result.affinity)
+
+    def _starts(self, phase: Phase) -> dict[str, Blob]:
+        """The weights that a phase's groups start from, by group, as blobs that are here."""
+        source = next((earlier for earlier in self.phases if earlier.name == phase.start), None)
+        current = self._store.weights()
+        starts = {}
+        for tasks in phase.groups:
+            table = self._manifest(tasks).table
+            if source is None:
+                vector = transfer(self._bundle.table, self._initial, table)
+            else:
+                origin = source_group(tasks, source.groups)
+                digest = current[source.name, group_id(origin)].digest
+                vector = transfer_file(self._blobs.read(digest), self._manifest(origin), self._manifest(tasks))
+            starts[group_id(tasks)] = self._blobs.add(pack(table, vector))
+        return starts
+
+    def _work(self, phase: Phase, about: Assignment) -> Work:
+        manifest = encode(self._manifest(about.tasks))
+        return Work(
+            assignment=about,
+            bundle=self._blobs.add(manifest),
+            signature=sign(self._key, manifest),
+            weights=self._store.weights()[phase.name, about.group],
+            training=self._train(about) if about.work == "train" else None,
+        )
+
+    def _train(self, about: Assignment) -> Training:
+        settings = self._training
+        return Training(
+            epochs=settings.local_epochs,
+            first_epoch=about.index * settings.local_epochs,
+            batch=settings.batch,
+            lr=learning_rate(settings.lr, about.index, about.rounds),
+            momentum=settings.momentum,
+            weight_decay=settings.weight_decay,
+            seed=settings.seed,
+            probe_every=settings.probe_every if about.probe else 0,
+        )
+
+    def _manifest(self, tasks: Tasks) -> Manifest:
+        """A group's manifest. It names the bundle's initial weights, so it is the same in every phase and round."""
+        if tasks in self._manifests:
+            return self._manifests[tasks]
+        table = self._bundle.group(tasks, self._bundle.weights).table
+        initial = describe(pack(table, transfer(self._bundle.table, self._initial, table)))
+        file = File(digest=initial.digest, size_bytes=initial.size_bytes)
+        return self._manifests.setdefault(tasks, self._bundle.group(tasks, file))
+
+
+def transfer_file(data: bytes, source: Manifest, target: Manifest) -> Vector:
+    """One group's weights out of another's file."""
+    return transfer(source.table, unpack(source.table, data), target.table)

@@ -1,0 +1,202 @@
+"""The state of a federation in SQLite, journalled before anything is acknowledged.
+
+Rules
+- Every method that changes something is one transaction, on the disk when it returns (WAL, synchronous FULL).
+- Blobs are in the folder beside the database and are there, whole, before a row names them. They are deleted only
+  after the transaction that makes them needless. What a crash leaves between the two is swept at the next start.
+- Rows hold the typed structures of the wire and of the planner, as JSON.
+- Times are seconds since the epoch, for people; no decision is made by them.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from broker_server.strategy import Assignment, Phase
+from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.messages import Evaluation, Hello, Update
+
+T = TypeVar("T")
+SCHEMA = 1
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS devices (device TEXT PRIMARY KEY, hello BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS phases (number INTEGER PRIMARY KEY, first_round INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS weights (phase TEXT, grp TEXT, blob BLOB NOT NULL, PRIMARY KEY (phase, grp)) STRICT;
+CREATE TABLE IF NOT EXISTS rounds (
+    round INTEGER PRIMARY KEY, body BLOB NOT NULL, members BLOB NOT NULL, quorum INTEGER NOT NULL,
+    started_s REAL NOT NULL, closed_s REAL, bytes_up INTEGER, bytes_down INTEGER
+) STRICT;
+CREATE TABLE IF NOT EXISTS results (
+    round INTEGER, device TEXT, body BLOB NOT NULL, PRIMARY KEY (round, device)
+) STRICT;
+CREATE TABLE IF NOT EXISTS events (
+    number INTEGER PRIMARY KEY, at_s REAL NOT NULL, text TEXT NOT NULL
+) STRICT;
+"""
+MAX_EVENTS = 10_000
+
+
+class StoreInvalid(ValueError):
+    """The state folder's database cannot be used."""
+
+
+class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a round. `closed_s` is None while it is open; bytes are None where nobody counted."""
+
+    assignment: Assignment
+    members: tuple[str, ...]
+    quorum: int
+    started_s: float
+    closed_s: float | None
+    bytes_up: int | None
+    bytes_down: int | None
+
+
+class Store:
+    """A federation's journal. Used from one thread."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if version in {0, SCHEMA}:
+                self._database.executescript(_TABLES)
+                self._database.execute(f"PRAGMA user_version={SCHEMA}")
+        except sqlite3.DatabaseError as exc:
+            self._database.close()
+            raise StoreInvalid(f"{path} cannot be used: {exc}; move it away to start anew") from exc
+        if version not in {0, SCHEMA}:
+            self._database.close()
+            raise StoreInvalid(f"{path} was written by another version ({version}, this one reads {SCHEMA})")
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def fact(self, key: str) -> str | None:
+        """A fact about the federation."""
+        row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_fact(self, key: str, value: str) -> None:
+        """Keep a fact about the federation."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def set_hello(self, device: str, hello: Hello) -> None:
+        """Keep what a device said of itself."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO devices VALUES (?, ?)", (device, _json(hello)))
+
+    def hellos(self) -> dict[str, Hello]:
+        """What every device said of itself."""
+        rows = self._database.execute("SELECT device, hello FROM devices ORDER BY device")
+        return {device: msgspec.json.decode(body, type=Hello) for device, body in rows}
+
+    def begin_phase(self, phase: Phase, first_round: int, weights: dict[str, Blob]) -> None:
+        """A phase begins; `weights` are those that its groups, by id, start from."""
+        with self._transaction() as database:
+            number = database.execute("SELECT count(*) FROM phases").fetchone()[0]
+            database.execute("INSERT INTO phases VALUES (?, ?, ?)", (number, first_round, _json(phase)))
+            for group, blob in weights.items():
+                database.execute("INSERT INTO weights VALUES (?, ?, ?)", (phase.name, group, _json(blob)))
+
+    def phases(self) -> list[tuple[Phase, int]]:
+        """Every phase that has begun, with the ordinal of its first round."""
+        rows = self._database.execute("SELECT body, first_round FROM phases ORDER BY number")
+        return [(msgspec.json.decode(body, type=Phase), first) for body, first in rows]
+
+    def weights(self) -> dict[tuple[str, str], Blob]:
+        """The newest weights of every phase and group."""
+        rows = self._database.execute("SELECT phase, grp, blob FROM weights")
+        return {(phase, group): msgspec.json.decode(blob, type=Blob) for phase, group, blob in rows}
+
+    def open_round(self, assignment: Assignment, members: tuple[str, ...], quorum: int) -> None:
+        """A round has begun, or has other members."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO rounds (round, body, members, quorum, started_s) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (round) DO UPDATE SET members = excluded.members, quorum = excluded.quorum",
+                (assignment.round, _json(assignment), _json(members), quorum, time.time()),
+            )
+
+    def add_result(self, round_number: int, device: str, result: Update | Evaluation) -> bool:
+        """Keep a device's result; False if one of this round is here already."""
+        with self._transaction() as database:
+            cursor = database.execute(
+                "INSERT OR IGNORE INTO results VALUES (?, ?, ?)", (round_number, device, _json(result))
+            )
+            return cursor.rowcount == 1
+
+    def results(self, round_number: int) -> dict[str, Update | Evaluation]:
+        """The results that a round has, by device, in order."""
+        rows = self._database.execute(
+            "SELECT device, body FROM results WHERE round = ? ORDER BY device", (round_number,)
+        )
+        return {device: msgspec.json.decode(body, type=Update | Evaluation) for device, body in rows}
+
+    def close_round(
+        self, assignment: Assignment, weights: Blob | None, *, bytes_up: int | None, bytes_down: int
+    ) -> None:
+        """A round has closed; `weights` are what it made of its group, None for an evaluation."""
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE rounds SET closed_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
+                (time.time(), bytes_up, bytes_down, assignment.round),
+            )
+            if weights is not None:
+                database.execute(
+                    "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)",
+                    (assignment.phase, assignment.group, _json(weights)),
+                )
+
+    def rounds(self) -> list[RoundRow]:
+        """Every round that has begun, in order."""
+        rows = self._database.execute(
+            "SELECT body, members, quorum, started_s, closed_s, bytes_up, bytes_down FROM rounds ORDER BY round"
+        )
+        return [
+            RoundRow(
+                assignment=msgspec.json.decode(body, type=Assignment),
+                members=msgspec.json.decode(members, type=tuple[str, ...]),
+                quorum=quorum,
+                started_s=started_s,
+                closed_s=closed_s,
+                bytes_up=bytes_up,
+                bytes_down=bytes_down,
+            )
+            for body, members, quorum, started_s, closed_s, bytes_up, bytes_down in rows
+        ]
+
+    def note(self, text: str) -> None:
+        """Keep something that people should be able to read later; the oldest of too many are dropped."""
+        with self._transaction() as database:
+            number = database.execute("INSERT INTO events (at_s, text) VALUES (?, ?)", (time.time(), text)).lastrowid
+            database.execute("DELETE FROM events WHERE number <= ?", ((number or 0) - MAX_EVENTS,))
+
+    def notes(self) -> list[tuple[float, str]]:
+        """What was noted, oldest first, as (seconds since the epoch, text)."""
+        return list(self._database.execute("SELECT at_s, text FROM events ORDER BY number"))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._database
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+
+def _json(value: object) -> bytes:
+    return msgspec.json.encode(value)

@@ -1,0 +1,150 @@
+"""Blobs on their way: what devices ask the server for, and what the server fetches from devices. No link, no clock.
+
+Rules
+- A chunk that was published a moment ago reaches everyone who subscribed: another Need for it is answered by that one.
+- Only blobs that the server offers are served, and only what a device announced, and was asked for, is taken.
+- An upload keeps WINDOW chunks in flight. When nothing has come for a while, what is missing is asked for again,
+  with growing pauses, so that a slow uplink is not filled with repetitions.
+"""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from edge_runtime.wire.blob import WINDOW, Assembly, Blob, BlobStore
+from edge_runtime.wire.errors import BlobInvalid
+from edge_runtime.wire.messages import Need
+
+FRESH_S = 0.5
+"""A chunk published so recently is not published again."""
+RETRY_S = 10.0
+MAX_RETRY_S = 120.0
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk to be published."""
+
+    blob: Blob
+    index: int
+
+
+class Downloads:
+    """What the server offers, and which chunks it has just published."""
+
+    def __init__(self) -> None:
+        self._offered: dict[str, Blob] = {}
+        self._published: dict[tuple[str, int], float] = {}  # oldest first
+        self.counts: Counter[str] = Counter()
+
+    def offer(self, *blobs: Blob) -> None:
+        """Serve these blobs from now on."""
+        self._offered.update({blob.digest: blob for blob in blobs})
+
+    def withdraw(self, digest: str) -> None:
+        """Serve a blob no longer."""
+        self._offered.pop(digest, None)
+
+    def need(self, need: Need, now_s: float) -> list[Chunk]:
+        """The chunks to publish for a Need; none for what is not offered, does not exist or is on its way."""
+        blob = self._offered.get(need.digest)
+        if blob is None:
+            self.counts["need of an unknown blob"] += 1
+            return []
+        for key, at_s in list(self._published.items()):
+            if now_s - at_s < FRESH_S:
+                break
+            del self._published[key]
+        chunks = []
+        for index in dict.fromkeys(need.chunks):
+            if index >= blob.chunks:
+                self.counts["need of an unknown chunk"] += 1
+            elif (blob.digest, index) in self._published:
+                self.counts["need answered by another's chunk"] += 1
+            else:
+                self._published[blob.digest, index] = now_s
+                chunks.append(Chunk(blob, index))
+        return chunks
+
+
+@dataclass
+class Upload:
+    """A blob on its way from a device."""
+
+    assembly: Assembly
+    in_flight: set[int] = field(default_factory=set)
+    quiet_since_s: float = 0.0
+    retry_s: float = RETRY_S
+
+
+class Uploads:
+    """Every blob on its way from a device: at most one for each."""
+
+    def __init__(self, blobs: BlobStore) -> None:
+        self._blobs = blobs
+        self._uploads: dict[str, Upload] = {}
+        self.counts: Counter[str] = Counter()
+
+    def __contains__(self, device: str) -> bool:
+        return device in self._uploads
+
+    def begin(self, device: str, blob: Blob, now_s: float) -> Need | None:
+        """Fetch a blob that a device announced; None when it is here already. Replaces what the device sent before."""
+        self.abandon(device)
+        upload = Upload(Assembly(self._blobs, blob))
+        if upload.assembly.whole:
+            return None
+        self._uploads[device] = upload
+        return self._ask(upload, now_s)
+
+    def abandon(self, device: str) -> None:
+        """Fetch nothing more from a device; what has come stays on the disk."""
+        self._uploads.pop(device, None)
+
+    def chunk(self, device: str, digest: str, index: int, data: bytes, now_s: float) -> tuple[bool, Need | None]:
+        """Take a chunk: whether the blob is whole with it, and what to ask for next.
+
+        Raises BlobInvalid when the complete blob has another digest; the upload has then ended. A chunk that was not
+        asked for or has a wrong length is counted and dropped.
+        """
+        upload = self._uploads.get(device)
+        if upload is None or upload.assembly.blob.digest != digest:
+            self.counts["chunk not asked for"] += 1
+            return False, None
+        blob = upload.assembly.blob
+        if index >= blob.chunks or len(data) != blob.length(index):
+            self.counts["chunk of a wrong index or length"] += 1
+            return False, None
+        upload.in_flight.discard(index)
+        upload.quiet_since_s, upload.retry_s = now_s, RETRY_S
+        try:
+            whole = upload.assembly.accept(index, data)
+        except BlobInvalid:
+            self.abandon(device)
+            raise
+        if whole or upload.assembly.whole:
+            self.abandon(device)
+            return True, None
+        return False, self._ask(upload, now_s) if len(upload.in_flight) <= WINDOW // 2 else None
+
+    def tick(self, now_s: float) -> list[tuple[str, Need]]:
+        """What to ask again, of whom."""
+        needs = []
+        for device, upload in self._uploads.items():
+            if now_s - upload.quiet_since_s >= upload.retry_s:
+                upload.in_flight.clear()
+                upload.retry_s = min(2 * upload.retry_s, MAX_RETRY_S)
+                needs.append((device, self._need(upload, now_s)))
+        return needs
+
+    def _ask(self, upload: Upload, now_s: float) -> Need | None:
+        """Fill the window, if anything is missing that is not in flight."""
+        missing = upload.assembly.missing(2 * WINDOW)
+        return self._need(upload, now_s) if set(missing) - upload.in_flight else None
+
+    @staticmethod
+    def _need(upload: Upload, now_s: float) -> Need:
+        missing = [index for index in upload.assembly.missing(2 * WINDOW) if index not in upload.in_flight]
+        wanted = tuple(missing[: WINDOW - len(upload.in_flight)])
+        upload.in_flight.update(wanted)
+        upload.quiet_since_s = now_s
+        return Need(digest=upload.assembly.blob.digest, chunks=wanted)

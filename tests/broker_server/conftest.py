@@ -1,0 +1,319 @@
+"""A federation in one process: a tiny bundle, devices that speak the real messages, and a link between them."""
+
+import random
+from collections import deque
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from broker_server.aggregator import Aggregator
+from broker_server.config import ServerConfig
+from broker_server.coordinator import Coordinator
+from broker_server.federation import Federation
+from broker_server.keys import load_or_create
+from broker_server.store import Store
+from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
+from edge_runtime.wire.link import Connected, Delivery
+from edge_runtime.wire.messages import (
+    Ack,
+    Affinity,
+    Evaluation,
+    Finished,
+    Hello,
+    Need,
+    Plan,
+    Status,
+    Update,
+    decode_server,
+    encode,
+)
+from edge_runtime.wire.signing import public_hex, verify
+from edge_runtime.wire.tensors import TensorTable, pack, unpack
+from edge_runtime.wire.topics import Topics
+
+TASKS = ("a", "b", "c")
+AFFINITY = ((0.0, 5.0, -1.0), (5.0, 0.0, -1.0), (-1.0, -1.0, 0.0))
+
+
+def make_bundle(folder, tasks=TASKS):
+    """A bundle whose graphs are a few bytes each."""
+    table = TensorTable.of({"encoder.w": (3,), **{f"head.{t}.w": (2,) for t in tasks}})
+    weights = pack(table, np.arange(table.size, dtype=np.float32))
+    graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks)}
+    array = manifests.Array(shape=(2,), dtype="float32")
+    bundle = manifests.Manifest(
+        format=1,
+        name="tiny",
+        tasks=tuple(manifests.Task(name=t, target=array, prediction=array) for t in tasks),
+        input=array,
+        representation=array,
+        tensors=table.tensors,
+        graphs={name: manifests.File(digest=describe(g).digest, size_bytes=len(g)) for name, g in graphs.items()},
+        weights=manifests.File(digest=describe(weights).digest, size_bytes=len(weights)),
+        opset=17,
+        parity=manifests.Parity(max_relative_error=0.0, worst="encoder.w", compared=1),
+        versions={"torch": "0"},
+    )
+    manifests.write_folder(folder, bundle, weights, graphs)
+    return bundle
+
+
+class Device:
+    """A scripted device: trains by adding `step` to every weight it was given. `say` publishes (topic, payload)."""
+
+    def __init__(self, name, root, say, server_key, *, step=1.0, examples=10, chunk_bytes=1024, federation="home"):
+        self.name, self.say, self.server_key = name, say, server_key
+        self.step, self.examples, self.chunk_bytes = step, examples, chunk_bytes
+        self.topics = Topics(federation)
+        self.blobs = BlobStore(root / name)
+        self.plans, self.acks, self.finished = [], [], None
+        self.plan = self.answer = None
+        self.silent = False
+
+    def start(self):
+        self.say(self.topics.status(self.name), encode(Status(state="online")))
+        hello = Hello(
+            software="0", engine="fake", platform="test", examples={"train": 10}, tasks=TASKS, memory_bytes=None
+        )
+        self.tell(hello)
+
+    def stop(self):
+        self.say(self.topics.status(self.name), encode(Status(state="offline")))
+
+    def tell(self, message):
+        self.say(self.topics.event(self.name), encode(message))
+
+    def hear(self, topic, payload):
+        if self.silent:
+            return
+        if topic != self.topics.command(self.name):
+            address = self.topics.parse(topic)
+            if address.device is None and address.digest in self.wanted:
+                self.wanted[address.digest].accept(address.index, payload)
+                self.go_on()
+            return
+        match decode_server(payload):
+            case Plan() as plan:
+                self.plans.append(plan)
+                if self.answer is not None and self.plan.round == plan.round:
+                    self.tell(self.answer)
+                    return
+                self.plan, self.answer = plan, None
+                self.wanted = {}
+                self.want(plan.bundle)
+                self.want(plan.weights)
+                self.go_on()
+            case Need() as need:
+                blob = self.answer.weights
+                assert blob.digest == need.digest
+                for index in need.chunks:
+                    self.say(self.topics.upload(self.name, blob.digest, index), self.blobs.chunk(blob, index))
+            case Ack() as ack:
+                self.acks.append(ack)
+                if self.plan is not None and ack.round == self.plan.round:
+                    self.answer = self.plan = None
+            case Finished() as finished:
+                self.finished = finished
+
+    def want(self, blob):
+        if blob.digest not in self.wanted:
+            self.wanted[blob.digest] = Assembly(self.blobs, blob)
+            if missing := self.wanted[blob.digest].missing(64):
+                self.tell(Need(digest=blob.digest, chunks=missing))
+
+    def go_on(self):
+        """Go on when everything that was asked for is here."""
+        plan = self.plan
+        if plan is None or self.answer is not None or plan.bundle.digest not in self.blobs:
+            return
+        data = self.blobs.read(plan.bundle.digest)
+        verify(self.server_key, data, plan.signature)
+        bundle = manifests.decode(data)
+        assert bundle.task_names == tuple(sorted(plan.tasks))
+        for file in bundle.graphs.values():
+            self.want(Blob(digest=file.digest, size_bytes=file.size_bytes))
+        if all(assembly.whole for assembly in self.wanted.values()):
+            self.answer = self.train(plan, bundle) if plan.work == "train" else self.evaluate(plan)
+            self.tell(self.answer)
+
+    def train(self, plan, bundle):
+        vector = unpack(bundle.table, self.blobs.read(plan.weights.digest))
+        blob = self.blobs.add(pack(bundle.table, vector + np.float32(self.step)), chunk_bytes=self.chunk_bytes)
+        affinity = None
+        if plan.training.probe_every:
+            where = [TASKS.index(t) for t in plan.tasks]
+            mean = tuple(tuple(AFFINITY[i][j] for j in where) for i in where)
+            affinity = Affinity(
+                tasks=plan.tasks, count=3, mean=mean, variance=mean and tuple((1.0,) * 3 for _ in where)
+            )
+        return Update(
+            round=plan.round,
+            group=plan.group,
+            weights=blob,
+            examples=dict.fromkeys(plan.tasks, self.examples),
+            train_loss=dict.fromkeys(plan.tasks, 1.0),
+            val_loss=dict.fromkeys(plan.tasks, 1.5),
+            affinity=affinity,
+            wall_s=0.1,
+            peak_rss_bytes=1000,
+            bytes_down=100,
+            energy_j=None,
+        )
+
+    def evaluate(self, plan):
+        return Evaluation(
+            round=plan.round,
+            group=plan.group,
+            loss=dict.fromkeys(plan.tasks, 2.0),
+            examples=dict.fromkeys(plan.tasks, self.examples),
+            wall_s=0.1,
+            peak_rss_bytes=None,
+            bytes_down=50,
+            energy_j=None,
+        )
+
+
+class FakeLink:
+    """The server's end of a link in memory. Time passes only when nothing is left to deliver."""
+
+    def __init__(self, clock):
+        self.clock = clock
+        self.events = deque([Connected()])
+        self.devices = {}
+        self.bytes_in = self.bytes_out = 0
+        self.full = lambda: False
+
+    def say(self, topic, payload):
+        self.events.append(Delivery(topic, payload))
+
+    def publish(self, topic, payload, *, retain=False):
+        if self.full():
+            from edge_runtime.wire.link import LinkFull
+
+            raise LinkFull
+        address = Topics("home").parse(topic)
+        for device in list(self.devices.values()):
+            if address.device in {None, device.name}:
+                device.hear(topic, payload)
+
+    def subscribe(self, *filters):
+        pass
+
+    unsubscribe = subscribe
+
+    def receive(self, timeout_s):
+        if self.events:
+            return self.events.popleft()
+        self.clock.now_s += timeout_s
+        return None
+
+    def close(self):
+        pass
+
+
+class Watcher:
+    def __init__(self):
+        self.notes, self.rows = [], []
+
+    def note(self, text):
+        self.notes.append(text)
+
+    def closed(self, row, results):
+        self.rows.append(row)
+
+    def refresh(self, aggregator):
+        pass
+
+
+class World:
+    """A server and its devices. `boot` starts the server anew over whatever state there is, as after a crash."""
+
+    def __init__(self, root, **settings):
+        self.root = root
+        self.clock = SimpleNamespace(now_s=0.0)
+        settings = {
+            "merged_rounds": 2,
+            "probe_rounds": 1,
+            "split_rounds": 2,
+            "groups": 2,
+            "round_deadline_s": 60.0,
+            "state": root / "state",
+        } | settings
+        self.config = ServerConfig(**settings)
+        self.bundle = make_bundle(root / "bundle")
+        self.key = load_or_create(self.config.state)
+        self.link = FakeLink(self.clock)
+        self.watcher = Watcher()
+        self.random = random.Random(0)
+        self.boot()
+
+    def boot(self):
+        config = self.config
+        self.store = Store(config.state / "federation.sqlite3")
+        self.blobs = BlobStore(config.state / "blobs")
+        self.aggregator = Aggregator(
+            link=self.link,
+            topics=Topics(config.federation),
+            store=self.store,
+            blobs=self.blobs,
+            coordinator=Coordinator(config.rules, self.store.hellos()),
+            watcher=self.watcher,
+            clock=lambda: self.clock.now_s,
+        )
+        self.federation = Federation(
+            store=self.store,
+            blobs=self.blobs,
+            bundle=self.bundle,
+            folder=self.root / "bundle",
+            key=self.key,
+            strategy=config.strategy(self.bundle.task_names),
+            training=config.training,
+            tasks=self.bundle.task_names,
+            fingerprint=config.fingerprint(),
+        )
+        self.aggregator.run(self.federation)
+        return self.aggregator
+
+    def crash(self):
+        """The process is gone: what was in its memory and on its wires is lost; devices connect again."""
+        self.link.events.clear()
+        self.store.close()
+        self.boot()
+        for device in self.link.devices.values():
+            device.start()
+
+    def device(self, name, **settings):
+        device = Device(name, self.root / "devices", self.link.say, public_hex(self.key), **settings)
+        self.link.devices[name] = device
+        return device
+
+    def until(self, condition, steps=5000):
+        for _ in range(steps):
+            if condition():
+                return
+            self.aggregator.step(0.25)
+        raise AssertionError(f"never happened; notes: {self.watcher.notes[-5:]}, counts: {self.aggregator.counts}")
+
+    def until_finished(self):
+        self.until(lambda: self.aggregator.finished is not None and self.aggregator.quiet)
+
+
+@pytest.fixture
+def world(tmp_path):
+    def make(**settings):
+        return World(tmp_path, **settings)
+
+    return make
+
+
+@pytest.fixture
+def tiny_bundle(tmp_path):
+    folder = tmp_path / "tiny"
+    return folder, make_bundle(folder)
+
+
+@pytest.fixture
+def device_class():
+    return Device
