@@ -16,13 +16,15 @@ Rules
 This module runs on boards: it needs numpy and msgspec alone.
 """
 
+import math
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
 from types import TracebackType
-from typing import Annotated, Any, Literal, final
+from typing import Annotated, Any, BinaryIO, Literal, final
 
 import msgspec
 import numpy as np
@@ -42,8 +44,8 @@ IMAGE = "image"
 DESCRIPTION = "dataset.json"
 MAX_DESCRIPTION_BYTES = 1024**2
 
-# What numpy raises for the many ways in which an .npy file can be broken.
-BROKEN_ARRAY = (ValueError, TypeError, SyntaxError, TokenError, EOFError, OverflowError, RecursionError, MemoryError)
+# What numpy raises for the many ways in which the header of an .npy file can be broken.
+BROKEN_HEADER = (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError)
 
 
 class DatasetInvalid(ValueError):
@@ -88,14 +90,14 @@ class Split:
         """
         chosen = np.asarray(indices, np.int64)
         names = self.tasks if tasks is None else tasks
-        return as_float32(self.image[chosen]), {task: np.array(self.labels[task][chosen]) for task in names}
+        return as_float32(self.image[chosen]), {task: np.array(self.labels[task][chosen], order="C") for task in names}
 
 
 def as_float32(values: Array) -> Images:
-    """uint8 scaled by 1/255; float32 as it is."""
+    """uint8 scaled by 1/255, float32 as it is: a new array, C-contiguous."""
     if values.dtype == np.uint8:
-        return np.multiply(values, np.float32(1 / 255), dtype=np.float32)
-    return np.array(values, np.float32)
+        return np.multiply(values, np.float32(1 / 255), dtype=np.float32, order="C")
+    return np.array(values, np.float32, order="C")
 
 
 def convert(labels: Array, dtype: LabelType) -> Array:
@@ -107,7 +109,7 @@ def convert(labels: Array, dtype: LabelType) -> Array:
     if dtype == "float32" and labels.dtype in (np.uint8, np.float32):
         return as_float32(labels)
     if dtype == "int64" and labels.dtype.kind in "iu":
-        return labels.astype(np.int64)
+        return labels.astype(np.int64, order="C")
     raise DatasetInvalid(f"labels of type {labels.dtype} cannot be used where a task wants {dtype}")
 
 
@@ -178,8 +180,8 @@ def _check_alike(folder: Path, name: str, split: Split, train: Split) -> None:
 
 def _open_split(folder: Path) -> Split:
     image = _map(folder / f"{IMAGE}.npy")
-    if image.ndim != 4 or 0 in image.shape:
-        raise DatasetInvalid(f"{folder}/image.npy has shape {image.shape} instead of (N, C, H, W), none of them 0")
+    if image.ndim != 4:
+        raise DatasetInvalid(f"{folder}/image.npy has shape {image.shape} instead of (N, C, H, W)")
     if image.dtype not in (np.uint8, np.float32):
         raise DatasetInvalid(f"{folder}/image.npy is {image.dtype}: save images as uint8 or float32")
     labels: dict[str, Array] = {}
@@ -199,15 +201,35 @@ def _open_split(folder: Path) -> Split:
 
 
 def _map(path: Path) -> Array:
+    """The array in a file, mapped once its header agrees with the file's length."""
     try:
-        return np.lib.format.open_memmap(path, mode="r")
+        with path.open("rb") as file:
+            shape, by_columns, dtype = _read_header(file)
+            offset, length = file.tell(), os.fstat(file.fileno()).st_size
+        if dtype.hasobject:
+            raise DatasetInvalid(f"{path} holds Python objects, which are never loaded: save plain numbers")
+        if not shape or min(shape) < 1:
+            raise DatasetInvalid(f"{path} has shape {shape}: one or more images are needed, and no side of 0")
+        if offset + math.prod(shape) * dtype.itemsize != length:
+            raise DatasetInvalid(f"{path} is truncated, or longer than its shape {shape} of {dtype} says")
+        return np.memmap(path, dtype, "r", offset, shape, "F" if by_columns else "C")
     except FileNotFoundError as exc:
         raise DatasetInvalid(f"{path} is missing from the data set") from exc
     except OSError as exc:
         raise DatasetInvalid(f"{path} cannot be read: {exc.strerror}") from exc
-    except BROKEN_ARRAY as exc:
-        reason = "holds Python objects" if "Python objects" in str(exc) else "is truncated, empty or not an .npy file"
-        raise DatasetInvalid(f"{path} {reason}: write it again with numpy.save") from exc
+    except BROKEN_HEADER as exc:
+        if isinstance(exc, DatasetInvalid):
+            raise
+        raise DatasetInvalid(f"{path} is truncated or not an .npy file: write it again with numpy.save") from exc
+
+
+def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    if version == (1, 0):
+        return np.lib.format.read_array_header_1_0(file)
+    if version == (2, 0):
+        return np.lib.format.read_array_header_2_0(file)
+    raise ValueError(f"version {version} of the format is for names of fields, which images and labels do not have")
 
 
 def _read_description(path: Path) -> Description:

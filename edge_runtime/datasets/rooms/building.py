@@ -5,6 +5,7 @@ or whether an earlier run was broken off. `rooms.json` says what a folder was dr
 """
 
 import multiprocessing
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -128,7 +129,9 @@ def _draw_all(chunks: list[list[Order]], folders: tuple[Path, ...], processes: i
             yield _draw(chunk, folders)
         return
     # Spawned, not forked: a progress bar's thread may be running.
-    pool = ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn"))
+    context = multiprocessing.get_context("spawn")
+    # Ctrl-C is the parent's: it lets the two finish the chunk that they are at.
+    pool = ProcessPoolExecutor(2, context, initializer=signal.signal, initargs=(signal.SIGINT, signal.SIG_IGN))
     try:
         yield from pool.map(_draw, chunks, [folders] * len(chunks))
     finally:

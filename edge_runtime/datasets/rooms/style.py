@@ -65,7 +65,8 @@ def draw_style(seed: int, building: int) -> Style:
     wood = 0.06 + rng.uniform(-0.02, 0.03)
     floor_pattern = _FLOORS[building % 3]
     floor_hue, floor_saturation = (wood, rng.uniform(0.35, 0.6)) if floor_pattern == "planks" else (hue + 0.5, 0.15)
-    mix = rng.dirichlet(np.full(len(FURNITURE), 1.2))
+    mix = 0.7 * rng.dirichlet(np.full(len(FURNITURE), 1.2)) + 0.3 / len(FURNITURE)
+    mix[FURNITURE.index("column")] *= 0.3  # it stands before everything else
     return Style(
         wall=_hsv(hue, rng.uniform(0.08, 0.45), rng.uniform(0.6, 0.95)),
         floor=_hsv(floor_hue, floor_saturation, rng.uniform(0.35, 0.8)),
@@ -84,7 +85,7 @@ def draw_style(seed: int, building: int) -> Style:
         contrast=float(rng.uniform(0.15, 0.5)),
         height_m=float(rng.uniform(2.3, 3.6)),
         side_m=float(rng.uniform(3.4, 6.5)),
-        furniture=tuple(float(share) for share in 0.7 * mix + 0.3 / len(FURNITURE)),
+        furniture=tuple(float(share) for share in mix / mix.sum()),
         pieces=float(rng.uniform(5, 10)),
         windows=float(rng.uniform(0.6, 2.2)),
         pictures=float(rng.uniform(0.5, 3.5)),

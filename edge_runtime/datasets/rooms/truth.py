@@ -20,9 +20,9 @@ def sobel(values: Floats) -> tuple[Floats, Floats]:
     padded = np.pad(values, 1, mode="edge")
     x = padded[:, 2:] - padded[:, :-2]
     y = padded[2:] - padded[:-2]
-    across: Floats = (x[:-2] + 2 * x[1:-1] + x[2:]) / np.float32(8)
-    down: Floats = (y[:, :-2] + 2 * y[:, 1:-1] + y[:, 2:]) / np.float32(8)
-    return across, down
+    across = (x[:-2] + 2 * x[1:-1] + x[2:]) / np.float32(8)
+    down = (y[:, :-2] + 2 * y[:, 1:-1] + y[:, 2:]) / np.float32(8)
+    return np.asarray(across, np.float32), np.asarray(down, np.float32)
 
 
 def _magnitude(values: Floats) -> Floats:
@@ -42,7 +42,7 @@ def edge_texture(luminance: Floats) -> Floats:
 
 def edge_occlusion(depth_m: Floats) -> Floats:
     """How sharply the depth changes, in relation to itself, clipped to 0 to 1."""
-    return np.minimum(OCCLUSION_GAIN * _magnitude(np.log(depth_m)), np.float32(1))
+    return np.asarray((OCCLUSION_GAIN * _magnitude(np.log(depth_m))).clip(0, 1), np.float32)
 
 
 def keypoints(luminance: Floats) -> Floats:

@@ -1,0 +1,121 @@
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.datasets.command import add_arguments, run
+
+ROOT = Path(__file__).parents[3]
+
+
+def parse(*words):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+@pytest.fixture
+def rooms(tmp_path):
+    pytest.importorskip("PIL")
+    out = tmp_path / "rooms"
+    args = parse("rooms", "--out", out, "--buildings", 1, "--images", 8, "--size", 16, "--processes", 1, "--json")
+    assert run(args) == 0
+    return out
+
+
+@pytest.mark.workstation
+def test_rooms_then_import(rooms, tmp_path, capsys):
+    capsys.readouterr()
+    assert run(parse("import", rooms, "--out", tmp_path / "sets", "--size", 16, "--json")) == 0
+    (one,) = json.loads(capsys.readouterr().out)["datasets"]
+    assert one["building"] == "building_00"
+    assert one["counts"] == {"train": 4, "val": 2, "test": 2}
+    assert len(one["tasks"]) == 9
+
+
+@pytest.mark.workstation
+def test_rooms_says_what_was_drawn(rooms, tmp_path, capsys):
+    capsys.readouterr()
+    args = parse("rooms", "--out", rooms, "--buildings", 1, "--images", 8, "--size", 16)
+    assert run(args) == 0
+    assert capsys.readouterr().out == f"0 views drawn, 8 were there: 1 buildings in {rooms}\n"
+
+
+@pytest.mark.workstation
+def test_import_says_what_was_made(rooms, tmp_path, capsys):
+    capsys.readouterr()
+    assert run(parse("import", rooms, "--out", tmp_path, "--size", 16, "--tasks", "depth, normals")) == 0
+    assert capsys.readouterr().out == f"{tmp_path}/building_00: 4 train, 2 val, 2 test; depth, normals\n"
+
+
+@pytest.mark.workstation
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--size", "0"], "pixels a side"),
+        (["--tasks", "depht"], "'depht' is no task"),
+        (["--val", "1"], "leave some to train on"),
+        (["--crops", "2", "--size", "16"], "the crops of a view are too few"),
+    ],
+)
+def test_import_asked_for_nonsense(rooms, tmp_path, capsys, words, said):
+    assert run(parse("import", rooms, "--out", tmp_path / "sets", *words)) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.workstation
+def test_rooms_asked_for_nonsense(tmp_path, capsys):
+    pytest.importorskip("PIL")
+    assert run(parse("rooms", "--out", tmp_path, "--images", 0)) == 2
+    assert "`$.images`" in capsys.readouterr().err
+
+
+@pytest.mark.workstation
+def test_import_of_damaged_data(rooms, tmp_path, capsys):
+    damaged = rooms / "building_00" / "point_0_view_0_domain_rgb.png"
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert run(parse("import", rooms, "--out", tmp_path / "sets", "--size", 16)) == 3
+    error = capsys.readouterr().err
+    assert str(damaged) in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.workstation
+def test_import_to_a_place_that_cannot_be_written(rooms, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run(parse("import", rooms, "--out", tmp_path / "file", "--size", 16)) == 3
+    assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [[], ["rooms"], ["import", "somewhere"], ["rooms", "--out", "x", "--images", "many"]])
+def test_arguments_missing_or_wrong(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        parse(*words)
+    assert caught.value.code == 2
+
+
+@pytest.mark.parametrize("words", [["rooms", "--out", "x"], ["import", "y", "--out", "x"]])
+def test_without_pillow(words, tmp_path):
+    # An empty entry in sys.modules is how Python itself says that a module cannot be imported.
+    program = (
+        "import sys, argparse; sys.modules['PIL'] = None\n"
+        "from edge_runtime.datasets.command import add_arguments, run\n"
+        "parser = argparse.ArgumentParser(); add_arguments(parser)\n"
+        f"sys.exit(run(parser.parse_args({words!r})))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == "data sets are made with pillow and rich: pip install '.[datasets]'\n"
+
+
+def test_dataset_needs_neither_pillow_nor_rich():
+    program = (
+        "import sys; sys.modules['PIL'] = sys.modules['rich'] = None\n"
+        "import edge_runtime.datasets.dataset, edge_runtime.datasets.command"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, timeout=120, check=True)
