@@ -1,0 +1,53 @@
+import time
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broker_server.mqtt.auth import TokenAuthorizer
+from edge_runtime.wire import tokens
+from edge_runtime.wire.errors import TokenRefused
+
+KEY = Ed25519PrivateKey.generate()
+AUTHORIZER = TokenAuthorizer(KEY.public_key(), "fed", now=time.time)
+
+
+def token(name="dev1", federation="fed", role="device", lifetime_s=60.0, key=KEY):
+    return tokens.issue(key, name=name, federation=federation, role=role, lifetime_s=lifetime_s).encode()
+
+
+def test_token_of_a_device_lets_it_in_under_its_own_name_for_as_long_as_it_is_good():
+    principal = AUTHORIZER.authenticate("dev1", "dev1", token())
+    assert (principal.name, principal.role) == ("dev1", "device")
+    assert 0 < principal.valid_for_s <= 60
+    topic = "mas/1/fed/device/{}/status"
+    assert AUTHORIZER.may_publish(principal, topic.format("dev1"))
+    assert not AUTHORIZER.may_publish(principal, topic.format("dev2"))
+    assert AUTHORIZER.may_subscribe(principal, topic.format("dev1"))
+    assert not AUTHORIZER.may_subscribe(principal, "#")
+
+
+@pytest.mark.parametrize("client_id", ["monitor", "monitor/7"])
+def test_token_of_a_server_is_good_for_its_name_and_names_below(client_id):
+    assert AUTHORIZER.authenticate(client_id, "monitor", token("monitor", role="server")).role == "server"
+
+
+@pytest.mark.parametrize(
+    ("client_id", "username", "password"),
+    [
+        ("dev1", "dev1", None),
+        ("dev1", "dev1", b""),
+        ("dev1", "dev1", b"\xff\xfe not a token"),
+        ("dev1", "dev1", token(lifetime_s=-60)),
+        ("dev1", "dev1", token(federation="other")),
+        ("dev1", "dev1", token(key=Ed25519PrivateKey.generate())),
+        ("dev2", "dev2", token()),
+        ("dev2", "dev1", token()),
+        ("dev1/x", "dev1", token()),
+        ("dev1", "dev2", token()),
+        ("dev1", None, token()),
+        ("other", "monitor", token("monitor", role="server")),
+    ],
+)
+def test_token_missing_bad_expired_foreign_or_of_another_name_is_refused(client_id, username, password):
+    with pytest.raises(TokenRefused):
+        AUTHORIZER.authenticate(client_id, username, password)
