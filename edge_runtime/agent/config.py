@@ -68,7 +68,7 @@ def read(path: Path) -> AgentConfig:
     if len(data) > MAX_CONFIG_BYTES:
         raise ConfigInvalid(f"{path} is over {MAX_CONFIG_BYTES} bytes: it is not an agent's configuration")
     try:
-        config = msgspec.toml.decode(data, type=AgentConfig)
+        config = msgspec.toml.decode(data, type=AgentConfig, dec_hook=_path)
     except msgspec.ValidationError as exc:
         raise ConfigInvalid(_sentence(path, str(exc))) from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
@@ -82,6 +82,13 @@ def read(path: Path) -> AgentConfig:
         state=folder / config.state,
         ca_file=None if config.ca_file is None else folder / config.ca_file,
     )
+
+
+def _path(_kind: type, value: object) -> Path:
+    """The one type here that msgspec does not know."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("Expected a path")
+    return Path(value)
 
 
 def _sentence(path: Path, problem: str) -> str:

@@ -154,9 +154,10 @@ class Agent:
             return
         before = self._session.errors.copy()
         actions = self._session.received(message, self._clock())
-        for kind in self._session.errors - before:
+        odd = self._session.errors - before
+        for kind in odd:
             self._log_dropped(kind, f"{type(message).__name__} does not fit what this device is doing")
-        if isinstance(message, Ack) and any(isinstance(action, Forget) for action in actions):
+        if isinstance(message, Ack) and not odd:
             _log.info("round %d: %s %s", message.round, "accepted" if message.accepted else "dropped", message.detail)
         self._do(actions)
 

@@ -290,15 +290,16 @@ class Session:
         return [SendChunks(blob, need.chunks)]
 
     def _on_ack(self, ack: Ack) -> list[Action]:
-        answer = self._answer
-        if not self._kept or answer is None or (ack.round, ack.group) != (answer.round, answer.group):
+        answer, kept = self._answer, self._kept
+        due = kept or self._activity is Activity.ANNOUNCING
+        if not due or answer is None or (ack.round, ack.group) != (answer.round, answer.group):
             self.errors["stale_ack"] += 1
             return []
         self._move("ack")
         self._kept = False
         if not ack.accepted:
             self._plan = self._answer = None
-        return [Forget()]
+        return [Forget()] if kept else []
 
     def _on_finished(self, message: Finished) -> list[Action]:
         self._move("finished")

@@ -3,9 +3,9 @@
 import queue
 import threading
 from collections import Counter, deque
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -23,6 +23,9 @@ from edge_runtime.wire.manifest import Array, File, Manifest, Parity, Task
 from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Plan, Refusal, Training, Update
 from edge_runtime.wire.tensors import TensorTable, pack, unpack
 from edge_runtime.wire.topics import Topics
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 DEVICE = "kitchen"
@@ -351,3 +354,18 @@ def make_bundle():
 @pytest.fixture
 def public_key():
     return signing.public_hex(KEY)
+
+
+@pytest.fixture
+def make_server():
+    return Server
+
+
+@pytest.fixture
+def worker():
+    return FakeWorker()
+
+
+@pytest.fixture
+def server_key():
+    return KEY

@@ -1,4 +1,5 @@
 import dataclasses
+import shutil
 import threading
 import time
 
@@ -194,11 +195,9 @@ def test_agent_stops_superseded_work_and_never_announces_it(world):
             world.server.plans.popleft()
             world.server.next()
             started.set()
-            with pytest.raises(WorkCancelled):
-                while True:
-                    report("train", 1, 10)
-                    time.sleep(0.005)
-            raise WorkCancelled
+            while True:
+                report("train", 1, 10)
+                time.sleep(0.005)
 
     world.worker.before = before
     world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
@@ -336,8 +335,8 @@ def test_agent_ends_when_the_broker_refuses(world):
 
 
 def test_agent_takes_a_second_connect_as_a_reconnect(world):
-    world.server.on_message = lambda message: isinstance(message, Hello) and len(world.server.said(Hello)) == 1 and (
-        world.server.connect() or True
+    world.server.on_message = lambda message: (
+        isinstance(message, Hello) and len(world.server.said(Hello)) == 1 and (world.server.connect() or True)
     )
     world.run(plans=[world.bundle.plan(0)])
     assert len(world.server.said(Hello)) == 2
@@ -399,3 +398,43 @@ def test_agent_counts_a_stale_plan(world):
     assert world.agent.session.errors == {"stale_plan": 1}
     assert world.worker.calls == [("train", 5)]
 
+
+def test_agent_refuses_when_a_chunk_cannot_be_written(world):
+    def vanish(message):
+        if isinstance(message, Need):
+            shutil.rmtree(world.state_folder / "blobs")
+        elif isinstance(message, Refusal):
+            (world.state_folder / "blobs").mkdir()
+        return False
+
+    world.server.on_message = vanish
+    assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
+    (refusal,) = world.server.said(Refusal)
+    assert refusal.reason == "error"
+    assert "cannot be written" in refusal.detail
+
+
+def test_agent_counts_a_need_for_an_update_that_has_vanished(world):
+    def vanish(message):
+        if isinstance(message, Update):
+            shutil.rmtree(world.state_folder / "weights")
+            world.server.say(Need(digest=message.weights.digest, chunks=(0, 1)))
+            world.server.say(Finished())
+            return True
+        return False
+
+    world.server.on_message = vanish
+    assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
+    assert world.agent.session.errors == {"odd_need": 2}
+
+
+def test_agent_ends_although_the_link_has_no_room_for_its_goodbye(world):
+    def fill(message):
+        if isinstance(message, Hello):
+            world.link.full = 10**9
+            world.stop.set()
+        return True
+
+    world.server.on_message = fill
+    assert world.run().kind == "stopped"
+    assert world.link.closed

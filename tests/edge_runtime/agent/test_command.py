@@ -1,0 +1,129 @@
+import argparse
+import os
+import signal
+import threading
+
+import pytest
+
+from edge_runtime.agent.command import EXIT_CONFIG, EXIT_OK, EXIT_REFUSED, EXIT_STATE, add_arguments, connect, run
+from edge_runtime.agent.config import read
+from edge_runtime.agent.state import State
+from edge_runtime.agent.work import WorkerUnusable
+from edge_runtime.wire.link import Disconnected
+from edge_runtime.wire.messages import Hello
+
+OFFLINE = b'{"state":"offline"}'
+
+
+@pytest.fixture
+def config_file(tmp_path, public_key):
+    path = tmp_path / "agent.toml"
+    path.write_text(
+        'device = "kitchen"\nfederation = "rooms"\nurl = "mqtt://localhost:1"\ntoken = "secret"\n'
+        f'server_key = "{public_key}"\ndata = "data"\nstate = "state"\n'
+    )
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def arguments(config_file):
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args(["--config", str(config_file)])
+
+
+def test_run_ends_with_0_when_the_federation_has_finished(arguments, world):
+    world.server.plans.append(world.bundle.plan(0))
+    world.server.connect()
+    assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == EXIT_OK
+    assert len(world.server.results) == 1
+    assert world.link.retained[world.server.topics.status("kitchen")] == OFFLINE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_ends_with_0_and_says_offline_when_it_gets_a_signal(arguments, world, number):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+
+    def hello(message):
+        if isinstance(message, Hello):
+            os.kill(os.getpid(), number)
+        return True
+
+    world.server.on_message = hello
+    world.server.connect()
+    try:
+        assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == EXIT_OK
+        assert signal.getsignal(number) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    assert world.link.retained[world.server.topics.status("kitchen")] == OFFLINE
+    assert world.link.closed
+
+
+def test_run_leaves_signals_alone_on_another_thread(arguments, world):
+    world.server.connect()
+    codes = []
+    thread = threading.Thread(
+        target=lambda: codes.append(run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link))
+    )
+    thread.start()
+    thread.join(60)
+    assert codes == [EXIT_OK]
+
+
+def test_run_ends_with_2_for_a_bad_configuration(arguments, config_file, world, capsys):
+    config_file.write_text("device = 3\n")
+    assert run(arguments, lambda _config: world.worker) == EXIT_CONFIG
+    assert "agent.toml, key device" in capsys.readouterr().err
+
+
+def test_run_ends_with_2_for_a_url_that_is_none(arguments, config_file, world, capsys):
+    config_file.write_text(config_file.read_text().replace("mqtt://", "http://"))
+    assert run(arguments, lambda _config: world.worker) == EXIT_CONFIG
+    assert "is not a broker URL" in capsys.readouterr().err
+
+
+def test_run_ends_with_3_when_another_process_uses_the_state(arguments, tmp_path, world, capsys):
+    state = State(tmp_path / "state")
+    assert run(arguments, lambda _config: world.worker) == EXIT_STATE
+    state.close()
+    assert "another process uses" in capsys.readouterr().err
+
+
+def test_run_ends_with_3_when_the_data_set_cannot_be_used(arguments, tmp_path, capsys):
+    def make_worker(_config):
+        raise WorkerUnusable("data/train/image.npy is missing")
+
+    assert run(arguments, make_worker) == EXIT_STATE
+    assert "image.npy is missing" in capsys.readouterr().err
+    State(tmp_path / "state").close()
+
+
+def test_run_ends_with_3_when_an_update_cannot_be_kept(arguments, tmp_path, world, capsys):
+    def before(_plan, _report):
+        (tmp_path / "state" / "pending.json").mkdir()
+
+    world.worker.before = before
+    world.server.plans.append(world.bundle.plan(0))
+    world.server.connect()
+    assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == EXIT_STATE
+    assert "an update cannot be written" in capsys.readouterr().err
+    assert world.link.closed
+
+
+def test_run_ends_with_5_when_the_broker_refuses(arguments, world, capsys):
+    world.link.inbox.put(Disconnected("Not authorized", refused=True))
+    assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == EXIT_REFUSED
+    error = capsys.readouterr().err
+    assert "enrol kitchen again" in error
+    assert "secret" not in error
+
+
+def test_connect_makes_a_link_with_a_last_will(config_file):
+    link = connect(read(config_file))
+    try:
+        assert "kitchen at localhost:1" in repr(link)
+    finally:
+        link.close()

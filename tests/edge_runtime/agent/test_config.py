@@ -1,0 +1,97 @@
+import logging
+
+import pytest
+
+from edge_runtime.agent.config import MAX_CONFIG_BYTES, AgentConfig, ConfigInvalid, read
+
+GOOD = {
+    "device": '"kitchen"',
+    "federation": '"rooms"',
+    "url": '"mqtt://localhost:1883"',
+    "token": '"secret.token"',
+    "server_key": '"' + "ab" * 32 + '"',
+    "data": '"data/kitchen"',
+    "state": '"state"',
+}
+
+
+def write(folder, **changes):
+    path = folder / "agent.toml"
+    values = GOOD | changes
+    path.write_text("".join(f"{key} = {value}\n" for key, value in values.items() if value is not None))
+    path.chmod(0o600)
+    return path
+
+
+def test_read_makes_paths_absolute_and_fills_in_defaults(tmp_path):
+    config = read(write(tmp_path))
+    assert (config.device, config.federation, config.token) == ("kitchen", "rooms", "secret.token")
+    assert config.data == tmp_path / "data/kitchen"
+    assert config.state == tmp_path / "state"
+    assert (config.threads, config.ca_file, config.max_download_bytes) == (None, None, 2 * 1024**3)
+
+
+def test_read_takes_the_optional_keys(tmp_path):
+    path = write(tmp_path, threads="2", ca_file='"ca.pem"', max_download_bytes="1000", data='"/srv/data"')
+    config = read(path)
+    assert (config.threads, config.ca_file, config.max_download_bytes) == (2, tmp_path / "ca.pem", 1000)
+    assert str(config.data) == "/srv/data"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"device": '"../x"'}, "device"),
+        ({"federation": '""'}, "federation"),
+        ({"server_key": '"abc"'}, "server_key"),
+        ({"threads": "0"}, "threads"),
+        ({"threads": '"two"'}, "threads"),
+        ({"token": None}, "token"),
+        ({"tokn": '"x"'}, "tokn"),
+        ({"data": "3"}, "data"),
+        ({"data": '""'}, "key data: Expected a path"),
+        ({"state": '"a\\u0000b"'}, "key state: Expected a path"),
+        ({"max_download_bytes": "-1"}, "max_download_bytes"),
+    ],
+)
+def test_read_names_file_and_key(tmp_path, changes, words):
+    path = write(tmp_path, **changes)
+    with pytest.raises(ConfigInvalid) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [b"device = ", b"\xff\xfe", b"[" * 1000, b"x" * (MAX_CONFIG_BYTES + 1)])
+def test_read_refuses_what_is_not_a_configuration(tmp_path, content):
+    path = tmp_path / "agent.toml"
+    path.write_bytes(content)
+    with pytest.raises(ConfigInvalid, match=r"agent\.toml"):
+        read(path)
+
+
+def test_read_refuses_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ConfigInvalid, match="cannot be read: No such file"):
+        read(tmp_path / "agent.toml")
+    with pytest.raises(ConfigInvalid, match="cannot be read"):
+        read(tmp_path)
+
+
+def test_read_warns_when_others_may_read_the_token(tmp_path, caplog):
+    path = write(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        read(path)
+        assert not caplog.records
+        path.chmod(0o644)
+        read(path)
+    assert "chmod 600" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_config_masks_its_token(tmp_path):
+    config = read(write(tmp_path))
+    assert "secret" not in repr(config)
+    assert "token=***" in repr(config)
+    assert isinstance(config, AgentConfig)

@@ -1,0 +1,685 @@
+from collections import Counter
+
+import msgspec
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from edge_runtime.agent.actions import (
+    CancelWork,
+    Exit,
+    Fetch,
+    Forget,
+    Keep,
+    Say,
+    SendChunks,
+    StartWork,
+    Subscribe,
+    Unsubscribe,
+)
+from edge_runtime.agent.activity import TRANSITIONS, Activity
+from edge_runtime.agent.session import (
+    ANNOUNCE_AGAIN_S,
+    MAX_ANNOUNCE_AGAIN_S,
+    MAX_CORRUPT,
+    LocalProtocolError,
+    Session,
+)
+from edge_runtime.agent.state import Pending
+from edge_runtime.agent.transfer import Wanted
+from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.messages import (
+    Ack,
+    Evaluation,
+    Finished,
+    Hello,
+    Need,
+    Plan,
+    Progress,
+    Refusal,
+    Status,
+    Training,
+    Update,
+)
+
+HELLO = Hello(software="s", engine="e", platform="p", examples={"train": 8}, tasks=("a",), memory_bytes=None)
+ONLINE = Say(Status(state="online"))
+
+
+def blob(letter, chunks=3):
+    return Blob(digest=letter * 64, size_bytes=chunks * 1024, chunk_bytes=1024)
+
+
+def plan(number, *, group="a", seed=0, deadline_s=100.0):
+    return Plan(
+        work="train",
+        round=number,
+        phase="merged",
+        group=group,
+        tasks=("a",),
+        bundle=blob("a"),
+        signature="0" * 128,
+        weights=blob("b"),
+        training=Training(
+            epochs=1, first_epoch=0, batch=4, lr=0.1, momentum=0.9, weight_decay=0.0, seed=seed, probe_every=0
+        ),
+        deadline_s=deadline_s,
+    )
+
+
+def update(of):
+    return Update(
+        round=of.round,
+        group=of.group,
+        weights=blob("c"),
+        examples={"a": 8},
+        train_loss={"a": 0.5},
+        val_loss=None,
+        affinity=None,
+        wall_s=1.0,
+        peak_rss_bytes=None,
+        bytes_down=0,
+        energy_j=None,
+    )
+
+
+def evaluation(of):
+    return Evaluation(
+        round=of.round,
+        group=of.group,
+        loss={"a": 0.5},
+        examples={"a": 8},
+        wall_s=1.0,
+        peak_rss_bytes=None,
+        bytes_down=0,
+        energy_j=None,
+    )
+
+
+def wants(*blobs):
+    return tuple(Wanted(b, tuple(range(b.chunks))) for b in blobs)
+
+
+def online(**kwargs):
+    session = Session(HELLO, **kwargs)
+    session.connected(0.0)
+    return session
+
+
+def fetching(*, number=0):
+    session = online()
+    session.received(plan(number), 0.0)
+    session.wanted(wants(blob("a")), 0.0)
+    return session
+
+
+def working(*, number=0):
+    session = online()
+    session.received(plan(number), 0.0)
+    session.wanted((), 0.0)
+    return session
+
+
+def announcing(*, number=0):
+    session = working(number=number)
+    session.done(update(plan(number)), 0.0)
+    return session
+
+
+def superseded():
+    """Round 0 is still being worked on, round 1 is wanted."""
+    session = working()
+    session.received(plan(1), 0.0)
+    return session
+
+
+def says(actions, kind):
+    return [action.message for action in actions if isinstance(action, Say) and isinstance(action.message, kind)]
+
+
+def ack(number, *, accepted=True):
+    return Ack(round=number, group="a", accepted=accepted)
+
+
+# The way through
+
+
+def test_session_says_who_it_is_when_connected():
+    session = Session(HELLO)
+    assert session.connected(0.0) == [ONLINE, Say(HELLO)]
+    assert session.online
+
+
+def test_session_goes_through_a_round():
+    session = online()
+    assert session.received(plan(0), 0.0) == [Fetch(plan(0))]
+    assert session.wanted(wants(blob("a")), 0.0) == [
+        Subscribe("a" * 64),
+        Say(Need(digest="a" * 64, chunks=(0, 1, 2))),
+    ]
+    session.chunk("a" * 64, 0, 0.1)
+    session.chunk("a" * 64, 1, 0.1)
+    assert session.whole("a" * 64, 0.1) == [Unsubscribe("a" * 64), Fetch(plan(0))]
+    assert session.wanted((), 0.2) == [StartWork(plan(0))]
+    assert session.activity is Activity.WORKING
+    assert session.busy
+    assert session.progress("train", 1, 2, 1.5) == [Say(Progress(round=0, stage="train", done=1, total=2))]
+    result = update(plan(0))
+    assert session.done(result, 2.0) == [Keep(Pending(plan=plan(0), result=result)), Say(result)]
+    assert session.received(Need(digest="c" * 64, chunks=(0, 2)), 2.1) == [SendChunks(blob("c"), (0, 2))]
+    assert session.received(ack(0), 2.2) == [Forget()]
+    assert session.activity is Activity.IDLE
+    assert session.received(Finished(detail="bye"), 2.3) == [Exit("bye")]
+    assert session.errors == Counter()
+
+
+def test_session_looks_again_only_when_all_blobs_are_whole():
+    session = online()
+    session.received(plan(0), 0.0)
+    session.wanted(wants(blob("a", 5), blob("b", 20)), 0.0)
+    actions = session.whole("a" * 64, 0.0)
+    assert actions[0] == Unsubscribe("a" * 64)
+    assert says(actions, Need)[0].digest == "b" * 64
+    assert Fetch(plan(0)) in session.whole("b" * 64, 0.0)
+
+
+def test_session_says_how_far_a_download_is_once_in_a_while():
+    session = fetching()
+    assert says(session.chunk("a" * 64, 0, 0.0), Progress) == [Progress(round=0, stage="download", done=1, total=3)]
+    assert says(session.chunk("a" * 64, 1, 0.1), Progress) == []
+
+
+# The same plan, a newer one, an older one
+
+
+def test_session_ignores_the_same_plan_while_it_works():
+    session = working()
+    assert session.received(plan(0, deadline_s=5.0), 1.0) == []
+    assert session.activity is Activity.WORKING
+
+
+def test_session_announces_again_when_the_same_plan_comes():
+    session = announcing()
+    assert session.received(plan(0), 1.0) == [Say(update(plan(0)))]
+    session.received(ack(0), 1.0)
+    assert session.received(plan(0), 2.0) == [Say(update(plan(0)))]
+    assert session.activity is Activity.ANNOUNCING
+    assert session.received(ack(0), 3.0) == []
+    assert session.activity is Activity.IDLE
+
+
+def test_session_works_again_when_its_result_was_not_accepted():
+    session = announcing()
+    assert session.received(ack(0, accepted=False), 1.0) == [Forget()]
+    assert session.received(plan(0), 2.0) == [Fetch(plan(0))]
+
+
+def test_session_repeats_a_refusal_when_the_same_plan_comes():
+    session = working()
+    refusal = Refusal(round=0, group="a", reason="heat", detail="hot")
+    assert session.failed("heat", "hot") == [Say(refusal)]
+    assert session.received(plan(0), 1.0) == [Say(refusal)]
+    assert session.activity is Activity.IDLE
+
+
+def test_session_lets_a_newer_plan_supersede_work():
+    session = working()
+    assert session.received(plan(1), 1.0) == [CancelWork(), Fetch(plan(1))]
+    assert session.wanted((), 1.0) == []
+    assert session.activity is Activity.WAITING
+    assert session.stopped() == [StartWork(plan(1))]
+    assert session.busy
+
+
+def test_session_cancels_work_once_only():
+    session = superseded()
+    assert session.received(plan(2), 1.0) == [Fetch(plan(2))]
+    assert session.stopped() == []
+    assert session.wanted((), 1.0) == [StartWork(plan(2))]
+
+
+@pytest.mark.parametrize("end", [lambda s: s.done(update(plan(0)), 1.0), lambda s: s.failed("error", "x")])
+def test_session_drops_what_superseded_work_gave(end):
+    session = superseded()
+    assert end(session) == []
+    assert not session.busy
+    session = superseded()
+    session.wanted((), 1.0)
+    assert end(session) == [StartWork(plan(1))]
+
+
+def test_session_can_refuse_the_newer_plan_while_the_older_work_stops():
+    session = superseded()
+    assert says(session.refused("bundle", "odd"), Refusal)[0].round == 1
+    assert session.busy
+    assert session.stopped() == []
+
+
+def test_session_lets_a_newer_plan_supersede_a_transfer():
+    session = fetching()
+    assert session.received(plan(1), 1.0) == [Unsubscribe("a" * 64), Fetch(plan(1))]
+
+
+def test_session_forgets_a_result_when_its_round_is_over():
+    session = announcing()
+    assert session.received(plan(1), 1.0) == [Forget(), Fetch(plan(1))]
+
+
+def test_session_lets_another_plan_of_the_same_round_supersede():
+    session = working()
+    other = plan(0, group="b")
+    assert session.received(other, 1.0) == [CancelWork(), Fetch(other)]
+
+
+def test_session_drops_a_stale_plan():
+    session = online()
+    session.received(plan(5), 0.0)
+    session.wanted((), 0.0)
+    assert session.received(plan(4), 1.0) == []
+    assert session.errors == {"stale_plan": 1}
+    assert session.plan == plan(5)
+
+
+def test_session_takes_an_earlier_round_after_reconnecting():
+    session = working(number=5)
+    session.disconnected()
+    session.connected(1.0)
+    assert session.received(plan(0), 1.0) == [CancelWork(), Fetch(plan(0))]
+    assert session.received(plan(0), 1.0) == []
+
+
+def test_session_takes_an_earlier_round_when_idle():
+    session = announcing(number=5)
+    session.received(ack(5), 1.0)
+    assert session.received(plan(0), 1.0) == [Fetch(plan(0))]
+
+
+# The link comes and goes
+
+
+def test_session_goes_on_with_transfers_after_reconnecting():
+    session = fetching()
+    session.chunk("a" * 64, 0, 0.1)
+    session.disconnected()
+    assert session.tick(100.0) == []
+    assert session.connected(101.0) == [ONLINE, Say(HELLO), Say(Need(digest="a" * 64, chunks=(1, 2)))]
+
+
+def test_session_is_silent_while_offline():
+    session = fetching()
+    session.disconnected()
+    assert session.chunk("a" * 64, 0, 5.0) == []
+    assert session.whole("a" * 64, 5.0) == [Unsubscribe("a" * 64), Fetch(plan(0))]
+    assert session.wanted(wants(blob("b")), 5.0) == [Subscribe("b" * 64)]
+    session.whole("b" * 64, 5.0)
+    assert session.wanted((), 5.0) == [StartWork(plan(0))]
+    assert session.progress("train", 1, 2, 6.0) == []
+    assert session.done(update(plan(0)), 7.0) == [Keep(Pending(plan=plan(0), result=update(plan(0))))]
+    assert session.connected(8.0) == [ONLINE, Say(HELLO), Say(update(plan(0)))]
+
+
+def test_session_says_a_refusal_when_it_is_online_again():
+    session = working()
+    session.disconnected()
+    assert session.failed("heat", "hot") == []
+    refusal = Refusal(round=0, group="a", reason="heat", detail="hot")
+    assert session.connected(1.0) == [ONLINE, Say(HELLO), Say(refusal)]
+    session.disconnected()
+    assert session.connected(2.0) == [ONLINE, Say(HELLO)]
+
+
+def test_session_works_on_while_the_link_is_down():
+    session = working()
+    session.disconnected()
+    assert session.busy
+    assert session.connected(1.0) == [ONLINE, Say(HELLO)]
+    assert session.received(plan(0), 1.0) == []
+
+
+# Time
+
+
+def test_tick_announces_again_with_growing_pauses():
+    session, now_s, pauses = announcing(), 0.0, []
+    for _ in range(6):
+        before = now_s
+        while not session.tick(now_s):
+            now_s += 1.0
+        pauses.append(now_s - before)
+    assert pauses == [ANNOUNCE_AGAIN_S, 30.0, 60.0, 120.0, MAX_ANNOUNCE_AGAIN_S, MAX_ANNOUNCE_AGAIN_S]
+
+
+def test_tick_does_not_announce_while_the_server_fetches():
+    session = announcing()
+    session.received(Need(digest="c" * 64, chunks=(0,)), 14.0)
+    assert session.tick(20.0) == []
+
+
+def test_tick_asks_for_lost_chunks_again():
+    session = fetching()
+    assert session.tick(1.0) == []
+    assert session.tick(2.0) == [Say(Need(digest="a" * 64, chunks=(0, 1, 2)))]
+
+
+def test_tick_has_nothing_to_do_when_idle():
+    assert online().tick(1000.0) == []
+
+
+# Blobs that are not what they should be
+
+
+def test_session_fetches_a_corrupt_blob_again_and_then_gives_up():
+    session = fetching()
+    for _ in range(MAX_CORRUPT - 1):
+        assert session.corrupt("a" * 64, 1.0) == [Say(Need(digest="a" * 64, chunks=(0, 1, 2)))]
+    actions = session.corrupt("a" * 64, 1.0)
+    assert actions[0] == Unsubscribe("a" * 64)
+    assert says(actions, Refusal)[0].reason == "bundle"
+    assert session.errors == {"corrupt_blob": MAX_CORRUPT}
+
+
+def test_session_starts_a_blob_again_that_is_complete_but_not_whole():
+    session = online()
+    session.received(plan(0), 0.0)
+    session.wanted((Wanted(blob("a"), (2,)),), 0.0)
+    assert session.chunk("a" * 64, 2, 0.1) == [Say(Need(digest="a" * 64, chunks=(0, 1, 2)))]
+
+
+def test_session_refuses_while_fetching_when_a_chunk_cannot_be_kept():
+    session = fetching()
+    actions = session.refused("error", "x" * 1000)
+    assert actions[0] == Unsubscribe("a" * 64)
+    assert len(says(actions, Refusal)[0].detail) == 500
+
+
+# Restart
+
+
+@pytest.mark.parametrize("result", [update(plan(3)), evaluation(plan(3))])
+def test_session_announces_what_an_earlier_process_has_done(result):
+    session = online(pending=Pending(plan=plan(3), result=result))
+    assert session.received(plan(3, deadline_s=9.0), 0.0) == [Say(result)]
+    assert session.received(ack(3), 0.0) == [Forget()]
+
+
+def test_session_takes_an_ack_before_the_plan_comes_again():
+    session = online(pending=Pending(plan=plan(3), result=update(plan(3))))
+    assert session.received(ack(3), 0.0) == [Forget()]
+
+
+def test_session_forgets_what_an_earlier_process_has_done_for_a_closed_round():
+    session = online(pending=Pending(plan=plan(3), result=update(plan(3))))
+    assert session.received(plan(4), 0.0) == [Forget(), Fetch(plan(4))]
+
+
+# What the server should not say
+
+
+@pytest.mark.parametrize(
+    "need",
+    [Need(digest="d" * 64, chunks=(0,)), Need(digest="c" * 64, chunks=(3,)), Need(digest="c" * 64, chunks=(0, 2**20))],
+)
+def test_session_counts_an_odd_need(need):
+    session = announcing()
+    assert session.received(need, 0.0) == []
+    assert session.errors == {"odd_need": 1}
+
+
+def test_session_counts_a_need_when_there_is_no_update():
+    for session in (online(), working(), online(pending=Pending(plan=plan(0), result=evaluation(plan(0))))):
+        assert session.received(Need(digest="c" * 64, chunks=(0,)), 0.0) == []
+        assert session.errors == {"odd_need": 1}
+
+
+@pytest.mark.parametrize("message", [ack(1), Ack(round=0, group="b", accepted=True)])
+def test_session_counts_a_stale_ack(message):
+    session = announcing()
+    assert session.received(message, 0.0) == []
+    assert session.errors == {"stale_ack": 1}
+    assert session.activity is Activity.ANNOUNCING
+
+
+def test_session_counts_an_ack_of_nothing():
+    session = online()
+    session.received(ack(0), 0.0)
+    assert session.errors == {"stale_ack": 1}
+
+
+def test_session_cancels_everything_when_the_federation_ends():
+    assert working().received(Finished(), 0.0) == [CancelWork(), Exit("")]
+    assert fetching().received(Finished(), 0.0) == [Unsubscribe("a" * 64), Exit("")]
+
+
+# What the caller should not do
+
+
+@pytest.mark.parametrize(
+    ("make", "act"),
+    [
+        (online, lambda s: s.connected(0.0)),
+        (lambda: Session(HELLO), lambda s: s.disconnected()),
+        (lambda: Session(HELLO), lambda s: s.received(plan(0), 0.0)),
+        (online, lambda s: s.wanted((), 0.0)),
+        (working, lambda s: s.wanted((), 0.0)),
+        (online, lambda s: s.refused("error", "x")),
+        (working, lambda s: s.refused("error", "x")),
+        (online, lambda s: s.chunk("a" * 64, 0, 0.0)),
+        (fetching, lambda s: s.chunk("f" * 64, 0, 0.0)),
+        (fetching, lambda s: s.whole("f" * 64, 0.0)),
+        (online, lambda s: s.whole("a" * 64, 0.0)),
+        (fetching, lambda s: s.corrupt("f" * 64, 0.0)),
+        (online, lambda s: s.done(update(plan(0)), 0.0)),
+        (working, lambda s: s.done(update(plan(1)), 0.0)),
+        (online, lambda s: s.failed("error", "x")),
+        (online, lambda s: s.stopped()),
+        (working, lambda s: s.stopped()),
+    ],
+)
+def test_session_refuses_an_input_that_is_not_possible_and_changes_nothing(make, act):
+    session = make()
+    before = {name: value for name, value in vars(session).items() if name != "_transfers"}
+    with pytest.raises(LocalProtocolError):
+        act(session)
+    assert {name: value for name, value in vars(session).items() if name != "_transfers"} == before
+
+
+def test_session_that_has_ended_takes_nothing_more():
+    session = online()
+    session.received(Finished(), 0.0)
+    for act in (lambda: session.received(plan(0), 0.0), lambda: session.connected(0.0)):
+        with pytest.raises(LocalProtocolError):
+            act()
+
+
+def test_session_says_which_transition_does_not_exist():
+    session = Session(HELLO)
+    with pytest.raises(LocalProtocolError, match="'done' is not possible while IDLE"):
+        session._move("done")
+
+
+def test_transitions_name_every_activity_and_every_one_can_be_left():
+    assert set(TRANSITIONS) == set(Activity)
+    assert all("finished" in TRANSITIONS[activity] for activity in Activity if activity is not Activity.ENDED)
+
+
+class Device(RuleBasedStateMachine):
+    """A session between a hostile link and a server that says anything, with the caller's duties done here."""
+
+    def __init__(self):
+        super().__init__()
+        self.session = Session(HELLO)
+        self.now_s = 0.0
+        self.needs = []
+        self.todo = None
+        self.wanted_stage = 0
+        self.open = {}
+        self.work = None
+        self.subscribed = set()
+        self.journal = None
+
+    def do(self, actions):
+        for action in actions:
+            match action:
+                case Subscribe(digest):
+                    self.subscribed.add(digest)
+                case Unsubscribe(digest):
+                    self.subscribed.discard(digest)
+                    self.open.pop(digest, None)
+                case Fetch(p):
+                    assert p == self.session.plan
+                    self.todo = p
+                    self.open.clear()
+                case StartWork(p):
+                    assert self.work is None
+                    self.work = p
+                case CancelWork():
+                    assert self.work is not None
+                case Keep(pending):
+                    self.journal = pending
+                case Forget():
+                    assert self.journal is not None
+                    self.journal = None
+                case Say(Update() | Evaluation() as result):
+                    assert self.session.online
+                    assert self.session.plan is not None
+                    assert (result.round, result.group) == (self.session.plan.round, self.session.plan.group)
+                    assert self.session.activity is Activity.ANNOUNCING
+                case Say():
+                    assert self.session.online
+        if self.todo is not None:
+            self.answer_fetch()
+
+    def answer_fetch(self):
+        self.todo = None
+        stages = {0: ("a",), 1: ("b", "d"), 2: ()}
+        stage = stages[self.wanted_stage % 3]
+        self.wanted_stage += 1
+        self.open = {letter * 64: set(range(3)) for letter in stage}
+        self.do(self.session.wanted(wants(*(blob(letter) for letter in stage)), self.now_s))
+
+    @precondition(lambda self: not self.session.online)
+    @rule()
+    def connect(self):
+        self.do(self.session.connected(self.now_s))
+
+    @precondition(lambda self: self.session.online)
+    @rule()
+    def disconnect(self):
+        self.session.disconnected()
+
+    @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 100.0]))
+    def time(self, seconds):
+        self.now_s += seconds
+        self.do(self.session.tick(self.now_s))
+
+    @precondition(lambda self: self.session.online)
+    @rule(number=st.integers(0, 3), seed=st.integers(0, 1), deadline_s=st.sampled_from([1.0, 2.0]))
+    def plan(self, number, seed, deadline_s):
+        self.do(self.session.received(plan(number, seed=seed, deadline_s=deadline_s), self.now_s))
+
+    @precondition(lambda self: self.session.online)
+    @rule(
+        message=st.one_of(
+            st.builds(Ack, round=st.integers(0, 3), group=st.sampled_from("ab"), accepted=st.booleans()),
+            st.builds(Need, digest=st.sampled_from(["c" * 64, "a" * 64]), chunks=st.sampled_from([(0,), (1, 2), (9,)])),
+        )
+    )
+    def say(self, message):
+        self.do(self.session.received(message, self.now_s))
+
+    @precondition(lambda self: self.open)
+    @rule(data=st.data(), corrupt=st.booleans())
+    def chunk(self, data, corrupt):
+        digest = data.draw(st.sampled_from(sorted(self.open)))
+        index = data.draw(st.integers(0, 2))
+        missing = self.open[digest]
+        if missing == {index} and corrupt:
+            self.open[digest] = set(range(3))
+            self.do(self.session.corrupt(digest, self.now_s))
+        elif missing == {index}:
+            del self.open[digest]
+            self.do(self.session.whole(digest, self.now_s))
+        else:
+            missing.discard(index)
+            self.do(self.session.chunk(digest, index, self.now_s))
+
+    @precondition(lambda self: self.work is not None)
+    @rule(kind=st.sampled_from(["done", "failed", "stopped", "progress"]))
+    def end_work(self, kind):
+        of, wanted = self.work, self.session.activity is Activity.WORKING
+        if kind == "progress":
+            self.do(self.session.progress("train", 1, 2, self.now_s))
+            return
+        if kind == "stopped" and wanted:
+            with pytest.raises(LocalProtocolError):
+                self.session.stopped()
+            return
+        self.work = None
+        if kind == "done":
+            self.do(self.session.done(update(of), self.now_s))
+        elif kind == "failed":
+            self.do(self.session.failed("error", "x"))
+        else:
+            self.do(self.session.stopped())
+
+    @rule(mistake=st.sampled_from(["connected", "disconnected", "wanted", "done"]))
+    def mistake(self, mistake):
+        session = self.session
+        before = dict(vars(session))
+        if mistake == "connected" and session.online:
+            act = lambda: session.connected(self.now_s)  # noqa: E731
+        elif mistake == "disconnected" and not session.online:
+            act = session.disconnected
+        elif mistake == "wanted":
+            act = lambda: session.wanted((), self.now_s)  # noqa: E731
+        elif mistake == "done" and self.work is None:
+            act = lambda: session.done(update(plan(0)), self.now_s)  # noqa: E731
+        else:
+            return
+        with pytest.raises(LocalProtocolError):
+            act()
+        assert vars(session) == before
+
+    @rule()
+    def a_good_link_always_leads_to_an_answer(self):
+        """From wherever it is: with a link and a server that behave, a new plan ends in an accepted update."""
+        if not self.session.online:
+            self.connect()
+        newest = plan(9, seed=int(self.now_s * 10))
+        self.do(self.session.received(newest, self.now_s))
+        for _ in range(50):
+            if self.work is not None:
+                self.end_work("done" if self.session.activity is Activity.WORKING else "stopped")
+            elif self.open:
+                digest, missing = next(iter(self.open.items()))
+                if len(missing) == 1:
+                    del self.open[digest]
+                    self.do(self.session.whole(digest, self.now_s))
+                else:
+                    self.do(self.session.chunk(digest, missing.pop(), self.now_s))
+            elif self.session.activity is Activity.ANNOUNCING:
+                break
+        assert self.session.activity is Activity.ANNOUNCING
+        self.do(self.session.received(Ack(round=9, group="a", accepted=True), self.now_s))
+        assert self.session.activity is Activity.IDLE
+        # Later plans of these tests have lower rounds again: the server has begun anew.
+
+    @invariant()
+    def one_work_at_a_time(self):
+        assert self.session.busy == (self.work is not None)
+
+    @invariant()
+    def the_journal_holds_what_is_announced(self):
+        if self.session.activity is Activity.ANNOUNCING and self.journal is not None:
+            assert self.journal.plan == msgspec.structs.replace(
+                self.session.plan, deadline_s=self.journal.plan.deadline_s
+            )
+
+    @invariant()
+    def subscriptions_are_the_open_transfers(self):
+        assert self.subscribed == set(self.open)
+
+
+TestDevice = Device.TestCase
+TestDevice.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)

@@ -1,0 +1,116 @@
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.agent.state import MAX_PENDING_BYTES, Pending, State, StateUnusable
+from edge_runtime.wire.blob import describe
+from edge_runtime.wire.messages import Evaluation, Update
+
+
+@pytest.fixture
+def state(tmp_path):
+    state = State(tmp_path / "state")
+    yield state
+    state.close()
+
+
+@pytest.fixture
+def pending(make_bundle):
+    plan = make_bundle().plan(3)
+    return Pending(
+        plan=plan,
+        result=Update(
+            round=3,
+            group=plan.group,
+            weights=describe(b"weights"),
+            examples={"a": 1},
+            train_loss={"a": 0.5},
+            val_loss=None,
+            affinity=None,
+            wall_s=1.0,
+            peak_rss_bytes=None,
+            bytes_down=1,
+            energy_j=None,
+        ),
+    )
+
+
+def test_state_gives_back_what_it_keeps(state, pending):
+    assert state.pending() is None
+    state.keep(pending, b"weights")
+    assert state.pending() == pending
+    assert pending.result.weights.digest in state.weights
+    state.forget()
+    assert state.pending() is None
+    state.forget()
+
+
+def test_state_keeps_an_evaluation_without_weights(state, pending):
+    result = Evaluation(
+        round=3,
+        group="a+b",
+        loss={"a": 0.5},
+        examples={"a": 1},
+        wall_s=1.0,
+        peak_rss_bytes=None,
+        bytes_down=1,
+        energy_j=None,
+    )
+    kept = Pending(plan=pending.plan, result=result)
+    state.keep(kept, None)
+    assert state.pending() == kept
+
+
+def test_state_forgets_an_update_whose_weights_are_gone(state, pending, caplog):
+    state.keep(pending, b"weights")
+    state.weights.discard(pending.result.weights.digest)
+    with caplog.at_level(logging.WARNING):
+        assert state.pending() is None
+    assert "weights of the update of round 3 are gone" in caplog.text
+    assert not (state.root / "pending.json").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[" * 5000, b"\xff", b" " * (MAX_PENDING_BYTES + 1)])
+def test_state_puts_a_journal_aside_that_it_does_not_understand(state, content, caplog):
+    (state.root / "pending.json").write_bytes(content)
+    with caplog.at_level(logging.WARNING):
+        assert state.pending() is None
+    assert "not understood" in caplog.text
+    assert (state.root / "pending.bad").read_bytes() == content
+
+
+def test_state_is_for_one_process(tmp_path):
+    first = State(tmp_path / "state")
+    with pytest.raises(StateUnusable, match="another process uses"):
+        State(tmp_path / "state")
+    first.close()
+    State(tmp_path / "state").close()
+
+
+def test_state_is_free_again_when_its_process_was_killed(tmp_path):
+    code = (
+        "import sys, os, signal; from pathlib import Path; from edge_runtime.agent.state import State;"
+        "s = State(Path(sys.argv[1])); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    root = Path(__file__).parents[3]
+    env = os.environ | {"PYTHONPATH": str(root)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "state")], env=env, check=False, timeout=60)
+    State(tmp_path / "state").close()
+
+
+def test_state_cannot_be_where_a_file_is(tmp_path):
+    (tmp_path / "state").write_text("")
+    with pytest.raises(StateUnusable, match="cannot be used"):
+        State(tmp_path / "state")
+
+
+def test_state_says_when_it_cannot_write(state, pending):
+    (state.root / "pending.json").mkdir()
+    with pytest.raises(StateUnusable, match="cannot be written"):
+        state.keep(pending, b"weights")
+    with pytest.raises(StateUnusable, match="cannot be removed"):
+        state.forget()
