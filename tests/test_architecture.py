@@ -27,7 +27,6 @@ MAY_IMPORT = {
 HOMES = {
     "torch": ("export",),
     "onnx": ("export",),
-    "onnxscript": ("export",),
     "onnxruntime": ("edge_runtime.engine",),
     "paho": ("edge_runtime.wire.link",),
     "jwt": ("edge_runtime.wire.tokens",),
@@ -147,14 +146,14 @@ def of_a_board() -> list[str]:
 
 def test_board_s_modules_import_without_torch_and_without_images():
     modules = [module for module in of_a_board() if not module.startswith(NEEDS_MORE)]
-    import_without(("torch", "onnx", "onnxscript", "jwt", "PIL", "rich", "matplotlib"), modules)
+    import_without(("torch", "onnx", "jwt", "PIL", "rich", "matplotlib"), modules)
 
 
 def test_board_s_other_modules_import_without_torch():
     pytest.importorskip("jwt")
     pytest.importorskip("PIL")
     pytest.importorskip("rich")
-    import_without(("torch", "onnx", "onnxscript", "matplotlib"), of_a_board())
+    import_without(("torch", "onnx", "matplotlib"), of_a_board())
 
 
 def test_wire_imports_without_the_runtime():

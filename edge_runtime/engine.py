@@ -1,0 +1,107 @@
+"""Training graphs on onnxruntime: the only module that imports it.
+
+Rules that keep memory and time low, measured on two cores:
+- all sessions share one thread pool (idle pools of their own cost 40 % of the time) and one allocator;
+- the memory pattern is off, and the arena gives back what it does not use at the end of a run;
+- inputs and outputs are bound to the caller's arrays, so parameters and gradients are never copied.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime as ort
+
+Arrays = Mapping[str, NDArray[Any]]
+
+_SHRINK = "cpu:0"
+
+
+class EngineError(RuntimeError):
+    """A graph could not be loaded or run; says which and why."""
+
+
+def engine_version() -> str:
+    """What runs the graphs, for reports."""
+    return f"onnxruntime {ort.__version__}"
+
+
+class Engine:
+    """Loads graphs; all of them share its threads and its memory.
+
+    The thread pool belongs to the process: the first engine of a process decides how many threads it has.
+    """
+
+    _started = False
+
+    def __init__(self, threads: int | None = None) -> None:
+        if not Engine._started:
+            ort.set_default_logger_severity(3)
+            # Two calls that may be made once in a process, before the first session.
+            ort.set_global_thread_pool_sizes(threads or len(os.sched_getaffinity(0)), 1)
+            info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+            # Grow by what is asked for (1), not by powers of two: the peak is then the sum of what is in use.
+            ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 1}))
+            Engine._started = True
+
+    def load(self, path: Path) -> "Graph":
+        """A graph ready to run. Raises EngineError."""
+        options = ort.SessionOptions()
+        options.use_per_session_threads = False
+        options.enable_mem_pattern = False
+        options.enable_mem_reuse = True
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        try:
+            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as exc:  # onnxruntime raises classes of its own that share no public base
+            raise EngineError(f"{path.name} cannot be loaded: {_first_line(exc)}") from exc
+        return Graph(path.name, session)
+
+
+class Graph:
+    """One loaded graph."""
+
+    def __init__(self, name: str, session: Any) -> None:
+        self.name = name
+        self._session = session
+        self._inputs = {i.name for i in session.get_inputs()}
+        self._outputs = {o.name for o in session.get_outputs()}
+        self._shrink = ort.RunOptions()
+        self._shrink.add_run_config_entry("memory.enable_memory_arena_shrinkage", _SHRINK)
+
+    def run(self, inputs: Arrays, outputs: Arrays, *, shrink: bool = False) -> None:
+        """Run once. Every output of the graph is written into the array of its name in `outputs`.
+
+        `inputs` may hold more names than the graph has. Arrays are C-contiguous and of the right type and shape.
+        `shrink` gives the memory of this run back to the system. Raises EngineError.
+        """
+        binding = self._session.io_binding()
+        for name in self._inputs:
+            array = inputs[name]
+            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        for name in self._outputs:
+            array = outputs[name]
+            binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        try:
+            self._session.run_with_iobinding(binding, self._shrink if shrink else None)
+        except Exception as exc:  # as above
+            raise EngineError(f"{self.name} failed: {_first_line(exc)}") from exc
+
+    def call(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Run once and return fresh arrays by output name. Raises EngineError."""
+        names = sorted(self._outputs)
+        try:
+            found = self._session.run(names, {name: inputs[name] for name in self._inputs})
+        except Exception as exc:  # as above
+            raise EngineError(f"{self.name} failed: {_first_line(exc)}") from exc
+        return dict(zip(names, (np.asarray(array) for array in found), strict=True))
+
+
+def _first_line(exc: Exception) -> str:
+    return str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__

@@ -1,0 +1,216 @@
+"""The commands `train` and `predict`: local training without a network, and a plain model's predictions.
+
+Exit codes: 0 done, 2 it was asked for something that makes no sense, 3 the bundle, the model or the data cannot be
+used.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
+from edge_runtime.engine import Engine, EngineError, engine_version
+from edge_runtime.memory import peak_rss_bytes
+from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.schedule import learning_rate
+from edge_runtime.training.trainer import Trainer, check_fits, evaluate
+from edge_runtime.training.worker import EVALUATION_BATCH
+from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.errors import WireError
+from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.messages import Training
+from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
+
+DONE, USAGE, BAD_DATA = 0, 2, 3
+
+
+class UsageError(ValueError):
+    """An option has a value that makes no sense."""
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `train`."""
+    parser.add_argument("--bundle", type=Path, required=True, help="folder that `python -m export compile` wrote")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="data set folder with train/ and optionally val/, test/"
+    )
+    parser.add_argument("--epochs", type=int, default=1, help="passes over the data (default 1)")
+    parser.add_argument("--batch", type=int, default=16, help="samples in a step (default 16)")
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate of the first epoch (default 0.05)")
+    parser.add_argument("--momentum", type=float, default=0.9, help="(default 0.9)")
+    parser.add_argument("--weight-decay", type=float, default=1e-4, help="(default 0.0001)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="the same seed gives the same weights, bit for bit (default 0)"
+    )
+    parser.add_argument("--tasks", help="tasks to train, with commas (default: all of the bundle)")
+    parser.add_argument(
+        "--probe-every", type=int, default=0, help="measure affinities at every so many steps (default: never)"
+    )
+    parser.add_argument("--threads", type=int, help="threads to compute with (default: one for each core)")
+    parser.add_argument("--weights", type=Path, help="start from these weights instead of the bundle's")
+    parser.add_argument("--out", type=Path, help="write the trained weights here (.safetensors)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train locally; the exit code."""
+    with _one_sentence() as failed:
+        manifest, model, dataset = _open(args)
+        epochs, step_ms = [], []
+        velocity = np.zeros_like(model.weights)
+        for epoch in range(args.epochs):
+            settings = _settings(args, epoch)
+            clock = [time.perf_counter()]
+            trained = Trainer(model, dataset.train).train(
+                settings, velocity, report=lambda *_, clock=clock: clock.append(time.perf_counter())
+            )
+            step_ms += [1000 * (after - before) for before, after in pairwise(clock)]
+            val_loss = None if dataset.val is None else evaluate(model, dataset.val, EVALUATION_BATCH)
+            affinity = trained.affinities.result()
+            epochs.append(
+                {
+                    "epoch": epoch,
+                    "lr": settings.lr,
+                    "train_loss": trained.loss,
+                    "val_loss": val_loss,
+                    "affinity": affinity,
+                }
+            )
+            if not args.json:
+                _print_epoch(epoch, trained.loss, val_loss)
+        test_loss = None if dataset.test is None else evaluate(model, dataset.test, EVALUATION_BATCH)
+        result = {
+            "tasks": model.tasks,
+            "examples": len(dataset.train),
+            "seed": args.seed,
+            "engine": engine_version(),
+            "epochs": epochs,
+            "test_loss": test_loss,
+            "step_ms_median": statistics.median(step_ms),
+            "peak_rss_bytes": peak_rss_bytes(),
+        }
+        if args.out is not None:
+            write_whole(args.out, pack(manifest.table, model.weights))
+        if args.json:
+            print(msgspec.json.encode(result).decode())
+        else:
+            peak = peak_rss_bytes()
+            memory = "not measured" if peak is None else f"{peak / 2**20:.0f} MiB"
+            print(f"step {result['step_ms_median']:.1f} ms (median), peak memory {memory}")
+    return failed.code
+
+
+def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `predict`."""
+    parser.add_argument("--model", type=Path, required=True, help="plain model that `python -m export deploy` wrote")
+    parser.add_argument("--data", type=Path, required=True, help="data set folder")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default test)")
+    parser.add_argument("--count", type=int, default=8, help="images, from the first on (default 8)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help=".npz with image, and for each task its label and prediction"
+    )
+
+
+def predict(args: argparse.Namespace) -> int:
+    """Run a plain model over some images; the exit code."""
+    with _one_sentence() as failed:
+        split = Dataset.open(args.data).splits[args.split]
+        if split is None:
+            raise DatasetInvalid(f"{args.data} has no {args.split} set")
+        if args.count < 1:
+            raise UsageError("--count must be at least 1")
+        x, labels = split.batch(range(min(args.count, len(split))))
+        found = Engine().load(args.model).call({"image": x})
+        arrays = {"image": x}
+        for task, prediction in found.items():
+            arrays[f"prediction.{task}"] = prediction
+            if task in labels:
+                arrays[f"label.{task}"] = labels[task]
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        with args.out.open("wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]
+    return failed.code
+
+
+class _Outcome:
+    code = DONE
+
+
+@contextmanager
+def _one_sentence() -> Iterator[_Outcome]:
+    """Turn what a user can get wrong into one sentence and an exit code."""
+    outcome = _Outcome()
+    try:
+        yield outcome
+    except UsageError as exc:
+        outcome.code = USAGE
+        print(exc, file=sys.stderr)
+    except (WireError, DatasetInvalid, EngineError) as exc:
+        outcome.code = BAD_DATA
+        print(exc, file=sys.stderr)
+    except OSError as exc:
+        outcome.code = BAD_DATA
+        print(f"{exc.filename}: {exc.strerror}", file=sys.stderr)
+
+
+def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset]:
+    for name in ("epochs", "batch"):
+        if getattr(args, name) < 1:
+            raise UsageError(f"--{name} must be at least 1")
+    if args.threads is not None and args.threads < 1:
+        raise UsageError("--threads must be at least 1")
+    whole = wire.read_folder(args.bundle)
+    manifest, weights = _select(whole, args)
+    dataset = Dataset.open(args.data)
+    for split in (dataset.train, dataset.val, dataset.test):
+        if split is not None:
+            check_fits(manifest, split)
+    shelf = GraphShelf(Engine(args.threads))
+    graphs = shelf.of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
+    return manifest, Model(manifest, graphs, weights), dataset
+
+
+def _select(whole: wire.Manifest, args: argparse.Namespace) -> tuple[wire.Manifest, Vector]:
+    """The manifest of the chosen tasks and the weights to start from."""
+    names = tuple(sorted(args.tasks.split(","))) if args.tasks else whole.task_names
+    manifest = whole.group(names, whole.weights)
+    if args.weights is not None:
+        return manifest, unpack(manifest.table, args.weights.read_bytes())
+    weights = unpack(whole.table, (args.bundle / wire.WEIGHTS).read_bytes())
+    return manifest, transfer(TensorTable(whole.tensors), weights, manifest.table)
+
+
+def _settings(args: argparse.Namespace, epoch: int) -> Training:
+    settings = {
+        "epochs": 1,
+        "first_epoch": epoch,
+        "batch": args.batch,
+        "lr": learning_rate(args.lr, epoch, args.epochs),
+        "momentum": args.momentum,
+        "weight_decay": args.weight_decay,
+        "seed": args.seed,
+        "probe_every": args.probe_every,
+    }
+    try:
+        return msgspec.convert(settings, Training)
+    except msgspec.ValidationError as exc:
+        raise UsageError(f"the training options are not usable: {exc}") from exc
+
+
+def _print_epoch(epoch: int, loss: dict[str, float], val_loss: dict[str, float] | None) -> None:
+    print(
+        f"epoch {epoch + 1}: train {_losses(loss)}" + ("" if val_loss is None else f" · val {_losses(val_loss)}"),
+        flush=True,
+    )
+
+
+def _losses(loss: dict[str, float]) -> str:
+    return f"{sum(loss.values()):.4f} (" + ", ".join(f"{task} {value:.4f}" for task, value in loss.items()) + ")"

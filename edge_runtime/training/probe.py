@@ -1,0 +1,86 @@
+"""Affinity probes: how much a step on one task helps or hurts the others, measured on a training batch.
+
+Exact look-ahead (Fifty et al., NeurIPS 2021, section 3; MAS, section 3.2): with g_i the encoder's gradient of task i,
+
+    θ|i = θ − lr · (g_i + decay · θ)            S[i→j] = (1 − L_j(θ|i) / L_j(θ)) / lr
+
+for all ordered pairs, the diagonal too, heads fixed. A probe reads the parameters and writes only scratch vectors, so
+training goes on bit for bit as if it had not been there.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.training.model import Batch, Model, Targets
+from edge_runtime.training.optimizer import look_ahead
+from edge_runtime.wire.messages import Affinity
+
+Matrix = NDArray[np.float64]
+
+
+def probe(
+    model: Model,
+    x: Batch,
+    targets: Targets,
+    losses: Mapping[str, float],
+    dz: Mapping[str, Batch],
+    *,
+    lr: float,
+    weight_decay: float,
+) -> Matrix:
+    """S (T, T), values[i][j] being i→j, for one batch.
+
+    `losses` and `dz` are those of the batch at the current parameters. Uses the encoder's part of `model.gradient` as
+    scratch. A loss of zero (no labels in the batch) gives values that are not finite.
+    """
+    ahead = np.empty_like(model.weights[model.encoder])
+    values = np.empty((len(model.tasks), len(model.tasks)))
+    for i, source in enumerate(model.tasks):
+        gradient = model.backward(x, dz[source])
+        look_ahead(model.weights[model.encoder], gradient, lr=lr, weight_decay=weight_decay, out=ahead)
+        z = model.represent(x, encoder=ahead)
+        for j, target in enumerate(model.tasks):
+            values[i, j] = relative_gain(losses[target], model.loss(target, z, targets[target]), lr)
+    return values
+
+
+def relative_gain(before: float, after: float, lr: float) -> float:
+    """(1 − after / before) / lr; not finite where there was no loss before."""
+    return (1 - after / before) / lr if before else float("nan")
+
+
+class AffinityStatistics:
+    """Mean and variance over batches, by Welford's recurrence; a batch with a value that is not finite is left out."""
+
+    def __init__(self, tasks: tuple[str, ...]) -> None:
+        self.tasks = tasks
+        self.count = 0
+        self._mean = np.zeros((len(tasks), len(tasks)))
+        self._squares = np.zeros_like(self._mean)
+
+    def add(self, values: Matrix) -> None:
+        """Take one batch's values (T, T)."""
+        if not np.isfinite(values).all():
+            return
+        self.count += 1
+        difference = values - self._mean
+        self._mean += difference / self.count
+        self._squares += difference * (values - self._mean)
+
+    def result(self) -> Affinity | None:
+        """What was measured; None if nothing was."""
+        if self.count == 0:
+            return None
+        variance = self._squares / (self.count - 1) if self.count > 1 else None
+        return Affinity(
+            tasks=self.tasks,
+            count=self.count,
+            mean=_rows(self._mean),
+            variance=None if variance is None else _rows(variance),
+        )
+
+
+def _rows(matrix: Matrix) -> tuple[tuple[float, ...], ...]:
+    return tuple(tuple(row) for row in matrix.tolist())

@@ -1,0 +1,29 @@
+"""The order of the samples and the learning rate: pure functions of a seed and a position."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+
+def order(seed: int, epoch: int, samples: int) -> Indices:
+    """The samples of an epoch in their seeded order, (N,)."""
+    return np.random.default_rng([seed, epoch]).permutation(samples)
+
+
+def batches(indices: Indices, batch: int) -> Iterator[Indices]:
+    """Consecutive batches; the last may be smaller."""
+    for start in range(0, len(indices), batch):
+        yield indices[start : start + batch]
+
+
+def batch_count(samples: int, batch: int) -> int:
+    """How many batches an epoch has."""
+    return -(-samples // batch)
+
+
+def learning_rate(initial: float, epoch: int, epochs: int) -> float:
+    """Polynomial decay, initial · (1 − epoch/epochs)^0.9 (the released code of MAS, by rounds)."""
+    return float(initial * (1 - epoch / epochs) ** 0.9)

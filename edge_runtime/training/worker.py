@@ -1,0 +1,113 @@
+"""What the agent asks for, done with the engine and this device's data set."""
+
+import platform
+import time
+from pathlib import Path
+
+from edge_runtime import __version__
+from edge_runtime.agent.work import EvaluationResult, Report, Stage, TrainResult, WorkerUnusable, WorkRefused
+from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
+from edge_runtime.engine import Engine, EngineError, engine_version
+from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
+from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.trainer import Trainer, check_fits, evaluate
+from edge_runtime.training.velocity import VelocityStore
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.messages import DataSplit, Hello, Plan
+from edge_runtime.wire.tensors import Vector
+
+EVALUATION_BATCH = 16
+
+
+class LocalWorker:
+    """Trains and evaluates on the data set in a folder. Raises WorkerUnusable if it cannot be used."""
+
+    def __init__(self, data: Path, state: Path, threads: int | None = None) -> None:
+        try:
+            self._dataset = Dataset.open(data)
+        except DatasetInvalid as exc:
+            raise WorkerUnusable(str(exc)) from exc
+        self._shelf = GraphShelf(Engine(threads))
+        self._velocities = VelocityStore(state / "momentum")
+
+    def hello(self) -> Hello:
+        """What this device has."""
+        splits: dict[DataSplit, Split | None] = {
+            "train": self._dataset.train,
+            "val": self._dataset.val,
+            "test": self._dataset.test,
+        }
+        return Hello(
+            software=f"mas-edge {__version__}",
+            engine=engine_version(),
+            platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            examples={name: len(split) for name, split in splits.items() if split is not None},
+            tasks=self._dataset.tasks,
+            memory_bytes=installed_bytes(),
+        )
+
+    def train(self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report) -> TrainResult:
+        """Train locally as `plan.training` says. Raises WorkRefused."""
+        started_s = time.monotonic()
+        restart_peak()
+        assert plan.training is not None
+        settings, split = plan.training, self._dataset.train
+        model = self._model(manifest, store, weights, split)
+        try:
+            val_loss = self._loss(model, self._dataset.val, report)
+            velocity = self._velocities.load(manifest.table, plan.round - 1)
+            trained = Trainer(model, split).train(
+                settings, velocity, report=lambda done, total: report("train", done, total)
+            )
+        except EngineError as exc:
+            raise WorkRefused("error", str(exc)) from exc
+        self._velocities.save(manifest.table, velocity, plan.round)
+        return TrainResult(
+            weights=model.weights,
+            examples=dict.fromkeys(model.tasks, len(split)),
+            train_loss=trained.loss,
+            val_loss=val_loss,
+            affinity=trained.affinities.result(),
+            wall_s=time.monotonic() - started_s,
+            peak_rss_bytes=peak_rss_bytes(),
+            energy_j=None,
+        )
+
+    def evaluate(
+        self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report
+    ) -> EvaluationResult:
+        """Measure the losses over `plan.data_split`. Raises WorkRefused."""
+        started_s = time.monotonic()
+        restart_peak()
+        assert plan.data_split is not None
+        split = self._dataset.splits[plan.data_split]
+        if split is None:
+            raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
+        model = self._model(manifest, store, weights, split)
+        try:
+            loss = self._loss(model, split, report)
+        except EngineError as exc:
+            raise WorkRefused("error", str(exc)) from exc
+        assert loss is not None
+        return EvaluationResult(
+            loss=loss,
+            examples=dict.fromkeys(model.tasks, len(split)),
+            wall_s=time.monotonic() - started_s,
+            peak_rss_bytes=peak_rss_bytes(),
+            energy_j=None,
+        )
+
+    def _model(self, manifest: Manifest, store: BlobStore, weights: Vector, split: Split) -> Model:
+        try:
+            check_fits(manifest, split)
+        except DatasetInvalid as exc:
+            raise WorkRefused("no_data", str(exc)) from exc
+        return Model(manifest, self._shelf.of(manifest, lambda _, digest: store.path(digest)), weights)
+
+    @staticmethod
+    def _loss(model: Model, split: Split | None, report: Report) -> dict[str, float] | None:
+        if split is None:
+            return None
+        stage: Stage = "evaluate"
+        return evaluate(model, split, EVALUATION_BATCH, report=lambda done, total: report(stage, done, total))

@@ -1,0 +1,72 @@
+"""Plain inference models: image in, predictions out, weights inside; any stock onnxruntime loads them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnx
+from google.protobuf.message import DecodeError
+from onnx import helper, numpy_helper
+
+from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.tensors import Vector
+from export.onnx_graph import IR_VERSION, OPSET, PRODUCER
+
+
+def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> onnx.ModelProto:
+    """One model of the manifest's tasks: input `image` (batch, …), and an output for each task, by its name.
+
+    `folder` is a bundle that has the manifest's graphs; `weights` (D,) is laid out by the manifest's table. Raises
+    BundleInvalid for a graph that cannot be read.
+    """
+    parameters = manifest.table.views(weights)
+    kept = {name: name for name in parameters} | {"z": "z"}
+    encoder = _load(folder, "encoder.forward")
+    nodes, constants = _renamed(encoder, "encoder", kept | {"x": "image"})
+    outputs = []
+    for task in manifest.task_names:
+        head = _load(folder, f"head.{task}.predict")
+        more = _renamed(head, task, kept | {"prediction": task})
+        nodes += more[0]
+        constants += more[1]
+        shape: list[str | int | None] = ["batch", *manifest.task(task).prediction.shape]
+        outputs.append(helper.make_tensor_value_info(task, onnx.TensorProto.FLOAT, shape))
+    constants += [numpy_helper.from_array(np.ascontiguousarray(view), name) for name, view in parameters.items()]
+    image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", *manifest.input.shape])
+    graph = helper.make_graph(nodes, manifest.name or "mas-edge", [image], outputs, constants)
+    opsets = [helper.make_opsetid("", OPSET)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name=PRODUCER)
+    onnx.checker.check_model(model)
+    return model
+
+
+def _load(folder: Path, name: str) -> onnx.GraphProto:
+    path = wire.graph_path(folder, name)
+    try:
+        return onnx.load(path).graph
+    except (OSError, DecodeError) as exc:
+        raise BundleInvalid(f"{path} is not an ONNX graph: {exc}") from exc
+
+
+def _renamed(
+    graph: onnx.GraphProto, prefix: str, kept: Mapping[str, str]
+) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
+    """The nodes and constants of a graph, its own values told from another graph's by a prefix."""
+
+    def name(old: str) -> str:
+        return kept.get(old, f"{prefix}/{old}") if old else ""
+
+    nodes, constants = [], []
+    for node in graph.node:
+        copy = onnx.NodeProto()
+        copy.CopyFrom(node)
+        for values in (copy.input, copy.output):
+            values[:] = [name(value) for value in values]
+        nodes.append(copy)
+    for tensor in graph.initializer:
+        constant = onnx.TensorProto()
+        constant.CopyFrom(tensor)
+        constant.name = name(tensor.name)
+        constants.append(constant)
+    return nodes, constants

@@ -1,0 +1,29 @@
+"""What can be wrong with a model that is to be exported.
+
+ExportError
+├── ModelInvalid          the model is not a multi-task model as described in export.model
+├── OperatorUnsupported   an operator has no translation to ONNX, or cannot be differentiated
+└── ParityFailed          the exported graphs disagree with PyTorch
+"""
+
+
+class ExportError(ValueError):
+    """Base of everything that stops an export."""
+
+
+class ModelInvalid(ExportError):
+    """The model is not a multi-task model that can be trained in parts."""
+
+
+class OperatorUnsupported(ExportError):
+    """An operator has no translation to ONNX, or cannot be differentiated."""
+
+    def __init__(self, operator: str, module: str, advice: str) -> None:
+        super().__init__(f"operator {operator} in {module} cannot be exported: {advice}")
+        self.operator = operator
+        self.module = module
+        self.advice = advice
+
+
+class ParityFailed(ExportError):
+    """The exported graphs disagree with PyTorch by more than is allowed."""

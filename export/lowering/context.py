@@ -1,0 +1,142 @@
+"""What a rule works with: values with their shapes, and the ONNX graph they go into."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from export.onnx_graph import ELEMENT, NUMPY, OnnxGraph
+from export.trace import Batch, Dim
+
+
+@dataclass(frozen=True)
+class Value:
+    """An ONNX value: its name, its shape (with `Batch` where the micro-batch is) and its type."""
+
+    name: str
+    shape: tuple[Dim, ...]
+    dtype: torch.dtype
+
+    @property
+    def rank(self) -> int:
+        """How many dimensions it has."""
+        return len(self.shape)
+
+
+Number = int | float | bool | Batch
+Result = str | tuple[str | None, ...]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One operator to translate: its result's shapes and types, and which of its results are used."""
+
+    operator: str
+    module: str
+    shapes: tuple[tuple[Dim, ...] | None, ...]
+    dtypes: tuple[torch.dtype | None, ...]
+    used: frozenset[int]
+
+    @property
+    def shape(self) -> tuple[Dim, ...]:
+        """The shape of the only result."""
+        assert self.shapes[0] is not None
+        return self.shapes[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the only result."""
+        assert self.dtypes[0] is not None
+        return self.dtypes[0]
+
+
+class Context:
+    """The graph under construction and what rules need often."""
+
+    def __init__(self, graph: OnnxGraph, batched_input: str) -> None:
+        self.graph = graph
+        self.add = graph.add
+        self.ints = graph.ints
+        self._batched_input = batched_input
+
+    def batch(self) -> str:
+        """The micro-batch as an int64 vector of one element."""
+        return self.add("Shape", self._batched_input, start=0, end=1)
+
+    def number(self, value: Number, dtype: torch.dtype) -> str:
+        """A scalar, computed from the batch where it varies with it."""
+        if not isinstance(value, Batch):
+            return self.graph.constant(value, NUMPY[dtype])
+        factor = self.graph.constant(value.factor, NUMPY[dtype])
+        batch = self.add("Cast", self.add("Squeeze", self.batch(), self.ints(0)), to=ELEMENT[dtype])
+        return self.add("Div", factor, batch) if value.inverse else self.add("Mul", factor, batch)
+
+    def operand(self, value: Value | Number, dtype: torch.dtype) -> str:
+        """An operand of an elementwise operator, as `dtype`."""
+        if isinstance(value, Value):
+            return value.name if value.dtype == dtype else self.add("Cast", value.name, to=ELEMENT[dtype])
+        return self.number(value, dtype)
+
+    def dims(self, shape: Sequence[Dim]) -> str:
+        """A shape as an int64 vector, exact also where the batch is in it."""
+        if not any(isinstance(dim, Batch) for dim in shape):
+            return self.ints(*(int(d) for d in shape if not isinstance(d, Batch)))
+        pieces = []
+        for dim in shape:
+            if isinstance(dim, Batch):
+                pieces.append(
+                    self.add("Mul", self.batch(), self.ints(int(dim.factor))) if dim.factor != 1 else self.batch()
+                )
+            else:
+                pieces.append(self.ints(dim))
+        return self.add("Concat", *pieces, axis=0) if len(pieces) > 1 else pieces[0]
+
+    def reshape(self, name: str, shape: Sequence[Dim]) -> str:
+        """Reshape; a single batched dimension is left to be inferred."""
+        if sum(isinstance(dim, Batch) for dim in shape) == 1:
+            return self.add("Reshape", name, self.ints(*(-1 if isinstance(d, Batch) else d for d in shape)))
+        return self.add("Reshape", name, self.dims(shape))
+
+    def filled(self, shape: Sequence[Dim], value: Number, dtype: torch.dtype) -> str:
+        """A tensor of one value."""
+        return self.add("Expand", self.number(value, dtype), self.dims(shape)) if shape else self.number(value, dtype)
+
+
+Rule = Callable[..., Result]
+
+
+def size(dim: Dim) -> int:
+    """A dimension that must be fixed."""
+    assert isinstance(dim, int)
+    return dim
+
+
+def elements(shape: Sequence[Dim]) -> int:
+    """How many elements a fixed shape has."""
+    return math.prod(size(dim) for dim in shape)
+
+
+def pair(value: Sequence[int] | int) -> list[int]:
+    """Two numbers from one or two."""
+    values = [value] if isinstance(value, int) else list(value)
+    return [int(v) for v in (values * 2 if len(values) == 1 else values)]
+
+
+def axis(dim: int, rank: int) -> int:
+    """A dimension counted from the front."""
+    return dim + rank if dim < 0 else dim
+
+
+class RuleBook(dict[Any, Rule]):
+    """Rules by operator, added by decorating them."""
+
+    def rule(self, *operators: Any) -> Callable[[Rule], Rule]:
+        """Use the decorated function for these operators."""
+
+        def decorate(function: Rule) -> Rule:
+            self.update(dict.fromkeys(operators, function))
+            return function
+
+        return decorate

@@ -1,0 +1,272 @@
+"""Convolutions and their gradients.
+
+Data gradient: for stride one, a convolution with the kernel turned round and its channels exchanged; otherwise the
+transposed convolution.
+
+Weight gradient: one batched matrix product for each tap of the kernel. For stride one the rows of the input and of the
+gradient are padded to one width, so that the input shifted by a tap is one contiguous slice. Of a depthwise
+convolution of small images, or with strides: one grouped convolution of the input with the gradient as its kernel,
+the samples taking the place of the channels and stride and dilation changing places (2 to 5 times faster, and a fifth
+of the nodes).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from export.lowering.context import Call, Context, Result, RuleBook, Value, pair, size
+
+aten = torch.ops.aten
+RULES = RuleBook()
+
+SMALL_IMAGE = 1024
+"""Pixels below which the grouped convolution is the faster weight gradient of a depthwise one."""
+
+
+@RULES.rule(aten.convolution.default)
+def convolution(
+    context: Context,
+    _: Call,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Result:
+    """A convolution, or a transposed one."""
+    inputs = (x.name, weight.name) if bias is None else (x.name, weight.name, bias.name)
+    attributes: dict[str, Any] = {
+        "kernel_shape": [size(d) for d in weight.shape[2:]],
+        "strides": pair(stride),
+        "pads": pair(padding) * 2,
+        "dilations": pair(dilation),
+        "group": groups,
+    }
+    if transposed:
+        return context.add("ConvTranspose", *inputs, output_padding=pair(output_padding), **attributes)
+    return context.add("Conv", *inputs, **attributes)
+
+
+@RULES.rule(aten.convolution_backward.default)
+def convolution_backward(
+    context: Context,
+    call: Call,
+    gradient: Value,
+    x: Value,
+    weight: Value,
+    _: Any,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    __: Any,
+    groups: int,
+    mask: Sequence[bool],
+) -> Result:
+    """Gradients of the input, the weight and the bias."""
+    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+    wanted = [mask[i] and i in call.used for i in range(3)]
+    dx = dw = None
+    if transposed:
+        if wanted[0]:
+            dx = context.add(
+                "Conv",
+                gradient.name,
+                weight.name,
+                kernel_shape=[size(d) for d in weight.shape[2:]],
+                strides=stride,
+                pads=padding * 2,
+                dilations=dilation,
+                group=groups,
+            )
+        if wanted[1]:
+            dw = _weight_gradient(context, x, gradient, weight, stride, padding, dilation, groups)
+    else:
+        if wanted[0]:
+            dx = _data_gradient(context, gradient, x, weight, stride, padding, dilation, groups)
+        if wanted[1]:
+            dw = _weight_gradient(context, gradient, x, weight, stride, padding, dilation, groups)
+    db = context.add("ReduceSum", gradient.name, context.ints(0, 2, 3), keepdims=0) if wanted[2] else None
+    return dx, dw, db
+
+
+def _data_gradient(
+    context: Context,
+    gradient: Value,
+    x: Value,
+    weight: Value,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> str:
+    kernel = [size(d) for d in weight.shape[2:]]
+    reach = [dilation[i] * (kernel[i] - 1) for i in range(2)]
+    back = [reach[i] - padding[i] for i in range(2)]
+    if list(stride) == [1, 1] and min(back) >= 0:
+        turned = _turned(context, weight, groups)
+        return context.add(
+            "Conv",
+            gradient.name,
+            turned,
+            kernel_shape=kernel,
+            strides=[1, 1],
+            pads=back * 2,
+            dilations=list(dilation),
+            group=groups,
+        )
+    extra = [
+        size(x.shape[2 + i]) - ((size(gradient.shape[2 + i]) - 1) * stride[i] - 2 * padding[i] + reach[i] + 1)
+        for i in range(2)
+    ]
+    return context.add(
+        "ConvTranspose",
+        gradient.name,
+        weight.name,
+        kernel_shape=kernel,
+        strides=list(stride),
+        pads=list(padding) * 2,
+        dilations=list(dilation),
+        output_padding=extra,
+        group=groups,
+    )
+
+
+def _turned(context: Context, weight: Value, groups: int) -> str:
+    """The kernel turned round, with the channels of each group exchanged: (O, I/g, h, w) → (I, O/g, h, w)."""
+    outputs, inputs, height, width = (size(d) for d in weight.shape)
+    name = weight.name
+    if groups == 1:
+        name = context.add("Transpose", name, perm=[1, 0, 2, 3])
+    elif inputs != 1 or outputs != groups:
+        name = context.add("Reshape", name, context.ints(groups, outputs // groups, inputs, height, width))
+        name = context.add("Transpose", name, perm=[0, 2, 1, 3, 4])
+        name = context.add("Reshape", name, context.ints(groups * inputs, outputs // groups, height, width))
+    if height == width == 1:
+        return name
+    first, last = context.ints(-1, -1), context.ints(-(2**62), -(2**62))
+    return context.add("Slice", name, first, last, context.ints(2, 3), context.ints(-1, -1))
+
+
+def _weight_gradient(
+    context: Context,
+    gradient: Value,
+    x: Value,
+    weight: Value,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> str:
+    """Σ over samples and pixels of gradient × shifted input, tap by tap: (O, I/g, h, w)."""
+    outputs, inputs, height, width = (size(d) for d in weight.shape)
+    pixels = size(gradient.shape[2]) * size(gradient.shape[3])
+    if inputs == 1 and outputs == groups and (pixels < SMALL_IMAGE or list(stride) != [1, 1]):
+        return _depthwise_weight_gradient(context, gradient, x, weight, stride, padding, dilation)
+    taps = [(i * dilation[0], j * dilation[1]) for i in range(height) for j in range(width)]
+    if list(stride) == [1, 1] and len(taps) > 1:
+        rows, shifted = _flat_shifts(context, gradient, x, padding, taps)
+    else:
+        rows, shifted = _strided_shifts(context, gradient, x, stride, padding, taps)
+    left = context.add("Reshape", rows, context.ints(0, groups, outputs // groups, -1))
+    products = []
+    for name in shifted:
+        right = context.add("Reshape", name, context.ints(0, groups, inputs, -1))
+        right = context.add("Transpose", right, perm=[0, 1, 3, 2])
+        products.append(context.add("MatMul", left, right))  # (B, g, O/g, I/g)
+    summed = [context.add("ReduceSum", name, context.ints(0), keepdims=0) for name in products]
+    if len(summed) == 1:
+        return context.add("Reshape", summed[0], context.ints(outputs, inputs, height, width))
+    columns = [context.add("Reshape", name, context.ints(outputs, inputs, 1)) for name in summed]
+    return context.add("Reshape", context.add("Concat", *columns, axis=2), context.ints(outputs, inputs, height, width))
+
+
+def _depthwise_weight_gradient(
+    context: Context,
+    gradient: Value,
+    x: Value,
+    weight: Value,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> str:
+    channels, _, height, width = (size(d) for d in weight.shape)
+    image = context.add("Transpose", x.name, perm=[1, 0, 2, 3])
+    image = context.add("Reshape", image, context.ints(1, -1, size(x.shape[2]), size(x.shape[3])))
+    kernel = context.add("Transpose", gradient.name, perm=[1, 0, 2, 3])  # (C, B, H, W)
+    # Rows that the forward convolution never reached would give taps that the kernel does not have: cut them off.
+    pads = []
+    for i, taps in enumerate((height, width)):
+        reach = (size(gradient.shape[2 + i]) - 1) * stride[i] + (taps - 1) * dilation[i] + 1
+        pads.append(reach - size(x.shape[2 + i]) - padding[i])
+    if min(pads) < 0:
+        cut = [size(x.shape[2 + i]) + min(pads[i], 0) for i in range(2)]
+        image = context.add("Slice", image, context.ints(0, 0), context.ints(*cut), context.ints(2, 3))
+    result = context.add(
+        "Conv",
+        image,
+        kernel,
+        group=channels,
+        kernel_shape=[size(d) for d in gradient.shape[2:]],
+        pads=[*padding, *(max(p, 0) for p in pads)],
+        strides=list(dilation),
+        dilations=list(stride),
+    )
+    return context.add("Reshape", result, context.ints(channels, 1, height, width))
+
+
+def _flat_shifts(
+    context: Context, gradient: Value, x: Value, padding: Sequence[int], taps: Sequence[tuple[int, int]]
+) -> tuple[str, list[str]]:
+    """For stride one: gradient rows and input rows of one width, flattened; a shift is a slice of the flat input."""
+    zero = context.number(0.0, x.dtype)
+    wide = size(x.shape[3]) + 2 * padding[1]
+    height, width = size(gradient.shape[2]), size(gradient.shape[3])
+    # One more row below, so that the last shift still has a whole window to read.
+    padded = context.add(
+        "Pad", x.name, context.ints(0, 0, padding[0], padding[1], 0, 0, padding[0] + 1, padding[1]), zero
+    )
+    channels, outputs = size(x.shape[1]), size(gradient.shape[1])
+    flat = context.add("Reshape", padded, context.ints(0, channels, -1))
+    rows = context.add("Pad", gradient.name, context.ints(0, 0, 0, 0, 0, 0, 0, wide - width), zero)
+    rows = context.add("Reshape", rows, context.ints(0, outputs, -1))
+    length = height * wide
+    shifted = []
+    for down, right in taps:
+        start = down * wide + right
+        shifted.append(context.add("Slice", flat, context.ints(start), context.ints(start + length), context.ints(2)))
+    return rows, shifted
+
+
+def _strided_shifts(
+    context: Context,
+    gradient: Value,
+    x: Value,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    taps: Sequence[tuple[int, int]],
+) -> tuple[str, list[str]]:
+    """For other strides, and for one tap: every stride-th pixel of the padded input."""
+    name = x.name
+    if any(padding):
+        pads = context.ints(0, 0, *padding, 0, 0, *padding)
+        name = context.add("Pad", name, pads, context.number(0.0, x.dtype))
+    height, width = size(gradient.shape[2]), size(gradient.shape[3])
+    shifted = []
+    for down, right in taps:
+        whole = (size(x.shape[2]), size(x.shape[3])) == (height, width) and not any(padding) and list(stride) == [1, 1]
+        if whole:
+            shifted.append(name)
+            continue
+        ends = (down + (height - 1) * stride[0] + 1, right + (width - 1) * stride[1] + 1)
+        shifted.append(
+            context.add(
+                "Slice", name, context.ints(down, right), context.ints(*ends), context.ints(2, 3), context.ints(*stride)
+            )
+        )
+    return gradient.name, shifted

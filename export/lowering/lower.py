@@ -1,0 +1,108 @@
+"""The loop over a trace that turns each operator into ONNX nodes by its rule."""
+
+import operator
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from torch import fx
+
+from export.errors import OperatorUnsupported
+from export.lowering import convolution, normalization, pointwise, reduction, resample, selection, shaping
+from export.lowering.context import Call, Context, RuleBook, Value
+from export.onnx_graph import ELEMENT, OnnxGraph
+from export.trace import Batch, Step, Trace
+
+RULES = RuleBook()
+for family in (convolution, normalization, pointwise, reduction, resample, selection, shaping):
+    RULES.update(family.RULES)
+
+ADVICE = {
+    "batch_norm": "use GroupNorm, whose statistics do not depend on the other samples of a batch",
+    "dropout": "remove it, or regularise with weight decay",
+    "bernoulli": "remove the random operator",
+    "rand": "remove the random operator",
+    "in1d": "use comparisons and torch.where",
+    "nonzero": "the shape depends on the data: use a mask and torch.where",
+}
+
+
+def unsupported(step: Step) -> OperatorUnsupported:
+    """The error for an operator without a rule."""
+    name = str(step.target)
+    advice = next((text for part, text in ADVICE.items() if part in name), "write it with other operators of torch")
+    return OperatorUnsupported(name, step.module or "the model", advice)
+
+
+def lower(trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The ONNX model of a trace, with these names for its inputs and outputs, in order.
+
+    The first input's first dimension is the micro-batch. Raises OperatorUnsupported for an operator without a rule.
+    """
+    graph = OnnxGraph()
+    context = Context(graph, inputs[0])
+    values: dict[fx.Node, Any] = {}
+    for name, step in zip(inputs, trace.inputs, strict=True):
+        assert step.shapes[0] is not None
+        assert step.dtypes[0] is not None
+        values[step.node] = Value(name, step.shapes[0], step.dtypes[0])
+    for node, tensor in trace.constants:
+        values[node] = Value(graph.constant(tensor.detach().numpy()), tuple(tensor.shape), tensor.dtype)
+    used = _used(trace)
+    for step in trace.steps:
+        if step.target is operator.getitem:
+            values[step.node] = values[step.args[0]][step.args[1]]
+            continue
+        rule = RULES.get(step.target)
+        if rule is None:
+            raise unsupported(step)
+        call = Call(str(step.target), step.module, step.shapes, step.dtypes, used[step.node])
+        args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
+        values[step.node] = _values(rule(context, call, *args, **kwargs), call)
+    results = [_resolve(node, values) for node in trace.outputs]
+    for i, (name, value) in enumerate(zip(outputs, results, strict=True)):
+        # A fresh node for each output: an input, or a value used twice, can then be an output as well.
+        results[i] = Value(graph.add_many("Identity", value.name, outputs=1)[0], value.shape, value.dtype)
+        graph.nodes[-1].output[0] = name
+    model = graph.model(
+        [(name, *_spec(values[step.node])) for name, step in zip(inputs, trace.inputs, strict=True)],
+        [(name, *_spec(value)) for name, value in zip(outputs, results, strict=True)],
+        {},
+    )
+    onnx.checker.check_model(model)
+    return model
+
+
+def _used(trace: Trace) -> defaultdict[fx.Node, frozenset[int]]:
+    found: defaultdict[fx.Node, frozenset[int]] = defaultdict(lambda: frozenset({0}))
+    for step in trace.steps:
+        if step.target is operator.getitem:
+            source, index = step.args
+            found[source] = found.get(source, frozenset()) | {index}
+    return found
+
+
+def _values(result: Any, call: Call) -> Any:
+    if isinstance(result, str):
+        return Value(result, call.shape, call.dtype)
+    return tuple(
+        None if name is None or shape is None or dtype is None else Value(name, shape, dtype)
+        for name, shape, dtype in zip(result, call.shapes, call.dtypes, strict=True)
+    )
+
+
+def _resolve(argument: Any, values: dict[fx.Node, Any]) -> Any:
+    if isinstance(argument, fx.Node):
+        return values[argument]
+    if isinstance(argument, dict):
+        return {key: _resolve(value, values) for key, value in argument.items()}
+    if isinstance(argument, list | tuple):
+        return type(argument)(_resolve(value, values) for value in argument)
+    return argument
+
+
+def _spec(value: Value) -> tuple[int, list[int | str]]:
+    shape: list[int | str] = [f"batch_{int(dim.factor)}" if isinstance(dim, Batch) else dim for dim in value.shape]
+    assert value.dtype in ELEMENT, f"{value.dtype} has no ONNX type"
+    return ELEMENT[value.dtype], shape

@@ -1,0 +1,312 @@
+"""Elementwise operators and the derivatives of activations."""
+
+import math
+from typing import Any
+
+import torch
+
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Value
+from export.onnx_graph import ELEMENT
+
+aten = torch.ops.aten
+RULES = RuleBook()
+
+UNARY = {
+    aten.neg.default: "Neg",
+    aten.abs.default: "Abs",
+    aten.exp.default: "Exp",
+    aten.log.default: "Log",
+    aten.sqrt.default: "Sqrt",
+    aten.reciprocal.default: "Reciprocal",
+    aten.sigmoid.default: "Sigmoid",
+    aten.tanh.default: "Tanh",
+    aten.relu.default: "Relu",
+    aten.sgn.default: "Sign",
+    aten.sign.default: "Sign",
+    aten.sin.default: "Sin",
+    aten.cos.default: "Cos",
+    aten.erf.default: "Erf",
+    aten.floor.default: "Floor",
+    aten.isnan.default: "IsNaN",
+    aten.isinf.default: "IsInf",
+    aten.logical_not.default: "Not",
+    aten.bitwise_not.default: "Not",
+    aten.softplus.default: "Softplus",
+}
+BINARY = {
+    aten.mul.Tensor: "Mul",
+    aten.mul.Scalar: "Mul",
+    aten.div.Tensor: "Div",
+    aten.div.Scalar: "Div",
+    aten.maximum.default: "Max",
+    aten.minimum.default: "Min",
+    aten.pow.Tensor_Tensor: "Pow",
+}
+COMPARISON = {
+    aten.eq.Scalar: "Equal",
+    aten.eq.Tensor: "Equal",
+    aten.gt.Scalar: "Greater",
+    aten.gt.Tensor: "Greater",
+    aten.ge.Scalar: "GreaterOrEqual",
+    aten.ge.Tensor: "GreaterOrEqual",
+    aten.lt.Scalar: "Less",
+    aten.lt.Tensor: "Less",
+    aten.le.Scalar: "LessOrEqual",
+    aten.le.Tensor: "LessOrEqual",
+}
+LOGICAL = {
+    aten.logical_and.default: "And",
+    aten.bitwise_and.Tensor: "And",
+    aten.logical_or.default: "Or",
+    aten.bitwise_or.Tensor: "Or",
+}
+
+
+@RULES.rule(*UNARY)
+def unary(context: Context, call: Call, x: Value, *_: Any) -> Result:
+    """One operand."""
+    return context.add(_of(call, UNARY), x.name)
+
+
+@RULES.rule(*BINARY)
+def binary(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
+    """Two operands of the result's type."""
+    return context.add(_of(call, BINARY), context.operand(x, call.dtype), context.operand(y, call.dtype))
+
+
+@RULES.rule(*COMPARISON)
+def comparison(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
+    """Two operands of one type, a truth value."""
+    return context.add(_of(call, COMPARISON), x.name, context.operand(y, x.dtype))
+
+
+@RULES.rule(aten.ne.Scalar, aten.ne.Tensor)
+def not_equal(context: Context, _: Call, x: Value, y: Value | Number) -> Result:
+    """Not equal."""
+    return context.add("Not", context.add("Equal", x.name, context.operand(y, x.dtype)))
+
+
+@RULES.rule(*LOGICAL)
+def logical(context: Context, call: Call, x: Value, y: Value) -> Result:
+    """Two truth values."""
+    return context.add(_of(call, LOGICAL), x.name, y.name)
+
+
+@RULES.rule(aten.add.Tensor, aten.add.Scalar)
+def add(context: Context, call: Call, x: Value, y: Value | Number, alpha: Number = 1) -> Result:
+    """x + alpha · y."""
+    return _sum("Add", context, call, x, y, alpha)
+
+
+@RULES.rule(aten.sub.Tensor, aten.sub.Scalar)
+def subtract(context: Context, call: Call, x: Value, y: Value | Number, alpha: Number = 1) -> Result:
+    """x − alpha · y."""
+    return _sum("Sub", context, call, x, y, alpha)
+
+
+@RULES.rule(aten.rsub.Scalar, aten.rsub.Tensor)
+def subtract_from(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
+    """y − x."""
+    return context.add("Sub", context.operand(y, call.dtype), context.operand(x, call.dtype))
+
+
+@RULES.rule(aten.pow.Tensor_Scalar)
+def power(context: Context, call: Call, x: Value, exponent: Number) -> Result:
+    """x to a fixed power; a square is one multiplication."""
+    if exponent == 2:
+        return context.add("Mul", x.name, x.name)
+    return context.add("Pow", x.name, context.number(exponent, call.dtype))
+
+
+@RULES.rule(aten.rsqrt.default)
+def reciprocal_root(context: Context, _: Call, x: Value) -> Result:
+    """1 / √x."""
+    return context.add("Reciprocal", context.add("Sqrt", x.name))
+
+
+@RULES.rule(aten.where.self)
+def where(context: Context, call: Call, condition: Value, x: Value | Number, y: Value | Number) -> Result:
+    """x where the condition holds, else y."""
+    return context.add("Where", condition.name, context.operand(x, call.dtype), context.operand(y, call.dtype))
+
+
+@RULES.rule(aten.masked_fill.Scalar)
+def masked_fill(context: Context, call: Call, x: Value, mask: Value, value: Number) -> Result:
+    """`value` where the mask holds, else x."""
+    return context.add("Where", mask.name, context.number(value, call.dtype), x.name)
+
+
+@RULES.rule(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.hardtanh.default)
+def clamp(context: Context, call: Call, x: Value, low: Number | None = None, high: Number | None = None) -> Result:
+    """x between two bounds, either of which may be absent."""
+    if "clamp_max" in call.operator:
+        low, high = None, low
+    elif "hardtanh" in call.operator and low is None:
+        low, high = -1.0, 1.0
+    name = x.name
+    if low is not None:
+        name = context.add("Max", name, context.number(low, call.dtype))
+    return name if high is None else context.add("Min", name, context.number(high, call.dtype))
+
+
+@RULES.rule(aten._to_copy.default, aten.to.dtype)
+def convert(context: Context, call: Call, x: Value, *_: Any, **__: Any) -> Result:
+    """Another element type."""
+    return x.name if x.dtype == call.dtype else context.add("Cast", x.name, to=ELEMENT[call.dtype])
+
+
+@RULES.rule(aten.detach.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default)
+def same(_: Context, __: Call, x: Value, **___: Any) -> Result:
+    """The same value."""
+    return x.name
+
+
+@RULES.rule(aten.threshold_backward.default)
+def threshold_backward(context: Context, call: Call, gradient: Value, result: Value, threshold: Number) -> Result:
+    """The derivative of ReLU from its result, which is never negative: a multiplication by 0 or 1.
+
+    The factor is the result, scaled so that whatever is positive saturates at 1: four times faster than Sign.
+    """
+    if threshold == 0:
+        large = context.add("Mul", result.name, context.number(1e38, call.dtype))
+        step = context.add("Clip", large, context.number(0.0, call.dtype), context.number(1.0, call.dtype))
+        return context.add("Mul", gradient.name, step)
+    above = context.add("Greater", result.name, context.number(threshold, call.dtype))
+    return context.add("Where", above, gradient.name, context.number(0.0, call.dtype))
+
+
+@RULES.rule(aten.leaky_relu.default)
+def leaky_relu(context: Context, _: Call, x: Value, slope: float = 0.01) -> Result:
+    """x where it is positive, else slope · x."""
+    return context.add("LeakyRelu", x.name, alpha=float(slope))
+
+
+@RULES.rule(aten.leaky_relu_backward.default)
+def leaky_relu_backward(context: Context, call: Call, gradient: Value, x: Value, slope: float, _: bool) -> Result:
+    """The derivative of LeakyReLU."""
+    positive = context.add("Greater", x.name, context.number(0.0, call.dtype))
+    scaled = context.add("Mul", gradient.name, context.number(slope, call.dtype))
+    return context.add("Where", positive, gradient.name, scaled)
+
+
+@RULES.rule(aten.hardtanh_backward.default)
+def hardtanh_backward(context: Context, call: Call, gradient: Value, x: Value, low: float, high: float) -> Result:
+    """The derivative of ReLU6 and Hardtanh: one strictly between the bounds."""
+    inside = context.add(
+        "And",
+        context.add("Greater", x.name, context.number(low, call.dtype)),
+        context.add("Less", x.name, context.number(high, call.dtype)),
+    )
+    return context.add("Where", inside, gradient.name, context.number(0.0, call.dtype))
+
+
+@RULES.rule(aten.sigmoid_backward.default)
+def sigmoid_backward(context: Context, call: Call, gradient: Value, result: Value) -> Result:
+    """g · y · (1 − y)."""
+    rest = context.add("Sub", context.number(1.0, call.dtype), result.name)
+    return context.add("Mul", gradient.name, context.add("Mul", result.name, rest))
+
+
+@RULES.rule(aten.tanh_backward.default)
+def tanh_backward(context: Context, call: Call, gradient: Value, result: Value) -> Result:
+    """g · (1 − y²)."""
+    square = context.add("Mul", result.name, result.name)
+    return context.add("Mul", gradient.name, context.add("Sub", context.number(1.0, call.dtype), square))
+
+
+@RULES.rule(aten.silu.default)
+def silu(context: Context, _: Call, x: Value) -> Result:
+    """x · sigmoid(x)."""
+    return context.add("Mul", x.name, context.add("Sigmoid", x.name))
+
+
+@RULES.rule(aten.silu_backward.default)
+def silu_backward(context: Context, call: Call, gradient: Value, x: Value) -> Result:
+    """g · s · (1 + x · (1 − s)) with s = sigmoid(x)."""
+    one = context.number(1.0, call.dtype)
+    sigmoid = context.add("Sigmoid", x.name)
+    inner = context.add("Add", one, context.add("Mul", x.name, context.add("Sub", one, sigmoid)))
+    return context.add("Mul", gradient.name, context.add("Mul", sigmoid, inner))
+
+
+@RULES.rule(aten.gelu.default)
+def gelu(context: Context, call: Call, x: Value, approximate: str = "none") -> Result:
+    """x · Φ(x), exact or by tanh."""
+    half = context.number(0.5, call.dtype)
+    return context.add("Mul", context.add("Mul", half, x.name), _gelu_factor(context, call, x, approximate)[0])
+
+
+@RULES.rule(aten.gelu_backward.default)
+def gelu_backward(context: Context, call: Call, gradient: Value, x: Value, approximate: str = "none") -> Result:
+    """The derivative of GELU, exact or by tanh."""
+    half, one = context.number(0.5, call.dtype), context.number(1.0, call.dtype)
+    factor, inner = _gelu_factor(context, call, x, approximate)
+    if approximate == "none":
+        exponent = context.add("Mul", context.add("Mul", x.name, x.name), context.number(-0.5, call.dtype))
+        density = context.add(
+            "Mul", context.add("Exp", exponent), context.number(1 / math.sqrt(2 * math.pi), call.dtype)
+        )
+        slope = context.add("Mul", x.name, density)
+    else:
+        tanh = context.add("Sub", factor, one)
+        bend = context.add("Sub", one, context.add("Mul", tanh, tanh))
+        slope = context.add("Mul", context.add("Mul", half, x.name), context.add("Mul", bend, inner))
+    return context.add("Mul", gradient.name, context.add("Add", context.add("Mul", half, factor), slope))
+
+
+def _gelu_factor(context: Context, call: Call, x: Value, approximate: str) -> tuple[str, str]:
+    """1 + erf(x/√2), or 1 + tanh(u) and du/dx."""
+    one = context.number(1.0, call.dtype)
+    if approximate == "none":
+        erf = context.add("Erf", context.add("Mul", x.name, context.number(1 / math.sqrt(2), call.dtype)))
+        return context.add("Add", one, erf), ""
+    root, cube = math.sqrt(2 / math.pi), 0.044715
+    square = context.add("Mul", x.name, x.name)
+    bracket = context.add("Add", one, context.add("Mul", square, context.number(cube, call.dtype)))
+    argument = context.add("Mul", context.add("Mul", x.name, bracket), context.number(root, call.dtype))
+    slope = context.add("Add", one, context.add("Mul", square, context.number(3 * cube, call.dtype)))
+    inner = context.add("Mul", slope, context.number(root, call.dtype))
+    return context.add("Add", one, context.add("Tanh", argument)), inner
+
+
+@RULES.rule(aten.hardswish.default)
+def hardswish(context: Context, _: Call, x: Value) -> Result:
+    """x · hardsigmoid(x)."""
+    return context.add("Mul", x.name, context.add("HardSigmoid", x.name, alpha=1 / 6, beta=0.5))
+
+
+@RULES.rule(aten.hardswish_backward.default)
+def hardswish_backward(context: Context, call: Call, gradient: Value, x: Value) -> Result:
+    """g · 0 below −3, g · (x/3 + 1/2) between −3 and 3, g above."""
+    slope = context.add(
+        "Add", context.add("Mul", x.name, context.number(1 / 3, call.dtype)), context.number(0.5, call.dtype)
+    )
+    low = context.add("LessOrEqual", x.name, context.number(-3.0, call.dtype))
+    high = context.add("GreaterOrEqual", x.name, context.number(3.0, call.dtype))
+    slope = context.add("Where", high, context.number(1.0, call.dtype), slope)
+    return context.add("Mul", gradient.name, context.add("Where", low, context.number(0.0, call.dtype), slope))
+
+
+@RULES.rule(aten.hardsigmoid.default)
+def hardsigmoid(context: Context, _: Call, x: Value) -> Result:
+    """x/6 + 1/2 between 0 and 1."""
+    return context.add("HardSigmoid", x.name, alpha=1 / 6, beta=0.5)
+
+
+@RULES.rule(aten.hardsigmoid_backward.default)
+def hardsigmoid_backward(context: Context, call: Call, gradient: Value, x: Value) -> Result:
+    """g / 6 strictly between −3 and 3."""
+    inside = context.add("Less", context.add("Abs", x.name), context.number(3.0, call.dtype))
+    scaled = context.add("Mul", gradient.name, context.number(1 / 6, call.dtype))
+    return context.add("Where", inside, scaled, context.number(0.0, call.dtype))
+
+
+def _sum(op: str, context: Context, call: Call, x: Value, y: Value | Number, alpha: Number) -> str:
+    right = context.operand(y, call.dtype)
+    if alpha != 1:
+        right = context.add("Mul", right, context.number(alpha, call.dtype))
+    return context.add(op, context.operand(x, call.dtype), right)
+
+
+def _of(call: Call, table: dict[Any, str]) -> str:
+    return next(name for target, name in table.items() if str(target) == call.operator)

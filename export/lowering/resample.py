@@ -1,0 +1,150 @@
+"""Pooling and interpolation, forward and backward.
+
+Nearest-neighbour enlarging by whole factors is Resize, and its gradient an average pool. Bilinear and bicubic
+interpolation of fixed sizes are two matrix products with constant matrices, so their gradients are the transposed ones.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.lowering.context import Call, Context, Result, RuleBook, Value, pair, size
+
+aten = torch.ops.aten
+RULES = RuleBook()
+
+
+@RULES.rule(aten.max_pool2d_with_indices.default)
+def max_pool(
+    context: Context,
+    call: Call,
+    x: Value,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] | int = 0,
+    dilation: Sequence[int] | int = 1,
+    ceil: bool = False,
+) -> Result:
+    """Results: the maxima, and where in the whole tensor they were."""
+    attributes = {
+        "kernel_shape": pair(kernel),
+        "strides": pair(stride or kernel),
+        "pads": pair(padding) * 2,
+        "dilations": pair(dilation),
+        "ceil_mode": int(ceil),
+    }
+    names = context.graph.add_many("MaxPool", x.name, outputs=2 if 1 in call.used else 1, **attributes)
+    return names if 1 in call.used else (names[0], None)
+
+
+@RULES.rule(aten.max_pool2d_with_indices_backward.default)
+def max_pool_backward(context: Context, call: Call, gradient: Value, x: Value, *rest: Any) -> Result:
+    """Each gradient added where its maximum was."""
+    indices = context.add("Reshape", rest[-1].name, context.ints(-1))
+    values = context.add("Reshape", gradient.name, context.ints(-1))
+    length = context.add("Reshape", context.add("Size", x.name), context.ints(1))
+    zeros = context.add("Expand", context.number(0.0, call.dtype), length)
+    summed = context.add("ScatterElements", zeros, indices, values, axis=0, reduction="add")
+    return context.reshape(summed, call.shape)
+
+
+@RULES.rule(aten.avg_pool2d.default)
+def average_pool(
+    context: Context,
+    _: Call,
+    x: Value,
+    kernel: Sequence[int],
+    stride: Sequence[int] = (),
+    padding: Sequence[int] | int = 0,
+    ceil: bool = False,
+    count_padding: bool = True,
+    *__: Any,
+) -> Result:
+    """The mean over windows."""
+    return context.add(
+        "AveragePool",
+        x.name,
+        kernel_shape=pair(kernel),
+        strides=pair(stride or kernel),
+        pads=pair(padding) * 2,
+        ceil_mode=int(ceil),
+        count_include_pad=int(count_padding),
+    )
+
+
+@RULES.rule(aten._adaptive_avg_pool2d.default, aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default)
+def linear_resample(context: Context, call: Call, x: Value, output: Sequence[int], *rest: Any) -> Result:
+    """R x Cᵀ for constant matrices R of the rows and C of the columns."""
+    rows, columns = _matrices(call.operator, x.shape[-2:], output, rest)
+    wide = context.add("MatMul", x.name, context.graph.constant(columns.T))
+    return context.add("MatMul", context.graph.constant(rows), wide)
+
+
+@RULES.rule(aten._adaptive_avg_pool2d_backward.default)
+def adaptive_pool_backward(context: Context, call: Call, gradient: Value, x: Value) -> Result:
+    """Rᵀ g C."""
+    return _transposed(context, _matrices(call.operator, x.shape[-2:], gradient.shape[-2:], ()), gradient)
+
+
+@RULES.rule(aten.upsample_bilinear2d_backward.default, aten.upsample_bicubic2d_backward.default)
+def interpolate_backward(
+    context: Context, call: Call, gradient: Value, output: Sequence[int], source: Sequence[Any], *rest: Any
+) -> Result:
+    """Rᵀ g C."""
+    return _transposed(context, _matrices(call.operator, source[-2:], output, rest), gradient)
+
+
+@RULES.rule(aten.upsample_nearest2d.default)
+def nearest(context: Context, call: Call, x: Value, output: Sequence[int], *rest: Any) -> Result:
+    """Each pixel repeated, or for other factors the nearest one."""
+    factors = _whole_factors(x.shape[-2:], output)
+    if factors is None:
+        return linear_resample(context, call, x, output, *rest)
+    scales = context.graph.constant([1.0, 1.0, *map(float, factors)], "float32")
+    return context.add(
+        "Resize", x.name, "", scales, mode="nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric"
+    )
+
+
+@RULES.rule(aten.upsample_nearest2d_backward.default)
+def nearest_backward(
+    context: Context, call: Call, gradient: Value, output: Sequence[int], source: Sequence[Any], *rest: Any
+) -> Result:
+    """The sum over each pixel's copies."""
+    factors = _whole_factors(source[-2:], output)
+    if factors is None:
+        return _transposed(context, _matrices(call.operator, source[-2:], output, rest), gradient)
+    mean = context.add("AveragePool", gradient.name, kernel_shape=factors, strides=factors)
+    return context.add("Mul", mean, context.number(float(factors[0] * factors[1]), call.dtype))
+
+
+def _whole_factors(source: Sequence[Any], output: Sequence[int]) -> list[int] | None:
+    rows, columns = size(source[0]), size(source[1])
+    whole = output[0] % rows == 0 and output[1] % columns == 0
+    return [output[0] // rows, output[1] // columns] if whole else None
+
+
+def _transposed(context: Context, matrices: tuple[NDArray[Any], NDArray[Any]], gradient: Value) -> str:
+    rows, columns = matrices
+    narrow = context.add("MatMul", gradient.name, context.graph.constant(columns))
+    return context.add("MatMul", context.graph.constant(rows.T.copy()), narrow)
+
+
+def _matrices(
+    operator: str, source: Sequence[Any], output: Sequence[Any], rest: Sequence[Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The matrix of each direction: PyTorch's own operator applied to the identity."""
+    forward = getattr(aten, operator.split(".")[1].removesuffix("_backward")).default
+    scales = tuple(v for v in rest if isinstance(v, float | None))[-2:] if len(rest) > 1 else ()
+    aligned = tuple(v for v in rest if isinstance(v, bool))
+    matrices = []
+    for i in range(2):
+        length, target = size(source[i]), size(output[i])
+        identity = torch.eye(length).reshape(length, 1, length, 1)  # one column for each source pixel
+        extra = (*aligned, scales[i], None) if scales else aligned
+        result = forward(identity, [target, 1], *extra)  # (length, 1, target, 1)
+        matrices.append(np.ascontiguousarray(result.reshape(length, target).numpy().T))
+    return matrices[0], matrices[1]

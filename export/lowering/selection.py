@@ -1,0 +1,133 @@
+"""Operators that pick elements: slices, and the losses that look a class up."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from export.lowering.context import Call, Context, Result, RuleBook, Value, axis, size
+from export.onnx_graph import ELEMENT
+
+aten = torch.ops.aten
+RULES = RuleBook()
+END = 2**62
+
+
+@RULES.rule(aten.slice.Tensor)
+def cut(
+    context: Context, _: Call, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Result:
+    """Every step-th element from start to end."""
+    return _slice(context, x.name, axis(dim, x.rank), start or 0, END if end is None else end, step)
+
+
+@RULES.rule(aten.select.int)
+def select(context: Context, _: Call, x: Value, dim: int, index: int) -> Result:
+    """One element along a dimension."""
+    return context.add("Gather", x.name, context.graph.constant(index, "int64"), axis=axis(dim, x.rank))
+
+
+@RULES.rule(aten.split_with_sizes.default, aten.split.Tensor)
+def split(context: Context, call: Call, x: Value, sizes: Sequence[int] | int, dim: int = 0) -> Result:
+    """Consecutive pieces along a dimension."""
+    dim = axis(dim, x.rank)
+    lengths = [size(shape[dim]) for shape in call.shapes if shape is not None]
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]
+    return tuple(_slice(context, x.name, dim, a, a + n, 1) for a, n in zip(starts, lengths, strict=True))
+
+
+@RULES.rule(aten.slice_backward.default)
+def cut_backward(
+    context: Context, call: Call, gradient: Value, shape: Sequence[Any], dim: int, start: int, end: int, step: int
+) -> Result:
+    """The gradient of a slice of step one: zeros around it."""
+    whole, dim = size(call.shape[dim]), axis(dim, len(shape))
+    before, after = [0] * len(shape), [0] * len(shape)
+    length = size(gradient.shape[dim])
+    name = gradient.name
+    if step != 1:
+        index = context.ints(*range(start, min(end, whole), step))
+        zeros = context.filled(call.shape, 0.0, call.dtype)
+        index = context.add("Expand", _column(context, index, dim, len(shape)), context.dims(gradient.shape))
+        return context.add("ScatterElements", zeros, index, name, axis=dim)
+    start = start + whole if start < 0 else start
+    before[dim], after[dim] = start, whole - start - length
+    return context.add("Pad", name, context.ints(*before, *after), context.number(0.0, call.dtype))
+
+
+@RULES.rule(aten.gather.default)
+def gather(context: Context, _: Call, x: Value, dim: int, index: Value, **__: Any) -> Result:
+    """Elements looked up along a dimension."""
+    return context.add("GatherElements", x.name, index.name, axis=axis(dim, x.rank))
+
+
+@RULES.rule(aten.nll_loss_forward.default, aten.nll_loss2d_forward.default)
+def nll_loss(
+    context: Context, call: Call, logits: Value, target: Value, weight: Value | None, reduction: int, ignore: int
+) -> Result:
+    """The negative log-likelihood of the target classes, and the total weight it was divided by."""
+    each, weights = _class_terms(context, logits, target, weight, ignore)
+    loss = context.add("Neg", context.add("Mul", each, weights))
+    total = context.add("ReduceSum", weights, keepdims=0)
+    if reduction == 0:
+        return loss, total
+    loss = context.add("ReduceSum", loss, keepdims=0)
+    return (context.add("Div", loss, total) if reduction == 1 else loss), total
+
+
+@RULES.rule(aten.nll_loss_backward.default, aten.nll_loss2d_backward.default)
+def nll_loss_backward(
+    context: Context,
+    call: Call,
+    gradient: Value,
+    logits: Value,
+    target: Value,
+    weight: Value | None,
+    reduction: int,
+    ignore: int,
+    total: Value,
+) -> Result:
+    """Minus the gradient at the target class, nothing at the others."""
+    _, weights = _class_terms(context, logits, target, weight, ignore)
+    scale = context.add("Neg", gradient.name)
+    if reduction == 1:
+        scale = context.add("Div", scale, total.name)
+    each = context.add("Unsqueeze", context.add("Mul", weights, scale), context.ints(1))
+    hot = context.add(
+        "OneHot",
+        _known_class(context, target, ignore),
+        context.graph.constant(size(logits.shape[1]), "int64"),
+        context.graph.constant([0.0, 1.0], "float32"),
+        axis=1,
+    )
+    return context.add("Mul", hot, each)
+
+
+def _known_class(context: Context, target: Value, ignore: int) -> str:
+    zero = context.graph.constant(0, "int64")
+    return context.add("Where", _ignored(context, target, ignore), zero, target.name)
+
+
+def _ignored(context: Context, target: Value, ignore: int) -> str:
+    return context.add("Equal", target.name, context.graph.constant(ignore, "int64"))
+
+
+def _class_terms(context: Context, logits: Value, target: Value, weight: Value | None, ignore: int) -> tuple[str, str]:
+    """The log-probability of each target class and its weight, zero where ignored."""
+    known = _known_class(context, target, ignore)
+    picked = context.add("GatherElements", logits.name, context.add("Unsqueeze", known, context.ints(1)), axis=1)
+    each = context.add("Squeeze", picked, context.ints(1))
+    weights = context.add("Cast", context.add("Not", _ignored(context, target, ignore)), to=ELEMENT[logits.dtype])
+    if weight is not None:
+        weights = context.add("Mul", weights, context.add("Gather", weight.name, known, axis=0))
+    return each, weights
+
+
+def _slice(context: Context, name: str, dim: int, start: int, end: int, step: int) -> str:
+    return context.add("Slice", name, context.ints(start), context.ints(end), context.ints(dim), context.ints(step))
+
+
+def _column(context: Context, index: str, dim: int, rank: int) -> str:
+    shape = [1] * rank
+    shape[dim] = -1
+    return context.add("Reshape", index, context.ints(*shape))

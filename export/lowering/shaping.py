@@ -1,0 +1,72 @@
+"""Operators that move or repeat elements, and constants."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Value, axis
+
+aten = torch.ops.aten
+RULES = RuleBook()
+
+
+@RULES.rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
+@RULES.rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, aten.flatten.using_ints)
+def reshape(context: Context, call: Call, x: Value, *_: Any) -> Result:
+    """The same elements in another shape."""
+    return context.reshape(x.name, call.shape)
+
+
+@RULES.rule(aten.permute.default)
+def permute(context: Context, _: Call, x: Value, dims: Sequence[int]) -> Result:
+    """Dimensions in another order."""
+    return context.add("Transpose", x.name, perm=[axis(d, x.rank) for d in dims])
+
+
+@RULES.rule(aten.transpose.int, aten.t.default)
+def transpose(context: Context, _: Call, x: Value, first: int = 0, second: int = 1) -> Result:
+    """Two dimensions exchanged."""
+    order = list(range(x.rank))
+    first, second = axis(first, x.rank), axis(second, x.rank)
+    order[first], order[second] = second, first
+    return context.add("Transpose", x.name, perm=order)
+
+
+@RULES.rule(aten.expand.default)
+def expand(context: Context, call: Call, x: Value, *_: Any, **__: Any) -> Result:
+    """Repeat along dimensions of one element."""
+    return x.name if x.shape == call.shape else context.add("Expand", x.name, context.dims(call.shape))
+
+
+@RULES.rule(aten.cat.default)
+def concatenate(context: Context, call: Call, parts: Sequence[Value], dim: int = 0) -> Result:
+    """Tensors one after another along a dimension."""
+    return context.add("Concat", *(part.name for part in parts), axis=axis(dim, len(call.shape)))
+
+
+@RULES.rule(aten.full.default, aten.new_full.default)
+@RULES.rule(aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)
+@RULES.rule(
+    aten.ones.default, aten.new_ones.default, aten.ones_like.default, aten.full_like.default, aten.scalar_tensor.default
+)
+def filled(context: Context, call: Call, *args: Any, **_: Any) -> Result:
+    """A tensor of one value."""
+    kind = call.operator.split(".")[1]
+    value: Number
+    if kind == "scalar_tensor":
+        value = args[0]
+    elif "full" in kind:
+        value = args[-1]
+    else:
+        value = 1.0 if "ones" in kind else 0.0
+    return context.filled(call.shape, value, call.dtype)
+
+
+@RULES.rule(aten.constant_pad_nd.default)
+def pad(context: Context, call: Call, x: Value, padding: Sequence[int], value: Number = 0.0) -> Result:
+    """Pad the last dimensions with a value; a negative width cuts."""
+    before, after = [0] * x.rank, [0] * x.rank
+    for i in range(len(padding) // 2):
+        before[x.rank - 1 - i], after[x.rank - 1 - i] = padding[2 * i], padding[2 * i + 1]
+    return context.add("Pad", x.name, context.ints(*before, *after), context.number(value, call.dtype))

@@ -1,0 +1,104 @@
+"""What can be exported: an encoder, a head and a loss for each task, and an example batch."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import msgspec
+import torch
+from torch import Tensor, nn
+
+from edge_runtime.wire.names import TaskName
+from export.errors import ModelInvalid, OperatorUnsupported
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+NORMALISATION = "use GroupNorm, whose statistics do not depend on the other samples of a batch"
+RANDOM = "remove it, or regularise with weight decay"
+
+
+@dataclass(frozen=True)
+class MultiTaskModel:
+    """T tasks that share an encoder.
+
+    `encoder` maps x (B, …) to the representation z (B, …), one tensor. `heads[task]` maps z to a prediction;
+    `losses[task]` maps a prediction and a target to a scalar, the mean over the batch. `example_input` is a float32
+    batch, `example_targets[task]` a float32 or int64 one. Parameters are float32 and belong to one part alone.
+    """
+
+    encoder: nn.Module
+    heads: Mapping[str, nn.Module]
+    losses: Mapping[str, Loss]
+    example_input: Tensor
+    example_targets: Mapping[str, Tensor]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The names of the tasks, in order."""
+        return tuple(sorted(self.heads))
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The modules by part: `encoder` and `head.<task>`."""
+        return {"encoder": self.encoder, **{f"head.{task}": self.heads[task] for task in self.tasks}}
+
+    def check(self) -> None:
+        """Raises ModelInvalid, or OperatorUnsupported, with what is wrong and where."""
+        if not self.heads:
+            raise ModelInvalid("the model has no heads: give at least one task")
+        for field in ("losses", "example_targets"):
+            if odd := sorted(self.heads.keys() ^ getattr(self, field).keys()):
+                raise ModelInvalid(f"task {odd[0]!r} is in heads or in {field}, but not in both")
+        for task in self.tasks:
+            self._check_task_name(task)
+        owners: dict[int, str] = {}
+        for part, module in self.parts().items():
+            self._check_part(part, module, owners)
+        self._check_batch()
+
+    @staticmethod
+    def _check_task_name(task: str) -> None:
+        try:
+            msgspec.convert(task, TaskName)
+        except msgspec.ValidationError as exc:
+            raise ModelInvalid(
+                f"task name {task!r}: use lower-case letters, digits and underscores, a letter first, at most 32"
+            ) from exc
+
+    @staticmethod
+    def _check_part(part: str, module: nn.Module, owners: dict[int, str]) -> None:
+        for path, child in module.named_modules(prefix=part):
+            if isinstance(child, nn.modules.batchnorm._NormBase) and child.track_running_stats:  # noqa: SLF001
+                raise OperatorUnsupported("aten.native_batch_norm", path, NORMALISATION)
+            if isinstance(child, nn.modules.dropout._DropoutNd) and child.p > 0:  # noqa: SLF001
+                raise OperatorUnsupported("aten.native_dropout", path, RANDOM)
+        for name, parameter in module.named_parameters(prefix=part):
+            if parameter.dtype != torch.float32:
+                raise ModelInvalid(f"parameter {name} is {parameter.dtype}: only float32 is trained")
+            if id(parameter) in owners:
+                raise ModelInvalid(f"parameter {name} is shared with {owners[id(parameter)]}: give each part its own")
+            owners[id(parameter)] = name
+        if not any(True for _ in module.parameters()):
+            raise ModelInvalid(f"{part} has no parameters: there is nothing to train")
+
+    def _check_batch(self) -> None:
+        x = self.example_input
+        if x.dtype != torch.float32 or x.ndim < 2:
+            raise ModelInvalid(
+                f"example_input is {x.dtype} of shape {tuple(x.shape)}: a float32 batch (B, …) is needed"
+            )
+        with torch.no_grad():
+            z = self.encoder(x)
+            if not isinstance(z, Tensor) or z.dtype != torch.float32 or z.shape[:1] != x.shape[:1]:
+                raise ModelInvalid("the encoder must return one float32 tensor whose first dimension is the batch")
+            for task in self.tasks:
+                target = self.example_targets[task]
+                if target.dtype not in (torch.float32, torch.int64) or target.shape[:1] != x.shape[:1]:
+                    raise ModelInvalid(
+                        f"the example target of {task} is {target.dtype} of shape {tuple(target.shape)}: "
+                        f"float32 or int64 with {x.shape[0]} samples is needed"
+                    )
+                prediction = self.heads[task](z)
+                if not isinstance(prediction, Tensor) or prediction.dtype != torch.float32:
+                    raise ModelInvalid(f"head.{task} must return one float32 tensor")
+                loss = self.losses[task](prediction, target)
+                if not isinstance(loss, Tensor) or loss.shape != () or loss.dtype != torch.float32:
+                    raise ModelInvalid(f"the loss of {task} must be a float32 scalar: take the mean over the batch")

@@ -1,0 +1,1 @@
+"""Models that are ready to compile: each file has `build` functions without arguments."""

@@ -1,0 +1,181 @@
+"""A function of tensors as one graph of ATen operators, with the micro-batch left open.
+
+The function is traced twice with fake tensors, at two batch sizes, below autograd, so that what autograd does is in the
+graph too. The two graphs must agree operator by operator. An integer that differs between them must be a multiple of
+the batch and is kept as `Batch`; a number that differs must be proportional, or inversely proportional, to it. Anything
+else depends on the batch size in a way that one graph cannot express, and is refused.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.fx.traceback
+from torch import fx, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from export.errors import ExportError, ModelInvalid
+
+SIZES = (3, 5)
+"""The two batch sizes: coprime, so that a multiple of one is told from a multiple of the other."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A number that varies with the micro-batch B: factor · B, or factor / B where `inverse`."""
+
+    factor: float
+    inverse: bool = False
+
+
+Dim = int | Batch
+
+
+@dataclass(frozen=True)
+class Step:
+    """One operator of the merged graph; `args` and `kwargs` hold nodes, numbers and `Batch`."""
+
+    node: fx.Node
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    shapes: tuple[tuple[Dim, ...] | None, ...]
+    dtypes: tuple[torch.dtype | None, ...]
+    module: str
+    """The path of the module that ran the operator, or whose operator it differentiates."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """A traced function: its input nodes, its operators in order and its outputs."""
+
+    inputs: tuple[Step, ...]
+    constants: tuple[tuple[fx.Node, torch.Tensor], ...]
+    steps: tuple[Step, ...]
+    outputs: tuple[Any, ...]
+
+
+def trace(function: Callable[..., Any], inputs: Callable[[int], Sequence[torch.Tensor]], root: nn.Module) -> Trace:
+    """Trace `function(*inputs(batch))`; `root` is where module paths are counted from.
+
+    Raises ModelInvalid where the function depends on its data or on the batch size in a way no graph can express.
+    """
+    first, second = (_trace_once(function, inputs(size), root) for size in SIZES)
+    return _merge(first, second)
+
+
+def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], root: nn.Module) -> fx.GraphModule:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    fakes = [mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad) for tensor in inputs]
+    path: list[str] = [""]
+
+    def note() -> None:
+        torch.fx.traceback.current_meta["nn_module_stack"] = {path[-1]: (path[-1], "")}
+
+    def enter(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            path.append(name)
+            note()
+
+        return hook
+
+    def leave(*_: Any) -> None:
+        path.pop()
+        note()
+
+    hooks = []
+    for name, module in root.named_modules():
+        hooks += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave, always_call=True)]
+    try:
+        with mode, torch.fx.traceback.preserve_node_meta():
+            note()
+            traced = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+    except (DataDependentOutputException, DynamicOutputShapeException) as exc:
+        where = path[-1] or "the model"
+        raise ModelInvalid(
+            f"the control flow or a shape in {where} depends on the data ({exc}): use torch.where, or masks"
+        ) from exc
+    except RuntimeError as exc:
+        where = path[-1] or "the model"
+        raise ModelInvalid(f"{where} cannot be traced or differentiated: {str(exc).splitlines()[0]}") from exc
+    finally:
+        for hook in hooks:
+            hook.remove()
+    traced.graph.eliminate_dead_code()
+    return traced
+
+
+def _merge(first: fx.GraphModule, second: fx.GraphModule) -> Trace:
+    ours, others = list(first.graph.nodes), list(second.graph.nodes)
+    if [n.target for n in ours if n.op == "call_function"] != [n.target for n in others if n.op == "call_function"]:
+        raise ModelInvalid(
+            "the model runs other operators for another batch size: its control flow must not depend on it"
+        )
+    inputs: list[Step] = []
+    steps: list[Step] = []
+    constants: list[tuple[fx.Node, torch.Tensor]] = []
+    outputs: tuple[Any, ...] = ()
+    modules: dict[fx.Node, str] = {}
+    for node, other in zip(ours, others, strict=True):
+        modules[node] = _module(node, modules)
+        if node.op == "output":
+            outputs = tuple(node.args[0])
+            continue
+        if node.op == "get_attr":
+            constants.append((node, getattr(first, node.target)))
+            continue
+        where = f"{node.target} in {modules[node]}"
+        shapes, dtypes = _results(node.meta["val"], other.meta["val"], where)
+        step = Step(
+            node=node,
+            target=node.target,
+            args=_merged(node.args, other.args, where),
+            kwargs=_merged(dict(node.kwargs), dict(other.kwargs), where),
+            shapes=shapes,
+            dtypes=dtypes,
+            module=modules[node],
+        )
+        (inputs if node.op == "placeholder" else steps).append(step)
+    return Trace(inputs=tuple(inputs), constants=tuple(constants), steps=tuple(steps), outputs=outputs)
+
+
+def _module(node: fx.Node, known: dict[fx.Node, str]) -> str:
+    """The module of a forward operator; a backward one inherits it from the operator whose results it uses."""
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next(iter(stack), "")
+    if path:
+        return str(path)
+    sources = [known[n] for n in node.all_input_nodes if known.get(n) and n.op == "call_function"]
+    return sources[-1] if sources else "the model"
+
+
+def _results(value: Any, other: Any, where: str) -> tuple[tuple[tuple[Dim, ...] | None, ...], tuple[Any, ...]]:
+    values = value if isinstance(value, tuple | list) else (value,)
+    others = other if isinstance(other, tuple | list) else (other,)
+    shapes, dtypes = [], []
+    for one, two in zip(values, others, strict=True):
+        tensor = isinstance(one, torch.Tensor)
+        shapes.append(_merged(tuple(one.shape), tuple(two.shape), where) if tensor else None)
+        dtypes.append(one.dtype if tensor else None)
+    return tuple(shapes), tuple(dtypes)
+
+
+def _merged(one: Any, two: Any, where: str) -> Any:
+    if isinstance(one, dict):
+        return {key: _merged(one[key], two[key], where) for key in one}
+    if isinstance(one, tuple | list):
+        merged = [_merged(a, b, where) for a, b in zip(one, two, strict=True)]
+        return tuple(merged) if isinstance(one, tuple) else merged
+    if isinstance(one, fx.Node) or one == two or type(one) is not type(two):
+        return one
+    if isinstance(one, int | float) and not isinstance(one, bool):
+        small, large = SIZES
+        if one * large == two * small:
+            return Batch(one / small)
+        if isinstance(one, float) and abs(one * small - two * large) <= 1e-12 * abs(one * small):
+            return Batch(one * small, inverse=True)
+    raise ExportError(
+        f"{where} uses {one} for {SIZES[0]} samples and {two} for {SIZES[1]}: neither fixed nor proportional"
+    )
