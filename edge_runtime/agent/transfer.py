@@ -6,6 +6,7 @@ chunks, at least RETRY_S, doubling while nothing comes. Chunks that others asked
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 
 from edge_runtime.wire.blob import WINDOW, Blob
 
@@ -60,7 +61,7 @@ class Transfers:
             self._since_s = now_s
         asks = []
         for digest, missing in self._missing.items():
-            chunks = tuple(i for i in missing if (digest, i) not in self._asked)[:room]
+            chunks = tuple(islice((i for i in missing if (digest, i) not in self._asked), room))
             if chunks:
                 asks.append((digest, chunks))
                 self._asked.update((digest, i) for i in chunks)

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import shutil
 import threading
@@ -438,3 +439,47 @@ def test_agent_ends_although_the_link_has_no_room_for_its_goodbye(world):
     world.server.on_message = fill
     assert world.run().kind == "stopped"
     assert world.link.closed
+
+
+def test_agent_says_offline_when_a_worker_has_a_fault(world):
+    def before(_plan, _report):
+        raise ZeroDivisionError
+
+    world.worker.before = before
+    with pytest.raises(ZeroDivisionError):
+        world.run(plans=[world.bundle.plan(0)])
+    assert world.link.retained[world.server.topics.status("kitchen")] == OFFLINE
+    assert world.link.closed
+
+
+@pytest.mark.parametrize("moment", [*range(1, 20), 25, 30, 35, 40])
+def test_agent_goes_on_where_it_was_when_it_was_cut_off_at_any_moment(world, moment):
+    """The process ends at its n-th publish, whatever that is; the next one finishes the job."""
+    serve, published = world.link.on_publish, []
+
+    def cut(topic, payload):
+        published.append(topic)
+        if len(published) == moment:
+            raise PowerCut
+        if len(published) < moment:
+            serve(topic, payload)
+
+    world.link.on_publish = cut
+    plans = [world.bundle.plan(0), world.bundle.plan(1, value=9.0)]
+    with contextlib.suppress(PowerCut):
+        world.run(plans=plans)
+    kept = (world.state_folder / "pending.json").exists()
+    before = list(world.worker.calls)
+    world.link.on_publish = serve
+    assert world.run().kind == "finished"
+    assert [result.round for result in world.server.results] == [0, 1]
+    if kept and before:
+        assert world.worker.calls.count(before[-1]) == 1
+    assert [*map(float, {w for u in world.server.results for w in world.server.weights(u)})] in (
+        [1.0, 10.0],
+        [10.0, 1.0],
+    )
+
+
+class PowerCut(Exception):
+    pass
