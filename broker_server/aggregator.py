@@ -52,6 +52,10 @@ MAX_CHUNKS = 1024
 """Chunks waiting for the link, each a few bytes until it is read."""
 
 
+class BrokerRefused(RuntimeError):
+    """The broker does not take the server's connection, and will not."""
+
+
 class Watcher(Protocol):
     """A seam for people who watch: a live view, quiet lines or nothing."""
 
@@ -124,12 +128,17 @@ class Aggregator:
         federation.sweep(partial=not open_round)
 
     def step(self, timeout_s: float) -> None:
-        """Take one event from the link, if one comes in time, and do what follows from it and from the clock."""
+        """Take one event from the link, if one comes in time, and do what follows from it and from the clock.
+
+        Raises BrokerRefused.
+        """
         self._flush()
         event = self._link.receive(min(timeout_s, TICK_S))
         if isinstance(event, Delivery):
             self._hear(event)
         elif isinstance(event, Disconnected):
+            if event.refused:
+                raise BrokerRefused(f"the broker refused the server: {event.reason}")
             self._chunks.clear()  # whoever still needs them asks again
             self._note(f"the connection to the broker is lost: {event.reason}")
         elif isinstance(event, Connected):

@@ -111,7 +111,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def fingerprint(self) -> str:
         """The settings that a federation cannot change once it has begun, as JSON."""
         kept = ("federation", "tasks", "merged_rounds", "probe_rounds", "split_rounds", "groups", "at_most", "seed")
-        return msgspec.json.encode({name: getattr(self, name) for name in kept}).decode()
+        return msgspec.json.encode({"strategy": "mas"} | {name: getattr(self, name) for name in kept}).decode()
 
 
 def read(path: Path | None, **flags: object) -> ServerConfig:
@@ -137,11 +137,17 @@ def read(path: Path | None, **flags: object) -> ServerConfig:
         name: str(value) if isinstance(value, Path) else value for name, value in flags.items() if value is not None
     }
     try:
-        config = msgspec.convert({**keys, **given}, ServerConfig)
+        config = msgspec.convert({**keys, **given}, ServerConfig, dec_hook=_decode)
     except msgspec.ValidationError as exc:
         raise ConfigInvalid(_sentence(path, str(exc))) from exc
     _check(config)
     return config
+
+
+def _decode(kind: type, value: object) -> object:
+    if kind is Path and isinstance(value, str):
+        return Path(value)
+    raise ValueError("Expected a path as `str`")
 
 
 def _check(config: ServerConfig) -> None:

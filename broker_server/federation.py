@@ -7,6 +7,7 @@ one stopped. Weights are written before they are journalled; what they replace i
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.affinity import Affinities, AffinityLedger
@@ -30,7 +31,7 @@ class FederationChanged(ValueError):
 class Federation:
     """A federation over one bundle. `folder` is the bundle's, already checked against `bundle`.
 
-    Raises FederationChanged if the journal was begun with another bundle or other settings (`fingerprint`).
+    Raises FederationChanged if the journal was begun with another bundle or other `settings` (JSON).
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class Federation:
         strategy: Strategy,
         training: TrainingSettings,
         tasks: Tasks,
-        fingerprint: str,
+        settings: str,
     ) -> None:
         self._store = store
         self._blobs = blobs
@@ -53,7 +54,9 @@ class Federation:
         self._strategy = strategy
         self._training = training
         self.tasks: Tasks = tuple(sorted(tasks))
-        self._claim(f"{describe(encode(bundle)).digest} {fingerprint}")
+        self._claim("bundle", describe(encode(bundle)).digest)
+        self._claim("settings", settings)
+        store.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
         self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
         self._manifests: dict[Tasks, Manifest] = {}
         self._ledger = AffinityLedger(self.tasks)
@@ -65,14 +68,14 @@ class Federation:
         )
         """The graph files, to be offered to devices."""
 
-    def _claim(self, identity: str) -> None:
-        before = self._store.fact("federation")
+    def _claim(self, fact: str, value: str) -> None:
+        before = self._store.fact(fact)
         if before is None:
-            self._store.set_fact("federation", identity)
-        elif before != identity:
+            self._store.set_fact(fact, value)
+        elif before != value:
             raise FederationChanged(
-                "the state folder holds a federation with another bundle or other settings: "
-                "give it those again, name another state folder, or begin anew with --new"
+                f"the state folder holds a federation with another {fact}: "
+                "give the same again, name another state folder, or begin anew with --new"
             )
 
     @property
@@ -144,15 +147,6 @@ class Federation:
         for digest in list(self._blobs.digests()):
             if digest not in kept and (partial or digest in self._blobs):
                 self._blobs.discard(digest)
-
-    def models(self) -> dict[str, bytes]:
-        """The newest weights of every group that was trained last, by group, as safetensors."""
-        trained = [phase for phase in self.phases if phase.work == "train"]
-        if not trained:
-            return {}
-        current = self._store.weights()
-        groups = [group_id(tasks) for tasks in trained[-1].groups]
-        return {group: self._blobs.read(current[trained[-1].name, group].digest) for group in groups}
 
     def _fold(self, work: Work, results: Mapping[str, Result]) -> Blob:
         table = self._manifest(work.assignment.tasks).table

@@ -271,7 +271,7 @@ class World:
             strategy=config.strategy(self.bundle.task_names),
             training=config.training,
             tasks=self.bundle.task_names,
-            fingerprint=config.fingerprint(),
+            settings=config.fingerprint(),
         )
         self.aggregator.run(self.federation)
         return self.aggregator

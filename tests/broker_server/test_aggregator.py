@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from broker_server.federation import FederationChanged
+from broker_server.report import models
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.link import Disconnected
 from edge_runtime.wire.messages import Evaluation, Update
@@ -40,7 +41,7 @@ def test_aggregator_runs_mas_to_its_end(world):
     # Two rounds merged and two of each group, each of which adds the mean step of 2.
     for group, tasks in (("a+b", ("a", "b")), ("c", ("c",))):
         table = world.bundle.group(tasks, world.bundle.weights).table
-        values = unpack(table, world.federation.models()[group])
+        values = unpack(table, models(world.store, world.blobs)[group])
         start = unpack(world.bundle.table, (world.root / "bundle" / "weights.safetensors").read_bytes())
         expected = np.concatenate([start[world.bundle.table.parts[part]] + 8 for part in table.parts])
         np.testing.assert_array_equal(values, expected)
@@ -167,7 +168,7 @@ def test_aggregator_one_client_gets_its_own_weights_bit_for_bit(world):
 def test_aggregator_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
     reference = world()
     run(reference, reference.device("x", step=1.0), reference.device("y", step=3.0))
-    expected = reference.federation.models()
+    expected = models(reference.store, reference.blobs)
     crashed = type(reference)(tmp_path / "crashed")
     crashed.device("x", step=1.0).start()
     crashed.device("y", step=3.0).start()
@@ -178,7 +179,7 @@ def test_aggregator_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
         if crashed.random.random() < 0.05:
             crashed.crash()
     assert crashed.aggregator.finished == "all rounds are done"
-    assert crashed.federation.models() == expected
+    assert models(crashed.store, crashed.blobs) == expected
     for row in crashed.store.rounds():
         assert set(crashed.store.results(row.assignment.round)) == {"x", "y"}
     np.testing.assert_array_equal(crashed.federation.affinities.values, reference.federation.affinities.values)

@@ -1,0 +1,201 @@
+"""The server: `python -m broker_server`, and its commands `enrol`, `split` and `report`.
+
+Exit codes: 0 done · 2 wrong usage or configuration · 3 an input file or folder cannot be used · 4 a port, a folder or
+a broker is not available · 5 the federation ended before its time · 130 stopped (Ctrl-C or SIGTERM); state is kept.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import msgspec
+
+from broker_server.aggregator import BrokerRefused
+from broker_server.config import ConfigInvalid, ServerConfig, read
+from broker_server.enrol import EnrolmentRefused, enrol
+from broker_server.federation import FederationChanged
+from broker_server.keys import KeyInvalid
+from broker_server.mqtt.broker import BrokerNotStarted
+from broker_server.report import ReportImpossible
+from broker_server.serve import serve, write_report
+from broker_server.split import Mode, SplitImpossible, search
+from broker_server.state import StateBusy, StateFolder
+from broker_server.store import StoreInvalid
+from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
+from edge_runtime.wire.link import LinkInvalid
+
+OK, USAGE, BAD_INPUT, UNAVAILABLE, FAILED, STOPPED = 0, 2, 3, 4, 5, 130
+_FAULTS: dict[type[Exception], int] = {
+    ConfigInvalid: USAGE,
+    EnrolmentRefused: USAGE,
+    FederationChanged: USAGE,
+    TokenRefused: USAGE,
+    LinkInvalid: USAGE,
+    KeyInvalid: BAD_INPUT,
+    StoreInvalid: BAD_INPUT,
+    BundleInvalid: BAD_INPUT,
+    TensorsInvalid: BAD_INPUT,
+    SplitImpossible: BAD_INPUT,
+    ReportImpossible: BAD_INPUT,
+    StateBusy: UNAVAILABLE,
+    BrokerNotStarted: UNAVAILABLE,
+    BrokerRefused: UNAVAILABLE,
+    OSError: UNAVAILABLE,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except tuple(_FAULTS) as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return next(code for kind, code in _FAULTS.items() if isinstance(exc, kind))
+    except KeyboardInterrupt:
+        print("stopped; the state is kept: the same command goes on from here", file=sys.stderr)
+        return STOPPED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m broker_server", description=(__doc__ or "").partition("\n")[0])
+    _serve_options(parser)
+    commands = parser.add_subparsers(title="commands")
+
+    one = commands.add_parser("enrol", help="write a device's configuration, with its token")
+    one.add_argument("device", help="the device's name: letters, digits, . _ -")
+    one.add_argument("--out", type=Path, required=True, help="the file to write, for the device: agent.toml")
+    one.add_argument("--url", help="where the device finds the broker: mqtt://host:port (default: this machine)")
+    one.add_argument("--data", default="data", help="the device's data set, relative to the file (default: data)")
+    one.add_argument("--days", type=float, default=365.0, help="how long the token is good for (default: 365)")
+    one.add_argument("--state", type=Path, default=None, help="the server's state folder")
+    one.add_argument("--federation", default=None, help="the federation's name (default: home)")
+    one.add_argument("--config", type=Path, default=None, help="server.toml")
+    one.add_argument("--force", action="store_true", help="replace the file if it exists")
+    one.set_defaults(command=_enrol)
+
+    split = commands.add_parser("split", help="find the best groups for a table of affinities")
+    split.add_argument("--affinity", type=Path, required=True, help='JSON: {"tasks": […], "values": [[…]]}, i→j')
+    split.add_argument("--groups", type=int, required=True)
+    mode = split.add_mutually_exclusive_group()
+    mode.add_argument("--at-most", action="store_true", help="that many groups or fewer")
+    mode.add_argument("--overlap", action="store_true", help="a task may be in several groups")
+    split.add_argument("--json", action="store_true", help="print JSON")
+    split.set_defaults(command=_split)
+
+    report = commands.add_parser("report", help="write the report of a federation: report.json, report.html, models/")
+    report.add_argument("--state", type=Path, default=None, help="the server's state folder")
+    report.add_argument("--config", type=Path, default=None, help="server.toml")
+    report.add_argument("--out", type=Path, default=None, help="the folder to write (default: report in the state)")
+    report.set_defaults(command=_report)
+    return parser
+
+
+def _serve_options(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=_serve)
+    parser.add_argument("--config", type=Path, help="server.toml; a flag goes over its key")
+    parser.add_argument("--broker", metavar="URL", help="use this broker instead of starting one: mqtt://host:port")
+    parser.add_argument("--ca-file", type=Path, help="certificates to trust, with --broker mqtts://…")
+    parser.add_argument("--token", help="the server's token for --broker (default: one signed with its own key)")
+    parser.add_argument("--new", action="store_true", help="begin a new federation; what the old one learnt is deleted")
+    parser.add_argument("--exit-when-finished", "--once", action="store_true", help="end with the federation")
+    parser.add_argument("--report", type=Path, help="where the report goes (default: report in the state folder)")
+    parser.add_argument("--quiet", action="store_true", help="lines instead of a live view")
+    settings = parser.add_argument_group("settings, also keys of server.toml")
+    for field in msgspec.structs.fields(ServerConfig):
+        flag = f"--{field.name.replace('_', '-')}"
+        default = "" if field.default in {None, ()} else f"(default: {field.default})"
+        if field.name == "tasks":
+            settings.add_argument(flag, type=lambda text: tuple(text.split(",")), help="a,b,… (default: all)")
+        elif isinstance(field.default, bool):
+            settings.add_argument(flag, action="store_true", default=None)
+        else:
+            kind = Path if field.name in {"state", "bundle"} else type(field.default)
+            settings.add_argument(flag, type=kind, default=None, help=default)
+
+
+def _settings(options: argparse.Namespace) -> ServerConfig:
+    names = {field.name for field in msgspec.structs.fields(ServerConfig)}
+    return read(options.config, **{name: value for name, value in vars(options).items() if name in names})
+
+
+def _enrol(options: argparse.Namespace) -> int:
+    config = read(options.config, state=options.state, federation=options.federation)
+    enrol(
+        options.device,
+        options.out,
+        state=config.state,
+        federation=config.federation,
+        url=options.url,
+        data=options.data,
+        days=options.days,
+        force=options.force,
+    )
+    print(f"{options.out} is for {options.device} alone: copy it there and run")
+    print(f"  python -m edge_runtime run --config {options.out.name}")
+    return OK
+
+
+class _AffinityFile(msgspec.Struct, frozen=True):
+    tasks: tuple[str, ...]
+    values: tuple[tuple[float, ...], ...]
+
+
+def _split(options: argparse.Namespace) -> int:
+    try:
+        given = msgspec.json.decode(options.affinity.read_bytes(), type=_AffinityFile)
+    except FileNotFoundError as exc:
+        raise SplitImpossible(f"{options.affinity} does not exist") from exc
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise SplitImpossible(f'{options.affinity} is not {{"tasks": […], "values": [[…]]}}: {exc}') from exc
+    mode: Mode = "at_most" if options.at_most else "overlap" if options.overlap else "exactly"
+    found = search(given.tasks, given.values, options.groups, mode)
+    if options.json:
+        print(json.dumps({"groups": found.groups, "score": found.score, "mode": found.mode}))
+    else:
+        print("  ".join("+".join(group) for group in found.groups))
+        print(f"score {found.score:.5f}, {mode.replace('_', ' ')} {options.groups} groups")
+    return OK
+
+
+def _report(options: argparse.Namespace) -> int:
+    config = read(options.config, state=options.state)
+    if not config.state.is_dir():
+        raise ReportImpossible(f"{config.state} is not a state folder")
+    folder = StateFolder(config.state)
+    with contextlib.closing(folder):
+        store, blobs = folder.open()
+        with contextlib.closing(store):
+            write_report(options.out or config.state / "report", store, blobs)
+    return OK
+
+
+def _serve(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, _interrupt)
+    served = serve(
+        _settings(options),
+        broker=options.broker,
+        ca_file=options.ca_file,
+        token=options.token,
+        is_new=options.new,
+        is_once=options.exit_when_finished,
+        is_quiet=options.quiet,
+        report=options.report,
+    )
+    return OK if served else FAILED
+
+
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""report.json: what a federation did, from its journal alone. None is for what was not measured."""
+
+import platform
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from broker_server.affinity import Affinities, AffinityLedger
+from broker_server.aggregation import weighted_losses
+from broker_server.coordinator import Result
+from broker_server.split import Mode
+from broker_server.store import RoundRow, Store
+from broker_server.strategy import Phase
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.messages import Evaluation, Update
+from edge_runtime.wire.names import group_id
+
+REPORT = "report.json"
+MODELS = "models"
+STAGES = ("before", "merged", "end")
+_PACKAGES = ("mas-edge", "numpy", "msgspec", "safetensors", "paho-mqtt", "cryptography", "pyjwt")
+Losses = dict[str, float]
+
+
+class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One round of training. Losses are means over devices, weighted by examples; `val_loss` is before training."""
+
+    round: int
+    phase: str
+    group: str
+    clients: tuple[str, ...]
+    train_loss: Losses
+    val_loss: Losses | None
+    wall_s: float
+    bytes_up: int | None
+    bytes_down: int | None
+    peak_rss_bytes: int | None
+    """The largest of any device."""
+    energy_j: float | None
+    """The sum over devices; None unless every one measured it."""
+
+
+class AffinityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Affinities, [i][j] being i→j; None for a pair that nobody measured."""
+
+    tasks: tuple[str, ...]
+    values: list[list[float | None]]
+    counts: list[list[int]]
+
+
+class SplitReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The groups found."""
+
+    groups: tuple[tuple[str, ...], ...]
+    score: float
+    mode: Mode
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """report.json."""
+
+    strategy: str
+    tasks: tuple[str, ...]
+    seed: int
+    versions: dict[str, str]
+    rounds: list[RoundReport]
+    affinity: AffinityReport | None
+    split: SplitReport | None
+    test_loss: dict[str, Losses | None]
+    """For `before`, `merged` and `end`: by task, and `total` where every task was measured."""
+    wall_s: float | None
+
+
+class ReportImpossible(ValueError):
+    """There is nothing to report on, or what is there cannot be read."""
+
+
+def build(store: Store) -> Report:
+    """The report of what the journal holds. Raises ReportImpossible if no federation has begun."""
+    phases = [phase for phase, _ in store.phases()]
+    settings = msgspec.json.decode(store.fact("settings") or "{}", type=dict[str, object])
+    if not phases:
+        raise ReportImpossible("no federation has begun in this state folder, so there is nothing to report")
+    tasks = _tasks(phases)
+    closed = [(row, store.results(row.assignment.round)) for row in store.rounds() if row.closed_s is not None]
+    measured = affinities(store)
+    split = next((phase.split for phase in phases if phase.split is not None), None)
+    times = [time_s for row, _ in closed for time_s in (row.started_s, row.closed_s) if time_s is not None]
+    return Report(
+        strategy=str(settings.get("strategy")),
+        tasks=tasks,
+        seed=msgspec.convert(settings.get("seed", 0), int),
+        versions=versions() | msgspec.json.decode(store.fact("versions") or "{}", type=dict[str, str]),
+        rounds=[round_report(row, results) for row, results in closed if row.assignment.work == "train"],
+        affinity=None if measured is None else _affinity(measured),
+        split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
+        test_loss={stage: _test_loss(stage, closed, tasks) for stage in STAGES},
+        wall_s=max(times) - min(times) if times else None,
+    )
+
+
+def affinities(store: Store) -> Affinities | None:
+    """What was measured in the closed rounds; None if nothing was."""
+    phases = [phase for phase, _ in store.phases()]
+    ledger = AffinityLedger(_tasks(phases))
+    for row in store.rounds():
+        if row.closed_s is not None and row.assignment.probe:
+            for device, result in store.results(row.assignment.round).items():
+                if isinstance(result, Update) and result.affinity is not None:
+                    ledger.add(row.assignment.round, device, result.affinity)
+    return ledger.result() if len(ledger) else None
+
+
+def round_report(row: RoundRow, results: Mapping[str, Result]) -> RoundReport:
+    """What a closed round of training did."""
+    updates = [result for result in results.values() if isinstance(result, Update)]
+    validated = [(update.val_loss, update.examples) for update in updates if update.val_loss is not None]
+    peaks = [update.peak_rss_bytes for update in updates if update.peak_rss_bytes is not None]
+    energy = [update.energy_j for update in updates if update.energy_j is not None]
+    return RoundReport(
+        round=row.assignment.round,
+        phase=row.assignment.phase,
+        group=row.assignment.group,
+        clients=tuple(sorted(results)),
+        train_loss=weighted_losses((update.train_loss, update.examples) for update in updates),
+        val_loss=weighted_losses(validated) or None,
+        wall_s=(row.closed_s or row.started_s) - row.started_s,
+        bytes_up=row.bytes_up,
+        bytes_down=row.bytes_down,
+        peak_rss_bytes=max(peaks, default=None),
+        energy_j=sum(energy) if updates and len(energy) == len(updates) else None,
+    )
+
+
+def models(store: Store, blobs: BlobStore) -> dict[str, bytes]:
+    """The newest weights of every group of the last phase that trained, by group, as safetensors."""
+    trained = [phase for phase, _ in store.phases() if phase.work == "train"]
+    current = store.weights()
+    groups = [group_id(tasks) for tasks in trained[-1].groups] if trained else []
+    return {group: blobs.read(current[trained[-1].name, group].digest) for group in groups}
+
+
+def write(folder: Path, report: Report, weights: Mapping[str, bytes]) -> None:
+    """Write report.json and models/<group>.safetensors."""
+    for group, data in weights.items():
+        write_whole(folder / MODELS / f"{group}.safetensors", data)
+    write_whole(folder / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+
+
+def read(path: Path) -> Report:
+    """A report that was written. Raises ReportImpossible."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Report)
+    except OSError as exc:
+        raise ReportImpossible(f"{path} cannot be read: {exc.strerror}") from exc
+    except msgspec.MsgspecError as exc:
+        raise ReportImpossible(f"{path} is not a report: {exc}") from exc
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that the server stands on."""
+    installed = {str(package.metadata["Name"]).lower(): package.version for package in metadata.distributions()}
+    return {"python": platform.python_version()} | {name: installed[name] for name in _PACKAGES if name in installed}
+
+
+def _tasks(phases: Iterable[Phase]) -> tuple[str, ...]:
+    return tuple(sorted({task for phase in phases for group in phase.groups for task in group}))
+
+
+def _affinity(measured: Affinities) -> AffinityReport:
+    values = [[float(value) if np.isfinite(value) else None for value in row] for row in measured.values]
+    return AffinityReport(tasks=measured.tasks, values=values, counts=measured.counts.tolist())
+
+
+def _test_loss(
+    stage: str, closed: Iterable[tuple[RoundRow, Mapping[str, Result]]], tasks: tuple[str, ...]
+) -> Losses | None:
+    """The losses of one evaluation, its groups together; a task in several groups counts with its best."""
+    losses: Losses = {}
+    for row, results in closed:
+        if row.assignment.phase == stage and row.assignment.work == "evaluate":
+            found = [(r.loss, r.examples) for r in results.values() if isinstance(r, Evaluation)]
+            for task, loss in weighted_losses(found).items():
+                losses[task] = min(loss, losses.get(task, loss))
+    if set(losses) == set(tasks):
+        return losses | {"total": sum(losses.values())}
+    return losses or None

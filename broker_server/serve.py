@@ -1,0 +1,212 @@
+"""A running server: state folder, broker, aggregator and view put together, until it is stopped."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broker_server import report as reports
+from broker_server import report_html
+from broker_server.aggregator import Aggregator, Watcher
+from broker_server.config import ConfigInvalid, ServerConfig
+from broker_server.coordinator import Coordinator
+from broker_server.enrol import own_address
+from broker_server.federation import Federation
+from broker_server.keys import load_or_create
+from broker_server.mqtt.auth import TokenAuthorizer
+from broker_server.mqtt.broker import EmbeddedBroker
+from broker_server.progress import Lines, Screen
+from broker_server.state import StateFolder
+from broker_server.store import Store
+from edge_runtime.wire import manifest, tokens
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.link import Link, MqttLink
+from edge_runtime.wire.topics import Topics
+
+PORT_SEARCH = 20
+"""A port in use is moved around by so many."""
+LINGER_S = 3.0
+"""How long the last messages of a finished federation get to leave."""
+BUNDLE_S = 1.0
+"""How often a missing bundle is looked for."""
+SERVER = "server"
+TOKEN_S = 30 * 86_400.0
+
+
+def serve(
+    config: ServerConfig,
+    *,
+    broker: str | None = None,
+    ca_file: Path | None = None,
+    token: str | None = None,
+    is_new: bool = False,
+    is_once: bool = False,
+    is_quiet: bool = False,
+    report: Path | None = None,
+) -> bool:
+    """Serve until stopped, or with `is_once` until the federation has finished; whether it did so as planned.
+
+    With `broker`, a URL, that broker is used and none is started. Raises StateBusy, StoreInvalid, KeyInvalid,
+    BrokerNotStarted, BrokerRefused, LinkInvalid, BundleInvalid, FederationChanged, SplitImpossible, ConfigInvalid;
+    OSError as the file system does.
+    """
+    folder = StateFolder(config.state)
+    with contextlib.ExitStack() as stack:
+        stack.callback(folder.close)
+        if is_new:
+            folder.clear()
+        key = load_or_create(config.state)
+        store, blobs = folder.open()
+        stack.callback(store.close)
+        if broker is None:
+            link = stack.enter_context(_embedded(config, key, folder))
+        else:
+            link = stack.enter_context(_external(config, key, folder, url=broker, token=token, ca_file=ca_file))
+        watcher = _watcher(stack, is_quiet=is_quiet)
+        aggregator = Aggregator(
+            link=link,
+            topics=Topics(config.federation),
+            store=store,
+            blobs=blobs,
+            coordinator=Coordinator(config.rules, store.hellos()),
+            watcher=watcher,
+        )
+        if config.bundle is not None or _is_bundle(config.bundle_path):
+            aggregator.run(_federation(config, store, blobs, key))
+        else:
+            watcher.note(
+                f"no bundle at {config.bundle_path}, so no rounds run: make one with "
+                f"`python -m export compile FILE.py:build --out {config.bundle_path}` and it is picked up"
+            )
+        _loop(aggregator, config, key, store, blobs, is_once=is_once, out=report or config.state / "report")
+        return not aggregator.failed
+
+
+def write_report(out: Path, store: Store, blobs: BlobStore) -> Path:
+    """Write report.json, report.html and models/ of what the journal holds; the page. Raises ReportImpossible."""
+    built = reports.build(store)
+    reports.write(out, built, reports.models(store, blobs))
+    return report_html.write(out, built, affinities=reports.affinities(store))
+
+
+def _loop(
+    aggregator: Aggregator,
+    config: ServerConfig,
+    key: Ed25519PrivateKey,
+    store: Store,
+    blobs: BlobStore,
+    *,
+    is_once: bool,
+    out: Path,
+) -> None:
+    is_reported, looked_s, ended_s, problem = False, time.monotonic(), 0.0, ""
+    while True:
+        aggregator.step(BUNDLE_S)
+        now_s = time.monotonic()
+        if aggregator.federation is None and now_s - looked_s >= BUNDLE_S and _is_bundle(config.bundle_path):
+            looked_s = now_s
+            try:
+                aggregator.run(_federation(config, store, blobs, key))
+            except BundleInvalid as exc:  # it may still be on its way
+                if str(exc) != problem:
+                    problem = str(exc)
+                    store.note(problem)
+                    print(problem, file=sys.stderr)
+        if aggregator.finished is not None and not is_reported:
+            is_reported, ended_s = True, now_s
+            store.note(f"report: {write_report(out, store, blobs)}")
+        if is_once and is_reported and (now_s - ended_s >= LINGER_S and aggregator.quiet):
+            return
+
+
+def _watcher(stack: contextlib.ExitStack, *, is_quiet: bool) -> Watcher:
+    if is_quiet or not sys.stdout.isatty():
+        return Lines()
+    screen = Screen()
+    screen.start()
+    stack.callback(screen.stop)
+    return screen
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / manifest.MANIFEST).is_file()
+
+
+def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed25519PrivateKey) -> Federation:
+    bundle = manifest.read_folder(config.bundle_path)
+    tasks = config.tasks or bundle.task_names
+    if unknown := sorted(set(tasks) - set(bundle.task_names)):
+        raise ConfigInvalid(f"tasks: the bundle has no {unknown[0]!r}; it has {', '.join(bundle.task_names)}")
+    return Federation(
+        store=store,
+        blobs=blobs,
+        bundle=bundle,
+        folder=config.bundle_path,
+        key=key,
+        strategy=config.strategy(tasks),
+        training=config.training,
+        tasks=tasks,
+        settings=config.fingerprint(),
+    )
+
+
+@contextlib.contextmanager
+def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder) -> Iterator[Link]:
+    """Start the broker and say how to join."""
+    broker = EmbeddedBroker(TokenAuthorizer(key.public_key(), config.federation, now=time.time))
+    port = broker.start(config.host, config.port, search=PORT_SEARCH)
+    try:
+        if config.port not in {0, port}:
+            print(f"port {config.port} is in use: {port} is taken instead")
+        url = f"mqtt://{own_address(config.host)}:{port}"
+        folder.set_url(url)
+        print(f"federation {config.federation!r} listens on {config.host}:{port}; state in {config.state}")
+        _say_how_to_join(url, config)
+        link = broker.link()
+        try:
+            yield link
+        finally:
+            link.close()
+    finally:
+        broker.stop()
+
+
+@contextlib.contextmanager
+def _external(
+    config: ServerConfig,
+    key: Ed25519PrivateKey,
+    folder: StateFolder,
+    *,
+    url: str,
+    token: str | None,
+    ca_file: Path | None,
+) -> Iterator[Link]:
+    """Connect to a broker that somebody else runs."""
+    password = token or tokens.issue(key, name=SERVER, federation=config.federation, role="server", lifetime_s=TOKEN_S)
+    link = MqttLink(
+        url,
+        client_id=f"{SERVER}/{config.federation}",
+        username=SERVER,
+        password=password,
+        ca_file=ca_file,
+        clean_session=True,
+    )
+    folder.set_url(url)
+    print(f"federation {config.federation!r} on the broker at {url}; state in {config.state}")
+    _say_how_to_join(url, config)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def _say_how_to_join(url: str, config: ServerConfig) -> None:
+    state = "" if config.state == ServerConfig().state else f" --state {config.state}"
+    federation = "" if config.federation == ServerConfig().federation else f" --federation {config.federation}"
+    command = f"python -m broker_server enrol NAME --out agent.toml{state}{federation}"
+    print(f"a device joins with a file of its own, made by: {command}")
+    print(f"  and, on the device: python -m edge_runtime run --config agent.toml   (it connects to {url})", flush=True)

@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("jwt")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from broker_server.__main__ import BAD_INPUT, OK, UNAVAILABLE, USAGE, main
+from broker_server.state import StateFolder
+
+pytestmark = pytest.mark.workstation
+GOLDEN = Path(__file__).parents[1] / "fixtures" / "split_golden.json"
+
+
+@pytest.mark.parametrize(("flag", "mode"), [(None, "exactly"), ("--at-most", "at_most"), ("--overlap", "overlap")])
+def test_split_prints_json(capsys, flag, mode):
+    golden = json.loads(GOLDEN.read_text())
+    for case in (c for c in golden["expected"] if c["mode"] == mode):
+        arguments = ["split", "--affinity", str(GOLDEN), "--groups", str(case["groups"]), "--json"]
+        assert main([*arguments, *([flag] if flag else [])]) == OK
+        found = json.loads(capsys.readouterr().out)
+        assert sorted(map(sorted, found["groups"])) == sorted(map(sorted, case["partition"]))
+        assert found["score"] == pytest.approx(case["score"], abs=1e-5)
+        assert found["mode"] == mode
+
+
+def test_split_prints_text(capsys):
+    assert main(["split", "--affinity", str(GOLDEN), "--groups", "2"]) == OK
+    assert "s+d+n  k+t" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "[", '{"tasks": ["a"]}', '{"tasks": ["a", "b"], "values": [[1]]}', "\udcff"]
+)
+def test_split_bad_file(tmp_path, capsys, text):
+    path = tmp_path / "a.json"
+    if text is not None:
+        path.write_bytes(text.encode(errors="surrogateescape"))
+    assert main(["split", "--affinity", str(path), "--groups", "1"]) == BAD_INPUT
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert error.count("\n") == 1
+
+
+def test_enrol_twice(tmp_path, capsys):
+    arguments = ["enrol", "pi", "--out", str(tmp_path / "agent.toml"), "--state", str(tmp_path / "state")]
+    assert main(arguments) == OK
+    assert main(arguments) == USAGE
+    assert "--force" in capsys.readouterr().err
+
+
+def test_serve_bad_settings(tmp_path, capsys):
+    assert main(["--state", str(tmp_path), "--lr", "-1"]) == USAGE
+    assert "lr" in capsys.readouterr().err
+    assert main(["--state", str(tmp_path), "--bundle", str(tmp_path / "none"), "--port", "0"]) == BAD_INPUT
+    assert "not a bundle" in capsys.readouterr().err
+
+
+def test_serve_state_folder_in_use(tmp_path, capsys):
+    folder = StateFolder(tmp_path)
+    assert main(["--state", str(tmp_path), "--port", "0"]) == UNAVAILABLE
+    assert "another server" in capsys.readouterr().err
+    folder.close()
+
+
+def test_report_of_nothing(tmp_path, capsys):
+    assert main(["report", "--state", str(tmp_path / "none")]) == BAD_INPUT
+    assert main(["report", "--state", str(tmp_path)]) == BAD_INPUT
+    assert "nothing to report" in capsys.readouterr().err

@@ -1,0 +1,68 @@
+import msgspec
+import pytest
+
+from broker_server import report as reports
+from broker_server.store import Store
+from edge_runtime.wire.tensors import unpack
+
+
+@pytest.fixture
+def finished(world):
+    world = world()
+    world.device("x", examples=10).start()
+    world.device("y", examples=30).start()
+    world.until_finished()
+    return world
+
+
+def test_report_has_what_the_federation_did(finished, tmp_path):
+    report = reports.build(finished.store)
+    reports.write(tmp_path / "out", report, reports.models(finished.store, finished.blobs))
+    data = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
+    assert set(data) == {
+        "strategy", "tasks", "seed", "versions", "rounds", "affinity", "split", "test_loss", "wall_s",
+    }  # fmt: skip
+    assert (data["strategy"], data["tasks"], data["seed"]) == ("mas", ["a", "b", "c"], 0)
+    assert [(r["phase"], r["group"]) for r in data["rounds"]] == [
+        ("merge", "a+b+c"), ("merge", "a+b+c"), ("split", "a+b"), ("split", "a+b"), ("split", "c"), ("split", "c"),
+    ]  # fmt: skip
+    first = data["rounds"][0]
+    assert first["clients"] == ["x", "y"]
+    assert first["train_loss"] == {"a": 1.0, "b": 1.0, "c": 1.0}
+    assert first["val_loss"] == {"a": 1.5, "b": 1.5, "c": 1.5}
+    assert first["bytes_up"] > 0
+    assert first["bytes_down"] == 200
+    assert first["peak_rss_bytes"] == 1000
+    assert first["energy_j"] is None
+    assert data["affinity"]["tasks"] == ["a", "b", "c"]
+    assert data["affinity"]["counts"] == [[6] * 3] * 3
+    assert data["split"]["groups"] == [["a", "b"], ["c"]]
+    assert data["test_loss"] == {s: {"a": 2.0, "b": 2.0, "c": 2.0, "total": 6.0} for s in ("before", "merged", "end")}
+    assert data["wall_s"] >= 0
+    assert reports.read(tmp_path / "out" / "report.json") == report
+    table = finished.bundle.group(("a", "b"), finished.bundle.weights).table
+    unpack(table, (tmp_path / "out" / "models" / "a+b.safetensors").read_bytes())
+
+
+def test_report_of_a_federation_that_is_still_going_on(world):
+    world = world()
+    world.device("x").start()
+    world.device("y").start()
+    world.until(lambda: world.aggregator.work and world.aggregator.work.assignment.round == 1)
+    report = reports.build(world.store)
+    assert report.test_loss["before"]["total"] == 6.0
+    assert report.test_loss["end"] is None
+    assert report.split is None
+    assert report.affinity is None
+    assert reports.models(world.store, world.blobs).keys() == {"a+b+c"}
+
+
+def test_report_of_nothing(tmp_path):
+    store = Store(tmp_path / "s.sqlite3")
+    with pytest.raises(reports.ReportImpossible):
+        reports.build(store)
+    with pytest.raises(reports.ReportImpossible):
+        reports.read(tmp_path / "report.json")
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(reports.ReportImpossible):
+        reports.read(tmp_path / "report.json")

@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+import msgspec
+
+from broker_server import report as reports
+from broker_server.report_html import Picture, Row, render, write
+
+pytestmark = pytest.mark.workstation
+
+
+@pytest.fixture
+def finished(world):
+    world = world()
+    world.device("x").start()
+    world.device("y").start()
+    world.until_finished()
+    return world
+
+
+def test_page_needs_nothing_else(finished, tmp_path):
+    picture = np.random.default_rng(0).random((8, 8))
+    rows = [
+        Row(
+            title="<b>depth</b>",
+            pictures=(Picture(title="truth", image=picture), Picture(title="png", image=b"\x89PNG")),
+        )
+    ]
+    path = write(
+        tmp_path, reports.build(finished.store), affinities=reports.affinities(finished.store), predictions=rows
+    )
+    page = path.read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "&lt;b&gt;depth" in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "times of 100" in page
+
+
+def test_page_of_a_federation_that_has_just_begun(world):
+    world = world()
+    page = render(reports.build(world.store))
+    assert "MAS" in page
+    assert "data:image" not in page
+
+
+def test_page_escapes_names(finished):
+    report = msgspec.structs.replace(reports.build(finished.store), strategy="<img src=x>", versions={"<": "&"})
+    assert "<IMG" not in render(report).replace("<img alt", "")

@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+
+from broker_server.transfers import MAX_RETRY_S, RETRY_S, Chunk, Downloads, Uploads
+from edge_runtime.wire.blob import WINDOW, BlobStore, describe
+from edge_runtime.wire.errors import BlobInvalid
+from edge_runtime.wire.messages import Need
+
+DATA = np.random.default_rng(0).bytes(30 * 1024 + 100)
+BLOB = describe(DATA, chunk_bytes=1024)
+
+
+def chunk(index):
+    return DATA[index * 1024 : (index + 1) * 1024]
+
+
+@pytest.fixture
+def uploads(tmp_path):
+    return Uploads(BlobStore(tmp_path))
+
+
+def test_downloads_one_publish_serves_all():
+    downloads = Downloads()
+    downloads.offer(BLOB)
+    need = Need(digest=BLOB.digest, chunks=(0, 1, 1))
+    assert downloads.need(need, 0.0) == [Chunk(BLOB, 0), Chunk(BLOB, 1)]
+    assert downloads.need(Need(digest=BLOB.digest, chunks=(1, 2)), 0.4) == [Chunk(BLOB, 2)]
+    assert downloads.need(need, 0.6) == [Chunk(BLOB, 0), Chunk(BLOB, 1)]
+    assert downloads.counts["need answered by another's chunk"] == 1
+
+
+def test_downloads_unknown_blob_or_chunk():
+    downloads = Downloads()
+    need = Need(digest=BLOB.digest, chunks=(31,))
+    assert downloads.need(need, 0.0) == []
+    downloads.offer(BLOB)
+    assert downloads.need(need, 0.0) == []
+    downloads.withdraw(BLOB.digest)
+    downloads.withdraw(BLOB.digest)
+    assert downloads.need(Need(digest=BLOB.digest, chunks=(0,)), 0.0) == []
+    assert downloads.counts == {"need of an unknown blob": 2, "need of an unknown chunk": 1}
+
+
+def test_uploads_fetch_a_blob_window_by_window(uploads, tmp_path):
+    need = uploads.begin("x", BLOB, 0.0)
+    assert need.chunks == tuple(range(WINDOW))
+    wanted, whole, asked = list(need.chunks), False, list(need.chunks)
+    while not whole:
+        assert len(wanted) <= WINDOW
+        index = wanted.pop(0)
+        whole, need = uploads.chunk("x", BLOB.digest, index, chunk(index), 1.0)
+        if need:
+            wanted += need.chunks
+            asked += need.chunks
+    assert asked == list(range(31))  # each once
+    assert "x" not in uploads
+    assert BlobStore(tmp_path).read(BLOB.digest) == DATA
+    assert uploads.begin("y", BLOB, 2.0) is None
+
+
+def test_uploads_ask_again_with_growing_pauses(uploads):
+    uploads.begin("x", BLOB, 0.0)
+    assert uploads.tick(RETRY_S - 1) == []
+    assert uploads.tick(RETRY_S) == [("x", Need(digest=BLOB.digest, chunks=tuple(range(WINDOW))))]
+    assert uploads.tick(2 * RETRY_S) == []
+    assert len(uploads.tick(3 * RETRY_S)) == 1
+    uploads.chunk("x", BLOB.digest, 0, chunk(0), 100.0)
+    assert uploads.tick(100.0 + RETRY_S)[0][1].chunks == tuple(range(1, WINDOW + 1))
+    for _ in range(10):
+        uploads.tick(1e6)
+    assert uploads._uploads["x"].retry_s <= MAX_RETRY_S
+
+
+def test_uploads_go_on_after_a_restart(uploads, tmp_path):
+    uploads.begin("x", BLOB, 0.0)
+    uploads.chunk("x", BLOB.digest, 0, chunk(0), 0.0)
+    uploads.chunk("x", BLOB.digest, 2, chunk(2), 0.0)
+    again = Uploads(BlobStore(tmp_path))
+    assert again.begin("x", BLOB, 0.0).chunks == (1, *range(3, WINDOW + 2))
+
+
+def test_uploads_drop_what_was_not_asked_for(uploads):
+    assert uploads.chunk("x", BLOB.digest, 0, chunk(0), 0.0) == (False, None)
+    uploads.begin("x", BLOB, 0.0)
+    assert uploads.chunk("x", "0" * 64, 0, chunk(0), 0.0) == (False, None)
+    assert uploads.chunk("x", BLOB.digest, 31, chunk(0), 0.0) == (False, None)
+    assert uploads.chunk("x", BLOB.digest, 0, b"short", 0.0) == (False, None)
+    assert uploads.counts == {"chunk not asked for": 2, "chunk of a wrong index or length": 2}
+
+
+def test_uploads_end_with_a_wrong_digest(uploads):
+    small = describe(b"right" * 300, chunk_bytes=1024)
+    uploads.begin("x", small, 0.0)
+    uploads.chunk("x", small.digest, 0, b"w" * 1024, 0.0)
+    with pytest.raises(BlobInvalid, match="SHA-256"):
+        uploads.chunk("x", small.digest, 1, b"w" * 476, 0.0)
+    assert "x" not in uploads
+
+
+def test_uploads_of_the_same_content_by_two_devices(uploads):
+    small = describe(b"same" * 300, chunk_bytes=1024)
+    uploads.begin("x", small, 0.0)
+    uploads.begin("y", small, 0.0)
+    for index in (0, 1):
+        data = (b"same" * 300)[1024 * index : 1024 * (index + 1)]
+        x = uploads.chunk("x", small.digest, index, data, 0.0)
+        y = uploads.chunk("y", small.digest, index, data, 0.0)
+    assert x == y == (True, None)
+
+
+def test_uploads_abandoned(uploads):
+    uploads.begin("x", BLOB, 0.0)
+    uploads.abandon("x")
+    assert uploads.tick(1e6) == []
