@@ -1,6 +1,6 @@
 """The shell around the hub: sockets, timers and a thread. All decisions are the hub's.
 
-A socket's own buffer takes at most HIGH_WATER_BYTES and one packet of messages: the hub writes no more until it has
+A socket's own buffer takes at most `write_bytes` and one packet of messages: the hub writes no more until it has
 drained. Answers (PINGRESP, PUBACK, …) are small and still written; a client that asks for them and never reads is cut
 off when they have filled as much again.
 """
@@ -22,10 +22,10 @@ from broker_server.mqtt.limits import Limits
 from broker_server.mqtt.local import LocalLink, local_link
 from broker_server.mqtt.stats import Stats
 
-HIGH_WATER_BYTES = 1 << 20
 _TICK_S = 0.5
 _LAST_PORT = 65535
 _POLITE_S = 5.0  # how long a closed connection may take to read its last packet
+_TURN_PACKETS = 256  # after so many of one client's packets the others have their turn
 _JOIN_BYTES = 16 << 10  # up to this size header and payload are written as one
 
 
@@ -43,13 +43,14 @@ class _Socket(asyncio.Protocol):
         # Until it is known who this is, nothing larger than a control packet is read.
         self._decoder = Decoder(MAX_CONTROL_BYTES)
         self._is_held = False
+        self._is_behind = False
         self._is_closed = False
         self._is_deaf = False
-        self._deaf_bytes = 2 * HIGH_WATER_BYTES + 2 * hub.limits.packet_bytes
+        self._deaf_bytes = 2 * (hub.limits.write_bytes + hub.limits.packet_bytes)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        self._transport.set_write_buffer_limits(high=HIGH_WATER_BYTES)
+        self._transport.set_write_buffer_limits(high=self._hub.limits.write_bytes)
         if sock := transport.get_extra_info("socket"):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._sockets.add(self)
@@ -87,15 +88,11 @@ class _Socket(asyncio.Protocol):
 
     def hold(self, is_held: bool) -> None:
         self._is_held = is_held
-        if self._is_closed:
-            return
-        if is_held:
-            self._transport.pause_reading()
-        else:
+        if not is_held and not self._is_closed:
             # It was silent because it was not read.
             self._client.connection.touch(self._loop.time())
-            self._transport.resume_reading()
             self._loop.call_soon(self._drain)
+        self._read_or_not()
 
     def close(self, *, is_polite: bool) -> None:
         self._is_closed = True
@@ -110,17 +107,31 @@ class _Socket(asyncio.Protocol):
         self._transport.abort()
 
     def _drain(self) -> None:
-        while not self._is_held and not self._is_closed:
-            try:
-                packet = self._decoder.pull()
-            except PacketMalformed as exc:
-                self._hub.malformed(self._client, exc, self._loop.time())
-                return
-            if packet is None:
-                return
-            self._hub.received(self._client, packet, self._loop.time())
-            if self._client.is_live:
-                self._decoder.max_packet_bytes = self._hub.limits.packet_bytes
+        """Handle what has been read, for one turn."""
+        is_behind = False
+        try:
+            for _ in range(_TURN_PACKETS):
+                if self._is_held or self._is_closed or (packet := self._decoder.pull()) is None:
+                    break
+                self._hub.received(self._client, packet, self._loop.time())
+                if self._client.is_live:
+                    self._decoder.max_packet_bytes = self._hub.limits.packet_bytes
+            else:
+                is_behind = True
+                self._loop.call_soon(self._drain)
+        except PacketMalformed as exc:
+            self._hub.malformed(self._client, exc, self._loop.time())
+        if is_behind != self._is_behind:
+            self._is_behind = is_behind
+            self._read_or_not()
+
+    def _read_or_not(self) -> None:
+        if self._is_closed:
+            return
+        if self._is_held or self._is_behind:
+            self._transport.pause_reading()
+        else:
+            self._transport.resume_reading()
 
 
 class EmbeddedBroker:

@@ -7,7 +7,7 @@ from broker_server.mqtt.codec import MAX_PACKET_BYTES
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Bounds. A client costs at the very worst twice queue_bytes and three times packet_bytes."""
+    """Bounds. A client costs at the very worst twice queue_bytes and write_bytes, and four times packet_bytes."""
 
     packet_bytes: int = MAX_PACKET_BYTES
     clients: int = 1024
@@ -18,6 +18,7 @@ class Limits:
     subscriptions: int = 256  # of one client
     window: int = 20  # QoS 1 messages on their way to one client
     queue_bytes: int = 8 << 20  # for one client: from here on QoS 0 is dropped and QoS 1 publishers are held back
+    write_bytes: int = 1 << 20  # in the socket's own buffer, before the queue
     stall_s: float = 30.0  # how long one slow client may hold back others
     retained: int = 10_000
     retained_bytes: int = 64 << 20

@@ -337,12 +337,12 @@ class MqttLink:
         _properties: Properties | None,
     ) -> None:
         self._is_connected = False
-        if not self._closed.is_set():
+        if not self._closed.is_set() and not self._refused:
             self._tell_disconnected(f"the connection was lost: {reason}")
 
     def _tell_disconnected(self, reason: str) -> None:
-        """Say it once, however many attempts fail after that."""
-        if not self._was_told:
+        """Say it once, however many attempts fail after that; but a refusal always, and it is the last."""
+        if not self._was_told or self._refused:
             self._was_told = True
             self._inbox.put(Disconnected(reason, refused=self._refused))
 
