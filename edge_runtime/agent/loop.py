@@ -38,6 +38,8 @@ from edge_runtime.wire.messages import Ack, DeviceMessage, Plan, Progress, Refus
 from edge_runtime.wire.topics import Topics
 
 TICK_S = 0.2
+BUSY_TICK_S = 0.05
+"""While there is work, whose end the link does not announce."""
 MAX_WAITING = 256
 """Chunks and messages that wait for the link; beyond that chunks are dropped, and the server asks again."""
 GOODBYE_S = 2.0
@@ -105,7 +107,7 @@ class Agent:
         return self._ending or Ending("stopped", "the agent was told to stop")
 
     def _step(self) -> None:
-        event = self._link.receive(TICK_S)
+        event = self._link.receive(BUSY_TICK_S if self._session.busy else TICK_S)
         if isinstance(event, Delivery):
             self._on_delivery(event)
         elif isinstance(event, Connected):
@@ -218,7 +220,7 @@ class Agent:
                     self._job.cancel()
                 case Keep(pending):
                     self._state.keep(pending, self._weights)
-                    _log.info("round %d: done, announced", pending.plan.round)
+                    _log.info("round %d: done", pending.plan.round)
                 case Forget():
                     self._state.forget()
                 case SendChunks(blob, indices):
@@ -238,7 +240,7 @@ class Agent:
             return
         if wanted:
             size = sum(blob.blob.length(index) for blob in wanted for index in blob.missing)
-            _log.info("round %d: fetching %d files, %d bytes", plan.round, len(wanted), size)
+            _log.info("round %d: fetching %d bytes", plan.round, size)
         self._do(self._session.wanted(wanted, self._clock()))
 
     def _bytes_since(self, before: int) -> int:
