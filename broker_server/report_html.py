@@ -152,7 +152,7 @@ def loss_figure(report: Report) -> Figure:
 def affinity_figure(affinity: AffinityReport) -> Figure:
     """The affinity matrix as a heat map with its values; the diagonal is not used by the split and is greyed."""
     values = np.array([[math.nan if v is None else v for v in row] for row in affinity.values])  # (T, T)
-    size = 1.6 + 0.82 * len(affinity.tasks)
+    size = 1.6 + 0.7 * len(affinity.tasks)
     figure = Figure(figsize=(size + 1.2, size), layout="constrained")
     axes = figure.subplots()
     shown = values.copy()
@@ -299,7 +299,8 @@ def _png(image: bytes | NDArray[np.generic]) -> str:
 def _figure(figure: Figure, words: str) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=140)
-    return f"<img alt='{_text(words)}' src='data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}'>"
+    width, data = round(100 * figure.get_figwidth()), base64.b64encode(buffer.getvalue()).decode()
+    return f"<img width={width} alt='{_text(words)}' src='data:image/png;base64,{data}'>"
 
 
 def _section(title: str, body: str) -> str:

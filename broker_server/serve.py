@@ -9,7 +9,6 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server import report as reports
-from broker_server import report_html
 from broker_server.aggregator import Aggregator, Watcher
 from broker_server.config import ConfigInvalid, ServerConfig
 from broker_server.coordinator import Coordinator
@@ -88,6 +87,8 @@ def serve(
 
 def write_report(out: Path, store: Store, blobs: BlobStore) -> Path:
     """Write report.json, report.html and models/ of what the journal holds; the page. Raises ReportImpossible."""
+    from broker_server import report_html  # matplotlib is slow to import, and needed at the end alone
+
     built = reports.build(store)
     reports.write(out, built, reports.models(store, blobs))
     return report_html.write(out, built, affinities=reports.affinities(store))

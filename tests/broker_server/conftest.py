@@ -71,6 +71,8 @@ class Device:
         self.plans, self.acks, self.finished = [], [], None
         self.plan = self.answer = None
         self.silent = False
+        self.wanted = {}
+        self.subscribe = lambda topic: None
 
     def start(self):
         self.say(self.topics.status(self.name), encode(Status(state="online")))
@@ -120,8 +122,12 @@ class Device:
     def want(self, blob):
         if blob.digest not in self.wanted:
             self.wanted[blob.digest] = Assembly(self.blobs, blob)
-            if missing := self.wanted[blob.digest].missing(64):
-                self.tell(Need(digest=blob.digest, chunks=missing))
+            self.subscribe(self.topics.downloads(blob.digest))
+            self.ask(blob.digest)
+
+    def ask(self, digest):
+        if missing := self.wanted[digest].missing(64):
+            self.tell(Need(digest=digest, chunks=missing))
 
     def go_on(self):
         """Go on when everything that was asked for is here."""
