@@ -361,3 +361,29 @@ def test_puback_out_of_nowhere_is_let_be(site):
     sock = connected(site, "dev1")
     sock.sendall(encode(Puback(99)) + encode(Pingreq()))
     assert received(sock, 2) == b"\xd0\x00"
+
+
+def test_client_that_reads_late_still_gets_everything(site, until):
+    server = site.local()
+    chunk = bytes(256 << 10)
+    sock = connected(site, "dev1", receive_bytes=4096)
+    sock.sendall(encode(Subscribe(1, ((site.topics.downloads(DIGEST), 0),))))
+    assert received(sock, 5)[0] == 0x90
+    topics = [site.topics.download(DIGEST, at) for at in range(12)]
+    for topic in topics:
+        server.publish(topic, chunk)
+    until(lambda: site.broker.stats.bytes_out > 1 << 20)
+    wanted = b"".join(encode(Publish(topic=topic, payload=chunk)) for topic in topics)
+    assert received(sock, len(wanted)) == wanted
+    assert site.broker.stats.dropped == {}
+
+
+def test_stop_does_not_wait_for_a_client_that_does_not_read(site):
+    server = site.local()
+    sock = connected(site, "dev1", receive_bytes=4096)
+    sock.sendall(encode(Subscribe(1, ((site.topics.downloads(DIGEST), 1),))))
+    assert received(sock, 5)[0] == 0x90
+    for at in range(12):
+        server.publish(site.topics.download(DIGEST, at), bytes(256 << 10))
+    site.broker.stop(linger_s=0.2)
+    assert is_closed_by_peer(sock)
