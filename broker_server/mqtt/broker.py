@@ -208,8 +208,8 @@ class EmbeddedBroker:
         loop.call_later(_TICK_S, self._tick, loop)
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._hub.tick(loop.time())
         loop.call_later(_TICK_S, self._tick, loop)
+        self._hub.tick(loop.time())
 
     async def _shut_down(self, linger_s: float) -> None:
         loop = asyncio.get_running_loop()
