@@ -6,6 +6,7 @@ the batch and is kept as `Batch`; a number that differs must be proportional, or
 else depends on the batch size in a way that one graph cannot express, and is refused.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 import torch.fx.traceback
 from torch import fx, nn
+from torch._decomp import get_decompositions
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
@@ -20,6 +22,20 @@ from export.errors import ExportError, ModelInvalid
 
 SIZES = (3, 5)
 """The two batch sizes: coprime, so that a multiple of one is told from a multiple of the other."""
+
+aten = torch.ops.aten
+DECOMPOSED: Any = get_decompositions(
+    [
+        *(aten.mse_loss, aten.mse_loss_backward, aten.smooth_l1_loss, aten.smooth_l1_loss_backward),
+        *(aten.huber_loss, aten.huber_loss_backward, aten.binary_cross_entropy, aten.binary_cross_entropy_backward),
+        *(aten.binary_cross_entropy_with_logits, aten.log_sigmoid_forward, aten.log_sigmoid_backward),
+        *(aten.elu, aten.elu_backward, aten.celu, aten.softplus, aten.softplus_backward, aten.mish, aten.mish_backward),
+        *(aten._prelu_kernel, aten._prelu_kernel_backward, aten.glu, aten.glu_backward),  # noqa: SLF001
+        *(aten.lerp, aten.addcmul, aten.xlogy, aten.logsumexp, aten.linalg_vector_norm),
+        *(aten.stack, aten.unbind, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle),
+    ]
+)
+"""Operators that torch itself writes with others."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +107,11 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
     try:
         with mode, torch.fx.traceback.preserve_node_meta():
             note()
-            traced = make_fx(function, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+            traced = make_fx(function, DECOMPOSED, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+            if any(_in_place(node) for node in traced.graph.nodes):
+                # Traced again with results instead of changes; the interpreter hands the module paths on.
+                pure = torch.func.functionalize(fx.Interpreter(traced).run, remove="mutations")
+                traced = make_fx(pure, DECOMPOSED, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
     except (DataDependentOutputException, DynamicOutputShapeException) as exc:
         where = path[-1] or "the model"
         raise ModelInvalid(
@@ -105,6 +125,10 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
             hook.remove()
     traced.graph.eliminate_dead_code()
     return traced
+
+
+def _in_place(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable  # noqa: SLF001
 
 
 def _merge(first: fx.GraphModule, second: fx.GraphModule) -> Trace:
@@ -169,6 +193,8 @@ def _merged(one: Any, two: Any, where: str) -> Any:
         merged = [_merged(a, b, where) for a, b in zip(one, two, strict=True)]
         return tuple(merged) if isinstance(one, tuple) else merged
     if isinstance(one, fx.Node) or one == two or type(one) is not type(two):
+        return one
+    if isinstance(one, float) and math.isnan(one) and math.isnan(two):
         return one
     if isinstance(one, int | float) and not isinstance(one, bool):
         small, large = SIZES

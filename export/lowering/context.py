@@ -11,6 +11,10 @@ from export.onnx_graph import ELEMENT, NUMPY, OnnxGraph
 from export.trace import Batch, Dim
 
 
+class Unfit(Exception):
+    """A rule cannot translate an operator with these arguments; the text says what to use instead."""
+
+
 @dataclass(frozen=True)
 class Value:
     """An ONNX value: its name, its shape (with `Batch` where the micro-batch is) and its type."""
@@ -73,6 +77,13 @@ class Context:
         batch = self.add("Cast", self.add("Squeeze", self.batch(), self.ints(0)), to=ELEMENT[dtype])
         return self.add("Div", factor, batch) if value.inverse else self.add("Mul", factor, batch)
 
+    @staticmethod
+    def common(x: Value, y: Value | Number) -> torch.dtype:
+        """The type in which PyTorch computes with two operands."""
+        if isinstance(y, Value):
+            return torch.promote_types(x.dtype, y.dtype)
+        return torch.promote_types(x.dtype, torch.float32) if _fractional(y) else x.dtype
+
     def operand(self, value: Value | Number, dtype: torch.dtype) -> str:
         """An operand of an elementwise operator, as `dtype`."""
         if isinstance(value, Value):
@@ -108,8 +119,9 @@ Rule = Callable[..., Result]
 
 
 def size(dim: Dim) -> int:
-    """A dimension that must be fixed."""
-    assert isinstance(dim, int)
+    """A dimension that must be fixed. Raises Unfit."""
+    if isinstance(dim, Batch):
+        raise Unfit("it works along the batch: leave the first dimension as it is")
     return dim
 
 
@@ -122,6 +134,10 @@ def pair(value: Sequence[int] | int) -> list[int]:
     """Two numbers from one or two."""
     values = [value] if isinstance(value, int) else list(value)
     return [int(v) for v in (values * 2 if len(values) == 1 else values)]
+
+
+def _fractional(number: Number) -> bool:
+    return isinstance(number, float) or (isinstance(number, Batch) and number.inverse)
 
 
 def axis(dim: int, rank: int) -> int:

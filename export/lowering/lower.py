@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import onnx
+import torch
 from torch import fx
 
 from export.errors import OperatorUnsupported
 from export.lowering import convolution, normalization, pointwise, reduction, resample, selection, shaping
-from export.lowering.context import Call, Context, RuleBook, Value
+from export.lowering.context import Call, Context, RuleBook, Unfit, Value
 from export.onnx_graph import ELEMENT, OnnxGraph
 from export.trace import Batch, Step, Trace
 
@@ -32,6 +33,8 @@ def unsupported(step: Step) -> OperatorUnsupported:
     """The error for an operator without a rule."""
     name = str(step.target)
     advice = next((text for part, text in ADVICE.items() if part in name), "write it with other operators of torch")
+    if isinstance(step.target, torch._ops.OpOverload) and step.target._schema.is_mutable:
+        advice = "it changes a buffer, and only parameters may change: keep what it counts out of the model"
     return OperatorUnsupported(name, step.module or "the model", advice)
 
 
@@ -59,7 +62,11 @@ def lower(trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str]) -> onn
             raise unsupported(step)
         call = Call(str(step.target), step.module, step.shapes, step.dtypes, used[step.node])
         args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
-        values[step.node] = _values(rule(context, call, *args, **kwargs), call)
+        try:
+            _check_types(step)
+            values[step.node] = _values(rule(context, call, *args, **kwargs), call)
+        except Unfit as exc:
+            raise OperatorUnsupported(call.operator, step.module, str(exc)) from exc
     results = [_resolve(node, values) for node in trace.outputs]
     for i, (name, value) in enumerate(zip(outputs, results, strict=True)):
         # A fresh node for each output: an input, or a value used twice, can then be an output as well.
@@ -72,6 +79,12 @@ def lower(trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str]) -> onn
     )
     onnx.checker.check_model(model)
     return model
+
+
+def _check_types(step: Step) -> None:
+    for dtype in step.dtypes:
+        if dtype is not None and dtype not in ELEMENT:
+            raise Unfit(f"its result is {dtype}: use float32, int64 or bool")
 
 
 def _used(trace: Trace) -> defaultdict[fx.Node, frozenset[int]]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Number, Result, RuleBook, Value
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Unfit, Value
 from export.onnx_graph import ELEMENT
 
 aten = torch.ops.aten
@@ -31,7 +31,6 @@ UNARY = {
     aten.isinf.default: "IsInf",
     aten.logical_not.default: "Not",
     aten.bitwise_not.default: "Not",
-    aten.softplus.default: "Softplus",
 }
 BINARY = {
     aten.mul.Tensor: "Mul",
@@ -63,32 +62,53 @@ LOGICAL = {
 
 
 @RULES.rule(*UNARY)
-def unary(context: Context, call: Call, x: Value, *_: Any) -> Result:
-    """One operand."""
-    return context.add(_of(call, UNARY), x.name)
+def unary(context: Context, call: Call, x: Value) -> Result:
+    """One operand, of the result's type where that is a number."""
+    name = _of(call, UNARY)
+    if name == "Not" and x.dtype != torch.bool:
+        raise Unfit("only truth values can be negated: compare first")
+    return context.add(name, x.name if call.dtype == torch.bool else context.operand(x, call.dtype))
+
+
+@RULES.rule(aten.log1p.default)
+def log_of_one_plus(context: Context, call: Call, x: Value) -> Result:
+    """The logarithm of 1 + x; what rounding takes from a small x is below what a loss can show."""
+    return context.add("Log", context.add("Add", context.operand(x, call.dtype), context.number(1.0, call.dtype)))
+
+
+@RULES.rule(aten.expm1.default)
+def exp_minus_one(context: Context, call: Call, x: Value) -> Result:
+    """exp(x) − 1."""
+    return context.add("Sub", context.add("Exp", context.operand(x, call.dtype)), context.number(1.0, call.dtype))
 
 
 @RULES.rule(*BINARY)
 def binary(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
-    """Two operands of the result's type."""
+    """Two operands of the result's type; a product of truth values is their conjunction."""
+    if call.dtype == torch.bool:
+        if _of(call, BINARY) != "Mul":
+            raise Unfit("truth values cannot be computed with: convert them to float32")
+        return context.add("And", context.operand(x, call.dtype), context.operand(y, call.dtype))
     return context.add(_of(call, BINARY), context.operand(x, call.dtype), context.operand(y, call.dtype))
 
 
 @RULES.rule(*COMPARISON)
 def comparison(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
-    """Two operands of one type, a truth value."""
-    return context.add(_of(call, COMPARISON), x.name, context.operand(y, x.dtype))
+    """Two operands in their common type, a truth value."""
+    return context.add(_of(call, COMPARISON), *_comparable(context, x, y))
 
 
 @RULES.rule(aten.ne.Scalar, aten.ne.Tensor)
 def not_equal(context: Context, _: Call, x: Value, y: Value | Number) -> Result:
     """Not equal."""
-    return context.add("Not", context.add("Equal", x.name, context.operand(y, x.dtype)))
+    return context.add("Not", context.add("Equal", *_comparable(context, x, y)))
 
 
 @RULES.rule(*LOGICAL)
 def logical(context: Context, call: Call, x: Value, y: Value) -> Result:
     """Two truth values."""
+    if x.dtype != torch.bool or y.dtype != torch.bool:
+        raise Unfit("only truth values are combined: compare first")
     return context.add(_of(call, LOGICAL), x.name, y.name)
 
 
@@ -105,23 +125,24 @@ def subtract(context: Context, call: Call, x: Value, y: Value | Number, alpha: N
 
 
 @RULES.rule(aten.rsub.Scalar, aten.rsub.Tensor)
-def subtract_from(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
-    """y − x."""
-    return context.add("Sub", context.operand(y, call.dtype), context.operand(x, call.dtype))
+def subtract_from(context: Context, call: Call, x: Value, y: Value | Number, alpha: Number = 1) -> Result:
+    """y − alpha · x."""
+    return _sum("Sub", context, call, y, x, alpha)
 
 
 @RULES.rule(aten.pow.Tensor_Scalar)
 def power(context: Context, call: Call, x: Value, exponent: Number) -> Result:
     """x to a fixed power; a square is one multiplication."""
+    name = context.operand(x, call.dtype)
     if exponent == 2:
-        return context.add("Mul", x.name, x.name)
-    return context.add("Pow", x.name, context.number(exponent, call.dtype))
+        return context.add("Mul", name, name)
+    return context.add("Pow", name, context.number(exponent, call.dtype))
 
 
 @RULES.rule(aten.rsqrt.default)
-def reciprocal_root(context: Context, _: Call, x: Value) -> Result:
+def reciprocal_root(context: Context, call: Call, x: Value) -> Result:
     """1 / √x."""
-    return context.add("Reciprocal", context.add("Sqrt", x.name))
+    return context.add("Reciprocal", context.add("Sqrt", context.operand(x, call.dtype)))
 
 
 @RULES.rule(aten.where.self)
@@ -133,29 +154,32 @@ def where(context: Context, call: Call, condition: Value, x: Value | Number, y: 
 @RULES.rule(aten.masked_fill.Scalar)
 def masked_fill(context: Context, call: Call, x: Value, mask: Value, value: Number) -> Result:
     """`value` where the mask holds, else x."""
-    return context.add("Where", mask.name, context.number(value, call.dtype), x.name)
+    return context.add("Where", mask.name, context.number(value, call.dtype), context.operand(x, call.dtype))
 
 
 @RULES.rule(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.hardtanh.default)
-def clamp(context: Context, call: Call, x: Value, low: Number | None = None, high: Number | None = None) -> Result:
+@RULES.rule(aten.clamp.Tensor, aten.clamp_min.Tensor, aten.clamp_max.Tensor)
+def clamp(
+    context: Context, call: Call, x: Value, low: Value | Number | None = None, high: Value | Number | None = None
+) -> Result:
     """x between two bounds, either of which may be absent."""
     if "clamp_max" in call.operator:
         low, high = None, low
     elif "hardtanh" in call.operator and low is None:
         low, high = -1.0, 1.0
-    name = x.name
+    name = context.operand(x, call.dtype)
     if low is not None:
-        name = context.add("Max", name, context.number(low, call.dtype))
-    return name if high is None else context.add("Min", name, context.number(high, call.dtype))
+        name = context.add("Max", name, context.operand(low, call.dtype))
+    return name if high is None else context.add("Min", name, context.operand(high, call.dtype))
 
 
-@RULES.rule(aten._to_copy.default, aten.to.dtype)
+@RULES.rule(aten._to_copy.default)
 def convert(context: Context, call: Call, x: Value, *_: Any, **__: Any) -> Result:
     """Another element type."""
     return x.name if x.dtype == call.dtype else context.add("Cast", x.name, to=ELEMENT[call.dtype])
 
 
-@RULES.rule(aten.detach.default, aten.clone.default, aten.alias.default, aten.lift_fresh_copy.default)
+@RULES.rule(aten.detach.default, aten.clone.default, aten.lift_fresh_copy.default)
 def same(_: Context, __: Call, x: Value, **___: Any) -> Result:
     """The same value."""
     return x.name
@@ -301,7 +325,16 @@ def hardsigmoid_backward(context: Context, call: Call, gradient: Value, x: Value
     return context.add("Where", inside, scaled, context.number(0.0, call.dtype))
 
 
-def _sum(op: str, context: Context, call: Call, x: Value, y: Value | Number, alpha: Number) -> str:
+def _comparable(context: Context, x: Value, y: Value | Number) -> tuple[str, str]:
+    common = context.common(x, y)
+    if common == torch.bool:  # ONNX tells truth values equal, but does not order them
+        common = torch.int32
+    return context.operand(x, common), context.operand(y, common)
+
+
+def _sum(op: str, context: Context, call: Call, x: Value | Number, y: Value | Number, alpha: Number) -> str:
+    if call.dtype == torch.bool:
+        raise Unfit("truth values cannot be computed with: convert them to float32")
     right = context.operand(y, call.dtype)
     if alpha != 1:
         right = context.add("Mul", right, context.number(alpha, call.dtype))

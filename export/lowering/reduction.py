@@ -49,13 +49,13 @@ def softmax_backward(context: Context, _: Call, gradient: Value, result: Value, 
     return context.add("Mul", result.name, context.add("Sub", gradient.name, total))
 
 
-@RULES.rule(aten.mm.default, aten.bmm.default, aten.matmul.default)
+@RULES.rule(aten.mm.default, aten.bmm.default)
 def product(context: Context, _: Call, x: Value, y: Value) -> Result:
     """A matrix product, or one for each batch."""
     return context.add("MatMul", x.name, y.name)
 
 
 @RULES.rule(aten.addmm.default)
-def affine(context: Context, _: Call, bias: Value, x: Value, y: Value) -> Result:
-    """bias + x · y."""
-    return context.add("Gemm", x.name, y.name, bias.name)
+def affine(context: Context, _: Call, bias: Value, x: Value, y: Value, beta: float = 1, alpha: float = 1) -> Result:
+    """beta · bias + alpha · x · y."""
+    return context.add("Gemm", x.name, y.name, bias.name, alpha=float(alpha), beta=float(beta))

@@ -61,9 +61,12 @@ def average_pool(
     padding: Sequence[int] | int = 0,
     ceil: bool = False,
     count_padding: bool = True,
-    *__: Any,
+    divisor: int | None = None,
 ) -> Result:
     """The mean over windows."""
+    if ceil or divisor is not None:  # onnxruntime divides the windows at the edge otherwise
+        rows, columns = _pool_matrices(x.shape[-2:], kernel, stride, padding, ceil, count_padding, divisor)
+        return _between(context, rows, x, columns.T)
     return context.add(
         "AveragePool",
         x.name,
@@ -75,12 +78,30 @@ def average_pool(
     )
 
 
+@RULES.rule(aten.avg_pool2d_backward.default)
+def average_pool_backward(
+    context: Context,
+    _: Call,
+    gradient: Value,
+    x: Value,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] | int,
+    ceil: bool,
+    count_padding: bool,
+    divisor: int | None,
+) -> Result:
+    """Rᵀ g C: a mean over windows is a matrix for each direction."""
+    return _transposed(
+        context, _pool_matrices(x.shape[-2:], kernel, stride, padding, ceil, count_padding, divisor), gradient
+    )
+
+
 @RULES.rule(aten._adaptive_avg_pool2d.default, aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default)
 def linear_resample(context: Context, call: Call, x: Value, output: Sequence[int], *rest: Any) -> Result:
     """R x Cᵀ for constant matrices R of the rows and C of the columns."""
     rows, columns = _matrices(call.operator, x.shape[-2:], output, rest)
-    wide = context.add("MatMul", x.name, context.graph.constant(columns.T))
-    return context.add("MatMul", context.graph.constant(rows), wide)
+    return _between(context, rows, x, columns.T)
 
 
 @RULES.rule(aten._adaptive_avg_pool2d_backward.default)
@@ -100,7 +121,7 @@ def interpolate_backward(
 @RULES.rule(aten.upsample_nearest2d.default)
 def nearest(context: Context, call: Call, x: Value, output: Sequence[int], *rest: Any) -> Result:
     """Each pixel repeated, or for other factors the nearest one."""
-    factors = _whole_factors(x.shape[-2:], output)
+    factors = _whole_factors(x.shape[-2:], output, rest)
     if factors is None:
         return linear_resample(context, call, x, output, *rest)
     scales = context.graph.constant([1.0, 1.0, *map(float, factors)], "float32")
@@ -114,23 +135,54 @@ def nearest_backward(
     context: Context, call: Call, gradient: Value, output: Sequence[int], source: Sequence[Any], *rest: Any
 ) -> Result:
     """The sum over each pixel's copies."""
-    factors = _whole_factors(source[-2:], output)
+    factors = _whole_factors(source[-2:], output, rest)
     if factors is None:
         return _transposed(context, _matrices(call.operator, source[-2:], output, rest), gradient)
     mean = context.add("AveragePool", gradient.name, kernel_shape=factors, strides=factors)
     return context.add("Mul", mean, context.number(float(factors[0] * factors[1]), call.dtype))
 
 
-def _whole_factors(source: Sequence[Any], output: Sequence[int]) -> list[int] | None:
+def _whole_factors(source: Sequence[Any], output: Sequence[int], scales: Sequence[float | None]) -> list[int] | None:
+    """The factors, where every pixel is repeated as often; a scale that was rounded to the sizes repeats unevenly."""
     rows, columns = size(source[0]), size(source[1])
-    whole = output[0] % rows == 0 and output[1] % columns == 0
-    return [output[0] // rows, output[1] // columns] if whole else None
+    factors = [output[0] // rows, output[1] // columns]
+    whole = [factors[0] * rows, factors[1] * columns] == list(output)
+    even = all(scale is None or scale == factor for scale, factor in zip(scales, factors, strict=False))
+    return factors if whole and even else None
+
+
+def _between(context: Context, rows: NDArray[Any], x: Value, columns: NDArray[Any]) -> str:
+    wide = context.add("MatMul", x.name, context.graph.constant(columns))
+    return context.add("MatMul", context.graph.constant(rows), wide)
 
 
 def _transposed(context: Context, matrices: tuple[NDArray[Any], NDArray[Any]], gradient: Value) -> str:
     rows, columns = matrices
-    narrow = context.add("MatMul", gradient.name, context.graph.constant(columns))
-    return context.add("MatMul", context.graph.constant(rows.T.copy()), narrow)
+    return _between(context, rows.T, gradient, columns)
+
+
+def _pool_matrices(
+    source: Sequence[Any],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int] | int,
+    ceil: bool,
+    count_padding: bool,
+    divisor: int | None,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """The matrix of each direction: PyTorch's own pooling applied to the identity."""
+    kernel, stride, padding = pair(kernel), pair(stride or kernel), pair(padding)
+    matrices = []
+    for i in range(2):
+        length = size(source[i])
+        identity = torch.eye(length).reshape(length, 1, length, 1)
+        # A divisor of the whole window is put into the rows.
+        share = None if divisor is None else (divisor if i == 0 else 1)
+        means = aten.avg_pool2d.default(
+            identity, [kernel[i], 1], [stride[i], 1], [padding[i], 0], ceil, count_padding, share
+        )
+        matrices.append(np.ascontiguousarray(means.reshape(length, -1).numpy().T))
+    return matrices[0], matrices[1]
 
 
 def _matrices(

@@ -7,6 +7,7 @@ import torch
 
 from export.lowering.context import Call, Context, Result, RuleBook, Value, axis, size
 from export.onnx_graph import ELEMENT
+from export.trace import Dim
 
 aten = torch.ops.aten
 RULES = RuleBook()
@@ -15,10 +16,10 @@ END = 2**62
 
 @RULES.rule(aten.slice.Tensor)
 def cut(
-    context: Context, _: Call, x: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+    context: Context, _: Call, x: Value, dim: int = 0, start: Dim | None = None, end: Dim | None = None, step: int = 1
 ) -> Result:
     """Every step-th element from start to end."""
-    return _slice(context, x.name, axis(dim, x.rank), start or 0, END if end is None else end, step)
+    return _slice(context, x.name, axis(dim, x.rank), 0 if start is None else start, END if end is None else end, step)
 
 
 @RULES.rule(aten.select.int)
@@ -45,13 +46,26 @@ def cut_backward(
     before, after = [0] * len(shape), [0] * len(shape)
     length = size(gradient.shape[dim])
     name = gradient.name
+    start, end, _ = slice(start, end).indices(whole)
     if step != 1:
-        index = context.ints(*range(start, min(end, whole), step))
+        index = context.ints(*range(start, end, step))
         zeros = context.filled(call.shape, 0.0, call.dtype)
         index = context.add("Expand", _column(context, index, dim, len(shape)), context.dims(gradient.shape))
         return context.add("ScatterElements", zeros, index, name, axis=dim)
-    start = start + whole if start < 0 else start
     before[dim], after[dim] = start, whole - start - length
+    return context.add("Pad", name, context.ints(*before, *after), context.number(0.0, call.dtype))
+
+
+@RULES.rule(aten.select_backward.default)
+def select_backward(
+    context: Context, call: Call, gradient: Value, shape: Sequence[Any], dim: int, index: int
+) -> Result:
+    """The gradient of one element along a dimension: zeros around it."""
+    dim, whole = axis(dim, len(shape)), size(shape[dim])
+    before, after = [0] * len(shape), [0] * len(shape)
+    before[dim] = axis(index, whole)
+    after[dim] = whole - 1 - before[dim]
+    name = context.add("Unsqueeze", gradient.name, context.ints(dim))
     return context.add("Pad", name, context.ints(*before, *after), context.number(0.0, call.dtype))
 
 
@@ -92,7 +106,10 @@ def nll_loss_backward(
     scale = context.add("Neg", gradient.name)
     if reduction == 1:
         scale = context.add("Div", scale, total.name)
-    each = context.add("Unsqueeze", context.add("Mul", weights, scale), context.ints(1))
+    each = context.add("Mul", weights, scale)
+    if reduction == 1:  # where everything is ignored the scale is infinite
+        each = context.add("Where", _ignored(context, target, ignore), context.number(0.0, call.dtype), each)
+    each = context.add("Unsqueeze", each, context.ints(1))
     hot = context.add(
         "OneHot",
         _known_class(context, target, ignore),
@@ -123,8 +140,9 @@ def _class_terms(context: Context, logits: Value, target: Value, weight: Value |
     return each, weights
 
 
-def _slice(context: Context, name: str, dim: int, start: int, end: int, step: int) -> str:
-    return context.add("Slice", name, context.ints(start), context.ints(end), context.ints(dim), context.ints(step))
+def _slice(context: Context, name: str, dim: int, start: Dim, end: Dim, step: int) -> str:
+    bounds = context.dims((start,)), context.dims((end,))
+    return context.add("Slice", name, *bounds, context.ints(dim), context.ints(step))
 
 
 def _column(context: Context, index: str, dim: int, rank: int) -> str:

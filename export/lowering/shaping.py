@@ -5,14 +5,15 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Number, Result, RuleBook, Value, axis
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Unfit, Value, axis
+from export.trace import Batch
 
 aten = torch.ops.aten
 RULES = RuleBook()
 
 
-@RULES.rule(aten.view.default, aten._unsafe_view.default, aten.reshape.default)
-@RULES.rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default, aten.flatten.using_ints)
+@RULES.rule(aten.view.default, aten._unsafe_view.default)
+@RULES.rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default)
 def reshape(context: Context, call: Call, x: Value, *_: Any) -> Result:
     """The same elements in another shape."""
     return context.reshape(x.name, call.shape)
@@ -39,6 +40,22 @@ def expand(context: Context, call: Call, x: Value, *_: Any, **__: Any) -> Result
     return x.name if x.shape == call.shape else context.add("Expand", x.name, context.dims(call.shape))
 
 
+@RULES.rule(aten.repeat.default)
+def repeat(context: Context, call: Call, x: Value, times: Sequence[int]) -> Result:
+    """The whole, several times along each dimension."""
+    added = len(times) - x.rank
+    name = context.reshape(x.name, (*[1] * added, *x.shape)) if added else x.name
+    return context.add("Tile", name, context.dims(times))
+
+
+@RULES.rule(aten.flip.default)
+def flip(context: Context, _: Call, x: Value, dims: Sequence[int]) -> Result:
+    """Some dimensions from the end to the front."""
+    count = len(dims)
+    first, last, step = (context.ints(*[value] * count) for value in (-1, -(2**62), -1))
+    return context.add("Slice", x.name, first, last, context.ints(*(axis(d, x.rank) for d in dims)), step)
+
+
 @RULES.rule(aten.cat.default)
 def concatenate(context: Context, call: Call, parts: Sequence[Value], dim: int = 0) -> Result:
     """Tensors one after another along a dimension."""
@@ -61,6 +78,15 @@ def filled(context: Context, call: Call, *args: Any, **_: Any) -> Result:
     else:
         value = 1.0 if "ones" in kind else 0.0
     return context.filled(call.shape, value, call.dtype)
+
+
+@RULES.rule(aten.arange.default, aten.arange.start, aten.arange.start_step)
+def count(context: Context, call: Call, *bounds: Number, **_: Any) -> Result:
+    """Numbers at equal distances, as a constant."""
+    fixed = [bound for bound in bounds if not isinstance(bound, Batch)]
+    if len(fixed) < len(bounds):
+        raise Unfit("it counts the samples of a batch: no sample may depend on its place")
+    return context.graph.constant(torch.arange(*fixed, dtype=call.dtype).numpy())
 
 
 @RULES.rule(aten.constant_pad_nd.default)

@@ -1,0 +1,109 @@
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch import nn  # noqa: E402
+
+from export.errors import ExportError  # noqa: E402
+from export.lowering import convolution  # noqa: E402
+
+pytestmark = pytest.mark.workstation
+
+CASES = {
+    "3x3": (lambda: nn.Conv2d(3, 4, 3), (3, 9, 8)),
+    "3x3_padded": (lambda: nn.Conv2d(3, 4, 3, padding=1), (3, 7, 9)),
+    "3x3_padded_more_than_it_reaches": (lambda: nn.Conv2d(3, 4, 3, padding=4), (3, 5, 6)),
+    "3x3_without_bias": (lambda: nn.Conv2d(3, 4, 3, bias=False), (3, 6, 6)),
+    "same": (lambda: nn.Conv2d(3, 4, 3, padding="same"), (3, 7, 8)),
+    "same_even_kernel": (lambda: nn.Conv2d(3, 4, 4, padding="same"), (3, 7, 8)),
+    "reflected": (lambda: nn.Conv2d(3, 4, (5, 3), padding=(3, 0), bias=False), (3, 8, 11)),
+    "kernel_larger_than_the_image": (lambda: nn.Conv2d(2, 3, 7, padding=3), (2, 3, 4)),
+    "kernel_as_large_as_the_image": (lambda: nn.Conv2d(2, 3, (5, 6)), (2, 5, 6)),
+    "1x1": (lambda: nn.Conv2d(4, 6, 1), (4, 5, 7)),
+    "1x1_padded": (lambda: nn.Conv2d(4, 6, 1, padding=2), (4, 5, 7)),
+    "1x1_strided": (lambda: nn.Conv2d(4, 6, 1, stride=2), (4, 9, 8)),
+    "1x1_strided_padded": (lambda: nn.Conv2d(4, 6, 1, stride=3, padding=1), (4, 8, 10)),
+    "1x1_grouped": (lambda: nn.Conv2d(4, 6, 1, groups=2), (4, 5, 5)),
+    "1x1_on_one_pixel": (lambda: nn.Conv2d(4, 6, 1), (4, 1, 1)),
+    "strided": (lambda: nn.Conv2d(3, 4, 3, stride=2, padding=1), (3, 8, 9)),
+    "strided_unevenly": (lambda: nn.Conv2d(3, 4, (3, 2), stride=(2, 3), padding=(1, 0)), (3, 10, 13)),
+    "stride_larger_than_the_kernel": (lambda: nn.Conv2d(3, 4, 2, stride=5), (3, 14, 13)),
+    "dilated": (lambda: nn.Conv2d(3, 4, 3, dilation=2, padding=2), (3, 9, 8)),
+    "dilated_unpadded": (lambda: nn.Conv2d(3, 4, 3, dilation=(1, 3)), (3, 6, 12)),
+    "dilated_strided": (lambda: nn.Conv2d(3, 4, 3, dilation=2, stride=2, padding=1), (3, 11, 10)),
+    "grouped": (lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1), (4, 7, 6)),
+    "grouped_strided": (lambda: nn.Conv2d(6, 3, 3, groups=3, stride=2), (6, 8, 9)),
+    "grouped_dilated": (lambda: nn.Conv2d(4, 8, 3, groups=4, dilation=2, padding=1), (4, 9, 9)),
+    "depthwise": (lambda: nn.Conv2d(4, 4, 3, groups=4, padding=1), (4, 7, 6)),
+    "depthwise_large_image": (lambda: nn.Conv2d(2, 2, 3, groups=2, padding=1), (2, 33, 34)),
+    "depthwise_large_image_strided": (lambda: nn.Conv2d(2, 2, 3, groups=2, padding=1, stride=2), (2, 70, 67)),
+    "depthwise_strided": (lambda: nn.Conv2d(4, 4, 3, groups=4, stride=2, padding=1), (4, 8, 8)),
+    "depthwise_strided_odd": (lambda: nn.Conv2d(4, 4, 3, groups=4, stride=2, padding=1), (4, 9, 11)),
+    "depthwise_rows_never_reached": (lambda: nn.Conv2d(4, 4, 2, groups=4, stride=3), (4, 10, 8)),
+    "depthwise_dilated": (lambda: nn.Conv2d(4, 4, 3, groups=4, dilation=2), (4, 9, 8)),
+    "depthwise_dilated_strided": (lambda: nn.Conv2d(4, 4, (3, 2), groups=4, dilation=2, stride=(2, 3)), (4, 10, 12)),
+    "depthwise_multiplied": (lambda: nn.Conv2d(3, 6, 3, groups=3, padding=1), (3, 7, 6)),
+    "depthwise_5x5": (lambda: nn.Conv2d(3, 3, 5, groups=3, padding=2), (3, 6, 9)),
+    "depthwise_padded_more_than_it_reaches": (lambda: nn.Conv2d(3, 3, 3, groups=3, padding=3, stride=2), (3, 4, 5)),
+    "one_channel": (lambda: nn.Conv2d(1, 1, 3, padding=1), (1, 6, 7)),
+    "transposed": (lambda: nn.ConvTranspose2d(3, 4, 3), (3, 5, 6)),
+    "transposed_strided": (lambda: nn.ConvTranspose2d(3, 4, 3, stride=2, padding=1, output_padding=1), (3, 5, 6)),
+    "transposed_2x2": (lambda: nn.ConvTranspose2d(4, 2, 2, stride=2), (4, 4, 3)),
+    "transposed_uneven": (
+        lambda: nn.ConvTranspose2d(3, 4, (3, 4), stride=(2, 3), padding=(0, 2), output_padding=(1, 2)),
+        (3, 4, 5),
+    ),
+    "transposed_dilated": (lambda: nn.ConvTranspose2d(3, 4, 3, dilation=2, padding=1), (3, 6, 5)),
+    "transposed_grouped": (lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, padding=1), (4, 6, 5)),
+    "transposed_grouped_strided": (
+        lambda: nn.ConvTranspose2d(4, 6, 3, groups=2, stride=2, padding=1, output_padding=1),
+        (4, 5, 4),
+    ),
+    "transposed_depthwise": (lambda: nn.ConvTranspose2d(4, 4, 3, groups=4, stride=2, padding=1), (4, 5, 6)),
+    "transposed_depthwise_stride_one": (lambda: nn.ConvTranspose2d(4, 4, 3, groups=4, padding=1), (4, 5, 6)),
+    "transposed_depthwise_multiplied": (lambda: nn.ConvTranspose2d(3, 6, 2, groups=3, stride=2), (3, 5, 6)),
+    "transposed_without_bias": (lambda: nn.ConvTranspose2d(2, 3, 4, stride=4, bias=False), (2, 3, 3)),
+    "transposed_1x1": (lambda: nn.ConvTranspose2d(4, 3, 1), (4, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_convolution_is_pytorchs(case, same_as_torch):
+    make, shape = CASES[case]
+    torch.manual_seed(0)
+    same_as_torch(make(), shape)
+
+
+@pytest.mark.parametrize("case", ["3x3_padded", "depthwise_strided", "1x1_strided", "transposed_grouped_strided"])
+def test_convolution_whose_input_needs_no_gradient(case, same_as_torch):
+    make, shape = CASES[case]
+    same_as_torch(make(), shape, input_gradient=False)
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_convolution_with_another_padding_is_right_or_refused(mode, same_as_torch):
+    try:
+        same_as_torch(nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode), (2, 5, 6))
+    except ExportError as exc:
+        assert "cannot be exported" in str(exc)
+        assert "net" in str(exc)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape"),
+    [
+        (lambda: nn.Conv1d(3, 4, 3, padding=1), (3, 9)),
+        (lambda: nn.ConvTranspose1d(3, 4, 3, stride=2), (3, 9)),
+        (lambda: nn.Conv3d(2, 3, 3, padding=1), (2, 5, 5, 5)),
+    ],
+)
+def test_convolution_of_another_rank_is_refused_by_name(make, shape, translate):
+    with pytest.raises(ExportError, match="convolution.* in net"):
+        translate(make(), torch.randn(2, *shape))
+
+
+def test_every_rule_is_exercised(translate):
+    found = set()
+    for make, shape in CASES.values():
+        found |= translate(make(), torch.randn(2, *shape)).operators
+    assert set(convolution.RULES) <= found

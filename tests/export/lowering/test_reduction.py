@@ -1,0 +1,94 @@
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+from export.lowering import reduction  # noqa: E402
+
+pytestmark = pytest.mark.workstation
+
+SHAPE = (3, 5, 4)
+
+
+class Fn(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+class Matrix(nn.Module):
+    def __init__(self, function, shape=(4, 6)):
+        super().__init__()
+        self.function = function
+        self.weight = nn.Parameter(torch.randn(shape))
+
+    def forward(self, x):
+        return self.function(x, self.weight)
+
+
+CASES = {
+    "sum": lambda x: x * x.sum(),
+    "sum_of_one": lambda x: x.sum(1),
+    "sum_of_last_kept": lambda x: x * x.sum(-1, keepdim=True),
+    "sum_of_two": lambda x: (x * x).sum((1, -1)),
+    "sum_over_the_batch": lambda x: x * x.sum(0),
+    "sum_of_truth": lambda x: x * (x > 0).sum(),
+    "sum_of_truth_by_row": lambda x: x * (x > 0).sum(-1, keepdim=True),
+    "sum_in_double": lambda x: x * x.sum(dtype=torch.float64).float(),
+    "sum_of_scalar": lambda x: x.sum() * 2,
+    "mean": lambda x: (x * x).mean(),
+    "mean_of_one": lambda x: (x * x).mean(2),
+    "mean_of_two_kept": lambda x: x - x.mean((2, 3), keepdim=True),
+    "mean_over_the_batch": lambda x: x * x.mean(0, keepdim=True),
+    "mean_of_converted": lambda x: x * (x > 0).to(torch.float32).mean(),
+    "amax": lambda x: x.amax(1),
+    "amax_of_all": lambda x: x * x.amax(),
+    "amax_kept": lambda x: x - x.amax((2, 3), keepdim=True),
+    "amin": lambda x: x.amin(-1),
+    "softmax": lambda x: F.softmax(x, 1),
+    "softmax_of_last": lambda x: F.softmax(x, -1),
+    "log_softmax": lambda x: F.log_softmax(x, 1),
+    "log_softmax_of_last": lambda x: F.log_softmax(3 * x, -1),
+    "logsumexp": lambda x: torch.logsumexp(x, 1),
+    "norm": lambda x: x.norm(dim=1),
+    "normalize": lambda x: F.normalize(x, dim=1),
+    "cosine": lambda x: F.cosine_similarity(x, x * x + 1, dim=1),
+    "batched_product": lambda x: torch.matmul(x, x.transpose(-1, -2)),
+    "einsum": lambda x: torch.einsum("bchw,bchv->bwv", x, x),
+}
+MATRICES = {
+    "matmul": torch.matmul,
+    "linear": lambda x, w: F.linear(x, w.t()),
+    "mm": lambda x, w: torch.mm(x.flatten(0, 2), w),
+    "addmm": lambda x, w: torch.addmm(w.sum(0), x.flatten(0, 2), w),
+    "addmm_scaled": lambda x, w: torch.addmm(w.sum(0), x.flatten(0, 2), w, beta=0.5, alpha=2.0),
+    "bmm": lambda x, w: torch.bmm(x.flatten(0, 1), w.expand(x.shape[0] * 3, 4, 6)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_reduction_is_pytorchs(case, same_as_torch):
+    same_as_torch(Fn(CASES[case]), SHAPE)
+
+
+@pytest.mark.parametrize("case", MATRICES)
+def test_product_is_pytorchs(case, same_as_torch):
+    same_as_torch(Matrix(MATRICES[case]), SHAPE)
+
+
+def test_linear_layers(same_as_torch):
+    same_as_torch(nn.Sequential(nn.Flatten(), nn.Linear(60, 7), nn.Tanh(), nn.Linear(7, 2, bias=False)), SHAPE)
+
+
+def test_every_rule_is_exercised(translate):
+    found = translate(nn.Linear(4, 3), torch.randn(2, 4)).operators
+    for function in CASES.values():
+        found |= translate(Fn(function), torch.randn(2, *SHAPE)).operators
+    for function in MATRICES.values():
+        found |= translate(Matrix(function), torch.randn(2, *SHAPE)).operators
+    assert set(reduction.RULES) - found == set()

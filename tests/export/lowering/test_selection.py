@@ -1,0 +1,105 @@
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import torch.nn.functional as F  # noqa: E402
+from torch import nn  # noqa: E402
+
+from export.errors import ExportError  # noqa: E402
+from export.lowering import selection  # noqa: E402
+
+pytestmark = pytest.mark.workstation
+
+SHAPE = (5, 6, 7)
+
+
+class Fn(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *values):
+        return self.function(*values)
+
+
+CASES = {
+    "slice": lambda x: x[:, 1:3],
+    "slice_from_the_end": lambda x: x[..., -3:-1],
+    "slice_beyond_the_end": lambda x: x[..., 2:100],
+    "slice_all_but_the_last": lambda x: x[:, :, :-1],
+    "slice_with_a_step": lambda x: x[..., 1::2],
+    "slice_from_the_end_with_a_step": lambda x: x[..., -6:-1:2],
+    "slice_with_a_step_beyond_the_end": lambda x: x[:, 0:50:3],
+    "slice_of_both": lambda x: x[:, :, 1:5:2, 2:6],
+    "differences": lambda x: (x[..., 1:] - x[..., :-1]).abs(),
+    "select": lambda x: x[:, 2],
+    "select_from_the_end": lambda x: x[..., -1],
+    "select_twice": lambda x: x[:, 0, -2] * x[:, 1, 3],
+    "split": lambda x: torch.cat(x.split([1, 3, 1], 1)[::-1], 1),
+    "split_evenly": lambda x: torch.cat([part * i for i, part in enumerate(x.split(3, 2))], 2),
+    "split_with_a_rest": lambda x: torch.cat([part * (i + 1) for i, part in enumerate(x.split(2, -1))], -1),
+    "split_that_is_used_in_part": lambda x: x.split(2, -1)[1],
+    "chunk": lambda x: x.chunk(2, 2)[0] * x.chunk(2, 2)[1],
+}
+
+
+def pixels(batch):
+    return torch.randint(0, 5, (batch, 6, 7))
+
+
+def rows(batch):
+    return torch.randint(0, 5, (batch,))
+
+
+CLASS_WEIGHTS = torch.tensor([0.5, 1.0, 2.0, 0.1, 3.0])
+LOSSES = {
+    "mean": F.cross_entropy,
+    "sum": lambda x, t: F.cross_entropy(x, t, reduction="sum"),
+    "each": lambda x, t: F.cross_entropy(x, t, reduction="none"),
+    "ignored": lambda x, t: F.cross_entropy(x, t, ignore_index=0),
+    "ignored_with_another_number": lambda x, t: F.cross_entropy(x, torch.where(t == 2, 255, t), ignore_index=255),
+    "weighted": lambda x, t: F.cross_entropy(x, t, CLASS_WEIGHTS),
+    "weighted_sum": lambda x, t: F.cross_entropy(x, t, CLASS_WEIGHTS, reduction="sum"),
+    "weighted_and_ignored": lambda x, t: F.cross_entropy(x, t, CLASS_WEIGHTS, ignore_index=3),
+    "smoothed": lambda x, t: F.cross_entropy(x, t, label_smoothing=0.1),
+    "nll": lambda x, t: F.nll_loss(F.log_softmax(x, 1), t, ignore_index=1),
+}
+LOOKED_UP = {
+    "gather": lambda x, t: torch.where(t == 1, 2.0, 1.0) * x.detach().gather(1, t.unsqueeze(1)).squeeze(1) * x[:, 0],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_selection_is_pytorchs(case, same_as_torch):
+    same_as_torch(Fn(CASES[case]), SHAPE)
+
+
+@pytest.mark.parametrize("case", [*LOSSES, *LOOKED_UP])
+def test_class_loss_of_pixels_is_pytorchs(case, same_as_torch):
+    same_as_torch(Fn((LOSSES | LOOKED_UP)[case]), SHAPE, targets=pixels)
+
+
+@pytest.mark.parametrize("case", LOSSES)
+def test_class_loss_of_rows_is_pytorchs(case, same_as_torch):
+    same_as_torch(Fn(LOSSES[case]), (5,), targets=rows)
+
+
+def test_class_loss_where_all_is_ignored_is_not_a_number_in_both(same_as_torch):
+    same_as_torch(Fn(LOSSES["ignored"]), SHAPE, targets=lambda batch: torch.zeros(batch, 6, 7, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("function", [lambda x: x[1:], lambda x: x[::2], lambda x: x.split(1, 0)[0]])
+def test_selection_along_the_batch_is_refused(function, translate):
+    with pytest.raises(ExportError):
+        translate(Fn(function), torch.randn(2, *SHAPE))
+
+
+def test_every_rule_is_exercised(translate):
+    found = set()
+    for function in CASES.values():
+        found |= translate(Fn(function), torch.randn(2, *SHAPE)).operators
+    for function in (LOSSES | LOOKED_UP).values():
+        found |= translate(Fn(function), torch.randn(2, *SHAPE), targets=pixels(2)).operators
+        if function not in LOOKED_UP.values():
+            found |= translate(Fn(function), torch.randn(2, 5), targets=rows(2)).operators
+    assert set(selection.RULES) - found == set()
