@@ -130,7 +130,7 @@ def _backward(encoder: nn.Module, x: Tensor, z: Tensor) -> onnx.ModelProto:
     def backward(value: Tensor, dz: Tensor, *parameters: Tensor) -> tuple[Tensor, ...]:
         return _gradients("encoder", names, call(value, parameters), parameters, dz)
 
-    outputs = [f"grad.encoder.{name}" for name in names]
+    outputs = [f"grad.{name}" for name in names]
     return _export(encoder, "encoder", backward, names, [("x", x), ("dz", z)], outputs)
 
 
@@ -142,7 +142,7 @@ def _step(model: MultiTaskModel, task: str, z: Tensor) -> onnx.ModelProto:
         loss = model.losses[task](call(value, parameters), target)
         return loss, *_gradients(part, ["", *names], loss, (value, *parameters))
 
-    outputs = ["loss", "dz", *(f"grad.{part}.{name}" for name in names)]
+    outputs = ["loss", "dz", *(f"grad.{name}" for name in names)]
     sources = [("z", z.detach().requires_grad_()), ("target", model.example_targets[task])]
     return _export(head, part, step, names, sources, outputs)
 
@@ -198,4 +198,4 @@ def _export(
 
     root = nn.ModuleDict({part.replace(".", "/"): module})
     traced = trace(function, inputs, root)
-    return lower(traced, inputs=[*(name for name, _ in sources), *(f"{part}.{n}" for n in names)], outputs=outputs)
+    return lower(traced, inputs=[*(name for name, _ in sources), *(f"param.{n}" for n in names)], outputs=outputs)

@@ -21,13 +21,12 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
     BundleInvalid for a graph that cannot be read.
     """
     parameters = manifest.table.views(weights)
-    kept = {name: name for name in parameters} | {"z": "z"}
     encoder = _load(folder, "encoder.forward")
-    nodes, constants = _renamed(encoder, "encoder", kept | {"x": "image"})
+    nodes, constants = _renamed(encoder, "encoder", {"x": "image", "z": "z"})
     outputs = []
     for task in manifest.task_names:
         head = _load(folder, f"head.{task}.predict")
-        more = _renamed(head, task, kept | {"prediction": task})
+        more = _renamed(head, f"head.{task}", {"z": "z", "prediction": task})
         nodes += more[0]
         constants += more[1]
         shape: list[str | int | None] = ["batch", *manifest.task(task).prediction.shape]
@@ -50,12 +49,15 @@ def _load(folder: Path, name: str) -> onnx.GraphProto:
 
 
 def _renamed(
-    graph: onnx.GraphProto, prefix: str, kept: Mapping[str, str]
+    graph: onnx.GraphProto, part: str, kept: Mapping[str, str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nodes and constants of a graph, its own values told from another graph's by a prefix."""
+    """The nodes and constants of a part's graph: parameters by their names in the table, all else marked as its own."""
 
     def name(old: str) -> str:
-        return kept.get(old, f"{prefix}/{old}") if old else ""
+        if not old or old in kept:
+            return kept.get(old, "")
+        parameter = old.removeprefix("param.")
+        return f"{part}.{parameter}" if parameter != old else f"{part}/{old}"
 
     nodes, constants = [], []
     for node in graph.node:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from edge_runtime.wire.manifest import Parity
+from edge_runtime.wire.tensors import part_of
 from export.compile import Compiled, named_parameters
 from export.errors import ParityFailed
 
@@ -65,17 +66,22 @@ def _errors(
 
 def _ours(compiled: Compiled, run: Runner, batch: Tensor) -> dict[str, Mapping[str, NDArray[Any]]]:
     model, graphs = compiled.model, compiled.graphs
-    weights = compiled.table.views(compiled.weights)
+    views = compiled.table.views(compiled.weights)
+
+    def parameters(part: str) -> dict[str, NDArray[Any]]:
+        return {f"param.{n.removeprefix(f'{part}.')}": view for n, view in views.items() if part_of(n) == part}
+
+    encoder = parameters("encoder")
     x, size = batch.numpy(), len(batch)
-    found = {"encoder.forward": run(graphs["encoder.forward"], {"x": x, **weights})}
+    found = {"encoder.forward": run(graphs["encoder.forward"], {"x": x, **encoder})}
     z = found["encoder.forward"]["z"]
     total = np.zeros_like(z)
     for task in model.tasks:
-        inputs = {"z": z, "target": model.example_targets[task][:size].numpy(), **weights}
+        inputs = {"z": z, "target": model.example_targets[task][:size].numpy(), **parameters(f"head.{task}")}
         for kind in ("step", "loss", "predict"):
             found[f"head.{task}.{kind}"] = run(graphs[f"head.{task}.{kind}"], inputs)
         total += found[f"head.{task}.step"]["dz"]
-    found["encoder.backward"] = run(graphs["encoder.backward"], {"x": x, "dz": total, **weights})
+    found["encoder.backward"] = run(graphs["encoder.backward"], {"x": x, "dz": total, **encoder})
     return found
 
 
@@ -94,12 +100,16 @@ def _reference(compiled: Compiled, batch: Tensor) -> dict[str, dict[str, NDArray
         torch.autograd.backward(loss)
         assert leaf.grad is not None
         torch.autograd.backward(z, leaf.grad, retain_graph=True)
-        gradients = {f"grad.{n}": _numpy(p.grad) for n, p in parameters.items() if n.startswith(f"head.{task}.")}
+        gradients = _gradients(parameters, f"head.{task}")
         found[f"head.{task}.step"] = {"loss": _numpy(loss), "dz": _numpy(leaf.grad), **gradients}
         found[f"head.{task}.loss"] = {"loss": _numpy(loss)}
         found[f"head.{task}.predict"] = {"prediction": _numpy(prediction)}
-    found["encoder.backward"] = {f"grad.{n}": _numpy(p.grad) for n, p in parameters.items() if n.startswith("encoder.")}
+    found["encoder.backward"] = _gradients(parameters, "encoder")
     return found
+
+
+def _gradients(parameters: Mapping[str, Tensor], part: str) -> dict[str, NDArray[Any]]:
+    return {f"grad.{n.removeprefix(f'{part}.')}": _numpy(p.grad) for n, p in parameters.items() if part_of(n) == part}
 
 
 def _numpy(tensor: Tensor | None) -> NDArray[Any]:

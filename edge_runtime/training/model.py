@@ -31,8 +31,8 @@ class Model:
         self.table.check(weights)
         self.weights = np.array(weights)
         self.gradient = np.zeros_like(self.weights)
-        self._parameters = self.table.views(self.weights)
-        self._gradients = {f"grad.{name}": view for name, view in self.table.views(self.gradient).items()}
+        self._parameters = self._named("param", self.weights)
+        self._gradients = self._named("grad", self.gradient)
         self._graph = graph
 
     @property
@@ -43,41 +43,46 @@ class Model:
     def represent(self, x: Batch, *, encoder: Vector | None = None) -> Batch:
         """The representation z (B, …); of other encoder parameters if they are given."""
         z = np.empty((len(x), *self.manifest.representation.shape), np.float32)
-        self._graph("encoder.forward").run({"x": x, **self._encoder_views(encoder)}, {"z": z})
+        parameters = self._parameters if encoder is None else self._named("param", encoder)
+        self._graph("encoder.forward").run({"x": x, **parameters["encoder"]}, {"z": z})
         return z
 
     def step(self, task: str, z: Batch, target: Array, dz: Batch) -> float:
         """One head's loss; ∂L/∂z goes to `dz`, the head's gradients to `gradient`."""
         loss = np.empty((), np.float32)
-        outputs = {"loss": loss, "dz": dz, **self._gradients}
-        self._graph(f"head.{task}.step").run({"z": z, "target": target, **self._parameters}, outputs)
+        part = f"head.{task}"
+        outputs = {"loss": loss, "dz": dz, **self._gradients[part]}
+        self._graph(f"{part}.step").run({"z": z, "target": target, **self._parameters[part]}, outputs)
         return float(loss)
 
     def loss(self, task: str, z: Batch, target: Array) -> float:
         """One head's loss alone."""
         loss = np.empty((), np.float32)
-        self._graph(f"head.{task}.loss").run({"z": z, "target": target, **self._parameters}, {"loss": loss})
+        inputs = {"z": z, "target": target, **self._parameters[f"head.{task}"]}
+        self._graph(f"head.{task}.loss").run(inputs, {"loss": loss})
         return float(loss)
 
     def predict(self, task: str, z: Batch) -> Batch:
         """One head's prediction (B, …)."""
         prediction = np.empty((len(z), *self.manifest.task(task).prediction.shape), np.float32)
-        self._graph(f"head.{task}.predict").run({"z": z, **self._parameters}, {"prediction": prediction})
+        inputs = {"z": z, **self._parameters[f"head.{task}"]}
+        self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
     def backward(self, x: Batch, dz: Batch) -> Vector:
         """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view."""
-        self._graph("encoder.backward").run({"x": x, "dz": dz, **self._parameters}, self._gradients)
+        inputs = {"x": x, "dz": dz, **self._parameters["encoder"]}
+        self._graph("encoder.backward").run(inputs, self._gradients["encoder"])
         return self.gradient[self.encoder]
 
-    def _encoder_views(self, encoder: Vector | None) -> Mapping[str, Array]:
-        if encoder is None:
-            return self._parameters
-        return {
-            t.name: encoder[t.offset : t.offset + t.size].reshape(t.shape)
-            for t in self.table.tensors
-            if t.part == "encoder"
-        }
+    def _named(self, kind: str, vector: Vector) -> dict[str, dict[str, Array]]:
+        """Views of a vector by part, under the names that the graphs give them; the encoder's part may be alone."""
+        named: dict[str, dict[str, Array]] = {part: {} for part in self.table.parts}
+        for tensor in self.table.tensors:
+            view = vector[tensor.offset : tensor.offset + tensor.size]
+            if len(view) == tensor.size:
+                named[tensor.part][f"{kind}.{tensor.name.removeprefix(f'{tensor.part}.')}"] = view.reshape(tensor.shape)
+        return named
 
 
 class GraphShelf:

