@@ -152,8 +152,8 @@ class _AffinityFile(msgspec.Struct, frozen=True):
 def _split(options: argparse.Namespace) -> int:
     try:
         given = msgspec.json.decode(options.affinity.read_bytes(), type=_AffinityFile)
-    except FileNotFoundError as exc:
-        raise SplitImpossible(f"{options.affinity} does not exist") from exc
+    except OSError as exc:
+        raise SplitImpossible(f"{options.affinity} cannot be read: {exc.strerror}") from exc
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
         raise SplitImpossible(f'{options.affinity} is not {{"tasks": […], "values": [[…]]}}: {exc}') from exc
     mode: Mode = "at_most" if options.at_most else "overlap" if options.overlap else "exactly"
@@ -174,7 +174,7 @@ def _report(options: argparse.Namespace) -> int:
     with contextlib.closing(folder):
         store, blobs = folder.open()
         with contextlib.closing(store):
-            write_report(options.out or config.state / "report", store, blobs)
+            print(write_report(options.out or config.state / "report", store, blobs))
     return OK
 
 

@@ -12,19 +12,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from broker_server.coordinator import (
-    Abandon,
-    Action,
-    Close,
-    Coordinator,
-    Fetch,
-    Note,
-    Opened,
-    Record,
-    Result,
-    Send,
-    Work,
-)
+from broker_server.actions import Abandon, Action, Close, Fetch, Note, Opened, Record, Result, Send, Work
+from broker_server.coordinator import Coordinator
 from broker_server.federation import Federation
 from broker_server.split import SplitImpossible
 from broker_server.store import RoundRow, Store
@@ -140,7 +129,7 @@ class Aggregator:
             if event.refused:
                 raise BrokerRefused(f"the broker refused the server: {event.reason}")
             self._chunks.clear()  # whoever still needs them asks again
-            self._note(f"the connection to the broker is lost: {event.reason}")
+            self.note(f"the connection to the broker is lost: {event.reason}")
         elif isinstance(event, Connected):
             _LOG.info("connected to the broker")
         now_s = self._clock()
@@ -193,7 +182,8 @@ class Aggregator:
         known = self.coordinator.devices.get(device)
         if known is None or known.hello != hello:
             self._store.set_hello(device, hello)
-            self._note(f"{device} has joined")
+            online = len({*self.coordinator.online, device})
+            self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")
         self._do(self.coordinator.hello(device, hello, self._clock()))
 
     def _chunk(self, device: str, digest: str, index: int, data: bytes) -> None:
@@ -246,7 +236,7 @@ class Aggregator:
                 case Close(devices=devices):
                     self._close(devices)
                 case Note(text=text):
-                    self._note(text)
+                    self.note(text)
 
     def _close(self, devices: tuple[str, ...]) -> None:
         assert self.federation is not None
@@ -279,7 +269,7 @@ class Aggregator:
             return
         self._bytes_up = None  # what came before the restart was not counted
         results = self._store.results(self.work.assignment.round)
-        self._note(
+        self.note(
             f"round {self.work.assignment.round} goes on: {len(results)} of {len(begun.members)} results are here"
         )
         offer = self.coordinator.offer(self.work, now_s, members=begun.members, quorum=begun.quorum, results=results)
@@ -288,13 +278,14 @@ class Aggregator:
     def _finish(self, detail: str) -> None:
         self.work = None
         self.finished = detail
-        self._note(detail)
+        self.note(detail)
         self._do(self.coordinator.finish(detail[:500]))
 
     def _say(self, device: str, payload: bytes) -> None:
         self._sayings.append((self._topics.command(device), payload))
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
+        """Journal something that people should read, and show it."""
         self._store.note(text)
         self._watcher.note(text)
 

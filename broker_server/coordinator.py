@@ -26,23 +26,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from broker_server.actions import Abandon, Action, Close, Fetch, Note, Opened, Record, Result, Send, Work
 from broker_server.affinity import check as check_affinity
-from broker_server.strategy import Assignment
-from edge_runtime.wire.blob import Blob
-from edge_runtime.wire.messages import (
-    Ack,
-    Evaluation,
-    Finished,
-    Hello,
-    Plan,
-    Progress,
-    Refusal,
-    ServerMessage,
-    Training,
-    Update,
-)
+from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, Update
 
-Result = Update | Evaluation
 State = Literal["asked", "fetching", "counted", "refused", "rejected"]
 Step = Literal["announce", "receive", "reject", "evaluate", "refuse"]
 
@@ -57,7 +44,8 @@ TRANSITIONS: Mapping[tuple[State, Step], State] = {
 }
 UNANSWERED: frozenset[State] = frozenset({"asked", "fetching"})
 PATIENCE_S = 3.0
-"""A member that is online and has not said Hello for so long gets its plan all the same."""
+"""A device that is online and has not said Hello for so long takes part all the same: it said so to an earlier
+process, or while the server was away."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,80 +62,14 @@ class Rules:
     seed: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A round to be done: what it is about and what its plan carries."""
-
-    assignment: Assignment
-    bundle: Blob
-    signature: str
-    weights: Blob
-    training: Training | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A round has begun, or has other members now: journal them."""
-
-    round: int
-    members: tuple[str, ...]
-    quorum: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Send:
-    """Say this to a device."""
-
-    device: str
-    message: ServerMessage
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fetch:
-    """Ask a device for the weights that it announced; answer with `received` or `rejected`."""
-
-    device: str
-    update: Update
-
-
-@dataclass(frozen=True, kw_only=True)
-class Abandon:
-    """Stop fetching from a device."""
-
-    device: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """Journal a device's result: the round counts it from now on."""
-
-    device: str
-    result: Result
-
-
-@dataclass(frozen=True, kw_only=True)
-class Close:
-    """The round has what it needs: fold the results of these devices, then offer the next round."""
-
-    round: int
-    devices: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Note:
-    """Something that people who watch should read."""
-
-    text: str
-
-
-Action = Opened | Send | Fetch | Abandon | Record | Close | Note
-
-
 @dataclass
 class Device:
     """What is known of a device."""
 
     online: bool = False
+    ready: bool = False
+    """Whether it may be asked to work: since its Hello, or PATIENCE_S after it came online without one."""
+    came_s: float = 0.0
     hello: Hello | None = None
     progress: Progress | None = None
 
@@ -161,8 +83,6 @@ class OpenRound:
     results: dict[str, Result] = field(default_factory=dict)
     quorum: int = 0
     deadline_s: float = math.inf
-    owed: dict[str, float] = field(default_factory=dict)
-    """Members that came online without saying Hello, and when they get their plan all the same."""
     draws: int = 0
 
 
@@ -180,8 +100,8 @@ class Coordinator:
 
     @property
     def online(self) -> list[str]:
-        """The devices that are online and have said what they are, in order."""
-        return sorted(name for name, device in self.devices.items() if device.online and device.hello)
+        """The devices that may be asked to work, in order."""
+        return sorted(name for name, device in self.devices.items() if device.ready)
 
     def offer(
         self,
@@ -214,22 +134,22 @@ class Coordinator:
     def status(self, device: str, *, online: bool, now_s: float) -> list[Action]:
         """A device's status changed."""
         known = self.devices.setdefault(device, Device())
-        came = online and not known.online
+        if online and not known.online:
+            known.came_s = now_s
         known.online = online
-        if came and known.hello and self._asked(device):
-            self._round.owed[device] = now_s + PATIENCE_S
+        known.ready = known.ready and online
         return self._advance(now_s)
 
     def hello(self, device: str, hello: Hello, now_s: float) -> list[Action]:
         """A device is there: new, back again, or started again."""
         known = self.devices.setdefault(device, Device())
-        known.online, known.hello, known.progress = True, hello, None
-        if self._finished is not None:
-            return [Send(device=device, message=Finished(detail=self._finished))]
-        actions: list[Action] = []
-        if self._asked(device):
-            actions.append(self._plan(device, now_s))
-        return actions + self._advance(now_s)
+        known.hello, known.progress = hello, None
+        return self._welcome(device, now_s) + self._advance(now_s)
+
+    @property
+    def needed(self) -> int:
+        """How many devices must be online for a round to begin."""
+        return max(self._rules.min_devices, self._rules.quorum, 1)
 
     def progress(self, device: str, progress: Progress) -> None:
         """How far a device is; for people who watch."""
@@ -288,12 +208,17 @@ class Coordinator:
     def tick(self, now_s: float) -> list[Action]:
         """Time has passed."""
         actions: list[Action] = []
-        if self.open:
-            due = [name for name, at_s in self.open.owed.items() if now_s >= at_s]
-            actions = [self._plan(name, now_s) for name in due if self._asked(name) and self.devices[name].online]
-            for name in due:
-                self.open.owed.pop(name, None)
+        for name, device in sorted(self.devices.items()):
+            if device.online and not device.ready and now_s - device.came_s >= PATIENCE_S:
+                actions += self._welcome(name, now_s)
         return actions + self._advance(now_s)
+
+    def _welcome(self, device: str, now_s: float) -> list[Action]:
+        """A device may be asked to work from now on: say what it has missed."""
+        self.devices[device].online = self.devices[device].ready = True
+        if self._finished is not None:
+            return [Send(device=device, message=Finished(detail=self._finished))]
+        return [self._plan(device, now_s)] if self._asked(device) else []
 
     # What follows is the round's own course.
 
@@ -316,7 +241,7 @@ class Coordinator:
 
     def _begin(self, current: OpenRound, now_s: float) -> list[Action]:
         online = self.online
-        if len(online) < max(self._rules.min_devices, self._rules.quorum, 1):
+        if len(online) < self.needed:
             return []
         number = self._rules.clients_per_round or len(online)
         if current.work.assignment.work == "evaluate":
@@ -379,7 +304,6 @@ class Coordinator:
 
     def _plan(self, device: str, now_s: float) -> Send:
         current = self._round
-        current.owed.pop(device, None)
         work, about = current.work, current.work.assignment
         return Send(
             device=device,

@@ -10,10 +10,10 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from broker_server.actions import Result, Work
 from broker_server.affinity import Affinities, AffinityLedger
 from broker_server.aggregation import FedAvg
 from broker_server.config import TrainingSettings
-from broker_server.coordinator import Result, Work
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import Assignment, Phase, Strategy, assignment, learning_rate, source_group
 from edge_runtime.wire.blob import Blob, BlobStore, describe

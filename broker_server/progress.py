@@ -12,10 +12,11 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from broker_server.actions import Result
 from broker_server.affinity import Affinities
 from broker_server.aggregation import weighted_losses
 from broker_server.aggregator import Aggregator
-from broker_server.coordinator import Coordinator, Result
+from broker_server.coordinator import Coordinator
 from broker_server.report import round_report
 from broker_server.store import RoundRow
 from edge_runtime.wire.messages import Evaluation

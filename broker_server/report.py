@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from broker_server.actions import Result
 from broker_server.affinity import Affinities, AffinityLedger
 from broker_server.aggregation import weighted_losses
-from broker_server.coordinator import Result
 from broker_server.split import Mode
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import Phase

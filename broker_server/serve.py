@@ -77,7 +77,7 @@ def serve(
         if config.bundle is not None or _is_bundle(config.bundle_path):
             aggregator.run(_federation(config, store, blobs, key))
         else:
-            watcher.note(
+            aggregator.note(
                 f"no bundle at {config.bundle_path}, so no rounds run: make one with "
                 f"`python -m export compile FILE.py:build --out {config.bundle_path}` and it is picked up"
             )
@@ -115,11 +115,12 @@ def _loop(
             except BundleInvalid as exc:  # it may still be on its way
                 if str(exc) != problem:
                     problem = str(exc)
-                    store.note(problem)
-                    print(problem, file=sys.stderr)
+                    aggregator.note(problem)
         if aggregator.finished is not None and not is_reported:
             is_reported, ended_s = True, now_s
-            store.note(f"report: {write_report(out, store, blobs)}")
+            aggregator.note(f"report: {write_report(out, store, blobs)}")
+            if not is_once:
+                aggregator.note("the server goes on listening: Ctrl-C ends it, --new begins another federation")
         if is_once and is_reported and (now_s - ended_s >= LINGER_S and aggregator.quiet):
             return
 

@@ -1,6 +1,8 @@
 """A federation in one process: a tiny bundle, devices that speak the real messages, and a link between them."""
 
 import random
+import threading
+import time
 from collections import deque
 from types import SimpleNamespace
 
@@ -15,7 +17,7 @@ from broker_server.keys import load_or_create
 from broker_server.store import Store
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
-from edge_runtime.wire.link import Connected, Delivery
+from edge_runtime.wire.link import Connected, Delivery, MqttLink
 from edge_runtime.wire.messages import (
     Ack,
     Affinity,
@@ -75,14 +77,14 @@ class Device:
         self.subscribe = lambda topic: None
 
     def start(self):
-        self.say(self.topics.status(self.name), encode(Status(state="online")))
+        self.say(self.topics.status(self.name), encode(Status(state="online")), retain=True)
         hello = Hello(
             software="0", engine="fake", platform="test", examples={"train": 10}, tasks=TASKS, memory_bytes=None
         )
         self.tell(hello)
 
     def stop(self):
-        self.say(self.topics.status(self.name), encode(Status(state="offline")))
+        self.say(self.topics.status(self.name), encode(Status(state="offline")), retain=True)
 
     def tell(self, message):
         self.say(self.topics.event(self.name), encode(message))
@@ -181,6 +183,31 @@ class Device:
         )
 
 
+class Runner(threading.Thread):
+    """A scripted device on a link of its own."""
+
+    def __init__(self, device, link):
+        super().__init__(daemon=True)
+        self.device, self.link = device, link
+        self.stop = threading.Event()
+        device.subscribe = link.subscribe
+        link.subscribe(device.topics.command(device.name))
+
+    def run(self):
+        asked_s = time.monotonic()
+        while not self.stop.is_set():
+            match self.link.receive(0.2):
+                case Connected():
+                    self.device.start()
+                case Delivery(topic=topic, payload=payload):
+                    self.device.hear(topic, payload)
+            if time.monotonic() - asked_s > 1.0:
+                asked_s = time.monotonic()
+                for digest in self.device.wanted:
+                    self.device.ask(digest)
+        self.link.close()
+
+
 class FakeLink:
     """The server's end of a link in memory. Time passes only when nothing is left to deliver."""
 
@@ -191,7 +218,7 @@ class FakeLink:
         self.bytes_in = self.bytes_out = 0
         self.full = lambda: False
 
-    def say(self, topic, payload):
+    def say(self, topic, payload, *, retain=False):
         self.events.append(Delivery(topic, payload))
 
     def publish(self, topic, payload, *, retain=False):
@@ -321,5 +348,31 @@ def tiny_bundle(tmp_path):
 
 
 @pytest.fixture
-def device_class():
-    return Device
+def join(tmp_path):
+    """Let a device join over a socket: `join(name, key, port)`; all are stopped at the end."""
+    pytest.importorskip("jwt")
+    from edge_runtime.wire import tokens
+
+    runners = []
+
+    def start(name, key, port, *, pause_s=0.0, **settings):
+        link = MqttLink(
+            f"mqtt://127.0.0.1:{port}",
+            client_id=name,
+            username=name,
+            password=tokens.issue(key, name=name, federation="home", role="device", lifetime_s=3600),
+            will=(Topics("home").status(name), encode(Status(state="offline"))),
+            retry_max_s=1,
+        )
+        device = Device(name, tmp_path / "devices", link.publish, public_hex(key), **settings)
+        train = device.train
+        device.train = lambda plan, manifest: (time.sleep(pause_s), train(plan, manifest))[1]
+        runners.append(Runner(device, link))
+        runners[-1].start()
+        return device
+
+    yield start
+    for runner in runners:
+        runner.stop.set()
+    for runner in runners:
+        runner.join()

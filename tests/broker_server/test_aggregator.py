@@ -71,7 +71,7 @@ def test_aggregator_sends_graphs_to_a_device_once(world):
     x = world.device("x")
     needs = []
     say = x.say
-    x.say = lambda topic, payload: (needs.append(payload), say(topic, payload))
+    x.say = lambda topic, payload, **more: (needs.append(payload), say(topic, payload, **more))
     run(world, x, world.device("y"))
     graph = world.federation.graphs[0].digest.encode()
     assert sum(graph in payload for payload in needs) == 1

@@ -3,20 +3,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from broker_server.coordinator import (
-    TRANSITIONS,
-    UNANSWERED,
-    Abandon,
-    Close,
-    Coordinator,
-    Fetch,
-    Note,
-    Opened,
-    Record,
-    Rules,
-    Send,
-    Work,
-)
+from broker_server.actions import Abandon, Close, Fetch, Note, Opened, Record, Send, Work
+from broker_server.coordinator import TRANSITIONS, UNANSWERED, Coordinator, Rules
 from broker_server.strategy import Assignment
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.messages import (
@@ -115,11 +103,24 @@ def test_coordinator_begins_when_enough_are_online():
     coordinator = Coordinator(Rules(min_devices=2))
     coordinator.offer(work(), 0.0)
     assert coordinator.hello("x", HELLO, 0.0) == []
-    assert coordinator.status("y", online=True, now_s=0.0) == []  # it has not said what it is
+    assert coordinator.status("y", online=True, now_s=0.0) == []  # it may be about to say Hello
     actions = coordinator.hello("y", HELLO, 1.0)
     assert actions[0] == Opened(round=0, members=("x", "y"), quorum=1)
     assert plans(actions) == ["x", "y"]
     assert actions[1].message.deadline_s == 600.0
+
+
+def test_coordinator_begins_with_devices_that_said_hello_while_the_server_was_away():
+    coordinator = Coordinator(Rules(min_devices=2))
+    coordinator.offer(work(), 0.0)
+    coordinator.status("x", online=True, now_s=0.0)
+    coordinator.status("y", online=True, now_s=1.0)
+    assert coordinator.tick(2.9) == []
+    assert coordinator.tick(3.0) == []
+    assert plans(coordinator.tick(4.0)) == ["x", "y"]
+    coordinator.finish("done")
+    coordinator.status("z", online=True, now_s=5.0)
+    assert coordinator.tick(8.0) == [Send(device="z", message=Finished(detail="done"))]
 
 
 def test_coordinator_draws_a_seeded_sample():
@@ -388,7 +389,7 @@ class Rounds(RuleBasedStateMachine):
         self.recorded = {}
         self.closed = set()
         self.fetching = set()
-        self.said_hello = set()
+        self.seen = set()
         self.do(self.coordinator.offer(self.work(), 0.0))
 
     def work(self):
@@ -399,9 +400,9 @@ class Rounds(RuleBasedStateMachine):
             match action:
                 case Opened(round=number, members=members):
                     assert number == self.number
-                    assert set(members) <= self.said_hello
+                    assert set(members) <= self.seen
                 case Send(device=device, message=Plan() as plan):
-                    assert device in self.said_hello
+                    assert device in self.seen
                     assert plan.round == self.number
                     assert (self.number, device) not in self.recorded
                 case Send(device=device, message=Ack(accepted=True) as ack):
@@ -430,11 +431,12 @@ class Rounds(RuleBasedStateMachine):
 
     @rule(device=NAMES)
     def hello(self, device):
-        self.said_hello.add(device)
+        self.seen.add(device)
         self.do(self.coordinator.hello(device, HELLO, self.now_s))
 
     @rule(device=NAMES, online=st.booleans())
     def status(self, device, online):
+        self.seen.add(device)
         self.do(self.coordinator.status(device, online=online, now_s=self.now_s))
 
     @rule(device=NAMES, back=st.integers(-1, 2), size=st.sampled_from([5000, 5000, 5000, 1]))
@@ -473,7 +475,7 @@ class Rounds(RuleBasedStateMachine):
         current = self.coordinator.open
         assert current is not None
         assert current.work.assignment.round == self.number
-        assert set(current.members) <= self.said_hello
+        assert set(current.members) <= self.seen
         states = {d for d, state in current.members.items() if state == "counted"}
         assert states == {d for (n, d) in self.recorded if n == self.number}
         assert {d for d, state in current.members.items() if state == "fetching"} == self.fetching

@@ -2,11 +2,11 @@
 
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -19,15 +19,11 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from broker_server.keys import load_or_create
-from edge_runtime.wire import tokens
-from edge_runtime.wire.link import Connected, Delivery, MqttLink
-from edge_runtime.wire.messages import Status, encode
-from edge_runtime.wire.signing import public_hex
 from edge_runtime.wire.tensors import unpack
 
 pytestmark = pytest.mark.workstation
 ROOT = Path(__file__).parents[2]
-LIMIT_S = 240.0
+LIMIT_S = 120.0
 
 
 def free_port():
@@ -36,85 +32,79 @@ def free_port():
         return probe.getsockname()[1]
 
 
-class Runner(threading.Thread):
-    """A scripted device on a link of its own."""
-
-    def __init__(self, device, link):
-        super().__init__(daemon=True)
-        self.device, self.link = device, link
-        self.stop = threading.Event()
-        device.subscribe = link.subscribe
-        link.subscribe(device.topics.command(device.name))
-
-    def run(self):
-        asked_s = time.monotonic()
-        while not self.stop.is_set():
-            match self.link.receive(0.2):
-                case Connected():
-                    self.device.start()
-                case Delivery(topic=topic, payload=payload):
-                    self.device.hear(topic, payload)
-            if time.monotonic() - asked_s > 1.0:
-                asked_s = time.monotonic()
-                for digest in self.device.wanted:
-                    self.device.ask(digest)
-        self.link.close()
+@pytest.fixture
+def mosquitto(tmp_path):
+    """The port of a Mosquitto that outlives the server."""
+    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+    if program is None:
+        pytest.skip("mosquitto is not installed")
+    port = free_port()
+    settings = tmp_path / "mosquitto.conf"
+    settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")
+    process = subprocess.Popen([program, "-c", settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    yield port
+    process.terminate()
+    process.wait()
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_server_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, tiny_bundle, device_class, seed):
-    folder, bundle = tiny_bundle
-    state, port = tmp_path / "state", free_port()
-    key = load_or_create(state)
+def serve(tmp_path, arguments, *, seed, kills):
+    """Run the server to its end, killing it `kills` times on the way; how often it was."""
     command = [
-        sys.executable, "-m", "broker_server", "--state", state, "--bundle", folder, "--host", "127.0.0.1",
-        "--port", str(port), "--merged-rounds", "3", "--probe-rounds", "2", "--split-rounds", "3", "--groups", "2",
+        sys.executable, "-m", "broker_server", "--state", tmp_path / "state", *arguments,
+        "--merged-rounds", "3", "--probe-rounds", "2", "--split-rounds", "3", "--groups", "2",
         "--round-deadline-s", "60", "--exit-when-finished", "--quiet",
     ]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    runners = []
-    for name, step in (("x", 1.0), ("y", 3.0)):
-        token = tokens.issue(key, name=name, federation="home", role="device", lifetime_s=3600)
-        link = MqttLink(
-            f"mqtt://127.0.0.1:{port}",
-            client_id=name,
-            username=name,
-            password=token,
-            will=(f"mas/1/home/device/{name}/status", encode(Status(state="offline"))),
-            retry_max_s=1,
-        )
-        device = device_class(name, tmp_path / "devices", link.publish, public_hex(key), step=step)
-        device.train = lambda plan, manifest, train=device.train: (time.sleep(0.15), train(plan, manifest))[1]
-        runners.append(Runner(device, link))
-        runners[-1].start()
-    chance, kills, until_s = random.Random(seed), 0, time.monotonic() + LIMIT_S
-    code = None
-    while code is None:
-        assert time.monotonic() < until_s, "the federation did not end"
-        log = (tmp_path / f"server-{kills}.log").open("wb")
-        server = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
-        try:
-            code = server.wait(timeout=chance.uniform(1.5, 4.0) if kills < 5 else until_s - time.monotonic())
-        except subprocess.TimeoutExpired:
-            server.send_signal(signal.SIGKILL)
-            server.wait()
-            kills += 1
-        finally:
-            server.kill()
-            log.close()
-    for runner in runners:
-        runner.stop.set()
-        runner.join()
-    assert code == 0, (tmp_path / f"server-{kills}.log").read_text()[-2000:]
-    assert kills > 0
-    report = msgspec.json.decode((state / "report" / "report.json").read_bytes())
+    chance, killed, until_s = random.Random(seed), 0, time.monotonic() + LIMIT_S
+    while True:
+        log = tmp_path / f"server-{killed}.log"
+        with log.open("wb") as out:
+            server = subprocess.Popen(
+                command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=out, stderr=subprocess.STDOUT
+            )
+            try:
+                limit_s = chance.uniform(1.5, 4.0) if killed < kills else max(1.0, until_s - time.monotonic())
+                code = server.wait(timeout=limit_s)
+            except subprocess.TimeoutExpired:
+                assert time.monotonic() < until_s, f"the federation did not end: {log.read_text()[-2000:]}"
+                server.send_signal(signal.SIGKILL)
+                server.wait()
+                killed += 1
+                continue
+            finally:
+                server.kill()
+        assert code == 0, log.read_text()[-2000:]
+        return killed
+
+
+def check(tmp_path, folder, bundle):
+    report = msgspec.json.decode((tmp_path / "state" / "report" / "report.json").read_bytes())
     assert [r["round"] for r in report["rounds"]] == [1, 2, 3, 5, 6, 7, 8, 9, 10]
     assert all(r["clients"] == ["x", "y"] for r in report["rounds"])
     assert report["affinity"]["counts"] == [[12] * 3] * 3  # two rounds, two devices, three batches
     start = unpack(bundle.table, (folder / "weights.safetensors").read_bytes())
     for group in (("a", "b"), ("c",)):
         table = bundle.group(group, bundle.weights).table
-        values = unpack(table, (state / "report" / "models" / f"{'+'.join(group)}.safetensors").read_bytes())
+        path = tmp_path / "state" / "report" / "models" / f"{'+'.join(group)}.safetensors"
         # Three rounds merged and three of the group, each of which adds the mean step of 2: none lost, none twice.
         expected = np.concatenate([start[bundle.table.parts[part]] + 12 for part in table.parts])
-        np.testing.assert_array_equal(values, expected)
+        np.testing.assert_array_equal(unpack(table, path.read_bytes()), expected)
+
+
+def test_server_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, tiny_bundle, join):
+    folder, bundle = tiny_bundle
+    port, key = free_port(), load_or_create(tmp_path / "state")
+    join("x", key, port, step=1.0, pause_s=0.15)
+    join("y", key, port, step=3.0, pause_s=0.15)
+    killed = serve(tmp_path, ["--bundle", folder, "--host", "127.0.0.1", "--port", str(port)], seed=0, kills=5)
+    assert killed > 0
+    check(tmp_path, folder, bundle)
+
+
+def test_server_killed_beside_a_broker_that_goes_on(tmp_path, tiny_bundle, join, mosquitto):
+    folder, bundle = tiny_bundle
+    key = load_or_create(tmp_path / "state")
+    join("x", key, mosquitto, step=1.0, pause_s=0.15)
+    join("y", key, mosquitto, step=3.0, pause_s=0.15)
+    killed = serve(tmp_path, ["--bundle", folder, "--broker", f"mqtt://127.0.0.1:{mosquitto}"], seed=1, kills=2)
+    assert killed > 0
+    check(tmp_path, folder, bundle)
