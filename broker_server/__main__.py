@@ -1,4 +1,4 @@
-"""The server: `python -m broker_server`, and its commands `enrol`, `split` and `report`.
+"""The server: `python -m broker_server`, and its commands `enrol`, `split`, `report` and `demo`.
 
 Exit codes: 0 done · 2 wrong usage or configuration · 3 an input file or folder cannot be used · 4 a port, a folder or
 a broker is not available · 5 the federation ended before its time · 130 stopped (Ctrl-C or SIGTERM); state is kept.
@@ -16,6 +16,7 @@ from typing import NoReturn
 
 import msgspec
 
+from broker_server import demo
 from broker_server.aggregator import BrokerRefused
 from broker_server.config import ConfigInvalid, ServerConfig, read
 from broker_server.enrol import EnrolmentRefused, enrol
@@ -90,6 +91,10 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--overlap", action="store_true", help="a task may be in several groups")
     split.add_argument("--json", action="store_true", help="print JSON")
     split.set_defaults(command=_split)
+
+    show = commands.add_parser("demo", help="server and four devices on this machine, from rendered rooms to a report")
+    demo.add_arguments(show)
+    show.set_defaults(command=demo.run)
 
     report = commands.add_parser("report", help="write the report of a federation: report.json, report.html, models/")
     report.add_argument("--state", type=Path, default=None, help="the server's state folder")

@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from broker_server.actions import Abandon, Action, Close, Fetch, Note, Opened, Record, Result, Send, Work
-from broker_server.affinity import check as check_affinity
+from broker_server.answers import evaluation_fault, update_fault
 from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, Update
 
 State = Literal["asked", "fetching", "counted", "refused", "rejected"]
@@ -171,7 +171,7 @@ class Coordinator:
         """A device announces its weights."""
         if declined := self._decline(device, update, "train"):
             return declined
-        fault = self._fault(update)
+        fault = update_fault(self._round.work, update)
         self._step(device, "announce")
         if fault:
             self._step(device, "reject")
@@ -197,7 +197,7 @@ class Coordinator:
         """A device has measured losses."""
         if declined := self._decline(device, evaluation, "evaluate"):
             return declined
-        if fault := self._unasked_tasks(evaluation.loss, evaluation.examples):
+        if fault := evaluation_fault(self._round.work, evaluation):
             self._round.members[device] = "rejected"
             self.counts["evaluation rejected"] += 1
             return [self._ack(device, evaluation, fault), *self._advance(now_s)]
@@ -385,26 +385,6 @@ class Coordinator:
             self.counts["result after a refusal"] += 1
             return [self._ack(device, result, f"this device's part in round {result.round} is over: {state}")]
         return []
-
-    def _fault(self, update: Update) -> str | None:
-        work = self._round.work
-        if update.weights.size_bytes != work.weights.size_bytes:
-            return (
-                f"weights of {update.weights.size_bytes} bytes were announced, "
-                f"those of the group have {work.weights.size_bytes}"
-            )
-        if not any(update.examples.values()):
-            return "the update was trained on no examples"
-        if update.affinity is not None:
-            try:
-                check_affinity(update.affinity, work.assignment.tasks)
-            except ValueError as exc:
-                return str(exc)
-        return self._unasked_tasks(update.examples, update.train_loss, update.val_loss or {})
-
-    def _unasked_tasks(self, *by_task: Mapping[str, object]) -> str | None:
-        odd = sorted({task for values in by_task for task in values} - set(self._round.work.assignment.tasks))
-        return f"task {odd[0]!r} is not one of the group" if odd else None
 
     @staticmethod
     def _ack(device: str, result: Result, fault: str | None = None) -> Send:

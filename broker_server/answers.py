@@ -1,0 +1,34 @@
+"""What a device's answer may say: checked against the work that it was given, before anything is fetched."""
+
+from collections.abc import Mapping
+
+from broker_server.actions import Work
+from broker_server.affinity import check
+from edge_runtime.wire.messages import Evaluation, Update
+
+
+def update_fault(work: Work, update: Update) -> str | None:
+    """Why an announced update cannot count; None if it can."""
+    if update.weights.size_bytes != work.weights.size_bytes:
+        return (
+            f"weights of {update.weights.size_bytes} bytes were announced, "
+            f"those of the group have {work.weights.size_bytes}"
+        )
+    if not any(update.examples.values()):
+        return "the update was trained on no examples"
+    if update.affinity is not None:
+        try:
+            check(update.affinity, work.assignment.tasks)
+        except ValueError as exc:
+            return str(exc)
+    return _foreign_task(work, update.examples, update.train_loss, update.val_loss or {})
+
+
+def evaluation_fault(work: Work, evaluation: Evaluation) -> str | None:
+    """Why an evaluation cannot count; None if it can."""
+    return _foreign_task(work, evaluation.loss, evaluation.examples)
+
+
+def _foreign_task(work: Work, *by_task: Mapping[str, object]) -> str | None:
+    odd = sorted({task for values in by_task for task in values} - set(work.assignment.tasks))
+    return f"task {odd[0]!r} is not one of the group" if odd else None

@@ -1,0 +1,247 @@
+"""`python -m broker_server demo`: the whole thing on one machine, as the processes that would run in the field.
+
+Renders rooms for four buildings, compiles a bundle, starts the server and a device process for each building, waits
+until the federation has finished, and writes report.json, report.html and models/. Running it again goes on where it
+was stopped, or with --fresh starts anew. Ctrl-C stops every process cleanly.
+"""
+
+import argparse
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from broker_server import report as reports
+from broker_server.enrol import enrol
+from broker_server.state import URL, StateFolder, read_url
+from edge_runtime.wire.names import group_id
+
+OK, FAILED, STOPPED = 0, 5, 130
+START_S = 60.0
+STOP_S = 20.0
+POLL_S = 0.2
+SHOWN = 3
+"""Buildings of which predictions are shown."""
+
+
+class DemoFailed(RuntimeError):
+    """A process of the demo ended before its time; the sentence says which, and where its log is."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `demo`."""
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder for everything (default: runs/demo)"
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the initial weights and the samples' order (default: 0)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="start anew instead of going on")
+    parser.add_argument(
+        "--data", type=Path, help="folder with a data set for each device (default: rooms are rendered)"
+    )
+    parser.add_argument("--model", help="FILE.py:build to compile (default: the small Xception of MAS, five tasks)")
+    parser.add_argument("--port", type=int, default=1883, help="where to listen; moved if it is in use (default: 1883)")
+    parser.add_argument("--merged-rounds", type=int, default=12, help="(default: 12)")
+    parser.add_argument("--split-rounds", type=int, default=8, help="rounds of each group (default: 8)")
+    parser.add_argument("--groups", type=int, default=2, help="(default: 2)")
+    parser.add_argument("--quiet", action="store_true", help="lines instead of a live view")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; the exit code: 0 done, 5 a process failed, 130 stopped."""
+    demo = Demo(args)
+    try:
+        demo.run()
+    except DemoFailed as exc:
+        print(f"error: {exc}", file=sys.stderr)
+        return FAILED
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here, --fresh starts anew", file=sys.stderr)
+        return STOPPED
+    return OK
+
+
+@dataclass
+class Device:
+    """A device process and where its files are."""
+
+    name: str
+    folder: Path
+    process: subprocess.Popen[bytes] | None = field(default=None)
+
+    @property
+    def log(self) -> Path:
+        """What the process says."""
+        return self.folder / "log.txt"
+
+
+class Demo:
+    """The steps, each a process as a user would start it."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.out: Path = args.out
+        self.console = Console(stderr=True, highlight=False)
+        self.state = self.out / "server"
+        self.bundle = self.out / "bundle"
+
+    def run(self) -> None:
+        """Everything. Raises DemoFailed, KeyboardInterrupt."""
+        begun = time.monotonic()
+        if self.args.fresh:
+            for name in ("server", "devices", "bundle", "models", "predictions"):
+                shutil.rmtree(self.out / name, ignore_errors=True)
+        self.out.mkdir(parents=True, exist_ok=True)
+        data = self._data()
+        devices = [Device(name=folder.name, folder=self.out / "devices" / folder.name) for folder in data]
+        self._compile()
+        self._federation(devices, data)
+        self._results(data)
+        self._say(f"done in {time.monotonic() - begun:.0f} s: {self.out / 'report.html'}")
+
+    def _data(self) -> list[Path]:
+        if self.args.data is not None:
+            found = _data_sets(self.args.data)
+            if not found:
+                raise DemoFailed(
+                    f"{self.args.data} holds no data sets: import some with `edge_runtime datasets import`"
+                )
+            return found
+        rendered, made = self.out / "rooms", self.out / "data"
+        if not _data_sets(made):
+            self._say("rendering four buildings with labels for nine tasks")
+            self._python("edge_runtime", "datasets", "rooms", "--out", str(rendered))
+            self._python("edge_runtime", "datasets", "import", str(rendered), "--out", str(made))
+        return _data_sets(made)
+
+    def _compile(self) -> None:
+        if (self.bundle / "manifest.json").is_file():
+            return
+        self._say("compiling the training graphs and comparing them with PyTorch")
+        source = [self.args.model] if self.args.model else []
+        self._python("export", "compile", *source, "--out", str(self.bundle), "--seed", str(self.args.seed))
+
+    def _federation(self, devices: list[Device], data: list[Path]) -> None:
+        (self.state / URL).unlink(missing_ok=True)
+        with ExitStack() as stack:
+            server = self._server(len(devices))
+            stack.callback(_stop, server)
+            self._wait_for_server(server)
+            for device, folder in zip(devices, data, strict=True):
+                stack.callback(self._stop_device, device)
+                self._start_device(device, folder)
+            lost: set[str] = set()
+            while server.poll() is None:
+                time.sleep(POLL_S)
+                for device in devices:
+                    assert device.process is not None
+                    code = device.process.poll()
+                    if code and device.name not in lost:
+                        lost.add(device.name)
+                        self._say(f"device {device.name} ended with exit code {code}: see {device.log}")
+                if len(lost) == len(devices):
+                    raise DemoFailed(f"every device has ended: see {devices[0].log}")
+            if server.returncode != 0:
+                raise DemoFailed(f"the server ended with exit code {server.returncode}")
+
+    def _server(self, devices: int) -> "subprocess.Popen[bytes]":
+        options = {
+            "state": self.state,
+            "bundle": self.bundle,
+            "host": "127.0.0.1",
+            "port": self.args.port,
+            "federation": "demo",
+            "merged-rounds": self.args.merged_rounds,
+            "probe-rounds": self.args.merged_rounds,
+            "probe-every": 5,
+            "split-rounds": self.args.split_rounds,
+            "groups": self.args.groups,
+            "min-devices": devices,
+            "lr": 0.05,
+            "seed": self.args.seed,
+            "report": self.out,
+        }
+        flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        if self.args.quiet:
+            flags.append("--quiet")
+        return _start("broker_server", "--exit-when-finished", *flags)
+
+    def _wait_for_server(self, server: "subprocess.Popen[bytes]") -> None:
+        until_s = time.monotonic() + START_S
+        while read_url(self.state) is None:
+            if server.poll() is not None or time.monotonic() > until_s:
+                raise DemoFailed(f"the server did not start (exit code {server.poll()})")
+            time.sleep(POLL_S)
+
+    def _start_device(self, device: Device, data: Path) -> None:
+        """Enrol a device anew, with the address where the server listens now, and start its process."""
+        file = device.folder / "agent.toml"
+        enrol(device.name, file, state=self.state, federation="demo", data=str(data.resolve()), force=True)
+        with file.open("a") as more:
+            more.write("threads = 1\n")  # the devices share one machine
+        with device.log.open("ab") as log:
+            device.process = _start("edge_runtime", "run", "--config", str(file), log=log.fileno())
+
+    @staticmethod
+    def _stop_device(device: Device) -> None:
+        if device.process is not None:
+            _stop(device.process)
+
+    def _results(self, data: list[Path]) -> None:
+        from broker_server import pictures, report_html  # matplotlib is slow to import, and needed at the end alone
+
+        self._say("writing models and predictions")
+        state = StateFolder(self.state)
+        with ExitStack() as stack:
+            stack.callback(state.close)
+            store, _ = state.open()
+            stack.callback(store.close)
+            built, affinities = reports.build(store), reports.affinities(store)
+        found: dict[str, dict[str, pictures.Array]] = {folder.name: {} for folder in data[:SHOWN]}
+        for tasks in built.split.groups if built.split else (built.tasks,):
+            group = group_id(tasks)
+            model = self.out / "models" / f"{group}.onnx"
+            options = ["--weights", str(model.with_suffix(".safetensors")), "--tasks", ",".join(tasks)]
+            self._python("export", "deploy", str(self.bundle), *options, "--out", str(model))
+            for folder in data[:SHOWN]:
+                arrays = self.out / "predictions" / f"{group}-{folder.name}.npz"
+                command = ["predict", "--model", str(model), "--data", str(folder), "--count", "1"]
+                self._python("edge_runtime", *command, "--out", str(arrays))
+                found[folder.name].update(pictures.load(arrays))
+        report_html.write(self.out, built, affinities=affinities, predictions=pictures.rows(found))
+
+    def _python(self, module: str, *arguments: str) -> None:
+        done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)
+        if done.returncode != 0:
+            raise DemoFailed(f"`python -m {module} {arguments[0]}` ended with exit code {done.returncode}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(f"[bold]demo[/] {text}")
+
+
+def _data_sets(folder: Path) -> list[Path]:
+    return sorted(path.parent for path in folder.glob("*/train"))
+
+
+def _start(module: str, *arguments: str, log: int | None = None) -> "subprocess.Popen[bytes]":
+    """A process in a session of its own: Ctrl-C reaches the demo alone, which then stops the others in order."""
+    return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=log, stderr=log, start_new_session=True)
+
+
+def _stop(process: "subprocess.Popen[bytes]") -> None:
+    """End a process cleanly, or after a while by force."""
+    if process.poll() is not None:
+        return
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
