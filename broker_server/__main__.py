@@ -18,7 +18,7 @@ import msgspec
 
 from broker_server import demo
 from broker_server.aggregator import BrokerRefused
-from broker_server.config import ConfigInvalid, ServerConfig, read
+from broker_server.config import PATHS, ConfigInvalid, ServerConfig, read
 from broker_server.enrol import EnrolmentRefused, enrol
 from broker_server.federation import FederationChanged
 from broker_server.keys import KeyInvalid
@@ -77,6 +77,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--url", help="where the device finds the broker: mqtt://host:port (default: this machine)")
     one.add_argument("--data", default="data", help="the device's data set, relative to the file (default: data)")
     one.add_argument("--days", type=float, default=365.0, help="how long the token is good for (default: 365)")
+    one.add_argument("--threads", type=int, help="threads that the device computes with (default: it decides)")
+    one.add_argument("--ca-file", help="the device's file of certificates to trust, for mqtts://, relative to the file")
     one.add_argument("--state", type=Path, default=None, help="the server's state folder")
     one.add_argument("--federation", default=None, help="the federation's name (default: home)")
     one.add_argument("--config", type=Path, default=None, help="server.toml")
@@ -123,7 +125,7 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         elif isinstance(field.default, bool):
             settings.add_argument(flag, action="store_true", default=None)
         else:
-            kind = Path if field.name in {"state", "bundle"} else type(field.default)
+            kind = Path if field.name in PATHS else type(field.default)
             settings.add_argument(flag, type=kind, default=None, help=default)
 
 
@@ -142,6 +144,8 @@ def _enrol(options: argparse.Namespace) -> int:
         url=options.url,
         data=options.data,
         days=options.days,
+        threads=options.threads,
+        ca_file=options.ca_file,
         force=options.force,
     )
     print(f"{options.out} is for {options.device} alone: copy it there and run")

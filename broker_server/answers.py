@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from broker_server.actions import Work
 from broker_server.affinity import check
-from edge_runtime.wire.messages import Evaluation, Update
+from edge_runtime.wire.messages import Evaluation, Hello, Update
 
 
-def update_fault(work: Work, update: Update) -> str | None:
-    """Why an announced update cannot count; None if it can."""
+def update_fault(work: Work, update: Update, hello: Hello | None) -> str | None:
+    """Why an announced update cannot count; None if it can. `hello` is what the device said it has, if it did."""
     if update.weights.size_bytes != work.weights.size_bytes:
         return (
             f"weights of {update.weights.size_bytes} bytes were announced, "
@@ -16,6 +16,9 @@ def update_fault(work: Work, update: Update) -> str | None:
         )
     if not any(update.examples.values()):
         return "the update was trained on no examples"
+    most, has = max(update.examples.values()), None if hello is None else hello.examples.get("train", 0)
+    if has is not None and most > has:  # they are its weight in the mean
+        return f"the update was trained on {most} examples, the device said that it has {has}"
     if update.affinity is not None:
         try:
             check(update.affinity, work.assignment.tasks)

@@ -20,6 +20,8 @@ from broker_server.strategy import Mas, Strategy
 from edge_runtime.wire.names import FederationName, TaskName, Tasks
 
 MAX_CONFIG_BYTES = 64 * 1024
+PATHS = ("state", "bundle", "certificate", "key")
+"""The keys that are paths."""
 Rounds = Annotated[int, Meta(ge=1, le=100_000)]
 Many = Annotated[int, Meta(ge=0, le=100_000)]
 _KEY = re.compile(r"`\$\.?([^`]*)`")
@@ -48,6 +50,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     state: Path = Path("runs/server")
     host: Annotated[str, Meta(min_length=1, max_length=255)] = "0.0.0.0"  # noqa: S104  (every device has a token)
     port: Annotated[int, Meta(ge=0, le=65535)] = 1883
+    certificate: Path | None = None
+    """PEM, with its `key`: the embedded broker speaks TLS, and only that."""
+    key: Path | None = None
     bundle: Path | None = None
     """The folder of a compiled model; `bundle` in the state folder where it is not given."""
 
@@ -130,7 +135,7 @@ def read(path: Path | None, **flags: object) -> ServerConfig:
             raise ConfigInvalid(f"{path} cannot be read: {exc.strerror}") from exc
         except (msgspec.DecodeError, UnicodeDecodeError, ImportError) as exc:
             raise ConfigInvalid(f"{path} is not TOML: {exc}") from exc
-        for key in ("state", "bundle"):
+        for key in PATHS:
             if isinstance(keys.get(key), str):
                 keys[key] = os.path.normpath(path.resolve().parent / str(keys[key]))
     given = {
@@ -153,6 +158,9 @@ def _decode(kind: type, value: object) -> object:
 def _check(config: ServerConfig) -> None:
     if len(set(config.tasks)) != len(config.tasks):
         raise ConfigInvalid("tasks: one of them is there twice")
+    if (config.certificate is None) != (config.key is None):
+        alone, other = ("key", "certificate") if config.certificate is None else ("certificate", "key")
+        raise ConfigInvalid(f"{alone}: for TLS the broker needs a {other} as well")
     if config.clients_per_round and config.quorum > config.clients_per_round:
         raise ConfigInvalid(
             f"quorum: {config.quorum} results cannot come from the {config.clients_per_round} clients of a round"

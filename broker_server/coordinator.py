@@ -171,7 +171,8 @@ class Coordinator:
         """A device announces its weights."""
         if declined := self._decline(device, update, "train"):
             return declined
-        fault = update_fault(self._round.work, update)
+        known = self.devices.get(device)
+        fault = update_fault(self._round.work, update, known.hello if known else None)
         self._step(device, "announce")
         if fault:
             self._step(device, "reject")

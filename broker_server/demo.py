@@ -183,9 +183,15 @@ class Demo:
     def _start_device(self, device: Device, data: Path) -> None:
         """Enrol a device anew, with the address where the server listens now, and start its process."""
         file = device.folder / "agent.toml"
-        enrol(device.name, file, state=self.state, federation="demo", data=str(data.resolve()), force=True)
-        with file.open("a") as more:
-            more.write("threads = 1\n")  # the devices share one machine
+        enrol(
+            device.name,
+            file,
+            state=self.state,
+            federation="demo",
+            data=str(data.resolve()),
+            threads=1,  # the devices share one machine
+            force=True,
+        )
         with device.log.open("ab") as log:
             device.process = _start("edge_runtime", "run", "--config", str(file), log=log.fileno())
 

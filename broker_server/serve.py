@@ -159,12 +159,17 @@ def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed255
 @contextlib.contextmanager
 def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder) -> Iterator[Link]:
     """Start the broker and say how to join."""
-    broker = EmbeddedBroker(TokenAuthorizer(key.public_key(), config.federation, now=time.time))
+    broker = EmbeddedBroker(
+        TokenAuthorizer(key.public_key(), config.federation, now=time.time),
+        certificate_file=config.certificate,
+        key_file=config.key,
+    )
     port = broker.start(config.host, config.port, search=PORT_SEARCH)
     try:
         if config.port not in {0, port}:
             print(f"port {config.port} is in use: {port} is taken instead")
-        url = f"mqtt://{own_address(config.host)}:{port}"
+        scheme = "mqtts" if config.certificate else "mqtt"
+        url = f"{scheme}://{own_address(config.host)}:{port}"
         folder.set_url(url)
         print(f"federation {config.federation!r} listens on {config.host}:{port}; state in {config.state}")
         _say_how_to_join(url, config)

@@ -3,7 +3,7 @@
 A phase is some rounds of one kind of work on one or more groups of tasks, one group after another. Everything else
 (who takes part, what is sent, aggregation, state) is the same machinery for every strategy. MAS is: measure the
 untrained model, train all tasks merged and probe affinities, measure, split by affinity, train each group from the
-merged weights, measure.
+merged weights, measure. With one group there is nothing to split: it ends with the merged model.
 
 Source: MAS (Zhuang, Wen, Lyu, Zhang, ICCV 2023), section 3 and its released code.
 """
@@ -110,7 +110,7 @@ class Mas:
                 )
             case [*_, "merge"]:
                 return self._test("merged", (self._tasks,), "merge")
-            case [*_, "merged"]:
+            case [*_, "merged"] if self._groups > 1:
                 found = self._search(affinities)
                 return Phase(
                     name="split",

@@ -79,7 +79,12 @@ class Device:
     def start(self):
         self.say(self.topics.status(self.name), encode(Status(state="online")), retain=True)
         hello = Hello(
-            software="0", engine="fake", platform="test", examples={"train": 10}, tasks=TASKS, memory_bytes=None
+            software="0",
+            engine="fake",
+            platform="test",
+            examples={"train": self.examples},
+            tasks=TASKS,
+            memory_bytes=None,
         )
         self.tell(hello)
 

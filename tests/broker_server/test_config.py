@@ -13,10 +13,12 @@ def test_read_nothing_gives_the_defaults():
 
 def test_read_flags_go_over_the_file(tmp_path):
     path = tmp_path / "server.toml"
-    path.write_text('federation = "lab"\nport = 1\nstate = "st"\nbundle = "/b"\ntasks = ["a", "b"]\n')
+    paths = 'state = "st"\nbundle = "/b"\ncertificate = "c.pem"\nkey = "k.pem"\n'
+    path.write_text(f'federation = "lab"\nport = 1\n{paths}tasks = ["a", "b"]\n')
     config = read(path, port=2, host=None, bundle=Path("c"))
     assert (config.federation, config.port, config.tasks) == ("lab", 2, ("a", "b"))
     assert config.state == tmp_path.resolve() / "st"
+    assert (config.certificate, config.key) == (tmp_path.resolve() / "c.pem", tmp_path.resolve() / "k.pem")
     assert config.bundle_path == Path("c")
 
 
@@ -32,6 +34,8 @@ def test_read_flags_go_over_the_file(tmp_path):
         ("quorum = 3\nclients_per_round = 2", "quorum"),
         ("probe_every = 0", "affinities"),
         ("state = 3", "state"),
+        ('certificate = "c.pem"', "certificate: .* a key as well"),
+        ('key = "k.pem"', "key: .* a certificate as well"),
     ],
 )
 def test_read_refuses(tmp_path, text, why):

@@ -189,6 +189,7 @@ def test_coordinator_evaluation_that_all_refuse_closes_with_nothing():
         (update(examples={"a": 0}), "no examples"),
         (update(examples={}), "no examples"),
         (update(examples={"z": 1}), "'z'"),
+        (update(examples={"a": 1, "b": 2}), "2 examples, the device said that it has 1"),
         (update(losses={"z": 1.0}), "'z'"),
         (update(affinity=Affinity(tasks=("z",), count=1, mean=((0.0,),), variance=None)), "'z'"),
         (update(affinity=Affinity(tasks=("a",), count=2, mean=((0.0,),), variance=((-1.0,),))), "negative"),
@@ -201,6 +202,15 @@ def test_coordinator_rejects_an_update_by_its_announcement(bad, why):
     assert not actions[1].message.accepted
     assert why in actions[1].message.detail
     assert acks(coordinator.update("x", update(), 2.0)) == [("x", False)]
+
+
+def test_coordinator_takes_any_number_of_examples_from_a_device_that_said_nothing():
+    coordinator, _ = started("xy")
+    coordinator.devices["x"].hello = None
+    assert kinds(coordinator.update("x", update(examples={"a": 9}), 1.0)) == [Fetch]
+    coordinator, _ = started("xy")
+    del coordinator.devices["x"]
+    assert kinds(coordinator.update("x", update(examples={"a": 9}), 1.0)) == [Fetch]
 
 
 def test_coordinator_takes_affinities_of_the_group():

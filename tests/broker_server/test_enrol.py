@@ -43,6 +43,11 @@ def test_enrol_takes_the_url_of_the_server_that_ran_last(tmp_path):
     assert enrolled(tmp_path)[1]["url"] == "mqtt://198.51.100.7:1884"
 
 
+def test_enrol_for_a_device_that_shares_its_machine_and_trusts_a_certificate(tmp_path):
+    _, config = enrolled(tmp_path, threads=1, ca_file="ca.pem")
+    assert (config["threads"], config["ca_file"]) == (1, "ca.pem")
+
+
 def test_enrol_before_a_server_ran(tmp_path):
     assert enrolled(tmp_path)[1]["url"].endswith(":1883")
 
@@ -55,7 +60,17 @@ def test_enrol_refuses_to_replace_a_file(tmp_path):
     enrolled(tmp_path, force=True)
 
 
-@pytest.mark.parametrize("settings", [{"days": 0}, {"days": float("nan")}, {"url": "http://x"}, {"url": "mqtt://u@h"}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"days": 0},
+        {"days": float("nan")},
+        {"threads": 0},
+        {"threads": 1025},
+        {"url": "http://x"},
+        {"url": "mqtt://u@h"},
+    ],
+)
 def test_enrol_refuses(tmp_path, settings):
     with pytest.raises(EnrolmentRefused):
         enrolled(tmp_path, **settings)

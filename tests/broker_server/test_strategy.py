@@ -40,6 +40,12 @@ def test_mas_phases_in_order():
     assert done[3].split.mode == "exactly"
 
 
+@pytest.mark.parametrize("mode", ["exactly", "at_most", "overlap"])
+def test_mas_with_one_group_ends_with_the_merged_model(mode):
+    done = walk(mas(groups=1, mode=mode), affinities(counts=0))
+    assert [p.name for p in done] == ["before", "merge", "merged"]
+
+
 def test_mas_without_affinities_cannot_split():
     with pytest.raises(SplitImpossible, match="no device measured"):
         walk(mas(), affinities(counts=0))
