@@ -10,7 +10,7 @@ MODELS = ROOT / "export" / "models" / "xception.py"
 SEEDS = (0, 1, 2)
 
 
-def gradients(_: int) -> None:
+def gradients(_pairs: int) -> None:
     """Every gradient against PyTorch, for each ready model that fits a short run."""
     found = {}
     for function in ("build", "build_nine", "build_views"):
