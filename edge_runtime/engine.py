@@ -71,12 +71,18 @@ class Graph:
         self._inputs = {i.name for i in session.get_inputs()}
         self._outputs = {o.name for o in session.get_outputs()}
 
+    def _check(self, kind: str, names: set[str], arrays: Arrays) -> None:
+        if missing := sorted(names - arrays.keys()):
+            raise EngineError(f"{self.name} has an {kind} {missing[0]!r} that is not known here: it is another graph")
+
     def run(self, inputs: Arrays, outputs: Arrays) -> None:
         """Run once. Every output of the graph is written into the array of its name in `outputs`.
 
         `inputs` may hold more names than the graph has. Arrays are C-contiguous and of the right type and shape.
         Raises EngineError.
         """
+        self._check("input", self._inputs, inputs)
+        self._check("output", self._outputs, outputs)
         binding = self._session.io_binding()
         for name in self._inputs:
             array = inputs[name]
@@ -91,6 +97,7 @@ class Graph:
 
     def call(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Run once and return fresh arrays by output name. Raises EngineError."""
+        self._check("input", self._inputs, inputs)
         names = sorted(self._outputs)
         try:
             found = self._session.run(names, {name: inputs[name] for name in self._inputs})

@@ -1,6 +1,7 @@
 """What can be exported: an encoder, a head and a loss for each task, and an example batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import msgspec
@@ -86,7 +87,8 @@ class MultiTaskModel:
                 f"example_input is {x.dtype} of shape {tuple(x.shape)}: a float32 batch (B, …) is needed"
             )
         with torch.no_grad():
-            z = self.encoder(x)
+            with _naming("the encoder fails on example_input"):
+                z = self.encoder(x)
             if not isinstance(z, Tensor) or z.dtype != torch.float32 or z.shape[:1] != x.shape[:1]:
                 raise ModelInvalid("the encoder must return one float32 tensor whose first dimension is the batch")
             for task in self.tasks:
@@ -96,9 +98,22 @@ class MultiTaskModel:
                         f"the example target of {task} is {target.dtype} of shape {tuple(target.shape)}: "
                         f"float32 or int64 with {x.shape[0]} samples is needed"
                     )
-                prediction = self.heads[task](z)
+                with _naming(f"head.{task} fails on the representation, of shape {tuple(z.shape)}"):
+                    prediction = self.heads[task](z)
                 if not isinstance(prediction, Tensor) or prediction.dtype != torch.float32:
                     raise ModelInvalid(f"head.{task} must return one float32 tensor")
-                loss = self.losses[task](prediction, target)
+                with _naming(
+                    f"the loss of {task} fails on predictions of shape {tuple(prediction.shape)} and its example target"
+                ):
+                    loss = self.losses[task](prediction, target)
                 if not isinstance(loss, Tensor) or loss.shape != () or loss.dtype != torch.float32:
                     raise ModelInvalid(f"the loss of {task} must be a float32 scalar: take the mean over the batch")
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as exc:  # a user's module may raise anything
+        text = str(exc).strip().partition("\n")[0]
+        raise ModelInvalid(f"{what}: {type(exc).__name__}: {text}") from exc

@@ -97,13 +97,13 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
 
         return hook
 
-    def leave(*_: Any) -> None:
+    def leave(*_: Any) -> None:  # not called where the module raises: the path then says which one it was
         path.pop()
         note()
 
     hooks = []
     for name, module in root.named_modules():
-        hooks += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave, always_call=True)]
+        hooks += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
     try:
         with mode, torch.fx.traceback.preserve_node_meta():
             note()

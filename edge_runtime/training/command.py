@@ -5,6 +5,7 @@ used.
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -72,6 +73,8 @@ def train(args: argparse.Namespace) -> int:
             trained = Trainer(model, dataset.train).train(
                 settings, velocity, report=lambda *_, clock=clock: clock.append(time.perf_counter())
             )
+            if not all(map(math.isfinite, trained.loss.values())) or not np.isfinite(model.weights).all():
+                raise UsageError(f"training diverged in epoch {epoch + 1}: a lower learning rate may help (--lr)")
             step_ms += [1000 * (after - before) for before, after in pairwise(clock)]
             val_loss = None if dataset.val is None else evaluate(model, dataset.val, EVALUATION_BATCH)
             affinity = trained.affinities.result()

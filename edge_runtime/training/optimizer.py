@@ -24,6 +24,7 @@ class Sgd:
     momentum: float
     weight_decay: float
 
+    @np.errstate(over="ignore", invalid="ignore")  # training that diverges shows in its losses and weights
     def step(self, weights: Vector, gradient: Vector, velocity: Vector) -> None:
         """Update `weights` and `velocity` (D,) in place. `gradient` is used as scratch."""
         lr, momentum, decay = np.float32(self.lr), np.float32(self.momentum), np.float32(self.weight_decay)
@@ -40,6 +41,7 @@ class Sgd:
             w -= work
 
 
+@np.errstate(over="ignore", invalid="ignore")
 def look_ahead(weights: Vector, gradient: Vector, *, lr: float, weight_decay: float, out: Vector) -> None:
     """One plain step without momentum into `out`: w − lr · (g + decay · w)."""
     np.multiply(weights, np.float32(weight_decay), out=out)

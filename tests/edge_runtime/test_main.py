@@ -1,0 +1,54 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_without_a_command_the_commands_are_named(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([])
+    assert caught.value.code == 2
+    assert "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["run", "train", "predict", "datasets"])
+def test_every_command_has_help(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    assert f"python -m edge_runtime {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("words", [["train"], ["predict", "--model", "m"], ["train", "--bundle"], ["fly"]])
+def test_wrong_command_line_ends_with_two(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["datasets", "--help"], ["run", "--help"]])
+def test_commands_that_do_not_compute_do_not_load_the_engine(words):
+    script = f"""
+import sys
+from edge_runtime.__main__ import main
+try:
+    main({words!r})
+except SystemExit:
+    pass
+assert "onnxruntime" not in sys.modules
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_run_without_a_configuration_says_so(tmp_path, capsys):
+    assert main(["run", "--config", str(tmp_path / "agent.toml")]) != 0
+    assert "agent.toml" in capsys.readouterr().err

@@ -1,0 +1,40 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_peak_counts_what_was_given_back():
+    """In a process of its own, whose peak nobody else moves."""
+    script = """
+from edge_runtime.memory import peak_rss_bytes, restart_peak
+before = peak_rss_bytes()
+block = bytearray(b"x" * (64 << 20))
+del block
+after = peak_rss_bytes()
+assert after - before > 60 << 20, (before, after)
+restart_peak()
+again = peak_rss_bytes()
+print(after - again)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) >= 0
+
+
+def test_peak_is_measured_here():
+    if not Path("/proc/self/status").exists():
+        pytest.skip("this system does not say")
+    restart_peak()
+    assert peak_rss_bytes() > 1 << 20
+
+
+def test_installed_memory_is_more_than_a_process_uses():
+    assert installed_bytes() > peak_rss_bytes()

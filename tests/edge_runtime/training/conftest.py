@@ -1,0 +1,95 @@
+"""The tiny bundle and data set of tests/fixtures, on the real engine, and what PyTorch computed with them."""
+
+import shutil
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_runtime.datasets.dataset import Dataset
+from edge_runtime.engine import Engine
+from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire.blob import Blob, BlobStore, describe
+from edge_runtime.wire.messages import Plan, Training
+from edge_runtime.wire.tensors import transfer, unpack
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+
+
+class Tiny:
+    """The bundle of tests/fixtures, whose reference was computed with these settings."""
+
+    folder = FIXTURES / "bundle"
+    data = FIXTURES / "data"
+    deployed = FIXTURES / "model.onnx"
+    settings = Training(
+        epochs=2, first_epoch=0, batch=4, lr=0.02, momentum=0.9, weight_decay=0.01, seed=3, probe_every=0
+    )
+    probe_lr = 0.5
+
+    def __init__(self):
+        self.manifest = manifests.read_folder(self.folder)
+        self.table = self.manifest.table
+        self.weights = unpack(self.table, (self.folder / manifests.WEIGHTS).read_bytes())
+        self.dataset = Dataset.open(self.data)
+        with np.load(FIXTURES / "reference.npz") as file:
+            self.reference = dict(file)
+        self.shelf = GraphShelf(Engine())
+
+    def group(self, *tasks):
+        """The manifest and the weights of some tasks alone."""
+        manifest = self.manifest.group(tasks, self.manifest.weights)
+        return manifest, transfer(self.table, self.weights, manifest.table)
+
+    def model(self, *tasks):
+        manifest, weights = self.group(*(tasks or self.manifest.task_names))
+        locate = lambda name, _: manifests.graph_path(self.folder, name)  # noqa: E731
+        return Model(manifest, GraphShelf(Engine()).of(manifest, locate), weights)
+
+    def velocity(self):
+        return np.zeros_like(self.weights)
+
+    def change(self, **values):
+        return msgspec.structs.replace(self.settings, **values)
+
+    def store(self, folder):
+        """A device's blob store with every graph of the bundle."""
+        store = BlobStore(folder)
+        for name in self.manifest.graphs:
+            store.add(manifests.graph_path(self.folder, name).read_bytes())
+        return store
+
+    def plan(self, *, round_number=1, training=None, data_split=None):
+        blob = describe(b"weights")
+        return Plan(
+            work="train" if data_split is None else "evaluate",
+            round=round_number,
+            phase="merged",
+            group="depth+normals+segmentation",
+            tasks=self.manifest.task_names,
+            bundle=Blob(digest=blob.digest, size_bytes=blob.size_bytes),
+            signature="0" * 128,
+            weights=blob,
+            training=(training or self.change(epochs=1)) if data_split is None else None,
+            data_split=data_split,
+            deadline_s=600.0,
+        )
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    return Tiny()
+
+
+@pytest.fixture
+def data_copy(tiny, tmp_path):
+    """A data set that a test may damage."""
+    return Path(shutil.copytree(tiny.data, tmp_path / "data"))
+
+
+@pytest.fixture
+def bundle_copy(tiny, tmp_path):
+    """A bundle that a test may damage."""
+    return Path(shutil.copytree(tiny.folder, tmp_path / "bundle"))

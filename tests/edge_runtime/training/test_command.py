@@ -1,0 +1,211 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_runtime.wire.tensors import unpack
+
+ROOT = Path(__file__).parents[3]
+
+
+def command(*words):
+    return subprocess.run(
+        [sys.executable, "-m", "edge_runtime", *map(str, words)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def train(tiny, *words, bundle=None, data=None):
+    return command("train", "--bundle", bundle or tiny.folder, "--data", data or tiny.data, *words)
+
+
+def result_of(done):
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def sentence(done, code):
+    """One sentence on the error output, nothing on the other, and the exit code."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_train_prints_its_result_as_json(tiny, tmp_path):
+    out = tmp_path / "weights.safetensors"
+    found = result_of(
+        train(
+            tiny,
+            *("--epochs", 2, "--batch", 4, "--lr", 0.02, "--weight-decay", 0.01, "--seed", 3, "--probe-every", 2),
+            *("--json", "--out", out),
+        )
+    )
+    assert found["tasks"] == ["depth", "normals", "segmentation"]
+    assert found["examples"] == 10
+    assert [epoch["epoch"] for epoch in found["epochs"]] == [0, 1]
+    assert found["epochs"][0]["lr"] == 0.02
+    assert found["epochs"][1]["lr"] == pytest.approx(0.02 * 0.5**0.9)
+    for epoch in found["epochs"]:
+        assert list(epoch["train_loss"]) == list(epoch["val_loss"]) == found["tasks"]
+        assert epoch["affinity"]["count"] == 2
+    expected = (tiny.reference["losses"][:3] * np.array([4, 4, 2])[:, None]).sum(axis=0) / 10
+    np.testing.assert_allclose(list(found["epochs"][0]["train_loss"].values()), expected, rtol=1e-4)
+    assert list(found["test_loss"]) == found["tasks"]
+    assert found["step_ms_median"] > 0
+    assert found["peak_rss_bytes"] > 1e6
+    assert unpack(tiny.table, out.read_bytes()).shape == tiny.weights.shape
+
+
+def test_train_with_one_seed_writes_the_same_bytes(tiny, tmp_path):
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for path, seed in zip(files, (1, 1, 2), strict=True):
+        done = train(tiny, "--seed", seed, "--out", path)
+        assert done.returncode == 0, done.stderr
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert files[0].read_bytes() != files[2].read_bytes()
+
+
+def test_train_says_losses_to_people(tiny):
+    done = train(tiny)
+    assert done.returncode == 0
+    assert done.stdout.startswith("epoch 1: train ")
+    assert "depth" in done.stdout
+    assert "MiB" in done.stdout
+
+
+def test_train_of_some_tasks_goes_on_from_weights_it_wrote(tiny, tmp_path):
+    out = tmp_path / "weights"
+    first = result_of(train(tiny, "--tasks", "normals,depth", "--out", out, "--json"))
+    assert first["tasks"] == ["depth", "normals"]
+    again = result_of(train(tiny, "--tasks", "normals,depth", "--weights", out, "--json"))
+    assert sum(again["epochs"][0]["train_loss"].values()) < sum(first["epochs"][0]["train_loss"].values())
+    assert "tensor file" in sentence(train(tiny, "--weights", out, "--json"), 3)
+
+
+def test_train_without_validation_and_test_images(tiny, data_copy):
+    for split in ("val", "test"):
+        for path in (data_copy / split).iterdir():
+            path.unlink()
+        (data_copy / split).rmdir()
+    found = result_of(train(tiny, "--json", data=data_copy))
+    assert found["epochs"][0]["val_loss"] is None
+    assert found["test_loss"] is None
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--epochs", 0), "--epochs"),
+        (("--batch", 0), "--batch"),
+        (("--threads", 0), "--threads"),
+        (("--lr", 0), "lr"),
+        (("--lr", "nan"), "lr"),
+        (("--lr", "inf"), "lr"),
+        (("--momentum", 1), "momentum"),
+        (("--weight-decay", -1), "weight_decay"),
+        (("--seed", -1), "seed"),
+        (("--probe-every", -1), "probe_every"),
+    ],
+)
+def test_train_with_an_option_that_makes_no_sense(tiny, words, text):
+    assert text in sentence(train(tiny, *words), 2)
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (("--tasks", "depth,edges"), "no task 'edges'"),
+        (("--tasks", ","), "no task ''"),
+        (("--weights", "nowhere.safetensors"), "nowhere.safetensors"),
+        (("--weights", __file__), "not a tensor file"),
+    ],
+)
+def test_train_with_something_the_bundle_does_not_have(tiny, words, text):
+    assert text in sentence(train(tiny, *words), 3)
+
+
+def test_train_of_the_same_task_twice_trains_it_once(tiny):
+    assert result_of(train(tiny, "--tasks", "depth,depth", "--json"))["tasks"] == ["depth"]
+
+
+def test_train_without_a_bundle_or_data(tiny, tmp_path):
+    assert "is not a bundle" in sentence(train(tiny, bundle=tmp_path), 3)
+    assert "is not a data set" in sentence(train(tiny, data=tmp_path), 3)
+
+
+def test_train_with_an_altered_graph(tiny, bundle_copy):
+    (bundle_copy / "graphs" / "encoder.forward.onnx").write_bytes(b"x")
+    assert "encoder.forward.onnx is not the file that the manifest names" in sentence(
+        train(tiny, bundle=bundle_copy), 3
+    )
+
+
+def test_train_with_damaged_data(tiny, data_copy):
+    path = data_copy / "train" / "depth.npy"
+    path.write_bytes(path.read_bytes()[:-8])
+    assert "depth.npy is truncated" in sentence(train(tiny, data=data_copy), 3)
+    path.unlink()
+    for split in ("val", "test"):
+        (data_copy / split / "depth.npy").unlink()
+    assert "no labels for depth" in sentence(train(tiny, data=data_copy), 3)
+
+
+def test_train_that_diverges_says_so(tiny):
+    done = train(tiny, "--lr", 1e8, "--epochs", 9, "--json")
+    assert "learning rate" in sentence(done, 2)
+
+
+def test_train_whose_result_cannot_be_written(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "file" in sentence(train(tiny, "--json", "--out", tmp_path / "file" / "weights"), 3)
+
+
+def predict(tiny, *words, model=None, data=None):
+    return command("predict", "--model", model or tiny.deployed, "--data", data or tiny.data, *words)
+
+
+def test_predict_writes_images_labels_and_predictions(tiny, tmp_path):
+    out = tmp_path / "new" / "predictions.npz"
+    done = predict(tiny, "--out", out)
+    assert done.returncode == 0, done.stderr
+    with np.load(out) as found:
+        names = {f"{kind}.{task}" for kind in ("label", "prediction") for task in tiny.manifest.task_names}
+        assert set(found) == {"image"} | names
+        assert found["image"].shape == (3, 3, 16, 16)
+        for task in tiny.manifest.task_names:
+            np.testing.assert_allclose(
+                found[f"prediction.{task}"], tiny.reference[f"prediction.{task}"], atol=1e-5, rtol=1e-4
+            )
+        np.testing.assert_array_equal(found["label.segmentation"], tiny.dataset.test.labels["segmentation"])
+
+
+def test_predict_of_fewer_images(tiny, tmp_path):
+    out = tmp_path / "predictions.npz"
+    assert predict(tiny, "--out", out, "--split", "train", "--count", 2).returncode == 0
+    with np.load(out) as found:
+        assert len(found["image"]) == len(found["prediction.depth"]) == 2
+
+
+def test_predict_says_what_is_wrong(tiny, data_copy, tmp_path):
+    out = tmp_path / "predictions.npz"
+    assert "--count" in sentence(predict(tiny, "--out", out, "--count", 0), 2)
+    assert "cannot be loaded" in sentence(predict(tiny, "--out", out, model=tmp_path / "nowhere.onnx"), 3)
+    (tmp_path / "text.onnx").write_text("text")
+    assert "text.onnx cannot be loaded" in sentence(predict(tiny, "--out", out, model=tmp_path / "text.onnx"), 3)
+    assert "is not a data set" in sentence(predict(tiny, "--out", out, data=tmp_path), 3)
+    graph = tiny.folder / "graphs" / "encoder.forward.onnx"
+    assert "encoder.forward.onnx has an input" in sentence(predict(tiny, "--out", out, model=graph), 3)
+    for path in (data_copy / "test").iterdir():
+        path.unlink()
+    (data_copy / "test").rmdir()
+    assert "no test set" in sentence(predict(tiny, "--out", out, data=data_copy), 3)

@@ -1,0 +1,104 @@
+import numpy as np
+import pytest
+
+from edge_runtime.engine import Engine, EngineError
+from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.trainer import load
+from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire.errors import TensorsInvalid
+
+
+def test_model_copies_the_weights_and_binds_the_graphs_to_its_copy(tiny):
+    model = tiny.model()
+    x, _ = load(model, tiny.dataset.train, [0, 1])
+    before = model.represent(x)
+    model.weights *= 2
+    assert (model.represent(x) != before).any()
+    np.testing.assert_array_equal(model.weights, 2 * tiny.weights)
+    with pytest.raises(TensorsInvalid):
+        Model(tiny.manifest, lambda _: None, tiny.weights[:-1])
+
+
+def test_model_represents_with_other_encoder_parameters_as_if_they_were_its_own(tiny):
+    model, other = tiny.model(), tiny.model()
+    x, _ = load(model, tiny.dataset.train, [3])
+    encoder = model.weights[model.encoder] * np.float32(1.5)
+    other.weights[other.encoder] = encoder
+    np.testing.assert_array_equal(model.represent(x, encoder=encoder), other.represent(x))
+
+
+def test_model_writes_each_gradient_at_its_own_place(tiny):
+    model = tiny.model()
+    x, targets = load(model, tiny.dataset.train, range(4))
+    z = model.represent(x)
+    dz = np.empty_like(z)
+    model.step("normals", z, targets["normals"], dz)
+    touched = {part for part, where in model.table.parts.items() if model.gradient[where].any()}
+    assert touched == {"head.normals"}
+    gradient = model.backward(x, dz)
+    assert np.shares_memory(gradient, model.gradient)
+    assert gradient.any()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 7, 10])
+def test_model_takes_any_batch(tiny, batch):
+    """The mean over a batch is the mean over its samples, of a loss with as many labels in each."""
+    model = tiny.model()
+    x, targets = load(model, tiny.dataset.train, range(batch))
+    z = model.represent(x)
+    dz = np.empty_like(z)
+    loss = model.step("normals", z, targets["normals"], dz)
+    together = model.gradient.copy()
+    assert loss == pytest.approx(model.loss("normals", z, targets["normals"]), rel=1e-6)
+    losses, summed, one = [], np.zeros_like(together), np.empty_like(z[:1])
+    for i in range(batch):
+        losses.append(model.step("normals", z[i : i + 1], targets["normals"][i : i + 1], one))
+        np.testing.assert_allclose(one[0] / batch, dz[i], atol=1e-6)
+        summed += model.gradient
+    assert loss == pytest.approx(np.mean(losses), rel=1e-5)
+    np.testing.assert_allclose(together, summed / batch, atol=1e-5)
+
+
+def test_model_predicts_what_pytorch_predicts(tiny):
+    model = tiny.model()
+    x, _ = load(model, tiny.dataset.test, range(3))
+    z = model.represent(x)
+    for task in model.tasks:
+        np.testing.assert_allclose(model.predict(task, z), tiny.reference[f"prediction.{task}"], atol=1e-5)
+
+
+def test_model_says_what_does_not_fit_a_graph(tiny):
+    model = tiny.model()
+    with pytest.raises(EngineError, match="encoder.forward"):
+        model.represent(np.zeros((2, 3, 16, 15), np.float32))
+    with pytest.raises(EngineError, match="head.depth.loss"):
+        model.loss("depth", np.zeros((2, 8, 4, 4), np.float32), np.zeros((2, 1, 8, 8), np.float32))
+    with pytest.raises(EngineError, match="head.depth.loss"):
+        model.loss("depth", np.zeros((2, 8, 4, 4), np.float32), np.zeros((2, 1, 16, 16), np.int64))
+
+
+class Counting:
+    """An engine that counts the graphs it loads."""
+
+    def __init__(self):
+        self.loaded = []
+        self._engine = Engine()
+
+    def load(self, path):
+        self.loaded.append(path.name)
+        return self._engine.load(path)
+
+
+def test_shelf_loads_a_graph_once_for_all_groups_and_forgets_what_no_group_needs(tiny):
+    engine = Counting()
+    shelf = GraphShelf(engine)
+    locate = lambda name, _: manifests.graph_path(tiny.folder, name)  # noqa: E731
+    whole = shelf.of(tiny.manifest, locate)
+    assert engine.loaded == []
+    assert whole("encoder.forward") is whole("encoder.forward")
+    whole("head.depth.loss")
+    group = shelf.of(tiny.group("normals")[0], locate)
+    assert group("encoder.forward") is whole("encoder.forward")
+    assert engine.loaded == ["encoder.forward.onnx", "head.depth.loss.onnx"]
+    whole("head.depth.loss")
+    assert engine.loaded.count("head.depth.loss.onnx") == 2

@@ -1,0 +1,183 @@
+import numpy as np
+import pytest
+
+from edge_runtime.agent.work import WorkCancelled, WorkerUnusable, WorkRefused
+from edge_runtime.training.schedule import learning_rate
+from edge_runtime.training.trainer import Trainer, evaluate
+from edge_runtime.training.worker import LocalWorker
+
+
+@pytest.fixture
+def worker(tiny, tmp_path):
+    return LocalWorker(tiny.data, tmp_path / "state")
+
+
+@pytest.fixture
+def store(tiny, tmp_path):
+    return tiny.store(tmp_path / "blobs")
+
+
+class Reports(list):
+    def __call__(self, stage, done, total):
+        self.append((stage, done, total))
+
+
+def weights_of(tiny):
+    """As the agent hands them over: a read-only view."""
+    weights = tiny.weights.copy()
+    weights.flags.writeable = False
+    return weights
+
+
+def test_worker_says_what_the_device_has(worker):
+    hello = worker.hello()
+    assert hello.examples == {"train": 10, "val": 5, "test": 3}
+    assert hello.tasks == ("depth", "normals", "segmentation")
+    assert hello.engine.startswith("onnxruntime ")
+    assert hello.memory_bytes > 0
+
+
+def test_worker_trains_as_the_plan_says(tiny, worker, store):
+    reports = Reports()
+    result = worker.train(tiny.plan(training=tiny.settings), tiny.manifest, store, weights_of(tiny), reports)
+    scale = np.abs(tiny.reference["weights"]).max()
+    np.testing.assert_allclose(result.weights, tiny.reference["weights"], atol=1e-4 * scale)
+    assert result.examples == dict.fromkeys(tiny.manifest.task_names, 10)
+    assert result.affinity is None
+    assert result.energy_j is None
+    assert result.wall_s > 0
+    assert result.peak_rss_bytes > 0
+    assert [stage for stage, *_ in reports] == ["evaluate"] + ["train"] * 6
+    assert reports[-1] == ("train", 6, 6)
+
+
+def test_worker_gives_the_validation_loss_of_the_weights_that_came(tiny, worker, store):
+    result = worker.train(tiny.plan(), tiny.manifest, store, weights_of(tiny), Reports())
+    np.testing.assert_allclose(
+        [result.val_loss[task] for task in tiny.manifest.task_names], tiny.reference["val_before"], rtol=1e-4
+    )
+    plan = tiny.plan(data_split="val")
+    found = worker.evaluate(plan, tiny.manifest, store, tiny.reference["weights"], Reports())
+    np.testing.assert_allclose(
+        [found.loss[task] for task in tiny.manifest.task_names], tiny.reference["val_after"], rtol=1e-3
+    )
+    assert found.examples == dict.fromkeys(tiny.manifest.task_names, 5)
+
+
+def test_worker_measures_affinities_where_the_plan_wants_them(tiny, worker, store):
+    plan = tiny.plan(training=tiny.change(epochs=1, probe_every=2))
+    result = worker.train(plan, tiny.manifest, store, weights_of(tiny), Reports())
+    assert result.affinity.tasks == tiny.manifest.task_names
+    assert result.affinity.count == 2
+
+
+def test_worker_trains_a_group_with_graphs_it_holds(tiny, worker, store):
+    worker.train(tiny.plan(), tiny.manifest, store, weights_of(tiny), Reports())
+    manifest, weights = tiny.group("depth", "normals")
+    result = worker.train(tiny.plan(round_number=2), manifest, store, weights, Reports())
+    assert tuple(result.train_loss) == ("depth", "normals")
+    assert result.weights.shape == weights.shape
+
+
+def test_rounds_of_one_client_are_plain_training_bit_for_bit(tiny, worker, store):
+    """R rounds of one epoch, the server's average of one update being that update, are R epochs on their own."""
+    rounds, lr = 3, 0.05
+    model, velocity = tiny.model(), tiny.velocity()
+    weights = weights_of(tiny)
+    for r in range(rounds):
+        settings = tiny.change(epochs=1, first_epoch=r, lr=learning_rate(lr, r, rounds))
+        alone = Trainer(model, tiny.dataset.train).train(settings, velocity)
+        plan = tiny.plan(round_number=r + 1, training=settings)
+        result = worker.train(plan, tiny.manifest, store, weights, Reports())
+        assert result.train_loss == alone.loss
+        weights = result.weights
+        assert weights.tobytes() == model.weights.tobytes()
+    assert (
+        evaluate(model, tiny.dataset.val, 16)
+        == worker.evaluate(tiny.plan(data_split="val"), tiny.manifest, store, weights, Reports()).loss
+    )
+
+
+def test_round_that_is_done_again_gives_the_same_bits(tiny, worker, store):
+    """A power cut after training and before the update was sent: the momentum of the round before is still there."""
+    first = worker.train(tiny.plan(), tiny.manifest, store, weights_of(tiny), Reports())
+    plan = tiny.plan(round_number=2, training=tiny.change(epochs=1, first_epoch=1))
+    once = worker.train(plan, tiny.manifest, store, first.weights, Reports())
+    again = worker.train(plan, tiny.manifest, store, first.weights, Reports())
+    assert once.weights.tobytes() == again.weights.tobytes()
+
+
+def test_worker_that_missed_a_round_begins_without_momentum(tiny, worker, store):
+    first = worker.train(tiny.plan(), tiny.manifest, store, weights_of(tiny), Reports())
+    plan = tiny.plan(round_number=3)
+    found = worker.train(plan, tiny.manifest, store, first.weights, Reports())
+    model, velocity = tiny.model(), tiny.velocity()
+    model.weights[:] = first.weights
+    Trainer(model, tiny.dataset.train).train(plan.training, velocity)
+    assert found.weights.tobytes() == model.weights.tobytes()
+
+
+def test_worker_without_a_data_set_is_unusable(tmp_path):
+    with pytest.raises(WorkerUnusable, match="nowhere is not a data set"):
+        LocalWorker(tmp_path / "nowhere", tmp_path / "state")
+
+
+def test_worker_without_validation_images_measures_no_validation_loss(tiny, data_copy, tmp_path, store):
+    for path in (data_copy / "val").iterdir():
+        path.unlink()
+    (data_copy / "val").rmdir()
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    assert worker.train(tiny.plan(), tiny.manifest, store, weights_of(tiny), Reports()).val_loss is None
+    with pytest.raises(WorkRefused, match="no val set") as caught:
+        worker.evaluate(tiny.plan(data_split="val"), tiny.manifest, store, weights_of(tiny), Reports())
+    assert caught.value.reason == "no_data"
+
+
+def test_worker_refuses_a_task_it_has_no_labels_of(tiny, data_copy, tmp_path, store):
+    for split in ("train", "val", "test"):
+        (data_copy / split / "normals.npy").unlink()
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    with pytest.raises(WorkRefused, match="no labels for normals") as caught:
+        worker.train(tiny.plan(), tiny.manifest, store, weights_of(tiny), Reports())
+    assert caught.value.reason == "no_data"
+    manifest, weights = tiny.group("depth")
+    assert worker.train(tiny.plan(), manifest, store, weights, Reports()).train_loss.keys() == {"depth"}
+
+
+def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store):
+    for split in ("train", "val", "test"):
+        path = data_copy / split / "image.npy"
+        images = np.load(path)[:, :, :8]
+        path.unlink()
+        np.save(path, images)
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    with pytest.raises(WorkRefused, match=r"\(3, 8, 16\)"):
+        worker.train(tiny.plan(), tiny.manifest, store, weights_of(tiny), Reports())
+    with pytest.raises(WorkRefused, match=r"\(3, 8, 16\)"):
+        worker.evaluate(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny), Reports())
+
+
+@pytest.mark.parametrize("work", ["train", "evaluate"])
+def test_worker_refuses_a_graph_that_cannot_be_loaded(tiny, worker, store, work):
+    digest = tiny.manifest.graphs["encoder.forward"].digest
+    store.path(digest).write_bytes(b"not a graph")
+    plan = tiny.plan() if work == "train" else tiny.plan(data_split="test")
+    with pytest.raises(WorkRefused, match="cannot be loaded") as caught:
+        getattr(worker, work)(plan, tiny.manifest, store, weights_of(tiny), Reports())
+    assert caught.value.reason == "error"
+    assert digest in str(caught.value)
+
+
+def test_worker_stops_where_the_work_is_no_longer_wanted(tiny, worker, store):
+    def report(stage, done, _):
+        if (stage, done) == ("train", 2):
+            raise WorkCancelled
+
+    plan = tiny.plan()
+    with pytest.raises(WorkCancelled):
+        worker.train(plan, tiny.manifest, store, weights_of(tiny), report)
+    # What was cut short left nothing behind.
+    result = worker.train(plan, tiny.manifest, store, weights_of(tiny), Reports())
+    model = tiny.model()
+    Trainer(model, tiny.dataset.train).train(plan.training, tiny.velocity())
+    assert result.weights.tobytes() == model.weights.tobytes()
