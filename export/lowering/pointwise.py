@@ -165,8 +165,6 @@ def clamp(
     """x between two bounds, either of which may be absent."""
     if "clamp_max" in call.operator:
         low, high = None, low
-    elif "hardtanh" in call.operator and low is None:
-        low, high = -1.0, 1.0
     name = context.operand(x, call.dtype)
     if low is not None:
         name = context.add("Max", name, context.operand(low, call.dtype))
@@ -191,12 +189,10 @@ def threshold_backward(context: Context, call: Call, gradient: Value, result: Va
 
     The factor is the result, scaled so that whatever is positive saturates at 1: four times faster than Sign.
     """
-    if threshold == 0:
-        large = context.add("Mul", result.name, context.number(1e38, call.dtype))
-        step = context.add("Clip", large, context.number(0.0, call.dtype), context.number(1.0, call.dtype))
-        return context.add("Mul", gradient.name, step)
-    above = context.add("Greater", result.name, context.number(threshold, call.dtype))
-    return context.add("Where", above, gradient.name, context.number(0.0, call.dtype))
+    assert threshold == 0  # another threshold is another operator, which has no rule
+    large = context.add("Mul", result.name, context.number(1e38, call.dtype))
+    step = context.add("Clip", large, context.number(0.0, call.dtype), context.number(1.0, call.dtype))
+    return context.add("Mul", gradient.name, step)
 
 
 @RULES.rule(aten.leaky_relu.default)

@@ -74,6 +74,11 @@ def test_normalization_by_batches_is_refused_with_advice(module, translate):
     assert caught.value.module == "net"
 
 
+def test_layer_that_changes_a_buffer_is_refused_with_advice(translate):
+    with pytest.raises(OperatorUnsupported, match="only parameters may change"):
+        translate(nn.BatchNorm2d(4).train(), torch.randn(2, 4, 5, 5))
+
+
 def test_every_rule_is_exercised(translate):
     found = set()
     for make, shape in CASES.values():

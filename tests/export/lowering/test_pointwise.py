@@ -185,6 +185,8 @@ def test_pointwise_with_a_broadcast_parameter(case, same_as_torch):
         (lambda x: x * ((x > 0) + (x > 1)).float(), "convert them to float32"),
         (lambda x: x * x.half().float(), "float16"),
         (lambda x: x * torch.rand_like(x), "random"),
+        (lambda x: x * torch.maximum(x > 0, x > 1), "convert them to float32"),
+        (lambda x: F.threshold(x, 0.5, 0.0), "aten.threshold"),
         (torch.tan, "aten.tan"),
     ],
 )
