@@ -137,6 +137,7 @@ class Aggregator:
             self._ticked_s = now_s
             for device, need in self._uploads.tick(now_s):
                 self._say(device, encode(need))
+            self._publish(self._downloads.tick(now_s))
             self._do(self.coordinator.tick(now_s))
             self._watcher.refresh(self)
         self._flush()
@@ -165,10 +166,7 @@ class Aggregator:
             case Hello() as hello:
                 self._hello(device, hello)
             case Need() as need:
-                wanted = self._downloads.need(need, now_s)
-                room = max(0, MAX_CHUNKS - len(self._chunks))
-                self._chunks.extend(wanted[:room])
-                self._dropped["chunk that the link had no room for"] += len(wanted[room:])
+                self._publish(self._downloads.need(device, need, now_s))
             case Progress() as progress:
                 self.coordinator.progress(device, progress)
             case Refusal() as refusal:
@@ -179,12 +177,18 @@ class Aggregator:
                 self._do(self.coordinator.evaluation(device, evaluation, now_s))
 
     def _hello(self, device: str, hello: Hello) -> None:
+        self._downloads.came(device)
         known = self.coordinator.devices.get(device)
         if known is None or known.hello != hello:
             self._store.set_hello(device, hello)
             online = len({*self.coordinator.online, device})
             self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")
         self._do(self.coordinator.hello(device, hello, self._clock()))
+
+    def _publish(self, wanted: list[Chunk]) -> None:
+        room = max(0, MAX_CHUNKS - len(self._chunks))
+        self._chunks.extend(wanted[:room])
+        self._dropped["chunk that the link had no room for"] += len(wanted[room:])
 
     def _chunk(self, device: str, digest: str, index: int, data: bytes) -> None:
         if self._bytes_up is not None:

@@ -1,7 +1,9 @@
 """Blobs on their way: what devices ask the server for, and what the server fetches from devices. No link, no clock.
 
 Rules
-- A chunk that was published a moment ago reaches everyone who subscribed: another Need for it is answered by that one.
+- A chunk that was published a moment ago reaches everyone who had subscribed: another Need for it is answered by that
+  one. A device subscribes right before it first asks for a blob, so what was published earlier has passed it by: all
+  who came too late get it together at the next tick.
 - Only blobs that the server offers are served, and only what a device announced, and was asked for, is taken.
 - An upload keeps WINDOW chunks in flight. When nothing has come for a while, what is missing is asked for again,
   with growing pauses, so that a slow uplink is not filled with repetitions.
@@ -34,6 +36,8 @@ class Downloads:
     def __init__(self) -> None:
         self._offered: dict[str, Blob] = {}
         self._published: dict[tuple[str, int], float] = {}  # oldest first
+        self._asking_since_s: dict[tuple[str, str], float] = {}
+        self._missed: dict[Chunk, None] = {}
         self.counts: Counter[str] = Counter()
 
     def offer(self, *blobs: Blob) -> None:
@@ -43,9 +47,15 @@ class Downloads:
     def withdraw(self, digest: str) -> None:
         """Serve a blob no longer."""
         self._offered.pop(digest, None)
+        self._asking_since_s = {key: since_s for key, since_s in self._asking_since_s.items() if key[1] != digest}
+        self._missed = {chunk: None for chunk in self._missed if chunk.blob.digest != digest}
 
-    def need(self, need: Need, now_s: float) -> list[Chunk]:
-        """The chunks to publish for a Need; none for what is not offered, does not exist or is on its way."""
+    def came(self, device: str) -> None:
+        """A device has connected, so it subscribes anew."""
+        self._asking_since_s = {key: since_s for key, since_s in self._asking_since_s.items() if key[0] != device}
+
+    def need(self, device: str, need: Need, now_s: float) -> list[Chunk]:
+        """The chunks to publish now for a Need; none for what is not offered, does not exist or is on its way."""
         blob = self._offered.get(need.digest)
         if blob is None:
             self.counts["need of an unknown blob"] += 1
@@ -54,15 +64,26 @@ class Downloads:
             if now_s - at_s < FRESH_S:
                 break
             del self._published[key]
+        since_s = self._asking_since_s.setdefault((device, blob.digest), now_s)
         chunks = []
         for index in dict.fromkeys(need.chunks):
             if index >= blob.chunks:
                 self.counts["need of an unknown chunk"] += 1
+            elif self._published.get((blob.digest, index), now_s) < since_s:
+                self._missed[Chunk(blob, index)] = None
             elif (blob.digest, index) in self._published:
                 self.counts["need answered by another's chunk"] += 1
             else:
                 self._published[blob.digest, index] = now_s
                 chunks.append(Chunk(blob, index))
+        return chunks
+
+    def tick(self, now_s: float) -> list[Chunk]:
+        """The chunks to publish again, for those who came too late for them."""
+        chunks, self._missed = list(self._missed), {}
+        for chunk in chunks:
+            self._published.pop((chunk.blob.digest, chunk.index), None)
+            self._published[chunk.blob.digest, chunk.index] = now_s
         return chunks
 
 

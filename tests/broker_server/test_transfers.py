@@ -23,21 +23,42 @@ def test_downloads_one_publish_serves_all():
     downloads = Downloads()
     downloads.offer(BLOB)
     need = Need(digest=BLOB.digest, chunks=(0, 1, 1))
-    assert downloads.need(need, 0.0) == [Chunk(BLOB, 0), Chunk(BLOB, 1)]
-    assert downloads.need(Need(digest=BLOB.digest, chunks=(1, 2)), 0.4) == [Chunk(BLOB, 2)]
-    assert downloads.need(need, 0.6) == [Chunk(BLOB, 0), Chunk(BLOB, 1)]
+    assert downloads.need("x", need, 0.0) == [Chunk(BLOB, 0), Chunk(BLOB, 1)]
+    assert downloads.need("x", Need(digest=BLOB.digest, chunks=(1, 2)), 0.4) == [Chunk(BLOB, 2)]
+    assert downloads.need("x", need, 0.6) == [Chunk(BLOB, 0), Chunk(BLOB, 1)]
     assert downloads.counts["need answered by another's chunk"] == 1
+
+
+def test_downloads_who_comes_too_late_for_a_chunk_gets_it_at_the_next_tick():
+    downloads = Downloads()
+    downloads.offer(BLOB)
+    first = Need(digest=BLOB.digest, chunks=(0, 1))
+    assert len(downloads.need("x", first, 0.0)) == 2
+    for name in "yz":  # they subscribed after the chunks had gone
+        assert downloads.need(name, first, 0.1) == []
+    assert downloads.tick(0.2) == [Chunk(BLOB, 0), Chunk(BLOB, 1)]
+    assert downloads.tick(0.3) == []
+    assert downloads.need("x", first, 0.6) == []  # published again a moment ago
+    assert downloads.counts["need answered by another's chunk"] == 2
+    following = Need(digest=BLOB.digest, chunks=(2,))
+    assert len(downloads.need("x", following, 1.0)) == 1
+    assert downloads.need("y", following, 1.1) == []  # it has long subscribed, so that chunk has reached it
+    assert downloads.tick(1.2) == []
+    downloads.came("y")
+    assert downloads.need("y", following, 1.3) == []
+    downloads.withdraw(BLOB.digest)
+    assert downloads.tick(1.4) == []
 
 
 def test_downloads_unknown_blob_or_chunk():
     downloads = Downloads()
     need = Need(digest=BLOB.digest, chunks=(31,))
-    assert downloads.need(need, 0.0) == []
+    assert downloads.need("x", need, 0.0) == []
     downloads.offer(BLOB)
-    assert downloads.need(need, 0.0) == []
+    assert downloads.need("x", need, 0.0) == []
     downloads.withdraw(BLOB.digest)
     downloads.withdraw(BLOB.digest)
-    assert downloads.need(Need(digest=BLOB.digest, chunks=(0,)), 0.0) == []
+    assert downloads.need("x", Need(digest=BLOB.digest, chunks=(0,)), 0.0) == []
     assert downloads.counts == {"need of an unknown blob": 2, "need of an unknown chunk": 1}
 
 
