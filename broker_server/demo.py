@@ -14,6 +14,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -57,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo; the exit code: 0 done, 5 a process failed, 130 stopped."""
     demo = Demo(args)
+    signal.signal(signal.SIGTERM, _interrupt)
     try:
         demo.run()
     except DemoFailed as exc:
@@ -137,17 +139,12 @@ class Demo:
             for device, folder in zip(devices, data, strict=True):
                 stack.callback(self._stop_device, device)
                 self._start_device(device, folder)
-            lost: set[str] = set()
             while server.poll() is None:
                 time.sleep(POLL_S)
                 for device in devices:
                     assert device.process is not None
-                    code = device.process.poll()
-                    if code and device.name not in lost:
-                        lost.add(device.name)
-                        self._say(f"device {device.name} ended with exit code {code}: see {device.log}")
-                if len(lost) == len(devices):
-                    raise DemoFailed(f"every device has ended: see {devices[0].log}")
+                    if code := device.process.poll():  # every round waits for all of them
+                        raise DemoFailed(f"device {device.name} ended with exit code {code}: see {device.log}")
             if server.returncode != 0:
                 raise DemoFailed(f"the server ended with exit code {server.returncode}")
 
@@ -241,6 +238,10 @@ def _start(module: str, *arguments: str, log: int | None = None) -> "subprocess.
     return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=log, stderr=log, start_new_session=True)
 
 
+def _interrupt(_signal: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
 def _stop(process: "subprocess.Popen[bytes]") -> None:
     """End a process cleanly, or after a while by force."""
     if process.poll() is not None:
@@ -249,5 +250,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:
+        pass
+    finally:  # also when Ctrl-C is pressed again
         process.kill()
         process.wait()

@@ -1,0 +1,174 @@
+"""Whole federations: the server and its devices as the processes that run in the field, on the tiny bundle."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from broker_server.keys import load_or_create
+from edge_runtime.wire.names import group_id
+
+ROOT = Path(__file__).parents[2]
+FIXTURES = ROOT / "tests" / "fixtures"
+LIMIT_S = 120.0
+TASKS = ("depth", "normals", "segmentation")
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Process:
+    """A process of ours, with what it says in a file."""
+
+    def __init__(self, log, module, *arguments):
+        self.log, self.command = log, [sys.executable, "-m", module, *map(str, arguments)]
+        self.start()
+
+    def start(self):
+        log = self.log.open("ab")
+        with log:
+            self.process = subprocess.Popen(
+                self.command, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=self.log.parent, stdout=log, stderr=log
+            )
+
+    def again(self):
+        """Cut it off at once, as a power cut would, and start it anew; False if it had ended by itself."""
+        if self.process.poll() is not None:
+            return False
+        self.kill()
+        self.start()
+        return True
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+    def signal(self, number):
+        self.process.send_signal(number)
+
+    def wait(self, limit_s=LIMIT_S):
+        """The exit code."""
+        try:
+            return self.process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(f"{self.command} did not end in time: {self.said[-3000:]}") from None
+
+    @property
+    def said(self):
+        return self.log.read_text()
+
+
+class Site:
+    """A folder with a server's state, data sets and devices; everything that was started is stopped at the end."""
+
+    bundle = FIXTURES / "bundle"
+    tasks = TASKS
+
+    def __init__(self, root):
+        self.root, self.state, self.port = root, root / "state", free_port()
+        root.mkdir(parents=True, exist_ok=True)
+        self.key = load_or_create(self.state)
+        self.url = f"mqtt://127.0.0.1:{self.port}"
+        self.processes = []
+
+    def run(self, log, module, *arguments):
+        self.processes.append(Process(self.root / f"{log}.log", module, *arguments))
+        return self.processes[-1]
+
+    def serve(self, *flags, **settings):
+        settings = {
+            "state": self.state, "bundle": self.bundle, "host": "127.0.0.1", "port": self.port,
+            "merged_rounds": 2, "probe_rounds": 1, "probe_every": 1, "split_rounds": 1, "groups": 2,
+            "batch": 4, "lr": 0.05, "seed": 7, "round_deadline_s": 60,
+        } | settings  # fmt: skip
+        given = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
+        return self.run("server", "broker_server", *given, "--exit-when-finished", "--quiet", *flags)
+
+    def data(self, name, count=10):
+        """A data set of its own: `count` of the fixture's images, others for each name."""
+        folder = self.root / "data" / name
+        for split in ("train", "val", "test"):
+            source = FIXTURES / "data" / split
+            (folder / split).mkdir(parents=True, exist_ok=True)
+            size = len(np.load(source / "image.npy"))
+            seed = hashlib.sha256(f"{name}/{split}".encode()).digest()
+            chosen = np.random.default_rng(list(seed)).permutation(size)[: count if split == "train" else size]
+            for path in source.glob("*.npy"):
+                np.save(folder / split / path.name, np.load(path)[chosen])
+        return folder
+
+    def enrol(self, name, **settings):
+        pytest.importorskip("jwt")
+        from broker_server.enrol import enrol
+
+        config = self.root / name / "agent.toml"
+        enrol(
+            name,
+            config,
+            **({"state": self.state, "federation": "home", "url": self.url, "threads": 1, "force": True} | settings),
+        )
+        return config
+
+    def device(self, name, count=10, **settings):
+        config = self.enrol(name, data=str(self.data(name, count)), **settings)
+        return self.run(f"device-{name}", "edge_runtime", "run", "--config", config)
+
+    def report(self):
+        return msgspec.json.decode((self.state / "report" / "report.json").read_bytes())
+
+    def models(self):
+        """The bytes of every model that the report has, by group."""
+        return {path.stem: path.read_bytes() for path in (self.state / "report" / "models").glob("*.safetensors")}
+
+    def ends(self, server, *devices):
+        """The federation has gone to its end, and everybody knows."""
+        assert server.wait() == 0, server.said[-3000:]
+        for device in devices:
+            assert device.wait() == 0, device.said[-3000:]
+        groups = self.report()["split"]["groups"] if self.report()["split"] else [self.tasks]
+        assert sorted(self.models()) == sorted(group_id(group) for group in groups)
+        return self.models()
+
+    def until(self, process, text, limit_s=LIMIT_S):
+        """Wait until a process has said something."""
+        until_s = time.monotonic() + limit_s
+        while text not in process.said:
+            assert time.monotonic() < until_s, f"{text!r} was not said: {process.said[-3000:]}"
+            assert process.process.poll() is None or text in process.said, process.said[-3000:]
+            time.sleep(0.05)
+
+    def stop(self):
+        for process in self.processes:
+            if process.process.poll() is None:
+                process.signal(signal.SIGCONT)
+                process.kill()
+
+
+@pytest.fixture
+def make_site(tmp_path):
+    pytest.importorskip("jwt")
+    sites = []
+
+    def make(name="site"):
+        sites.append(Site(tmp_path / name))
+        return sites[-1]
+
+    yield make
+    for site in sites:
+        site.stop()
+
+
+@pytest.fixture
+def site(make_site):
+    return make_site()

@@ -1,0 +1,125 @@
+"""Who may come in, and through which broker."""
+
+import datetime as dt
+import ipaddress
+import shutil
+import subprocess
+import time
+
+import pytest
+
+pytest.importorskip("jwt")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.x509.oid import NameOID
+
+from broker_server.state import read_url
+from edge_runtime.wire import tokens
+from edge_runtime.wire.link import Disconnected, MqttLink
+
+pytestmark = pytest.mark.workstation
+REFUSED = 5
+MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
+
+
+def token(key, **changes):
+    given = {"name": "pi", "federation": "home", "role": "device", "lifetime_s": 3600} | changes
+    return tokens.issue(key, **given)
+
+
+def test_agent_whose_token_is_not_good_is_refused_and_says_so(site):
+    server = site.serve()
+    site.until(server, "a device joins")
+    config = site.enrol("pi", data=str(site.data("pi")))
+    good = config.read_text()
+    (line,) = (line for line in good.splitlines() if line.startswith("token"))
+    strangers = {
+        "garbage": "geheim",
+        "expired": token(site.key, lifetime_s=-10),
+        "another federation": token(site.key, federation="work"),
+        "another device": token(site.key, name="other"),
+        "another server's key": token(Ed25519PrivateKey.generate()),
+        "a server's": token(site.key, name="server", role="server"),
+    }
+    for number, (name, bad) in enumerate(strangers.items()):
+        config.write_text(good.replace(line, f'token = "{bad}"'))
+        agent = site.run(f"stranger-{number}", "edge_runtime", "run", "--config", config)
+        assert agent.wait() == REFUSED, (name, agent.said)
+        sentence = agent.said.splitlines()[-1]
+        assert sentence.startswith(site.url), (name, sentence)
+        assert "refused" in sentence
+        assert "enrol pi again" in sentence
+        assert bad not in agent.said
+    config.write_text(good.replace(line, 'token = ""'))
+    agent = site.run("none", "edge_runtime", "run", "--config", config)
+    assert agent.wait() == 2
+    assert "key token" in agent.said
+    nobody = MqttLink(site.url, client_id="pi", username="pi", password="")
+    event = nobody.receive(30)
+    nobody.close()
+    assert isinstance(event, Disconnected)
+    assert event.refused
+    assert "has joined" not in server.said
+    assert server.process.poll() is None
+
+
+def test_federation_over_mosquitto(site):
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    settings = site.root / "mosquitto.conf"
+    settings.write_text(f"listener {site.port} 127.0.0.1\nallow_anonymous true\n")
+    broker = subprocess.Popen([MOSQUITTO, "-c", settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        server = site.serve("--broker", site.url, min_devices=2)
+        models = site.ends(server, *(site.device(name) for name in "ab"))
+    finally:
+        broker.terminate()
+        broker.wait()
+    assert len(models) == 2
+    assert read_url(site.state) == site.url
+
+
+@pytest.fixture
+def certificate(tmp_path):
+    """A self-signed certificate for 127.0.0.1 and its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = dt.datetime.now(dt.timezone.utc)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - dt.timedelta(days=1))
+        .not_valid_after(now + dt.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    paths = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    paths[0].write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    paths[1].write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return paths
+
+
+def test_federation_over_tls(site, certificate):
+    file, key = certificate
+    server = site.serve(certificate=file, key=key, min_devices=1, groups=1, merged_rounds=1)
+    site.until(server, "a device joins")
+    url = read_url(site.state)
+    assert url == f"mqtts://127.0.0.1:{site.port}"
+    distrustful = site.device("a", url=url)
+    time.sleep(2.0)
+    trusting = site.device("b", url=url, ca_file=str(file))
+    site.ends(server, trusting)
+    assert site.report()["rounds"][0]["clients"] == ["b"]
+    assert distrustful.process.poll() is None
+    assert "cannot be reached" in distrustful.said
