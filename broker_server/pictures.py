@@ -48,7 +48,10 @@ def draw(values: Array, *, like: Array) -> Array:
     if like.dtype == np.uint8:
         like = like / 255
         values = values / 255 if values.dtype == np.uint8 else values
-    low, high = float(np.nanmin(like)), float(np.nanmax(like))
+    known = like[np.isfinite(like)]
+    if not known.size:  # nothing is known of this image: the prediction stands on a scale of its own
+        known = values[np.isfinite(values)]
+    low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     scaled = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
     if len(values) == 1:
         return np.where(np.isnan(scaled[0])[..., None], 1.0, mpl.colormaps["viridis"](scaled[0])[..., :3])

@@ -69,3 +69,18 @@ def test_report_of_nothing(tmp_path, capsys):
     assert main(["report", "--state", str(tmp_path / "none")]) == BAD_INPUT
     assert main(["report", "--state", str(tmp_path)]) == BAD_INPUT
     assert "nothing to report" in capsys.readouterr().err
+
+
+def test_serve_certificate_that_cannot_be_used(tmp_path, capsys):
+    arguments = ["--state", str(tmp_path / "state"), "--port", "0", "--certificate", str(tmp_path / "c.pem")]
+    assert main(arguments) == USAGE
+    assert "certificate: for TLS the broker needs a key as well" in capsys.readouterr().err
+    (tmp_path / "k.pem").write_text("no key")
+    for text in (None, "no certificate"):
+        if text is not None:
+            (tmp_path / "c.pem").write_text(text)
+        assert main([*arguments, "--key", str(tmp_path / "k.pem")]) == UNAVAILABLE
+        error = capsys.readouterr().err
+        assert error.startswith("error: ")
+        assert "c.pem" in error
+        assert error.count("\n") == 1
