@@ -16,13 +16,18 @@ from broker_server.actions import Result
 from broker_server.affinity import Affinities
 from broker_server.aggregation import weighted_losses
 from broker_server.aggregator import Aggregator
-from broker_server.coordinator import Coordinator
+from broker_server.coordinator import UNANSWERED, Coordinator
 from broker_server.report import round_report
 from broker_server.store import RoundRow
 from edge_runtime.wire.messages import Evaluation
+from edge_runtime.wire.names import Tasks
 
-SHOWN_ROUNDS = 12
-SHOWN_NOTES = 4
+SHOWN_ROUNDS = 30
+SHOWN_DEVICES = 6
+SHOWN_NOTES = 2
+LEAST_ROUNDS = 3
+_FRAME = 5
+"""Lines of the frame, the headline, the rounds' header and the prompt."""
 
 
 def round_line(row: RoundRow, results: Mapping[str, Result]) -> str:
@@ -93,23 +98,26 @@ class Screen:
         self._live.update(self.render(aggregator))
 
     def render(self, aggregator: Aggregator) -> RenderableType:
-        """The whole view."""
-        parts: list[RenderableType] = [self._headline(aggregator)]
-        if self._rounds:
-            parts.append(self._table())
+        """The whole view, cut to the terminal's height: as many of the newest rounds as there is room for."""
+        below: list[Table | Text] = []
         federation = aggregator.federation
         if federation is not None:
             if self._affinities is None:
                 self._affinities = federation.affinities
             if self._affinities.counts.any():
-                parts.append(affinity_table(self._affinities))
+                below.append(affinity_table(self._affinities))
             for phase in federation.phases:
                 if phase.split is not None:
                     groups = "   ".join(" + ".join(group) for group in phase.split.groups)
-                    parts.append(Text(f"split into {groups}   (score {phase.split.score:.4f})", style="bold"))
-        parts.append(device_table(aggregator.coordinator))
-        parts.extend(Text(note, style="dim") for note in self._notes)
-        return Panel(Group(*parts), title="MAS Edge", border_style="cyan")
+                    below.append(_line(f"split into {groups}   (score {phase.split.score:.4f})", style="bold"))
+        below.append(device_table(aggregator.coordinator))
+        below.extend(_line(note, style="dim") for note in self._notes)
+        taken = _FRAME + sum(1 if isinstance(part, Text) else part.row_count + _head(part) for part in below)
+        room = max(LEAST_ROUNDS, self._live.console.size.height - taken)
+        above: list[RenderableType] = [self._headline(aggregator)]
+        if self._rounds and federation is not None:
+            above.append(self._table(federation.tasks, min(room, SHOWN_ROUNDS)))
+        return Panel(Group(*above, *below), title="MAS Edge", border_style="cyan")
 
     @staticmethod
     def _headline(aggregator: Aggregator) -> Text:
@@ -122,28 +130,32 @@ class Screen:
         current = aggregator.coordinator.open
         if current is None or not current.members:
             waiting = f"{len(aggregator.coordinator.online)} online"
-            return Text(f"round {about.round}: waiting for devices, {waiting}", style="yellow")
+            return _line(f"round {about.round}: waiting for devices, {waiting}", style="yellow")
         counted = sum(state == "counted" for state in current.members.values())
-        return Text(
-            f"round {about.round}: {doing} {about.group}, phase {about.phase} {about.index + 1}/{about.rounds}, "
-            f"{counted} of {len(current.members)} devices done",
+        return _line(
+            f"round {about.round}: {about.phase} {about.index + 1}/{about.rounds}, "
+            f"{counted} of {len(current.members)} devices done, {doing} {about.group}",
             style="bold cyan",
         )
 
-    def _table(self) -> Table:
+    def _table(self, tasks: Tasks, number: int) -> Table:
+        """A line for each round, a column for each task: a group's rounds have the losses of its tasks alone."""
         table = Table(box=None, pad_edge=False)
-        for name in ("round", "phase", "group", "loss", "by task", "devices", "s"):
-            table.add_column(name, justify="right" if name in {"round", "loss", "s"} else "left", style="none")
-        for row, results in self._rounds:
+        table.add_column("round", justify="right")
+        table.add_column("phase", no_wrap=True)
+        for name in (*tasks, "sum"):
+            table.add_column(name, justify="right", no_wrap=True, min_width=6)
+        table.add_column("by", justify="right")
+        table.add_column("s", justify="right", no_wrap=True)
+        for row, results in list(self._rounds)[-number:]:
             about = row.assignment
             evaluations = [(r.loss, r.examples) for r in results.values() if isinstance(r, Evaluation)]
             losses = weighted_losses(evaluations) or round_report(row, results).train_loss
             table.add_row(
                 str(about.round),
-                about.phase if about.work == "train" else f"{about.phase} (test)",
-                about.group,
+                f"{about.phase} {about.index + 1}/{about.rounds}" if about.work == "train" else f"{about.phase} (test)",
+                *(f"{losses[task]:.4f}" if task in losses else "" for task in tasks),
                 f"{sum(losses.values()):.4f}" if losses else "–",
-                " ".join(f"{task} {loss:.3f}" for task, loss in losses.items()),
                 str(len(results)),
                 f"{(row.closed_s or row.started_s) - row.started_s:.1f}",
                 style="green" if about.work == "evaluate" else None,
@@ -151,12 +163,21 @@ class Screen:
         return table
 
 
+def _line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")
+
+
+def _head(table: Table) -> int:
+    """The lines of a table above its rows."""
+    return int(table.show_header) + int(table.title is not None)
+
+
 def affinity_table(affinities: Affinities) -> Table:
     """The affinity matrix: rows are i, columns j of i→j."""
     table = Table(title="affinity i→j", box=None, title_justify="left", pad_edge=False)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for task in affinities.tasks:
-        table.add_column(task, justify="right")
+        table.add_column(task, justify="right", no_wrap=True, min_width=7)
     for task, row in zip(affinities.tasks, affinities.values, strict=True):
         cells = (Text("–") if math.isnan(v) else Text(f"{v:+.4f}", style="red" if v < 0 else "green") for v in row)
         table.add_row(task, *cells)
@@ -164,13 +185,22 @@ def affinity_table(affinities: Affinities) -> Table:
 
 
 def device_table(coordinator: Coordinator) -> Table:
-    """The fleet: who is there and what each is doing."""
+    """The fleet: who is there and what each is doing; of many, those at work come first."""
     table = Table(box=None, pad_edge=False, show_header=False)
+    for _ in range(3):
+        table.add_column(no_wrap=True)
     members = coordinator.open.members if coordinator.open else {}
-    for name, device in sorted(coordinator.devices.items()):
+    fleet = sorted(
+        coordinator.devices.items(), key=lambda item: (members.get(item[0]) not in UNANSWERED, not item[1].online)
+    )
+    if len(fleet) <= SHOWN_DEVICES:
+        fleet.sort(key=lambda item: item[0])
+    for name, device in fleet[:SHOWN_DEVICES]:
         state: str = members.get(name, "idle") if device.online else "offline"
         progress = device.progress
         busy = progress is not None and state == "asked"
         detail = f"{progress.stage} {progress.done}/{progress.total}" if progress is not None and busy else state
         table.add_row(Text("●", style="green" if device.online else "red"), name, detail)
+    if more := fleet[SHOWN_DEVICES:]:
+        table.add_row("…", f"{len(more)} more", f"{sum(device.online for _, device in more)} of them online")
     return table

@@ -40,12 +40,34 @@ def test_screen_at_every_stage(world):
     world.device("x").start()
     world.device("y").start()
     world.until(lambda: world.aggregator.work.assignment.round == 1 and world.aggregator.coordinator.open)
-    assert "training a+b+c" in text_of(screen, world.aggregator)
+    assert "0 of 2 devices done, training a+b+c" in text_of(screen, world.aggregator)
     world.until_finished()
     shown = text_of(screen, world.aggregator)
     assert "all rounds are done" in shown
     assert "split into a + b   c" in shown
     assert "-1.0000" in shown
+
+
+def test_screen_fits_into_a_small_terminal(world):
+    world = world(merged_rounds=20)
+    screen = Screen(Console(file=io.StringIO(), width=80, height=24))
+    world.watcher = screen
+    world.boot()
+    for number in range(10):
+        world.device(f"device-{number}").start()
+    world.until_finished()
+    for number in range(4):
+        screen.note(f"{number} " + 40 * "a long note ")
+    console = Console(file=io.StringIO(), width=80, height=24)
+    console.print(screen.render(world.aggregator))
+    lines = console.file.getvalue().splitlines()
+    assert len(lines) <= 23
+    assert max(map(len, lines)) == 80
+    shown = "\n".join(lines)
+    assert "affinity" in shown
+    assert "split into a + b   c" in shown
+    assert "4 more" in shown
+    assert "end (test)" in shown
 
 
 def test_losses_text():
