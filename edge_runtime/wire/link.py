@@ -22,7 +22,7 @@ import time
 from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 from urllib.parse import urlsplit
 
 from paho.mqtt import client as paho
@@ -308,8 +308,7 @@ class MqttLink:
     @staticmethod
     def _on_socket_open(_client: paho.Client, _userdata: object, sock: "paho.SocketLike") -> None:
         # Without this a small packet waits until the other end has confirmed the one before it, often 40 ms.
-        if isinstance(sock, socket.socket):
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        cast("socket.socket", sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _on_connect(
         self,

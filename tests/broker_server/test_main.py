@@ -51,6 +51,13 @@ def test_enrol_twice(tmp_path, capsys):
     assert "--force" in capsys.readouterr().err
 
 
+def test_enrol_with_what_the_device_needs(tmp_path):
+    out = tmp_path / "agent.toml"
+    more = ["--threads", "2", "--ca-file", "ca.pem", "--url", "mqtts://server.lan"]
+    assert main(["enrol", "pi", "--out", str(out), "--state", str(tmp_path / "state"), *more]) == OK
+    assert {'url = "mqtts://server.lan"', "threads = 2", 'ca_file = "ca.pem"'} < set(out.read_text().splitlines())
+
+
 def test_serve_bad_settings(tmp_path, capsys):
     assert main(["--state", str(tmp_path), "--lr", "-1"]) == USAGE
     assert "lr" in capsys.readouterr().err
