@@ -38,7 +38,11 @@ class Demo:
         ]  # fmt: skip
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                list(map(str, command)), env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=root, stdout=log, stderr=log
+                list(map(str, command)),
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                cwd=root,
+                stdout=log,
+                stderr=log,
             )
 
     @property
@@ -72,6 +76,8 @@ def make_demo(tmp_path):
     for name in ("attic", "cellar"):
         shutil.copytree(FIXTURES / "data", tmp_path / "data" / name)
     demos = []
+    # A shell that runs the tests in the background has its children ignore Ctrl-C, and theirs.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def make(*flags, compiled=True, **settings):
         if compiled and not (tmp_path / "out").exists():
@@ -80,6 +86,7 @@ def make_demo(tmp_path):
         return demos[-1]
 
     yield make
+    signal.signal(signal.SIGINT, before)
     for demo in demos:
         if demo.process.poll() is None:
             demo.process.kill()
