@@ -42,6 +42,7 @@ WEIGHTS = "weights.safetensors"
 GRAPHS = "graphs"
 OFFICIAL = "official"
 FORWARD = "forward.onnx"
+TRAINING = "training_model.onnx"
 
 GraphName = Annotated[
     str, Meta(pattern=r"^(encoder\.(forward|backward)|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|predict))\Z")
@@ -141,6 +142,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             if task.name == name:
                 return task
         raise BundleInvalid(f"the bundle has no task {name!r}; it has {', '.join(self.task_names)}")
+
+    def needs(self, *, official: bool = False) -> dict[str, int]:
+        """Digests and bytes of the files that a device trains with; `official` adds the official training model."""
+        files = [*self.graphs.values()]
+        if official and self.official is not None:
+            files += [artifacts.training_model for artifacts in self.official.groups.values()]
+        return {file.digest: file.size_bytes for file in files}
 
     def group(self, tasks: Tasks, weights: File) -> "Manifest":
         """The manifest of some of the tasks alone: the same graphs, other weights, its own official artifacts."""
