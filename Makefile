@@ -2,6 +2,7 @@
 
 VENV := .venv
 BOARD := .venv-board
+OFFICIAL := .venv-official
 WHEELS := $(BOARD)/wheels
 SOURCES := edge_runtime broker_server export devices
 
@@ -22,11 +23,12 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help venv venv-board board lint test test-workstation test-board apt demo bench clean
+.PHONY: help venv venv-board venv-official board lint test test-workstation test-board apt demo bench clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
 	@echo "make venv-board   .venv-board: what a board installs, without torch"
+	@echo "make venv-official  .venv-official: onnxruntime-training 1.19.2 (x86-64), for official artifacts"
 	@echo "make board        measures what a board installs and checks our own wheel"
 	@echo "make lint         style, types and import contracts"
 	@echo "make test         lint, and the tests in both environments"
@@ -37,6 +39,7 @@ help:
 
 venv: $(VENV)/.stamp
 venv-board: $(BOARD)/.stamp board
+venv-official: $(OFFICIAL)/.stamp
 
 # A half-made environment is made again.
 .DELETE_ON_ERROR:
@@ -56,6 +59,15 @@ $(VENV)/.stamp: pyproject.toml | $(VENV)/bin/python
 
 $(BOARD)/bin/python:
 	$(make_venv)
+
+$(OFFICIAL)/bin/python:
+	$(make_venv)
+
+# onnxruntime-training has onnxruntime's import name: it needs an environment of its own. The tree is what runs in it.
+$(OFFICIAL)/.stamp: pyproject.toml | $(OFFICIAL)/bin/python
+	$(OFFICIAL)/bin/python -m pip install '.[official]'
+	$(OFFICIAL)/bin/python -m pip uninstall --quiet --yes mas-edge
+	@touch $@
 
 # The wheels that `pip install .[board]` would fetch, kept to be counted and weighed, and installed from there alone.
 # What the tests need besides is installed apart.
@@ -109,6 +121,6 @@ bench: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.run
 
 clean:
-	rm -rf $(VENV) $(BOARD) build dist runs htmlcov .coverage .hypothesis *.egg-info
+	rm -rf $(VENV) $(BOARD) $(OFFICIAL) build dist runs htmlcov .coverage .hypothesis *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find $(SOURCES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

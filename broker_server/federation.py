@@ -17,7 +17,7 @@ from broker_server.config import TrainingSettings
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import Assignment, Phase, Strategy, assignment, learning_rate, source_group
 from edge_runtime.wire.blob import Blob, BlobStore, describe
-from edge_runtime.wire.manifest import WEIGHTS, File, Manifest, encode, graph_path
+from edge_runtime.wire.manifest import TRAINING, WEIGHTS, File, Manifest, encode, graph_path, official_path
 from edge_runtime.wire.messages import Training, Update
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.signing import sign
@@ -63,10 +63,14 @@ class Federation:
         for row in store.rounds():
             if row.closed_s is not None and row.assignment.probe:
                 self._learn(row.assignment.round, store.results(row.assignment.round))
-        self.graphs = tuple(
+        self.graphs: tuple[Blob, ...] = tuple(
             blobs.add(graph_path(folder, name).read_bytes()) for name in bundle.group(self.tasks, bundle.weights).graphs
         )
-        """The graph files, to be offered to devices."""
+        if bundle.official is not None:
+            self.graphs += tuple(
+                blobs.add(official_path(folder, group, TRAINING).read_bytes()) for group in bundle.official.groups
+            )
+        """The graph files and official training models, to be offered to devices."""
 
     def _claim(self, fact: str, value: str) -> None:
         before = self._store.fact(fact)

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _worker(config: AgentConfig) -> "LocalWorker":
     from edge_runtime.training.worker import LocalWorker
 
-    return LocalWorker(config.data, config.state, config.threads)
+    return LocalWorker(config.data, config.state, config.threads, official=config.engine == "official")
 
 
 if __name__ == "__main__":

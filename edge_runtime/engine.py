@@ -16,8 +16,10 @@ from numpy.typing import NDArray
 
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
+from onnxruntime.capi import _pybind_state
 
 Arrays = Mapping[str, NDArray[Any]]
+ONE_POOL = hasattr(ort, "set_global_thread_pool_sizes")
 
 
 class EngineError(RuntimeError):
@@ -29,19 +31,27 @@ def engine_version() -> str:
     return f"onnxruntime {ort.__version__}"
 
 
+def trains() -> bool:
+    """Whether this onnxruntime is a build for training, which has the kernels of official training models."""
+    return hasattr(_pybind_state, "Module")
+
+
 class Engine:
     """Loads graphs; all of them share its threads and its memory.
 
-    The thread pool belongs to the process: the first engine of a process decides how many threads it has.
+    The thread pool belongs to the process: the first engine of a process decides how many threads it has. Where
+    onnxruntime does not offer it (1.19), each session has a pool of its own, whose threads do not spin.
     """
 
     _started = False
 
     def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads or len(os.sched_getaffinity(0))
         if not Engine._started:
             ort.set_default_logger_severity(3)
             # Two calls that may be made once in a process, before the first session.
-            ort.set_global_thread_pool_sizes(threads or len(os.sched_getaffinity(0)), 1)
+            if ONE_POOL:
+                ort.set_global_thread_pool_sizes(self._threads, 1)
             info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
             # Grow by powers of two (0): regions of odd sizes fragment, and peaked 4 % higher.
             ort.create_and_register_allocator(info, ort.OrtArenaCfg({"arena_extend_strategy": 0}))
@@ -50,7 +60,11 @@ class Engine:
     def load(self, path: Path) -> "Graph":
         """A graph ready to run. Raises EngineError."""
         options = ort.SessionOptions()
-        options.use_per_session_threads = False
+        if ONE_POOL:
+            options.use_per_session_threads = False
+        else:
+            options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.enable_mem_pattern = False
         options.enable_mem_reuse = True
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL

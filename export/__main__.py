@@ -1,9 +1,10 @@
-"""The exporter's commands: `python -m export compile|deploy`.
+"""The exporter's commands: `python -m export compile|split|deploy`.
 
 Exit codes: 0 done, 2 wrong command line, 3 the model or the bundle cannot be used, 4 the graphs disagree with PyTorch.
 """
 
 import argparse
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +22,12 @@ from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.tensors import TensorTable, pack, transfer, unpack
+from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
-from export.compile import compile_model, describe
 from export.deploy import inference_model
-from export.errors import ExportError, ParityFailed
+from export.errors import ExportError, OfficialImpossible, OperatorUnsupported, ParityFailed
+from export.groups import compiled_official, described, official_python, split, write_official
+from export.official import forward_graph
 from export.parity import check_parity
 from export.source import build_model
 
@@ -44,6 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compiles.add_argument("--name", default="", help="the bundle's name (default: the folder's)")
     compiles.add_argument("--seed", type=int, default=0, help="of the initial weights (default 0)")
     compiles.add_argument("--json", action="store_true", help="print a summary as JSON, and nothing else")
+    compiles.add_argument(
+        "--official",
+        choices=("auto", "require", "off"),
+        default="off",
+        help="also official ONNX Runtime training artifacts: auto goes on without where they are not possible (off)",
+    )
+    splits = commands.add_parser(
+        "split", help="official ONNX Runtime training artifacts for groups of a bundle's tasks"
+    )
+    splits.add_argument("bundle", type=Path, metavar="BUNDLE", help="compiled with --official auto or require")
+    splits.add_argument(
+        "--groups", required=True, metavar='"a,b;c,d"', help="tasks with commas, groups with semicolons"
+    )
+    splits.add_argument("--weights", type=Path, help="weights of the whole model (default: the bundle's own)")
+    for command in (compiles, splits):
+        command.add_argument(
+            "--official-python",
+            type=Path,
+            metavar="PYTHON",
+            help="that has onnxruntime-training (default: MAS_OFFICIAL_PYTHON, or .venv-official beside the packages)",
+        )
     deploys = commands.add_parser("deploy", help="a plain inference model of some tasks, with weights inside")
     deploys.add_argument("bundle", type=Path, metavar="BUNDLE")
     deploys.add_argument("--weights", type=Path, help="trained weights (.safetensors; default: the bundle's own)")
@@ -51,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deploys.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
     args = parser.parse_args(arguments)
     try:
-        return _compile(args) if args.command == "compile" else _deploy(args)
+        return {"compile": _compile, "split": _split, "deploy": _deploy}[args.command](args)
     except ParityFailed as exc:
         print(exc, file=sys.stderr)
         return NO_PARITY
@@ -68,8 +92,10 @@ def _compile(args: argparse.Namespace) -> int:
     with _progress(quiet=args.json) as report:
         compiled = compile_model(model, report)
     with tempfile.TemporaryDirectory() as folder:
-        parity = check_parity(compiled, _Runner(Engine(), Path(folder)))
-    manifest = describe(compiled, args.name or args.out.name, parity)
+        run = _Runner(Engine(), Path(folder))
+        parity = check_parity(compiled, run)
+        manifest = describe(compiled, args.name or args.out.name, parity)
+        manifest = _with_official(args, compiled, manifest, run)
     wire.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
     if args.json:
         print(msgspec.json.encode(_summary(manifest)).decode())
@@ -78,6 +104,41 @@ def _compile(args: argparse.Namespace) -> int:
             f"{args.out}: {', '.join(manifest.task_names)}; {compiled.table.size:,} parameters; {len(manifest.graphs)} "
             f"graphs; {parity.compared} tensors within {parity.max_relative_error:.1e} of PyTorch"
         )
+    return DONE
+
+
+def _with_official(
+    args: argparse.Namespace, compiled: Compiled, manifest: wire.Manifest, run: "_Runner"
+) -> wire.Manifest:
+    """The manifest, with official artifacts if they are wanted and possible; their files are written."""
+    shutil.rmtree(args.out / wire.OFFICIAL, ignore_errors=True)  # of a bundle that was here before
+    if args.official == "off":
+        return manifest
+    try:
+        python = official_python(args.official_python)
+        forward = forward_graph(compiled.model)
+        made = compiled_official(
+            forward, manifest, compiled.weights, compiled.model, graphs=compiled.graphs, run=run, python=python
+        )
+    except (OfficialImpossible, OperatorUnsupported) as exc:
+        if args.official == "require":
+            raise
+        print(f"no official artifacts: {exc}", file=sys.stderr)
+        return manifest
+    data = forward.SerializeToString(deterministic=True)
+    (args.out / wire.MANIFEST).unlink(missing_ok=True)  # a folder with a manifest is whole
+    write_official(args.out, data, made)
+    return described(manifest, data, made)
+
+
+def _split(args: argparse.Namespace) -> int:
+    weights = None
+    if args.weights is not None:
+        weights = unpack(wire.read_folder(args.bundle).table, args.weights.read_bytes())
+    with tempfile.TemporaryDirectory() as folder:
+        run = _Runner(Engine(), Path(folder))
+        names = split(args.bundle, args.groups, weights, run=run, python=official_python(args.official_python))
+    print(f"{args.bundle}: official artifacts for {', '.join(names)}")
     return DONE
 
 
@@ -132,6 +193,7 @@ def _summary(manifest: wire.Manifest) -> dict[str, Any]:
         "opset": manifest.opset,
         "parity": manifest.parity,
         "versions": manifest.versions,
+        "official": {} if manifest.official is None else manifest.official.groups,
     }
 
 

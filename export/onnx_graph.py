@@ -76,7 +76,7 @@ class OnnxGraph:
                 for i, name in enumerate(names):
                     names[i] = renames.get(name, name)
         graph = helper.make_graph(
-            _live(self.nodes, {name for name, _, _ in outputs}),
+            live(self.nodes, {name for name, _, _ in outputs}),
             "mas-edge",
             [helper.make_tensor_value_info(*spec) for spec in inputs],
             [helper.make_tensor_value_info(*spec) for spec in outputs],
@@ -88,7 +88,7 @@ class OnnxGraph:
         )
 
 
-def _live(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+def live(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
     """The nodes that the wanted values need, in order."""
     needed, kept = set(wanted), []
     for node in reversed(nodes):

@@ -54,14 +54,22 @@ def _input(compiled: Compiled, batch: int, draw: int) -> Tensor:
 def _errors(
     ours: Mapping[str, Mapping[str, NDArray[Any]]], reference: Mapping[str, Mapping[str, NDArray[Any]]]
 ) -> dict[tuple[str, str], float]:
-    found = {}
-    for graph, tensors in reference.items():
-        largest = max(float(np.abs(tensor).max()) for tensor in tensors.values())
-        for name, expected in tensors.items():
-            scale = max(float(np.abs(expected).max()), FLOOR * largest, float(np.finfo(np.float32).tiny))
-            error = float(np.abs(ours[graph][name] - expected).max()) / scale
-            found[graph, name] = error if np.isfinite(error) else float("inf")
-    return found
+    return {
+        (graph, name): error
+        for graph, tensors in reference.items()
+        for name, error in relative_errors(ours[graph], tensors).items()
+    }
+
+
+def relative_errors(found: Mapping[str, NDArray[Any]], reference: Mapping[str, NDArray[Any]]) -> dict[str, float]:
+    """Each tensor's largest difference relative to its largest value, but at least FLOOR of the largest of all."""
+    errors = {}
+    largest = max(float(np.abs(tensor).max()) for tensor in reference.values())
+    for name, expected in reference.items():
+        scale = max(float(np.abs(expected).max()), FLOOR * largest, float(np.finfo(np.float32).tiny))
+        error = float(np.abs(found[name] - expected).max()) / scale
+        errors[name] = error if np.isfinite(error) else float("inf")
+    return errors
 
 
 def _ours(compiled: Compiled, run: Runner, batch: Tensor) -> dict[str, Mapping[str, NDArray[Any]]]:

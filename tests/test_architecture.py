@@ -27,7 +27,7 @@ MAY_IMPORT = {
 HOMES = {
     "torch": ("export",),
     "onnx": ("export",),
-    "onnxruntime": ("edge_runtime.engine",),
+    "onnxruntime": ("edge_runtime.engine", "export.artifacts"),  # the latter: onnxruntime-training, as a process
     "paho": ("edge_runtime.wire.link",),
     "jwt": ("edge_runtime.wire.tokens",),
     "PIL": ("edge_runtime.datasets", "broker_server"),

@@ -7,6 +7,7 @@ token = "eyJ…"                # the device's JSON Web Token: keep this file re
 server_key = "9f2c…"          # hexadecimal Ed25519 key whose signature a manifest must carry
 data = "data/kitchen"         # paths are relative to this file
 state = "state/kitchen"
+engine = "portable"           # optional: "official" trains with onnxruntime-training, where it is installed
 threads = 2                   # optional: for the computation; the engine decides where it is not given
 ca_file = "ca.pem"            # optional: certificates to trust for mqtts://
 max_download_bytes = 500000000  # optional: the most that one plan may need
@@ -16,7 +17,7 @@ import logging
 import re
 import stat
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -44,6 +45,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     server_key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
     data: Path
     state: Path
+    engine: Literal["portable", "official"] = "portable"
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     ca_file: Path | None = None
     max_download_bytes: Annotated[int, Meta(ge=1, le=2**50)] = MAX_BLOB_BYTES

@@ -44,7 +44,7 @@ def check_plan(plan: Plan, max_bytes: int) -> None:
         )
 
 
-def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int) -> Manifest:
+def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, official: bool = False) -> Manifest:
     """The manifest in `data`, if it is the server's, fits the plan and the cap. Raises WorkRefused."""
     try:
         signing.verify(server_key, data, plan.signature)
@@ -61,8 +61,7 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int) -> 
             "bundle",
             f"the weights have {plan.weights.size_bytes} bytes, the manifest's tensors {4 * manifest.table.size}",
         )
-    files = {file.digest: file.size_bytes for file in manifest.graphs.values()}
-    total = sum(files.values()) + plan.weights.size_bytes + plan.bundle.size_bytes
+    total = sum(manifest.needs(official=official).values()) + plan.weights.size_bytes + plan.bundle.size_bytes
     if total > max_bytes:
         raise WorkRefused(
             "bundle", f"the plan needs {total} bytes, this device fetches at most {max_bytes} (max_download_bytes)"
@@ -70,9 +69,9 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int) -> 
     return manifest
 
 
-def graph_blobs(manifest: Manifest, chunk_bytes: int) -> tuple[Blob, ...]:
+def graph_blobs(manifest: Manifest, chunk_bytes: int, *, official: bool = False) -> tuple[Blob, ...]:
     """The manifest's graph files as blobs, each once, in the order of their digests."""
-    sizes = {file.digest: file.size_bytes for file in manifest.graphs.values()}
+    sizes = manifest.needs(official=official)
     return tuple(
         Blob(digest=digest, size_bytes=size, chunk_bytes=chunk_bytes) for digest, size in sorted(sizes.items())
     )
@@ -96,10 +95,12 @@ def surplus(held: Iterable[tuple[float, int, str]], keep: Collection[str], max_b
 class Downloads:
     """The blobs of one plan after another, in the stores of a state folder."""
 
-    def __init__(self, state: State, *, server_key: str, max_bytes: int) -> None:
+    def __init__(self, state: State, *, server_key: str, max_bytes: int, official: bool = False) -> None:
+        """`official`: the device's engine wants the official training model too."""
         self._blobs, self._weights = state.blobs, state.weights
         self._server_key = server_key
         self._max_bytes = max_bytes
+        self._official = official
         self._assemblies: dict[str, Assembly] = {}
         self._verified: set[str] = set()
 
@@ -146,7 +147,7 @@ class Downloads:
     def load(self, plan: Plan) -> tuple[Manifest, Vector]:
         """The manifest and the weights of a plan that needs nothing more. Raises WorkRefused."""
         try:
-            manifest = check_manifest(self._blobs.read(plan.bundle.digest), plan, self._server_key, self._max_bytes)
+            manifest = self._check(plan)
             return manifest, unpack(manifest.table, self._weights.read(plan.weights.digest))
         except TensorsInvalid as exc:
             raise WorkRefused("bundle", f"the weights of round {plan.round}: {exc}") from exc
@@ -160,17 +161,21 @@ class Downloads:
             self._drop_partial({plan.bundle.digest})
             return bundle
         try:
-            manifest = check_manifest(self._blobs.read(plan.bundle.digest), plan, self._server_key, self._max_bytes)
+            manifest = self._check(plan)
         except WorkRefused:
             self._blobs.discard(plan.bundle.digest)
             raise
-        graphs = graph_blobs(manifest, plan.bundle.chunk_bytes)
+        graphs = graph_blobs(manifest, plan.bundle.chunk_bytes, official=self._official)
         used = {plan.bundle.digest, *(blob.digest for blob in graphs)}
         self._drop_partial(used)
         wanted = self._missing(self._blobs, graphs) + self._missing(self._weights, [plan.weights])
         if not wanted:
             self._drop_surplus(used)
         return wanted
+
+    def _check(self, plan: Plan) -> Manifest:
+        data = self._blobs.read(plan.bundle.digest)
+        return check_manifest(data, plan, self._server_key, self._max_bytes, official=self._official)
 
     def _missing(self, store: BlobStore, blobs: Iterable[Blob]) -> tuple[Wanted, ...]:
         wanted = []

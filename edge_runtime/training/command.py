@@ -20,6 +20,7 @@ import numpy as np
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
 from edge_runtime.engine import Engine, EngineError, engine_version
 from edge_runtime.memory import peak_rss_bytes
+from edge_runtime.official import OfficialShelf, OfficialUnavailable
 from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
@@ -54,6 +55,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", help="tasks to train, with commas (default: all of the bundle)")
     parser.add_argument(
         "--probe-every", type=int, default=0, help="measure affinities at every so many steps (default: never)"
+    )
+    parser.add_argument(
+        "--engine",
+        choices=("portable", "official"),
+        default="portable",
+        help="official: the bundle's official artifacts, on onnxruntime-training (default portable)",
     )
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one for each core)")
     parser.add_argument("--weights", type=Path, help="start from these weights instead of the bundle's")
@@ -94,7 +101,7 @@ def train(args: argparse.Namespace) -> int:
             "tasks": model.tasks,
             "examples": len(dataset.train),
             "seed": args.seed,
-            "engine": engine_version(),
+            "engine": engine_version() + (" official" if args.engine == "official" else ""),
             "epochs": epochs,
             "test_loss": test_loss,
             "step_ms_median": statistics.median(step_ms),
@@ -156,7 +163,7 @@ def _one_sentence() -> Iterator[_Outcome]:
     except UsageError as exc:
         outcome.code = USAGE
         print(exc, file=sys.stderr)
-    except (WireError, DatasetInvalid, EngineError) as exc:
+    except (WireError, DatasetInvalid, EngineError, OfficialUnavailable) as exc:
         outcome.code = BAD_DATA
         print(exc, file=sys.stderr)
     except OSError as exc:
@@ -176,9 +183,13 @@ def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset]:
     for split in (dataset.train, dataset.val, dataset.test):
         if split is not None:
             check_fits(manifest, split)
-    shelf = GraphShelf(Engine(args.threads))
-    graphs = shelf.of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
-    return manifest, Model(manifest, graphs, weights), dataset
+    engine = Engine(args.threads)
+    graphs = GraphShelf(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
+    step = None
+    if args.engine == "official":
+        path = lambda group, _: wire.official_path(args.bundle, group, wire.TRAINING)  # noqa: E731
+        step = OfficialShelf(engine).of(manifest, path)
+    return manifest, Model(manifest, graphs, weights, step), dataset
 
 
 def _select(whole: wire.Manifest, args: argparse.Namespace) -> tuple[wire.Manifest, Vector]:

@@ -20,11 +20,20 @@ Batch = NDArray[np.float32]
 Targets = Mapping[str, Array]
 
 
+Step = Callable[[Batch, Targets, Vector, Vector], dict[str, float]]
+"""Another engine's whole step: x, targets and weights to losses by task, and all gradients into the last vector."""
+
+
 class Model:
     """The graphs of a manifest and one vector of parameters, changed in place as training goes on."""
 
-    def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector) -> None:
-        """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied."""
+    def __init__(
+        self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector, whole: Step | None = None
+    ) -> None:
+        """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied.
+
+        `whole` computes what `learn` needs in one run; without it the parts' graphs do.
+        """
         self.manifest = manifest
         self.tasks = manifest.task_names
         self.table = manifest.table
@@ -34,6 +43,7 @@ class Model:
         self._parameters = self._named("param", self.weights)
         self._gradients = self._named("grad", self.gradient)
         self._graph = graph
+        self._whole = whole
 
     @property
     def encoder(self) -> slice:
@@ -46,6 +56,24 @@ class Model:
         parameters = self._parameters if encoder is None else self._named("param", encoder)
         self._graph("encoder.forward").run({"x": x, **parameters["encoder"]}, {"z": z})
         return z
+
+    def learn(self, x: Batch, targets: Targets) -> dict[str, float]:
+        """The losses by task, with all gradients in `gradient`: the encoder's of Σ ∂L_i/∂z · 1/√T."""
+        if self._whole is not None:
+            return self._whole(x, targets, self.weights, self.gradient)
+        z = self.represent(x)
+        total, dz = np.zeros_like(z), np.empty_like(z)
+        losses: dict[str, float] = {}
+        for task in self.tasks:
+            losses[task] = self.step(task, z, targets[task], dz)
+            total += dz
+        self.backward(x, self.shared(total))
+        return losses
+
+    def shared(self, total: Batch) -> Batch:
+        """What the encoder receives of Σ ∂L_i/∂z, in place: 1/√T of it."""
+        total *= np.float32(1 / np.sqrt(len(self.tasks)))
+        return total
 
     def step(self, task: str, z: Batch, target: Array, dz: Batch) -> float:
         """One head's loss; ∂L/∂z goes to `dz`, the head's gradients to `gradient`."""

@@ -71,6 +71,8 @@ class Trainer:
         """The losses of a batch, with all gradients in `model.gradient`; and its affinities if they are probed."""
         model = self.model
         x, targets = load(model, self._split, chosen)
+        if not probing:
+            return model.learn(x, targets), None
         z = model.represent(x)
         total, dz = np.zeros_like(z), np.empty_like(z)
         losses: dict[str, float] = {}
@@ -78,13 +80,9 @@ class Trainer:
         for task in model.tasks:
             losses[task] = model.step(task, z, targets[task], dz)
             total += dz
-            if probing:
-                kept[task] = dz.copy()
-        affinity = None
-        if probing:
-            affinity = probe(model, x, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
-        total *= np.float32(1 / np.sqrt(len(model.tasks)))
-        model.backward(x, total)
+            kept[task] = dz.copy()
+        affinity = probe(model, x, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
+        model.backward(x, model.shared(total))
         return losses, affinity
 
 

@@ -9,7 +9,8 @@ from edge_runtime.agent.work import EvaluationResult, Report, Stage, TrainResult
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.engine import Engine, EngineError, engine_version
 from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
-from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_installed
+from edge_runtime.training.model import GraphShelf, Model, Step
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.training.velocity import VelocityStore
 from edge_runtime.wire.blob import BlobStore
@@ -23,12 +24,16 @@ EVALUATION_BATCH = 16
 class LocalWorker:
     """Trains and evaluates on the data set in a folder. Raises WorkerUnusable if it cannot be used."""
 
-    def __init__(self, data: Path, state: Path, threads: int | None = None) -> None:
+    def __init__(self, data: Path, state: Path, threads: int | None = None, *, official: bool = False) -> None:
         try:
             self._dataset = Dataset.open(data)
-        except DatasetInvalid as exc:
+            if official:
+                check_installed()
+        except (DatasetInvalid, OfficialUnavailable) as exc:
             raise WorkerUnusable(str(exc)) from exc
-        self._shelf = GraphShelf(Engine(threads))
+        self._engine = Engine(threads)
+        self._shelf = GraphShelf(self._engine)
+        self._official = OfficialShelf(self._engine) if official else None
         self._velocities = VelocityStore(state / "momentum")
 
     def hello(self) -> Hello:
@@ -40,7 +45,7 @@ class LocalWorker:
         }
         return Hello(
             software=f"mas-edge {__version__}",
-            engine=engine_version(),
+            engine=engine_version() + (" official" if self._official else ""),
             platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             examples={name: len(split) for name, split in splits.items() if split is not None},
             tasks=self._dataset.tasks,
@@ -53,7 +58,11 @@ class LocalWorker:
         restart_peak()
         assert plan.training is not None
         settings, split = plan.training, self._dataset.train
-        model = self._model(manifest, store, weights, split)
+        try:
+            whole = None if self._official is None else self._official.of(manifest, lambda _, key: store.path(key))
+        except (EngineError, OfficialUnavailable) as exc:
+            raise WorkRefused("bundle", str(exc)) from exc
+        model = self._model(manifest, store, weights, split, whole)
         try:
             val_loss = self._loss(model, self._dataset.val, report)
             velocity = self._velocities.load(manifest.table, plan.round - 1)
@@ -98,12 +107,14 @@ class LocalWorker:
             energy_j=None,
         )
 
-    def _model(self, manifest: Manifest, store: BlobStore, weights: Vector, split: Split) -> Model:
+    def _model(
+        self, manifest: Manifest, store: BlobStore, weights: Vector, split: Split, whole: Step | None = None
+    ) -> Model:
         try:
             check_fits(manifest, split)
         except DatasetInvalid as exc:
             raise WorkRefused("no_data", str(exc)) from exc
-        return Model(manifest, self._shelf.of(manifest, lambda _, digest: store.path(digest)), weights)
+        return Model(manifest, self._shelf.of(manifest, lambda _, digest: store.path(digest)), weights, whole)
 
     @staticmethod
     def _loss(model: Model, split: Split | None, report: Report) -> dict[str, float] | None:

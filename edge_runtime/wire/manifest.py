@@ -5,6 +5,8 @@ A bundle on a workstation is a folder:
     manifest.json
     weights.safetensors
     graphs/<graph name>.onnx
+    official/forward.onnx                      only where official ONNX Runtime training artifacts were asked for
+    official/<group>/<artifact>
 
 On a device and on the server it is the manifest and a blob store. The split of a model is a new manifest over the
 same graph files and other weights: nothing is compiled again and no graph is sent twice.
@@ -30,7 +32,7 @@ from msgspec import Meta
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
 from edge_runtime.wire.files import digest_file, write_whole
-from edge_runtime.wire.names import MAX_TASKS, Digest, TaskName, Tasks
+from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
 from edge_runtime.wire.tensors import MAX_TENSORS, Dimension, Tensor, TensorTable
 
 FORMAT = 1
@@ -38,6 +40,9 @@ MAX_MANIFEST_BYTES = 8 * 1024**2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GRAPHS = "graphs"
+OFFICIAL = "official"
+FORWARD = "forward.onnx"
+TRAINING = "training_model.onnx"
 
 GraphName = Annotated[
     str, Meta(pattern=r"^(encoder\.(forward|backward)|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|predict))\Z")
@@ -78,7 +83,34 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     compared: Annotated[int, Meta(ge=0, le=2**31)]
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Artifacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The official ONNX Runtime training artifacts of one group, and their largest relative difference to the graphs.
+
+    The training model has the inputs x, target.<task>, loss_weights (T,) and the parameters by their names, and the
+    outputs loss and loss.<task>; what flows into the encoder is Σ weight_i · ∂L_i/∂z · 1/√T, as in the portable engine.
+    """
+
+    training_model: File
+    eval_model: File
+    optimizer_model: File
+    checkpoint: File
+    max_relative_error: Annotated[float, Meta(ge=0)]
+
+    @property
+    def files(self) -> dict[str, File]:
+        """The files by their names in the group's folder."""
+        models = {f"{kind}_model.onnx": getattr(self, f"{kind}_model") for kind in ("training", "eval", "optimizer")}
+        return {**models, "checkpoint": self.checkpoint}
+
+
+class Official(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Official artifacts by group, and the forward graph of all tasks that those of other groups are made from."""
+
+    groups: Annotated[dict[GroupId, Artifacts], Meta(max_length=4096)]
+    forward: File | None = None
+
+
+class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a bundle is."""
 
     format: Literal[1]
@@ -92,6 +124,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     opset: Annotated[int, Meta(ge=1, le=1000)]
     parity: Parity
     versions: Annotated[dict[Text, Text], Meta(max_length=100)]
+    official: Official | None = None
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -110,8 +143,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 return task
         raise BundleInvalid(f"the bundle has no task {name!r}; it has {', '.join(self.task_names)}")
 
+    def needs(self, *, official: bool = False) -> dict[str, int]:
+        """Digests and bytes of the files that a device trains with; `official` adds the official training model."""
+        files = [*self.graphs.values()]
+        if official and self.official is not None:
+            files += [artifacts.training_model for artifacts in self.official.groups.values()]
+        return {file.digest: file.size_bytes for file in files}
+
     def group(self, tasks: Tasks, weights: File) -> "Manifest":
-        """The manifest of some of the tasks alone: the same graphs, other weights."""
+        """The manifest of some of the tasks alone: the same graphs, other weights, its own official artifacts."""
+        group = group_id(tasks)
+        artifacts = self.official.groups.get(group) if self.official else None
         kept = tuple(self.task(name) for name in sorted(set(tasks)))
         parts = ["encoder", *(f"head.{name}" for name in tasks)]
         return msgspec.structs.replace(
@@ -120,6 +162,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             tensors=self.table.select(parts).tensors,
             graphs={name: file for name, file in self.graphs.items() if _part(name) in parts},
             weights=weights,
+            official=None if artifacts is None else Official(groups={group: artifacts}),
         )
 
 
@@ -171,6 +214,11 @@ def graph_path(folder: Path, name: str) -> Path:
     return folder / GRAPHS / f"{name}.onnx"
 
 
+def official_path(folder: Path, group: str, name: str) -> Path:
+    """Where a bundle's folder keeps an official artifact; `group` and `name` are of a validated manifest."""
+    return folder / OFFICIAL / group / name
+
+
 def read_folder(folder: Path) -> Manifest:
     """The manifest of a bundle's folder, after checking every file against it. Raises BundleInvalid."""
     try:
@@ -181,6 +229,12 @@ def read_folder(folder: Path) -> Manifest:
     check_file(folder / WEIGHTS, manifest.weights)
     for name, graph in manifest.graphs.items():
         check_file(graph_path(folder, name), graph)
+    if manifest.official is not None:
+        if manifest.official.forward is not None:
+            check_file(folder / OFFICIAL / FORWARD, manifest.official.forward)
+        for group, artifacts in manifest.official.groups.items():
+            for name, artifact in artifacts.files.items():
+                check_file(official_path(folder, group, name), artifact)
     return manifest
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from export.errors import OperatorUnsupported
-from export.lowering import convolution, normalization, pointwise, reduction, resample, selection, shaping
+from export.lowering import convolution, normalization, official, pointwise, reduction, resample, selection, shaping
 from export.lowering.context import Call, Context, RuleBook, Unfit, Value
 from export.onnx_graph import ELEMENT, OnnxGraph
 from export.trace import Batch, Step, Trace
@@ -18,6 +18,8 @@ from export.trace import Batch, Step, Trace
 RULES = RuleBook()
 for family in (convolution, normalization, pointwise, reduction, resample, selection, shaping):
     RULES.update(family.RULES)
+OFFICIAL = RuleBook(RULES | official.RULES)
+"""For a forward pass that onnxruntime-training is to differentiate."""
 
 ADVICE = {
     "batch_norm": "use GroupNorm, whose statistics do not depend on the other samples of a batch",
@@ -38,10 +40,13 @@ def unsupported(step: Step) -> OperatorUnsupported:
     return OperatorUnsupported(name, step.module or "the model", advice)
 
 
-def lower(trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+def lower(
+    trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str], rules: RuleBook = RULES, located: bool = False
+) -> onnx.ModelProto:
     """The ONNX model of a trace, with these names for its inputs and outputs, in order.
 
-    The first input's first dimension is the micro-batch. Raises OperatorUnsupported for an operator without a rule.
+    `located` writes into each node's doc_string which module it comes from. The first input's first dimension is the
+    micro-batch. Raises OperatorUnsupported for an operator without a rule.
     """
     graph = OnnxGraph()
     context = Context(graph, inputs[0])
@@ -57,16 +62,19 @@ def lower(trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str]) -> onn
         if step.target is operator.getitem:
             values[step.node] = values[step.args[0]][step.args[1]]
             continue
-        rule = RULES.get(step.target)
+        rule = rules.get(step.target)
         if rule is None:
             raise unsupported(step)
         call = Call(str(step.target), step.module, step.shapes, step.dtypes, used[step.node])
         args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
+        first = len(graph.nodes)
         try:
             _check_types(step)
             values[step.node] = _values(rule(context, call, *args, **kwargs), call)
         except Unfit as exc:
             raise OperatorUnsupported(call.operator, step.module, str(exc)) from exc
+        for node in graph.nodes[first:] if located else ():
+            node.doc_string = step.module
     results = [_resolve(node, values) for node in trace.outputs]
     for i, (name, value) in enumerate(zip(outputs, results, strict=True)):
         # A fresh node for each output: an input, or a value used twice, can then be an output as well.

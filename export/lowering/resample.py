@@ -65,8 +65,8 @@ def average_pool(
 ) -> Result:
     """The mean over windows."""
     if ceil or divisor is not None:  # onnxruntime divides the windows at the edge otherwise
-        rows, columns = _pool_matrices(x.shape[-2:], kernel, stride, padding, ceil, count_padding, divisor)
-        return _between(context, rows, x, columns.T)
+        rows, columns = pool_matrices(x.shape[-2:], kernel, stride, padding, ceil, count_padding, divisor)
+        return between(context, rows, x, columns.T)
     return context.add(
         "AveragePool",
         x.name,
@@ -93,7 +93,7 @@ def average_pool_backward(
 ) -> Result:
     """Rᵀ g C: a mean over windows is a matrix for each direction."""
     return _transposed(
-        context, _pool_matrices(x.shape[-2:], kernel, stride, padding, ceil, count_padding, divisor), gradient
+        context, pool_matrices(x.shape[-2:], kernel, stride, padding, ceil, count_padding, divisor), gradient
     )
 
 
@@ -101,7 +101,7 @@ def average_pool_backward(
 def linear_resample(context: Context, call: Call, x: Value, output: Sequence[int], *rest: Any) -> Result:
     """R x Cᵀ for constant matrices R of the rows and C of the columns."""
     rows, columns = _matrices(call.operator, x.shape[-2:], output, rest)
-    return _between(context, rows, x, columns.T)
+    return between(context, rows, x, columns.T)
 
 
 @RULES.rule(aten._adaptive_avg_pool2d_backward.default)
@@ -121,7 +121,7 @@ def interpolate_backward(
 @RULES.rule(aten.upsample_nearest2d.default)
 def nearest(context: Context, call: Call, x: Value, output: Sequence[int], *rest: Any) -> Result:
     """Each pixel repeated, or for other factors the nearest one."""
-    factors = _whole_factors(x.shape[-2:], output, rest)
+    factors = whole_factors(x.shape[-2:], output, rest)
     if factors is None:
         return linear_resample(context, call, x, output, *rest)
     scales = context.graph.constant([1.0, 1.0, *map(float, factors)], "float32")
@@ -135,14 +135,14 @@ def nearest_backward(
     context: Context, call: Call, gradient: Value, output: Sequence[int], source: Sequence[Any], *rest: Any
 ) -> Result:
     """The sum over each pixel's copies."""
-    factors = _whole_factors(source[-2:], output, rest)
+    factors = whole_factors(source[-2:], output, rest)
     if factors is None:
         return _transposed(context, _matrices(call.operator, source[-2:], output, rest), gradient)
     mean = context.add("AveragePool", gradient.name, kernel_shape=factors, strides=factors)
     return context.add("Mul", mean, context.number(float(factors[0] * factors[1]), call.dtype))
 
 
-def _whole_factors(source: Sequence[Any], output: Sequence[int], scales: Sequence[float | None]) -> list[int] | None:
+def whole_factors(source: Sequence[Any], output: Sequence[int], scales: Sequence[float | None]) -> list[int] | None:
     """The factors, where every pixel is repeated as often; a scale that was rounded to the sizes repeats unevenly."""
     rows, columns = size(source[0]), size(source[1])
     factors = [output[0] // rows, output[1] // columns]
@@ -151,17 +151,18 @@ def _whole_factors(source: Sequence[Any], output: Sequence[int], scales: Sequenc
     return factors if whole and even else None
 
 
-def _between(context: Context, rows: NDArray[Any], x: Value, columns: NDArray[Any]) -> str:
+def between(context: Context, rows: NDArray[Any], x: Value, columns: NDArray[Any]) -> str:
+    """Rows · x · columns."""
     wide = context.add("MatMul", x.name, context.graph.constant(columns))
     return context.add("MatMul", context.graph.constant(rows), wide)
 
 
 def _transposed(context: Context, matrices: tuple[NDArray[Any], NDArray[Any]], gradient: Value) -> str:
     rows, columns = matrices
-    return _between(context, rows.T, gradient, columns)
+    return between(context, rows.T, gradient, columns)
 
 
-def _pool_matrices(
+def pool_matrices(
     source: Sequence[Any],
     kernel: Sequence[int],
     stride: Sequence[int],

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.agent.work import WorkCancelled, WorkerUnusable, WorkRefused
+from edge_runtime.engine import trains
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.training.worker import LocalWorker
@@ -181,3 +182,9 @@ def test_worker_stops_where_the_work_is_no_longer_wanted(tiny, worker, store):
     model = tiny.model()
     Trainer(model, tiny.dataset.train).train(plan.training, tiny.velocity())
     assert result.weights.tobytes() == model.weights.tobytes()
+
+
+@pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
+def test_worker_of_the_official_engine_needs_onnxruntime_training(tiny, tmp_path):
+    with pytest.raises(WorkerUnusable, match="needs onnxruntime-training"):
+        LocalWorker(tiny.data, tmp_path / "state", official=True)

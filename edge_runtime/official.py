@@ -1,0 +1,99 @@
+"""The second engine: the official training model of a group, run by onnxruntime-training 1.19.2 where it is installed.
+
+One graph computes all losses and all gradients of a step. It reads the parameters, and writes the gradients, in the
+caller's flat vectors: the training model takes a buffer for each gradient, which this engine binds to its place in
+the vector, so nothing is copied and neither torch nor onnxruntime.training.api (which imports it) is needed. The
+optimizer's step is ours (training.optimizer), because 1.19.2 has SGD without momentum alone. Probes, evaluation and
+prediction run on the portable graphs, which onnxruntime-training runs like any onnxruntime.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.engine import Engine, Graph, engine_version, trains
+from edge_runtime.wire.manifest import Artifacts, Manifest
+from edge_runtime.wire.names import group_id
+from edge_runtime.wire.tensors import Vector
+
+RELEASE = "1.19.2"
+
+
+class OfficialUnavailable(RuntimeError):
+    """The official engine cannot be used here, or has nothing to run for this group."""
+
+
+def check_installed() -> None:
+    """Raises OfficialUnavailable unless what is installed as onnxruntime is onnxruntime-training."""
+    if not trains():
+        raise OfficialUnavailable(
+            f"the engine 'official' needs onnxruntime-training {RELEASE}, and {engine_version()} is installed: install "
+            "onnxruntime-training-cpu in an environment of its own (x86-64, Python up to 3.12), or use 'portable'"
+        )
+
+
+def artifacts_of(manifest: Manifest) -> Artifacts:
+    """The official artifacts of a group's manifest. Raises OfficialUnavailable."""
+    group = group_id(manifest.task_names)
+    found = manifest.official.groups.get(group) if manifest.official else None
+    if found is None:
+        raise OfficialUnavailable(
+            f"the bundle has no official artifacts for {group}: make them with `python -m export split BUNDLE --groups "
+            f"{','.join(manifest.task_names)}`, or use the engine 'portable'"
+        )
+    return found
+
+
+class OfficialStep:
+    """All losses and gradients of a group in one run."""
+
+    def __init__(self, graph: Graph, manifest: Manifest) -> None:
+        self._graph = graph
+        self._table = manifest.table
+        self._tasks = manifest.task_names
+        names = (tensor.name for tensor in self._table.tensors)
+        self._done = {f"{name}_grad.accumulation.out": np.empty(1, np.bool_) for name in names}
+
+    def __call__(
+        self, x: NDArray[np.float32], targets: Mapping[str, NDArray[Any]], weights: Vector, gradient: Vector
+    ) -> dict[str, float]:
+        """The loss of each task for x (B, …); its gradients replace what is in `gradient` (D,).
+
+        The encoder's gradient is of Σ ∂L_i/∂z · 1/√T, which the artifact has in it. Raises EngineError.
+        """
+        losses = {f"loss.{task}": np.empty((), np.float32) for task in self._tasks}
+        buffers = {f"{n}_grad.accumulation.buffer": view for n, view in self._table.views(gradient).items()}
+        inputs = {
+            "x": x,
+            **{f"target.{task}": targets[task] for task in self._tasks},
+            "loss_weights": np.ones(len(self._tasks), np.float32),
+            "lazy_reset_grad": np.ones(1, np.bool_),
+            **self._table.views(weights),
+            **buffers,
+        }
+        self._graph.run(inputs, {"loss": np.empty((), np.float32), **losses, **self._done})
+        return {task: float(losses[f"loss.{task}"]) for task in self._tasks}
+
+
+class OfficialShelf:
+    """The step of the group that is being trained, loaded once for all its rounds."""
+
+    def __init__(self, engine: Engine) -> None:
+        """Raises OfficialUnavailable where onnxruntime-training is not installed."""
+        check_installed()
+        self._engine = engine
+        self._loaded: tuple[str, Graph] | None = None
+
+    def of(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> OfficialStep:
+        """A group's step. `locate` gives the file of the group's training model by the group and its digest.
+
+        Raises EngineError, or OfficialUnavailable where the bundle has no artifacts for the group.
+        """
+        digest = artifacts_of(manifest).training_model.digest
+        if self._loaded is None or self._loaded[0] != digest:
+            self._loaded = None  # the one before is freed first
+            self._loaded = (digest, self._engine.load(locate(group_id(manifest.task_names), digest)))
+        return OfficialStep(self._loaded[1], manifest)

@@ -1,0 +1,90 @@
+"""The second engine, without onnxruntime-training: how it binds a training model, and what it says where it cannot."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_runtime.engine import trains
+from edge_runtime.official import OfficialShelf, OfficialStep, OfficialUnavailable, artifacts_of, check_installed
+from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.tensors import Tensor
+
+FILE = wire.File(digest="0" * 64, size_bytes=1)
+ARRAY = wire.Array(shape=(2,), dtype="float32")
+ARTIFACTS = wire.Artifacts(
+    training_model=FILE, eval_model=FILE, optimizer_model=FILE, checkpoint=FILE, max_relative_error=0.0
+)
+
+
+def manifest(official=None):
+    return wire.Manifest(
+        format=1,
+        name="two",
+        tasks=tuple(wire.Task(name=name, target=ARRAY, prediction=ARRAY) for name in ("a", "b")),
+        input=ARRAY,
+        representation=ARRAY,
+        tensors=(
+            Tensor(name="encoder.w", shape=(2,), offset=0),
+            Tensor(name="head.a.w", shape=(), offset=2),
+            Tensor(name="head.b.w", shape=(), offset=3),
+        ),
+        graphs=dict.fromkeys(wire.graph_names(("a", "b")), FILE),
+        weights=FILE,
+        opset=18,
+        parity=wire.Parity(max_relative_error=0.0, worst="", compared=0),
+        versions={},
+        official=official,
+    )
+
+
+class TrainingModel:
+    """Adds one to every parameter for its gradient, and says loss 1 and 2."""
+
+    def run(self, inputs, outputs):
+        assert inputs["lazy_reset_grad"].all()
+        assert inputs["loss_weights"].tolist() == [1.0, 1.0]
+        for name in ("encoder.w", "head.a.w", "head.b.w"):
+            inputs[f"{name}_grad.accumulation.buffer"][...] = inputs[name] + 1
+            assert outputs[f"{name}_grad.accumulation.out"].dtype == np.bool_
+        outputs["loss.a"][...], outputs["loss.b"][...] = 1.0, inputs["target.b"].sum()
+
+
+def test_step_writes_gradients_into_the_vector_and_returns_losses():
+    x, targets = np.zeros((1, 2), np.float32), {"a": np.zeros((1, 2)), "b": np.ones((1, 2))}
+    weights, gradient = np.arange(4, dtype=np.float32), np.full(4, 9, np.float32)
+    assert OfficialStep(TrainingModel(), manifest())(x, targets, weights, gradient) == {"a": 1.0, "b": 2.0}
+    assert gradient.tolist() == [1, 2, 3, 4]
+
+
+def test_group_without_artifacts_is_refused_by_name():
+    with pytest.raises(OfficialUnavailable, match=r"no official artifacts for a\+b: .* --groups a,b"):
+        artifacts_of(manifest())
+    official = wire.Official(groups={"a": ARTIFACTS, "a+b": ARTIFACTS})
+    assert artifacts_of(manifest(official)) is official.groups["a+b"]
+
+
+@pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
+def test_stock_onnxruntime_is_refused_with_what_to_install():
+    with pytest.raises(
+        OfficialUnavailable, match=r"needs onnxruntime-training 1\.19\.2, and onnxruntime .* is installed"
+    ):
+        check_installed()
+    with pytest.raises(OfficialUnavailable):
+        OfficialShelf(engine=None)
+
+
+def test_group_of_a_manifest_keeps_its_own_artifacts_alone():
+    own, other = ARTIFACTS, msgspec.structs.replace(ARTIFACTS, max_relative_error=1.0)
+    whole = manifest(wire.Official(groups={"a": own, "a+b": other}, forward=FILE))
+    assert whole.group(("a",), FILE).official == wire.Official(groups={"a": own})
+    assert whole.group(("b",), FILE).official is None
+    assert wire.decode(wire.encode(whole)) == whole
+    assert b"official" not in wire.encode(manifest())
+
+
+def test_device_needs_the_training_model_where_its_engine_is_the_official_one():
+    model = wire.File(digest="1" * 64, size_bytes=7)
+    whole = manifest(wire.Official(groups={"a+b": msgspec.structs.replace(ARTIFACTS, training_model=model)}))
+    assert whole.needs() == {"0" * 64: 1}
+    assert whole.needs(official=True) == {"0" * 64: 1, "1" * 64: 7}
+    assert manifest().needs(official=True) == {"0" * 64: 1}
