@@ -13,6 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 # Modules without I/O or clock, and all that reads what comes from outside: every branch is tested.
 PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
 	edge_runtime/agent/session.py \
+	$(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
 	$(addprefix broker_server/, affinity.py aggregation.py coordinator.py split.py strategy.py transfers.py) \
 	$(addprefix broker_server/mqtt/, codec.py router.py session.py)
 
