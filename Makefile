@@ -14,6 +14,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
 	edge_runtime/agent/session.py \
 	$(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
+	devices/health.py $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
 	$(addprefix broker_server/, affinity.py aggregation.py coordinator.py split.py strategy.py transfers.py) \
 	$(addprefix broker_server/mqtt/, codec.py router.py session.py)
 
@@ -81,7 +82,7 @@ lint: $(VENV)/.stamp
 test: lint test-workstation test-board
 
 test-workstation: $(VENV)/.stamp apt
-	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov-branch --cov-report=
+	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov-branch --cov-report=
 	@ls $(PURE) > /dev/null
 	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100
 

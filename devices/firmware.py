@@ -31,14 +31,9 @@ class FirmwareSilent(Exception):
 def open_firmware(root: Path = Path("/")) -> Ask:
     """A way to ask the firmware. Raises FirmwareSilent where there is none."""
     for name in ("dev/vcio_gencmd", "dev/vcio"):
-        device = root / name
-        try:
-            if stat.S_ISCHR(device.stat().st_mode):
-                ask = _mailbox(os.open(device, os.O_RDWR | os.O_CLOEXEC))
-                ask("version")
-                return ask
-        except (OSError, FirmwareSilent):
-            continue
+        ask = _open_mailbox(root / name)
+        if ask is not None:
+            return ask
     for name in _PROGRAMS:
         if (root / name).is_file():
             return _program(root / name)
@@ -57,6 +52,24 @@ def question(command: str) -> bytearray:
 def answer(buffer: bytes | bytearray) -> str:
     """The text in the mailbox's buffer after the call."""
     return bytes(buffer[_HEADER.size : _HEADER.size + _TEXT_BYTES]).split(b"\0", 1)[0].decode("utf-8", "replace")
+
+
+def _open_mailbox(device: Path) -> Ask | None:
+    """The mailbox, if it is one, may be opened and answers."""
+    try:
+        if not stat.S_ISCHR(device.stat().st_mode):
+            return None
+        descriptor = os.open(device, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return None
+    ask = _mailbox(descriptor)
+    try:
+        if ask("version"):
+            return ask
+    except FirmwareSilent:
+        pass
+    os.close(descriptor)
+    return None
 
 
 def _mailbox(descriptor: int) -> Ask:

@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from edge_runtime.energy.journal import Journal
+from edge_runtime.energy.journal import Journal, sync
 from edge_runtime.energy.ledger import Ledger
 from edge_runtime.energy.meter import EnergyMeter, HealthProbe
 from edge_runtime.energy.records import Baseline, Condition, Facts, Forget, Mark, Phase, Record, Sample, Start
@@ -29,6 +29,8 @@ from edge_runtime.energy.sampler import Sampler
 
 HEALTH_S = 5.0
 """How often the board's health is looked at."""
+SYNC_S = 1.0
+"""How often the disk is made to keep the journal: a power cut costs so much at most."""
 MAX_JOURNAL_BYTES = 1 << 20
 """Then the readings are replaced by their sums."""
 _BEFORE = -1
@@ -52,7 +54,6 @@ class EnergyAccount:
         path: Path | None = None,
         reasons: tuple[str, ...] = (),
         clock: Callable[[], float] = time.monotonic,
-        sync_s: float = 1.0,
     ) -> None:
         self._meter = meter
         self._health = health
@@ -61,13 +62,15 @@ class EnergyAccount:
         self._lock = threading.RLock()
         self._ledger = Ledger()
         self._looked_s: float | None = None
-        self._journal = None if path is None else Journal(path, clock=clock, sync_s=sync_s)
+        self._journal = None if path is None else Journal(path)
         self._facts = None if meter is None else _facts(meter)
         self._sampler = Sampler(self.sample, 1 / HEALTH_S if self._facts is None else self._facts.rate_hz)
+        self._syncer = Sampler(self.sync, 1 / SYNC_S)
         self._resume()
 
     def __enter__(self) -> "EnergyAccount":  # noqa: PYI034 - typing has no Self before 3.11
         self._sampler.start()
+        self._syncer.start()
         return self
 
     def __exit__(
@@ -76,6 +79,9 @@ class EnergyAccount:
         self._sampler.stop()
         with self._lock:
             self._sample()
+        self._syncer.stop()
+        self.sync()
+        with self._lock:
             if self._journal is not None:
                 self._journal.close()
                 self._journal = None
@@ -130,6 +136,7 @@ class EnergyAccount:
     def report(self, round_: int, group: str) -> RoundEnergy:
         """What a round has cost up to now."""
         with self._lock:
+            self._look()
             mark = self._ledger.mark
             if not self._sample() and mark is not None:
                 self._ledger.apply(Mark(self._clock(), mark.round, mark.group, mark.phase))  # time goes on all the same
@@ -149,11 +156,24 @@ class EnergyAccount:
             if self._journal is not None and self._journal.size_bytes > MAX_JOURNAL_BYTES:
                 self._keep(lambda journal: journal.restart(self._ledger.snapshot()))
 
+    def sync(self) -> None:
+        """Make the disk keep the journal. The syncer's thread calls it; nobody waits for the disk meanwhile."""
+        with self._lock:
+            descriptor = None if self._journal is None else self._journal.descriptor()
+        if descriptor is None:
+            return
+        try:
+            sync(descriptor)
+        except OSError as exc:
+            _log.warning("the energy journal may not survive a power cut: %s", exc)
+
     def _mark(self, round_: int | None, group: str, phase: Phase) -> None:
         with self._lock:
+            before = self._ledger.mark
             self._sample()
             self._record(Mark(self._clock(), round_, group, phase))
-            self._look()
+            if before is None or (before.round, before.group) != (round_, group):
+                self._look()
 
     def _sample(self) -> bool:
         """Read the meter; whether it gave something."""

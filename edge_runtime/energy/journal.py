@@ -2,13 +2,13 @@
 
 Rules
 - Each record is one write of one line: a process that is killed loses at most the record that it was writing.
-- The disk is told to keep what was written every `sync_s` seconds, so a power cut costs that much. 0 is after each
-  record; a memory card pays for it.
+- `sync` makes the disk keep what was written. It may take a while on a memory card, so it works on a descriptor of its
+  own and needs no lock: who appends does not wait for it. A power cut costs what was appended since.
 - The file is never repaired in place: `restart` writes a whole new one beside it and renames it.
 """
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from edge_runtime.energy.records import Record, from_lines, to_line
@@ -18,11 +18,8 @@ from edge_runtime.wire.files import write_whole
 class Journal:
     """Appends records to a file. Every method raises OSError as the file system does."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], float], sync_s: float = 1.0) -> None:
+    def __init__(self, path: Path) -> None:
         self._path = path
-        self._clock = clock
-        self._sync_s = sync_s
-        self._synced_s = clock()
         self._descriptor: int | None = None
         self.size_bytes = 0
 
@@ -49,13 +46,21 @@ class Journal:
         self.size_bytes += written
         if written < len(line):
             raise OSError(28, "no space left for the energy journal", str(self._path))
-        now_s = self._clock()
-        if now_s - self._synced_s >= self._sync_s:
-            self._synced_s = now_s
-            os.fdatasync(self._descriptor)
+
+    def descriptor(self) -> int | None:
+        """A descriptor of the file for `sync`, which closes it."""
+        return None if self._descriptor is None else os.dup(self._descriptor)
 
     def close(self) -> None:
         """Let go of the file."""
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             os.close(descriptor)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until the disk keeps what was appended, and close the descriptor. Raises OSError."""
+    try:
+        os.fdatasync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -88,4 +88,4 @@ class Health(Protocol):
 
 
 HealthProbe = Callable[[], Health]
-"""Called every few seconds and at each change of phase; never raises."""
+"""Called every few seconds, and at the beginning and the end of a round; never raises."""

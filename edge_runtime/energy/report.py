@@ -1,11 +1,13 @@
 """What is said about a round's energy. None is what was not measured."""
 
+from collections.abc import Iterable
+
 import msgspec
 
 from edge_runtime.energy.records import Tally, Weather
 
 MEASURED_SHARE = 0.9
-"""A phase of which less was measured has no energy; what little is missing of the others counts at their mean power."""
+"""A phase, or round, of which less was measured has no energy; what little is missing counts at the mean power."""
 
 
 class PhaseEnergy(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,33 +78,27 @@ def round_energy(
     weather: Weather,
     reasons: tuple[str, ...] = (),
 ) -> RoundEnergy:
-    """A round out of its phases. The round has an energy if every phase of it that took time has one.
+    """A round out of its phases. It has an energy if enough of the whole of it was measured.
 
     `baseline` is (source, watts); it counts only for energy of the same source.
     """
     phases = {name: phase_energy(tally) for name, tally in tallies.items() if tally.seconds > 0}
-    known = [(phase.energy_j, phase.uncertainty_j) for phase in phases.values()]
-    seconds = sum(phase.seconds for phase in phases.values())
+    whole = phase_energy(_sum(tallies.values()))
     sources = tuple(dict.fromkeys(source for tally in tallies.values() for source in tally.sources))
-    measured_s = sum(tally.measured_s for tally in tallies.values())
     readings = sum(tally.readings for tally in tallies.values())
     idle_w = baseline[1] if baseline is not None and sources == (baseline[0],) else None
-    energy_j = uncertainty_j = None
-    if known and all(value is not None for value, _ in known):
-        energy_j = sum(value for value, _ in known if value is not None)
-        uncertainty_j = sum(value for _, value in known if value is not None)
     return RoundEnergy(
         round=round_,
         group=group,
         source="+".join(sources) or None,
         covers=covers if sources else None,
         estimated=any(tally.estimated for tally in tallies.values()),
-        sample_rate_hz=readings / measured_s if measured_s > 0 else None,
-        energy_j=energy_j,
-        uncertainty_j=uncertainty_j,
+        sample_rate_hz=readings / whole.measured_s if whole.measured_s > 0 else None,
+        energy_j=whole.energy_j,
+        uncertainty_j=whole.uncertainty_j,
         idle_w=idle_w,
-        above_idle_j=None if energy_j is None or idle_w is None else energy_j - idle_w * seconds,
-        seconds=seconds,
+        above_idle_j=None if whole.energy_j is None or idle_w is None else whole.energy_j - idle_w * whole.seconds,
+        seconds=whole.seconds,
         gap_s=sum(tally.gap_s for tally in tallies.values()),
         phases=phases,
         temperature_max_c=weather.temperature_max_c,
@@ -110,3 +106,14 @@ def round_energy(
         throttled=weather.throttled,
         reasons=reasons,
     )
+
+
+def _sum(tallies: Iterable[Tally]) -> Tally:
+    """Lengths, energy and uncertainty of phases together."""
+    whole = Tally()
+    for tally in tallies:
+        whole.seconds += tally.seconds
+        whole.measured_s += tally.measured_s
+        whole.energy_j += tally.energy_j
+        whole.uncertainty_j += tally.uncertainty_j
+    return whole

@@ -16,6 +16,16 @@ def test_plain_file_is_no_mailbox(board):
         open_firmware(board.root)
 
 
+def test_device_that_is_no_mailbox_is_passed_over_and_closed(board, open_files):
+    """/dev/null is a character device that takes no request; the program is asked instead."""
+    board.write("dev")
+    (board.root / "dev/vcio").symlink_to("/dev/null")
+    board.vcgencmd('version) echo "2025";;')
+    before = open_files()
+    assert open_firmware(board.root)("version") == "2025\n"
+    assert open_files() == before
+
+
 def test_program_answers(board):
     board.vcgencmd('get_throttled) echo "throttled=0x0";;')
     assert open_firmware(board.root)("get_throttled") == "throttled=0x0\n"

@@ -1,3 +1,4 @@
+import os
 import random
 import signal
 import subprocess
@@ -179,6 +180,22 @@ def test_disk_that_fails_ends_the_journal_and_not_the_account(tmp_path, meter, c
     account.begin(3, "depth")
     run(account, clock, 1.0)
     assert account.report(3, "depth").energy_j == pytest.approx(5.0)
+
+
+def test_sync_that_fails_is_said_and_the_account_goes_on(tmp_path, meter, clock, caplog):
+    account = EnergyAccount(meter, path=tmp_path / "energy.journal", clock=clock)
+    account.sync()
+    assert caplog.text == ""
+    read_end, write_end = os.pipe()  # a pipe cannot be synced
+    os.dup2(write_end, account._journal._descriptor)
+    account.sync()
+    assert "power cut" in caplog.text
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_account_without_a_journal_has_nothing_to_sync(account):
+    account.sync()
 
 
 def test_running_account_samples_by_itself_and_closes_its_meter(tmp_path, meter):

@@ -108,6 +108,19 @@ def test_phase_that_was_hardly_measured_has_no_energy():
     assert report.energy_j is None
 
 
+def test_moment_that_was_not_measured_does_not_cost_the_round_its_energy():
+    ledger = fold(
+        Start(0.0, facts()),
+        Mark(0.0, 1, "a", "train"),
+        *steady(0.0, 1.0),
+        Mark(1.001, 1, "a", "upload"),
+        Mark(1.002, 1, "a", "idle"),
+    )
+    report = ledger.report(1, "a")
+    assert report.phases["upload"].energy_j is None
+    assert report.energy_j == pytest.approx(5.01)
+
+
 def test_little_that_is_missing_counts_at_the_mean_and_is_uncertain():
     ledger = fold(
         Start(0.0, facts()),
