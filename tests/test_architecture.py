@@ -162,5 +162,11 @@ def test_wire_imports_without_the_runtime():
     import_without(("torch", "onnx", "onnxruntime", "jwt"), modules)
 
 
+@pytest.mark.parametrize("module", [module for module in SOURCES if within(module, "devices")])
+def test_boards_need_the_standard_library_alone(module):
+    names = {name.split(".")[0] for name in imports_of(SOURCES[module])}
+    assert names <= {"devices", *sys.stdlib_module_names}
+
+
 def test_source_files_are_found():
     assert {"edge_runtime.wire", "edge_runtime.wire.messages", "devices"} <= SOURCES.keys()

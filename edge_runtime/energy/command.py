@@ -181,28 +181,31 @@ def _words(found: Measured) -> str:
 
 def _run(command: Sequence[str], *, quiet: bool) -> int:
     """Run a command to its end, as a shell would count its exit code."""
-    try:
-        process = subprocess.Popen(command, stdout=sys.stderr if quiet else None)
-    except FileNotFoundError:
-        print(f"{command[0]}: not found", file=sys.stderr)
-        return NOT_FOUND
-    except OSError as exc:
-        print(f"{command[0]}: {exc.strerror}", file=sys.stderr)
-        return NOT_RUNNABLE
-    with _signals_for(process):
+    started: list[subprocess.Popen[bytes]] = []
+    with _signals_for(started):
+        try:
+            process = subprocess.Popen(command, stdout=sys.stderr if quiet else None)
+        except FileNotFoundError:
+            print(f"{command[0]}: not found", file=sys.stderr)
+            return NOT_FOUND
+        except OSError as exc:
+            print(f"{command[0]}: {exc.strerror}", file=sys.stderr)
+            return NOT_RUNNABLE
+        started.append(process)
         code = process.wait()
     return 128 - code if code < 0 else code
 
 
 @contextmanager
-def _signals_for(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+def _signals_for(started: "Sequence[subprocess.Popen[bytes]]") -> Iterator[None]:
     """Ctrl-C reaches the command by itself; SIGTERM is handed on. Either way its energy is still reported."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def hand_on(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+        for process in started:
+            process.send_signal(number)
 
     before = {
         signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),

@@ -138,7 +138,6 @@ def test_sigterm_goes_to_the_command_and_its_energy_is_reported(tmp_path):
     )
     while not ready.exists():
         time.sleep(0.02)
-    time.sleep(0.2)  # until the signals' handlers stand
     process.terminate()
     found = json.loads(process.communicate(timeout=60)[0])
     assert process.returncode == found["exit_code"] == 128 + signal.SIGTERM

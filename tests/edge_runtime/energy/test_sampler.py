@@ -35,5 +35,11 @@ def test_sampler_does_not_catch_up_after_a_slow_tick():
     assert len(count) <= 2
 
 
+def test_slow_sampler_stops_at_once():
+    sampler = Sampler(lambda: None, 0.001)
+    sampler.start()
+    sampler.stop()
+
+
 def test_sampler_that_never_ran_stops():
     Sampler(lambda: None, 1.0).stop()
