@@ -14,7 +14,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 # Modules without I/O or clock, and all that reads what comes from outside: every branch is tested.
 PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
 	edge_runtime/agent/session.py \
+	$(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
 	$(addprefix edge_runtime/training/, optimizer.py probe.py schedule.py) \
+	devices/health.py $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
 	$(addprefix broker_server/, affinity.py aggregation.py answers.py coordinator.py split.py strategy.py transfers.py) \
 	$(addprefix broker_server/mqtt/, auth.py codec.py flow.py hub.py local.py outbox.py packets.py retained.py \
 		router.py session.py topics.py)
@@ -94,7 +96,7 @@ lint: $(VENV)/.stamp
 test: lint test-workstation test-board
 
 test-workstation: $(VENV)/.stamp apt
-	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov-branch --cov-report=
+	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov-branch --cov-report=
 	@ls $(PURE) > /dev/null
 	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100
 

@@ -1,15 +1,17 @@
-"""The runtime's commands: `python -m edge_runtime run|train|predict|datasets`."""
+"""The runtime's commands: `python -m edge_runtime run|train|predict|datasets|energy`."""
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from edge_runtime.agent import command as agent
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.datasets import command as datasets
+from edge_runtime.energy import command as energy
 
 if TYPE_CHECKING:
+    from edge_runtime.energy.meter import EnergyMeter
     from edge_runtime.training.worker import LocalWorker
 
 
@@ -19,6 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     agent.add_arguments(commands.add_parser("run", help="join a federation over MQTT"))
     datasets.add_arguments(commands.add_parser("datasets", help="make data sets"))
+    energy.add_arguments(commands.add_parser("energy", help="measure the energy of a command or of the idle machine"))
     local = {"train": "train locally, without a network", "predict": "run a plain model over some images"}
     parsers = {name: commands.add_parser(name, help=text) for name, text in local.items()}
     # The engine is loaded by the commands that compute; the others work without it.
@@ -29,6 +32,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training.add_predict_arguments(parsers["predict"])
         args = parser.parse_args(arguments)
         return training.train(args) if args.command == "train" else training.predict(args)
+    if (arguments or sys.argv[1:])[:1] == ["energy"]:
+        from devices.health import HealthProbe
+
+        words, command = energy.split(arguments or sys.argv[1:])
+        return energy.run(parser.parse_args(words), command, _meter, HealthProbe())
     args = parser.parse_args(arguments)
     return datasets.run(args) if args.command == "datasets" else agent.run(args, _worker)
 
@@ -37,6 +45,25 @@ def _worker(config: AgentConfig) -> "LocalWorker":
     from edge_runtime.training.worker import LocalWorker
 
     return LocalWorker(config.data, config.state, config.threads, official=config.engine == "official")
+
+
+def _meter(args: argparse.Namespace) -> "tuple[EnergyMeter | None, tuple[str, ...]]":
+    """A meter of this board's, and MQTT for those that need it."""
+    from devices.meters import open_source
+    from edge_runtime.energy.listener import listen
+
+    def hear(url: str, topic: str, take: Callable[[bytes], None]) -> Callable[[], None]:
+        return listen(
+            url,
+            topic,
+            take,
+            username=args.mqtt_user,
+            password=energy.read_password(args.mqtt_password_file),
+            ca_file=args.mqtt_ca,
+        )
+
+    found = open_source(args.source, listen=hear)
+    return found.meter, found.reasons
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ OURS = ("edge_runtime", "broker_server", "export", "devices")
 MAY_IMPORT = {
     "edge_runtime.wire": ("edge_runtime.wire",),
     "edge_runtime": ("edge_runtime",),
+    "edge_runtime.__main__": ("edge_runtime", "devices"),  # hands the board's meters to the runtime
     "broker_server": ("broker_server", "edge_runtime.wire"),
     "export": ("export", "edge_runtime.wire"),
     "export.__main__": ("export", "edge_runtime"),  # holds what it compiled to the engine that will run it
@@ -159,6 +160,12 @@ def test_board_s_other_modules_import_without_torch():
 def test_wire_imports_without_the_runtime():
     modules = [m for m in SOURCES if within(m, "edge_runtime.wire") and m != "edge_runtime.wire.tokens"]
     import_without(("torch", "onnx", "onnxruntime", "jwt"), modules)
+
+
+@pytest.mark.parametrize("module", [module for module in SOURCES if within(module, "devices")])
+def test_boards_need_the_standard_library_alone(module):
+    names = {name.split(".")[0] for name in imports_of(SOURCES[module])}
+    assert names <= {"devices", *sys.stdlib_module_names}
 
 
 def test_source_files_are_found():

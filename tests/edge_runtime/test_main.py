@@ -16,7 +16,7 @@ def test_without_a_command_the_commands_are_named(capsys):
     assert "COMMAND" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["run", "train", "predict", "datasets"])
+@pytest.mark.parametrize("command", ["run", "train", "predict", "datasets", "energy"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as caught:
         main([command, "--help"])
@@ -32,7 +32,7 @@ def test_wrong_command_line_ends_with_two(words, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [["--help"], ["datasets", "--help"], ["run", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], ["datasets", "--help"], ["run", "--help"], ["energy", "--help"]])
 def test_commands_that_do_not_compute_do_not_load_the_engine(words):
     script = f"""
 import sys

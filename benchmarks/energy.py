@@ -1,0 +1,159 @@
+"""Energy: error on synthetic traces, what a kill loses, and what sampling costs. `python -m benchmarks.energy`."""
+
+import argparse
+import math
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT, spread, write
+from devices.meters import open_source
+from devices.meters.meter import MeterFacts
+from edge_runtime.energy.account import EnergyAccount
+from edge_runtime.energy.integration import Reading, between
+from edge_runtime.energy.records import Sample, from_lines
+
+SECONDS = 20.0
+RANGE_J = 60.0
+CHILD = """
+import os, sys, time
+from pathlib import Path
+from devices.meters.meter import MeterFacts
+from edge_runtime.energy.account import EnergyAccount
+
+class Meter:
+    facts = MeterFacts(source="counting", covers="nothing", rate_hz=1000.0, resolution=0.0, gain_error=0.0)
+    def read(self):
+        os.write(1, b"\\n")
+        return (5.0,)
+    def close(self):
+        pass
+
+with EnergyAccount(Meter(), path=Path(sys.argv[1])) as account:
+    account.begin(0, "a")
+    time.sleep(60)
+"""
+
+
+def error(chance: random.Random, rate_hz: float, *, counts: bool) -> float:
+    """Relative error on one trace: a wave and a step, readings jittered by a third of a period, three left-out spans.
+
+    A counter wraps at RANGE_J.
+    """
+    level, period_s = chance.uniform(1, 10), chance.uniform(1, 20)
+    swing, step_s = chance.uniform(0, 0.8) * level, chance.uniform(2, 18)
+    step = chance.uniform(-0.9, 2) * (level - swing)
+
+    def power_w(t: float) -> float:
+        return level + swing * math.sin(2 * math.pi * t / period_s) + (step if t >= step_s else 0)
+
+    def energy_j(t: float) -> float:
+        wave = swing * period_s / (2 * math.pi) * (1 - math.cos(2 * math.pi * t / period_s))
+        return level * t + wave + step * max(0.0, t - step_s)
+
+    last = int(SECONDS * rate_hz)
+    times = [(n + chance.uniform(-0.33, 0.33) * (0 < n < last)) / rate_hz for n in range(last + 1)]
+    for start_s in (chance.uniform(1, 18) for _ in range(3)):
+        length_s = chance.uniform(0, 0.3)
+        times = [t for t in times if not start_s < t < start_s + length_s]
+    facts = MeterFacts(
+        source="synthetic",
+        covers="a trace",
+        rate_hz=rate_hz,
+        resolution=0.0,
+        gain_error=0.0,
+        counter_ranges_j=(RANGE_J,) if counts else None,
+    )
+    readings = [Reading(t, (energy_j(t) % RANGE_J if counts else power_w(t),)) for t in times]
+    spans = [between(facts, before, after, None) for before, after in pairwise(readings)]
+    total_j = sum(span.energy_j(span.start_s, span.end_s) for span in spans if span is not None)
+    return abs(total_j - energy_j(SECONDS)) / energy_j(SECONDS)
+
+
+def traces(count: int) -> dict[str, Any]:
+    """The error over many traces, in percent."""
+    chance = random.Random(0)
+    kinds = {"watts_10_hz": (10.0, False), "watts_50_hz": (50.0, False), "counter_10_hz": (10.0, True)}
+    found: dict[str, Any] = {"traces": count}
+    for name, (rate_hz, counts) in kinds.items():
+        errors = sorted(100 * error(chance, rate_hz, counts=counts) for _ in range(count))
+        found[name] = {"median_percent": errors[count // 2], "worst_percent": errors[-1]}
+    return found
+
+
+def kills(folder: Path, count: int) -> dict[str, Any]:
+    """SIGKILL at random moments of a process that journals 1,000 readings a second: readings taken but not kept."""
+    chance, lost = random.Random(1), []
+    path = folder / "killed.journal"
+    for _ in range(count):
+        process = subprocess.Popen([sys.executable, "-c", CHILD, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        process.stdout.read(1)
+        time.sleep(chance.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        taken = 1 + len(process.stdout.read())
+        process.wait()
+        records, _ = from_lines(path.read_bytes())
+        lost.append(taken - sum(isinstance(record, Sample) for record in records))
+    return {"kills": count, "readings_lost_at_most": max(lost), "kills_that_lost_one": sum(n > 0 for n in lost)}
+
+
+def cost(folder: Path, seconds: float) -> dict[str, Any]:
+    """Processor time of sampling with a journal, in percent of one core, on files that stand for a board's."""
+    chip, zone = folder / "sys/class/hwmon/hwmon0", folder / "sys/class/powercap/intel-rapl:0"
+    rails = {f"in{n}_label": f"RAIL{n}" for n in (1, 2, 3)} | {f"in{n}_input": "5000" for n in (1, 2, 3)}
+    currents = {f"curr{n}_input": "800" for n in (1, 2, 3)}
+    for place, files in (
+        (chip, {"name": "ina3221"} | rails | currents),
+        (zone, {"name": "package-0", "energy_uj": "5", "max_energy_range_uj": "262143328850"}),
+    ):
+        place.mkdir(parents=True)
+        for name, text in files.items():
+            (place / name).write_text(f"{text}\n")
+    found: dict[str, Any] = {}
+    for source in ("hwmon:ina3221", "rapl"):
+        shares, rates = [], []
+        for n in range(3):
+            meter = open_source(source, root=folder).meter
+            with EnergyAccount(meter, path=folder / f"{source}.{n}.journal") as account:
+                account.begin(0, "a")
+                before_s, began_s = _processor_s(), time.monotonic()
+                time.sleep(seconds)
+                shares.append(100 * (_processor_s() - before_s) / (time.monotonic() - began_s))
+                rates.append(account.report(0, "a").sample_rate_hz or 0.0)
+        found[source] = {"cpu_percent": spread(shares), "sample_rate_hz": spread(rates)}
+    return found
+
+
+def _processor_s() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    """Measure, print and write benchmarks/results/energy.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--traces", type=int, default=300)
+    parser.add_argument("--kills", type=int, default=100)
+    parser.add_argument("--seconds", type=float, default=10.0, help="length of a run that measures sampling's cost")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        result = {
+            "synthetic": traces(args.traces),
+            "kill": kills(Path(name), args.kills),
+            "sampling": cost(Path(name), args.seconds),
+        }
+    for part, figures in result.items():
+        print(f"{part}: {figures}")
+    write("energy", "python -m benchmarks.energy", result)
+
+
+if __name__ == "__main__":
+    main()

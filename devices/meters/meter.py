@@ -1,0 +1,93 @@
+"""What every meter here says about itself, and how the files of a running kernel are read.
+
+Meters have `facts`, `read()` and `close()`; `read` gives one value in watts, or every counter in joules, or None if the
+sensor cannot be read at that moment. They take the root of the file system as an argument, so that a recorded tree can
+stand for a board.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class MeterAbsent(Exception):
+    """A meter is not on this board or cannot be used; the message is one sentence that says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeterFacts:
+    """What a meter is.
+
+    `resolution` is the smallest step of a reading, in watts, or in joules for counters; `gain_error` the largest error
+    in proportion to the reading; `counter_ranges_j` where each counter begins again at zero, None for a meter of watts.
+    """
+
+    source: str
+    covers: str
+    rate_hz: float
+    resolution: float
+    gain_error: float
+    estimated: bool = False
+    counter_ranges_j: tuple[float, ...] | None = None
+
+
+class Meter(Protocol):
+    """Any of the meters."""
+
+    @property
+    def facts(self) -> MeterFacts:
+        """What it is."""
+        ...
+
+    def read(self) -> tuple[float, ...] | None:
+        """Watts, or the counters in joules; None if it cannot be read now."""
+        ...
+
+    def close(self) -> None:
+        """Let go of files."""
+        ...
+
+
+class NumberFile:
+    """A file of the kernel's that holds one number, kept open: reading it again is one system call.
+
+    Raises OSError if it cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def read(self) -> float | None:
+        """The number; None if it is not one or cannot be read now."""
+        try:
+            return float(int(os.pread(self._descriptor, 64, 0)))
+        except (OSError, ValueError):
+            return None
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._descriptor)
+
+
+def read_text(path: Path) -> str | None:
+    """A small file's text without the white space around it; None if it cannot be read."""
+    try:
+        return path.read_bytes()[:4096].decode("utf-8", "replace").strip()
+    except OSError:
+        return None
+
+
+def read_number(path: Path) -> float | None:
+    """The number in a small file, however it is written; None if there is none."""
+    text = read_text(path)
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None
+
+
+def numbered(path: Path) -> tuple[str, int]:
+    """Sorts hwmon2 before hwmon10."""
+    digits = "".join(filter(str.isdigit, path.name))
+    return path.name.rstrip("0123456789"), int(digits or 0)

@@ -1,0 +1,258 @@
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from edge_runtime.energy.account import HEALTH_S, MAX_JOURNAL_BYTES, EnergyAccount
+from edge_runtime.energy.records import Sample, from_lines
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def account(meter, clock, health):
+    """Without its thread: time and readings are the test's."""
+    return EnergyAccount(meter, health=health, clock=clock)
+
+
+def run(account, clock, seconds, step_s=0.02):
+    for _ in range(round(seconds / step_s)):
+        clock.now_s += step_s
+        account.sample()
+
+
+def test_phases_of_a_round_have_their_joules(account, clock, meter):
+    account.begin(3, "depth")
+    run(account, clock, 1.0)
+    with account.phase("train"):
+        run(account, clock, 2.0)
+        with account.phase("probe"):
+            run(account, clock, 1.0)
+    report = account.report(3, "depth")
+    joules = {name: phase.energy_j for name, phase in report.phases.items()}
+    assert joules == {"idle": pytest.approx(5), "train": pytest.approx(10), "probe": pytest.approx(5)}
+    assert report.energy_j == pytest.approx(20.0)
+    assert report.source == account.source == "fake"
+    assert report.sample_rate_hz == pytest.approx(50, rel=0.05)
+
+
+def test_phase_ends_with_an_error_too(account, clock):
+    account.begin(3, "depth")
+    with pytest.raises(KeyError), account.phase("train"):
+        raise KeyError
+    run(account, clock, 1.0)
+    assert account.report(3, "depth").phases.keys() == {"idle"}
+
+
+def test_switch_to_the_same_phase_reads_nothing(account, clock, meter):
+    account.begin(3, "depth")
+    account.switch("train")
+    meter.read = None
+    account.switch("train")
+
+
+def test_switch_outside_any_round_changes_nothing(account):
+    account.switch("train")
+    with account.phase("train"):
+        pass
+    assert account.report(0, "").phases == {}
+
+
+def test_after_the_end_nothing_counts(account, clock):
+    account.begin(3, "depth")
+    run(account, clock, 1.0)
+    account.end()
+    run(account, clock, 1.0)
+    assert account.report(3, "depth").energy_j == pytest.approx(5.0)
+
+
+def test_baseline_is_measured_before_and_reported_beside(account, clock, meter):
+    meter.value = (2.0,)
+    account.begin(2, "before")
+    assert account.measure_idle(3.0, lambda seconds: run(account, clock, seconds)) == pytest.approx(2.0)
+    run(account, clock, 1.0)
+    assert account.report(2, "before").energy_j == pytest.approx(2.0)
+    meter.value = (7.0,)
+    account.begin(3, "depth")
+    run(account, clock, 1.0)
+    report = account.report(3, "depth")
+    assert report.idle_w == pytest.approx(2.0)
+    assert report.above_idle_j == pytest.approx(5.0)
+
+
+def test_meter_that_fails_for_a_while_leaves_a_gap(account, clock, meter):
+    account.begin(3, "depth")
+    run(account, clock, 1.0)
+    meter.value = None
+    run(account, clock, 1.0)
+    meter.value = (5.0,)
+    run(account, clock, 1.0)
+    report = account.report(3, "depth")
+    assert report.energy_j == pytest.approx(15.0)
+    assert report.gap_s == pytest.approx(1.0, rel=0.05)
+
+
+def test_meter_that_fails_for_good_gives_none(account, clock, meter):
+    account.begin(3, "depth")
+    meter.value = None
+    run(account, clock, 1.0)
+    assert account.report(3, "depth").energy_j is None
+    assert account.report(3, "depth").seconds == pytest.approx(1.0)
+
+
+def test_without_a_meter_health_and_time_are_kept(clock, health):
+    account = EnergyAccount(None, health=health, clock=clock, reasons=("rapl: not here",))
+    assert account.measure_idle(1.0, lambda _: None) is None
+    account.begin(3, "depth")
+    clock.now_s += 2
+    report = account.report(3, "depth")
+    assert (report.energy_j, report.seconds, report.reasons) == (None, pytest.approx(2.0), ("rapl: not here",))
+    assert (report.temperature_max_c, report.throttled) == (50.0, ())
+    assert account.source is None
+
+
+def test_health_is_looked_at_every_few_seconds(meter, clock, health):
+    looks = []
+
+    def probe():
+        looks.append(clock.now_s)
+        return health()
+
+    account = EnergyAccount(meter, health=probe, clock=clock)
+    run(account, clock, 3 * HEALTH_S + 1)
+    assert len(looks) == 4
+
+
+def test_restart_goes_on_with_what_was_counted(tmp_path, meter, clock):
+    path = tmp_path / "energy.journal"
+    first = EnergyAccount(meter, path=path, clock=clock)
+    first.measure_idle(1.0, lambda seconds: run(first, clock, seconds))
+    first.begin(3, "depth")
+    run(first, clock, 1.0)
+    clock.now_s = 7.0  # a board that has booted anew counts from zero
+    second = EnergyAccount(meter, path=path, clock=clock)
+    second.begin(3, "depth")
+    run(second, clock, 1.0)
+    report = second.report(3, "depth")
+    assert report.energy_j == pytest.approx(10.0)
+    assert report.idle_w == pytest.approx(5.0)
+    second.forget(3, "depth")
+    assert EnergyAccount(meter, path=path, clock=clock).report(3, "depth").energy_j is None
+
+
+def test_torn_journal_is_taken_up(tmp_path, meter, clock, caplog):
+    path = tmp_path / "energy.journal"
+    first = EnergyAccount(meter, path=path, clock=clock)
+    first.begin(3, "depth")
+    run(first, clock, 1.0)
+    path.write_bytes(path.read_bytes()[:-5])
+    with caplog.at_level("INFO"):
+        second = EnergyAccount(meter, path=path, clock=clock)
+    assert "torn" in caplog.text
+    assert second.report(3, "depth").energy_j == pytest.approx(5.0, rel=0.05)
+
+
+def test_journal_stays_small_and_loses_nothing(tmp_path, meter, clock):
+    path = tmp_path / "energy.journal"
+    account = EnergyAccount(meter, path=path, clock=clock)
+    account.begin(3, "depth")
+    written = 0
+    while written < 2 * MAX_JOURNAL_BYTES:
+        before = path.stat().st_size
+        run(account, clock, 20.0)
+        written += max(0, path.stat().st_size - before)
+    seconds = account.report(3, "depth").seconds
+    assert path.stat().st_size < MAX_JOURNAL_BYTES + 100_000
+    again = EnergyAccount(meter, path=path, clock=clock)
+    assert again.report(3, "depth").energy_j == pytest.approx(5.0 * seconds)
+
+
+def test_disk_that_fails_ends_the_journal_and_not_the_account(tmp_path, meter, clock, caplog):
+    folder = tmp_path / "energy.journal"
+    folder.mkdir()
+    account = EnergyAccount(meter, path=folder, clock=clock)
+    assert "no longer journalled" in caplog.text
+    account.begin(3, "depth")
+    run(account, clock, 1.0)
+    assert account.report(3, "depth").energy_j == pytest.approx(5.0)
+
+
+def test_sync_that_fails_is_said_and_the_account_goes_on(tmp_path, meter, clock, caplog):
+    account = EnergyAccount(meter, path=tmp_path / "energy.journal", clock=clock)
+    account.sync()
+    assert caplog.text == ""
+    read_end, write_end = os.pipe()  # a pipe cannot be synced
+    os.dup2(write_end, account._journal._descriptor)
+    account.sync()
+    assert "power cut" in caplog.text
+    os.close(read_end)
+    os.close(write_end)
+
+
+def test_account_without_a_journal_has_nothing_to_sync(account):
+    account.sync()
+
+
+def test_running_account_samples_by_itself_and_closes_its_meter(tmp_path, meter):
+    with EnergyAccount(meter, path=tmp_path / "energy.journal") as account:
+        account.begin(1, "a")
+        with account.phase("train"):
+            time.sleep(0.5)
+        report = account.report(1, "a")
+    assert meter.closed
+    assert report.phases["train"].energy_j == pytest.approx(5.0 * report.phases["train"].seconds, rel=1e-3)
+    records, torn = from_lines((tmp_path / "energy.journal").read_bytes())
+    assert torn == 0
+    assert len([record for record in records if isinstance(record, Sample)]) > 5
+
+
+JOURNALLING = """
+import os, sys, time
+from pathlib import Path
+from edge_runtime.energy.account import EnergyAccount
+
+class Facts:
+    source, covers, rate_hz, resolution = "fake", "all", 1000.0, 0.0
+    gain_error, estimated, counter_ranges_j = 0.0, False, None
+
+class Meter:
+    facts, n = Facts(), 0
+    def read(self):
+        self.n += 1
+        os.write(1, b"%d\\n" % self.n)
+        return (float(self.n),)
+    def close(self):
+        pass
+
+with EnergyAccount(Meter(), path=Path(sys.argv[1])) as account:
+    account.begin(4, "depth")
+    while True:
+        for phase in ("train", "probe"):
+            with account.phase(phase):
+                time.sleep(0.003)
+"""
+
+
+def test_killed_process_loses_at_most_one_sample(tmp_path):
+    path, chance = tmp_path / "energy.journal", random.Random(7)
+    seconds = 0.0
+    for _ in range(8):
+        process = subprocess.Popen([sys.executable, "-c", JOURNALLING, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
+        assert process.stdout.readline() == b"1\n"
+        time.sleep(chance.uniform(0, 0.25))
+        process.send_signal(signal.SIGKILL)
+        taken = 1 + process.stdout.read().count(b"\n")
+        assert process.wait() == -signal.SIGKILL
+        records, torn = from_lines(path.read_bytes())
+        kept = sum(isinstance(record, Sample) for record in records)
+        assert torn <= 1
+        assert taken - 1 <= kept <= taken
+        report = EnergyAccount(None, path=path).report(4, "depth")
+        assert report.seconds >= seconds
+        seconds = report.seconds
+    assert report.energy_j > 0

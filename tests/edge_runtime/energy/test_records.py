@@ -1,0 +1,89 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.energy.records import (
+    Baseline,
+    Condition,
+    Facts,
+    Forget,
+    Mark,
+    Outlook,
+    Sample,
+    Start,
+    Tally,
+    Total,
+    Weather,
+    from_line,
+    from_lines,
+    to_line,
+)
+
+FACTS = Facts(
+    source="rapl",
+    covers="package-0\nand more",
+    rate_hz=10.0,
+    resolution=0.001,
+    gain_error=0.03,
+    estimated=False,
+    counter_ranges_j=(262143.3,),
+)
+ALL = [
+    Start(1.0, FACTS),
+    Start(1.0, None),
+    Sample(1.5, (2.0, 3.0)),
+    Mark(2.0, 7, "depth+edges", "train"),
+    Mark(2.0, None, "", "idle"),
+    Condition(2.0, 51.5, None, ("throttled",), None),
+    Baseline("rapl", 3.5),
+    Total(7, "depth", "probe", Tally(seconds=2.0, sources=("rapl",), low_w=1.0)),
+    Outlook(7, "depth", Weather(throttled=("under_voltage",), at_first=())),
+    Forget(7, "depth"),
+]
+
+
+@pytest.mark.parametrize("record", ALL)
+def test_record_comes_back_from_its_line(record):
+    line = to_line(record)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert from_line(line[:-1]) == record
+
+
+@pytest.mark.parametrize("record", ALL)
+def test_torn_line_is_no_record(record):
+    line = to_line(record)[:-1]
+    for length in range(len(line)):
+        assert from_line(line[:length]) is None
+
+
+def test_whole_line_of_another_format_is_no_record():
+    import zlib
+
+    text = b'["from the future",1]'
+    assert from_line(b"%08x %s" % (zlib.crc32(text), text)) is None
+
+
+@given(st.binary(max_size=300))
+def test_arbitrary_bytes_are_read_without_an_error(content):
+    records, torn = from_lines(content)
+    assert records == []
+    assert torn == content.count(b"\n") + (not content.endswith(b"\n") and content != b"")
+
+
+@given(st.integers(0, 500))
+def test_file_cut_anywhere_loses_the_last_line_alone(cut):
+    content = b"".join(map(to_line, ALL))
+    cut = min(cut, len(content))
+    records, torn = from_lines(content[:cut])
+    assert records == ALL[: len(records)]
+    assert len(records) == content[:cut].count(b"\n")
+    assert torn == (cut > 0 and content[cut - 1 : cut] != b"\n")
+
+
+def test_damage_in_the_middle_costs_that_line():
+    lines = [to_line(record) for record in ALL]
+    lines[3] = b"x" + lines[3][1:]
+    records, torn = from_lines(b"".join(lines))
+    assert records == ALL[:3] + ALL[4:]
+    assert torn == 1
