@@ -2,7 +2,7 @@
 
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import onnx
@@ -10,17 +10,25 @@ import torch
 from torch import fx
 
 from export.errors import OperatorUnsupported
-from export.lowering import convolution, normalization, pointwise, reduction, resample, selection, shaping
+from export.lowering import (
+    batch_normalization,
+    convolution,
+    normalization,
+    pointwise,
+    reduction,
+    resample,
+    selection,
+    shaping,
+)
 from export.lowering.context import Call, Context, RuleBook, Unfit, Value
 from export.onnx_graph import ELEMENT, OnnxGraph
 from export.trace import Batch, Step, Trace
 
 RULES = RuleBook()
-for family in (convolution, normalization, pointwise, reduction, resample, selection, shaping):
+for family in (batch_normalization, convolution, normalization, pointwise, reduction, resample, selection, shaping):
     RULES.update(family.RULES)
 
 ADVICE = {
-    "batch_norm": "use GroupNorm, whose statistics do not depend on the other samples of a batch",
     "dropout": "remove it, or regularise with weight decay",
     "bernoulli": "remove the random operator",
     "rand": "remove the random operator",
@@ -38,10 +46,13 @@ def unsupported(step: Step) -> OperatorUnsupported:
     return OperatorUnsupported(name, step.module or "the model", advice)
 
 
-def lower(trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str]) -> onnx.ModelProto:
+def lower(
+    trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str], optional: Collection[str] = ()
+) -> onnx.ModelProto:
     """The ONNX model of a trace, with these names for its inputs and outputs, in order.
 
-    The first input's first dimension is the micro-batch. Raises OperatorUnsupported for an operator without a rule.
+    The first input's first dimension is the micro-batch. An `optional` input that nothing uses is left out. Raises
+    OperatorUnsupported for an operator without a rule.
     """
     graph = OnnxGraph()
     context = Context(graph, inputs[0])
@@ -77,6 +88,10 @@ def lower(trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str]) -> onn
         [(name, *_spec(value)) for name, value in zip(outputs, results, strict=True)],
         {},
     )
+    used_names = {name for node in model.graph.node for name in node.input}
+    kept = [spec for spec in model.graph.input if spec.name in used_names or spec.name not in optional]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
     onnx.checker.check_model(model)
     return model
 
