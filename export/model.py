@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edge_runtime.wire.names import TaskName
-from export.errors import ModelInvalid, OperatorUnsupported
+from export.errors import ModelInvalid
 from export.running import check_normalization, unchanged
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -78,8 +78,6 @@ class MultiTaskModel:
     def _check_part(part: str, module: nn.Module, owners: dict[int, str]) -> None:
         for path, child in module.named_modules(prefix=part):
             check_normalization(child, path)
-            if isinstance(child, nn.modules.dropout._DropoutNd) and child.p > 0:  # noqa: SLF001
-                raise OperatorUnsupported("aten.native_dropout", path, "remove it, or regularise with weight decay")
         for name, parameter in module.named_parameters(prefix=part):
             if parameter.dtype != torch.float32:
                 raise ModelInvalid(f"parameter {name} is {parameter.dtype}: only float32 is trained")

@@ -16,9 +16,12 @@ from export.compile import Compiled
 from export.errors import ParityFailed
 from export.model import MultiTaskModel, numbered, represent, tensors
 from export.running import BATCH_NORM, running_statistics, unchanged
+from export.seeded import Seeded
 
 TOLERANCE = 1e-4
 DRAWS = 4
+SEED = 5
+"""Of dropout: both sides draw the same."""
 FLOOR = 1e-3
 """A gradient tensor that is smaller than this part of the largest one in its graph is compared on that scale: what is
 left there is rounding, as in a bias before a normalisation."""
@@ -113,13 +116,13 @@ def _ours(compiled: Compiled, run: Runner, batch: Tensor) -> dict[str, Mapping[s
 
 
 def _inputs(compiled: Compiled) -> dict[str, dict[str, NDArray[Any]]]:
-    """Parameters and state by part, under the names that the graphs give them."""
+    """Parameters, state and seed by part, under the names that the graphs give them."""
     found: dict[str, dict[str, NDArray[Any]]] = {}
     for name, view in compiled.table.views(compiled.weights).items():
         part = part_of(name)
         owner = part.removeprefix(STATE)
         kind = "param" if owner == part else "state"
-        found.setdefault(owner, {})[f"{kind}.{name.removeprefix(f'{part}.')}"] = view
+        found.setdefault(owner, {"seed": np.array(SEED, np.int64)})[f"{kind}.{name.removeprefix(f'{part}.')}"] = view
     return found
 
 
@@ -142,14 +145,15 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
         for module in model.parts().values():
             module.train()
             module.zero_grad(set_to_none=True)
-        z = tensors(model.encoder(batch))
+        with Seeded(SEED):
+            z = tensors(model.encoder(batch))
         found["encoder.forward"] = _arrays(numbered("z", z)) | _next_state(model.encoder)
         live = [value for value in z if value.requires_grad]
         for task in model.tasks:
             leaves = tuple(value.detach().requires_grad_() for value in z)
-            loss = model.losses[task](
-                model.heads[task](model.packed(leaves)), model.example_targets[task][: len(batch)]
-            )
+            with Seeded(SEED):
+                prediction = model.heads[task](model.packed(leaves))
+                loss = model.losses[task](prediction, model.example_targets[task][: len(batch)])
             torch.autograd.backward(loss)
             dz = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             pulled = [gradient for value, gradient in zip(z, dz, strict=True) if value.requires_grad]

@@ -12,26 +12,39 @@ from torch import fx
 from export.errors import OperatorUnsupported
 from export.lowering import (
     batch_normalization,
+    chance,
     convolution,
     normalization,
+    padding,
     pointwise,
     reduction,
     resample,
     selection,
     shaping,
 )
-from export.lowering.context import Call, Context, RuleBook, Unfit, Value
+from export.lowering.context import SEED, Call, Context, RuleBook, Unfit, Value
 from export.onnx_graph import ELEMENT, OnnxGraph
 from export.trace import Batch, Step, Trace
 
 RULES = RuleBook()
-for family in (batch_normalization, convolution, normalization, pointwise, reduction, resample, selection, shaping):
+for family in (
+    batch_normalization,
+    chance,
+    convolution,
+    normalization,
+    padding,
+    pointwise,
+    reduction,
+    resample,
+    selection,
+    shaping,
+):
     RULES.update(family.RULES)
 
 ADVICE = {
-    "dropout": "remove it, or regularise with weight decay",
-    "bernoulli": "remove the random operator",
-    "rand": "remove the random operator",
+    "dropout": "use nn.Dropout, nn.Dropout2d or their functions",
+    "bernoulli": "use nn.Dropout, nn.Dropout2d or their functions",
+    "rand": "use nn.Dropout, nn.Dropout2d or their functions",
     "in1d": "use comparisons and torch.where",
     "nonzero": "the shape depends on the data: use a mask and torch.where",
 }
@@ -83,8 +96,11 @@ def lower(
         # A fresh node for each output: an input, or a value used twice, can then be an output as well.
         results[i] = Value(graph.add_many("Identity", value.name, outputs=1)[0], value.shape, value.dtype)
         graph.nodes[-1].output[0] = name
+    sources = [(name, *_spec(values[step.node])) for name, step in zip(inputs, trace.inputs, strict=True)]
+    if context.seeded:
+        sources.append((SEED, ELEMENT[torch.int64], []))
     model = graph.model(
-        [(name, *_spec(values[step.node])) for name, step in zip(inputs, trace.inputs, strict=True)],
+        sources,
         [(name, *_spec(value)) for name, value in zip(outputs, results, strict=True)],
         {},
     )

@@ -101,8 +101,6 @@ def test_model_that_cannot_be_trained_says_what_and_where(case, make):
     [
         (nn.SyncBatchNorm(4), "use BatchNorm"),
         (nn.InstanceNorm2d(4, track_running_stats=True), "=False"),
-        (nn.Dropout(0.1), "weight decay"),
-        (nn.Dropout2d(0.1), "weight decay"),
     ],
 )
 def test_layer_that_cannot_be_exported_is_named_with_its_path_and_advice(layer, advice, make):

@@ -198,6 +198,33 @@ def test_state_of_a_frozen_normalization_stays(compiled, tmp_path):
     assert moved == {"state.encoder.norm.running_mean", "state.encoder.norm.running_var"}
 
 
+def test_dropout_is_the_same_forward_and_backward_and_not_there_in_evaluation(run, tmp_path):
+    torch.manual_seed(0)
+    model = MultiTaskModel(
+        encoder=nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout2d(0.3), nn.Tanh(), nn.Conv2d(4, 4, 1), nn.Dropout(0.2)),
+        heads={"a": nn.Sequential(nn.Dropout(0.5), nn.Conv2d(4, 2, 1))},
+        losses={"a": l1},
+        example_input=torch.rand(3, 3, 8, 8),
+        example_targets={"a": torch.rand(3, 2, 6, 6)},
+    )
+    compiled = compile_model(model)
+    assert check_parity(compiled, run).max_relative_error <= TOLERANCE
+    device = on_device(compiled, tmp_path)
+    x, y = model.example_input.numpy(), model.example_targets["a"].numpy()
+    device.reseed(1, 2, 3)
+    (first,) = device.represent(x)
+    assert (device.represent(x)[0] == first).all()
+    loss = device.loss("a", (first,), y)
+    assert device.loss("a", (first,), y) == loss
+    assert device.step("a", (first,), y, (np.empty_like(first),)) == pytest.approx(loss, rel=1e-6)
+    device.reseed(1, 2, 4)
+    assert (device.represent(x)[0] != first).any()
+    assert device.loss("a", (first,), y) != loss
+    model.encoder.eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(device.encode(x)[0], model.encoder(model.example_input).numpy(), atol=1e-6)
+
+
 def test_batch_of_one_value_has_no_variance_and_does_not_end_training():
     norm = nn.BatchNorm1d(3, momentum=0.5)
     with moving() as moved:
