@@ -77,13 +77,15 @@ def put_slice(
     source: Value,
     dim: int = 0,
     start: int | None = None,
-    end: int | None = None,
+    end: Dim | None = None,
     step: int = 1,
 ) -> Result:
     """The tensor with consecutive elements along a dimension overwritten."""
     dim = axis(dim, x.rank)
+    if not start and step == 1 and (end is None or end == x.shape[dim] or (isinstance(end, int) and end >= END)):
+        return source.name
     whole = size(x.shape[dim])
-    first, last, _step = slice(start, end).indices(whole)
+    first, last, _step = slice(start, None if end is None else size(end)).indices(whole)
     if step != 1:
         raise Unfit("it overwrites every other element: use torch.where")
     pieces = [source.name]
