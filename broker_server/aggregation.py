@@ -1,7 +1,8 @@
 """Federated averaging (McMahan et al., AISTATS 2017), one update in memory at a time.
 
 The encoder is weighted by the examples of a device's best-covered task, since every one of them passed through it;
-each head by the examples of its own task. Sums are float64. The mean of one update is that update, bit for bit: with
+each head by the examples of its own task. The state of a part (running statistics of batch normalisation) is averaged
+as its parameters are, with the same weights. Sums are float64. The mean of one update is that update, bit for bit: with
 x in float32 the double x·n / n is within far less than half a float32 step of x.
 """
 
@@ -9,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from edge_runtime.wire.tensors import TensorTable, Vector
+from edge_runtime.wire.tensors import STATE, TensorTable, Vector
 
 HEAD = "head."
 
@@ -45,7 +46,11 @@ class FedAvg:
 
 
 def part_weight(part: str, examples: Mapping[str, int]) -> int:
-    """How much a device's `part` counts: for a head the examples of its task, for the encoder the most of any task."""
+    """How much a device's `part` counts: for a head the examples of its task, for the encoder the most of any task.
+
+    The state of a part counts as the part does.
+    """
+    part = part.removeprefix(STATE)
     if part.startswith(HEAD):
         return examples.get(part.removeprefix(HEAD), 0)
     return max(examples.values(), default=0)

@@ -101,8 +101,9 @@ def _compile(args: argparse.Namespace) -> int:
         print(msgspec.json.encode(_summary(manifest)).decode())
     else:
         print(
-            f"{args.out}: {', '.join(manifest.task_names)}; {compiled.table.size:,} parameters; {len(manifest.graphs)} "
-            f"graphs; {parity.compared} tensors within {parity.max_relative_error:.1e} of PyTorch"
+            f"{args.out}: {', '.join(manifest.task_names)}; {manifest.table.parameters.size:,} parameters; "
+            f"{len(manifest.graphs)} graphs; {parity.compared} tensors within {parity.max_relative_error:.1e} "
+            "of PyTorch"
         )
     return DONE
 
@@ -184,9 +185,10 @@ def _summary(manifest: wire.Manifest) -> dict[str, Any]:
     return {
         "name": manifest.name,
         "tasks": manifest.task_names,
-        "parameters": manifest.table.size,
+        "parameters": manifest.table.parameters.size,
+        "state": manifest.table.size - manifest.table.parameters.size,
         "input": manifest.input.shape,
-        "representation": manifest.representation.shape,
+        "representation": tuple(array.shape for array in manifest.representation),
         "graphs": len(manifest.graphs),
         "graph_bytes": sum(file.size_bytes for file in manifest.graphs.values()),
         "weights_bytes": manifest.weights.size_bytes,

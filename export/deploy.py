@@ -21,12 +21,13 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
     BundleInvalid for a graph that cannot be read.
     """
     parameters = manifest.table.views(weights)
-    encoder = _load(folder, "encoder.forward")
-    nodes, constants = _renamed(encoder, "encoder", {"x": "image", "z": "z"})
+    z = {f"z.{i}": f"z.{i}" for i in range(len(manifest.representation))}
+    encoder = _load(folder, "encoder.predict")
+    nodes, constants = _renamed(encoder, "encoder", {"x": "image", **z})
     outputs = []
     for task in manifest.task_names:
         head = _load(folder, f"head.{task}.predict")
-        more = _renamed(head, f"head.{task}", {"z": "z", "prediction": task})
+        more = _renamed(head, f"head.{task}", {**z, "prediction": task})
         nodes += more[0]
         constants += more[1]
         shape: list[str | int | None] = ["batch", *manifest.task(task).prediction.shape]
@@ -51,13 +52,13 @@ def _load(folder: Path, name: str) -> onnx.GraphProto:
 def _renamed(
     graph: onnx.GraphProto, part: str, kept: Mapping[str, str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """The nodes and constants of a part's graph: parameters by their names in the table, all else marked as its own."""
+    """A part's nodes and constants: parameters and state by their names in the table, all else marked as its own."""
 
     def name(old: str) -> str:
         if not old or old in kept:
             return kept.get(old, "")
-        parameter = old.removeprefix("param.")
-        return f"{part}.{parameter}" if parameter != old else f"{part}/{old}"
+        kind, _, rest = old.partition(".")
+        return {"param": f"{part}.{rest}", "state": f"state.{part}.{rest}"}.get(kind, f"{part}/{old}")
 
     nodes, constants = [], []
     for node in graph.node:

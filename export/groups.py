@@ -107,16 +107,16 @@ def _sample(tasks: Tasks, parameters: Arrays, batch: Arrays, graph: GraphBytes, 
 
     expected: dict[str, NDArray[Any]] = {}
     x = {"x": batch["x"], **of("encoder")}
-    z = run(graph("encoder.forward"), x)["z"]
+    z = run(graph("encoder.forward"), x)["z.0"]  # one array, without state: forward_graph refuses any other
     dz = np.zeros_like(z)
     for task in tasks:
         part = f"head.{task}"
-        found = run(graph(f"{part}.step"), {"z": z, "target": batch[f"target.{task}"], **of(part)})
+        found = run(graph(f"{part}.step"), {"z.0": z, "target": batch[f"target.{task}"], **of(part)})
         expected[f"loss.{task}"] = found["loss"]
         expected |= _gradients(part, found)
-        dz += found["dz"]
+        dz += found["dz.0"]
     dz *= np.float32(1 / np.sqrt(len(tasks)))
-    expected |= _gradients("encoder", run(graph("encoder.backward"), {**x, "dz": dz}))
+    expected |= _gradients("encoder", run(graph("encoder.backward"), {**x, "dz.0": dz}))
     targets = {f"target.{task}": batch[f"target.{task}"] for task in tasks}
     return Sample({"x": batch["x"], **targets, "loss_weights": np.ones(len(tasks), np.float32)}, expected)
 

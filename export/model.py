@@ -1,27 +1,28 @@
 """What can be exported: an encoder, a head and a loss for each task, and an example batch."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import msgspec
 import torch
 from torch import Tensor, nn
 
 from edge_runtime.wire.names import TaskName
-from export.errors import ModelInvalid, OperatorUnsupported
+from export.errors import ModelInvalid
+from export.running import check_normalization, unchanged
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-
-NORMALISATION = "use GroupNorm, whose statistics do not depend on the other samples of a batch"
-RANDOM = "remove it, or regularise with weight decay"
 
 
 @dataclass(frozen=True)
 class MultiTaskModel:
     """T tasks that share an encoder.
 
-    `encoder` maps x (B, …) to the representation z (B, …), one tensor. `heads[task]` maps z to a prediction;
+    `encoder` maps x (B, …) to the representation z: one tensor (B, …), or a tuple of them, such as the outputs of its
+    stages. `heads[task]` maps z, a tensor or a tuple as the encoder returned it, to a prediction;
     `losses[task]` maps a prediction and a target to a scalar, the mean over the batch. `example_input` is a float32
     batch, `example_targets[task]` a float32 or int64 one. Parameters are float32 and belong to one part alone.
     """
@@ -36,6 +37,15 @@ class MultiTaskModel:
     def tasks(self) -> tuple[str, ...]:
         """The names of the tasks, in order."""
         return tuple(sorted(self.heads))
+
+    @cached_property
+    def one_tensor(self) -> bool:
+        """Whether the encoder returns a tensor, not a tuple."""
+        return isinstance(_run(self, self.encoder, self.example_input), Tensor)
+
+    def packed(self, z: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
+        """The representation as the heads take it."""
+        return z[0] if self.one_tensor else z
 
     def parts(self) -> dict[str, nn.Module]:
         """The modules by part: `encoder` and `head.<task>`."""
@@ -67,10 +77,7 @@ class MultiTaskModel:
     @staticmethod
     def _check_part(part: str, module: nn.Module, owners: dict[int, str]) -> None:
         for path, child in module.named_modules(prefix=part):
-            if isinstance(child, nn.modules.batchnorm._NormBase) and child.track_running_stats:  # noqa: SLF001
-                raise OperatorUnsupported("aten.native_batch_norm", path, NORMALISATION)
-            if isinstance(child, nn.modules.dropout._DropoutNd) and child.p > 0:  # noqa: SLF001
-                raise OperatorUnsupported("aten.native_dropout", path, RANDOM)
+            check_normalization(child, path)
         for name, parameter in module.named_parameters(prefix=part):
             if parameter.dtype != torch.float32:
                 raise ModelInvalid(f"parameter {name} is {parameter.dtype}: only float32 is trained")
@@ -86,11 +93,19 @@ class MultiTaskModel:
             raise ModelInvalid(
                 f"example_input is {x.dtype} of shape {tuple(x.shape)}: a float32 batch (B, …) is needed"
             )
-        with torch.no_grad():
+        with torch.no_grad(), unchanged(*self.parts().values()):
+            for module in self.parts().values():
+                module.train()
             with _naming("the encoder fails on example_input"):
                 z = self.encoder(x)
-            if not isinstance(z, Tensor) or z.dtype != torch.float32 or z.shape[:1] != x.shape[:1]:
-                raise ModelInvalid("the encoder must return one float32 tensor whose first dimension is the batch")
+            for value in z if isinstance(z, tuple | list) and z else [z]:
+                if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.shape[:1] != x.shape[:1]:
+                    raise ModelInvalid(
+                        "the encoder must return one float32 tensor whose first dimension is the batch, "
+                        "or a tuple of such tensors"
+                    )
+            z = self.packed(tensors(z))
+            shapes = ", ".join(str(tuple(value.shape)) for value in tensors(z))
             for task in self.tasks:
                 target = self.example_targets[task]
                 if target.dtype not in (torch.float32, torch.int64) or target.shape[:1] != x.shape[:1]:
@@ -98,7 +113,7 @@ class MultiTaskModel:
                         f"the example target of {task} is {target.dtype} of shape {tuple(target.shape)}: "
                         f"float32 or int64 with {x.shape[0]} samples is needed"
                     )
-                with _naming(f"head.{task} fails on the representation, of shape {tuple(z.shape)}"):
+                with _naming(f"head.{task} fails on the representation, of shape {shapes}"):
                     prediction = self.heads[task](z)
                 if not isinstance(prediction, Tensor) or prediction.dtype != torch.float32:
                     raise ModelInvalid(f"head.{task} must return one float32 tensor")
@@ -108,6 +123,26 @@ class MultiTaskModel:
                     loss = self.losses[task](prediction, target)
                 if not isinstance(loss, Tensor) or loss.shape != () or loss.dtype != torch.float32:
                     raise ModelInvalid(f"the loss of {task} must be a float32 scalar: take the mean over the batch")
+
+
+def represent(model: MultiTaskModel) -> tuple[Tensor, ...]:
+    """The representation of the example batch, in the mode in which the encoder is."""
+    return tensors(_run(model, model.encoder, model.example_input))
+
+
+def tensors(z: Any) -> tuple[Tensor, ...]:
+    """A representation as a tuple, whatever the encoder returned."""
+    return (z,) if isinstance(z, Tensor) else tuple(z)
+
+
+def numbered(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
+    """The tensors of a representation under the names that the graphs give them."""
+    return {f"{name}.{i}": value for i, value in enumerate(values)}
+
+
+def _run(model: MultiTaskModel, module: nn.Module, value: Any) -> Any:
+    with torch.no_grad(), unchanged(*model.parts().values()):
+        return module(value)
 
 
 @contextmanager

@@ -26,11 +26,13 @@ from torch import Tensor, nn
 
 from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid, OfficialImpossible
+from export.lowering.context import SEED
 from export.lowering.lower import OFFICIAL, lower
 from export.lowering.official import DIFFERENTIABLE, NO_STEP
-from export.model import MultiTaskModel
+from export.model import MultiTaskModel, represent
 from export.onnx_graph import live
 from export.parity import relative_errors
+from export.running import running_statistics
 from export.trace import trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,8 +68,18 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
     raises.
     """
     parts = model.parts()
-    for module in parts.values():
+    for part, module in parts.items():
         module.train()
+        if names := sorted(running_statistics(module)):
+            raise OfficialImpossible(
+                f"official artifacts do not keep running statistics, as {part}.{names[0]} is: use GroupNorm, or do "
+                "without official artifacts (--official off)"
+            )
+    if (count := len(represent(model))) > 1:
+        raise OfficialImpossible(
+            f"official artifacts are made for a representation of one array, and the encoder returns {count}: do "
+            "without official artifacts (--official off)"
+        )
     parameters = {n: p for part, module in parts.items() for n, p in sorted(module.named_parameters(prefix=part))}
     names = sorted(parameters)
 
@@ -96,6 +108,8 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
         rules=OFFICIAL,
         located=True,
     )
+    if SEED in {value.name for value in graph.graph.input}:
+        raise OfficialImpossible("official artifacts have no seed for dropout: do without them (--official off)")
     check_gradients(graph, names)
     return graph
 

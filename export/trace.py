@@ -17,6 +17,7 @@ from torch import fx, nn
 from torch._decomp import get_decompositions
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export.errors import ExportError, ModelInvalid
 
@@ -105,7 +106,7 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
     for name, module in root.named_modules():
         hooks += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
     try:
-        with mode, torch.fx.traceback.preserve_node_meta():
+        with mode, sdpa_kernel(SDPBackend.MATH), torch.fx.traceback.preserve_node_meta():
             note()
             traced = make_fx(function, DECOMPOSED, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
             if any(_in_place(node) for node in traced.graph.nodes):

@@ -73,7 +73,7 @@ def train(args: argparse.Namespace) -> int:
     with _one_sentence() as failed:
         manifest, model, dataset = _open(args)
         epochs, step_ms = [], []
-        velocity = np.zeros_like(model.weights)
+        velocity = np.zeros_like(model.gradient)
         for epoch in range(args.epochs):
             settings = _settings(args, epoch)
             clock = [time.perf_counter()]

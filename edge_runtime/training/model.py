@@ -1,10 +1,11 @@
-"""A multi-task model on the engine: its graphs, bound to flat vectors of parameters and gradients.
+"""A multi-task model on the engine: its graphs, bound to flat vectors of parameters, state and gradients.
 
-Shapes: B samples, T tasks. The encoder maps x (B, …) to z (B, …); each head's step maps z and a target to a loss, ∂L/∂z
-and the gradients of its own parameters. The graphs write into views of `gradient`; nothing is copied.
+Shapes: B samples, T tasks. The encoder maps x (B, …) to the representation, one or more arrays z (B, …); each head's
+step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. The graphs write into views of
+`gradient`; nothing is copied but the state, where it moves.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from numpy.typing import NDArray
 
 from edge_runtime.engine import Engine, Graph
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.tensors import Vector
+from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
 
 Array = NDArray[Any]
 Batch = NDArray[np.float32]
+Representation = tuple[Batch, ...]
 Targets = Mapping[str, Array]
 
 
@@ -25,7 +27,10 @@ Step = Callable[[Batch, Targets, Vector, Vector], dict[str, float]]
 
 
 class Model:
-    """The graphs of a manifest and one vector of parameters, changed in place as training goes on."""
+    """The graphs of a manifest and one vector of parameters and state, changed in place as training goes on.
+
+    `gradient` (P,) is as long as the parameters, which are the front of `weights` (D,).
+    """
 
     def __init__(
         self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector, whole: Step | None = None
@@ -39,78 +44,146 @@ class Model:
         self.table = manifest.table
         self.table.check(weights)
         self.weights = np.array(weights)
-        self.gradient = np.zeros_like(self.weights)
-        self._parameters = self._named("param", self.weights)
-        self._gradients = self._named("grad", self.gradient)
+        self.gradient = np.zeros(self.table.parameters.size, np.float32)
+        self._moved = np.zeros_like(self.weights)  # of which only the state is ever touched
+        self._inputs = _named(self.table, self.weights, "param")
+        self._outputs = _named(self.table.parameters, self.gradient, "grad")
+        self._next = _named(self.table, self._moved, "param")
         self._graph = graph
         self._whole = whole
+        self.reseed(0, 0, 0)
 
     @property
     def encoder(self) -> slice:
         """Where the encoder's parameters are in the vectors."""
         return self.table.parts["encoder"]
 
-    def represent(self, x: Batch, *, encoder: Vector | None = None) -> Batch:
-        """The representation z (B, …); of other encoder parameters if they are given."""
-        z = np.empty((len(x), *self.manifest.representation.shape), np.float32)
-        parameters = self._parameters if encoder is None else self._named("param", encoder)
-        self._graph("encoder.forward").run({"x": x, **parameters["encoder"]}, {"z": z})
-        return z
+    @property
+    def parameters(self) -> Vector:
+        """The parameters, a view of `weights` as long as `gradient`."""
+        return self.weights[: len(self.gradient)]
 
     def learn(self, x: Batch, targets: Targets) -> dict[str, float]:
         """The losses by task, with all gradients in `gradient`: the encoder's of Σ ∂L_i/∂z · 1/√T."""
         if self._whole is not None:
-            return self._whole(x, targets, self.weights, self.gradient)
+            return self._whole(x, targets, self.parameters, self.gradient)
         z = self.represent(x)
-        total, dz = np.zeros_like(z), np.empty_like(z)
+        losses, total = self.heads(z, targets)
+        self.backward(x, total)
+        return losses
+
+    def heads(
+        self, z: Representation, targets: Targets, keep: Callable[[str, Representation], None] = lambda *_: None
+    ) -> tuple[dict[str, float], Representation]:
+        """Every head's step in turn: the losses by task, and what the encoder receives, Σ ∂L_i/∂z · 1/√T.
+
+        `keep` is shown each task's ∂L_i/∂z, which the next one overwrites.
+        """
+        total, dz = tuple(map(np.zeros_like, z)), tuple(map(np.empty_like, z))
         losses: dict[str, float] = {}
         for task in self.tasks:
             losses[task] = self.step(task, z, targets[task], dz)
-            total += dz
-        self.backward(x, self.shared(total))
-        return losses
+            keep(task, dz)
+            for summed, part in zip(total, dz, strict=True):
+                np.add(summed, part, out=summed)
+        for summed in total:
+            np.multiply(summed, np.float32(1 / np.sqrt(len(self.tasks))), out=summed)
+        return losses, total
 
-    def shared(self, total: Batch) -> Batch:
-        """What the encoder receives of Σ ∂L_i/∂z, in place: 1/√T of it."""
-        total *= np.float32(1 / np.sqrt(len(self.tasks)))
-        return total
+    def reseed(self, seed: int, epoch: int, step: int) -> None:
+        """What is random in training from now on, in every part another: a pure function of the three numbers."""
+        drawn = np.random.SeedSequence([seed, epoch, step]).generate_state(1 + len(self.tasks))
+        parts = ("encoder", *(f"head.{task}" for task in self.tasks))
+        for part, value in zip(parts, drawn, strict=True):
+            self._inputs[part]["seed"] = np.array(value, np.int64)
 
-    def step(self, task: str, z: Batch, target: Array, dz: Batch) -> float:
-        """One head's loss; ∂L/∂z goes to `dz`, the head's gradients to `gradient`."""
+    def represent(self, x: Batch, *, encoder: Vector | None = None) -> Representation:
+        """The representation z in training mode; moves the encoder's state.
+
+        With other parameters of the `encoder` (its part of the vector) nothing moves.
+        """
+        z = self._empty(x)
+        inputs = self._inputs["encoder"]
+        if encoder is not None:
+            inputs = inputs | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
+        self._graph("encoder.forward").run({"x": x, **inputs}, z | self._next_state("encoder"))
+        if encoder is None:
+            self._move("encoder")
+        return tuple(z.values())
+
+    def encode(self, x: Batch) -> Representation:
+        """The representation z in evaluation mode."""
+        z = self._empty(x)
+        self._graph("encoder.predict").run({"x": x, **self._inputs["encoder"]}, z)
+        return tuple(z.values())
+
+    def step(self, task: str, z: Representation, target: Array, dz: Representation) -> float:
+        """One head's loss; ∂L/∂z goes to `dz`, the head's gradients to `gradient`; moves the head's state."""
         loss = np.empty((), np.float32)
         part = f"head.{task}"
-        outputs = {"loss": loss, "dz": dz, **self._gradients[part]}
-        self._graph(f"{part}.step").run({"z": z, "target": target, **self._parameters[part]}, outputs)
+        inputs = {"target": target, **numbered("z", z), **self._inputs[part]}
+        outputs = {"loss": loss, **numbered("dz", dz), **self._outputs[part], **self._next_state(part)}
+        self._graph(f"{part}.step").run(inputs, outputs)
+        self._move(part)
         return float(loss)
 
-    def loss(self, task: str, z: Batch, target: Array) -> float:
-        """One head's loss alone."""
-        loss = np.empty((), np.float32)
-        inputs = {"z": z, "target": target, **self._parameters[f"head.{task}"]}
-        self._graph(f"head.{task}.loss").run(inputs, {"loss": loss})
-        return float(loss)
+    def loss(self, task: str, z: Representation, target: Array) -> float:
+        """One head's loss alone, in training mode; nothing moves."""
+        return self._loss(task, "loss", z, target)
 
-    def predict(self, task: str, z: Batch) -> Batch:
-        """One head's prediction (B, …)."""
-        prediction = np.empty((len(z), *self.manifest.task(task).prediction.shape), np.float32)
-        inputs = {"z": z, **self._parameters[f"head.{task}"]}
+    def evaluate(self, task: str, z: Representation, target: Array) -> float:
+        """One head's loss in evaluation mode."""
+        return self._loss(task, "evaluate", z, target)
+
+    def predict(self, task: str, z: Representation) -> Batch:
+        """One head's prediction (B, …), in evaluation mode."""
+        prediction = np.empty((len(z[0]), *self.manifest.task(task).prediction.shape), np.float32)
+        inputs = {**numbered("z", z), **self._inputs[f"head.{task}"]}
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
-    def backward(self, x: Batch, dz: Batch) -> Vector:
-        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view."""
-        inputs = {"x": x, "dz": dz, **self._parameters["encoder"]}
-        self._graph("encoder.backward").run(inputs, self._gradients["encoder"])
+    def backward(self, x: Batch, dz: Representation) -> Vector:
+        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view.
+
+        Recomputes the forward pass in training mode; nothing moves.
+        """
+        inputs = {"x": x, **numbered("dz", dz), **self._inputs["encoder"]}
+        self._graph("encoder.backward").run(inputs, self._outputs["encoder"])
         return self.gradient[self.encoder]
 
-    def _named(self, kind: str, vector: Vector) -> dict[str, dict[str, Array]]:
-        """Views of a vector by part, under the names that the graphs give them; the encoder's part may be alone."""
-        named: dict[str, dict[str, Array]] = {part: {} for part in self.table.parts}
-        for tensor in self.table.tensors:
-            view = vector[tensor.offset : tensor.offset + tensor.size]
-            if len(view) == tensor.size:
-                named[tensor.part][f"{kind}.{tensor.name.removeprefix(f'{tensor.part}.')}"] = view.reshape(tensor.shape)
-        return named
+    def _loss(self, task: str, kind: str, z: Representation, target: Array) -> float:
+        loss = np.empty((), np.float32)
+        inputs = {"target": target, **numbered("z", z), **self._inputs[f"head.{task}"]}
+        self._graph(f"head.{task}.{kind}").run(inputs, {"loss": loss})
+        return float(loss)
+
+    def _empty(self, x: Batch) -> dict[str, Array]:
+        arrays = self.manifest.representation
+        return numbered("z", [np.empty((len(x), *array.shape), np.float32) for array in arrays])
+
+    def _next_state(self, part: str) -> dict[str, Array]:
+        state = self._next[part].items()
+        return {f"next.{name.removeprefix(STATE)}": view for name, view in state if name.startswith(STATE)}
+
+    def _move(self, part: str) -> None:
+        if where := self.table.parts.get(f"{STATE}{part}"):
+            self.weights[where] = self._moved[where]
+
+
+def numbered(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
+    """The arrays of a representation under the names that the graphs give them."""
+    return {f"{name}.{i}": array for i, array in enumerate(arrays)}
+
+
+def _named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, Array]]:
+    """Views of a vector by part, under the names that the graphs give them; a part's state is with the part."""
+    named: dict[str, dict[str, Array]] = {}
+    for name, view in table.views(vector).items():
+        part = part_of(name)
+        owner = part.removeprefix(STATE)
+        prefix = kind if owner == part else STATE.rstrip(".")
+        named.setdefault(owner, {})[f"{prefix}.{name.removeprefix(f'{part}.')}"] = view
+    return named
 
 
 class GraphShelf:

@@ -4,8 +4,9 @@ Exact look-ahead (Fifty et al., NeurIPS 2021, section 3; MAS, section 3.2): with
 
     θ|i = θ − lr · (g_i + decay · θ)            S[i→j] = (1 − L_j(θ|i) / L_j(θ)) / lr
 
-for all ordered pairs, the diagonal too, heads fixed. A probe reads the parameters and writes only scratch vectors, so
-training goes on bit for bit as if it had not been there.
+for all ordered pairs, the diagonal too, heads fixed. The losses are those of training: with the statistics of the batch
+and what was drawn for it. A probe reads parameters and state and writes only scratch vectors, so training goes on bit
+for bit as if it had not been there.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.training.model import Batch, Model, Targets
+from edge_runtime.training.model import Batch, Model, Representation, Targets
 from edge_runtime.training.optimizer import look_ahead
 from edge_runtime.wire.messages import Affinity
 
@@ -25,7 +26,7 @@ def probe(
     x: Batch,
     targets: Targets,
     losses: Mapping[str, float],
-    dz: Mapping[str, Batch],
+    dz: Mapping[str, Representation],
     *,
     lr: float,
     weight_decay: float,

@@ -1,7 +1,7 @@
 """The training loop: batches in a seeded order, one head at a time, one encoder step for all of them.
 
 For T tasks the gradient that flows into the encoder is Σ ∂L_i/∂z · 1/√T (the released code of MAS). Momentum lives in a
-vector that the caller keeps, so a round can go on where the one before it stopped.
+vector (P,) that the caller keeps, so a round can go on where the one before it stopped.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime.datasets.dataset import Array, DatasetInvalid, Split, convert
-from edge_runtime.training.model import Batch, Model
+from edge_runtime.training.model import Batch, Model, Representation
 from edge_runtime.training.optimizer import Sgd
 from edge_runtime.training.probe import AffinityStatistics, probe
 from edge_runtime.training.schedule import batch_count, batches, order
@@ -39,7 +39,7 @@ class Trainer:
         self._split = split
 
     def train(self, settings: Training, velocity: Vector, *, report: Report = lambda *_: None) -> Trained:
-        """Train for `settings.epochs`; changes the model's weights and `velocity` (D,) in place.
+        """Train for `settings.epochs`; changes the model's weights and `velocity` (P,) in place.
 
         Raises EngineError, and whatever `report` raises.
         """
@@ -50,10 +50,12 @@ class Trainer:
         total = settings.epochs * batch_count(len(self._split), settings.batch)
         done = 0
         for epoch in range(settings.first_epoch, settings.first_epoch + settings.epochs):
-            for chosen in batches(order(settings.seed, epoch, len(self._split)), settings.batch):
+            chosen_by_step = batches(order(settings.seed, epoch, len(self._split)), settings.batch)
+            for step, chosen in enumerate(chosen_by_step):
                 probing = settings.probe_every > 0 and done % settings.probe_every == 0
+                model.reseed(settings.seed, epoch, step)
                 losses, affinity = self._step(chosen.tolist(), settings, probing=probing)
-                optimizer.step(model.weights, model.gradient, velocity)
+                optimizer.step(model.parameters, model.gradient, velocity)
                 if affinity is not None:
                     statistics.add(affinity)
                 for task, loss in losses.items():
@@ -73,28 +75,23 @@ class Trainer:
         x, targets = load(model, self._split, chosen)
         if not probing:
             return model.learn(x, targets), None
+        kept: dict[str, Representation] = {}
         z = model.represent(x)
-        total, dz = np.zeros_like(z), np.empty_like(z)
-        losses: dict[str, float] = {}
-        kept: dict[str, Batch] = {}
-        for task in model.tasks:
-            losses[task] = model.step(task, z, targets[task], dz)
-            total += dz
-            kept[task] = dz.copy()
+        losses, total = model.heads(z, targets, lambda task, dz: kept.update({task: tuple(map(np.copy, dz))}))
         affinity = probe(model, x, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
-        model.backward(x, model.shared(total))
+        model.backward(x, total)
         return losses, affinity
 
 
 def evaluate(model: Model, split: Split, batch: int, *, report: Report = lambda *_: None) -> dict[str, float]:
-    """Mean losses by task over a split, each batch weighted by its samples. Raises EngineError."""
+    """Mean losses by task over a split in evaluation mode, each batch weighted by its samples. Raises EngineError."""
     sums = dict.fromkeys(model.tasks, 0.0)
     for start in range(0, len(split), batch):
         chosen = range(start, min(start + batch, len(split)))
         x, targets = load(model, split, chosen)
-        z = model.represent(x)
+        z = model.encode(x)
         for task in model.tasks:
-            sums[task] += model.loss(task, z, targets[task]) * len(chosen)
+            sums[task] += model.evaluate(task, z, targets[task]) * len(chosen)
         report(chosen.stop, len(split))
     return {task: value / len(split) for task, value in sums.items()}
 

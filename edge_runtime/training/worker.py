@@ -65,13 +65,13 @@ class LocalWorker:
         model = self._model(manifest, store, weights, split, whole)
         try:
             val_loss = self._loss(model, self._dataset.val, report)
-            velocity = self._velocities.load(manifest.table, plan.round - 1)
+            velocity = self._velocities.load(manifest.table.parameters, plan.round - 1)
             trained = Trainer(model, split).train(
                 settings, velocity, report=lambda done, total: report("train", done, total)
             )
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
-        self._velocities.save(manifest.table, velocity, plan.round)
+        self._velocities.save(manifest.table.parameters, velocity, plan.round)
         return TrainResult(
             weights=model.weights,
             examples=dict.fromkeys(model.tasks, len(split)),

@@ -13,14 +13,23 @@ same graph files and other weights: nothing is compiled again and no graph is se
 
 Graph names, inputs and outputs (B is the micro-batch, the only dimension that varies):
 
-    encoder.forward        x (B, …), parameters                → z (B, …)
-    encoder.backward       x, dz (B, …), parameters            → grad.<name> …
-    head.<task>.step       z, target (B, …), parameters        → loss (), dz (B, …), grad.<name> …
-    head.<task>.loss       z, target, parameters               → loss ()
-    head.<task>.predict    z, parameters                       → prediction (B, …)
+    training mode
+    encoder.forward        x (B, …)                → z.0 (B, …), z.1 …, next.<name> …
+    encoder.backward       x, dz.0 (B, …), dz.1 …  → grad.<name> …
+    head.<task>.step       z.0 …, target (B, …)    → loss (), dz.0 (B, …) …, grad.<name> …, next.<name> …
+    head.<task>.loss       z.0 …, target           → loss ()
 
-A parameter's input is param.<name>, the name being the tensor's without its part: heads of the same form are then the
-same file, which is sent, kept and loaded once.
+    evaluation mode
+    encoder.predict        x                       → z.0 …
+    head.<task>.evaluate   z.0 …, target           → loss ()
+    head.<task>.predict    z.0 …                   → prediction (B, …)
+
+Every graph has the parameters of its part as inputs param.<name> and, where it uses them, the state of its part as
+state.<name> and seed () int64, which fixes what is random (dropout). The names are the tensors' without their part:
+heads of the same form are then the same file, which is sent, kept and loaded once; and so are the graphs of both modes
+where a model makes no difference between them. The representation is one or more arrays, z.0, z.1 …; a head's graph
+has those as inputs that it uses, and all of dz. State moves where a training graph says so: next.<name> is its value
+after the batch (of encoder.forward and step; backward recomputes the forward pass and moves nothing).
 """
 
 from pathlib import Path
@@ -33,7 +42,7 @@ from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
 from edge_runtime.wire.files import digest_file, write_whole
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
-from edge_runtime.wire.tensors import MAX_TENSORS, Dimension, Tensor, TensorTable
+from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 8 * 1024**2
@@ -43,9 +52,11 @@ GRAPHS = "graphs"
 OFFICIAL = "official"
 FORWARD = "forward.onnx"
 TRAINING = "training_model.onnx"
+MAX_REPRESENTATIONS = 32
 
 GraphName = Annotated[
-    str, Meta(pattern=r"^(encoder\.(forward|backward)|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|predict))\Z")
+    str,
+    Meta(pattern=r"^(encoder\.(forward|predict|backward)|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|evaluate|predict))\Z"),
 ]
 Text = Annotated[str, Meta(max_length=200)]
 
@@ -117,7 +128,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     name: Text
     tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=MAX_TASKS)]
     input: Array
-    representation: Array
+    representation: Annotated[tuple[Array, ...], Meta(min_length=1, max_length=MAX_REPRESENTATIONS)]
     tensors: Annotated[tuple[Tensor, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
     graphs: dict[GraphName, File]
     weights: File
@@ -133,7 +144,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def table(self) -> TensorTable:
-        """The tensor table of all parts."""
+        """The tensor table of all parts and their state."""
         return TensorTable(self.tensors)
 
     def task(self, name: str) -> Task:
@@ -155,11 +166,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         group = group_id(tasks)
         artifacts = self.official.groups.get(group) if self.official else None
         kept = tuple(self.task(name) for name in sorted(set(tasks)))
-        parts = ["encoder", *(f"head.{name}" for name in tasks)]
+        parts = _parts(tasks)
+        table = self.table
         return msgspec.structs.replace(
             self,
             tasks=kept,
-            tensors=self.table.select(parts).tensors,
+            tensors=table.select(part for part in table.parts if part.removeprefix(STATE) in parts).tensors,
             graphs={name: file for name, file in self.graphs.items() if _part(name) in parts},
             weights=weights,
             official=None if artifacts is None else Official(groups={group: artifacts}),
@@ -168,8 +180,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 def graph_names(tasks: Tasks) -> tuple[str, ...]:
     """The graphs that a bundle of these tasks has."""
-    heads = (f"head.{task}.{kind}" for task in tasks for kind in ("step", "loss", "predict"))
-    return ("encoder.forward", "encoder.backward", *heads)
+    encoder = (f"encoder.{kind}" for kind in ("forward", "predict", "backward"))
+    heads = (f"head.{task}.{kind}" for task in tasks for kind in ("step", "loss", "evaluate", "predict"))
+    return (*encoder, *heads)
+
+
+def _parts(tasks: Tasks) -> tuple[str, ...]:
+    return ("encoder", *(f"head.{task}" for task in tasks))
 
 
 def _part(graph: str) -> str:
@@ -204,7 +221,9 @@ def decode(data: bytes) -> Manifest:
         raise BundleInvalid("the manifest's tasks are not in the order of their names, or one is there twice")
     if odd := sorted(set(graph_names(names)) ^ set(manifest.graphs)):
         raise BundleInvalid(f"the manifest's graphs and tasks disagree about graph {odd[0]!r}")
-    if odd := sorted(parts ^ {"encoder", *(f"head.{name}" for name in names)}):
+    stateful = {part for part in parts if part.startswith(STATE)}
+    odd = sorted((parts - stateful) ^ set(_parts(names)) | {s for s in stateful if s.removeprefix(STATE) not in parts})
+    if odd:
         raise BundleInvalid(f"the tensor table and the tasks disagree about part {odd[0]!r}")
     return manifest
 

@@ -5,6 +5,9 @@ Rules
   section of the safetensors file, so loading needs no copy and the same values give the same bytes.
 - The first component of a name, or the first two where it is `head`, is the tensor's part: `encoder`,
   `head.depth`. A part is one contiguous slice of the vector.
+- What training changes without a gradient (running statistics of batch normalisation) is state. Its names begin with
+  `state.` and then with a part's name: `state.encoder.stem.running_mean` is in part `state.encoder`. State sorts after
+  all parameters, so the parameters are the front of the vector.
 - A file is checked against the table (names, shapes, dtype, length, finite values) before it is used.
 """
 
@@ -23,6 +26,7 @@ from edge_runtime.wire.errors import TensorsInvalid, reason
 from edge_runtime.wire.names import TensorName
 
 Vector = NDArray[np.float32]
+STATE = "state."
 MAX_TENSORS = 20_000
 MAX_ELEMENTS = 2**29
 MAX_ENTRY_BYTES = 512
@@ -44,14 +48,15 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def part(self) -> str:
-        """The part of the model that the tensor belongs to: `encoder` or `head.<task>`."""
+        """The part of the model that the tensor belongs to: `encoder` or `head.<task>`, or the state of one."""
         return part_of(self.name)
 
 
 def part_of(name: str) -> str:
     """The part of the model that a tensor's name belongs to."""
-    pieces = name.split(".")
-    return ".".join(pieces[:2]) if pieces[0] == "head" else pieces[0]
+    owner = name.removeprefix(STATE)
+    pieces = owner.split(".")
+    return name[: len(name) - len(owner)] + (".".join(pieces[:2]) if pieces[0] == "head" else pieces[0])
 
 
 class TensorTable:
@@ -95,6 +100,14 @@ class TensorTable:
             start = bounds[tensor.part].start if tensor.part in bounds else tensor.offset
             bounds[tensor.part] = slice(start, tensor.offset + tensor.size)
         return bounds
+
+    @cached_property
+    def parameters(self) -> "TensorTable":
+        """The table of what gradients train: the front of the vector, without the state.
+
+        Raises TensorsInvalid for a table in which the parameters are not the front.
+        """
+        return TensorTable(t for t in self.tensors if not t.part.startswith(STATE))
 
     def select(self, parts: Iterable[str]) -> "TensorTable":
         """The table of some parts alone. Raises TensorsInvalid for a part that is not there."""

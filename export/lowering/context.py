@@ -10,6 +10,8 @@ import torch
 from export.onnx_graph import ELEMENT, NUMPY, OnnxGraph
 from export.trace import Batch, Dim
 
+SEED = "seed"
+
 
 class Unfit(Exception):
     """A rule cannot translate an operator with these arguments; the text says what to use instead."""
@@ -64,6 +66,19 @@ class Context:
         self.add = graph.add
         self.ints = graph.ints
         self._batched_input = batched_input
+        self.seeded = False
+        """Whether the graph needs the input `seed`."""
+        self._random_operators = 0
+
+    def seed(self) -> str:
+        """The seed of everything random in the graph, a scalar of int64."""
+        self.seeded = True
+        return SEED
+
+    def random_operator(self) -> int:
+        """The number of a random operator, by its place in the trace."""
+        self._random_operators += 1
+        return self._random_operators - 1
 
     def batch(self) -> str:
         """The micro-batch as an int64 vector of one element."""

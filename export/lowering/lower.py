@@ -2,7 +2,7 @@
 
 import operator
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import onnx
@@ -10,22 +10,44 @@ import torch
 from torch import fx
 
 from export.errors import OperatorUnsupported
-from export.lowering import convolution, normalization, official, pointwise, reduction, resample, selection, shaping
-from export.lowering.context import Call, Context, RuleBook, Unfit, Value
+from export.lowering import (
+    batch_normalization,
+    chance,
+    convolution,
+    normalization,
+    official,
+    padding,
+    pointwise,
+    reduction,
+    resample,
+    selection,
+    shaping,
+)
+from export.lowering.context import SEED, Call, Context, RuleBook, Unfit, Value
 from export.onnx_graph import ELEMENT, OnnxGraph
 from export.trace import Batch, Step, Trace
 
 RULES = RuleBook()
-for family in (convolution, normalization, pointwise, reduction, resample, selection, shaping):
+for family in (
+    batch_normalization,
+    chance,
+    convolution,
+    normalization,
+    padding,
+    pointwise,
+    reduction,
+    resample,
+    selection,
+    shaping,
+):
     RULES.update(family.RULES)
 OFFICIAL = RuleBook(RULES | official.RULES)
 """For a forward pass that onnxruntime-training is to differentiate."""
 
 ADVICE = {
-    "batch_norm": "use GroupNorm, whose statistics do not depend on the other samples of a batch",
-    "dropout": "remove it, or regularise with weight decay",
-    "bernoulli": "remove the random operator",
-    "rand": "remove the random operator",
+    "dropout": "use nn.Dropout, nn.Dropout2d or their functions",
+    "bernoulli": "use nn.Dropout, nn.Dropout2d or their functions",
+    "rand": "use nn.Dropout, nn.Dropout2d or their functions",
     "in1d": "use comparisons and torch.where",
     "nonzero": "the shape depends on the data: use a mask and torch.where",
 }
@@ -41,12 +63,19 @@ def unsupported(step: Step) -> OperatorUnsupported:
 
 
 def lower(
-    trace: Trace, *, inputs: Sequence[str], outputs: Sequence[str], rules: RuleBook = RULES, located: bool = False
+    trace: Trace,
+    *,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    optional: Collection[str] = (),
+    rules: RuleBook = RULES,
+    located: bool = False,
 ) -> onnx.ModelProto:
     """The ONNX model of a trace, with these names for its inputs and outputs, in order.
 
-    `located` writes into each node's doc_string which module it comes from. The first input's first dimension is the
-    micro-batch. Raises OperatorUnsupported for an operator without a rule.
+    The first input's first dimension is the micro-batch. An `optional` input that nothing uses is left out. `located`
+    writes into each node's doc_string which module it comes from. Raises OperatorUnsupported for an operator without a
+    rule.
     """
     graph = OnnxGraph()
     context = Context(graph, inputs[0])
@@ -80,11 +109,18 @@ def lower(
         # A fresh node for each output: an input, or a value used twice, can then be an output as well.
         results[i] = Value(graph.add_many("Identity", value.name, outputs=1)[0], value.shape, value.dtype)
         graph.nodes[-1].output[0] = name
+    sources = [(name, *_spec(values[step.node])) for name, step in zip(inputs, trace.inputs, strict=True)]
+    if context.seeded:
+        sources.append((SEED, ELEMENT[torch.int64], []))
     model = graph.model(
-        [(name, *_spec(values[step.node])) for name, step in zip(inputs, trace.inputs, strict=True)],
+        sources,
         [(name, *_spec(value)) for name, value in zip(outputs, results, strict=True)],
         {},
     )
+    used_names = {name for node in model.graph.node for name in node.input}
+    kept = [spec for spec in model.graph.input if spec.name in used_names or spec.name not in optional]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
     onnx.checker.check_model(model)
     return model
 

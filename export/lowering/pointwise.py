@@ -177,7 +177,7 @@ def convert(context: Context, call: Call, x: Value, *_: Any, **__: Any) -> Resul
     return x.name if x.dtype == call.dtype else context.add("Cast", x.name, to=ELEMENT[call.dtype])
 
 
-@RULES.rule(aten.detach.default, aten.clone.default, aten.lift_fresh_copy.default)
+@RULES.rule(aten.detach.default, aten.alias.default, aten.clone.default, aten.lift_fresh_copy.default)
 def same(_: Context, __: Call, x: Value, **___: Any) -> Result:
     """The same value."""
     return x.name

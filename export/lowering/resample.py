@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.lowering.context import Call, Context, Result, RuleBook, Value, pair, size
+from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, pair, size
 
 aten = torch.ops.aten
 RULES = RuleBook()
@@ -40,7 +40,17 @@ def max_pool(
     return names if 1 in call.used else (names[0], None)
 
 
-@RULES.rule(aten.max_pool2d_with_indices_backward.default)
+@RULES.rule(aten.adaptive_max_pool2d.default)
+def adaptive_max_pool(context: Context, call: Call, x: Value, output: Sequence[int]) -> Result:
+    """Results: the maxima of equal windows, and where in the whole tensor they were."""
+    lengths = [size(x.shape[-2 + i]) for i in range(2)]
+    if any(length % target for length, target in zip(lengths, output, strict=True)):
+        raise Unfit(f"windows of {lengths} for {list(output)} are not all as large: choose a divisor")
+    window = [length // target for length, target in zip(lengths, output, strict=True)]
+    return max_pool(context, call, x, window)
+
+
+@RULES.rule(aten.max_pool2d_with_indices_backward.default, aten.adaptive_max_pool2d_backward.default)
 def max_pool_backward(context: Context, call: Call, gradient: Value, x: Value, *rest: Any) -> Result:
     """Each gradient added where its maximum was."""
     indices = context.add("Reshape", rest[-1].name, context.ints(-1))
@@ -118,7 +128,7 @@ def interpolate_backward(
     return _transposed(context, _matrices(call.operator, source[-2:], output, rest), gradient)
 
 
-@RULES.rule(aten.upsample_nearest2d.default)
+@RULES.rule(aten.upsample_nearest2d.default, aten._upsample_nearest_exact2d.default)
 def nearest(context: Context, call: Call, x: Value, output: Sequence[int], *rest: Any) -> Result:
     """Each pixel repeated, or for other factors the nearest one."""
     factors = whole_factors(x.shape[-2:], output, rest)
@@ -130,7 +140,7 @@ def nearest(context: Context, call: Call, x: Value, output: Sequence[int], *rest
     )
 
 
-@RULES.rule(aten.upsample_nearest2d_backward.default)
+@RULES.rule(aten.upsample_nearest2d_backward.default, aten._upsample_nearest_exact2d_backward.default)
 def nearest_backward(
     context: Context, call: Call, gradient: Value, output: Sequence[int], source: Sequence[Any], *rest: Any
 ) -> Result:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Result, RuleBook, Value, axis, size
+from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, axis, size
 from export.onnx_graph import ELEMENT
 from export.trace import Dim
 
@@ -67,6 +67,96 @@ def select_backward(
     after[dim] = whole - 1 - before[dim]
     name = context.add("Unsqueeze", gradient.name, context.ints(dim))
     return context.add("Pad", name, context.ints(*before, *after), context.number(0.0, call.dtype))
+
+
+@RULES.rule(aten.slice_scatter.default)
+def put_slice(
+    context: Context,
+    _: Call,
+    x: Value,
+    source: Value,
+    dim: int = 0,
+    start: int | None = None,
+    end: Dim | None = None,
+    step: int = 1,
+) -> Result:
+    """The tensor with consecutive elements along a dimension overwritten."""
+    dim = axis(dim, x.rank)
+    if not start and step == 1 and (end is None or end == x.shape[dim] or (isinstance(end, int) and end >= END)):
+        return source.name
+    whole = size(x.shape[dim])
+    first, last, _step = slice(start, None if end is None else size(end)).indices(whole)
+    if step != 1:
+        raise Unfit("it overwrites every other element: use torch.where")
+    pieces = [source.name]
+    if first > 0:
+        pieces.insert(0, _slice(context, x.name, dim, 0, first, 1))
+    if last < whole:
+        pieces.append(_slice(context, x.name, dim, last, whole, 1))
+    return context.add("Concat", *pieces, axis=dim) if len(pieces) > 1 else source.name
+
+
+@RULES.rule(aten.scatter.src, aten.scatter_add.default)
+def scatter(context: Context, call: Call, x: Value, dim: int, index: Value, source: Value) -> Result:
+    """The tensor with elements overwritten, or added to, where an index says along a dimension."""
+    extra = {"reduction": "add"} if "add" in call.operator else {}
+    return context.add("ScatterElements", x.name, index.name, source.name, axis=axis(dim, x.rank), **extra)
+
+
+@RULES.rule(aten.embedding.default)
+def embedding(context: Context, _: Call, weight: Value, index: Value, *__: Any) -> Result:
+    """A row of the weight for each index."""
+    return context.add("Gather", weight.name, index.name, axis=0)
+
+
+@RULES.rule(aten.embedding_dense_backward.default)
+def embedding_backward(
+    context: Context, call: Call, gradient: Value, index: Value, _: int, ignored: int, by_frequency: bool
+) -> Result:
+    """Each row's gradients added up; none for the row of padding."""
+    if by_frequency:
+        raise Unfit("gradients are not divided by how often an index is there: scale_grad_by_freq=False")
+    name = gradient.name
+    if ignored >= 0:
+        unused = context.add("Equal", index.name, context.graph.constant(ignored, "int64"))
+        none = context.number(0.0, call.dtype)
+        name = context.add("Where", context.add("Unsqueeze", unused, context.ints(-1)), none, name)
+    return _added_rows(context, call, index, name)
+
+
+@RULES.rule(aten.index.Tensor)
+def look_up(context: Context, _: Call, x: Value, indices: Sequence[Value | None]) -> Result:
+    """Elements looked up along one dimension."""
+    dim, index = _only(indices)
+    return context.add("Gather", x.name, index.name, axis=dim)
+
+
+@RULES.rule(aten.index_put.default)
+def add_at(
+    context: Context, call: Call, x: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False
+) -> Result:
+    """The gradient of looking elements up: added where they came from."""
+    dim, index = _only(indices)
+    if not accumulate:
+        raise Unfit("it overwrites elements by an index: use torch.where or torch.scatter")
+    if dim:
+        raise Unfit("gradients of a look-up flow along the first dimension alone: move the dimension there")
+    return context.add("Add", x.name, _added_rows(context, call, index, source.name))
+
+
+def _only(indices: Sequence[Value | None]) -> tuple[int, Value]:
+    """The dimension and the index of a look-up along one."""
+    found = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(found) != 1 or found[0][1].dtype != torch.int64:
+        raise Unfit("elements are looked up by one int64 index: use torch.gather or masks")
+    return found[0]
+
+
+def _added_rows(context: Context, call: Call, index: Value, source: str) -> str:
+    """Zeros in the shape of the result, with a row of the source added at each index."""
+    zeros = context.filled(call.shape, 0.0, call.dtype)
+    places = context.add("Unsqueeze", index.name, context.ints(-1))
+    return context.add("ScatterND", zeros, places, source, reduction="add")
 
 
 @RULES.rule(aten.gather.default)

@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Number, Result, RuleBook, Unfit, Value, axis
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Unfit, Value, axis, size
+from export.onnx_graph import ELEMENT
 from export.trace import Batch
 
 aten = torch.ops.aten
@@ -32,6 +33,41 @@ def transpose(context: Context, _: Call, x: Value, first: int = 0, second: int =
     first, second = axis(first, x.rank), axis(second, x.rank)
     order[first], order[second] = second, first
     return context.add("Transpose", x.name, perm=order)
+
+
+@RULES.rule(aten.roll.default)
+def roll(context: Context, _: Call, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Result:
+    """Move elements along dimensions; what leaves at one end comes in at the other."""
+    if not dims:
+        raise Unfit("it rolls over all dimensions at once: say which")
+    name = x.name
+    for shift, dim in zip(shifts, dims, strict=True):
+        length = size(x.shape[dim])
+        cut = length - shift % length
+        if cut == length:
+            continue
+        along = context.ints(axis(dim, x.rank))
+        last = context.add("Slice", name, context.ints(cut), context.ints(length), along)
+        first = context.add("Slice", name, context.ints(0), context.ints(cut), along)
+        name = context.add("Concat", last, first, axis=axis(dim, x.rank))
+    return name
+
+
+@RULES.rule(aten.tril.default, aten.triu.default)
+def triangle(context: Context, call: Call, x: Value, diagonal: int = 0) -> Result:
+    """Zeros above the diagonal, or under it."""
+    offset = context.graph.constant(diagonal, "int64")
+    truth = x.dtype == torch.bool
+    name = context.add("Cast", x.name, to=ELEMENT[torch.int64]) if truth else x.name
+    name = context.add("Trilu", name, offset, upper=int("triu" in call.operator))
+    return context.add("Cast", name, to=ELEMENT[torch.bool]) if truth else name
+
+
+@RULES.rule(aten.copy.default)
+def overwrite(context: Context, call: Call, _: Value, source: Value, *__: Any) -> Result:
+    """The source in the shape and type of what it overwrites."""
+    name = context.operand(source, call.dtype)
+    return name if source.shape == call.shape else context.add("Expand", name, context.dims(call.shape))
 
 
 @RULES.rule(aten.expand.default)
@@ -63,6 +99,8 @@ def concatenate(context: Context, call: Call, parts: Sequence[Value], dim: int =
 
 
 @RULES.rule(aten.full.default, aten.new_full.default)
+@RULES.rule(aten.fill.Scalar, aten.zero.default)
+@RULES.rule(aten.empty_like.default, aten.new_empty.default, aten.new_empty_strided.default)
 @RULES.rule(aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)
 @RULES.rule(
     aten.ones.default, aten.new_ones.default, aten.ones_like.default, aten.full_like.default, aten.scalar_tensor.default
@@ -73,7 +111,7 @@ def filled(context: Context, call: Call, *args: Any, **_: Any) -> Result:
     value: Number
     if kind == "scalar_tensor":
         value = args[0]
-    elif "full" in kind:
+    elif "full" in kind or kind == "fill":
         value = args[-1]
     else:
         value = 1.0 if "ones" in kind else 0.0

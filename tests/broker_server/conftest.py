@@ -50,7 +50,7 @@ def make_bundle(folder, tasks=TASKS):
         name="tiny",
         tasks=tuple(manifests.Task(name=t, target=array, prediction=array) for t in tasks),
         input=array,
-        representation=array,
+        representation=(array,),
         tensors=table.tensors,
         graphs={name: manifests.File(digest=describe(g).digest, size_bytes=len(g)) for name, g in graphs.items()},
         weights=manifests.File(digest=describe(weights).digest, size_bytes=len(weights)),

@@ -56,3 +56,12 @@ def test_fedavg_refuses_another_length():
 def test_weighted_losses():
     reports = [({"a": 1.0, "b": 5.0}, {"a": 1, "b": 0}), ({"a": 4.0}, {"a": 2})]
     assert weighted_losses(reports) == {"a": 3.0}
+
+
+def test_fedavg_weights_state_as_the_part_it_belongs_to():
+    table = TensorTable.of({"encoder.w": (1,), "head.a.w": (1,), "state.encoder.m": (1,), "state.head.a.m": (1,)})
+    mean = FedAvg(table)
+    mean.fold(vector(0, 0, 0, 0), {"a": 10, "b": 30})
+    mean.fold(vector(1, 1, 1, 1), {"a": 10, "b": 0})
+    found = mean.result(vector(9, 9, 9, 9))
+    np.testing.assert_array_equal(found, vector(0.25, 0.5, 0.25, 0.5))

@@ -22,7 +22,7 @@ def manifest(official=None):
         name="two",
         tasks=tuple(wire.Task(name=name, target=ARRAY, prediction=ARRAY) for name in ("a", "b")),
         input=ARRAY,
-        representation=ARRAY,
+        representation=(ARRAY,),
         tensors=(
             Tensor(name="encoder.w", shape=(2,), offset=0),
             Tensor(name="head.a.w", shape=(), offset=2),

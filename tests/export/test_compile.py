@@ -74,7 +74,7 @@ def test_manifest_describes_the_model_and_survives_the_wire(make):
     assert wire.decode(wire.encode(manifest)) == manifest
     assert manifest.task_names == ("a", "b")
     assert manifest.input.shape == (3, 8, 8)
-    assert manifest.representation.shape == (4, 8, 8)
+    assert manifest.representation[0].shape == (4, 8, 8)
     group = manifest.group(("b",), manifest.weights)
     assert set(group.graphs.values()) < set(manifest.graphs.values())
 

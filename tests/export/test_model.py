@@ -24,6 +24,11 @@ def heads(**changes):
     return {"a": nn.Conv2d(4, 1, 1), "b": nn.Conv2d(4, 2, 1)} | changes
 
 
+def doubled(norm):
+    norm.running_mean = norm.running_mean.double()
+    return norm
+
+
 def shared():
     head = nn.Conv2d(4, 1, 1)
     other = nn.Conv2d(4, 2, 1)
@@ -49,7 +54,16 @@ CASES = {
     "double": (lambda: {"heads": heads(b=nn.Conv2d(4, 2, 1).double())}, "parameter head.b.* is torch.float64"),
     "no_parameters": (lambda: {"heads": heads(b=nn.Identity())}, "head.b has no parameters"),
     "input": (lambda: {"example_input": torch.zeros(2, 3, 8, 8, dtype=torch.uint8)}, "example_input is torch.uint8"),
-    "encoder_tuple": (lambda: {"encoder": Fn(lambda m, x: (m.inner[0](x), x))}, "the encoder must return one float32"),
+    "encoder_list_of_numbers": (lambda: {"encoder": Fn(lambda m, x: (m.inner[0](x), 3))}, "or a tuple of such tensors"),
+    "encoder_of_nothing": (lambda: {"encoder": Fn(lambda *_: ())}, "the encoder must return one float32"),
+    "momentum": (
+        lambda: {"encoder": nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=None))},
+        "encoder.1 has momentum=None",
+    ),
+    "statistics_in_double": (
+        lambda: {"heads": heads(b=nn.Sequential(nn.Conv2d(4, 2, 1), doubled(nn.BatchNorm2d(2))))},
+        "head.b.1.running_mean is torch.float64",
+    ),
     "encoder_fails": (lambda: {"encoder": nn.Conv2d(5, 4, 1)}, "the encoder fails on example_input: RuntimeError"),
     "head_fails": (
         lambda: {"heads": heads(b=nn.Conv2d(9, 2, 1))},
@@ -84,7 +98,10 @@ def test_model_that_cannot_be_trained_says_what_and_where(case, make):
 
 @pytest.mark.parametrize(
     ("layer", "advice"),
-    [(nn.BatchNorm2d(4), "use GroupNorm"), (nn.Dropout(0.1), "weight decay"), (nn.Dropout2d(0.1), "weight decay")],
+    [
+        (nn.SyncBatchNorm(4), "use BatchNorm"),
+        (nn.InstanceNorm2d(4, track_running_stats=True), "=False"),
+    ],
 )
 def test_layer_that_cannot_be_exported_is_named_with_its_path_and_advice(layer, advice, make):
     model = make(encoder=nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), layer)))

@@ -49,7 +49,7 @@ class Bundle:
             name="test",
             tasks=tuple(Task(name=task, target=array, prediction=array) for task in tasks),
             input=array,
-            representation=array,
+            representation=(array,),
             tensors=self.table.tensors,
             graphs=graphs,
             weights=self._add(zeros),

@@ -11,9 +11,9 @@ from edge_runtime.wire.errors import TensorsInvalid
 def test_model_copies_the_weights_and_binds_the_graphs_to_its_copy(tiny):
     model = tiny.model()
     x, _ = load(model, tiny.dataset.train, [0, 1])
-    before = model.represent(x)
+    (before,) = model.represent(x)
     model.weights *= 2
-    assert (model.represent(x) != before).any()
+    assert (model.represent(x)[0] != before).any()
     np.testing.assert_array_equal(model.weights, 2 * tiny.weights)
     with pytest.raises(TensorsInvalid):
         Model(tiny.manifest, lambda _: None, tiny.weights[:-1])
@@ -31,7 +31,7 @@ def test_model_writes_each_gradient_at_its_own_place(tiny):
     model = tiny.model()
     x, targets = load(model, tiny.dataset.train, range(4))
     z = model.represent(x)
-    dz = np.empty_like(z)
+    dz = (np.empty_like(z[0]),)
     model.step("normals", z, targets["normals"], dz)
     touched = {part for part, where in model.table.parts.items() if model.gradient[where].any()}
     assert touched == {"head.normals"}
@@ -46,14 +46,14 @@ def test_model_takes_any_batch(tiny, batch):
     model = tiny.model()
     x, targets = load(model, tiny.dataset.train, range(batch))
     z = model.represent(x)
-    dz = np.empty_like(z)
+    dz = (np.empty_like(z[0]),)
     loss = model.step("normals", z, targets["normals"], dz)
     together = model.gradient.copy()
     assert loss == pytest.approx(model.loss("normals", z, targets["normals"]), rel=1e-6)
-    losses, summed, one = [], np.zeros_like(together), np.empty_like(z[:1])
+    losses, summed, one = [], np.zeros_like(together), (np.empty_like(z[0][:1]),)
     for i in range(batch):
-        losses.append(model.step("normals", z[i : i + 1], targets["normals"][i : i + 1], one))
-        np.testing.assert_allclose(one[0] / batch, dz[i], atol=1e-6)
+        losses.append(model.step("normals", (z[0][i : i + 1],), targets["normals"][i : i + 1], one))
+        np.testing.assert_allclose(one[0][0] / batch, dz[0][i], atol=1e-6)
         summed += model.gradient
     assert loss == pytest.approx(np.mean(losses), rel=1e-5)
     np.testing.assert_allclose(together, summed / batch, atol=1e-5)
@@ -62,7 +62,7 @@ def test_model_takes_any_batch(tiny, batch):
 def test_model_predicts_what_pytorch_predicts(tiny):
     model = tiny.model()
     x, _ = load(model, tiny.dataset.test, range(3))
-    z = model.represent(x)
+    z = model.encode(x)
     for task in model.tasks:
         np.testing.assert_allclose(model.predict(task, z), tiny.reference[f"prediction.{task}"], atol=1e-5)
 
@@ -72,9 +72,9 @@ def test_model_says_what_does_not_fit_a_graph(tiny):
     with pytest.raises(EngineError, match="encoder.forward"):
         model.represent(np.zeros((2, 3, 16, 15), np.float32))
     with pytest.raises(EngineError, match="head.depth.loss"):
-        model.loss("depth", np.zeros((2, 8, 4, 4), np.float32), np.zeros((2, 1, 8, 8), np.float32))
+        model.loss("depth", (np.zeros((2, 8, 4, 4), np.float32),), np.zeros((2, 1, 8, 8), np.float32))
     with pytest.raises(EngineError, match="head.depth.loss"):
-        model.loss("depth", np.zeros((2, 8, 4, 4), np.float32), np.zeros((2, 1, 16, 16), np.int64))
+        model.loss("depth", (np.zeros((2, 8, 4, 4), np.float32),), np.zeros((2, 1, 16, 16), np.int64))
 
 
 class Counting:

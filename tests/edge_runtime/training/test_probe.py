@@ -20,7 +20,7 @@ def probed(tiny, model):
     z = model.represent(x)
     losses, kept = {}, {}
     for task in model.tasks:
-        kept[task] = np.empty_like(z)
+        kept[task] = tuple(map(np.empty_like, z))
         losses[task] = model.step(task, z, targets[task], kept[task])
     return probe(model, x, targets, losses, kept, lr=tiny.probe_lr, weight_decay=tiny.settings.weight_decay)
 

@@ -42,7 +42,7 @@ def manifest_of(*tasks, **change):
             for task in tasks
         ),
         "input": Array(shape=(3, 4, 4), dtype="float32"),
-        "representation": Array(shape=(8, 2, 2), dtype="float32"),
+        "representation": (Array(shape=(8, 2, 2), dtype="float32"),),
         "tensors": TensorTable.of(shapes).tensors,
         "graphs": {name: file_of(name.encode()) for name in graph_names(tasks)},
         "weights": file_of(b"weights"),
@@ -128,7 +128,7 @@ def altered(**change):
         (altered(tasks=[]), "not understood"),
         (altered(tasks=list(reversed(msgspec.to_builtins(TWO.tasks)))), "not in the order of their names"),
         (altered(tasks=msgspec.to_builtins(TWO.tasks[:1]) * 2), "one is there twice"),
-        (altered(tasks=msgspec.to_builtins(TWO.tasks[:1])), "disagree about graph 'head.normals.loss'"),
+        (altered(tasks=msgspec.to_builtins(TWO.tasks[:1])), "disagree about graph 'head.normals.evaluate'"),
         (altered(graphs={}), "disagree about graph 'encoder.backward'"),
         (altered(graphs={"../../evil": {}}), "not understood"),
         (altered(graphs={"encoder.forward\n": {}}), "not understood"),
@@ -159,6 +159,29 @@ def test_group_keeps_its_tasks_and_shares_the_graphs():
     assert decode(encode(group)) == group
     with pytest.raises(BundleInvalid, match="no task 'edges'; it has depth, normals"):
         TWO.group(("edges",), weights)
+
+
+def stateful(*parts):
+    shapes = {tensor.name: tensor.shape for tensor in TWO.tensors}
+    return manifest_of(
+        "depth", "normals", tensors=TensorTable.of(shapes | {f"state.{part}.m": (2,) for part in parts}).tensors
+    )
+
+
+def test_group_keeps_the_state_of_its_parts():
+    whole = stateful("encoder", "head.depth", "head.normals")
+    assert decode(encode(whole)) == whole
+    group = whole.group(("normals",), whole.weights)
+    assert list(group.table.parts) == ["encoder", "head.normals", "state.encoder", "state.head.normals"]
+    assert decode(encode(group)) == group
+    some = stateful("head.depth").group(("normals",), whole.weights)
+    assert list(some.table.parts) == ["encoder", "head.normals"]
+
+
+@pytest.mark.parametrize("part", ["head.edges", "other", "state"])
+def test_decode_refuses_state_of_a_part_that_is_not_there(part):
+    with pytest.raises(BundleInvalid, match=f"disagree about part 'state.{part}'"):
+        encode(stateful(part))
 
 
 @pytest.fixture

@@ -179,7 +179,16 @@ def test_parts_are_contiguous_and_cover_the_vector(table):
 
 
 @pytest.mark.parametrize(
-    ("name", "part"), [("encoder.a.b", "encoder"), ("head.depth.w", "head.depth"), ("head", "head"), ("x", "x")]
+    ("name", "part"),
+    [
+        ("encoder.a.b", "encoder"),
+        ("head.depth.w", "head.depth"),
+        ("head", "head"),
+        ("x", "x"),
+        ("state.encoder.a.mean", "state.encoder"),
+        ("state.head.a.norm.mean", "state.head.a"),
+        ("state", "state"),
+    ],
 )
 def test_part_of_takes_one_level_or_two_for_a_head(name, part):
     assert part_of(name) == part
@@ -217,3 +226,13 @@ def test_transfer_refuses_what_the_source_lacks():
     for shapes in ({"encoder.w": (3, 2)}, {"encoder.x": (1,)}):
         with pytest.raises(TensorsInvalid, match="is not in the source"):
             transfer(TABLE, VECTOR, TensorTable.of(shapes))
+
+
+def test_parameters_are_the_front_of_the_vector_and_state_is_not_among_them():
+    table = TensorTable.of({"state.encoder.m": (2,), "encoder.w": (3,), "state.head.a.m": (1,), "head.a.w": (4,)})
+    assert [tensor.name for tensor in table.parameters.tensors] == ["encoder.w", "head.a.w"]
+    assert table.parameters.size == 7
+    assert list(table.parts) == ["encoder", "head.a", "state.encoder", "state.head.a"]
+    assert TABLE.parameters.tensors == TABLE.tensors
+    with pytest.raises(TensorsInvalid, match="offset"):
+        _ = TensorTable.of({"state.encoder.m": (2,), "x.w": (3,)}).parameters

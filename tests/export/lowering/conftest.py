@@ -18,6 +18,7 @@ class Translated:
         import torch
 
         from export.lowering import lower
+        from export.running import moving
         from export.trace import trace
 
         self.module = module
@@ -36,7 +37,9 @@ class Translated:
 
         def function(*values: Any) -> tuple[Any, ...]:
             data, dy, parameters = values[: len(sources)], values[len(sources)], values[len(sources) + 1 :]
-            y = torch.func.functional_call(module, dict(zip(self.parameters, parameters, strict=True)), data)
+            with moving():
+                named = dict(zip(self.parameters, parameters, strict=True))
+                y = torch.func.functional_call(module, named, data)
             wanted = [*data[:1], *parameters] if self._differentiates else list(parameters)
             return y, *(torch.autograd.grad(y, wanted, dy) if wanted else ())
 

@@ -5,11 +5,14 @@ torch = pytest.importorskip("torch")
 import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
+from export.errors import ExportError  # noqa: E402
 from export.lowering import reduction  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 
 SHAPE = (3, 5, 4)
+SEEN = torch.ones(5, 5).tril().bool()
+SEEN[2] = False  # a place that sees nothing attends to nothing
 
 
 class Fn(nn.Module):
@@ -46,6 +49,25 @@ CASES = {
     "mean_of_two_kept": lambda x: x - x.mean((2, 3), keepdim=True),
     "mean_over_the_batch": lambda x: x * x.mean(0, keepdim=True),
     "mean_of_converted": lambda x: x * (x > 0).to(torch.float32).mean(),
+    "max": lambda x: x * x.max() - x.min(),
+    "max_along": lambda x: x.max(1)[0],
+    "max_along_kept": lambda x: x - x.max(-1, keepdim=True)[0],
+    "min_along": lambda x: x.min(2)[0],
+    "min_and_its_place": lambda x: x.min(1)[0] * x.min(1)[1],
+    "var": lambda x: x.var(1),
+    "var_of_all_dimensions": lambda x: x.var((1, 2, 3), correction=0),
+    "var_kept": lambda x: x / x.var((2, 3), keepdim=True),
+    "std": lambda x: x.std(-1, keepdim=True),
+    "std_of_two": lambda x: x.std((1, 2), correction=2),
+    "var_and_mean": lambda x: torch.mul(*torch.var_mean(x, (2, 3))),
+    "std_and_mean_kept": lambda x: x * torch.add(*torch.std_mean(x, 1, keepdim=True)),
+    "cumsum": lambda x: x.cumsum(1) * x.cumsum(-1),
+    "cumsum_of_truth": lambda x: x * (x > 0).cumsum(2),
+    "attention": lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1),
+    "attention_causal": lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, is_causal=True),
+    "attention_scaled": lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, scale=0.3),
+    "attention_masked": lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, attn_mask=SEEN),
+    "attention_biased": lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, attn_mask=SEEN * 0.5),
     "amax": lambda x: x.amax(1),
     "amax_of_all": lambda x: x * x.amax(),
     "amax_kept": lambda x: x - x.amax((2, 3), keepdim=True),
@@ -83,6 +105,30 @@ def test_product_is_pytorchs(case, same_as_torch):
 
 def test_linear_layers(same_as_torch):
     same_as_torch(nn.Sequential(nn.Flatten(), nn.Linear(60, 7), nn.Tanh(), nn.Linear(7, 2, bias=False)), SHAPE)
+
+
+@pytest.mark.parametrize("weights", [True, False])
+def test_multi_head_attention_is_pytorchs(weights, same_as_torch):
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.MultiheadAttention(8, 2, batch_first=True)
+
+        def forward(self, x):
+            return self.inner(x, x * 2, x, need_weights=weights)[0]
+
+    torch.manual_seed(0)
+    same_as_torch(Attention(), (5, 8))
+
+
+def test_transformer_layer_is_pytorchs(same_as_torch):
+    torch.manual_seed(0)
+    same_as_torch(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), (5, 8))
+
+
+def test_variance_over_the_batch_is_refused(translate):
+    with pytest.raises(ExportError, match="neither fixed nor"):
+        translate(Fn(lambda x: x * x.var(0)), torch.randn(2, *SHAPE))
 
 
 def test_every_rule_is_exercised(translate):

@@ -25,6 +25,10 @@ def larger(**options):
 
 
 CASES = {
+    "nearest_exact": larger(scale_factor=2, mode="nearest-exact"),
+    "nearest_exact_to_a_size": larger(size=(9, 4), mode="nearest-exact"),
+    "adaptive_max_pool": lambda x: F.adaptive_max_pool2d(x, (1, 5)),
+    "adaptive_max_pool_of_all": lambda x: F.adaptive_max_pool2d(x * 2, 1),
     "max_pool": lambda x: F.max_pool2d(x, 2),
     "max_pool_overlapping": lambda x: F.max_pool2d(x, 3, 2, 1),
     "max_pool_uneven": lambda x: F.max_pool2d(x, (3, 2), (1, 2), (1, 0)),
@@ -89,6 +93,11 @@ def test_other_resampling_is_right_or_refused_by_name(function, same_as_torch):
     except OperatorUnsupported as exc:
         assert exc.operator.startswith("aten.")
         assert exc.module == "net"
+
+
+def test_adaptive_max_pool_of_uneven_windows_is_refused(translate):
+    with pytest.raises(OperatorUnsupported, match="choose a divisor"):
+        translate(Fn(lambda x: F.adaptive_max_pool2d(x, (3, 5))), torch.randn(2, 3, 7, 5))
 
 
 def test_every_rule_is_exercised(translate):

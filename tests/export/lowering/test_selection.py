@@ -40,7 +40,80 @@ CASES = {
     "split_with_a_rest": lambda x: torch.cat([part * (i + 1) for i, part in enumerate(x.split(2, -1))], -1),
     "split_that_is_used_in_part": lambda x: x.split(2, -1)[1],
     "chunk": lambda x: x.chunk(2, 2)[0] * x.chunk(2, 2)[1],
+    "slice_overwritten": lambda x: overwritten(x, slice(1, 3)),
+    "first_overwritten": lambda x: overwritten(x, slice(0, 2)),
+    "last_overwritten": lambda x: overwritten(x, slice(4, None)),
+    "all_overwritten": lambda x: overwritten(x, slice(None)),
+    "scatter_added": lambda x: x.scatter_add(1, (x[:, :2] > 0).long(), x[:, 2:4]),
+    "looked_up_first": lambda x: (x * 2)[:, torch.tensor([4, 0, 2, 0])].detach() * x[:, :4],
+    "extreme": lambda x: x.max(1)[0] + x.min(1)[0],
+    "circular": lambda x: F.pad(x, (1, 2, 2, 0), mode="circular"),
 }
+
+
+def overwritten(x, where):
+    y = x * 2
+    y[:, where] = 3 * x[:, where]
+    return y * x
+
+
+class Table(nn.Module):
+    """Rows of a table for each place, as the relative positions of window attention."""
+
+    def __init__(self, pick):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(5, 3))
+        self.pick = pick
+
+    def forward(self, x):
+        return x * self.pick(self.table)
+
+
+TABLES = {
+    "indexed": lambda t: t[torch.tensor([[0, 4, 1], [2, 2, 0]])].permute(2, 0, 1),
+    "indexed_by_a_row": lambda t: t[torch.tensor([0, 3])].reshape(1, 6, 1)[:, :2],
+    "embedded": lambda t: F.embedding(torch.tensor([[0, 4, 1], [2, 2, 0]]), t).permute(2, 0, 1),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_looking_up_in_a_table_is_pytorchs(case, same_as_torch):
+    shape = (2, 1) if case == "indexed_by_a_row" else (3, 2, 3)
+    torch.manual_seed(1)
+    found = same_as_torch(Table(TABLES[case]), shape)
+    assert {"Gather", "ScatterND"} <= set(found.nodes)
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}, {"padding_idx": -1}])
+def test_embedding_is_pytorchs(options, same_as_torch):
+    torch.manual_seed(1)
+    same_as_torch(nn.Embedding(5, 3, **options), (4, 6), draw=lambda shape: torch.randint(0, 5, shape))
+
+
+def stepped(x):
+    y = x * 2
+    y[:, ::2] = x[:, ::2]
+    return y
+
+
+REFUSED = {
+    "index_put": (lambda x: x.index_put((torch.tensor([0]),), x[:1].detach()), "neither fixed|use torch.where"),
+    "two_indices": (lambda x: x[:, torch.tensor([0, 1]), torch.tensor([2, 3])], "one int64 index"),
+    "gradient_of_a_later_dimension": (lambda x: x[:, torch.tensor([0, 1])], "move the dimension"),
+    "every_other": (stepped, "use torch.where"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_selection_that_cannot_be_translated_says_what_to_use(case, translate):
+    function, text = REFUSED[case]
+    with pytest.raises(ExportError, match=text):
+        translate(Fn(function), torch.randn(2, *SHAPE))
+
+
+def test_embedding_scaled_by_frequency_is_refused(translate):
+    with pytest.raises(ExportError, match="scale_grad_by_freq=False"):
+        translate(nn.Embedding(5, 3, scale_grad_by_freq=True), torch.zeros(2, 4, dtype=torch.int64))
 
 
 def pixels(batch):
@@ -102,4 +175,8 @@ def test_every_rule_is_exercised(translate):
         found |= translate(Fn(function), torch.randn(2, *SHAPE), targets=pixels(2)).operators
         if function not in LOOKED_UP.values():
             found |= translate(Fn(function), torch.randn(2, 5), targets=rows(2)).operators
+    for case, pick in TABLES.items():
+        found |= translate(
+            Table(pick), torch.randn((2, 2, 1) if case == "indexed_by_a_row" else (2, 3, 2, 3))
+        ).operators
     assert set(selection.RULES) - found == set()

@@ -23,6 +23,14 @@ class Fn(nn.Module):
 
 
 CASES = {
+    "roll": lambda x: x.roll(1, 2),
+    "roll_back_and_around": lambda x: x.roll((-2, 7, 0), (1, 3, 2)),
+    "roll_by_the_whole": lambda x: x.roll(6, 2) * 2,
+    "tril": lambda x: x.tril() + x.triu(1),
+    "tril_of_truth": lambda x: torch.where((x > 0).tril(-1), x, 0.0),
+    "empty": lambda x: x * torch.zeros_like(x.new_empty(3, 6, 5).fill_(2.0)[:1]) + torch.empty_like(x).fill_(3.0),
+    "empty_strided": lambda x: x * x.new_empty_strided((6, 5), (5, 1)).zero_(),
+    "overwritten": lambda x: torch.zeros_like(x).copy_(x.mean(1, keepdim=True)) * x,
     "flatten": lambda x: x.flatten(1),
     "flatten_the_batch": lambda x: x.flatten(0, 1) * 2,
     "view": lambda x: x.view(x.shape[0], -1) ** 2,
@@ -80,6 +88,11 @@ def test_shaping_is_pytorchs(case, same_as_torch):
 def test_shaping_that_depends_on_a_sample_s_place_is_refused(function, translate):
     with pytest.raises(ExportError):
         translate(Fn(function), torch.randn(2, *SHAPE))
+
+
+def test_roll_of_everything_is_refused(translate):
+    with pytest.raises(ExportError, match="say which|neither fixed"):
+        translate(Fn(lambda x: x.roll(2)), torch.randn(2, *SHAPE))
 
 
 def test_every_rule_is_exercised(translate):

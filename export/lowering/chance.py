@@ -1,0 +1,72 @@
+"""What is random in training: dropout.
+
+A graph with a random operator has an input `seed` () int64. The random number of an element is a hash of the seed, of
+which random operator of the graph it is and of the element's place, so a graph that recomputes a forward pass with the
+same seed draws the same. The hash is that of C. Wellons' hash-prospector with constants under 2³¹, two rounds of
+multiply and shift on 32 bits, in int64 because ONNX has no unsigned multiplication; `draws` is the same in numpy.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.lowering.context import Call, Context, Result, RuleBook, Value
+from export.onnx_graph import ELEMENT
+from export.trace import Batch
+
+aten = torch.ops.aten
+RULES = RuleBook()
+
+MASK = 0xFFFFFFFF
+ROUNDS = ((15, 0x2C1B3C6D), (12, 0x297A2D39))
+LAST_SHIFT = 15
+STEP = 0x1E3779B1
+"""What the place of a random operator in its graph is multiplied by."""
+
+
+def draws(seed: int, operator: int, count: int) -> NDArray[np.int64]:
+    """The random numbers, from 0 to 2³² − 1, of the elements of a graph's random operator (from 0 on): (count,)."""
+    start = _hash(np.array([(seed + operator * STEP) & MASK], np.int64))
+    return _hash((np.arange(count, dtype=np.int64) + start) & MASK)
+
+
+def threshold(p: float) -> int:
+    """The number below which a draw is a one, of probability p."""
+    return round(p * 2**32)
+
+
+def _hash(value: NDArray[np.int64]) -> NDArray[np.int64]:
+    for shift, factor in ROUNDS:
+        value = ((value ^ (value >> shift)) * factor) & MASK
+    return value ^ (value >> LAST_SHIFT)
+
+
+@RULES.rule(aten.bernoulli.p)
+def bernoulli(context: Context, call: Call, x: Value, p: float, **_: Any) -> Result:
+    """Ones with probability p, else zeros, in the shape of x."""
+    add, number = context.add, context.number
+    int64 = torch.int64
+    operator = context.random_operator()
+    moved = add("Add", context.seed(), number(operator * STEP, int64))
+    start = _onnx_hash(context, add("BitwiseAnd", moved, number(MASK, int64)))
+    length = number(1, int64)
+    for dim in call.shape:
+        length = add("Mul", length, number(Batch(dim.factor) if isinstance(dim, Batch) else dim, int64))
+    place = add("Range", number(0, int64), length, number(1, int64))
+    drawn = _onnx_hash(context, add("BitwiseAnd", add("Add", place, start), number(MASK, int64)))
+    ones = add("Cast", add("Less", drawn, number(threshold(p), int64)), to=ELEMENT[call.dtype])
+    return context.reshape(ones, call.shape)
+
+
+def _onnx_hash(context: Context, value: str) -> str:
+    add, number = context.add, context.number
+
+    def mixed(value: str, shift: int) -> str:  # a shift of what is not negative is a division
+        return add("BitwiseXor", value, add("Div", value, number(2**shift, torch.int64)))
+
+    for shift, factor in ROUNDS:
+        product = add("Mul", mixed(value, shift), number(factor, torch.int64))
+        value = add("BitwiseAnd", product, number(MASK, torch.int64))
+    return mixed(value, LAST_SHIFT)

@@ -1,0 +1,190 @@
+"""Convolutional networks written against plain torch, at widths that a test can train."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def conv(inputs, outputs, kernel=3, stride=1, groups=1, dilation=1, act=nn.ReLU):
+    padding = dilation * (kernel - 1) // 2
+    layers = [
+        nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False),
+        nn.BatchNorm2d(outputs),
+    ]
+    return nn.Sequential(*layers, *([act()] if act else []))
+
+
+class Basic(nn.Module):
+    """ResNet's block of two convolutions (He et al., CVPR 2016)."""
+
+    def __init__(self, inputs, outputs, stride):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        same = stride == 1 and inputs == outputs
+        self.downsample = None if same else conv(inputs, outputs, 1, stride, act=None)
+
+    def forward(self, x):
+        identity = x if self.downsample is None else self.downsample(x)
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
+        out += identity
+        return self.relu(out)
+
+
+def resnet18(width=8):
+    stages = [
+        nn.Conv2d(3, width, 7, 2, 3, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, 2, 1),
+    ]
+    inputs = width
+    for i in range(4):
+        outputs = width * 2**i
+        stages += [Basic(inputs, outputs, 1 if i == 0 else 2), Basic(outputs, outputs, 1)]
+        inputs = outputs
+    return nn.Sequential(*stages), inputs
+
+
+class SqueezeExcitation(nn.Module):
+    """Channels scaled by what their means say (Hu et al., CVPR 2018)."""
+
+    def __init__(self, channels, hidden, gate):
+        super().__init__()
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(channels, hidden, 1)
+        self.fc2 = nn.Conv2d(hidden, channels, 1)
+        self.gate = gate()
+
+    def forward(self, x):
+        return x * self.gate(self.fc2(F.relu(self.fc1(self.pool(x)))))
+
+
+class Inverted(nn.Module):
+    """The inverted residual of MobileNetV2 and V3 and of EfficientNet."""
+
+    def __init__(self, inputs, outputs, stride, expand, *, kernel=3, act=nn.ReLU6, squeeze=None):
+        super().__init__()
+        hidden = inputs * expand
+        layers = [] if expand == 1 else [conv(inputs, hidden, 1, act=act)]
+        layers.append(conv(hidden, hidden, kernel, stride, groups=hidden, act=act))
+        if squeeze is not None:
+            layers.append(SqueezeExcitation(hidden, max(hidden // 4, 2), squeeze))
+        self.layers = nn.Sequential(*layers, conv(hidden, outputs, 1, act=None))
+        self.residual = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        return x + self.layers(x) if self.residual else self.layers(x)
+
+
+def mobilenet_v2():
+    """(Sandler et al., CVPR 2018): expansion, channels, repeats and stride of each stage, a fourth as wide."""
+    layers, inputs = [conv(3, 8, stride=2, act=nn.ReLU6)], 8
+    plan = ((1, 4, 1, 1), (6, 6, 2, 2), (6, 8, 3, 2), (6, 16, 4, 2), (6, 24, 3, 1), (6, 40, 3, 2), (6, 80, 1, 1))
+    for expand, outputs, repeats, stride in plan:
+        for i in range(repeats):
+            layers.append(Inverted(inputs, outputs, stride if i == 0 else 1, expand))
+            inputs = outputs
+    return nn.Sequential(*layers, conv(inputs, 96, 1, act=nn.ReLU6)), 96
+
+
+def mobilenet_v3_small():
+    """(Howard et al., ICCV 2019): kernel, expansion, channels, squeeze, activation, stride, half as wide."""
+    layers, inputs = [conv(3, 8, stride=2, act=nn.Hardswish)], 8
+    plan = (
+        (3, 1, 8, True, nn.ReLU, 2),
+        (3, 4, 12, False, nn.ReLU, 2),
+        (3, 4, 12, False, nn.ReLU, 1),
+        (5, 4, 20, True, nn.Hardswish, 2),
+        (5, 6, 20, True, nn.Hardswish, 1),
+        (5, 3, 24, True, nn.Hardswish, 1),
+        (5, 6, 48, True, nn.Hardswish, 2),
+        (5, 6, 48, True, nn.Hardswish, 1),
+    )
+    for kernel, expand, outputs, squeeze, act, stride in plan:
+        gate = nn.Hardsigmoid if squeeze else None
+        layers.append(Inverted(inputs, outputs, stride, expand, kernel=kernel, act=act, squeeze=gate))
+        inputs = outputs
+    return nn.Sequential(*layers, conv(inputs, 96, 1, act=nn.Hardswish)), 96
+
+
+def efficientnet_b0():
+    """(Tan and Le, ICML 2019): kernel, expansion, channels, repeats, stride, a fourth as wide."""
+    layers, inputs = [conv(3, 8, stride=2, act=nn.SiLU)], 8
+    plan = (
+        (3, 1, 4, 1, 1),
+        (3, 6, 6, 2, 2),
+        (5, 6, 10, 2, 2),
+        (3, 6, 20, 3, 2),
+        (5, 6, 28, 3, 1),
+        (5, 6, 48, 4, 2),
+        (3, 6, 80, 1, 1),
+    )
+    for kernel, expand, outputs, repeats, stride in plan:
+        for i in range(repeats):
+            step = stride if i == 0 else 1
+            layers.append(Inverted(inputs, outputs, step, expand, kernel=kernel, act=nn.SiLU, squeeze=nn.Sigmoid))
+            inputs = outputs
+    return nn.Sequential(*layers, conv(inputs, 96, 1, act=nn.SiLU)), 96
+
+
+def twice(inputs, outputs):
+    return nn.Sequential(conv(inputs, outputs), conv(outputs, outputs))
+
+
+class UNetEncoder(nn.Module):
+    """Hands every stage on (Ronneberger et al., MICCAI 2015)."""
+
+    def __init__(self, width=6):
+        super().__init__()
+        self.stages = nn.ModuleList([twice(3, width), twice(width, 2 * width), twice(2 * width, 4 * width)])
+
+    def forward(self, x):
+        found = []
+        for i, stage in enumerate(self.stages):
+            x = stage(F.max_pool2d(x, 2) if i else x)
+            found.append(x)
+        return tuple(found)
+
+
+class UNetHead(nn.Module):
+    def __init__(self, outputs, width=6):
+        super().__init__()
+        self.merge = nn.ModuleList([twice(6 * width, 2 * width), twice(3 * width, width)])
+        self.out = nn.Conv2d(width, outputs, 1)
+
+    def forward(self, z):
+        x = z[-1]
+        for stage, skip in zip(self.merge, z[-2::-1], strict=True):
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+            x = stage(torch.cat([skip, x], 1))
+        return self.out(x)
+
+
+class Aspp(nn.Module):
+    """Dilated convolutions side by side and the image's mean (Chen et al., DeepLabv3, 2017)."""
+
+    def __init__(self, inputs, outputs, width=12):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [conv(inputs, width, 1), *(conv(inputs, width, 3, dilation=rate) for rate in (2, 4, 6))]
+        )
+        self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, width, 1), nn.ReLU())
+        self.project = nn.Sequential(conv(5 * width, width, 1), nn.Conv2d(width, outputs, 1))
+
+    def forward(self, z):
+        mean = F.interpolate(self.pool(z), size=z.shape[-2:], mode="bilinear", align_corners=False)
+        found = self.project(torch.cat([*(branch(z) for branch in self.branches), mean], 1))
+        return F.interpolate(found, scale_factor=4, mode="bilinear", align_corners=False)
+
+
+class Classifier(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.fc = nn.Linear(inputs, outputs)
+
+    def forward(self, z):
+        return self.fc(F.adaptive_avg_pool2d(z, 1).flatten(1))
