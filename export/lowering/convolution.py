@@ -10,6 +10,7 @@ times faster, and a fifth of the nodes).
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +22,16 @@ RULES = RuleBook()
 
 SMALL_IMAGE = 1024
 """Pixels below which the grouped convolution is the faster weight gradient of a depthwise one."""
+
+
+@dataclass(frozen=True)
+class Window:
+    """How the kernel moves over the image: numbers for rows and columns."""
+
+    stride: list[int]
+    padding: list[int]
+    dilation: list[int]
+    groups: int
 
 
 @RULES.rule(aten.convolution.default)
@@ -70,7 +81,7 @@ def convolution_backward(
 ) -> Result:
     """Gradients of the input, the weight and the bias."""
     _check_rank(weight)
-    stride, padding, dilation = pair(stride), pair(padding), pair(dilation)
+    window = Window(pair(stride), pair(padding), pair(dilation), groups)
     wanted = [mask[i] and i in call.used for i in range(3)]
     dx = dw = None
     if transposed:
@@ -80,18 +91,18 @@ def convolution_backward(
                 gradient.name,
                 weight.name,
                 kernel_shape=[size(d) for d in weight.shape[2:]],
-                strides=stride,
-                pads=padding * 2,
-                dilations=dilation,
+                strides=window.stride,
+                pads=window.padding * 2,
+                dilations=window.dilation,
                 group=groups,
             )
         if wanted[1]:
-            dw = _weight_gradient(context, x, gradient, weight, stride, padding, dilation, groups)
+            dw = _weight_gradient(context, x, gradient, weight, window)
     else:
         if wanted[0]:
-            dx = _data_gradient(context, gradient, x, weight, stride, padding, dilation, groups)
+            dx = _data_gradient(context, gradient, x, weight, window)
         if wanted[1]:
-            dw = _weight_gradient(context, gradient, x, weight, stride, padding, dilation, groups)
+            dw = _weight_gradient(context, gradient, x, weight, window)
     db = context.add("ReduceSum", gradient.name, context.ints(0, 2, 3), keepdims=0) if wanted[2] else None
     return dx, dw, db
 
@@ -106,16 +117,13 @@ def _data_gradient(
     gradient: Value,
     x: Value,
     weight: Value,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    window: Window,
 ) -> str:
     kernel = [size(d) for d in weight.shape[2:]]
-    reach = [dilation[i] * (kernel[i] - 1) for i in range(2)]
-    back = [reach[i] - padding[i] for i in range(2)]
-    if list(stride) == [1, 1] and min(back) >= 0:
-        turned = _turned(context, weight, groups)
+    reach = [window.dilation[i] * (kernel[i] - 1) for i in range(2)]
+    back = [reach[i] - window.padding[i] for i in range(2)]
+    if window.stride == [1, 1] and min(back) >= 0:
+        turned = _turned(context, weight, window.groups)
         return context.add(
             "Conv",
             gradient.name,
@@ -123,11 +131,12 @@ def _data_gradient(
             kernel_shape=kernel,
             strides=[1, 1],
             pads=back * 2,
-            dilations=list(dilation),
-            group=groups,
+            dilations=window.dilation,
+            group=window.groups,
         )
     extra = [
-        size(x.shape[2 + i]) - ((size(gradient.shape[2 + i]) - 1) * stride[i] - 2 * padding[i] + reach[i] + 1)
+        size(x.shape[2 + i])
+        - ((size(gradient.shape[2 + i]) - 1) * window.stride[i] - 2 * window.padding[i] + reach[i] + 1)
         for i in range(2)
     ]
     return context.add(
@@ -135,11 +144,11 @@ def _data_gradient(
         gradient.name,
         weight.name,
         kernel_shape=kernel,
-        strides=list(stride),
-        pads=list(padding) * 2,
-        dilations=list(dilation),
+        strides=window.stride,
+        pads=window.padding * 2,
+        dilations=window.dilation,
         output_padding=extra,
-        group=groups,
+        group=window.groups,
     )
 
 
@@ -164,22 +173,19 @@ def _weight_gradient(
     gradient: Value,
     x: Value,
     weight: Value,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
+    window: Window,
 ) -> str:
     """Σ over samples and pixels of gradient × shifted input, tap by tap: (O, I/g, h, w)."""
     outputs, inputs, height, width = (size(d) for d in weight.shape)
     pixels = size(gradient.shape[2]) * size(gradient.shape[3])
-    if inputs == 1 and outputs == groups and (pixels < SMALL_IMAGE or list(stride) != [1, 1]):
-        return _depthwise_weight_gradient(context, gradient, x, weight, stride, padding, dilation)
-    taps = [(i * dilation[0], j * dilation[1]) for i in range(height) for j in range(width)]
-    shifted = _shifts(context, gradient, x, stride, padding, taps)
-    left = context.add("Reshape", gradient.name, context.ints(0, groups, outputs // groups, -1))
+    if inputs == 1 and outputs == window.groups and (pixels < SMALL_IMAGE or window.stride != [1, 1]):
+        return _depthwise_weight_gradient(context, gradient, x, weight, window)
+    taps = [(i * window.dilation[0], j * window.dilation[1]) for i in range(height) for j in range(width)]
+    shifted = _shifts(context, gradient, x, window, taps)
+    left = context.add("Reshape", gradient.name, context.ints(0, window.groups, outputs // window.groups, -1))
     products = []
     for name in shifted:
-        right = context.add("Reshape", name, context.ints(0, groups, inputs, -1))
+        right = context.add("Reshape", name, context.ints(0, window.groups, inputs, -1))
         products.append(context.add("MatMul", left, context.add("Transpose", right, perm=[0, 1, 3, 2])))
     taken = context.add("Concat", *products, axis=3) if len(products) > 1 else products[0]  # (B, g, O/g, taps · I/g)
     summed = context.add("ReduceSum", taken, context.ints(0), keepdims=0)
@@ -194,9 +200,7 @@ def _depthwise_weight_gradient(
     gradient: Value,
     x: Value,
     weight: Value,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
+    window: Window,
 ) -> str:
     channels, _, height, width = (size(d) for d in weight.shape)
     image = context.add("Transpose", x.name, perm=[1, 0, 2, 3])
@@ -205,8 +209,8 @@ def _depthwise_weight_gradient(
     # Rows that the forward convolution never reached would give taps that the kernel does not have: cut them off.
     pads = []
     for i, taps in enumerate((height, width)):
-        reach = (size(gradient.shape[2 + i]) - 1) * stride[i] + (taps - 1) * dilation[i] + 1
-        pads.append(reach - size(x.shape[2 + i]) - padding[i])
+        reach = (size(gradient.shape[2 + i]) - 1) * window.stride[i] + (taps - 1) * window.dilation[i] + 1
+        pads.append(reach - size(x.shape[2 + i]) - window.padding[i])
     if min(pads) < 0:
         cut = [size(x.shape[2 + i]) + min(pads[i], 0) for i in range(2)]
         image = context.add("Slice", image, context.ints(0, 0), context.ints(*cut), context.ints(2, 3))
@@ -216,9 +220,9 @@ def _depthwise_weight_gradient(
         kernel,
         group=channels,
         kernel_shape=[size(d) for d in gradient.shape[2:]],
-        pads=[*padding, *(max(p, 0) for p in pads)],
-        strides=list(dilation),
-        dilations=list(stride),
+        pads=[*window.padding, *(max(p, 0) for p in pads)],
+        strides=window.dilation,
+        dilations=window.stride,
     )
     return context.add("Reshape", result, context.ints(channels, 1, height, width))
 
@@ -227,21 +231,20 @@ def _shifts(
     context: Context,
     gradient: Value,
     x: Value,
-    stride: Sequence[int],
-    padding: Sequence[int],
+    window: Window,
     taps: Sequence[tuple[int, int]],
 ) -> list[str]:
     """For each tap, the pixels of the padded input that it meets, as large as the gradient."""
     name = x.name
-    if any(padding):
-        pads = context.ints(0, 0, *padding, 0, 0, *padding)
+    if any(window.padding):
+        pads = context.ints(0, 0, *window.padding, 0, 0, *window.padding)
         name = context.add("Pad", name, pads, context.number(0.0, x.dtype))
     height, width = size(gradient.shape[2]), size(gradient.shape[3])
-    if len(taps) == 1 and list(stride) == [1, 1]:
+    if len(taps) == 1 and window.stride == [1, 1]:
         return [name]
     shifted = []
     for down, right in taps:
-        ends = context.ints(down + (height - 1) * stride[0] + 1, right + (width - 1) * stride[1] + 1)
-        starts, steps = context.ints(down, right), context.ints(*stride)
+        ends = context.ints(down + (height - 1) * window.stride[0] + 1, right + (width - 1) * window.stride[1] + 1)
+        starts, steps = context.ints(down, right), context.ints(*window.stride)
         shifted.append(context.add("Slice", name, starts, ends, context.ints(2, 3), steps))
     return shifted
