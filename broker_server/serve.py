@@ -53,6 +53,10 @@ def serve(
     BrokerNotStarted, BrokerRefused, LinkInvalid, BundleInvalid, FederationChanged, SplitImpossible, ConfigInvalid;
     OSError as the file system does.
     """
+    if broker is not None and config.certificate is not None:
+        raise ConfigInvalid(
+            "certificate and key are for the broker that this server starts: with --broker leave them out"
+        )
     folder = StateFolder(config.state)
     with contextlib.ExitStack() as stack:
         stack.callback(folder.close)

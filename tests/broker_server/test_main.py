@@ -78,6 +78,13 @@ def test_report_of_nothing(tmp_path, capsys):
     assert "nothing to report" in capsys.readouterr().err
 
 
+def test_serve_certificate_beside_another_broker_is_refused(tmp_path, capsys):
+    files = ["--certificate", str(tmp_path / "c.pem"), "--key", str(tmp_path / "k.pem")]
+    assert main(["--state", str(tmp_path / "state"), "--broker", "mqtt://127.0.0.1:1", *files]) == USAGE
+    assert "with --broker leave them out" in capsys.readouterr().err
+    assert not (tmp_path / "state").exists()
+
+
 def test_serve_certificate_that_cannot_be_used(tmp_path, capsys):
     arguments = ["--state", str(tmp_path / "state"), "--port", "0", "--certificate", str(tmp_path / "c.pem")]
     assert main(arguments) == USAGE
