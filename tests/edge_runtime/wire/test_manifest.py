@@ -8,9 +8,13 @@ from hypothesis import strategies as st
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import (
     MAX_MANIFEST_BYTES,
+    FORWARD,
+    OFFICIAL,
     Array,
+    Artifacts,
     File,
     Manifest,
+    Official,
     Parity,
     Task,
     check_file,
@@ -18,6 +22,7 @@ from edge_runtime.wire.manifest import (
     encode,
     graph_names,
     graph_path,
+    official_path,
     read_folder,
     write_folder,
 )
@@ -196,6 +201,31 @@ def test_folder_round_trips_and_can_be_written_again(folder):
     one = manifest_of("depth")
     write_folder(folder, one, b"weights", {name: name.encode() for name in one.graphs})
     assert read_folder(folder) == one
+
+
+@pytest.mark.parametrize("with_forward", [True, False])
+def test_folder_with_official_artifacts_has_each_of_them_checked(tmp_path, with_forward):
+    names = {f"{kind}_model": f"{kind}_model.onnx" for kind in ("training", "eval", "optimizer")}
+    names["checkpoint"] = "checkpoint"
+    artifacts = Artifacts(**{field: file_of(name.encode()) for field, name in names.items()}, max_relative_error=0.0)
+    forward = file_of(b"forward") if with_forward else None
+    whole = manifest_of("depth", "normals", official=Official(groups={"depth": artifacts}, forward=forward))
+    paths = [official_path(tmp_path, "depth", name) for name in artifacts.files]
+    assert sorted(path.name for path in paths) == sorted(names.values())
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(path.name.encode())
+    if with_forward:
+        paths.append(tmp_path / OFFICIAL / FORWARD)
+        paths[-1].write_bytes(b"forward")
+    write_folder(tmp_path, whole, b"weights", {name: name.encode() for name in whole.graphs})
+    assert read_folder(tmp_path) == whole
+    for path in paths:
+        kept = path.read_bytes()
+        path.write_bytes(kept[::-1])
+        with pytest.raises(BundleInvalid, match=f"{path.name} is not the file"):
+            read_folder(tmp_path)
+        path.write_bytes(kept)
 
 
 @pytest.mark.parametrize("content", [b"other graph", b""])
