@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import (
-    MAX_MANIFEST_BYTES,
     FORWARD,
+    MAX_MANIFEST_BYTES,
     OFFICIAL,
     Array,
     Artifacts,
