@@ -146,7 +146,10 @@ class Demo:
                     if code := device.process.poll():  # every round waits for all of them
                         raise DemoFailed(f"device {device.name} ended with exit code {code}: see {device.log}")
             if server.returncode != 0:
-                raise DemoFailed(f"the server ended with exit code {server.returncode}")
+                raise DemoFailed(
+                    f"the server ended with exit code {server.returncode}: where {self.out} is of an older version, "
+                    "--fresh starts anew"
+                )
 
     def _server(self, devices: int) -> "subprocess.Popen[bytes]":
         options = {
