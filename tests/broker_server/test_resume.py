@@ -1,5 +1,6 @@
 """A real server process, killed at random moments; devices over real sockets."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -27,9 +28,12 @@ LIMIT_S = 120.0
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below the ports that the system gives to clients: one of those may be taken again before it is used here."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 @pytest.fixture
@@ -42,6 +46,13 @@ def mosquitto(tmp_path):
     settings = tmp_path / "mosquitto.conf"
     settings.write_text(f"listener {port} 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\n")
     process = subprocess.Popen([program, "-c", settings], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until_s = time.monotonic() + LIMIT_S
+    while True:
+        assert process.poll() is None, f"mosquitto ended with exit code {process.returncode}"
+        assert time.monotonic() < until_s, "mosquitto does not listen"
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        time.sleep(0.05)
     yield port
     process.terminate()
     process.wait()

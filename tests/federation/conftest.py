@@ -1,7 +1,9 @@
 """Whole federations: the server and its devices as the processes that run in the field, on the tiny bundle."""
 
+import contextlib
 import hashlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -23,9 +25,12 @@ TASKS = ("depth", "normals", "segmentation")
 
 
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """Below the ports that the system gives to clients: one of those may be taken again before it is used here."""
+    while True:
+        port = random.randrange(15_000, 30_000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Process:
