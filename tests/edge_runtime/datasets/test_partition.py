@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_runtime.datasets.dataset import SPLITS
@@ -41,9 +41,14 @@ def test_split_keys_puts_each_key_in_one_set(total, seed):
 
 
 @given(st.integers(20, 90), st.integers(20, 90), st.integers(4, 10), st.integers(0, 2**32))
+@example(20, 20, 10, 0)  # four whole crops, two of them to train on
 def test_draw_corners_shares_no_pixel_between_sets(height, width, side, seed):
     labels = regions((height, width), side, Fractions(val=0.2, test=0.2), "view", generator(seed))
     assert labels.shape == (height, width)
+    if len(corners(labels, 0, side)) < 3:
+        with pytest.raises(PartitionImpossible, match="in train, not for 3"):
+            draw_corners(labels, side, (3, 1, 1), "view", generator(seed))
+        return
     drawn = draw_corners(labels, side, (3, 1, 1), "view", generator(seed))
     covered = {}
     for name, places in drawn.items():
