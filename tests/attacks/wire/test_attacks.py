@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edge_runtime.wire import compression
 from edge_runtime.wire.errors import BundleInvalid, MessageInvalid, TensorsInvalid
 from edge_runtime.wire.manifest import decode
 from edge_runtime.wire.messages import decode_device, decode_server, decode_status
@@ -40,3 +42,12 @@ def test_hostile_tensor_file_is_refused(path):
     with pytest.raises(TensorsInvalid) as caught:
         unpack(TABLE, path.read_bytes())
     assert len(str(caught.value)) < 600
+
+
+@attacks("updates")
+def test_hostile_update_is_refused(path):
+    scheme = path.stem.partition("-")[0]
+    with pytest.raises(TensorsInvalid) as caught:
+        compression.decode(TABLE, path.read_bytes(), scheme, np.zeros(TABLE.size, np.float32))
+    assert len(str(caught.value)) < 300
+    assert str(caught.value).isprintable()
