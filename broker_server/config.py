@@ -17,6 +17,7 @@ from msgspec import Meta
 
 from broker_server.coordinator import Rules
 from broker_server.strategy import Mas, Strategy
+from edge_runtime.wire.compression import TOPK_FRACTION, AnyScheme, TopkFraction, Updates
 from edge_runtime.wire.names import FederationName, TaskName, Tasks
 
 MAX_CONFIG_BYTES = 64 * 1024
@@ -79,6 +80,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weight_decay: Annotated[float, Meta(ge=0, le=1)] = 1e-4
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
 
+    update_scheme: AnyScheme = "fp32"
+    """How devices send what they trained; `auto` leaves it to the measured speed of each one's link."""
+    topk_fraction: TopkFraction = TOPK_FRACTION
+
     @property
     def rules(self) -> Rules:
         """How many devices a round takes and how long it waits."""
@@ -96,6 +101,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return msgspec.convert(
             {name: getattr(self, name) for name in TrainingSettings.__struct_fields__}, TrainingSettings
         )
+
+    @property
+    def updates(self) -> Updates:
+        """How devices send what they trained."""
+        return Updates(scheme=self.update_scheme, topk_fraction=self.topk_fraction)
 
     @property
     def bundle_path(self) -> Path:
