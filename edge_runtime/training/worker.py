@@ -4,7 +4,10 @@ import platform
 import time
 from pathlib import Path
 
+import numpy as np
+
 from edge_runtime import __version__
+from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.work import EvaluationResult, Report, Stage, TrainResult, WorkerUnusable, WorkRefused
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.engine import Engine, EngineError, engine_version
@@ -12,7 +15,6 @@ from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
 from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_installed
 from edge_runtime.training.model import GraphShelf, Model, Step
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
-from edge_runtime.training.velocity import VelocityStore
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import Manifest
@@ -35,7 +37,7 @@ class LocalWorker:
         self._engine = Engine(threads)
         self._shelf = GraphShelf(self._engine)
         self._official = OfficialShelf(self._engine) if official else None
-        self._velocities = VelocityStore(state / "momentum")
+        self._momentum = CarriedVectors(state / "momentum")
 
     def hello(self) -> Hello:
         """What this device has."""
@@ -66,13 +68,15 @@ class LocalWorker:
         model = self._model(manifest, store, weights, split, whole)
         try:
             val_loss = self._loss(model, self._dataset.val, report)
-            velocity = self._velocities.load(manifest.table.parameters, plan.round - 1)
+            velocity = self._momentum.load(manifest.table.parameters, plan.round - 1)
+            if velocity is None:
+                velocity = np.zeros_like(model.gradient)
             trained = Trainer(model, split).train(
                 settings, velocity, report=lambda done, total: report("train", done, total)
             )
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
-        self._velocities.save(manifest.table.parameters, velocity, plan.round)
+        self._momentum.save(manifest.table.parameters, velocity, plan.round)
         return TrainResult(
             weights=model.weights,
             examples=dict.fromkeys(model.tasks, len(split)),
