@@ -8,8 +8,7 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from edge_runtime.wire.operators import OPSET
-
+OPSET = 18
 IR_VERSION = 9
 PRODUCER = "mas-edge"
 
