@@ -16,6 +16,7 @@ from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_inst
 from edge_runtime.training.model import GraphShelf, Model, Step
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Hello, Plan
 from edge_runtime.wire.tensors import Vector
@@ -62,7 +63,7 @@ class LocalWorker:
         settings, split = plan.training, self._dataset.train
         try:
             whole = None if self._official is None else self._official.of(manifest, lambda _, key: store.path(key))
-        except (EngineError, OfficialUnavailable) as exc:
+        except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         model = self._model(manifest, store, weights, split, whole)
         try:
@@ -118,7 +119,11 @@ class LocalWorker:
             check_fits(manifest, split)
         except DatasetInvalid as exc:
             raise WorkRefused("no_data", str(exc)) from exc
-        return Model(manifest, self._shelf.of(manifest, lambda _, digest: store.path(digest)), weights, whole)
+        try:
+            graphs = self._shelf.of(manifest, lambda _, digest: store.path(digest))
+        except BundleInvalid as exc:
+            raise WorkRefused("bundle", str(exc)) from exc
+        return Model(manifest, graphs, weights, whole)
 
     @staticmethod
     def _loss(model: Model, split: Split | None, report: Report) -> dict[str, float] | None:
