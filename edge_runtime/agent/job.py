@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from edge_runtime.agent.costs import Costs
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.work import (
     Reason,
@@ -51,10 +52,11 @@ Outcome = Done | Failed | Stopped
 class Job:
     """Runs a worker's calls. `graphs` is where the graphs of a plan's manifest are whole."""
 
-    def __init__(self, worker: Worker, downloads: Downloads, graphs: BlobStore) -> None:
+    def __init__(self, worker: Worker, downloads: Downloads, graphs: BlobStore, costs: Costs) -> None:
         self._worker = worker
         self._downloads = downloads
         self._graphs = graphs
+        self._costs = costs
         self._executor = ThreadPoolExecutor(1, "work")
         self._future: Future[Outcome] | None = None
         self._cancelled = threading.Event()
@@ -91,8 +93,10 @@ class Job:
             self._progress = (stage, done, total)
             if cancelled.is_set():
                 raise WorkCancelled
+            self._costs.switch(stage)
 
         try:
+            self._costs.switch(plan.work)
             return self._result(plan, bytes_down, report)
         except WorkCancelled:
             return Stopped() if cancelled.is_set() else Failed("error", "the work stopped although nobody asked for it")
@@ -107,12 +111,13 @@ class Job:
         manifest, vector = self._downloads.load(plan)
         if plan.work == "evaluate":
             evaluation = self._worker.evaluate(plan, manifest, self._graphs, vector, report)
-            message = evaluation_message(plan, evaluation, bytes_down=bytes_down())
+            message = evaluation_message(plan, evaluation, bytes_down=bytes_down(), energy=self._costs.energy(plan))
             encode(message)
             return Done(message, None)
         result = self._worker.train(plan, manifest, self._graphs, vector, report)
+        report("upload", 0, 1)
         weights = pack(manifest.table, result.weights)
         blob = describe(weights, chunk_bytes=plan.weights.chunk_bytes)
-        update = update_message(plan, result, blob, bytes_down=bytes_down())
+        update = update_message(plan, result, blob, bytes_down=bytes_down(), energy=self._costs.energy(plan))
         encode(update)
         return Done(update, weights)

@@ -57,7 +57,7 @@ def update(number=0, *, group="a+b", size=5000, examples=None, losses=None, affi
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
 
 
@@ -70,7 +70,7 @@ def evaluation(number=0, *, group="a+b", loss=None):
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
 
 

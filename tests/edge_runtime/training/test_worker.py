@@ -45,7 +45,6 @@ def test_worker_trains_as_the_plan_says(tiny, worker, store):
     np.testing.assert_allclose(result.weights, tiny.reference["weights"], atol=1e-4 * scale)
     assert result.examples == dict.fromkeys(tiny.manifest.task_names, 10)
     assert result.affinity is None
-    assert result.energy_j is None
     assert result.wall_s > 0
     assert result.peak_rss_bytes > 0
     assert [stage for stage, *_ in reports] == ["evaluate"] + ["train"] * 6
