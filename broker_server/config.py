@@ -21,6 +21,7 @@ from msgspec import Meta
 
 from broker_server.coordinator import Rules
 from broker_server.strategy import Mas, Strategy
+from edge_runtime.wire.compression import TOPK_FRACTION, AnyScheme, TopkFraction, Updates
 from edge_runtime.wire.messages import (
     FixedWeighting,
     GradNormWeighting,
@@ -122,6 +123,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weighting_lr: Rate = 0.025
     """How fast GradNorm or uncertainty weighting learns its weights."""
 
+    update_scheme: AnyScheme = "fp32"
+    """How devices send what they trained; `auto` leaves it to the measured speed of each one's link."""
+    topk_fraction: TopkFraction = TOPK_FRACTION
+
     @property
     def rules(self) -> Rules:
         """How many devices a round takes and how long it waits."""
@@ -153,6 +158,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             proximal_mu=self.proximal_mu,
             weighting=self._weighting,
         )
+
+    @property
+    def updates(self) -> Updates:
+        """How devices send what they trained."""
+        return Updates(scheme=self.update_scheme, topk_fraction=self.topk_fraction)
 
     @property
     def _weighting(self) -> TaskWeighting | None:

@@ -1,6 +1,7 @@
 """report.json: what a federation did, from its journal alone. None is for what was not measured."""
 
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +41,10 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: float
     bytes_up: int | None
     bytes_down: int | None
+    update_schemes: dict[str, int]
+    """How many of the updates came by each scheme."""
+    update_ratio: float | None
+    """The bytes of the updates' files, relative to the same number of weights in full (fp32)."""
     peak_rss_bytes: int | None
     """The largest of any device."""
     energy: EnergySum
@@ -98,6 +103,7 @@ def build(store: Store) -> Report:
         raise ReportImpossible("no federation has begun in this state folder, so there is nothing to report")
     tasks = _tasks(phases)
     closed = [(row, store.results(row.assignment.round)) for row in store.rounds() if row.closed_s is not None]
+    full = {group: blob.size_bytes for group, blob in store.weights().items()}
     measured = affinities(store)
     split = next((phase.split for phase in phases if phase.split is not None), None)
     times = [time_s for row, _ in closed for time_s in (row.started_s, row.closed_s) if time_s is not None]
@@ -107,7 +113,12 @@ def build(store: Store) -> Report:
         seed=msgspec.convert(settings.get("seed", 0), int),
         versions=versions() | msgspec.json.decode(store.fact("versions") or "{}", type=dict[str, str]),
         rounds=[
-            round_report(row, results, store.energy(row.assignment.round))
+            round_report(
+                row,
+                results,
+                full.get((row.assignment.phase, row.assignment.group)),
+                store.energy(row.assignment.round),
+            )
             for row, results in closed
             if row.assignment.work == "train"
         ],
@@ -132,13 +143,21 @@ def affinities(store: Store) -> Affinities | None:
 
 
 def round_report(
-    row: RoundRow, results: Mapping[str, Result], energy: Mapping[str, Energy] | None = None
+    row: RoundRow,
+    results: Mapping[str, Result],
+    full_bytes: int | None = None,
+    energy: Mapping[str, Energy] | None = None,
 ) -> RoundReport:
-    """What a closed round of training did. `energy` is what devices have said since they handed in their results."""
+    """What a closed round of training did.
+
+    `full_bytes` is the size of the group's weights in full, where known; `energy` what devices have said since they
+    handed in their results.
+    """
     energies = _energies(row, {device: result.energy for device, result in results.items()} | dict(energy or {}))
     updates = [result for result in results.values() if isinstance(result, Update)]
     validated = [(update.val_loss, update.examples) for update in updates if update.val_loss is not None]
     peaks = [update.peak_rss_bytes for update in updates if update.peak_rss_bytes is not None]
+    sent = sum(update.weights.size_bytes for update in updates)
     return RoundReport(
         round=row.assignment.round,
         phase=row.assignment.phase,
@@ -149,6 +168,8 @@ def round_report(
         wall_s=(row.closed_s or row.started_s) - row.started_s,
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
+        update_schemes=dict(sorted(Counter(update.scheme for update in updates).items())),
+        update_ratio=sent / (len(updates) * full_bytes) if updates and full_bytes else None,
         peak_rss_bytes=max(peaks, default=None),
         energy=total(tuple(energies.values())),
         energy_by_device=energies,

@@ -15,6 +15,7 @@ from broker_server.coordinator import Coordinator
 from broker_server.federation import Federation
 from broker_server.keys import load_or_create
 from broker_server.store import Store
+from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
 from edge_runtime.wire.energy import Energy, PhaseEnergy
@@ -75,7 +76,7 @@ class Device:
         self.topics = Topics(federation)
         self.blobs = BlobStore(root / name)
         self.plans, self.acks, self.finished = [], [], None
-        self.plan = self.answer = None
+        self.plan = self.answer = self.residual = None
         self.silent = False
         self.energy, self.spent = energy, None
         self.wanted = {}
@@ -160,7 +161,16 @@ class Device:
 
     def train(self, plan, bundle):
         vector = unpack(bundle.table, self.blobs.read(plan.weights.digest))
-        blob = self.blobs.add(pack(bundle.table, vector + np.float32(self.step)), chunk_bytes=self.chunk_bytes)
+        scheme = compression.choose(plan.updates, None)
+        data, self.residual = compression.encode(
+            bundle.table,
+            received=vector,
+            trained=vector + np.float32(self.step),
+            residual=self.residual if self.residual is not None and len(self.residual) == bundle.table.size else None,
+            scheme=scheme,
+            topk_fraction=plan.updates.topk_fraction,
+        )
+        blob = self.blobs.add(data, chunk_bytes=self.chunk_bytes)
         affinity = None
         if plan.training.probe_every:
             where = [TASKS.index(t) for t in plan.tasks]
@@ -172,6 +182,8 @@ class Device:
             round=plan.round,
             group=plan.group,
             weights=blob,
+            scheme=scheme,
+            base=None if scheme == "fp32" else plan.weights.digest,
             examples=dict.fromkeys(plan.tasks, self.examples),
             train_loss=dict.fromkeys(plan.tasks, 1.0),
             val_loss=dict.fromkeys(plan.tasks, 1.5),
@@ -315,6 +327,7 @@ class World:
             key=self.key,
             strategy=config.strategy(self.bundle.task_names),
             training=config.training,
+            updates=config.updates,
             tasks=self.bundle.task_names,
             settings=config.fingerprint(),
         )

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import Counter, deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -332,6 +333,7 @@ def world(tmp_path):
         refuse=WorkRefused,
         agent=None,
         account=None,
+        clock=time.monotonic,
     )
 
     def run(*, plans=(), connect=True):
@@ -348,6 +350,7 @@ def world(tmp_path):
             server_key=signing.public_hex(KEY),
             max_download_bytes=it.max_bytes,
             account=it.account,
+            clock=it.clock,
         )
         if connect:
             server.connect()
