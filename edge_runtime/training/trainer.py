@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from edge_runtime.datasets.dataset import Array, DatasetInvalid, Split, convert
-from edge_runtime.training.model import Batch, Model, Representation
+from edge_runtime.training.encoder import Batch, Representation
+from edge_runtime.training.model import Model
 from edge_runtime.training.optimizer import Sgd
 from edge_runtime.training.probe import AffinityStatistics, probe
 from edge_runtime.training.schedule import batch_count, batches, order
@@ -76,10 +77,10 @@ class Trainer:
         if not probing:
             return model.learn(x, targets), None
         kept: dict[str, Representation] = {}
-        z = model.represent(x)
-        losses, total = model.heads(z, targets, lambda task, dz: kept.update({task: tuple(map(np.copy, dz))}))
-        affinity = probe(model, x, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
-        model.backward(x, total)
+        done = model.forward(x)
+        losses, total = model.heads(done.z, targets, lambda task, dz: kept.update({task: tuple(map(np.copy, dz))}))
+        affinity = probe(model, done, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
+        model.backward(done, total)
         return losses, affinity
 
 

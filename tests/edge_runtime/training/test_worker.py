@@ -158,9 +158,9 @@ def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store)
         worker.evaluate(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny), Reports())
 
 
-@pytest.mark.parametrize("work", ["train", "evaluate"])
-def test_worker_refuses_a_graph_that_cannot_be_loaded(tiny, worker, store, work):
-    digest = tiny.manifest.graphs["encoder.forward"].digest
+@pytest.mark.parametrize(("work", "graph"), [("train", "encoder.0.forward"), ("evaluate", "encoder.predict")])
+def test_worker_refuses_a_graph_that_cannot_be_loaded(tiny, worker, store, work, graph):
+    digest = tiny.manifest.graphs[graph].digest
     store.path(digest).write_bytes(b"not a graph")
     plan = tiny.plan() if work == "train" else tiny.plan(data_split="test")
     with pytest.raises(WorkRefused, match="cannot be loaded") as caught:
