@@ -18,11 +18,11 @@ from torch import Tensor
 
 from edge_runtime import __version__
 from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.operators import OPSET, check_graph
 from edge_runtime.wire.tensors import TensorTable, Vector, pack
 from export.encoder import StagedEncoder
 from export.errors import ModelInvalid
 from export.model import MultiTaskModel, numbered, represent
-from export.onnx_graph import OPSET
 from export.part import Part, Results, Run, Sources
 from export.running import unchanged
 
@@ -47,7 +47,7 @@ def compile_model(
     """Differentiate and translate a model. `progress(part, done, total)` is told of each part.
 
     The encoder is cut into at most `stages`; with None, into as many as keep its peak low. Raises ModelInvalid or
-    OperatorUnsupported, naming the module.
+    OperatorUnsupported, naming the module, and BundleInvalid for a graph that no device takes.
     """
     model.check()
     encoder = StagedEncoder(Part("encoder", model.encoder), model.example_input, stages)
@@ -56,9 +56,12 @@ def compile_model(
     for i, part in enumerate(parts):
         progress(part, i, len(parts))
         kind, _, rest = part.partition(".")
-        graphs = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest)
-        made |= {f"{part}.{name}": graph for name, graph in graphs.items()}
+        found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest)
+        made |= {f"{part}.{name}": graph for name, graph in found.items()}
     progress("", len(parts), len(parts))
+    graphs = {name: graph.SerializeToString(deterministic=True) for name, graph in made.items()}
+    for name, data in graphs.items():
+        check_graph(data, name)
     held = named_tensors(model)
     table = TensorTable.of({name: tuple(value.shape) for name, value in held.items()})
     weights = np.empty(table.size, np.float32)
@@ -68,7 +71,7 @@ def compile_model(
         model=model,
         stages=tuple(stage.described for stage in encoder.stages),
         values=encoder.values,
-        graphs={name: graph.SerializeToString(deterministic=True) for name, graph in made.items()},
+        graphs=graphs,
         table=table,
         weights=weights,
     )

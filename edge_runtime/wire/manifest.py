@@ -232,9 +232,7 @@ def decode(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleInvalid(f"a manifest of {len(data)} bytes is over the {MAX_MANIFEST_BYTES} allowed")
     try:
-        version = bytes(msgspec.json.decode(data, type=_Format).format)
-        if version != str(FORMAT).encode():
-            raise BundleInvalid(f"the bundle has format {reason(version[:20].decode())}, this software reads {FORMAT}")
+        _check_format(bytes(msgspec.json.decode(data, type=_Format).format))
         manifest = msgspec.json.decode(data, type=Manifest)
         parts = set(manifest.table.parts)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TensorsInvalid) as exc:
@@ -269,6 +267,15 @@ def _check_stages(manifest: Manifest) -> None:
     parameters = [t.name.removeprefix("encoder.") for t in manifest.tensors if part_of(t.name) == "encoder"]
     if listed != sorted(parameters):
         raise BundleInvalid("the encoder's stages and the tensor table disagree about its parameters")
+
+
+def _check_format(version: bytes) -> None:
+    if version == str(FORMAT).encode():
+        return
+    read = f"the bundle has format {reason(version[:20].decode())}, this software reads {FORMAT}"
+    if version.isdigit() and len(version) <= len(str(FORMAT)) and int(version) < FORMAT:
+        raise BundleInvalid(f"{read}: the bundle is older, compile it again")
+    raise BundleInvalid(f"{read}: a newer exporter made it, update this software (or compile it again with this one)")
 
 
 def graph_path(folder: Path, name: str) -> Path:
