@@ -42,6 +42,8 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     """The largest of any device."""
     energy_j: float | None
     """The sum over devices; None unless every one measured it."""
+    probe_s: float | None
+    """Of the devices' time in affinity probes, the sum; None where none was made."""
 
 
 class AffinityReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -121,6 +123,7 @@ def round_report(row: RoundRow, results: Mapping[str, Result]) -> RoundReport:
     validated = [(update.val_loss, update.examples) for update in updates if update.val_loss is not None]
     peaks = [update.peak_rss_bytes for update in updates if update.peak_rss_bytes is not None]
     energy = [update.energy_j for update in updates if update.energy_j is not None]
+    probes = [update.probe_s for update in updates if update.probe_s is not None]
     return RoundReport(
         round=row.assignment.round,
         phase=row.assignment.phase,
@@ -133,6 +136,7 @@ def round_report(row: RoundRow, results: Mapping[str, Result]) -> RoundReport:
         bytes_down=row.bytes_down,
         peak_rss_bytes=max(peaks, default=None),
         energy_j=sum(energy) if updates and len(energy) == len(updates) else None,
+        probe_s=sum(probes) if probes else None,
     )
 
 

@@ -55,6 +55,7 @@ class TrainResult:
     wall_s: float
     peak_rss_bytes: int | None
     energy_j: float | None
+    probe_s: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,6 +111,7 @@ def update_message(plan: Plan, result: TrainResult, weights: Blob, *, bytes_down
         peak_rss_bytes=result.peak_rss_bytes,
         bytes_down=bytes_down,
         energy_j=result.energy_j,
+        probe_s=result.probe_s,
     )
 
 

@@ -35,7 +35,7 @@ def check_report(report, tasks, clients):
     for row in report["rounds"]:
         assert list(row) == [
             "round", "phase", "group", "clients", "train_loss", "val_loss", "wall_s", "bytes_up", "bytes_down",
-            "peak_rss_bytes", "energy_j",
+            "peak_rss_bytes", "energy_j", "probe_s",
         ]  # fmt: skip
         assert isinstance(row["round"], int)
         assert row["phase"] in {"merge", "split"}
@@ -50,6 +50,7 @@ def check_report(report, tasks, clients):
         assert row["bytes_down"] > 0 or row["round"] == 1  # the first weights were here to be measured
         assert row["peak_rss_bytes"] is None or row["peak_rss_bytes"] > 2**20
         assert row["energy_j"] is None
+        assert (row["probe_s"] is not None) == (row["round"] == 1)  # the first round of training is probed
     affinity, split = report["affinity"], report["split"]
     assert list(affinity) == ["tasks", "values", "counts"]
     assert affinity["tasks"] == list(tasks)

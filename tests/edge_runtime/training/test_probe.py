@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edge_runtime.training.probe import AffinityStatistics, probe, relative_gain
+from edge_runtime.training.probe import AffinityStatistics, Probe, relative_gain
 from edge_runtime.training.schedule import order
 from edge_runtime.training.trainer import load
 
@@ -15,14 +15,15 @@ def first_batch(tiny, model):
     return load(model, tiny.dataset.train, order(tiny.settings.seed, 0, 10)[:4].tolist())
 
 
-def probed(tiny, model):
+def probed(tiny, model, method="exact"):
     x, targets = first_batch(tiny, model)
     z = model.represent(x)
     losses, kept = {}, {}
     for task in model.tasks:
         kept[task] = tuple(map(np.empty_like, z))
         losses[task] = model.step(task, z, targets[task], kept[task])
-    return probe(model, x, targets, losses, kept, lr=tiny.probe_lr, weight_decay=tiny.settings.weight_decay)
+    probe = Probe(method=method, lr=tiny.probe_lr, weight_decay=tiny.settings.weight_decay)
+    return probe.measure(model, x, targets, losses, kept)
 
 
 def test_probe_is_what_pytorch_gives_by_definition(tiny):
