@@ -4,7 +4,7 @@ Rules
 - Everything that happens comes in as a method with the time, `now_s`; everything to be done goes out as a list of
   actions, to be done in that order. `Record` comes before the `Send` of its acknowledgement: journal, then say so.
 - One round is open at a time. A round begins when enough devices are online, with a seeded sample of those that
-  have labels of one of its tasks.
+  have labels of one of its tasks. One that nobody can measure is refused by all, and so closes.
 - A member's state changes by the table `TRANSITIONS` alone. What the table does not have is counted in `counts`,
   declined where the device waits for an answer, and changes nothing.
 - A round closes when every member has answered, a refusal being an answer, or at the deadline; either way only with
@@ -243,14 +243,12 @@ class Coordinator:
 
     def _begin(self, current: OpenRound, now_s: float) -> list[Action]:
         able = self._able(current)
-        if len(self.online) < self.needed or len(able) < max(self._rules.quorum, 1):
+        if len(self.online) < self.needed or not able:
             return []
-        number = self._rules.clients_per_round or len(able)
-        if current.work.assignment.work == "evaluate":
-            number = len(able)
-        drawn = self._draw(current, able, number)
+        is_measured = current.work.assignment.work == "evaluate"
+        drawn = self._draw(current, able, (not is_measured and self._rules.clients_per_round) or len(able))
         current.members = dict.fromkeys(drawn, "asked")
-        current.quorum = self._rules.quorum or math.ceil(len(drawn) / 2)
+        current.quorum = min(self._rules.quorum or math.ceil(len(drawn) / 2), len(drawn))
         current.draws = len(drawn)
         current.deadline_s = now_s + self._rules.deadline_s
         return [self._opened(current), *(self._plan(name, now_s) for name in drawn)]
@@ -300,13 +298,10 @@ class Coordinator:
         return [self._opened(current), *(self._plan(name, now_s) for name in drawn)]
 
     def _able(self, current: OpenRound) -> list[str]:
-        """Those online that have labels of one of the round's tasks, or have not said which they have.
-
-        Where none has, all are asked to measure: their refusals close the round.
-        """
+        """Those online with labels of one of the tasks, or that have not said; to measure, all where there are none."""
         about = current.work.assignment
-        hellos = {name: self.devices[name].hello for name in self.online}
-        able = [name for name, hello in hellos.items() if hello is None or set(about.tasks) & set(hello.tasks)]
+        said = [(name, self.devices[name].hello) for name in self.online]
+        able = [name for name, hello in said if hello is None or not set(about.tasks).isdisjoint(hello.tasks)]
         return able if able or about.work == "train" else self.online
 
     def _draw(self, current: OpenRound, names: list[str], number: int) -> list[str]:
@@ -329,6 +324,7 @@ class Coordinator:
                 signature=work.signature,
                 weights=work.weights,
                 training=work.training,
+                updates=work.updates,
                 data_split=about.data_split,
                 deadline_s=max(1.0, current.deadline_s - now_s),
             ),

@@ -6,9 +6,9 @@ The optimizer's state is a vector that the caller keeps, so a round can go on wh
 """
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,8 @@ from edge_runtime.wire.tensors import Vector
 
 Report = Callable[[int, int], None]
 """Called with steps done and steps in all."""
+Enter = Callable[[Literal["train", "probe"]], None]
+"""Called when probing begins, and when training goes on after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,23 +36,21 @@ class Trained:
     """What some epochs gave.
 
     `loss` is the mean by task over all labelled samples, without the tasks' weights. `learnt` is what a weighting keeps
-    between rounds. `probe_s` is what affinity probes took; None where none was made.
+    between rounds.
     """
 
     loss: dict[str, float]
     samples: int
     affinities: AffinityStatistics
     learnt: Learnt | None
-    probe_s: float | None
 
 
 class Trainer:
-    """Trains a model on one split of a data set. `clock` (seconds) times the probes."""
+    """Trains a model on one split of a data set."""
 
-    def __init__(self, model: Model, split: Split, *, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, model: Model, split: Split) -> None:
         self.model = model
         self._split = split
-        self._clock = clock
 
     def train(
         self,
@@ -59,16 +59,18 @@ class Trainer:
         *,
         learnt: Learnt | None = None,
         report: Report = lambda *_: None,
+        enter: Enter = lambda _: None,
     ) -> Trained:
         """Train for `settings.epochs`; changes the model's weights and the optimizer's `state` in place.
 
-        FedProx holds to the weights as they are now. Raises EngineError, and whatever `report` raises.
+        FedProx holds to the weights as they are now. Raises EngineError, and whatever `report` and `enter`
+        raise.
         """
         model, split = self.model, self._split
         steps = batch_count(len(split), settings.batch)
         optimize, weigh = optimizer(settings), weighting(model.tasks, settings.weighting, learnt)
         received = model.parameters.copy() if settings.proximal_mu else None
-        prober = _Prober(model, settings, self._clock)
+        prober = _Prober(model, settings, enter)
         mean = _MeanLosses(model.tasks)
         done = 0
         for epoch in range(settings.first_epoch, settings.first_epoch + settings.epochs):
@@ -91,7 +93,6 @@ class Trainer:
             samples=settings.epochs * len(split),
             affinities=prober.statistics,
             learnt=weigh.learnt,
-            probe_s=prober.seconds,
         )
 
     def _gradient(
@@ -122,16 +123,15 @@ class _Prober:
     of every task: without them there is no loss to gain on.
     """
 
-    def __init__(self, model: Model, settings: Training, clock: Callable[[], float]) -> None:
+    def __init__(self, model: Model, settings: Training, enter: Enter) -> None:
         self._model = model
         self._every = settings.probe_every
         self._probe = Probe(method=settings.probe, lr=settings.lr, weight_decay=settings.weight_decay)
-        self._clock = clock
+        self._enter = enter
         self._is_due = False
         self._kept: dict[str, Representation] = {}
         self.statistics = AffinityStatistics(model.tasks)
         self.is_probing = False
-        self.seconds: float | None = None
 
     def pass_batch(self, position: int, targets: Targets) -> None:
         """The batch at a position in the group's rounds comes next."""
@@ -144,19 +144,14 @@ class _Prober:
     def keep(self, task: str, dz: Representation) -> None:
         """A task's ∂L_i/∂z of the batch."""
         if self.is_probing:
-            started_s = self._clock()
             self._kept[task] = tuple(map(np.copy, dz))
-            self._spent(started_s)
 
     def measure(self, x: Batch, targets: Targets, losses: Losses) -> None:
         """Probe the batch, whose heads have run."""
-        started_s = self._clock()
+        self._enter("probe")
         self.statistics.add(self._probe.measure(self._model, x, targets, losses, self._kept))
         self._kept = {}
-        self._spent(started_s)
-
-    def _spent(self, started_s: float) -> None:
-        self.seconds = (self.seconds or 0.0) + self._clock() - started_s
+        self._enter("train")
 
 
 class _MeanLosses:

@@ -74,6 +74,7 @@ class LocalWorker:
         layout = optimizer(settings).table(manifest.table.parameters)
         try:
             val_loss = self._loss(model, self._dataset.val, report)
+            report("train", 0, 1)
             state = self._momentum.load(layout, plan.round - 1)
             if state is None:
                 state = np.zeros(layout.size, np.float32)
@@ -82,6 +83,7 @@ class LocalWorker:
                 state,
                 learnt=self._learnt.load(plan.bundle.digest, plan.round),
                 report=lambda done, total: report("train", done, total),
+                enter=lambda stage: report(stage, 0, 1),
             )
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
@@ -96,8 +98,6 @@ class LocalWorker:
             affinity=trained.affinities.result(),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
-            energy_j=None,
-            probe_s=trained.probe_s,
         )
 
     def evaluate(
@@ -123,7 +123,6 @@ class LocalWorker:
             examples=split.examples(model.tasks),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
-            energy_j=None,
         )
 
     @staticmethod
@@ -153,6 +152,7 @@ class LocalWorker:
         if split is None:
             return None
         stage: Stage = "evaluate"
+        report(stage, 0, len(split))
         return evaluate(model, split, EVALUATION_BATCH, report=lambda done, total: report(stage, done, total))
 
 

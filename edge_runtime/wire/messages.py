@@ -19,6 +19,7 @@ A device sends Hello when it comes online; the server answers, then or later, wi
                                 ◄──          Need
     chunks                      ──►
                                 ◄──          Ack
+    Spent                       ──►
                                 ◄──          Finished
 """
 
@@ -28,6 +29,8 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.wire.blob import MAX_CHUNKS, Blob
+from edge_runtime.wire.compression import Scheme, Updates
+from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
 
@@ -161,6 +164,8 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weights: Blob
     training: Training | None = None
     """For work = train."""
+    updates: Updates = Updates()
+    """How to send what was trained."""
     data_split: DataSplit | None = None
     """For work = evaluate."""
     deadline_s: Positive
@@ -200,11 +205,16 @@ class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device has trained: its weights wait to be fetched."""
+    """A device has trained: its weights, or how it changed them, wait to be fetched."""
 
     round: Round
     group: GroupId
     weights: Blob
+    """The update's file."""
+    scheme: Scheme = "fp32"
+    """How the file is written."""
+    base: Digest | None = None
+    """Of the weights that the file is a change to; null where it has the weights in full."""
     examples: Counts
     """Examples trained on, by task. The encoder counts the largest of them."""
     train_loss: Losses
@@ -214,9 +224,12 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     wall_s: NonNegative
     peak_rss_bytes: Count | None
     bytes_down: Count
-    energy_j: NonNegative | None
-    probe_s: NonNegative | None = None
-    """Of `wall_s` in affinity probes; null where none was made."""
+    energy: Energy | None
+    """Up to this message; Spent says the rest."""
+
+    def __post_init__(self) -> None:
+        if (self.scheme == "fp32") != (self.base is None):
+            raise ValueError("an update has `base` unless its scheme is fp32")
 
 
 class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -229,7 +242,19 @@ class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
     wall_s: NonNegative
     peak_rss_bytes: Count | None
     bytes_down: Count
-    energy_j: NonNegative | None
+    energy: Energy | None
+    """Up to this message; Spent says the rest."""
+
+
+class Spent(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan has cost in the end, its upload included: for the books alone, it changes nothing in the round.
+
+    Said when a plan is over, however it ended; of several the last one counts.
+    """
+
+    round: Round
+    group: GroupId
+    energy: Energy
 
 
 class Ack(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -253,7 +278,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     state: Literal["online", "offline"]
 
 
-DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation
+DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation | Spent
 """What a device may say."""
 ServerMessage = Plan | Need | Ack | Finished
 """What the server may say."""

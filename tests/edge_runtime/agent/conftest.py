@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import Counter, deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -278,7 +279,6 @@ class FakeWorker:
             affinity=None,
             wall_s=1.0,
             peak_rss_bytes=None,
-            energy_j=None,
         )
 
     def evaluate(self, plan, manifest, store, weights, report) -> EvaluationResult:
@@ -288,8 +288,21 @@ class FakeWorker:
             examples=dict.fromkeys(plan.tasks, 8),
             wall_s=1.0,
             peak_rss_bytes=None,
-            energy_j=None,
         )
+
+
+class FakeMeter:
+    """Five watts, always."""
+
+    class facts:
+        source, covers, rate_hz, resolution = "fake", "all of it", 50.0, 0.0
+        gain_error, estimated, counter_ranges_j = 0.0, False, None
+
+    def read(self):
+        return (5.0,)
+
+    def close(self):
+        pass
 
 
 class Guard(threading.Event):
@@ -319,6 +332,8 @@ def world(tmp_path):
         make_bundle=Bundle,
         refuse=WorkRefused,
         agent=None,
+        account=None,
+        clock=time.monotonic,
     )
 
     def run(*, plans=(), connect=True):
@@ -334,6 +349,8 @@ def world(tmp_path):
             topics=server.topics,
             server_key=signing.public_hex(KEY),
             max_download_bytes=it.max_bytes,
+            account=it.account,
+            clock=it.clock,
         )
         if connect:
             server.connect()
@@ -344,6 +361,11 @@ def world(tmp_path):
 
     it.run = run
     return it
+
+
+@pytest.fixture
+def make_meter():
+    return FakeMeter
 
 
 @pytest.fixture
