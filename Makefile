@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 
 # Modules without I/O or clock, and all that reads what comes from outside: every branch is tested.
 PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
-	edge_runtime/agent/session.py \
+	$(addprefix edge_runtime/agent/, session.py uplink.py) \
 	$(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
 	$(addprefix edge_runtime/training/, gradient.py gram.py learnt.py optimizer.py probe.py schedule.py weighting.py) \
 	$(addprefix devices/, detection.py health.py profile.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
@@ -26,7 +26,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help venv venv-board venv-official board lint test test-workstation test-board apt demo bench clean
+.PHONY: help venv venv-board venv-official board lint test test-workstation test-board apt demo bench bench-device clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -38,6 +38,7 @@ help:
 	@echo "make apt          Mosquitto and Chromium for the tests that use them, where apt-get may be used"
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
 	@echo "make bench        measurements against peers into benchmarks/results/"
+	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
 	@echo "make clean        removes environments, caches and runs"
 
 venv: $(VENV)/.stamp
@@ -122,6 +123,9 @@ demo: $(VENV)/.stamp
 
 bench: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.run
+
+bench-device: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.device
 
 clean:
 	rm -rf $(VENV) $(BOARD) $(OFFICIAL) build dist runs htmlcov .coverage .hypothesis *.egg-info

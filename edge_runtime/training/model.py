@@ -8,19 +8,17 @@ step maps them and a target to a loss, ∂L/∂z and the gradients of its own pa
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.engine import Engine, Graph
+from edge_runtime.training.encoder import Array, Batch, Encoder, Pass, Representation
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
 
-Array = NDArray[Any]
-Batch = NDArray[np.float32]
-Representation = tuple[Batch, ...]
 Weights = NDArray[np.float64]
 """How much each task's loss counts, (T,)."""
 
@@ -49,11 +47,17 @@ class Model:
     """
 
     def __init__(
-        self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector, whole: Step | None = None
+        self,
+        manifest: Manifest,
+        graph: Callable[[str], Graph],
+        weights: Vector,
+        whole: Step | None = None,
+        keep: Sequence[bool] = (),
     ) -> None:
         """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied.
 
-        `whole` computes what `learn` needs in one run; without it the parts' graphs do.
+        `whole` computes what `learn` needs in one run; without it the parts' graphs do. `keep` says which stages of the
+        encoder keep their activations for the backward pass; the others recompute them.
         """
         self.manifest = manifest
         self.tasks = manifest.task_names
@@ -67,6 +71,7 @@ class Model:
         self._next = _named(self.table, self._moved, "param")
         self._graph = graph
         self._whole = whole
+        self._encoder = Encoder(manifest, graph, keep)
         self.reseed(0, 0, 0)
 
     @property
@@ -83,9 +88,9 @@ class Model:
         """The losses by task, with all gradients of Σ w_i · L_i in `gradient`; see `heads`."""
         if self._whole is not None and keep is None and not any(isinstance(t, Labelled) for t in targets.values()):
             return self._whole(x, cast("Mapping[str, Array]", targets), self.parameters, self.gradient, weights)
-        z = self.represent(x)
-        losses, total = self.heads(z, targets, weights, keep)
-        self.backward(x, total)
+        done = self.forward(x)
+        losses, total = self.heads(done.z, targets, weights, keep)
+        self.backward(done, total)
         return losses
 
     def heads(
@@ -118,19 +123,19 @@ class Model:
         for part, value in zip(parts, drawn, strict=True):
             self._inputs[part]["seed"] = np.array(value, np.int64)
 
-    def represent(self, x: Batch, *, encoder: Vector | None = None) -> Representation:
-        """The representation z in training mode; moves the encoder's state.
+    def forward(self, x: Batch) -> Pass:
+        """The encoder's forward pass in training mode; moves its state."""
+        done = self._encoder.forward(x, self._inputs["encoder"], self._next_state("encoder"))
+        self._move("encoder")
+        return done
 
-        With other parameters of the `encoder` (its part of the vector) nothing moves.
+    def look_ahead(self, x: Batch, encoder: Vector) -> Representation:
+        """The representation z in training mode with other parameters; nothing moves.
+
+        `encoder` is the encoder's part of a vector of parameters.
         """
-        z = self._empty(x)
-        inputs = self._inputs["encoder"]
-        if encoder is not None:
-            inputs = inputs | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
-        self._graph("encoder.forward").run({"x": x, **inputs}, z | self._next_state("encoder"))
-        if encoder is None:
-            self._move("encoder")
-        return tuple(z.values())
+        inputs = self._inputs["encoder"] | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
+        return self._encoder.forward(x, inputs, self._next_state("encoder"), backward=False).z
 
     def encode(self, x: Batch) -> Representation:
         """The representation z in evaluation mode."""
@@ -181,13 +186,9 @@ class Model:
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
-    def backward(self, x: Batch, dz: Representation) -> Vector:
-        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view.
-
-        Recomputes the forward pass in training mode; nothing moves.
-        """
-        inputs = {"x": x, **numbered("dz", dz), **self._inputs["encoder"]}
-        self._graph("encoder.backward").run(inputs, self._outputs["encoder"])
+    def backward(self, done: Pass, dz: Representation) -> Vector:
+        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves."""
+        self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"])
         return self.gradient[self.encoder]
 
     def _loss(self, task: str, kind: str, z: Representation, target: Target) -> float:

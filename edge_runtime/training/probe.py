@@ -15,8 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.training.encoder import Pass, Representation
 from edge_runtime.training.gram import first_order, gram, pull
-from edge_runtime.training.model import Batch, Model, Representation, Targets
+from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.optimizer import look_ahead
 from edge_runtime.wire.messages import Affinity, ProbeMethod
 
@@ -34,22 +35,22 @@ class Probe:
     def measure(
         self,
         model: Model,
-        x: Batch,
+        done: Pass,
         targets: Targets,
         losses: Mapping[str, float],
         dz: Mapping[str, Representation],
     ) -> Matrix:
         """S (T, T), values[i][j] being i→j, for one batch.
 
-        `losses` and `dz` are those of the batch at the current parameters. Uses the encoder's part of `model.gradient`
-        as scratch; the first order of the encoder's gradients holds T of them at once. A loss of zero (no labels in
-        the batch) gives values that are not finite.
+        `done` is the batch's forward pass, `losses` and `dz` are those at the current parameters. Uses the encoder's
+        part of `model.gradient` as scratch; the first order of the encoder's gradients holds T of them at once. A loss
+        of zero (no labels in the batch) gives values that are not finite.
         """
         if self.method == "exact":
-            return self._exact(model, x, targets, losses, dz)
+            return self._exact(model, done, targets, losses, dz)
         before = [losses[task] for task in model.tasks]
         if self.method == "encoder":
-            gradients = [model.backward(x, dz[task]).copy() for task in model.tasks]
+            gradients = [model.backward(done, dz[task]).copy() for task in model.tasks]
             pulls = pull(model.weights[model.encoder], gradients, self.weight_decay)
             return first_order(gram(gradients), before, pulls)
         arrays = range(len(dz[model.tasks[0]]))
@@ -58,7 +59,7 @@ class Probe:
     def _exact(
         self,
         model: Model,
-        x: Batch,
+        done: Pass,
         targets: Targets,
         losses: Mapping[str, float],
         dz: Mapping[str, Representation],
@@ -66,9 +67,9 @@ class Probe:
         ahead = np.empty_like(model.weights[model.encoder])
         values = np.empty((len(model.tasks), len(model.tasks)))
         for i, source in enumerate(model.tasks):
-            gradient = model.backward(x, dz[source])
+            gradient = model.backward(done, dz[source])
             look_ahead(model.weights[model.encoder], gradient, lr=self.lr, weight_decay=self.weight_decay, out=ahead)
-            z = model.represent(x, encoder=ahead)
+            z = model.look_ahead(done.values["x"], ahead)
             for j, target in enumerate(model.tasks):
                 values[i, j] = relative_gain(losses[target], model.loss(target, z, targets[target]), self.lr)
         return values

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
+from edge_runtime.training.encoder import Batch, Pass, Representation
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
 from edge_runtime.training.learnt import Learnt
-from edge_runtime.training.model import Batch, Labelled, Losses, Model, Representation, Target, Targets
+from edge_runtime.training.model import Labelled, Losses, Model, Target, Targets
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.schedule import batch_count, batches, order
@@ -63,8 +64,7 @@ class Trainer:
     ) -> Trained:
         """Train for `settings.epochs`; changes the model's weights and the optimizer's `state` in place.
 
-        FedProx holds to the weights as they are now. Raises EngineError, and whatever `report` and `enter`
-        raise.
+        FedProx holds to the weights as they are now. Raises EngineError, and whatever `report` and `enter` raise.
         """
         model, split = self.model, self._split
         steps = batch_count(len(split), settings.batch)
@@ -109,10 +109,10 @@ class Trainer:
 
         if not prober.is_probing:
             return model.learn(x, targets, weigh.weights, keep if weigh.needs_norms else None), norms
-        z = model.represent(x)
-        losses, total = model.heads(z, targets, weigh.weights, keep)
-        prober.measure(x, targets, losses)
-        model.backward(x, total)
+        done = model.forward(x)
+        losses, total = model.heads(done.z, targets, weigh.weights, keep)
+        prober.measure(done, targets, losses)
+        model.backward(done, total)
         return losses, norms
 
 
@@ -146,10 +146,10 @@ class _Prober:
         if self.is_probing:
             self._kept[task] = tuple(map(np.copy, dz))
 
-    def measure(self, x: Batch, targets: Targets, losses: Losses) -> None:
+    def measure(self, done: Pass, targets: Targets, losses: Losses) -> None:
         """Probe the batch, whose heads have run."""
         self._enter("probe")
-        self.statistics.add(self._probe.measure(self._model, x, targets, losses, self._kept))
+        self.statistics.add(self._probe.measure(self._model, done, targets, losses, self._kept))
         self._kept = {}
         self._enter("train")
 

@@ -17,13 +17,14 @@ def first_batch(tiny, model):
 
 def probed(tiny, model, method="exact", lr=None):
     x, targets = first_batch(tiny, model)
-    z = model.represent(x)
+    done = model.forward(x)
+    z = done.z
     losses, kept = {}, {}
     for task in model.tasks:
         kept[task] = tuple(map(np.empty_like, z))
         losses[task] = model.step(task, z, targets[task], kept[task])
     probe = Probe(method=method, lr=lr or tiny.probe_lr, weight_decay=tiny.settings.weight_decay)
-    return probe.measure(model, x, targets, losses, kept)
+    return probe.measure(model, done, targets, losses, kept)
 
 
 def test_probe_is_what_pytorch_gives_by_definition(tiny):
@@ -46,10 +47,11 @@ def test_probe_of_one_task_alone_is_the_entry_of_all(tiny):
 def gradients_of(tiny, model):
     """∂L_i/∂z and the encoder's gradient of each task, and the losses, of the first batch."""
     x, targets = first_batch(tiny, model)
-    z = model.represent(x)
+    done = model.forward(x)
+    z = done.z
     dz = {task: tuple(map(np.empty_like, z)) for task in model.tasks}
     losses = [model.step(task, z, targets[task], dz[task]) for task in model.tasks]
-    return dz, [model.backward(x, dz[task]).astype(np.float64) for task in model.tasks], np.array(losses)
+    return dz, [model.backward(done, dz[task]).astype(np.float64) for task in model.tasks], np.array(losses)
 
 
 def test_first_order_of_the_encoder_is_its_definition(tiny):
