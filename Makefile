@@ -16,7 +16,8 @@ PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.p
 	$(addprefix edge_runtime/agent/, session.py uplink.py) \
 	$(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
 	$(addprefix edge_runtime/training/, gradient.py gram.py learnt.py optimizer.py probe.py schedule.py weighting.py) \
-	$(addprefix devices/, detection.py health.py profile.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
+	$(addprefix devices/, detection.py health.py profile.py) $(addprefix devices/flashing/, kind.py partitions.py) \
+	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
 	$(addprefix broker_server/, affinity.py aggregation.py answers.py coordinator.py energy.py split.py strategy.py \
 		transfers.py) \
 	$(addprefix broker_server/mqtt/, auth.py codec.py flow.py hub.py local.py outbox.py packets.py retained.py \
@@ -35,7 +36,7 @@ help:
 	@echo "make board        measures what a board installs and checks our own wheel"
 	@echo "make lint         style, types and import contracts"
 	@echo "make test         lint, and the tests in both environments"
-	@echo "make apt          Mosquitto and Chromium for the tests that use them, where apt-get may be used"
+	@echo "make apt          Mosquitto, Chromium, mtools and dosfstools for the tests that use them, where apt-get may be used"
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
 	@echo "make bench        measurements against peers into benchmarks/results/"
 	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
@@ -108,8 +109,8 @@ test-board: board
 
 apt:
 	@missing=""; \
-	for need in mosquitto chromium; do \
-		PATH="$$PATH:/usr/sbin" command -v $$need > /dev/null || missing="$$missing $$need"; \
+	for need in mosquitto:mosquitto chromium:chromium mcopy:mtools mkfs.vfat:dosfstools; do \
+		PATH="$$PATH:/usr/sbin" command -v $${need%:*} > /dev/null || missing="$$missing $${need#*:}"; \
 	done; \
 	test -n "$$missing" || exit 0; \
 	sudo=""; test "$$(id -u)" = 0 || sudo="sudo -n"; \
