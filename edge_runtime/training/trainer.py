@@ -11,7 +11,8 @@ from typing import Literal
 import numpy as np
 
 from edge_runtime.datasets.dataset import Array, DatasetInvalid, Split, convert
-from edge_runtime.training.model import Batch, Model, Representation
+from edge_runtime.training.encoder import Batch, Representation
+from edge_runtime.training.model import Model
 from edge_runtime.training.optimizer import Sgd
 from edge_runtime.training.probe import AffinityStatistics, probe
 from edge_runtime.training.schedule import batch_count, batches, order
@@ -86,12 +87,12 @@ class Trainer:
         if enter is None:
             return model.learn(x, targets), None
         kept: dict[str, Representation] = {}
-        z = model.represent(x)
-        losses, total = model.heads(z, targets, lambda task, dz: kept.update({task: tuple(map(np.copy, dz))}))
+        done = model.forward(x)
+        losses, total = model.heads(done.z, targets, lambda task, dz: kept.update({task: tuple(map(np.copy, dz))}))
         enter("probe")
-        affinity = probe(model, x, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
+        affinity = probe(model, done, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
         enter("train")
-        model.backward(x, total)
+        model.backward(done, total)
         return losses, affinity
 
 

@@ -46,14 +46,16 @@ def make_bundle(folder, tasks=TASKS):
     """A bundle whose graphs are a few bytes each."""
     table = TensorTable.of({"encoder.w": (3,), **{f"head.{t}.w": (2,) for t in tasks}})
     weights = pack(table, np.arange(table.size, dtype=np.float32))
-    graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks)}
+    graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks, 1)}
     array = manifests.Array(shape=(2,), dtype="float32")
     bundle = manifests.Manifest(
-        format=1,
+        format=2,
         name="tiny",
         tasks=tuple(manifests.Task(name=t, target=array, prediction=array) for t in tasks),
         input=array,
         representation=(array,),
+        values=(),
+        stages=(manifests.Stage(reads=("x",), writes=("z.0",), parameters=("w",)),),
         tensors=table.tensors,
         graphs={name: manifests.File(digest=describe(g).digest, size_bytes=len(g)) for name, g in graphs.items()},
         weights=manifests.File(digest=describe(weights).digest, size_bytes=len(weights)),

@@ -40,17 +40,19 @@ class Bundle:
         self.blobs: dict[str, bytes] = {}
         self.table = TensorTable.of({"encoder.w": (600,)} | {f"head.{task}.w": (2, 3) for task in tasks})
         graphs = {}
-        for name in manifests.graph_names(tasks):
+        for name in manifests.graph_names(tasks, 1):
             content = (name.encode() + b" ") * (graph_bytes // (len(name) + 1))
             graphs[name] = self._add(content)
         zeros = pack(self.table, np.zeros(self.table.size, np.float32))
         array = Array(shape=(3,), dtype="float32")
         self.manifest = Manifest(
-            format=1,
+            format=2,
             name="test",
             tasks=tuple(Task(name=task, target=array, prediction=array) for task in tasks),
             input=array,
             representation=(array,),
+            values=(),
+            stages=(manifests.Stage(reads=("x",), writes=("z.0",), parameters=("w",)),),
             tensors=self.table.tensors,
             graphs=graphs,
             weights=self._add(zeros),

@@ -36,7 +36,7 @@ def test_agent_trains_evaluates_and_finishes(world):
     np.testing.assert_array_equal(world.server.weights(first), np.float32(1.0))
     np.testing.assert_array_equal(world.server.weights(second), np.float32(8.0))
     assert first.bytes_down > second.bytes_down > 2400  # the graphs are not fetched a second time
-    graph = world.bundle.manifest.graphs["encoder.forward"]
+    graph = world.bundle.manifest.graphs["encoder.0.forward"]
     assert world.server.sent[graph.digest] == -(-graph.size_bytes // 1024)
     assert world.link.retained[world.server.topics.status("kitchen")] == OFFLINE
     assert world.link.closed
@@ -89,7 +89,7 @@ def test_agent_throws_a_corrupt_blob_away_and_fetches_it_again(world):
 
 
 def test_agent_refuses_a_graph_that_never_matches_its_digest(world):
-    graph = world.bundle.manifest.graphs["encoder.forward"].digest
+    graph = world.bundle.manifest.graphs["encoder.0.forward"].digest
     world.server.mangle = lambda digest, _index, data: bytes(len(data)) if digest == graph else data
     assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
     (refusal,) = world.server.said(Refusal)

@@ -162,20 +162,20 @@ def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store)
         worker.evaluate(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny), Reports())
 
 
-@pytest.mark.parametrize("work", ["train", "evaluate"])
+@pytest.mark.parametrize(("work", "graph"), [("train", "encoder.0.forward"), ("evaluate", "encoder.predict")])
 @pytest.mark.parametrize(
     ("change", "reason", "text"),
     [
-        (lambda _: b"not a graph", "bundle", "graph encoder.forward is not an ONNX graph"),
-        (lambda graph: graph.replace(b"Conv", b"Loop"), "bundle", "graph encoder.forward is refused: operator 'Loop'"),
-        (lambda graph: graph.replace(b"Conv", b"Gemm"), "error", "cannot be loaded"),
+        (lambda _: b"not a graph", "bundle", "graph {graph} is not an ONNX graph"),
+        (lambda content: content.replace(b"Conv", b"Loop"), "bundle", "graph {graph} is refused: operator 'Loop'"),
+        (lambda content: content.replace(b"Conv", b"Gemm"), "error", "cannot be loaded"),
     ],
 )
-def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, worker, store, work):
-    path = store.path(tiny.manifest.graphs["encoder.forward"].digest)
+def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, worker, store, work, graph):
+    path = store.path(tiny.manifest.graphs[graph].digest)
     path.write_bytes(change(path.read_bytes()))
     plan = tiny.plan() if work == "train" else tiny.plan(data_split="test")
-    with pytest.raises(WorkRefused, match=text) as caught:
+    with pytest.raises(WorkRefused, match=text.format(graph=graph)) as caught:
         getattr(worker, work)(plan, tiny.manifest, store, weights_of(tiny), Reports())
     assert caught.value.reason == reason
 
