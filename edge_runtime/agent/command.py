@@ -93,7 +93,6 @@ def _run(
         topics=Topics(config.federation),
         server_key=config.server_key,
         max_download_bytes=config.max_download_bytes,
-        official=config.engine == "official",
     )
     _stop_on_signals(stop)
     _log.info("device %s joins federation %s at %s", config.device, config.federation, config.url)

@@ -68,7 +68,6 @@ class Agent:
         topics: Topics,
         server_key: str,
         max_download_bytes: int,
-        official: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
@@ -76,9 +75,12 @@ class Agent:
         self._device = device
         self._topics = topics
         self._clock = clock
-        self._downloads = Downloads(state, server_key=server_key, max_bytes=max_download_bytes, official=official)
+        hello = worker.hello()
+        self._downloads = Downloads(
+            state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
+        )
         self._job = Job(worker, self._downloads, state.blobs)
-        self._session = Session(worker.hello(), pending=state.pending())
+        self._session = Session(hello, pending=state.pending())
         self._waiting: deque[DeviceMessage | Status | tuple[Blob, int]] = deque()
         self._weights: bytes | None = None
         self._fetched: Plan | None = None

@@ -38,9 +38,16 @@ def test_read_takes_the_optional_keys(tmp_path):
     assert str(config.data) == "/srv/data"
 
 
+@pytest.mark.parametrize(("engine", "official"), [("portable", "off"), ("auto", "auto"), ("official", "require")])
+def test_engine_says_whether_official_artifacts_are_asked_for(tmp_path, engine, official):
+    assert read(write(tmp_path)).official == "off"
+    assert read(write(tmp_path, engine=f'"{engine}"')).official == official
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"engine": '"fast"'}, "engine"),
         ({"device": '"../x"'}, "device"),
         ({"federation": '""'}, "federation"),
         ({"server_key": '"abc"'}, "server_key"),
