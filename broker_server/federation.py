@@ -13,7 +13,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from broker_server.actions import Result, Work
 from broker_server.affinity import Affinities, AffinityLedger
 from broker_server.aggregation import FedAvg
-from broker_server.config import TrainingSettings
 from broker_server.official import Made
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import Assignment, Phase, Strategy, assignment, learning_rate, source_group
@@ -54,7 +53,7 @@ class Federation:
         folder: Path,
         key: Ed25519PrivateKey,
         strategy: Strategy,
-        training: TrainingSettings,
+        training: Training,
         tasks: Tasks,
         settings: str,
     ) -> None:
@@ -236,14 +235,10 @@ class Federation:
 
     def _train(self, about: Assignment) -> Training:
         settings = self._training
-        return Training(
-            epochs=settings.local_epochs,
-            first_epoch=about.index * settings.local_epochs,
-            batch=settings.batch,
+        return msgspec.structs.replace(
+            settings,
+            first_epoch=about.index * settings.epochs,
             lr=learning_rate(settings.lr, about.index, about.rounds),
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            seed=settings.seed,
             probe_every=settings.probe_every if about.probe else 0,
         )
 

@@ -170,6 +170,8 @@ def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed255
     tasks = config.tasks or bundle.task_names
     if unknown := sorted(set(tasks) - set(bundle.task_names)):
         raise ConfigInvalid(f"tasks: the bundle has no {unknown[0]!r}; it has {', '.join(bundle.task_names)}")
+    if unknown := sorted(set(config.task_weights) - set(tasks)):
+        raise ConfigInvalid(f"task_weights: {unknown[0]!r} is not one of the tasks {', '.join(tasks)}")
     return Federation(
         store=store,
         blobs=blobs,

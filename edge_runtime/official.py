@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.engine import Engine, Graph, engine_version, trains
-from edge_runtime.wire.manifest import Artifacts, Manifest
+from edge_runtime.wire.manifest import TRAINING, Artifacts, Manifest
 from edge_runtime.wire.names import group_id
+from edge_runtime.wire.operators import OFFICIAL, check_graph_file
 from edge_runtime.wire.tensors import Vector
 
 RELEASE = "1.19.2"
@@ -90,10 +91,14 @@ class OfficialShelf:
     def of(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> OfficialStep:
         """A group's step. `locate` gives the file of the group's training model by the group and its digest.
 
-        Raises EngineError, or OfficialUnavailable where the bundle has no artifacts for the group.
+        Raises EngineError, BundleInvalid for a model with operators that none may have, or OfficialUnavailable where
+        the bundle has no artifacts for the group.
         """
         digest = artifacts_of(manifest).training_model.digest
         if self._loaded is None or self._loaded[0] != digest:
             self._loaded = None  # the one before is freed first
-            self._loaded = (digest, self._engine.load(locate(group_id(manifest.task_names), digest)))
+            group = group_id(manifest.task_names)
+            path = locate(group, digest)
+            check_graph_file(path, f"{TRAINING} of {group}", OFFICIAL)
+            self._loaded = (digest, self._engine.load(path))
         return OfficialStep(self._loaded[1], manifest)

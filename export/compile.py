@@ -19,10 +19,10 @@ from torch import Tensor
 
 from edge_runtime import __version__
 from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.operators import OPSET, check_graph
 from edge_runtime.wire.tensors import TensorTable, Vector, pack
 from export.errors import ModelInvalid
 from export.model import MultiTaskModel, numbered, represent, tensors
-from export.onnx_graph import OPSET
 from export.part import Part, Results, Run, Sources
 from export.running import unchanged
 
@@ -42,7 +42,7 @@ class Compiled:
 def compile_model(model: MultiTaskModel, progress: Progress = lambda *_: None) -> Compiled:
     """Differentiate and translate a model. `progress(graph, done, total)` is told of each graph.
 
-    Raises ModelInvalid or OperatorUnsupported, naming the module.
+    Raises ModelInvalid or OperatorUnsupported, naming the module, and BundleInvalid for a graph that no device takes.
     """
     model.check()
     jobs = _jobs(model)
@@ -50,6 +50,7 @@ def compile_model(model: MultiTaskModel, progress: Progress = lambda *_: None) -
     for i, (name, job) in enumerate(jobs.items()):
         progress(name, i, len(jobs))
         graphs[name] = job().SerializeToString(deterministic=True)
+        check_graph(graphs[name], name)
     progress("", len(jobs), len(jobs))
     held = named_tensors(model)
     table = TensorTable.of({name: tuple(value.shape) for name, value in held.items()})

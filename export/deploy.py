@@ -10,8 +10,9 @@ from onnx import helper, numpy_helper
 
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.operators import OPSET
 from edge_runtime.wire.tensors import Vector
-from export.onnx_graph import IR_VERSION, OPSET, PRODUCER
+from export.onnx_graph import IR_VERSION, PRODUCER
 
 
 def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> onnx.ModelProto:

@@ -24,6 +24,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
+from edge_runtime.wire.manifest import TRAINING
+from edge_runtime.wire.operators import OFFICIAL as OFFICIAL_OPERATORS
+from edge_runtime.wire.operators import check_graph
 from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid, OfficialImpossible
 from export.lowering.context import SEED
@@ -204,7 +207,9 @@ def make_artifacts(graph: onnx.ModelProto, parameters: Sequence[str], samples: S
                 f"the official training model's {worst} differs from the portable graphs by {error:.1e} relative, "
                 f"more than {TOLERANCE:.0e}"
             )
-        return Made({name: (folder / name).read_bytes() for name in FILES}, error)
+        files = {name: (folder / name).read_bytes() for name in FILES}
+        check_graph(files[TRAINING], TRAINING, OFFICIAL_OPERATORS)
+        return Made(files, error)
 
 
 def _run(python: Path, folder: Path) -> None:

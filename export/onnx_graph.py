@@ -8,7 +8,8 @@ import onnx
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-OPSET = 18
+from edge_runtime.wire.operators import OPSET
+
 IR_VERSION = 9
 PRODUCER = "mas-edge"
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.engine import Engine, Graph
 from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
 
 Array = NDArray[Any]
@@ -187,18 +188,27 @@ def _named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str,
 
 
 class GraphShelf:
-    """Loaded graphs by the digest of their file, so that rounds and groups that share a graph load it once."""
+    """Loaded graphs by the digest of their file, so that rounds and groups that share a graph load it once.
+
+    None of a manifest's graphs is loaded before all have been held to what a bundle may have.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._graphs: dict[str, Graph] = {}
+        self._checked: set[str] = set()
 
     def of(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> Callable[[str], Graph]:
         """A manifest's graphs by name. `locate` gives the file of a graph's name and digest.
 
-        What the manifest does not name is unloaded. The result raises EngineError.
+        What the manifest does not name is unloaded. Raises BundleInvalid, and the result EngineError.
         """
         named = {name: file.digest for name, file in manifest.graphs.items()}
+        for name, digest in named.items():
+            if digest not in self._checked:
+                check_graph_file(locate(name, digest), name)
+                self._checked.add(digest)
+        self._checked.intersection_update(named.values())
         self._graphs = {digest: graph for digest, graph in self._graphs.items() if digest in named.values()}
 
         def graph(name: str) -> Graph:

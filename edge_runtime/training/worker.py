@@ -5,7 +5,10 @@ import platform
 import time
 from pathlib import Path
 
+import numpy as np
+
 from edge_runtime import __version__
+from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.work import EvaluationResult, Report, Stage, TrainResult, WorkerUnusable, WorkRefused
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.engine import Engine, EngineError, engine_version, trains
@@ -13,8 +16,8 @@ from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
 from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_installed
 from edge_runtime.training.model import GraphShelf, Model, Step
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
-from edge_runtime.training.velocity import VelocityStore
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan
 from edge_runtime.wire.tensors import Vector
@@ -39,7 +42,7 @@ class LocalWorker:
         self._shelf = GraphShelf(self._engine)
         self._use: OfficialUse = official if trains() else "off"
         self._official = None if self._use == "off" else OfficialShelf(self._engine)
-        self._velocities = VelocityStore(state / "momentum")
+        self._momentum = CarriedVectors(state / "momentum")
 
     def hello(self) -> Hello:
         """What this device has."""
@@ -66,18 +69,20 @@ class LocalWorker:
         settings, split = plan.training, self._dataset.train
         try:
             whole = self._whole(manifest, store)
-        except (EngineError, OfficialUnavailable) as exc:
+        except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         model = self._model(manifest, store, weights, split, whole)
         try:
             val_loss = self._loss(model, self._dataset.val, report)
-            velocity = self._velocities.load(manifest.table.parameters, plan.round - 1)
+            velocity = self._momentum.load(manifest.table.parameters, plan.round - 1)
+            if velocity is None:
+                velocity = np.zeros_like(model.gradient)
             trained = Trainer(model, split).train(
                 settings, velocity, report=lambda done, total: report("train", done, total)
             )
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
-        self._velocities.save(manifest.table.parameters, velocity, plan.round)
+        self._momentum.save(manifest.table.parameters, velocity, plan.round)
         return TrainResult(
             weights=model.weights,
             examples=dict.fromkeys(model.tasks, len(split)),
@@ -125,7 +130,11 @@ class LocalWorker:
             check_fits(manifest, split)
         except DatasetInvalid as exc:
             raise WorkRefused("no_data", str(exc)) from exc
-        return Model(manifest, self._shelf.of(manifest, lambda _, digest: store.path(digest)), weights, whole)
+        try:
+            graphs = self._shelf.of(manifest, lambda _, digest: store.path(digest))
+        except BundleInvalid as exc:
+            raise WorkRefused("bundle", str(exc)) from exc
+        return Model(manifest, graphs, weights, whole)
 
     @staticmethod
     def _loss(model: Model, split: Split | None, report: Report) -> dict[str, float] | None:

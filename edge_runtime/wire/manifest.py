@@ -209,9 +209,7 @@ def decode(data: bytes) -> Manifest:
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleInvalid(f"a manifest of {len(data)} bytes is over the {MAX_MANIFEST_BYTES} allowed")
     try:
-        version = bytes(msgspec.json.decode(data, type=_Format).format)
-        if version != str(FORMAT).encode():
-            raise BundleInvalid(f"the bundle has format {reason(version[:20].decode())}, this software reads {FORMAT}")
+        _check_format(bytes(msgspec.json.decode(data, type=_Format).format))
         manifest = msgspec.json.decode(data, type=Manifest)
         parts = set(manifest.table.parts)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TensorsInvalid) as exc:
@@ -226,6 +224,15 @@ def decode(data: bytes) -> Manifest:
     if odd:
         raise BundleInvalid(f"the tensor table and the tasks disagree about part {odd[0]!r}")
     return manifest
+
+
+def _check_format(version: bytes) -> None:
+    if version == str(FORMAT).encode():
+        return
+    read = f"the bundle has format {reason(version[:20].decode())}, this software reads {FORMAT}"
+    if version.isdigit() and len(version) <= len(str(FORMAT)) and int(version) < FORMAT:
+        raise BundleInvalid(f"{read}: the bundle is older, compile it again")
+    raise BundleInvalid(f"{read}: a newer exporter made it, update this software (or compile it again with this one)")
 
 
 def graph_path(folder: Path, name: str) -> Path:

@@ -79,6 +79,34 @@ def _check_tasks(tasks: Tasks) -> None:
         raise ValueError(f"a task is there twice in {'+'.join(tasks)}")
 
 
+Weight = Annotated[float, Meta(ge=0, le=1e6)]
+Rate = Annotated[float, Meta(gt=0, le=10)]
+ProbeMethod = Literal["exact", "encoder", "representation"]
+"""Affinities by look-ahead, or to first order from the encoder's or the representation's gradients."""
+
+
+class FixedWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fixed"):
+    """Each task's loss counts so much; 1 for a task that is not named."""
+
+    weights: Annotated[dict[TaskName, Weight], Meta(max_length=MAX_TASKS)] = {}
+
+
+class GradNormWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="gradnorm"):
+    """Weights that GradNorm learns."""
+
+    alpha: Annotated[float, Meta(ge=0, le=10)] = 1.5
+    lr: Rate = 0.025
+
+
+class UncertaintyWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="uncertainty"):
+    """Weights by learnt uncertainty."""
+
+    lr: Rate = 0.025
+
+
+TaskWeighting = FixedWeighting | GradNormWeighting | UncertaintyWeighting
+
+
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to train locally in a round."""
 
@@ -91,7 +119,19 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weight_decay: Annotated[float, Meta(ge=0, le=1)]
     seed: Count
     probe_every: Annotated[int, Meta(ge=0, le=1_000_000)]
-    """Probe affinities at every so many batches; 0 for never."""
+    """Probe affinities at every so many batches of the group, counted through its rounds; 0 for never."""
+    probe: ProbeMethod = "exact"
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """AdamW takes `momentum` as its beta1."""
+    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, Meta(gt=0, le=1)] = 1e-8
+    clip_norm: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    """Scale a gradient whose Euclidean norm is larger down to it; 0 for never."""
+    proximal_mu: Annotated[float, Meta(ge=0, le=1e3)] = 0.0
+    """FedProx: add mu · (w − w_received) to the gradient."""
+    weighting: TaskWeighting | None = None
+    """How much each task's loss counts; null for the plain sum."""
 
 
 class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -179,6 +219,8 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     peak_rss_bytes: Count | None
     bytes_down: Count
     energy_j: NonNegative | None
+    probe_s: NonNegative | None = None
+    """Of `wall_s` in affinity probes; null where none was made."""
 
 
 class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

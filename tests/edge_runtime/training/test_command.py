@@ -1,11 +1,14 @@
+import hashlib
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
+from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.tensors import unpack
 
 ROOT = Path(__file__).parents[3]
@@ -148,6 +151,16 @@ def test_train_with_an_altered_graph(tiny, bundle_copy):
     assert "encoder.forward.onnx is not the file that the manifest names" in sentence(
         train(tiny, bundle=bundle_copy), 3
     )
+
+
+def test_train_with_a_graph_that_no_bundle_may_have(bundle_copy, tiny):
+    path = manifests.graph_path(bundle_copy, "encoder.forward")
+    data = path.read_bytes().replace(b"Conv", b"Loop")
+    path.write_bytes(data)
+    file = manifests.File(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+    changed = msgspec.structs.replace(tiny.manifest, graphs=tiny.manifest.graphs | {"encoder.forward": file})
+    (bundle_copy / manifests.MANIFEST).write_bytes(manifests.encode(changed))
+    assert "graph encoder.forward is refused: operator 'Loop'" in sentence(train(tiny, bundle=bundle_copy), 3)
 
 
 def test_train_with_damaged_data(tiny, data_copy):

@@ -5,7 +5,7 @@ from edge_runtime.engine import Engine, EngineError
 from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.training.trainer import load
 from edge_runtime.wire import manifest as manifests
-from edge_runtime.wire.errors import TensorsInvalid
+from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid
 
 
 def test_model_copies_the_weights_and_binds_the_graphs_to_its_copy(tiny):
@@ -102,3 +102,13 @@ def test_shelf_loads_a_graph_once_for_all_groups_and_forgets_what_no_group_needs
     assert engine.loaded == ["encoder.forward.onnx", "head.depth.loss.onnx"]
     whole("head.depth.loss")
     assert engine.loaded.count("head.depth.loss.onnx") == 2
+
+
+def test_shelf_loads_nothing_of_a_bundle_with_a_graph_that_none_may_have(tiny, bundle_copy):
+    path = manifests.graph_path(bundle_copy, "encoder.backward")
+    path.write_bytes(path.read_bytes().replace(b"Conv", b"Loop"))
+    engine = Counting()
+    shelf = GraphShelf(engine)
+    with pytest.raises(BundleInvalid, match=r"graph encoder.backward is refused: operator 'Loop'"):
+        shelf.of(tiny.manifest, lambda name, _: manifests.graph_path(bundle_copy, name))
+    assert engine.loaded == []

@@ -159,14 +159,21 @@ def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store)
 
 
 @pytest.mark.parametrize("work", ["train", "evaluate"])
-def test_worker_refuses_a_graph_that_cannot_be_loaded(tiny, worker, store, work):
-    digest = tiny.manifest.graphs["encoder.forward"].digest
-    store.path(digest).write_bytes(b"not a graph")
+@pytest.mark.parametrize(
+    ("change", "reason", "text"),
+    [
+        (lambda _: b"not a graph", "bundle", "graph encoder.forward is not an ONNX graph"),
+        (lambda graph: graph.replace(b"Conv", b"Loop"), "bundle", "graph encoder.forward is refused: operator 'Loop'"),
+        (lambda graph: graph.replace(b"Conv", b"Gemm"), "error", "cannot be loaded"),
+    ],
+)
+def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, worker, store, work):
+    path = store.path(tiny.manifest.graphs["encoder.forward"].digest)
+    path.write_bytes(change(path.read_bytes()))
     plan = tiny.plan() if work == "train" else tiny.plan(data_split="test")
-    with pytest.raises(WorkRefused, match="cannot be loaded") as caught:
+    with pytest.raises(WorkRefused, match=text) as caught:
         getattr(worker, work)(plan, tiny.manifest, store, weights_of(tiny), Reports())
-    assert caught.value.reason == "error"
-    assert digest in str(caught.value)
+    assert caught.value.reason == reason
 
 
 def test_worker_stops_where_the_work_is_no_longer_wanted(tiny, worker, store):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import (
+    FORMAT,
     FORWARD,
     MAX_MANIFEST_BYTES,
     OFFICIAL,
@@ -36,7 +37,7 @@ def file_of(data):
 def manifest_of(*tasks, **change):
     shapes = {"encoder.w": (2,), **{f"head.{task}.w": (3,) for task in tasks}}
     fields = {
-        "format": 1,
+        "format": FORMAT,
         "name": "test",
         "tasks": tuple(
             Task(
@@ -117,9 +118,14 @@ def test_decode_refuses_what_is_too_large():
         decode(b" " * (MAX_MANIFEST_BYTES + 1))
 
 
-def test_decode_names_the_format_it_does_not_read():
-    with pytest.raises(BundleInvalid, match="the bundle has format 2, this software reads 1"):
-        decode(CONTENT.replace(b'"format": 1', b'"format": 2'))
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [(-1, "the bundle is older, compile it again"), (1, "update this software"), (1000, "update this software")],
+)
+def test_decode_of_another_format_says_which_and_what_to_do(change, advice):
+    other = CONTENT.replace(b'"format": %d' % FORMAT, b'"format": %d' % (FORMAT + change))
+    with pytest.raises(BundleInvalid, match=f"has format {FORMAT + change}, this software reads {FORMAT}: .*{advice}"):
+        decode(other)
 
 
 def altered(**change):

@@ -14,6 +14,8 @@ from edge_runtime.wire.messages import (
     Affinity,
     Evaluation,
     Finished,
+    FixedWeighting,
+    GradNormWeighting,
     Hello,
     Need,
     Plan,
@@ -21,6 +23,7 @@ from edge_runtime.wire.messages import (
     Refusal,
     Status,
     Training,
+    UncertaintyWeighting,
     Update,
     decode_device,
     decode_server,
@@ -46,6 +49,13 @@ BLOB = st.builds(
     size_bytes=st.integers(1, MAX_BLOB_BYTES),
     chunk_bytes=st.integers(MIN_CHUNK_BYTES, MAX_CHUNK_BYTES),
 )
+RATE = st.floats(0, 10, exclude_min=True)
+WEIGHTING = st.one_of(
+    st.none(),
+    st.builds(FixedWeighting, weights=st.dictionaries(TASK, st.floats(0, 1e6), max_size=5)),
+    st.builds(GradNormWeighting, alpha=st.floats(0, 10), lr=RATE),
+    st.builds(UncertaintyWeighting, lr=RATE),
+)
 TRAINING = st.builds(
     Training,
     epochs=st.integers(1, 1000),
@@ -56,6 +66,13 @@ TRAINING = st.builds(
     weight_decay=st.floats(0, 1),
     seed=COUNT,
     probe_every=st.integers(0, 1_000_000),
+    probe=st.sampled_from(["exact", "encoder", "representation"]),
+    optimizer=st.sampled_from(["sgd", "adamw"]),
+    beta2=st.floats(0, 1, exclude_max=True),
+    epsilon=st.floats(0, 1, exclude_min=True),
+    clip_norm=st.floats(0, 1e9),
+    proximal_mu=st.floats(0, 1e3),
+    weighting=WEIGHTING,
 )
 
 
@@ -125,6 +142,7 @@ DEVICE = st.one_of(
         val_loss=st.none() | LOSSES,
         affinity=st.none() | affinities(),
         bytes_down=COUNT,
+        probe_s=st.none() | NOT_NEGATIVE,
         **MEASURED,
     ),
     st.builds(Evaluation, round=ROUND, group=GROUP, loss=LOSSES, examples=COUNTS, bytes_down=COUNT, **MEASURED),
@@ -283,6 +301,31 @@ def test_plan_without_what_its_work_needs_is_refused(work, training, data_split)
             data_split=data_split,
             deadline_s=1.0,
         )
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'"weighting":{"type":"gradnorm","alpha":-1}',
+        b'"weighting":{"type":"gradnorm","lr":0}',
+        b'"weighting":{"type":"learnt"}',
+        b'"weighting":{"type":"fixed","weights":{"A":1}}',
+        b'"weighting":{"type":"fixed","weights":{"a":1e7}}',
+        b'"weighting":{"type":"fixed","weights":{' + b",".join(b'"t%d":1' % i for i in range(33)) + b"}}",
+        b'"optimizer":"adam"',
+        b'"probe":"all"',
+        b'"beta2":1.0',
+        b'"epsilon":0',
+        b'"clip_norm":-1',
+        b'"proximal_mu":1e9',
+    ],
+)
+def test_training_with_an_option_that_makes_no_sense_is_refused(odd):
+    plain = {"epochs": 1, "first_epoch": 0, "batch": 1, "lr": 0.1, "momentum": 0, "weight_decay": 0, "seed": 0}
+    said = msgspec.json.encode({**plain, "probe_every": 0})
+    assert msgspec.json.decode(said, type=Training).weighting is None
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(said.replace(b"{", b"{" + odd + b",", 1), type=Training)
 
 
 def test_repeated_field_counts_once_and_is_still_checked():

@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from benchmarks.models import convolutional as nets  # noqa: E402
 from export.losses import cross_entropy, l2, masked_l1  # noqa: E402
 from export.model import MultiTaskModel  # noqa: E402
 from export.models import xception  # noqa: E402
@@ -26,7 +27,7 @@ def load(name):
     return module
 
 
-nets, tokens = load("convolutional"), load("attention")
+tokens = load("attention")
 
 
 def classified(encoder, width, size, batch):
@@ -71,8 +72,8 @@ def deeplab():
 
 
 ARCHITECTURES = {
-    "resnet18": lambda: classified(*nets.resnet18(), 64, 6),
-    "mobilenet_v2": lambda: classified(*nets.mobilenet_v2(), 64, 6),
+    "resnet18": lambda: classified(*nets.resnet18(width=8), 64, 6),
+    "mobilenet_v2": lambda: classified(*nets.mobilenet_v2(width=0.25, last=96), 64, 6),
     "mobilenet_v3_small": lambda: classified(*nets.mobilenet_v3_small(), 64, 6),
     "efficientnet_b0": lambda: classified(*nets.efficientnet_b0(), 64, 6),
     "unet": lambda: dense(nets.UNetEncoder(), nets.UNetHead, 24, 3),

@@ -82,13 +82,16 @@ def translate() -> Callable[..., Translated]:
 def run_graph(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Runs an ONNX model on the engine that devices use."""
     from edge_runtime.engine import Engine
+    from edge_runtime.wire.operators import check_graph
 
     engine, folder = Engine(), tmp_path_factory.mktemp("graphs")
     numbers: Iterator[int] = itertools.count()
 
     def run(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         path = folder / f"{next(numbers)}.onnx"
-        path.write_bytes(model.SerializeToString())
+        data = model.SerializeToString()
+        check_graph(data, path.name)
+        path.write_bytes(data)
         return engine.load(path).call(inputs)
 
     return run

@@ -1,13 +1,25 @@
-"""Convolutional networks written against plain torch, at widths that a test can train."""
+"""Convolutional networks written against plain torch."""
+
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import nn
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+Activation = Callable[[], nn.Module]
 
 
-def conv(inputs, outputs, kernel=3, stride=1, groups=1, dilation=1, act=nn.ReLU):
+def conv(
+    inputs: int,
+    outputs: int,
+    kernel: int = 3,
+    stride: int = 1,
+    groups: int = 1,
+    dilation: int = 1,
+    act: Activation | None = nn.ReLU,
+) -> nn.Sequential:
     padding = dilation * (kernel - 1) // 2
-    layers = [
+    layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False),
         nn.BatchNorm2d(outputs),
     ]
@@ -17,7 +29,7 @@ def conv(inputs, outputs, kernel=3, stride=1, groups=1, dilation=1, act=nn.ReLU)
 class Basic(nn.Module):
     """ResNet's block of two convolutions (He et al., CVPR 2016)."""
 
-    def __init__(self, inputs, outputs, stride):
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(outputs)
@@ -27,15 +39,17 @@ class Basic(nn.Module):
         same = stride == 1 and inputs == outputs
         self.downsample = None if same else conv(inputs, outputs, 1, stride, act=None)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         identity = x if self.downsample is None else self.downsample(x)
         out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
         out += identity
-        return self.relu(out)
+        result: Tensor = self.relu(out)
+        return result
 
 
-def resnet18(width=8):
-    stages = [
+def resnet18(width: int = 64) -> tuple[nn.Sequential, int]:
+    """(He et al., CVPR 2016); and how many channels come out."""
+    stages: list[nn.Module] = [
         nn.Conv2d(3, width, 7, 2, 3, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(inplace=True),
@@ -52,49 +66,64 @@ def resnet18(width=8):
 class SqueezeExcitation(nn.Module):
     """Channels scaled by what their means say (Hu et al., CVPR 2018)."""
 
-    def __init__(self, channels, hidden, gate):
+    def __init__(self, channels: int, hidden: int, gate: Activation) -> None:
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.fc1 = nn.Conv2d(channels, hidden, 1)
         self.fc2 = nn.Conv2d(hidden, channels, 1)
         self.gate = gate()
 
-    def forward(self, x):
-        return x * self.gate(self.fc2(F.relu(self.fc1(self.pool(x)))))
+    def forward(self, x: Tensor) -> Tensor:
+        scale: Tensor = self.gate(self.fc2(F.relu(self.fc1(self.pool(x)))))
+        return x * scale
 
 
 class Inverted(nn.Module):
     """The inverted residual of MobileNetV2 and V3 and of EfficientNet."""
 
-    def __init__(self, inputs, outputs, stride, expand, *, kernel=3, act=nn.ReLU6, squeeze=None):
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        stride: int,
+        expand: int,
+        *,
+        kernel: int = 3,
+        act: Activation = nn.ReLU6,
+        squeeze: Activation | None = None,
+    ) -> None:
         super().__init__()
         hidden = inputs * expand
-        layers = [] if expand == 1 else [conv(inputs, hidden, 1, act=act)]
+        layers: list[nn.Module] = [] if expand == 1 else [conv(inputs, hidden, 1, act=act)]
         layers.append(conv(hidden, hidden, kernel, stride, groups=hidden, act=act))
         if squeeze is not None:
             layers.append(SqueezeExcitation(hidden, max(hidden // 4, 2), squeeze))
         self.layers = nn.Sequential(*layers, conv(hidden, outputs, 1, act=None))
         self.residual = stride == 1 and inputs == outputs
 
-    def forward(self, x):
-        return x + self.layers(x) if self.residual else self.layers(x)
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.layers(x)
+        return x + y if self.residual else y
 
 
-def mobilenet_v2():
-    """(Sandler et al., CVPR 2018): expansion, channels, repeats and stride of each stage, a fourth as wide."""
-    layers, inputs = [conv(3, 8, stride=2, act=nn.ReLU6)], 8
-    plan = ((1, 4, 1, 1), (6, 6, 2, 2), (6, 8, 3, 2), (6, 16, 4, 2), (6, 24, 3, 1), (6, 40, 3, 2), (6, 80, 1, 1))
-    for expand, outputs, repeats, stride in plan:
+def mobilenet_v2(width: float = 1.0, last: int = 1280) -> tuple[nn.Sequential, int]:
+    """(Sandler et al., CVPR 2018): expansion, channels, repeats and stride of each stage; `last` channels come out."""
+    inputs = int(32 * width)
+    layers: list[nn.Module] = [conv(3, inputs, stride=2, act=nn.ReLU6)]
+    plan = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+    for expand, channels, repeats, stride in plan:
+        outputs = int(channels * width)
         for i in range(repeats):
             layers.append(Inverted(inputs, outputs, stride if i == 0 else 1, expand))
             inputs = outputs
-    return nn.Sequential(*layers, conv(inputs, 96, 1, act=nn.ReLU6)), 96
+    return nn.Sequential(*layers, conv(inputs, last, 1, act=nn.ReLU6)), last
 
 
-def mobilenet_v3_small():
+def mobilenet_v3_small() -> tuple[nn.Sequential, int]:
     """(Howard et al., ICCV 2019): kernel, expansion, channels, squeeze, activation, stride, half as wide."""
-    layers, inputs = [conv(3, 8, stride=2, act=nn.Hardswish)], 8
-    plan = (
+    inputs = 8
+    layers: list[nn.Module] = [conv(3, inputs, stride=2, act=nn.Hardswish)]
+    plan: tuple[tuple[int, int, int, bool, Activation, int], ...] = (
         (3, 1, 8, True, nn.ReLU, 2),
         (3, 4, 12, False, nn.ReLU, 2),
         (3, 4, 12, False, nn.ReLU, 1),
@@ -111,9 +140,10 @@ def mobilenet_v3_small():
     return nn.Sequential(*layers, conv(inputs, 96, 1, act=nn.Hardswish)), 96
 
 
-def efficientnet_b0():
+def efficientnet_b0() -> tuple[nn.Sequential, int]:
     """(Tan and Le, ICML 2019): kernel, expansion, channels, repeats, stride, a fourth as wide."""
-    layers, inputs = [conv(3, 8, stride=2, act=nn.SiLU)], 8
+    inputs = 8
+    layers: list[nn.Module] = [conv(3, inputs, stride=2, act=nn.SiLU)]
     plan = (
         (3, 1, 4, 1, 1),
         (3, 6, 6, 2, 2),
@@ -131,18 +161,18 @@ def efficientnet_b0():
     return nn.Sequential(*layers, conv(inputs, 96, 1, act=nn.SiLU)), 96
 
 
-def twice(inputs, outputs):
+def twice(inputs: int, outputs: int) -> nn.Sequential:
     return nn.Sequential(conv(inputs, outputs), conv(outputs, outputs))
 
 
 class UNetEncoder(nn.Module):
     """Hands every stage on (Ronneberger et al., MICCAI 2015)."""
 
-    def __init__(self, width=6):
+    def __init__(self, width: int = 6) -> None:
         super().__init__()
         self.stages = nn.ModuleList([twice(3, width), twice(width, 2 * width), twice(2 * width, 4 * width)])
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         found = []
         for i, stage in enumerate(self.stages):
             x = stage(F.max_pool2d(x, 2) if i else x)
@@ -151,23 +181,24 @@ class UNetEncoder(nn.Module):
 
 
 class UNetHead(nn.Module):
-    def __init__(self, outputs, width=6):
+    def __init__(self, outputs: int, width: int = 6) -> None:
         super().__init__()
         self.merge = nn.ModuleList([twice(6 * width, 2 * width), twice(3 * width, width)])
         self.out = nn.Conv2d(width, outputs, 1)
 
-    def forward(self, z):
+    def forward(self, z: tuple[Tensor, ...]) -> Tensor:
         x = z[-1]
         for stage, skip in zip(self.merge, z[-2::-1], strict=True):
             x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
             x = stage(torch.cat([skip, x], 1))
-        return self.out(x)
+        result: Tensor = self.out(x)
+        return result
 
 
 class Aspp(nn.Module):
     """Dilated convolutions side by side and the image's mean (Chen et al., DeepLabv3, 2017)."""
 
-    def __init__(self, inputs, outputs, width=12):
+    def __init__(self, inputs: int, outputs: int, width: int = 12) -> None:
         super().__init__()
         self.branches = nn.ModuleList(
             [conv(inputs, width, 1), *(conv(inputs, width, 3, dilation=rate) for rate in (2, 4, 6))]
@@ -175,16 +206,17 @@ class Aspp(nn.Module):
         self.pool = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, width, 1), nn.ReLU())
         self.project = nn.Sequential(conv(5 * width, width, 1), nn.Conv2d(width, outputs, 1))
 
-    def forward(self, z):
+    def forward(self, z: Tensor) -> Tensor:
         mean = F.interpolate(self.pool(z), size=z.shape[-2:], mode="bilinear", align_corners=False)
         found = self.project(torch.cat([*(branch(z) for branch in self.branches), mean], 1))
         return F.interpolate(found, scale_factor=4, mode="bilinear", align_corners=False)
 
 
 class Classifier(nn.Module):
-    def __init__(self, inputs, outputs):
+    def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.fc = nn.Linear(inputs, outputs)
 
-    def forward(self, z):
-        return self.fc(F.adaptive_avg_pool2d(z, 1).flatten(1))
+    def forward(self, z: Tensor) -> Tensor:
+        result: Tensor = self.fc(F.adaptive_avg_pool2d(z, 1).flatten(1))
+        return result

@@ -1,0 +1,1 @@
+"""One TOML file for each kind of board; `devices.profile` reads them."""

@@ -1,0 +1,247 @@
+"""Which operators the graphs of a bundle may have, and a check of a graph's file before any engine reads it.
+
+Rules
+- An operator is allowed by name. All that are compute arrays from arrays; none has control flow, a graph or code of its
+  own, sequences, strings, files or chance. The exporter holds what it writes to the same list.
+- A graph has no functions, no graphs inside nodes and no content in other files, so what is looked at here is all
+  there is.
+- A field that no exporter of ours writes is refused, and so is one that is there twice where the format has one: two
+  readers might understand it differently. Only descriptions of types (inputs, outputs) are left to the engine.
+- A constant is as large as its shape says.
+
+(The ONNX format: https://github.com/onnx/onnx/blob/v1.17.0/onnx/onnx.proto)
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edge_runtime.wire.errors import BundleInvalid, reason
+from edge_runtime.wire.protobuf import BYTES, FIXED32, FIXED64, VARINT, ProtobufInvalid, fields, varint
+
+OPSET = 18
+MAX_GRAPH_BYTES = 256 * 1024**2
+MAX_DIMENSIONS = 16
+MAX_DIMENSION = 2**31
+
+Operators = Mapping[str, frozenset[str]]
+"""Names of operators by their domain; ONNX's own is the empty one."""
+
+PORTABLE: Operators = {
+    "": frozenset(
+        {
+            *("Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "BitwiseAnd", "BitwiseNot"),
+            *("BitwiseOr", "BitwiseXor", "Cast", "Ceil", "Clip", "Concat", "Constant", "ConstantOfShape", "Conv"),
+            *("ConvTranspose", "Cos", "CumSum", "DepthToSpace", "Div", "Einsum", "Elu", "Equal", "Erf", "Exp"),
+            *("Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gemm", "GlobalAveragePool"),
+            *("GlobalMaxPool", "Greater", "GreaterOrEqual", "GridSample", "HardSigmoid", "HardSwish", "Identity"),
+            *("InstanceNormalization", "IsInf", "IsNaN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual"),
+            *("Log", "LogSoftmax", "MatMul", "Max", "MaxPool", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "OneHot"),
+            *("Or", "PRelu", "Pad", "Pow", "Range", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean"),
+            *("ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Reshape", "Resize", "Round"),
+            *("ScatterElements", "ScatterND", "Selu", "Shape", "Sigmoid", "Sign", "Sin", "Size", "Slice", "Softmax"),
+            *("Softplus", "SpaceToDepth", "Split", "Sqrt", "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose"),
+            *("Trilu", "Unsqueeze", "Where", "Xor"),
+        }
+    )
+}
+"""Of the graphs that any onnxruntime runs."""
+
+OFFICIAL: Operators = {
+    **PORTABLE,
+    "com.microsoft": frozenset(
+        {
+            *("ConcatTraining", "ConvGrad", "FusedMatMul", "GatherElementsGrad", "GatherGrad", "InPlaceAccumulatorV2"),
+            *("LayerNormalizationGrad", "LeakyReluGrad", "LogSoftmaxGrad_13", "QuickGelu", "QuickGeluGrad"),
+            *("ReluGrad", "Scale", "SigmoidGrad", "SliceGrad", "SoftmaxGrad_13", "SplitTraining", "TanhGrad"),
+        }
+    ),
+}
+"""Of official training models too: what onnxruntime-training 1.19.2 differentiates the others into."""
+
+
+@dataclass(frozen=True)
+class _Message:
+    """What of a kind of message is known: wire types by field number; those outside `repeated` are there once."""
+
+    kind: str
+    fields: Mapping[int, tuple[int, ...]]
+    repeated: frozenset[int]
+    refused: Mapping[int, str]
+
+
+_MODEL = _Message(
+    "the model",
+    dict.fromkeys((1, 5), (VARINT,)) | dict.fromkeys((2, 3, 4, 6, 7, 8), (BYTES,)),
+    frozenset({8}),
+    {14: "settings for the engine", 20: "training information", 25: "functions of its own"},
+)
+_OPSET = _Message("an opset", {1: (BYTES,), 2: (VARINT,)}, frozenset(), {})
+_GRAPH = _Message(
+    "the graph",
+    dict.fromkeys((1, 2, 5, 10, 11, 12, 13), (BYTES,)),
+    frozenset({1, 5, 11, 12, 13}),
+    {14: "quantisation", 15: "sparse constants"},
+)
+_NODE = _Message("a node", dict.fromkeys((1, 2, 3, 4, 5, 6, 7), (BYTES,)), frozenset({1, 2, 5}), {8: "an overload"})
+_ATTRIBUTE = _Message(
+    "an attribute",
+    dict.fromkeys((1, 4, 5, 9, 13), (BYTES,))
+    | {2: (FIXED32,), 3: (VARINT,), 7: (FIXED32, BYTES), 8: (VARINT, BYTES), 20: (VARINT,)},
+    frozenset({7, 8, 9}),
+    {6: "a graph of its own", 11: "graphs of its own", 21: "a reference", 22: "a sparse constant"},
+)
+_TENSOR = _Message(
+    "a constant",
+    {1: (VARINT, BYTES), 2: (VARINT,), 8: (BYTES,), 9: (BYTES,), 12: (BYTES,), 14: (VARINT,)}
+    | {4: (FIXED32, BYTES), 5: (VARINT, BYTES), 7: (VARINT, BYTES), 10: (FIXED64, BYTES)},
+    frozenset({1, 4, 5, 7, 10}),
+    {3: "a part of one", 13: "content in another file"},
+)
+_DATA_TYPES = {1: (4, 4), 6: (4, 5), 7: (8, 7), 9: (1, 5), 11: (8, 10)}
+"""Bytes of an element in raw data, and the field that has the elements otherwise: float, int32, int64, bool, double."""
+_VARINTS = (5, 7)
+_WIDTHS = {4: 4, 10: 8}
+"""The fields with elements of a constant: those of any length, and bytes of those of a fixed one."""
+
+
+def check_graph(data: bytes, name: str, operators: Operators = PORTABLE) -> None:
+    """Raises BundleInvalid, in which `name` is the graph's, unless all of an ONNX file is what a bundle may have."""
+    _check_size(len(data), name)
+    try:
+        _check_model(memoryview(data), operators)
+    except _Odd as exc:
+        raise BundleInvalid(f"graph {name} is refused: {exc}") from exc
+    except (ProtobufInvalid, UnicodeDecodeError) as exc:
+        raise BundleInvalid(f"graph {name} is not an ONNX graph: {reason(exc)}") from exc
+
+
+def check_graph_file(path: Path, name: str, operators: Operators = PORTABLE) -> None:
+    """As `check_graph`, for a file, which must be there."""
+    try:
+        _check_size(path.stat().st_size, name)
+        data = path.read_bytes()
+    except OSError as exc:
+        raise BundleInvalid(f"graph {name} cannot be read: {exc.strerror}") from exc
+    check_graph(data, name, operators)
+
+
+def _check_size(size_bytes: int, name: str) -> None:
+    if size_bytes > MAX_GRAPH_BYTES:
+        raise BundleInvalid(f"graph {name} is refused: {size_bytes} bytes are over the {MAX_GRAPH_BYTES} allowed")
+
+
+class _Odd(Exception):
+    """A message that can be read, and says what a bundle may not have."""
+
+
+def _check_model(data: memoryview, operators: Operators) -> None:
+    graph, versions = None, {}
+    for number, value in _read(data, _MODEL):
+        if number == 7:
+            graph = value
+        elif number == 8:
+            opset = dict(_read(value, _OPSET))
+            domain = _text(opset.get(1, b""))
+            if domain in versions:
+                raise _Odd(f"the model has the opset of domain {reason(repr(domain))} twice")
+            versions[domain] = opset.get(2, 0)
+    if graph is None:
+        raise _Odd("it has no graph")
+    if versions.get("") != OPSET:
+        raise _Odd(f"it is written for opset {versions.get('', 'none')}, and this software runs {OPSET}")
+    for number, value in _read(graph, _GRAPH):
+        if number == 1:
+            _check_node(value, operators)
+        elif number == 5:
+            _check_tensor(value)
+
+
+def _check_node(data: memoryview, operators: Operators) -> None:
+    operator = domain = ""
+    for number, value in _read(data, _NODE):
+        if number == 4:
+            operator = _text(value)
+        elif number == 7:
+            domain = _text(value)
+        elif number == 5:
+            _check_attribute(value)
+    if operator not in operators.get(domain, ()):
+        whole = f"{domain}.{operator}" if domain else operator
+        raise _Odd(f"operator {reason(repr(whole))} is not one that a bundle may have")
+
+
+def _check_attribute(data: memoryview) -> None:
+    for number, value in _read(data, _ATTRIBUTE):
+        if number == 5:
+            _check_tensor(value)
+
+
+def _check_tensor(data: memoryview) -> None:
+    """The content, as raw bytes or as numbers, has the length that shape and type say."""
+    shape: list[int] = []
+    counts = dict.fromkeys((*_VARINTS, *_WIDTHS), 0)
+    kind = raw = 0
+    for number, value in _read(data, _TENSOR):
+        if number == 1:
+            shape += _numbers(value)
+        elif number == 2:
+            kind = value
+        elif number == 9:
+            raw = len(value)
+        elif number == 14 and value:
+            raise _Odd("a constant has its content in another file")
+        elif number in counts:
+            counts[number] += _count(number, value)
+    if kind not in _DATA_TYPES:
+        raise _Odd(f"a constant has data type {kind}")
+    if len(shape) > MAX_DIMENSIONS or any(dim >= MAX_DIMENSION for dim in shape):
+        raise _Odd("a constant has too many dimensions, or too large ones")
+    elements = math.prod(shape)
+    width, field = _DATA_TYPES[kind]
+    stored = {number: count for number, count in counts.items() if count}
+    as_bytes = raw == elements * width and not stored
+    as_numbers = not raw and stored == {field: elements}
+    if not as_bytes and not as_numbers:
+        raise _Odd(f"a constant of {elements} elements has a content of another length")
+
+
+def _numbers(value: int | memoryview) -> list[int]:
+    """The numbers of a field that has one, or many of them in a row."""
+    if isinstance(value, int):
+        return [value]
+    found, place = [], 0
+    while place < len(value):
+        number, place = varint(value, place)
+        found.append(number)
+    return found
+
+
+def _count(number: int, value: int | memoryview) -> int:
+    """How many numbers a field of a constant has."""
+    if number in _VARINTS:
+        return len(_numbers(value))
+    assert isinstance(value, memoryview)
+    count, rest = divmod(len(value), _WIDTHS[number])
+    if rest:
+        raise _Odd("a constant has a part of a number")
+    return count
+
+
+def _text(value: bytes | memoryview) -> str:
+    return bytes(value).decode()
+
+
+def _read(data: memoryview, message: _Message) -> Iterator[tuple[int, Any]]:
+    """The fields of a message of a kind, each held to it: an int for VARINT, else bytes."""
+    seen = set()
+    for number, wire, value in fields(data):
+        if wire not in message.fields.get(number, ()):
+            unknown = f"field {number} of wire type {wire}, which this software does not know"
+            raise _Odd(f"{message.kind} has {message.refused.get(number, unknown)}")
+        if number in seen and number not in message.repeated:
+            raise _Odd(f"{message.kind} has field {number} twice")
+        seen.add(number)
+        yield number, value
