@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn, get_args, get_origin
 
 import msgspec
 
@@ -131,6 +131,8 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
             settings.add_argument(flag, type=_by_task, help="a=2,b=0.5,… (default: 1 for each)")
         elif isinstance(field.default, bool):
             settings.add_argument(flag, action="store_true", default=None)
+        elif get_origin(field.type) is Literal:
+            settings.add_argument(flag, choices=get_args(field.type), default=None, help=default)
         else:
             kind = Path if field.name in PATHS else type(field.default)
             settings.add_argument(flag, type=kind, default=None, help=default)

@@ -8,6 +8,9 @@ groups = 3
 [training]                    # how devices train; these keys may also stand above
 optimizer = "adamw"
 lr = 1e-3
+
+[updates]                     # how devices send what they trained: fp32, fp16, int8, topk, or auto, by the link's speed
+scheme = "int8"               # above, or as a flag: update_scheme
 """
 
 import os
@@ -21,6 +24,7 @@ from msgspec import Meta
 
 from broker_server.coordinator import Rules
 from broker_server.strategy import Mas, Strategy
+from edge_runtime.wire.compression import TOPK_FRACTION, AnyScheme, TopkFraction, Updates
 from edge_runtime.wire.messages import (
     FixedWeighting,
     GradNormWeighting,
@@ -36,29 +40,30 @@ from edge_runtime.wire.names import MAX_TASKS, FederationName, TaskName, Tasks
 MAX_CONFIG_BYTES = 64 * 1024
 PATHS = ("state", "bundle", "certificate", "key", "official_python")
 """The keys that are paths."""
-TRAINING = "training"
-"""The table of keys that say how devices train."""
-TRAINING_KEYS = frozenset(
-    {
-        "local_epochs",
-        "batch",
-        "lr",
-        "momentum",
-        "weight_decay",
-        "seed",
-        "probe",
-        "probe_every",
-        "optimizer",
-        "beta2",
-        "epsilon",
-        "clip_norm",
-        "proximal_mu",
-        "weighting",
-        "task_weights",
-        "gradnorm_alpha",
-        "weighting_lr",
-    }
+_TRAINING = (
+    "local_epochs",
+    "batch",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "seed",
+    "probe",
+    "probe_every",
+    "optimizer",
+    "beta2",
+    "epsilon",
+    "clip_norm",
+    "proximal_mu",
+    "weighting",
+    "task_weights",
+    "gradnorm_alpha",
+    "weighting_lr",
 )
+TABLES = {
+    "training": {key: key for key in _TRAINING},
+    "updates": {"scheme": "update_scheme", "topk_fraction": "topk_fraction"},
+}
+"""The tables of the file: which key each of their keys stands for."""
 Rounds = Annotated[int, Meta(ge=1, le=100_000)]
 Many = Annotated[int, Meta(ge=0, le=100_000)]
 _KEY = re.compile(r"`\$\.?([^`]*)`")
@@ -127,6 +132,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weighting_lr: Rate = 0.025
     """How fast GradNorm or uncertainty weighting learns its weights."""
 
+    update_scheme: AnyScheme = "fp32"
+    """How devices send what they trained; `auto` leaves it to the measured speed of each one's link."""
+    topk_fraction: TopkFraction = TOPK_FRACTION
+
     @property
     def rules(self) -> Rules:
         """How many devices a round takes and how long it waits."""
@@ -158,6 +167,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             proximal_mu=self.proximal_mu,
             weighting=self._weighting,
         )
+
+    @property
+    def updates(self) -> Updates:
+        """How devices send what they trained."""
+        return Updates(scheme=self.update_scheme, topk_fraction=self.topk_fraction)
 
     @property
     def _weighting(self) -> TaskWeighting | None:
@@ -225,15 +239,18 @@ def read(path: Path | None, **flags: object) -> ServerConfig:
 
 
 def _flat(path: Path, keys: dict[str, Any]) -> dict[str, Any]:
-    """The keys with those of the table [training] among them."""
-    table = keys.pop(TRAINING, {})
-    if not isinstance(table, dict):
-        raise ConfigInvalid(f"{path}: {TRAINING}: a table of keys is needed")
-    if odd := sorted(table.keys() - TRAINING_KEYS):
-        raise ConfigInvalid(f"{path}: {TRAINING}.{odd[0]}: no key of this name says how devices train")
-    if twice := sorted(table.keys() & keys.keys()):
-        raise ConfigInvalid(f"{path}: {twice[0]}: it is there twice, in the table [{TRAINING}] and above it")
-    return {**keys, **table}
+    """The keys with those of the file's tables among them."""
+    for name, known in TABLES.items():
+        table = keys.pop(name, {})
+        if not isinstance(table, dict):
+            raise ConfigInvalid(f"{path}: {name}: a table of keys is needed")
+        if odd := sorted(table.keys() - known.keys()):
+            raise ConfigInvalid(f"{path}: {name}.{odd[0]}: no key of this name may stand there")
+        found = {known[key]: value for key, value in table.items()}
+        if twice := sorted(found.keys() & keys.keys()):
+            raise ConfigInvalid(f"{path}: {twice[0]}: it is there twice, in the table [{name}] and above it")
+        keys |= found
+    return keys
 
 
 def _decode(kind: type, value: object) -> object:

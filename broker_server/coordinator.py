@@ -318,6 +318,7 @@ class Coordinator:
                 signature=work.signature,
                 weights=work.weights,
                 training=work.training,
+                updates=work.updates,
                 data_split=about.data_split,
                 deadline_s=max(1.0, current.deadline_s - now_s),
             ),

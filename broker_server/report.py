@@ -1,6 +1,7 @@
 """report.json: what a federation did, from its journal alone. None is for what was not measured."""
 
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -39,6 +40,10 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: float
     bytes_up: int | None
     bytes_down: int | None
+    update_schemes: dict[str, int]
+    """How many of the updates came by each scheme."""
+    update_ratio: float | None
+    """The bytes of the updates' files, relative to the same number of weights in full (fp32)."""
     peak_rss_bytes: int | None
     """The largest of any device."""
     energy_j: float | None
@@ -97,6 +102,7 @@ def build(store: Store) -> Report:
         raise ReportImpossible("no federation has begun in this state folder, so there is nothing to report")
     tasks = _tasks(phases)
     closed = [(row, store.results(row.assignment.round)) for row in store.rounds() if row.closed_s is not None]
+    full = {group: blob.size_bytes for group, blob in store.weights().items()}
     measured = affinities(store)
     split = next((phase.split for phase in phases if phase.split is not None), None)
     times = [time_s for row, _ in closed for time_s in (row.started_s, row.closed_s) if time_s is not None]
@@ -105,7 +111,11 @@ def build(store: Store) -> Report:
         tasks=tasks,
         seed=msgspec.convert(settings.get("seed", 0), int),
         versions=versions() | msgspec.json.decode(store.fact("versions") or "{}", type=dict[str, str]),
-        rounds=[round_report(row, results) for row, results in closed if row.assignment.work == "train"],
+        rounds=[
+            round_report(row, results, full.get((row.assignment.phase, row.assignment.group)))
+            for row, results in closed
+            if row.assignment.work == "train"
+        ],
         affinity=None if measured is None else _affinity(measured),
         split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
         official={group: _official(outcome) for group, outcome in store.official().items()},
@@ -126,11 +136,12 @@ def affinities(store: Store) -> Affinities | None:
     return ledger.result() if len(ledger) else None
 
 
-def round_report(row: RoundRow, results: Mapping[str, Result]) -> RoundReport:
-    """What a closed round of training did."""
+def round_report(row: RoundRow, results: Mapping[str, Result], full_bytes: int | None = None) -> RoundReport:
+    """What a closed round of training did. `full_bytes` is the size of the group's weights in full, where known."""
     updates = [result for result in results.values() if isinstance(result, Update)]
     validated = [(update.val_loss, update.examples) for update in updates if update.val_loss is not None]
     peaks = [update.peak_rss_bytes for update in updates if update.peak_rss_bytes is not None]
+    sent = sum(update.weights.size_bytes for update in updates)
     energy = [update.energy_j for update in updates if update.energy_j is not None]
     return RoundReport(
         round=row.assignment.round,
@@ -142,6 +153,8 @@ def round_report(row: RoundRow, results: Mapping[str, Result]) -> RoundReport:
         wall_s=(row.closed_s or row.started_s) - row.started_s,
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
+        update_schemes=dict(sorted(Counter(update.scheme for update in updates).items())),
+        update_ratio=sent / (len(updates) * full_bytes) if updates and full_bytes else None,
         peak_rss_bytes=max(peaks, default=None),
         energy_j=sum(energy) if updates and len(energy) == len(updates) else None,
     )

@@ -255,6 +255,7 @@ def _rounds(rounds: Sequence[RoundReport]) -> str:
         "val loss",
         "s",
         "MiB up",
+        "updates",
         "MiB down",
         "peak MiB",
         "J",
@@ -271,6 +272,7 @@ def _rounds(rounds: Sequence[RoundReport]) -> str:
             _number(sum(row.val_loss.values()) if row.val_loss else None),
             f"{row.wall_s:.1f}",
             _mib(row.bytes_up),
+            _text(_updates(row)),
             _mib(row.bytes_down),
             _mib(row.peak_rss_bytes),
             _number(row.energy_j, 1),
@@ -321,6 +323,13 @@ def _text(text: str) -> str:
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _updates(row: RoundReport) -> str:
+    """How the updates were sent, and how large they were beside weights in full."""
+    several = len(row.update_schemes) > 1
+    schemes = ", ".join(f"{number} {scheme}" if several else scheme for scheme, number in row.update_schemes.items())
+    return schemes if row.update_ratio is None else f"{schemes}, {100 * row.update_ratio:.1f} %"
 
 
 def _mib(value: int | None) -> str:

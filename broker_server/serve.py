@@ -180,6 +180,7 @@ def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed255
         key=key,
         strategy=config.strategy(tasks),
         training=config.training,
+        updates=config.updates,
         tasks=tasks,
         settings=config.fingerprint(),
     )

@@ -26,10 +26,12 @@ from edge_runtime.agent.actions import (
     Subscribe,
     Unsubscribe,
 )
+from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.job import Done, Failed, Job
 from edge_runtime.agent.session import Session
 from edge_runtime.agent.state import State
+from edge_runtime.agent.uplink import Uplink
 from edge_runtime.agent.work import Worker, WorkRefused
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TopicInvalid
@@ -79,10 +81,11 @@ class Agent:
         self._downloads = Downloads(
             state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
         )
-        self._job = Job(worker, self._downloads, state.blobs)
+        self._job = Job(worker, self._downloads, state.blobs, CarriedVectors(state.root / "residual"))
+        self._uplink = Uplink(state.upload_bytes_per_s())
         self._session = Session(hello, pending=state.pending())
         self._waiting: deque[DeviceMessage | Status | tuple[Blob, int]] = deque()
-        self._weights: bytes | None = None
+        self._file: bytes | None = None
         self._fetched: Plan | None = None
         self._bytes_before = 0
         self._left: set[str] = set()
@@ -126,12 +129,14 @@ class Agent:
     def _on_connected(self) -> None:
         if self._session.online:
             self._session.disconnected()
+        self._uplink.lost()
         _log.info("connected")
         self._left.clear()
         self._do(self._session.connected(self._clock()))
 
     def _on_disconnected(self, event: Disconnected) -> None:
         _log.warning("disconnected: %s", event.reason)
+        self._uplink.lost()
         self._waiting = deque(item for item in self._waiting if isinstance(item, Refusal))  # said only once
         if self._session.online:
             self._session.disconnected()
@@ -164,7 +169,14 @@ class Agent:
             self._log_dropped(kind, f"{type(message).__name__} does not fit what this device is doing")
         if isinstance(message, Ack) and not odd:
             _log.info("round %d: %s %s", message.round, "accepted" if message.accepted else "dropped", message.detail)
+            self._on_ack(message)
         self._do(actions)
+
+    def _on_ack(self, ack: Ack) -> None:
+        if not ack.accepted:
+            self._uplink.lost()
+        elif self._uplink.acknowledged(self._clock()) and (speed := self._uplink.bytes_per_s) is not None:
+            self._state.keep_upload_speed(speed)
 
     def _on_chunk(self, digest: str, index: int, payload: bytes) -> None:
         now_s = self._clock()
@@ -193,9 +205,9 @@ class Agent:
             self._do(self._session.progress(*progress, now_s))
         outcome = self._job.poll()
         if isinstance(outcome, Done):
-            self._weights = outcome.weights
+            self._file = outcome.file
             self._do(self._session.done(outcome.message, now_s))
-            self._weights = None
+            self._file = None
         elif isinstance(outcome, Failed):
             self._do(self._session.failed(outcome.reason, outcome.detail))
         elif outcome is not None:
@@ -218,15 +230,16 @@ class Agent:
                     self._fetch(plan)
                 case StartWork(plan):
                     _log.info("round %d: %s %s", plan.round, plan.work, plan.group)
-                    self._job.start(plan, partial(self._bytes_since, self._bytes_before))
+                    self._job.start(plan, partial(self._bytes_since, self._bytes_before), self._uplink.bytes_per_s)
                 case CancelWork():
                     self._job.cancel()
                 case Keep(pending):
-                    self._state.keep(pending, self._weights)
+                    self._state.keep(pending, self._file)
                     _log.info("round %d: done", pending.plan.round)
                 case Forget():
                     self._state.forget()
                 case SendChunks(blob, indices):
+                    self._uplink.sending(blob, indices, self._clock())
                     room = max(0, MAX_WAITING - len(self._waiting))
                     self._waiting.extend((blob, index) for index in indices[:room])
                 case Exit(detail):

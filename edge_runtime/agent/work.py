@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 import numpy as np
 
 from edge_runtime.wire.blob import Blob, BlobStore
+from edge_runtime.wire.compression import Scheme
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Affinity, Evaluation, Hello, Plan, Update
 from edge_runtime.wire.tensors import Vector
@@ -90,18 +91,24 @@ class Worker(Protocol):
         ...
 
 
-def update_message(plan: Plan, result: TrainResult, weights: Blob, *, bytes_down: int) -> Update:
-    """The message that announces an update. Raises WorkRefused if what was trained is not finite."""
+def check_trained(result: TrainResult) -> None:
+    """Raises WorkRefused if what was trained is not finite."""
     if not np.isfinite(result.weights).all():
         raise WorkRefused("diverged", "after training, weights were not finite: a lower learning rate may help")
     _check_finite("training", result.train_loss)
     _check_finite("validation", result.val_loss or {})
     if result.affinity is not None and not _all_finite(result.affinity):
         raise WorkRefused("diverged", "an affinity was not finite: a lower learning rate may help")
+
+
+def update_message(plan: Plan, result: TrainResult, file: Blob, scheme: Scheme, *, bytes_down: int) -> Update:
+    """The message that announces an update, whose `file` was written by `scheme`."""
     return Update(
         round=plan.round,
         group=plan.group,
-        weights=weights,
+        weights=file,
+        scheme=scheme,
+        base=None if scheme == "fp32" else plan.weights.digest,
         examples=result.examples,
         train_loss=result.train_loss,
         val_loss=result.val_loss,

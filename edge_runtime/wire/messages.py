@@ -28,6 +28,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.wire.blob import MAX_CHUNKS, Blob
+from edge_runtime.wire.compression import Scheme, Updates
 from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
 
@@ -165,6 +166,8 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weights: Blob
     training: Training | None = None
     """For work = train."""
+    updates: Updates = Updates()
+    """How to send what was trained."""
     data_split: DataSplit | None = None
     """For work = evaluate."""
     deadline_s: Positive
@@ -204,11 +207,16 @@ class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device has trained: its weights wait to be fetched."""
+    """A device has trained: its weights, or how it changed them, wait to be fetched."""
 
     round: Round
     group: GroupId
     weights: Blob
+    """The update's file."""
+    scheme: Scheme = "fp32"
+    """How the file is written."""
+    base: Digest | None = None
+    """Of the weights that the file is a change to; null where it has the weights in full."""
     examples: Counts
     """Examples trained on, by task. The encoder counts the largest of them."""
     train_loss: Losses
@@ -221,6 +229,10 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     energy_j: NonNegative | None
     probe_s: NonNegative | None = None
     """Of `wall_s` in affinity probes; null where none was made."""
+
+    def __post_init__(self) -> None:
+        if (self.scheme == "fp32") != (self.base is None):
+            raise ValueError("an update has `base` unless its scheme is fp32")
 
 
 class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

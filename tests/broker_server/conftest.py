@@ -16,6 +16,7 @@ from broker_server.coordinator import Coordinator
 from broker_server.federation import Federation
 from broker_server.keys import load_or_create
 from broker_server.store import Store
+from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
 from edge_runtime.wire.files import write_whole
@@ -79,7 +80,7 @@ class Device:
         self.topics, self.official = Topics(federation), official
         self.blobs = BlobStore(root / name)
         self.plans, self.acks, self.finished = [], [], None
-        self.plan = self.answer = None
+        self.plan = self.answer = self.residual = None
         self.silent = False
         self.wanted = {}
         self.subscribe = lambda topic: None
@@ -162,7 +163,16 @@ class Device:
 
     def train(self, plan, bundle):
         vector = unpack(bundle.table, self.blobs.read(plan.weights.digest))
-        blob = self.blobs.add(pack(bundle.table, vector + np.float32(self.step)), chunk_bytes=self.chunk_bytes)
+        scheme = compression.choose(plan.updates, None)
+        data, self.residual = compression.encode(
+            bundle.table,
+            received=vector,
+            trained=vector + np.float32(self.step),
+            residual=self.residual if self.residual is not None and len(self.residual) == bundle.table.size else None,
+            scheme=scheme,
+            topk_fraction=plan.updates.topk_fraction,
+        )
+        blob = self.blobs.add(data, chunk_bytes=self.chunk_bytes)
         affinity = None
         if plan.training.probe_every:
             where = [TASKS.index(t) for t in plan.tasks]
@@ -174,6 +184,8 @@ class Device:
             round=plan.round,
             group=plan.group,
             weights=blob,
+            scheme=scheme,
+            base=None if scheme == "fp32" else plan.weights.digest,
             examples=dict.fromkeys(plan.tasks, self.examples),
             train_loss=dict.fromkeys(plan.tasks, 1.0),
             val_loss=dict.fromkeys(plan.tasks, 1.5),
@@ -318,6 +330,7 @@ class World:
             key=self.key,
             strategy=config.strategy(self.bundle.task_names),
             training=config.training,
+            updates=config.updates,
             tasks=self.bundle.task_names,
             settings=config.fingerprint(),
         )

@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -107,8 +108,6 @@ def test_aggregator_rejects_weights_that_are_not_finite(world, poison):
         update = train(plan, bundle)
         data = bytearray(x.blobs.read(update.weights.digest))
         data[-4:] = np.float32(poison).tobytes()
-        import msgspec
-
         return msgspec.structs.replace(update, weights=x.blobs.add(bytes(data), chunk_bytes=1024))
 
     x.train = poisoned
@@ -119,6 +118,55 @@ def test_aggregator_rejects_weights_that_are_not_finite(world, poison):
     assert {
         row.assignment.work for row in world.store.rounds() if "x" in world.store.results(row.assignment.round)
     } == {"evaluate"}
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "topk"])
+def test_aggregator_averages_small_updates(world, scheme):
+    """Each of four rounds adds the mean step of 2, as nearly as the scheme says it."""
+    world = world(update_scheme=scheme, topk_fraction=0.5)
+    run(world, world.device("x", step=1.0), world.device("y", step=3.0))
+    assert world.aggregator.finished == "all rounds are done"
+    start = unpack(world.bundle.table, (world.root / "bundle" / "weights.safetensors").read_bytes())
+    for group, tasks in (("a+b", ("a", "b")), ("c", ("c",))):
+        table = world.bundle.group(tasks, world.bundle.weights).table
+        values = unpack(table, models(world.store, world.blobs)[group])
+        moved = values - np.concatenate([start[world.bundle.table.parts[part]] for part in table.parts])
+        if (
+            scheme == "topk"
+        ):  # fewer than half of the weights a round, those that have waited longest, with all they owe
+            np.testing.assert_allclose(moved, 2 * np.rint(moved / 2), atol=1e-5)
+            assert 3 < moved.mean() < 8
+        else:
+            np.testing.assert_allclose(moved, 8, rtol=1e-5)
+    updates = [r for row in world.store.rounds() for r in world.store.results(row.assignment.round).values()]
+    assert {update.scheme for update in updates if isinstance(update, Update)} == {scheme}
+
+
+def test_aggregator_rejects_a_small_update_that_is_malformed(world):
+    world = world(update_scheme="int8", round_deadline_s=5.0, min_devices=3)
+    x = world.device("x")
+    train = x.train
+
+    def poisoned(plan, bundle):
+        update = train(plan, bundle)
+        data = x.blobs.read(update.weights.digest)
+        return msgspec.structs.replace(update, weights=x.blobs.add(data[:-1], chunk_bytes=1024))
+
+    x.train = poisoned
+    run(world, x, world.device("y"), world.device("z"))
+    declined = [ack for ack in x.acks if not ack.accepted]
+    assert len(declined) == 6
+    assert all("ends within array" in ack.detail for ack in declined)
+
+
+def test_aggregator_one_client_s_small_updates_come_again_after_a_crash(world):
+    world = world(update_scheme="int8", min_devices=1)
+    x = world.device("x", step=0.1)
+    x.start()
+    world.until(lambda: x.answer is not None and isinstance(x.answer, Update))
+    world.crash()
+    world.until_finished()
+    assert world.aggregator.finished == "all rounds are done"
 
 
 def test_aggregator_goes_on_over_a_full_link(world):
@@ -147,8 +195,6 @@ def test_aggregator_without_affinities_ends_and_says_why(world):
 
 
 def _without_affinity(update):
-    import msgspec
-
     return msgspec.structs.replace(update, affinity=None)
 
 

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.config import TRAINING_KEYS, ConfigInvalid, ServerConfig, read
+from broker_server.config import TABLES, ConfigInvalid, ServerConfig, read
 from broker_server.split import SplitImpossible
+from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, Training, UncertaintyWeighting
 
 
@@ -45,6 +46,12 @@ def test_read_flags_go_over_the_file(tmp_path):
         ("[training.task_weights]\nA = 1", "task_weights"),
         ("[training.task_weights]\na = -1", "task_weights"),
         ('[training]\nweighting = "gradnorm"\ntask_weights = { a = 2 }', "task_weights: .* are learnt"),
+        ("updates = 3", "updates: a table"),
+        ('[updates]\nupdate_scheme = "int8"', r"updates\.update_scheme: no key"),
+        ('update_scheme = "fp16"\n[updates]\nscheme = "int8"', "update_scheme: it is there twice"),
+        ('[updates]\nscheme = "int4"', "update_scheme"),
+        ("[updates]\ntopk_fraction = 0.6", "topk_fraction"),
+        ("topk_fraction = 0.0", "topk_fraction"),
         ("probe_from = 20", "probe_from: the merged phase has 20 rounds"),
     ],
 )
@@ -106,4 +113,13 @@ def test_config_weighting(keys, expected):
 
 
 def test_config_keys_of_the_training_table_are_keys():
-    assert set(ServerConfig.__struct_fields__) >= TRAINING_KEYS
+    assert all(set(ServerConfig.__struct_fields__) >= set(keys.values()) for keys in TABLES.values())
+
+
+def test_read_how_updates_are_sent(tmp_path):
+    path = tmp_path / "server.toml"
+    path.write_text("[updates]\nscheme = 'topk'\ntopk_fraction = 0.01\n")
+    assert read(path).updates == Updates(scheme="topk", topk_fraction=0.01)
+    assert read(path, update_scheme="int8").updates == Updates(scheme="int8", topk_fraction=0.01)
+    assert ServerConfig().updates == Updates(scheme="fp32")
+    assert read(path, update_scheme="fp32").fingerprint() == read(path).fingerprint()  # it may change on the way

@@ -7,6 +7,7 @@ from broker_server.actions import Abandon, Close, Fetch, Note, Opened, Record, S
 from broker_server.coordinator import TRANSITIONS, UNANSWERED, Coordinator, Rules
 from broker_server.strategy import Assignment
 from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.messages import (
     Ack,
     Affinity,
@@ -42,14 +43,17 @@ def work(number=0, kind="train"):
         signature="0" * 128,
         weights=BLOB,
         training=TRAINING if kind == "train" else None,
+        updates=Updates(scheme="int8"),
     )
 
 
-def update(number=0, *, group="a+b", size=5000, examples=None, losses=None, affinity=None):
+def update(number=0, *, group="a+b", size=5000, scheme="fp32", base=None, examples=None, losses=None, affinity=None):
     return Update(
         round=number,
         group=group,
         weights=Blob(digest="1" * 64, size_bytes=size),
+        scheme=scheme,
+        base=base,
         examples={"a": 1, "b": 1} if examples is None else examples,
         train_loss=losses or {"a": 1.0},
         val_loss=None,
@@ -186,6 +190,8 @@ def test_coordinator_evaluation_that_all_refuse_closes_with_nothing():
     ("bad", "why"),
     [
         (update(size=4999), "4999 bytes"),
+        (update(size=6025, scheme="int8", base="0" * 64), "at most 6024 are possible"),
+        (update(size=1300, scheme="topk", base="1" * 64), "other weights"),
         (update(examples={"a": 0}), "no examples"),
         (update(examples={}), "no examples"),
         (update(examples={"z": 1}), "'z'"),
@@ -202,6 +208,14 @@ def test_coordinator_rejects_an_update_by_its_announcement(bad, why):
     assert not actions[1].message.accepted
     assert why in actions[1].message.detail
     assert acks(coordinator.update("x", update(), 2.0)) == [("x", False)]
+
+
+def test_coordinator_takes_a_small_update_of_the_round_s_weights():
+    coordinator, actions = started("x", min_devices=1)
+    assert [action.message.updates for action in actions if isinstance(action, Send)] == [Updates(scheme="int8")]
+    for scheme in ("int8", "topk"):  # after a restart with other settings, what was trained before counts too
+        small = update(size=1300, scheme=scheme, base=BLOB.digest)
+        assert kinds(coordinator.update("x", small, 1.0)) == [Fetch]
 
 
 def test_coordinator_takes_any_number_of_examples_from_a_device_that_said_nothing():

@@ -63,8 +63,10 @@ def test_serve_bad_settings(tmp_path, capsys):
     assert "lr" in capsys.readouterr().err
     assert main(["--state", str(tmp_path), "--task-weights", "depth=-1"]) == USAGE
     assert "task_weights" in capsys.readouterr().err
-    assert main(["--state", str(tmp_path), "--optimizer", "adam"]) == USAGE
-    assert "optimizer" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["--state", str(tmp_path), "--optimizer", "adam"])
+    assert ended.value.code == USAGE
+    assert "choose from 'sgd', 'adamw'" in capsys.readouterr().err.replace("sgd, adamw", "'sgd', 'adamw'")
     with pytest.raises(SystemExit):
         main(["--task-weights", "depth"])
     assert "--task-weights" in capsys.readouterr().err

@@ -1,9 +1,10 @@
 import msgspec
+import numpy as np
 import pytest
 
 from broker_server import report as reports
 from broker_server.store import Store
-from edge_runtime.wire.tensors import unpack
+from edge_runtime.wire.tensors import pack, unpack
 
 
 @pytest.fixture
@@ -32,6 +33,7 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     assert first["val_loss"] == {"a": 1.5, "b": 1.5, "c": 1.5}
     assert first["bytes_up"] > 0
     assert first["bytes_down"] == 200
+    assert (first["update_schemes"], first["update_ratio"]) == ({"fp32": 2}, 1.0)
     assert first["peak_rss_bytes"] == 1000
     assert first["energy_j"] is None
     assert data["affinity"]["tasks"] == ["a", "b", "c"]
@@ -42,6 +44,19 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     assert reports.read(tmp_path / "out" / "report.json") == report
     table = finished.bundle.group(("a", "b"), finished.bundle.weights).table
     unpack(table, (tmp_path / "out" / "models" / "a+b.safetensors").read_bytes())
+
+
+def test_report_says_how_small_updates_were(world):
+    world = world(update_scheme="int8")
+    world.device("x").start()
+    world.device("y").start()
+    world.until_finished()
+    table, weights = world.bundle.table, world.store.weights()["merge", "a+b+c"]
+    row = reports.build(world.store).rounds[0]
+    assert row.update_schemes == {"int8": 2}
+    update = world.store.results(1)["x"].weights
+    assert row.update_ratio == update.size_bytes / weights.size_bytes
+    assert weights.size_bytes == len(pack(table, np.zeros(table.size, np.float32)))
 
 
 def test_report_of_a_federation_that_is_still_going_on(world):

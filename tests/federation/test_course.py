@@ -35,7 +35,7 @@ def check_report(report, tasks, clients):
     for row in report["rounds"]:
         assert list(row) == [
             "round", "phase", "group", "clients", "train_loss", "val_loss", "wall_s", "bytes_up", "bytes_down",
-            "peak_rss_bytes", "energy_j",
+            "update_schemes", "update_ratio", "peak_rss_bytes", "energy_j",
         ]  # fmt: skip
         assert isinstance(row["round"], int)
         assert row["phase"] in {"merge", "split"}
@@ -46,6 +46,7 @@ def check_report(report, tasks, clients):
         assert row["wall_s"] > 0
         assert isinstance(row["bytes_up"], int)
         assert row["bytes_up"] > 0
+        assert (row["update_schemes"], row["update_ratio"]) == ({"fp32": len(clients)}, 1.0)
         assert isinstance(row["bytes_down"], int)
         assert row["bytes_down"] > 0 or row["round"] == 1  # the first weights were here to be measured
         assert row["peak_rss_bytes"] is None or row["peak_rss_bytes"] > 2**20

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import Counter, deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -319,6 +320,7 @@ def world(tmp_path):
         make_bundle=Bundle,
         refuse=WorkRefused,
         agent=None,
+        clock=time.monotonic,
     )
 
     def run(*, plans=(), connect=True):
@@ -334,6 +336,7 @@ def world(tmp_path):
             topics=server.topics,
             server_key=signing.public_hex(KEY),
             max_download_bytes=it.max_bytes,
+            clock=it.clock,
         )
         if connect:
             server.connect()

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import itertools
 import shutil
 import threading
 import time
@@ -9,11 +10,14 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edge_runtime.agent.carried import CarriedVectors
+from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkCancelled, WorkRefused
 from edge_runtime.wire.blob import describe
+from edge_runtime.wire.compression import Updates, decode
 from edge_runtime.wire.link import Disconnected
 from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Progress, Refusal, Update
-from edge_runtime.wire.tensors import pack
+from edge_runtime.wire.tensors import pack, unpack
 
 OFFLINE = b'{"state":"offline"}'
 
@@ -483,3 +487,139 @@ def test_agent_goes_on_where_it_was_when_it_was_cut_off_at_any_moment(world, mom
 
 class PowerCut(Exception):
     pass
+
+
+def uneven(world):
+    """A worker whose steps are no multiples of one another, so that int8 and topk leave something out."""
+    size = world.bundle.table.size
+    train = world.worker.train
+
+    def stepped(plan, manifest, store, weights, report):
+        result = train(plan, manifest, store, weights, report)
+        steps = np.random.default_rng(plan.round).normal(size=size).astype(np.float32)
+        return dataclasses.replace(result, weights=weights + steps)
+
+    world.worker.train = stepped
+
+
+def changes(world, plans):
+    """What each round's update says was changed."""
+    given = {plan.round: plan for plan in plans}
+    return [
+        decode(
+            world.bundle.table,
+            world.server.store.read(update.weights.digest),
+            update.scheme,
+            unpack(world.bundle.table, world.server.blobs[given[update.round].weights.digest]),
+        )
+        - given[update.round].round
+        for update in world.server.results
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "topk"])
+def test_agent_sends_small_updates_and_makes_up_for_what_they_leave_out(world, scheme):
+    uneven(world)
+    plans = [world.bundle.plan(r, updates=Updates(scheme=scheme, topk_fraction=0.2)) for r in range(6)]
+    world.run(plans=plans)
+    assert [update.scheme for update in world.server.results] == [scheme] * 6
+    assert [update.base for update in world.server.results] == [plan.weights.digest for plan in plans]
+    assert all(update.weights.size_bytes < 0.6 * plans[0].weights.size_bytes for update in world.server.results)
+    sent = changes(world, plans)
+    made = [np.random.default_rng(r).normal(size=world.bundle.table.size) for r in range(6)]
+    left = CarriedVectors(world.state_folder / "residual").load(world.bundle.table, 5)
+    if scheme == "fp16":
+        assert left is None
+        np.testing.assert_allclose(sent, made, rtol=2**-11, atol=1e-5)
+    else:
+        np.testing.assert_allclose(np.sum(sent, axis=0) + left, np.sum(made, axis=0), atol=1e-4)
+        assert np.abs(sent[0] - made[0]).max() > 0.005
+
+
+@pytest.mark.parametrize("scheme", ["int8", "topk"])
+def test_agent_makes_the_same_update_again_when_its_end_was_lost(world, scheme):
+    """Cut off between the residual of round 2 and its journal: what comes of it again has the same bytes."""
+    uneven(world)
+    plans = [world.bundle.plan(r, updates=Updates(scheme=scheme)) for r in range(4)]
+    world.run(plans=plans)
+    expected = {update.round: update.weights.digest for update in world.server.results}
+    shutil.rmtree(world.state_folder)
+    world.server.results.clear()
+    world.run(plans=plans[:3])
+    (world.state_folder / "pending.json").unlink(missing_ok=True)
+    world.run(plans=plans[2:])
+    assert [update.round for update in world.server.results] == [0, 1, 2, 2, 3]
+    assert all(update.weights.digest == expected[update.round] for update in world.server.results)
+
+
+def test_agent_drops_the_residual_when_it_has_missed_a_round(world):
+    uneven(world)
+    alone = world.bundle.plan(7, updates=Updates(scheme="int8"))
+    world.run(plans=[alone])
+    expected = world.server.results.pop().weights.digest
+    shutil.rmtree(world.state_folder)
+    world.run(plans=[world.bundle.plan(5, updates=Updates(scheme="int8")), alone])
+    assert world.server.results[-1].weights.digest == expected
+
+
+def test_agent_sends_weights_in_full_with_what_was_left_out_before(world):
+    uneven(world)
+    plans = [world.bundle.plan(0, updates=Updates(scheme="topk")), world.bundle.plan(1), world.bundle.plan(2)]
+    world.run(plans=plans)
+    sent = changes(world, plans)
+    made = [np.random.default_rng(r).normal(size=world.bundle.table.size) for r in range(3)]
+    np.testing.assert_allclose(sent[0] + sent[1], made[0] + made[1], atol=1e-5)
+    np.testing.assert_allclose(sent[2], made[2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "scheme"), [(None, "fp32"), (2e6, "fp32"), (200_000.0, "int8"), (20_000.0, "topk")]
+)
+def test_agent_chooses_by_the_link_where_it_may(world, bytes_per_s, scheme):
+    if bytes_per_s is not None:
+        state = State(world.state_folder)
+        state.keep_upload_speed(bytes_per_s)
+        state.close()
+    world.run(plans=[world.bundle.plan(0, updates=Updates(scheme="auto"))])
+    assert [update.scheme for update in world.server.results] == [scheme]
+
+
+def test_agent_measures_its_uploads_and_chooses_by_them(world):
+    """Every look at the clock is a second later: 2,400 bytes take long enough to be called slow."""
+    world.clock = itertools.count(0.0, 1.0).__next__
+    plans = [world.bundle.plan(r, updates=Updates(scheme="auto")) for r in range(2)]
+    world.run(plans=plans)
+    assert [update.scheme for update in world.server.results] == ["fp32", "topk"]
+    state = State(world.state_folder)
+    assert 0 < state.upload_bytes_per_s() < 50_000
+    state.close()
+
+
+def test_agent_does_not_measure_an_upload_that_was_dropped(world):
+    world.clock = itertools.count(0.0, 1.0).__next__
+    accepted = world.server.say
+    world.server.say = lambda message: accepted(
+        msgspec.structs.replace(message, accepted=False) if isinstance(message, Ack) else message
+    )
+    world.run(plans=[world.bundle.plan(0)])
+    state = State(world.state_folder)
+    assert state.upload_bytes_per_s() is None
+    state.close()
+
+
+def test_agent_refuses_a_change_that_a_scheme_cannot_hold(world):
+    world.worker.step = 70_000.0
+    world.run(plans=[world.bundle.plan(0, updates=Updates(scheme="fp16")), world.bundle.plan(1)])
+    (refusal,) = world.server.said(Refusal)
+    assert refusal.reason == "diverged"
+    assert "65,504" in refusal.detail
+    assert [update.round for update in world.server.results] == [1]
+
+
+def test_agent_refuses_where_the_residual_cannot_be_kept(world):
+    world.state_folder.mkdir()
+    (world.state_folder / "residual").write_bytes(b"in the way")
+    world.run(plans=[world.bundle.plan(0, updates=Updates(scheme="int8"))])
+    (refusal,) = world.server.said(Refusal)
+    assert refusal.reason == "error"
+    assert "state folder" in refusal.detail

@@ -266,6 +266,23 @@ def test_encode_refuses_what_the_other_side_would(message):
         encode(message)
 
 
+@pytest.mark.parametrize(("scheme", "base"), [("fp32", D), ("int8", None)])
+def test_update_of_a_change_without_its_base_is_refused(scheme, base):
+    rest = {"train_loss": {}, "val_loss": None, "affinity": None, "wall_s": 1.0, "peak_rss_bytes": None}
+    with pytest.raises(ValueError, match="unless its scheme is fp32"):
+        Update(
+            round=1,
+            group="g",
+            weights=Blob(digest=D, size_bytes=1),
+            scheme=scheme,
+            base=base,
+            examples={},
+            bytes_down=0,
+            energy_j=None,
+            **rest,
+        )
+
+
 @pytest.mark.parametrize("change", [{"tasks": ("a", "a")}, {"mean": ((1.0, 2.0),)}, {"variance": ((1.0,), (1.0,))}])
 def test_affinity_of_another_shape_is_refused(change):
     with pytest.raises(ValueError, match="twice|is 2 by as many"):
