@@ -12,10 +12,12 @@ import numpy as np
 from broker_server.actions import Result
 from broker_server.affinity import Affinities, AffinityLedger
 from broker_server.aggregation import weighted_losses
+from broker_server.energy import EnergySum, total
 from broker_server.split import Mode
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import Phase
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.manifest import Artifacts
 from edge_runtime.wire.messages import Evaluation, Update
@@ -46,8 +48,16 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     """The bytes of the updates' files, relative to the same number of weights in full (fp32)."""
     peak_rss_bytes: int | None
     """The largest of any device."""
-    energy_j: float | None
-    """The sum over devices; None unless every one measured it."""
+    energy: EnergySum
+    """Over all members of the round, those whose work came to nothing among them."""
+    energy_by_device: dict[str, Energy | None]
+
+
+class EnergyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the federation has cost: all closed rounds, and those of each group."""
+
+    total: EnergySum
+    groups: dict[str, EnergySum]
 
 
 class AffinityReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +91,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     versions: dict[str, str]
     rounds: list[RoundReport]
+    energy: EnergyReport
     affinity: AffinityReport | None
     split: SplitReport | None
     official: dict[str, OfficialReport]
@@ -112,10 +123,16 @@ def build(store: Store) -> Report:
         seed=msgspec.convert(settings.get("seed", 0), int),
         versions=versions() | msgspec.json.decode(store.fact("versions") or "{}", type=dict[str, str]),
         rounds=[
-            round_report(row, results, full.get((row.assignment.phase, row.assignment.group)))
+            round_report(
+                row,
+                results,
+                full.get((row.assignment.phase, row.assignment.group)),
+                store.energy(row.assignment.round),
+            )
             for row, results in closed
             if row.assignment.work == "train"
         ],
+        energy=energy_report((row, store.energy(row.assignment.round)) for row, _ in closed),
         affinity=None if measured is None else _affinity(measured),
         split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
         official={group: _official(outcome) for group, outcome in store.official().items()},
@@ -136,13 +153,22 @@ def affinities(store: Store) -> Affinities | None:
     return ledger.result() if len(ledger) else None
 
 
-def round_report(row: RoundRow, results: Mapping[str, Result], full_bytes: int | None = None) -> RoundReport:
-    """What a closed round of training did. `full_bytes` is the size of the group's weights in full, where known."""
+def round_report(
+    row: RoundRow,
+    results: Mapping[str, Result],
+    full_bytes: int | None = None,
+    energy: Mapping[str, Energy] | None = None,
+) -> RoundReport:
+    """What a closed round of training did.
+
+    `full_bytes` is the size of the group's weights in full, where known; `energy` what devices have said since they
+    handed in their results.
+    """
+    energies = _energies(row, {device: result.energy for device, result in results.items()} | dict(energy or {}))
     updates = [result for result in results.values() if isinstance(result, Update)]
     validated = [(update.val_loss, update.examples) for update in updates if update.val_loss is not None]
     peaks = [update.peak_rss_bytes for update in updates if update.peak_rss_bytes is not None]
     sent = sum(update.weights.size_bytes for update in updates)
-    energy = [update.energy_j for update in updates if update.energy_j is not None]
     return RoundReport(
         round=row.assignment.round,
         phase=row.assignment.phase,
@@ -156,7 +182,8 @@ def round_report(row: RoundRow, results: Mapping[str, Result], full_bytes: int |
         update_schemes=dict(sorted(Counter(update.scheme for update in updates).items())),
         update_ratio=sent / (len(updates) * full_bytes) if updates and full_bytes else None,
         peak_rss_bytes=max(peaks, default=None),
-        energy_j=sum(energy) if updates and len(energy) == len(updates) else None,
+        energy=total(tuple(energies.values())),
+        energy_by_device=energies,
     )
 
 
@@ -189,6 +216,22 @@ def versions() -> dict[str, str]:
     """The versions of Python and of the packages that the server stands on."""
     installed = {str(package.metadata["Name"]).lower(): package.version for package in metadata.distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in _PACKAGES if name in installed}
+
+
+def energy_report(closed: Iterable[tuple[RoundRow, Mapping[str, Energy]]]) -> EnergyReport:
+    """What closed rounds have cost, measuring rounds among them."""
+    plans: dict[str, list[Energy | None]] = {}
+    for row, energy in closed:
+        plans.setdefault(row.assignment.group, []).extend(_energies(row, energy).values())
+    return EnergyReport(
+        total=total([energy for group in plans.values() for energy in group]),
+        groups={group: total(energies) for group, energies in plans.items()},
+    )
+
+
+def _energies(row: RoundRow, known: Mapping[str, Energy | None]) -> dict[str, Energy | None]:
+    """Energy by member, in order; None for one that has not said."""
+    return {device: known.get(device) for device in sorted({*row.members, *known})}
 
 
 def _tasks(phases: Iterable[Phase]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from broker_server import report_energy
 from broker_server.affinity import Affinities
 from broker_server.report import STAGES, AffinityReport, OfficialReport, Report, RoundReport
 from broker_server.split import MAX_SPLIT_TASKS, Split, confidence
@@ -86,6 +87,8 @@ def render(report: Report, *, affinities: Affinities | None = None, predictions:
         parts.append(_section("Split", _split(report, affinities)))
     if report.official:
         parts.append(_section("Official artifacts made during the run", "".join(_official(report.official))))
+    if energy := report_energy.section(report):
+        parts.append(_section("Energy", energy))
     if predictions:
         parts.append(_section("Predictions on test images", "".join(map(_row, predictions))))
     if report.rounds:
@@ -196,10 +199,8 @@ def _cards(report: Report) -> str:
     peaks = [row.peak_rss_bytes for row in report.rounds if row.peak_rss_bytes is not None]
     if peaks:
         cards.append((f"{max(peaks) / 2**20:.0f} MiB", "peak memory of a device", ""))
-    energy = [row.energy_j for row in report.rounds]
-    measured = [value for value in energy if value is not None]
-    if energy and len(measured) == len(energy):
-        cards.append((f"{sum(measured):.0f} J", "energy", ""))
+    if energy := report_energy.card(report):
+        cards.append((*energy, ""))
     return (
         "<div class=cards>"
         + "".join(
@@ -258,7 +259,7 @@ def _rounds(rounds: Sequence[RoundReport]) -> str:
         "updates",
         "MiB down",
         "peak MiB",
-        "J",
+        "energy",
     )
     head = "".join(f"<th{' class=n' if i not in {1, 2} else ''}>{name}</th>" for i, name in enumerate(columns))
     lines = []
@@ -275,7 +276,7 @@ def _rounds(rounds: Sequence[RoundReport]) -> str:
             _text(_updates(row)),
             _mib(row.bytes_down),
             _mib(row.peak_rss_bytes),
-            _number(row.energy_j, 1),
+            report_energy.cell(row),
         )
         lines.append(
             "<tr>"

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from edge_runtime.agent.carried import CarriedVectors
+from edge_runtime.agent.costs import Costs
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.work import (
     Reason,
@@ -58,11 +59,14 @@ class Job:
     `residuals` is where what an update leaves out waits for the next one.
     """
 
-    def __init__(self, worker: Worker, downloads: Downloads, graphs: BlobStore, residuals: CarriedVectors) -> None:
+    def __init__(
+        self, worker: Worker, downloads: Downloads, graphs: BlobStore, residuals: CarriedVectors, costs: Costs
+    ) -> None:
         self._worker = worker
         self._downloads = downloads
         self._graphs = graphs
         self._residuals = residuals
+        self._costs = costs
         self._executor = ThreadPoolExecutor(1, "work")
         self._future: Future[Outcome] | None = None
         self._cancelled = threading.Event()
@@ -103,8 +107,10 @@ class Job:
             self._progress = (stage, done, total)
             if cancelled.is_set():
                 raise WorkCancelled
+            self._costs.switch(stage)
 
         try:
+            self._costs.switch(plan.work)
             return self._result(plan, scheme, bytes_down, report)
         except WorkCancelled:
             return Stopped() if cancelled.is_set() else Failed("error", "the work stopped although nobody asked for it")
@@ -121,14 +127,15 @@ class Job:
         manifest, vector = self._downloads.load(plan)
         if plan.work == "evaluate":
             evaluation = self._worker.evaluate(plan, manifest, self._graphs, vector, report)
-            message = evaluation_message(plan, evaluation, bytes_down=bytes_down())
+            message = evaluation_message(plan, evaluation, bytes_down=bytes_down(), energy=self._costs.energy(plan))
             encode(message)
             return Done(message, None)
         result = self._worker.train(plan, manifest, self._graphs, vector, report)
+        report("upload", 0, 1)
         check_trained(result)
         file = self._write(plan, scheme, manifest.table, vector, result.weights)
         blob = describe(file, chunk_bytes=plan.weights.chunk_bytes)
-        update = update_message(plan, result, blob, scheme, bytes_down=bytes_down())
+        update = update_message(plan, result, blob, scheme, bytes_down=bytes_down(), energy=self._costs.energy(plan))
         encode(update)
         return Done(update, file)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from edge_runtime.wire.blob import Blob, BlobStore
 from edge_runtime.wire.compression import Scheme
+from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Affinity, Evaluation, Hello, Plan, Update
 from edge_runtime.wire.tensors import Vector
@@ -21,7 +22,10 @@ MAX_LOSS = 1e18
 Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "error"]
 Stage = Literal["download", "train", "probe", "evaluate", "upload"]
 Report = Callable[[Stage, int, int], None]
-"""Called with a stage, steps done and steps in all; raises WorkCancelled when the work is no longer wanted."""
+"""Called with a stage, steps done and steps in all, when the stage begins and after each of its steps.
+
+Raises WorkCancelled when the work is no longer wanted.
+"""
 
 
 class WorkCancelled(Exception):
@@ -55,7 +59,6 @@ class TrainResult:
     affinity: Affinity | None
     wall_s: float
     peak_rss_bytes: int | None
-    energy_j: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,6 @@ class EvaluationResult:
     examples: dict[str, int]
     wall_s: float
     peak_rss_bytes: int | None
-    energy_j: float | None
 
 
 class Worker(Protocol):
@@ -101,7 +103,9 @@ def check_trained(result: TrainResult) -> None:
         raise WorkRefused("diverged", "an affinity was not finite: a lower learning rate may help")
 
 
-def update_message(plan: Plan, result: TrainResult, file: Blob, scheme: Scheme, *, bytes_down: int) -> Update:
+def update_message(
+    plan: Plan, result: TrainResult, file: Blob, scheme: Scheme, *, bytes_down: int, energy: Energy | None
+) -> Update:
     """The message that announces an update, whose `file` was written by `scheme`."""
     return Update(
         round=plan.round,
@@ -116,11 +120,11 @@ def update_message(plan: Plan, result: TrainResult, file: Blob, scheme: Scheme, 
         wall_s=result.wall_s,
         peak_rss_bytes=result.peak_rss_bytes,
         bytes_down=bytes_down,
-        energy_j=result.energy_j,
+        energy=energy,
     )
 
 
-def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int) -> Evaluation:
+def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int, energy: Energy | None) -> Evaluation:
     """The message with an evaluation's losses. Raises WorkRefused if one is not finite."""
     _check_finite("evaluation", result.loss)
     return Evaluation(
@@ -131,7 +135,7 @@ def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int)
         wall_s=result.wall_s,
         peak_rss_bytes=result.peak_rss_bytes,
         bytes_down=bytes_down,
-        energy_j=result.energy_j,
+        energy=energy,
     )
 
 

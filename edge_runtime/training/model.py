@@ -7,21 +7,16 @@ step maps them and a target to a loss, ∂L/∂z and the gradients of its own pa
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_runtime.engine import Engine, Graph
+from edge_runtime.training.encoder import Array, Batch, Encoder, Pass, Representation
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
 
-Array = NDArray[Any]
-Batch = NDArray[np.float32]
-Representation = tuple[Batch, ...]
 Targets = Mapping[str, Array]
-
 
 Step = Callable[[Batch, Targets, Vector, Vector], dict[str, float]]
 """Another engine's whole step: x, targets and weights to losses by task, and all gradients into the last vector."""
@@ -34,11 +29,17 @@ class Model:
     """
 
     def __init__(
-        self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector, whole: Step | None = None
+        self,
+        manifest: Manifest,
+        graph: Callable[[str], Graph],
+        weights: Vector,
+        whole: Step | None = None,
+        keep: Sequence[bool] = (),
     ) -> None:
         """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied.
 
-        `whole` computes what `learn` needs in one run; without it the parts' graphs do.
+        `whole` computes what `learn` needs in one run; without it the parts' graphs do. `keep` says which stages of the
+        encoder keep their activations for the backward pass; the others recompute them.
         """
         self.manifest = manifest
         self.tasks = manifest.task_names
@@ -52,6 +53,7 @@ class Model:
         self._next = _named(self.table, self._moved, "param")
         self._graph = graph
         self._whole = whole
+        self._encoder = Encoder(manifest, graph, keep)
         self.reseed(0, 0, 0)
 
     @property
@@ -68,9 +70,9 @@ class Model:
         """The losses by task, with all gradients in `gradient`: the encoder's of Σ ∂L_i/∂z · 1/√T."""
         if self._whole is not None:
             return self._whole(x, targets, self.parameters, self.gradient)
-        z = self.represent(x)
-        losses, total = self.heads(z, targets)
-        self.backward(x, total)
+        done = self.forward(x)
+        losses, total = self.heads(done.z, targets)
+        self.backward(done, total)
         return losses
 
     def heads(
@@ -98,19 +100,19 @@ class Model:
         for part, value in zip(parts, drawn, strict=True):
             self._inputs[part]["seed"] = np.array(value, np.int64)
 
-    def represent(self, x: Batch, *, encoder: Vector | None = None) -> Representation:
-        """The representation z in training mode; moves the encoder's state.
+    def forward(self, x: Batch) -> Pass:
+        """The encoder's forward pass in training mode; moves its state."""
+        done = self._encoder.forward(x, self._inputs["encoder"], self._next_state("encoder"))
+        self._move("encoder")
+        return done
 
-        With other parameters of the `encoder` (its part of the vector) nothing moves.
+    def look_ahead(self, x: Batch, encoder: Vector) -> Representation:
+        """The representation z in training mode with other parameters; nothing moves.
+
+        `encoder` is the encoder's part of a vector of parameters.
         """
-        z = self._empty(x)
-        inputs = self._inputs["encoder"]
-        if encoder is not None:
-            inputs = inputs | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
-        self._graph("encoder.forward").run({"x": x, **inputs}, z | self._next_state("encoder"))
-        if encoder is None:
-            self._move("encoder")
-        return tuple(z.values())
+        inputs = self._inputs["encoder"] | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
+        return self._encoder.forward(x, inputs, self._next_state("encoder"), backward=False).z
 
     def encode(self, x: Batch) -> Representation:
         """The representation z in evaluation mode."""
@@ -143,13 +145,9 @@ class Model:
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
-    def backward(self, x: Batch, dz: Representation) -> Vector:
-        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view.
-
-        Recomputes the forward pass in training mode; nothing moves.
-        """
-        inputs = {"x": x, **numbered("dz", dz), **self._inputs["encoder"]}
-        self._graph("encoder.backward").run(inputs, self._outputs["encoder"])
+    def backward(self, done: Pass, dz: Representation) -> Vector:
+        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves."""
+        self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"])
         return self.gradient[self.encoder]
 
     def _loss(self, task: str, kind: str, z: Representation, target: Array) -> float:

@@ -14,7 +14,8 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.training.model import Batch, Model, Representation, Targets
+from edge_runtime.training.encoder import Pass, Representation
+from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.optimizer import look_ahead
 from edge_runtime.wire.messages import Affinity
 
@@ -23,7 +24,7 @@ Matrix = NDArray[np.float64]
 
 def probe(
     model: Model,
-    x: Batch,
+    done: Pass,
     targets: Targets,
     losses: Mapping[str, float],
     dz: Mapping[str, Representation],
@@ -33,15 +34,15 @@ def probe(
 ) -> Matrix:
     """S (T, T), values[i][j] being i→j, for one batch.
 
-    `losses` and `dz` are those of the batch at the current parameters. Uses the encoder's part of `model.gradient` as
-    scratch. A loss of zero (no labels in the batch) gives values that are not finite.
+    `done` is the batch's forward pass, `losses` and `dz` are those at the current parameters. Uses the encoder's part
+    of `model.gradient` as scratch. A loss of zero (no labels in the batch) gives values that are not finite.
     """
     ahead = np.empty_like(model.weights[model.encoder])
     values = np.empty((len(model.tasks), len(model.tasks)))
     for i, source in enumerate(model.tasks):
-        gradient = model.backward(x, dz[source])
+        gradient = model.backward(done, dz[source])
         look_ahead(model.weights[model.encoder], gradient, lr=lr, weight_decay=weight_decay, out=ahead)
-        z = model.represent(x, encoder=ahead)
+        z = model.look_ahead(done.values["x"], ahead)
         for j, target in enumerate(model.tasks):
             values[i, j] = relative_gain(losses[target], model.loss(target, z, targets[target]), lr)
     return values

@@ -6,11 +6,13 @@ vector (P,) that the caller keeps, so a round can go on where the one before it 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
 from edge_runtime.datasets.dataset import Array, DatasetInvalid, Split, convert
-from edge_runtime.training.model import Batch, Model, Representation
+from edge_runtime.training.encoder import Batch, Representation
+from edge_runtime.training.model import Model
 from edge_runtime.training.optimizer import Sgd
 from edge_runtime.training.probe import AffinityStatistics, probe
 from edge_runtime.training.schedule import batch_count, batches, order
@@ -20,6 +22,8 @@ from edge_runtime.wire.tensors import Vector
 
 Report = Callable[[int, int], None]
 """Called with steps done and steps in all."""
+Enter = Callable[[Literal["train", "probe"]], None]
+"""Called when probing begins, and when training goes on after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +42,17 @@ class Trainer:
         self.model = model
         self._split = split
 
-    def train(self, settings: Training, velocity: Vector, *, report: Report = lambda *_: None) -> Trained:
+    def train(
+        self,
+        settings: Training,
+        velocity: Vector,
+        *,
+        report: Report = lambda *_: None,
+        enter: Enter = lambda _: None,
+    ) -> Trained:
         """Train for `settings.epochs`; changes the model's weights and `velocity` (P,) in place.
 
-        Raises EngineError, and whatever `report` raises.
+        Raises EngineError, and whatever `report` and `enter` raise.
         """
         model = self.model
         optimizer = Sgd(lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
@@ -54,7 +65,7 @@ class Trainer:
             for step, chosen in enumerate(chosen_by_step):
                 probing = settings.probe_every > 0 and done % settings.probe_every == 0
                 model.reseed(settings.seed, epoch, step)
-                losses, affinity = self._step(chosen.tolist(), settings, probing=probing)
+                losses, affinity = self._step(chosen.tolist(), settings, enter if probing else None)
                 optimizer.step(model.parameters, model.gradient, velocity)
                 if affinity is not None:
                     statistics.add(affinity)
@@ -68,18 +79,20 @@ class Trainer:
         )
 
     def _step(
-        self, chosen: Sequence[int], settings: Training, *, probing: bool
+        self, chosen: Sequence[int], settings: Training, enter: Enter | None
     ) -> tuple[dict[str, float], Array | None]:
-        """The losses of a batch, with all gradients in `model.gradient`; and its affinities if they are probed."""
+        """The losses of a batch, with all gradients in `model.gradient`; with `enter` also its affinities."""
         model = self.model
         x, targets = load(model, self._split, chosen)
-        if not probing:
+        if enter is None:
             return model.learn(x, targets), None
         kept: dict[str, Representation] = {}
-        z = model.represent(x)
-        losses, total = model.heads(z, targets, lambda task, dz: kept.update({task: tuple(map(np.copy, dz))}))
-        affinity = probe(model, x, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
-        model.backward(x, total)
+        done = model.forward(x)
+        losses, total = model.heads(done.z, targets, lambda task, dz: kept.update({task: tuple(map(np.copy, dz))}))
+        enter("probe")
+        affinity = probe(model, done, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
+        enter("train")
+        model.backward(done, total)
         return losses, affinity
 
 

@@ -74,11 +74,15 @@ class LocalWorker:
         model = self._model(manifest, store, weights, split, whole)
         try:
             val_loss = self._loss(model, self._dataset.val, report)
+            report("train", 0, 1)
             velocity = self._momentum.load(manifest.table.parameters, plan.round - 1)
             if velocity is None:
                 velocity = np.zeros_like(model.gradient)
             trained = Trainer(model, split).train(
-                settings, velocity, report=lambda done, total: report("train", done, total)
+                settings,
+                velocity,
+                report=lambda done, total: report("train", done, total),
+                enter=lambda stage: report(stage, 0, 1),
             )
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
@@ -91,7 +95,6 @@ class LocalWorker:
             affinity=trained.affinities.result(),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
-            energy_j=None,
         )
 
     def evaluate(
@@ -115,7 +118,6 @@ class LocalWorker:
             examples=dict.fromkeys(model.tasks, len(split)),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
-            energy_j=None,
         )
 
     def _whole(self, manifest: Manifest, store: BlobStore) -> Step | None:
@@ -141,4 +143,5 @@ class LocalWorker:
         if split is None:
             return None
         stage: Stage = "evaluate"
+        report(stage, 0, len(split))
         return evaluate(model, split, EVALUATION_BATCH, report=lambda done, total: report(stage, done, total))

@@ -19,6 +19,7 @@ A device sends Hello when it comes online; the server answers, then or later, wi
                                 ◄──          Need
     chunks                      ──►
                                 ◄──          Ack
+    Spent                       ──►
                                 ◄──          Finished
 """
 
@@ -29,6 +30,7 @@ from msgspec import Meta
 
 from edge_runtime.wire.blob import MAX_CHUNKS, Blob
 from edge_runtime.wire.compression import Scheme, Updates
+from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
 
@@ -226,7 +228,8 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     wall_s: NonNegative
     peak_rss_bytes: Count | None
     bytes_down: Count
-    energy_j: NonNegative | None
+    energy: Energy | None
+    """Up to this message; Spent says the rest."""
     probe_s: NonNegative | None = None
     """Of `wall_s` in affinity probes; null where none was made."""
 
@@ -245,7 +248,19 @@ class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
     wall_s: NonNegative
     peak_rss_bytes: Count | None
     bytes_down: Count
-    energy_j: NonNegative | None
+    energy: Energy | None
+    """Up to this message; Spent says the rest."""
+
+
+class Spent(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan has cost in the end, its upload included: for the books alone, it changes nothing in the round.
+
+    Said when a plan is over, however it ended; of several the last one counts.
+    """
+
+    round: Round
+    group: GroupId
+    energy: Energy
 
 
 class Ack(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -269,7 +284,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     state: Literal["online", "offline"]
 
 
-DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation
+DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation | Spent
 """What a device may say."""
 ServerMessage = Plan | Need | Ack | Finished
 """What the server may say."""

@@ -19,6 +19,7 @@ from broker_server.store import Store
 from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
+from edge_runtime.wire.energy import Energy, PhaseEnergy
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.link import Connected, Delivery, MqttLink
 from edge_runtime.wire.messages import (
@@ -29,6 +30,7 @@ from edge_runtime.wire.messages import (
     Hello,
     Need,
     Plan,
+    Spent,
     Status,
     Update,
     decode_server,
@@ -46,14 +48,16 @@ def make_bundle(folder, tasks=TASKS, *, forward=None):
     """A bundle whose graphs are a few bytes each; with `forward` official artifacts may be made for it."""
     table = TensorTable.of({"encoder.w": (3,), **{f"head.{t}.w": (2,) for t in tasks}})
     weights = pack(table, np.arange(table.size, dtype=np.float32))
-    graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks)}
+    graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks, 1)}
     array = manifests.Array(shape=(2,), dtype="float32")
     bundle = manifests.Manifest(
-        format=1,
+        format=2,
         name="tiny",
         tasks=tuple(manifests.Task(name=t, target=array, prediction=array) for t in tasks),
         input=array,
         representation=(array,),
+        values=(),
+        stages=(manifests.Stage(reads=("x",), writes=("z.0",), parameters=("w",)),),
         tensors=table.tensors,
         graphs={name: manifests.File(digest=describe(g).digest, size_bytes=len(g)) for name, g in graphs.items()},
         weights=manifests.File(digest=describe(weights).digest, size_bytes=len(weights)),
@@ -73,7 +77,18 @@ class Device:
     """A scripted device: trains by adding `step` to every weight it was given. `say` publishes (topic, payload)."""
 
     def __init__(
-        self, name, root, say, server_key, *, step=1.0, examples=10, chunk_bytes=1024, federation="home", official="off"
+        self,
+        name,
+        root,
+        say,
+        server_key,
+        *,
+        step=1.0,
+        examples=10,
+        chunk_bytes=1024,
+        federation="home",
+        energy=None,
+        official="off",
     ):
         self.name, self.say, self.server_key = name, say, server_key
         self.step, self.examples, self.chunk_bytes = step, examples, chunk_bytes
@@ -82,6 +97,7 @@ class Device:
         self.plans, self.acks, self.finished = [], [], None
         self.plan = self.answer = self.residual = None
         self.silent = False
+        self.energy, self.spent = energy, None
         self.wanted = {}
         self.subscribe = lambda topic: None
 
@@ -131,6 +147,8 @@ class Device:
                     self.say(self.topics.upload(self.name, blob.digest, index), self.blobs.chunk(blob, index))
             case Ack() as ack:
                 self.acks.append(ack)
+                if self.spent is not None and isinstance(self.answer, Update):
+                    self.tell(Spent(round=ack.round, group=ack.group, energy=self.spent))
                 if self.plan is not None and ack.round == self.plan.round:
                     self.answer = self.plan = None
             case Finished() as finished:
@@ -193,7 +211,7 @@ class Device:
             wall_s=0.1,
             peak_rss_bytes=1000,
             bytes_down=100,
-            energy_j=None,
+            energy=self.energy,
         )
 
     def evaluate(self, plan):
@@ -205,7 +223,7 @@ class Device:
             wall_s=0.1,
             peak_rss_bytes=None,
             bytes_down=50,
-            energy_j=None,
+            energy=self.energy,
         )
 
 
@@ -361,6 +379,35 @@ class World:
 
     def until_finished(self):
         self.until(lambda: self.aggregator.finished is not None and self.aggregator.quiet)
+
+
+@pytest.fixture
+def make_energy():
+    """What a plan has cost by a meter; None joules: nothing measures."""
+
+    def make(joules=10.0, phases=None, **changes):
+        values = {
+            "source": None if joules is None else "rapl",
+            "covers": None,
+            "estimated": False,
+            "energy_j": joules,
+            "uncertainty_j": None if joules is None else 0.1 * joules,
+            "idle_w": None if joules is None else 1.0,
+            "sample_rate_hz": None if joules is None else 10.0,
+            "seconds": 4.0,
+            "measured_s": 0.0 if joules is None else 4.0,
+            "gap_s": 0.0,
+            "phases": {
+                name: PhaseEnergy(seconds=2.0, energy_j=part, uncertainty_j=None)
+                for name, part in (phases or {"train": joules}).items()
+            },
+            "temperature_max_c": None,
+            "cpu_min_hz": None,
+            "throttled": None,
+        }
+        return Energy(**(values | changes))
+
+    return make
 
 
 @pytest.fixture

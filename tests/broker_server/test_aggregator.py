@@ -6,7 +6,7 @@ from broker_server.federation import FederationChanged
 from broker_server.report import models
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.link import Disconnected
-from edge_runtime.wire.messages import Evaluation, Update
+from edge_runtime.wire.messages import Evaluation, Spent, Update
 from edge_runtime.wire.tensors import unpack
 
 
@@ -257,3 +257,22 @@ def test_federation_refuses_a_state_folder_of_another_one(world):
     with pytest.raises(FederationChanged, match="--new"):
         world.boot()
     assert not issubclass(FederationChanged, WireError)
+
+
+def test_aggregator_journals_what_a_plan_has_cost_the_last_one_counting(world, make_energy):
+    world = world()
+    x, y = world.device("x"), world.device("y")
+    x.start()
+    y.start()
+    world.until(lambda: world.store.results(1))
+    for joules in (3.0, 4.0):
+        x.tell(Spent(round=0, group="a+b+c", energy=make_energy(joules=joules)))
+    strange = world.device("strange")
+    for device, round_number, group in ((x, 0, "a"), (x, 77, "a+b+c"), (strange, 0, "a+b+c")):
+        device.tell(Spent(round=round_number, group=group, energy=make_energy()))
+    world.until_finished()
+    assert world.store.energy(0) == {"x": make_energy(joules=4.0)}
+    assert world.aggregator.energies == 2
+    assert world.aggregator.counts["energy of a round that the device was not in"] == 3
+    world.crash()
+    assert world.store.energy(0) == {"x": make_energy(joules=4.0)}

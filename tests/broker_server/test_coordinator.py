@@ -61,7 +61,7 @@ def update(number=0, *, group="a+b", size=5000, scheme="fp32", base=None, exampl
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
 
 
@@ -74,7 +74,7 @@ def evaluation(number=0, *, group="a+b", loss=None):
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
 
 

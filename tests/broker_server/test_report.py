@@ -21,7 +21,8 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     reports.write(tmp_path / "out", report, reports.models(finished.store, finished.blobs))
     data = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
     assert set(data) == {
-        "strategy", "tasks", "seed", "versions", "rounds", "affinity", "split", "official", "test_loss", "wall_s",
+        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
+        "test_loss", "wall_s",
     }  # fmt: skip
     assert (data["strategy"], data["tasks"], data["seed"]) == ("mas", ["a", "b", "c"], 0)
     assert [(r["phase"], r["group"]) for r in data["rounds"]] == [
@@ -35,7 +36,9 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     assert first["bytes_down"] == 200
     assert (first["update_schemes"], first["update_ratio"]) == ({"fp32": 2}, 1.0)
     assert first["peak_rss_bytes"] == 1000
-    assert first["energy_j"] is None
+    assert first["energy"]["energy_j"] is None
+    assert (first["energy"]["plans"], first["energy"]["partial"]) == (2, False)
+    assert first["energy_by_device"] == {"x": None, "y": None}
     assert data["affinity"]["tasks"] == ["a", "b", "c"]
     assert data["affinity"]["counts"] == [[6] * 3] * 3
     assert data["split"]["groups"] == [["a", "b"], ["c"]]
@@ -70,6 +73,28 @@ def test_report_of_a_federation_that_is_still_going_on(world):
     assert report.split is None
     assert report.affinity is None
     assert reports.models(world.store, world.blobs).keys() == {"a+b+c"}
+
+
+def test_report_says_what_was_spent_and_by_whom(world, make_energy):
+    world = world()
+    x, _ = world.device("x", energy=make_energy(joules=10.0)), world.device("y")
+    x.spent = make_energy(joules=12.0, phases={"train": 10.0, "upload": 2.0})
+    for device in world.link.devices.values():
+        device.start()
+    world.until_finished()
+    report = reports.build(world.store)
+    trained = report.rounds[0]
+    assert trained.energy_by_device == {"x": x.spent, "y": None}
+    assert (trained.energy.energy_j, trained.energy.measured, trained.energy.plans) == (12.0, 1, 2)
+    assert trained.energy.partial
+    rounds = len(report.rounds)
+    measuring = 2 + len(report.split.groups)
+    assert report.energy.total.energy_j == 12.0 * rounds + 10.0 * measuring
+    assert report.energy.total.plans == 2 * (rounds + measuring)
+    assert sorted(report.energy.groups) == ["a+b", "a+b+c", "c"]
+    assert report.energy.groups["c"].energy_j == 2 * 12.0 + 10.0
+    assert report.energy.groups["c"].phases["upload"].energy_j == 4.0
+    assert reports.energy_report([]).total.energy_j is None
 
 
 def test_report_of_nothing(tmp_path):

@@ -18,17 +18,19 @@ ARTIFACTS = wire.Artifacts(
 
 def manifest(official=None):
     return wire.Manifest(
-        format=1,
+        format=2,
         name="two",
         tasks=tuple(wire.Task(name=name, target=ARRAY, prediction=ARRAY) for name in ("a", "b")),
         input=ARRAY,
         representation=(ARRAY,),
+        values=(),
+        stages=(wire.Stage(reads=("x",), writes=("z.0",), parameters=("w",)),),
         tensors=(
             Tensor(name="encoder.w", shape=(2,), offset=0),
             Tensor(name="head.a.w", shape=(), offset=2),
             Tensor(name="head.b.w", shape=(), offset=3),
         ),
-        graphs=dict.fromkeys(wire.graph_names(("a", "b")), FILE),
+        graphs=dict.fromkeys(wire.graph_names(("a", "b"), 1), FILE),
         weights=FILE,
         opset=18,
         parity=wire.Parity(max_relative_error=0.0, worst="", compared=0),

@@ -27,7 +27,8 @@ def losses(values, *names):
 def check_report(report, tasks, clients):
     """Every key of report.json and its type."""
     assert list(report) == [
-        "strategy", "tasks", "seed", "versions", "rounds", "affinity", "split", "official", "test_loss", "wall_s",
+        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
+        "test_loss", "wall_s",
     ]  # fmt: skip
     assert (report["strategy"], report["tasks"], report["seed"]) == ("mas", list(tasks), 7)
     assert {"python", "mas-edge", "numpy", "torch"} <= set(report["versions"])
@@ -35,7 +36,7 @@ def check_report(report, tasks, clients):
     for row in report["rounds"]:
         assert list(row) == [
             "round", "phase", "group", "clients", "train_loss", "val_loss", "wall_s", "bytes_up", "bytes_down",
-            "update_schemes", "update_ratio", "peak_rss_bytes", "energy_j",
+            "update_schemes", "update_ratio", "peak_rss_bytes", "energy", "energy_by_device",
         ]  # fmt: skip
         assert isinstance(row["round"], int)
         assert row["phase"] in {"merge", "split"}
@@ -50,7 +51,11 @@ def check_report(report, tasks, clients):
         assert isinstance(row["bytes_down"], int)
         assert row["bytes_down"] > 0 or row["round"] == 1  # the first weights were here to be measured
         assert row["peak_rss_bytes"] is None or row["peak_rss_bytes"] > 2**20
-        assert row["energy_j"] is None
+        assert row["energy"]["energy_j"] is None
+        assert sorted(row["energy_by_device"]) == clients
+        for energy in row["energy_by_device"].values():  # what it was spent on is known, if not how much
+            assert (energy["source"], energy["energy_j"]) == (None, None)
+            assert {"download", "train"} <= set(energy["phases"])
     affinity, split = report["affinity"], report["split"]
     assert list(affinity) == ["tasks", "values", "counts"]
     assert affinity["tasks"] == list(tasks)

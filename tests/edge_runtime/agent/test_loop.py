@@ -13,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkCancelled, WorkRefused
+from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.wire.blob import describe
 from edge_runtime.wire.compression import Updates, decode
 from edge_runtime.wire.link import Disconnected
-from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Progress, Refusal, Update
+from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Progress, Refusal, Spent, Update
 from edge_runtime.wire.tensors import pack, unpack
 
 OFFLINE = b'{"state":"offline"}'
@@ -35,7 +36,7 @@ def test_agent_trains_evaluates_and_finishes(world):
     np.testing.assert_array_equal(world.server.weights(first), np.float32(1.0))
     np.testing.assert_array_equal(world.server.weights(second), np.float32(8.0))
     assert first.bytes_down > second.bytes_down > 2400  # the graphs are not fetched a second time
-    graph = world.bundle.manifest.graphs["encoder.forward"]
+    graph = world.bundle.manifest.graphs["encoder.0.forward"]
     assert world.server.sent[graph.digest] == -(-graph.size_bytes // 1024)
     assert world.link.retained[world.server.topics.status("kitchen")] == OFFLINE
     assert world.link.closed
@@ -88,7 +89,7 @@ def test_agent_throws_a_corrupt_blob_away_and_fetches_it_again(world):
 
 
 def test_agent_refuses_a_graph_that_never_matches_its_digest(world):
-    graph = world.bundle.manifest.graphs["encoder.forward"].digest
+    graph = world.bundle.manifest.graphs["encoder.0.forward"].digest
     world.server.mangle = lambda digest, _index, data: bytes(len(data)) if digest == graph else data
     assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
     (refusal,) = world.server.said(Refusal)
@@ -623,3 +624,86 @@ def test_agent_refuses_where_the_residual_cannot_be_kept(world):
     (refusal,) = world.server.said(Refusal)
     assert refusal.reason == "error"
     assert "state folder" in refusal.detail
+
+
+def test_agent_says_what_each_plan_has_cost(world, make_meter):
+    def before(plan, report):
+        time.sleep(0.2)
+        if plan.work == "train":
+            report("probe", 0, 1)
+            time.sleep(0.2)
+
+    world.worker.before = before
+    with EnergyAccount(make_meter(), path=world.state_folder / "energy.journal") as account:
+        world.account = account
+        world.run(plans=[world.bundle.plan(0), world.bundle.evaluation(1)])
+        assert account.rounds() == set()
+    update, evaluation = world.server.results
+    first, second = world.server.said(Spent)
+    assert [(spent.round, spent.group) for spent in (first, second)] == [(0, "a+b"), (1, "a+b")]
+    for energy in (update.energy, evaluation.energy, first.energy, second.energy):
+        assert (energy.source, energy.estimated) == ("fake", False)
+        assert energy.energy_j == pytest.approx(5.0 * energy.seconds, rel=1e-3)
+        joules = sum(phase.energy_j for phase in energy.phases.values())
+        assert joules == pytest.approx(energy.energy_j, rel=1e-3)
+    assert update.energy.phases["train"].seconds >= 0.2
+    assert update.energy.phases["probe"].seconds >= 0.2
+    assert first.energy.phases["train"] == update.energy.phases["train"]
+    assert first.energy.energy_j > update.energy.energy_j
+    assert {"download", "upload"} <= set(first.energy.phases)
+    assert second.energy.phases["evaluate"].seconds >= 0.2
+    assert "train" not in second.energy.phases
+
+
+def test_agent_without_a_meter_says_times_and_no_joules(world):
+    world.run(plans=[world.bundle.plan(0)])
+    (update,) = world.server.results
+    assert (update.energy.source, update.energy.energy_j, update.energy.temperature_max_c) == (None, None, None)
+    assert update.energy.phases["train"].seconds > 0
+    assert update.energy.phases["train"].energy_j is None
+
+
+def test_agent_says_what_a_refused_plan_has_cost(world, make_meter):
+    def before(plan, _report):
+        time.sleep(0.1)
+        raise WorkRefused("memory", "no")
+
+    world.worker.before = before
+    with EnergyAccount(make_meter()) as account:
+        world.account = account
+        world.run(plans=[world.bundle.plan(0)])
+    (spent,) = world.server.said(Spent)
+    assert spent.energy.energy_j == pytest.approx(5.0 * spent.energy.seconds, rel=1e-2)
+    assert spent.energy.phases["train"].seconds >= 0.1
+
+
+def test_agent_that_was_cut_off_before_the_ack_knows_what_it_has_spent(world, make_meter):
+    world.worker.before = lambda _plan, _report: time.sleep(0.2)
+    world.server.acks = False
+    world.server.on_message = lambda message: isinstance(message, Update) and world.stop.set()
+    path = world.state_folder / "energy.journal"
+    with EnergyAccount(make_meter(), path=path) as world.account:
+        world.run(plans=[world.bundle.plan(0)])
+    world.server.acks, world.server.on_message = True, lambda _message: False
+    world.stop.clear()
+    with EnergyAccount(make_meter(), path=path) as world.account:
+        world.run()
+    (spent,) = world.server.said(Spent)
+    assert spent.energy.phases["train"].energy_j == pytest.approx(
+        world.server.results[0].energy.phases["train"].energy_j
+    )
+    assert spent.energy.energy_j > 1.0
+
+
+def test_agent_says_what_superseded_work_has_cost(world):
+    def before(plan, report):
+        if plan.round == 0:
+            world.server.say(world.bundle.plan(1))
+            world.server.plans.popleft()
+            while True:
+                report("train", 0, 1)
+                time.sleep(0.01)
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
+    assert [spent.round for spent in world.server.said(Spent)] == [0, 1]

@@ -34,7 +34,7 @@ def pending(make_bundle):
             wall_s=1.0,
             peak_rss_bytes=None,
             bytes_down=1,
-            energy_j=None,
+            energy=None,
         ),
     )
 
@@ -58,7 +58,7 @@ def test_state_keeps_an_evaluation_without_weights(state, pending):
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=1,
-        energy_j=None,
+        energy=None,
     )
     kept = Pending(plan=pending.plan, result=result)
     state.keep(kept, None)

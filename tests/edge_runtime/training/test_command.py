@@ -147,20 +147,20 @@ def test_train_without_a_bundle_or_data(tiny, tmp_path):
 
 
 def test_train_with_an_altered_graph(tiny, bundle_copy):
-    (bundle_copy / "graphs" / "encoder.forward.onnx").write_bytes(b"x")
-    assert "encoder.forward.onnx is not the file that the manifest names" in sentence(
+    (bundle_copy / "graphs" / "encoder.0.forward.onnx").write_bytes(b"x")
+    assert "encoder.0.forward.onnx is not the file that the manifest names" in sentence(
         train(tiny, bundle=bundle_copy), 3
     )
 
 
 def test_train_with_a_graph_that_no_bundle_may_have(bundle_copy, tiny):
-    path = manifests.graph_path(bundle_copy, "encoder.forward")
+    path = manifests.graph_path(bundle_copy, "encoder.0.forward")
     data = path.read_bytes().replace(b"Conv", b"Loop")
     path.write_bytes(data)
     file = manifests.File(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
-    changed = msgspec.structs.replace(tiny.manifest, graphs=tiny.manifest.graphs | {"encoder.forward": file})
+    changed = msgspec.structs.replace(tiny.manifest, graphs=tiny.manifest.graphs | {"encoder.0.forward": file})
     (bundle_copy / manifests.MANIFEST).write_bytes(manifests.encode(changed))
-    assert "graph encoder.forward is refused: operator 'Loop'" in sentence(train(tiny, bundle=bundle_copy), 3)
+    assert "graph encoder.0.forward is refused: operator 'Loop'" in sentence(train(tiny, bundle=bundle_copy), 3)
 
 
 def test_train_with_damaged_data(tiny, data_copy):
@@ -216,8 +216,8 @@ def test_predict_says_what_is_wrong(tiny, data_copy, tmp_path):
     (tmp_path / "text.onnx").write_text("text")
     assert "text.onnx cannot be loaded" in sentence(predict(tiny, "--out", out, model=tmp_path / "text.onnx"), 3)
     assert "is not a data set" in sentence(predict(tiny, "--out", out, data=tmp_path), 3)
-    graph = tiny.folder / "graphs" / "encoder.forward.onnx"
-    assert "encoder.forward.onnx has an input" in sentence(predict(tiny, "--out", out, model=graph), 3)
+    graph = tiny.folder / "graphs" / "encoder.0.forward.onnx"
+    assert "encoder.0.forward.onnx has an input" in sentence(predict(tiny, "--out", out, model=graph), 3)
     for path in (data_copy / "test").iterdir():
         path.unlink()
     (data_copy / "test").rmdir()

@@ -11,9 +11,9 @@ from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid
 def test_model_copies_the_weights_and_binds_the_graphs_to_its_copy(tiny):
     model = tiny.model()
     x, _ = load(model, tiny.dataset.train, [0, 1])
-    (before,) = model.represent(x)
+    (before,) = model.forward(x).z
     model.weights *= 2
-    assert (model.represent(x)[0] != before).any()
+    assert (model.forward(x).z[0] != before).any()
     np.testing.assert_array_equal(model.weights, 2 * tiny.weights)
     with pytest.raises(TensorsInvalid):
         Model(tiny.manifest, lambda _: None, tiny.weights[:-1])
@@ -24,18 +24,18 @@ def test_model_represents_with_other_encoder_parameters_as_if_they_were_its_own(
     x, _ = load(model, tiny.dataset.train, [3])
     encoder = model.weights[model.encoder] * np.float32(1.5)
     other.weights[other.encoder] = encoder
-    np.testing.assert_array_equal(model.represent(x, encoder=encoder), other.represent(x))
+    np.testing.assert_array_equal(model.look_ahead(x, encoder), other.forward(x).z)
 
 
 def test_model_writes_each_gradient_at_its_own_place(tiny):
     model = tiny.model()
     x, targets = load(model, tiny.dataset.train, range(4))
-    z = model.represent(x)
-    dz = (np.empty_like(z[0]),)
-    model.step("normals", z, targets["normals"], dz)
+    done = model.forward(x)
+    dz = (np.empty_like(done.z[0]),)
+    model.step("normals", done.z, targets["normals"], dz)
     touched = {part for part, where in model.table.parts.items() if model.gradient[where].any()}
     assert touched == {"head.normals"}
-    gradient = model.backward(x, dz)
+    gradient = model.backward(done, dz)
     assert np.shares_memory(gradient, model.gradient)
     assert gradient.any()
 
@@ -45,7 +45,7 @@ def test_model_takes_any_batch(tiny, batch):
     """The mean over a batch is the mean over its samples, of a loss with as many labels in each."""
     model = tiny.model()
     x, targets = load(model, tiny.dataset.train, range(batch))
-    z = model.represent(x)
+    z = model.forward(x).z
     dz = (np.empty_like(z[0]),)
     loss = model.step("normals", z, targets["normals"], dz)
     together = model.gradient.copy()
@@ -69,8 +69,8 @@ def test_model_predicts_what_pytorch_predicts(tiny):
 
 def test_model_says_what_does_not_fit_a_graph(tiny):
     model = tiny.model()
-    with pytest.raises(EngineError, match="encoder.forward"):
-        model.represent(np.zeros((2, 3, 16, 15), np.float32))
+    with pytest.raises(EngineError, match="encoder.0.forward"):
+        model.forward(np.zeros((2, 3, 16, 15), np.float32))
     with pytest.raises(EngineError, match="head.depth.loss"):
         model.loss("depth", (np.zeros((2, 8, 4, 4), np.float32),), np.zeros((2, 1, 8, 8), np.float32))
     with pytest.raises(EngineError, match="head.depth.loss"):
@@ -95,20 +95,20 @@ def test_shelf_loads_a_graph_once_for_all_groups_and_forgets_what_no_group_needs
     locate = lambda name, _: manifests.graph_path(tiny.folder, name)  # noqa: E731
     whole = shelf.of(tiny.manifest, locate)
     assert engine.loaded == []
-    assert whole("encoder.forward") is whole("encoder.forward")
+    assert whole("encoder.0.forward") is whole("encoder.0.forward")
     whole("head.depth.loss")
     group = shelf.of(tiny.group("normals")[0], locate)
-    assert group("encoder.forward") is whole("encoder.forward")
-    assert engine.loaded == ["encoder.forward.onnx", "head.depth.loss.onnx"]
+    assert group("encoder.0.forward") is whole("encoder.0.forward")
+    assert engine.loaded == ["encoder.0.forward.onnx", "head.depth.loss.onnx"]
     whole("head.depth.loss")
     assert engine.loaded.count("head.depth.loss.onnx") == 2
 
 
 def test_shelf_loads_nothing_of_a_bundle_with_a_graph_that_none_may_have(tiny, bundle_copy):
-    path = manifests.graph_path(bundle_copy, "encoder.backward")
+    path = manifests.graph_path(bundle_copy, "encoder.0.backward")
     path.write_bytes(path.read_bytes().replace(b"Conv", b"Loop"))
     engine = Counting()
     shelf = GraphShelf(engine)
-    with pytest.raises(BundleInvalid, match=r"graph encoder.backward is refused: operator 'Loop'"):
+    with pytest.raises(BundleInvalid, match=r"graph encoder.0.backward is refused: operator 'Loop'"):
         shelf.of(tiny.manifest, lambda name, _: manifests.graph_path(bundle_copy, name))
     assert engine.loaded == []

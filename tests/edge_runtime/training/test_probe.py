@@ -17,12 +17,13 @@ def first_batch(tiny, model):
 
 def probed(tiny, model):
     x, targets = first_batch(tiny, model)
-    z = model.represent(x)
+    done = model.forward(x)
+    z = done.z
     losses, kept = {}, {}
     for task in model.tasks:
         kept[task] = tuple(map(np.empty_like, z))
         losses[task] = model.step(task, z, targets[task], kept[task])
-    return probe(model, x, targets, losses, kept, lr=tiny.probe_lr, weight_decay=tiny.settings.weight_decay)
+    return probe(model, done, targets, losses, kept, lr=tiny.probe_lr, weight_decay=tiny.settings.weight_decay)
 
 
 def test_probe_is_what_pytorch_gives_by_definition(tiny):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -45,10 +47,9 @@ def test_worker_trains_as_the_plan_says(tiny, worker, store):
     np.testing.assert_allclose(result.weights, tiny.reference["weights"], atol=1e-4 * scale)
     assert result.examples == dict.fromkeys(tiny.manifest.task_names, 10)
     assert result.affinity is None
-    assert result.energy_j is None
     assert result.wall_s > 0
     assert result.peak_rss_bytes > 0
-    assert [stage for stage, *_ in reports] == ["evaluate"] + ["train"] * 6
+    assert [stage for stage, *_ in reports] == ["evaluate"] * 2 + ["train"] * 7  # when a stage begins, and each step
     assert reports[-1] == ("train", 6, 6)
 
 
@@ -67,9 +68,12 @@ def test_worker_gives_the_validation_loss_of_the_weights_that_came(tiny, worker,
 
 def test_worker_measures_affinities_where_the_plan_wants_them(tiny, worker, store):
     plan = tiny.plan(training=tiny.change(epochs=1, probe_every=2))
-    result = worker.train(plan, tiny.manifest, store, weights_of(tiny), Reports())
+    reports = Reports()
+    result = worker.train(plan, tiny.manifest, store, weights_of(tiny), reports)
     assert result.affinity.tasks == tiny.manifest.task_names
     assert result.affinity.count == 2
+    stages = [stage for stage, *_ in reports]
+    assert [(a, b) for a, b in pairwise(stages) if "probe" in (a, b)] == [("train", "probe"), ("probe", "train")] * 2
 
 
 def test_worker_trains_a_group_with_graphs_it_holds(tiny, worker, store):
@@ -158,20 +162,20 @@ def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store)
         worker.evaluate(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny), Reports())
 
 
-@pytest.mark.parametrize("work", ["train", "evaluate"])
+@pytest.mark.parametrize(("work", "graph"), [("train", "encoder.0.forward"), ("evaluate", "encoder.predict")])
 @pytest.mark.parametrize(
     ("change", "reason", "text"),
     [
-        (lambda _: b"not a graph", "bundle", "graph encoder.forward is not an ONNX graph"),
-        (lambda graph: graph.replace(b"Conv", b"Loop"), "bundle", "graph encoder.forward is refused: operator 'Loop'"),
-        (lambda graph: graph.replace(b"Conv", b"Gemm"), "error", "cannot be loaded"),
+        (lambda _: b"not a graph", "bundle", "graph {graph} is not an ONNX graph"),
+        (lambda content: content.replace(b"Conv", b"Loop"), "bundle", "graph {graph} is refused: operator 'Loop'"),
+        (lambda content: content.replace(b"Conv", b"Gemm"), "error", "cannot be loaded"),
     ],
 )
-def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, worker, store, work):
-    path = store.path(tiny.manifest.graphs["encoder.forward"].digest)
+def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, worker, store, work, graph):
+    path = store.path(tiny.manifest.graphs[graph].digest)
     path.write_bytes(change(path.read_bytes()))
     plan = tiny.plan() if work == "train" else tiny.plan(data_split="test")
-    with pytest.raises(WorkRefused, match=text) as caught:
+    with pytest.raises(WorkRefused, match=text.format(graph=graph)) as caught:
         getattr(worker, work)(plan, tiny.manifest, store, weights_of(tiny), Reports())
     assert caught.value.reason == reason
 

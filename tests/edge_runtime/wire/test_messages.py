@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import msgspec
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.wire import messages
 from edge_runtime.wire.blob import MAX_BLOB_BYTES, MAX_CHUNK_BYTES, MAX_CHUNKS, MIN_CHUNK_BYTES, Blob
+from edge_runtime.wire.energy import MAX_FLAGS, MAX_J, MAX_SOURCE, MAX_W, Energy, Phase, PhaseEnergy
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.messages import (
     MAX_MESSAGE_BYTES,
@@ -21,6 +23,7 @@ from edge_runtime.wire.messages import (
     Plan,
     Progress,
     Refusal,
+    Spent,
     Status,
     Training,
     UncertaintyWeighting,
@@ -103,7 +106,29 @@ def plans(work):
     )
 
 
-MEASURED = {"wall_s": NOT_NEGATIVE, "peak_rss_bytes": st.none() | COUNT, "energy_j": st.none() | NOT_NEGATIVE}
+JOULES = st.none() | st.floats(0, MAX_J)
+PHASES = st.dictionaries(
+    st.sampled_from(get_args(Phase)),
+    st.builds(PhaseEnergy, seconds=st.floats(0, 1e9), energy_j=JOULES, uncertainty_j=JOULES),
+)
+ENERGY = st.builds(
+    Energy,
+    source=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=MAX_SOURCE),
+    covers=st.none() | TEXT,
+    estimated=st.booleans(),
+    energy_j=JOULES,
+    uncertainty_j=JOULES,
+    idle_w=st.none() | st.floats(0, MAX_W),
+    sample_rate_hz=st.none() | st.floats(0, 1e12),
+    seconds=st.floats(0, 1e9),
+    measured_s=st.floats(0, 1e9),
+    gap_s=st.floats(0, 1e9),
+    phases=PHASES,
+    temperature_max_c=st.none() | st.floats(-273, 1000),
+    cpu_min_hz=st.none() | st.floats(0, 1e12),
+    throttled=st.none() | st.lists(TASK, max_size=MAX_FLAGS).map(tuple),
+)
+MEASURED = {"wall_s": NOT_NEGATIVE, "peak_rss_bytes": st.none() | COUNT, "energy": st.none() | ENERGY}
 NEED = st.builds(
     Need, digest=DIGEST, chunks=st.lists(st.integers(0, MAX_CHUNKS - 1), min_size=1, max_size=64).map(tuple)
 )
@@ -146,6 +171,7 @@ DEVICE = st.one_of(
         **MEASURED,
     ),
     st.builds(Evaluation, round=ROUND, group=GROUP, loss=LOSSES, examples=COUNTS, bytes_down=COUNT, **MEASURED),
+    st.builds(Spent, round=ROUND, group=GROUP, energy=ENERGY),
 )
 SERVER = st.one_of(
     plans("train"),
@@ -232,7 +258,7 @@ def test_encode_refuses_a_message_that_is_too_large():
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
     with pytest.raises(MessageInvalid, match="over the 65536 allowed"):
         encode(update)
@@ -251,7 +277,7 @@ def test_encode_refuses_a_message_that_is_too_large():
             wall_s=1.0,
             peak_rss_bytes=None,
             bytes_down=0,
-            energy_j=None,
+            energy=None,
         ),
         Affinity(tasks=("a",), count=1, mean=((math.inf,),), variance=None),
         Refusal(round=1, group="g", reason="error", detail="x" * 501),
@@ -278,7 +304,7 @@ def test_update_of_a_change_without_its_base_is_refused(scheme, base):
             base=base,
             examples={},
             bytes_down=0,
-            energy_j=None,
+            energy=None,
             **rest,
         )
 
@@ -353,4 +379,4 @@ def test_repeated_field_counts_once_and_is_still_checked():
 
 def test_every_message_belongs_to_one_side_or_both():
     kinds = set(messages.Message.__subclasses__())
-    assert kinds == {Hello, Plan, Need, Progress, Refusal, Update, Evaluation, Ack, Finished}
+    assert kinds == {Hello, Plan, Need, Progress, Refusal, Update, Evaluation, Spent, Ack, Finished}
