@@ -230,8 +230,6 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bytes_down: Count
     energy: Energy | None
     """Up to this message; Spent says the rest."""
-    probe_s: NonNegative | None = None
-    """Of `wall_s` in affinity probes; null where none was made."""
 
     def __post_init__(self) -> None:
         if (self.scheme == "fp32") != (self.base is None):
