@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import TensorTable, Vector
 
 BLOCK = 16_384
@@ -117,6 +118,19 @@ class AdamW:
             work *= rate
             w *= keep
             w -= work
+
+
+def optimizer(settings: Training) -> Optimizer:
+    """The optimizer that a plan asks for."""
+    if settings.optimizer == "adamw":
+        return AdamW(
+            lr=settings.lr,
+            beta1=settings.momentum,
+            beta2=settings.beta2,
+            epsilon=settings.epsilon,
+            weight_decay=settings.weight_decay,
+        )
+    return Sgd(lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
 
 
 @np.errstate(over="ignore", invalid="ignore")

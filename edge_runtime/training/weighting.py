@@ -2,9 +2,9 @@
 """How much each task's loss counts in a step: L = Σ w_i · L_i.
 
 Fixed weights, GradNorm and uncertainty weighting behind one seam. A weighting is asked for its weights before a step
-and told after it what the step measured: each task's loss and the norm of its gradient at the representation, NaN
-where the batch had no label of the task. What it has learnt is plain numbers by task, which the device keeps between
-rounds (a fresh weighting begins with every weight 1).
+and told after it what the step measured: each task's loss and the norm of its gradient at the representation. A loss
+that is NaN or zero is of a batch without labels of the task. What it has learnt is plain numbers by task, which the
+device keeps between rounds (a fresh weighting begins with every weight 1).
 """
 
 from collections.abc import Sequence
@@ -90,9 +90,9 @@ class GradNorm:
         """Move the weights of the tasks that the batch had labels of; with one of them there is nothing to compare."""
         new = np.isnan(self._first) & (losses > 0)
         self._first[new] = losses[new]
-        known = np.isfinite(losses) & np.isfinite(norms) & np.isfinite(self._first)
+        known = (losses > 0) & np.isfinite(norms)
         G = self.weights * norms  # (T,)
-        if known.sum() < 2 or not G[known].any() or not losses[known].any():
+        if known.sum() < 2 or not G[known].any():
             return
         mean = G[known].mean()
         rate = losses[known] / self._first[known]
@@ -132,7 +132,7 @@ class Uncertainty:
 
     def update(self, losses: Row, norms: Row) -> None:  # noqa: ARG002  (a seam's signature)
         """One step of gradient descent on s for the tasks that the batch had labels of."""
-        slope = np.where(np.isfinite(losses), 1 - self.weights * losses, 0.0)
+        slope = np.where(losses > 0, 1 - self.weights * losses, 0.0)
         self._s = np.clip(self._s - self._settings.lr * slope, -MOST_LOG_VARIANCE, MOST_LOG_VARIANCE)
 
 

@@ -1,5 +1,6 @@
 """What the agent asks for, done with the engine and this device's data set."""
 
+import logging
 import platform
 import time
 from pathlib import Path
@@ -10,34 +11,41 @@ from edge_runtime import __version__
 from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.work import EvaluationResult, Report, Stage, TrainResult, WorkerUnusable, WorkRefused
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
-from edge_runtime.engine import Engine, EngineError, engine_version
+from edge_runtime.engine import Engine, EngineError, engine_version, trains
 from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
 from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_installed
+from edge_runtime.training.learnt import LearntStore
 from edge_runtime.training.model import GraphShelf, Model, Step
+from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import DataSplit, Hello, Plan
-from edge_runtime.wire.tensors import Vector
+from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan
+from edge_runtime.wire.tensors import Vector, transfer
 
 EVALUATION_BATCH = 16
+_log = logging.getLogger(__name__)
 
 
 class LocalWorker:
     """Trains and evaluates on the data set in a folder. Raises WorkerUnusable if it cannot be used."""
 
-    def __init__(self, data: Path, state: Path, threads: int | None = None, *, official: bool = False) -> None:
+    def __init__(self, data: Path, state: Path, threads: int | None = None, *, official: OfficialUse = "off") -> None:
         try:
             self._dataset = Dataset.open(data)
-            if official:
+            if official == "require":
                 check_installed()
         except (DatasetInvalid, OfficialUnavailable) as exc:
             raise WorkerUnusable(str(exc)) from exc
+        if official == "auto" and not trains():
+            _log.info("%s is installed, not onnxruntime-training: this device trains portable graphs", engine_version())
         self._engine = Engine(threads)
         self._shelf = GraphShelf(self._engine)
-        self._official = OfficialShelf(self._engine) if official else None
+        self._use: OfficialUse = official if trains() else "off"
+        self._official = None if self._use == "off" else OfficialShelf(self._engine)
         self._momentum = CarriedVectors(state / "momentum")
+        self._learnt = LearntStore(state / "weighting")
 
     def hello(self) -> Hello:
         """What this device has."""
@@ -48,11 +56,12 @@ class LocalWorker:
         }
         return Hello(
             software=f"mas-edge {__version__}",
-            engine=engine_version() + (" official" if self._official else ""),
+            engine=engine_version(),
             platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             examples={name: len(split) for name, split in splits.items() if split is not None},
             tasks=self._dataset.tasks,
             memory_bytes=installed_bytes(),
+            official=self._use,
         )
 
     def train(self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report) -> TrainResult:
@@ -61,29 +70,35 @@ class LocalWorker:
         restart_peak()
         assert plan.training is not None
         settings, split = plan.training, self._dataset.train
+        asked, manifest = manifest, self._labelled(manifest, split)
         try:
-            whole = None if self._official is None else self._official.of(manifest, lambda _, key: store.path(key))
+            whole = self._whole(manifest, store)
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
-        model = self._model(manifest, store, weights, split, whole)
+        start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        model = self._model(manifest, store, start, split, whole)
+        layout = optimizer(settings).table(manifest.table.parameters)
         try:
             val_loss = self._loss(model, self._dataset.val, report)
             report("train", 0, 1)
-            velocity = self._momentum.load(manifest.table.parameters, plan.round - 1)
-            if velocity is None:
-                velocity = np.zeros_like(model.gradient)
+            state = self._momentum.load(layout, plan.round - 1)
+            if state is None:
+                state = np.zeros(layout.size, np.float32)
             trained = Trainer(model, split).train(
                 settings,
-                velocity,
+                state,
+                learnt=self._learnt.load(plan.bundle.digest, plan.round),
                 report=lambda done, total: report("train", done, total),
                 enter=lambda stage: report(stage, 0, 1),
             )
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
-        self._momentum.save(manifest.table.parameters, velocity, plan.round)
+        self._momentum.save(layout, state, plan.round)
+        if trained.learnt is not None:
+            self._learnt.save(plan.bundle.digest, trained.learnt, plan.round)
         return TrainResult(
-            weights=model.weights,
-            examples=dict.fromkeys(model.tasks, len(split)),
+            weights=model.weights if manifest is asked else _among(asked, weights, manifest, model.weights),
+            examples=split.examples(model.tasks),
             train_loss=trained.loss,
             val_loss=val_loss,
             affinity=trained.affinities.result(),
@@ -101,7 +116,9 @@ class LocalWorker:
         split = self._dataset.splits[plan.data_split]
         if split is None:
             raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
-        model = self._model(manifest, store, weights, split)
+        asked, manifest = manifest, self._labelled(manifest, split)
+        start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        model = self._model(manifest, store, start, split)
         try:
             loss = self._loss(model, split, report)
         except EngineError as exc:
@@ -109,10 +126,24 @@ class LocalWorker:
         assert loss is not None
         return EvaluationResult(
             loss=loss,
-            examples=dict.fromkeys(model.tasks, len(split)),
+            examples=split.examples(model.tasks),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
         )
+
+    def _whole(self, manifest: Manifest, store: BlobStore) -> Step | None:
+        if self._official is None or (self._use == "auto" and manifest.official is None):
+            return None
+        return self._official.of(manifest, lambda _, digest: store.path(digest))
+
+    @staticmethod
+    def _labelled(manifest: Manifest, split: Split) -> Manifest:
+        """The manifest of those tasks that the split has labels of. Raises WorkRefused if there are none."""
+        tasks = tuple(split.examples(manifest.task_names))
+        if not tasks:
+            wanted = ", ".join(manifest.task_names)
+            raise WorkRefused("no_data", f"this device has no labels for {wanted}; it has {', '.join(split.tasks)}")
+        return manifest if tasks == manifest.task_names else manifest.group(tasks, manifest.weights)
 
     def _model(
         self, manifest: Manifest, store: BlobStore, weights: Vector, split: Split, whole: Step | None = None
@@ -134,3 +165,12 @@ class LocalWorker:
         stage: Stage = "evaluate"
         report(stage, 0, len(split))
         return evaluate(model, split, EVALUATION_BATCH, report=lambda done, total: report(stage, done, total))
+
+
+def _among(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:
+    """The weights that were asked for: those trained, and as they came those of tasks without labels here."""
+    whole = np.array(weights)
+    views = asked.table.views(whole)
+    for name, view in manifest.table.views(trained).items():
+        views[name][...] = view
+    return whole

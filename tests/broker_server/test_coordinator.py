@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -125,6 +126,35 @@ def test_coordinator_begins_with_devices_that_said_hello_while_the_server_was_aw
     coordinator.finish("done")
     coordinator.status("z", online=True, now_s=5.0)
     assert coordinator.tick(8.0) == [Send(device="z", message=Finished(detail="done"))]
+
+
+def labels_of(*tasks):
+    return msgspec.structs.replace(HELLO, tasks=tasks)
+
+
+def test_coordinator_asks_those_that_have_labels_of_a_task():
+    coordinator = Coordinator(Rules(min_devices=4, quorum=3, deadline_s=60.0))
+    coordinator.offer(work(), 0.0)
+    for name, tasks in (("v", ("c",)), ("w", ("b",)), ("x", ("c", "d"))):
+        assert coordinator.hello(name, labels_of(*tasks), 0.0) == []
+    actions = coordinator.hello("y", labels_of("a", "c"), 0.0)
+    assert actions[0] == Opened(round=0, members=("w", "y"), quorum=2)  # no more than can come
+    assert plans(actions) == ["w", "y"]
+    coordinator.refusal("w", refusal(), 1.0)
+    assert plans(coordinator.tick(61.0)) == ["w", "y"]  # and not those without labels, when others are drawn
+    assert plans(coordinator.hello("z", labels_of("c"), 62.0)) == []
+
+
+def test_coordinator_waits_to_train_what_nobody_has_labels_of_and_does_not_wait_to_measure_it():
+    for kind, asked in (("train", []), ("evaluate", ["x"])):
+        coordinator = Coordinator(Rules(min_devices=1))
+        coordinator.offer(work(kind=kind), 0.0)
+        assert plans(coordinator.hello("x", labels_of("c"), 0.0)) == asked
+    assert Close(round=0, devices=()) in coordinator.refusal("x", refusal(), 1.0)
+    coordinator = Coordinator(Rules(min_devices=1))
+    coordinator.offer(work(), 0.0)
+    coordinator.status("x", online=True, now_s=0.0)
+    assert plans(coordinator.tick(10.0)) == ["x"]  # it has not said what it has
 
 
 def test_coordinator_draws_a_seeded_sample():

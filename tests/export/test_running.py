@@ -10,7 +10,7 @@ from torch import nn  # noqa: E402
 from edge_runtime.engine import Engine  # noqa: E402
 from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
 from edge_runtime.training.optimizer import Sgd  # noqa: E402
-from edge_runtime.training.probe import probe  # noqa: E402
+from edge_runtime.training.probe import Probe  # noqa: E402
 from edge_runtime.wire.manifest import Parity  # noqa: E402
 from export.compile import compile_model, describe, named_tensors  # noqa: E402
 from export.losses import l1  # noqa: E402
@@ -179,7 +179,8 @@ def test_probe_backward_and_evaluation_leave_parameters_and_state_bit_for_bit(co
     losses = {task: model.step(task, z, targets[task], kept[task]) for task in model.tasks}
     assert (model.weights != compiled.weights).any()
     before = model.weights.copy()
-    values = probe(model, done, targets, losses, kept, lr=0.1, weight_decay=0.01)
+    probe = Probe(method="exact", lr=0.1, weight_decay=0.01)
+    values = probe.measure(model, done, targets, losses, kept)
     assert np.isfinite(values).all()
     model.backward(done, kept["dense"])
     for task in model.tasks:

@@ -27,7 +27,8 @@ def losses(values, *names):
 def check_report(report, tasks, clients):
     """Every key of report.json and its type."""
     assert list(report) == [
-        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "test_loss", "wall_s",
+        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
+        "test_loss", "wall_s",
     ]  # fmt: skip
     assert (report["strategy"], report["tasks"], report["seed"]) == ("mas", list(tasks), 7)
     assert {"python", "mas-edge", "numpy", "torch"} <= set(report["versions"])
@@ -90,6 +91,32 @@ def test_federation_merges_measures_and_splits(site):
     for name, data in models.items():
         assert np.isfinite(unpack(whole.group(name.split("+"), whole.weights).table, data)).all()
     assert (site.state / "report" / "report.html").stat().st_size > 1000
+    assert all("Traceback" not in process.said for process in site.processes)
+
+
+def test_federation_goes_on_where_devices_lack_the_labels_of_a_task(site):
+    """Two of three devices have no normals: the third alone trains that head, and its group where it is split off."""
+    for name in ("attic", "cellar"):
+        folder = site.data(name)
+        for split in ("train", "val", "test"):
+            (folder / split / "normals.npy").unlink()
+    server = site.serve(min_devices=3, groups=3)
+    devices = [
+        site.run(
+            f"device-{name}", "edge_runtime", "run", "--config",
+            site.enrol(name, data=str(site.root / "data" / name if name != "kitchen" else site.data(name))),
+        )
+        for name in ("attic", "cellar", "kitchen")
+    ]  # fmt: skip
+    site.ends(server, *devices)
+    rounds = {(row["phase"], row["group"]): row for row in site.report()["rounds"]}
+    merged = rounds["merge", "+".join(site.tasks)]
+    assert merged["clients"] == ["attic", "cellar", "kitchen"]
+    losses(merged["train_loss"], *site.tasks)
+    assert rounds["split", "normals"]["clients"] == ["kitchen"]
+    assert rounds["split", "depth"]["clients"] == ["attic", "cellar", "kitchen"]
+    counts = site.report()["affinity"]["counts"]
+    assert counts == [[9, 3, 9], [3, 3, 3], [9, 3, 9]]  # three batches on each device that has both
     assert all("Traceback" not in process.said for process in site.processes)
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.engine import Engine, EngineError
-from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.model import GraphShelf, Labelled, Model
 from edge_runtime.training.trainer import load
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid
@@ -112,3 +112,68 @@ def test_shelf_loads_nothing_of_a_bundle_with_a_graph_that_none_may_have(tiny, b
     with pytest.raises(BundleInvalid, match=r"graph encoder.0.backward is refused: operator 'Loop'"):
         shelf.of(tiny.manifest, lambda name, _: manifests.graph_path(bundle_copy, name))
     assert engine.loaded == []
+
+
+def test_model_of_some_labelled_rows_is_the_head_on_those_rows(tiny):
+    """A masked loss over all rows, NaN where there is no label, is the same loss over the labelled ones."""
+    model = tiny.model()
+    x, targets = load(model, tiny.dataset.train, range(4))
+    z = model.forward(x).z
+    gaps = targets["depth"].copy()
+    gaps[[0, 2]] = np.nan
+    masked, some = (np.empty_like(z[0]),), (np.full_like(z[0], 7),)
+    loss = model.step("depth", z, gaps, masked)
+    gradient = model.gradient.copy()
+    labelled = Labelled(np.array([1, 3]), gaps[[1, 3]])
+    assert model.step("depth", z, labelled, some) == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(some[0], masked[0], atol=1e-7)
+    np.testing.assert_allclose(model.gradient, gradient, atol=1e-6)
+    assert not some[0][[0, 2]].any()
+    assert model.loss("depth", z, labelled) == pytest.approx(loss, rel=1e-6)
+    assert model.evaluate("depth", z, labelled) == pytest.approx(loss, rel=1e-6)
+
+
+def test_model_of_no_labelled_row_has_no_loss_and_no_gradient(tiny):
+    model = tiny.model()
+    x, targets = load(model, tiny.dataset.train, range(2))
+    z = model.forward(x).z
+    dz = (np.full_like(z[0], 7),)
+    model.step("depth", z, targets["depth"], dz)
+    nothing = Labelled(np.empty(0, np.int64), targets["depth"][:0])
+    assert np.isnan(model.step("depth", z, nothing, dz))
+    assert not dz[0].any()
+    assert not model.gradient[model.table.parts["head.depth"]].any()
+    assert np.isnan(model.loss("depth", z, nothing))
+    assert np.isnan(model.evaluate("depth", z, nothing))
+
+
+def test_model_weights_the_losses_in_every_gradient(tiny):
+    model, found, shown = tiny.model(), {}, {}
+    x, targets = load(model, tiny.dataset.train, range(4))
+    for task in model.tasks:
+        alone = tiny.model(task)
+        alone.learn(x, {task: targets[task]})
+        found[task] = alone.gradient[alone.encoder].copy(), alone.gradient[alone.encoder.stop :].copy()
+    plain = model.learn(x, targets)
+    weights = np.array([2.0, 0.0, 0.5])
+    losses = model.learn(x, targets, weights, lambda task, loss, dz: shown.update({task: (loss, dz[0].copy())}))
+    assert losses == plain
+    summed = sum(w * found[task][0] for w, task in zip(weights, model.tasks, strict=True)) / np.sqrt(3)
+    np.testing.assert_allclose(model.gradient[model.encoder], summed, atol=1e-6)
+    for w, task in zip(weights, model.tasks, strict=True):
+        part = model.gradient[model.table.parts[f"head.{task}"]]
+        np.testing.assert_allclose(part, w * found[task][1], atol=1e-6)
+        assert shown[task][0] == losses[task]
+        assert shown[task][1].any()  # without the weight
+
+
+def test_model_with_another_engine_hands_it_the_weights(tiny):
+    given = []
+    manifest, weights = tiny.group("depth", "normals")
+    model = Model(manifest, lambda _: None, weights, lambda *arguments: given.append(arguments) or {"depth": 1.0})
+    x, targets = load(model, tiny.dataset.train, range(2))
+    assert model.learn(x, targets, np.array([2.0, 1.0])) == {"depth": 1.0}
+    assert given[0][0] is x
+    assert given[0][4].tolist() == [2.0, 1.0]
+    assert np.shares_memory(given[0][2], model.weights)
+    assert given[0][3] is model.gradient

@@ -147,6 +147,6 @@ def test_uncertainty_finds_the_minimum():
 
 def test_uncertainty_stays_finite():
     uncertainty = Uncertainty(("a",), UncertaintyWeighting(lr=10.0), None)
-    for loss in (1e18, 1e18, 0.0, 0.0, 1e18):
+    for loss in (1e18, 1e18, 1e-9, 1e-9, 0.0, 1e18):
         uncertainty.update(row(loss), row(0))
         assert 0 < uncertainty.weights[0] < 1e5

@@ -167,7 +167,6 @@ DEVICE = st.one_of(
         val_loss=st.none() | LOSSES,
         affinity=st.none() | affinities(),
         bytes_down=COUNT,
-        probe_s=st.none() | NOT_NEGATIVE,
         **MEASURED,
     ),
     st.builds(Evaluation, round=ROUND, group=GROUP, loss=LOSSES, examples=COUNTS, bytes_down=COUNT, **MEASURED),
