@@ -13,11 +13,13 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 
 # Modules without I/O or clock, and all that reads what comes from outside: every branch is tested.
 PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
-	edge_runtime/agent/session.py \
+	$(addprefix edge_runtime/agent/, session.py uplink.py) \
 	$(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
-	$(addprefix edge_runtime/training/, optimizer.py probe.py schedule.py) \
-	$(addprefix devices/, detection.py health.py profile.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
-	$(addprefix broker_server/, affinity.py aggregation.py answers.py coordinator.py split.py strategy.py transfers.py) \
+	$(addprefix edge_runtime/training/, gradient.py gram.py learnt.py optimizer.py probe.py schedule.py weighting.py) \
+	$(addprefix devices/, detection.py health.py profile.py) $(addprefix devices/flashing/, kind.py partitions.py) \
+	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
+	$(addprefix broker_server/, affinity.py aggregation.py answers.py coordinator.py energy.py split.py strategy.py \
+		transfers.py) \
 	$(addprefix broker_server/mqtt/, auth.py codec.py flow.py hub.py local.py outbox.py packets.py retained.py \
 		router.py session.py topics.py)
 
@@ -25,7 +27,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help venv venv-board venv-official board lint test test-workstation test-board apt demo bench clean
+.PHONY: help venv venv-board venv-official board lint test test-workstation test-board apt demo bench bench-device clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -34,9 +36,10 @@ help:
 	@echo "make board        measures what a board installs and checks our own wheel"
 	@echo "make lint         style, types and import contracts"
 	@echo "make test         lint, and the tests in both environments"
-	@echo "make apt          Mosquitto and Chromium for the tests that use them, where apt-get may be used"
+	@echo "make apt          Mosquitto, Chromium, mtools and dosfstools for the tests that use them, where apt-get may be used"
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
 	@echo "make bench        measurements against peers into benchmarks/results/"
+	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
 	@echo "make clean        removes environments, caches and runs"
 
 venv: $(VENV)/.stamp
@@ -106,8 +109,8 @@ test-board: board
 
 apt:
 	@missing=""; \
-	for need in mosquitto chromium; do \
-		PATH="$$PATH:/usr/sbin" command -v $$need > /dev/null || missing="$$missing $$need"; \
+	for need in mosquitto:mosquitto chromium:chromium mcopy:mtools mkfs.vfat:dosfstools; do \
+		PATH="$$PATH:/usr/sbin" command -v $${need%:*} > /dev/null || missing="$$missing $${need#*:}"; \
 	done; \
 	test -n "$$missing" || exit 0; \
 	sudo=""; test "$$(id -u)" = 0 || sudo="sudo -n"; \
@@ -121,6 +124,9 @@ demo: $(VENV)/.stamp
 
 bench: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.run
+
+bench-device: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.device
 
 clean:
 	rm -rf $(VENV) $(BOARD) $(OFFICIAL) build dist runs htmlcov .coverage .hypothesis *.egg-info

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn, get_args, get_origin
 
 import msgspec
 
@@ -122,11 +122,19 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         default = "" if field.default in {None, ()} else f"(default: {field.default})"
         if field.name == "tasks":
             settings.add_argument(flag, type=lambda text: tuple(text.split(",")), help="a,b,… (default: all)")
+        elif field.name == "task_weights":
+            settings.add_argument(flag, type=_by_task, help="a=2,b=0.5,… (default: 1 for each)")
         elif isinstance(field.default, bool):
             settings.add_argument(flag, action="store_true", default=None)
+        elif get_origin(field.type) is Literal:
+            settings.add_argument(flag, choices=get_args(field.type), default=None, help=default)
         else:
             kind = Path if field.name in PATHS else type(field.default)
             settings.add_argument(flag, type=kind, default=None, help=default)
+
+
+def _by_task(text: str) -> dict[str, float]:
+    return {task: float(weight) for task, _, weight in (part.partition("=") for part in text.split(","))}
 
 
 def _settings(options: argparse.Namespace) -> ServerConfig:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from broker_server.strategy import Assignment
 from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.messages import Evaluation, ServerMessage, Training, Update
 
 Result = Update | Evaluation
@@ -19,6 +20,7 @@ class Work:
     signature: str
     weights: Blob
     training: Training | None
+    updates: Updates
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,7 @@ from edge_runtime.wire.messages import (
     Need,
     Progress,
     Refusal,
+    Spent,
     Update,
     decode_device,
     decode_status,
@@ -89,6 +90,8 @@ class Aggregator:
         """How the federation ended, once it has."""
         self.failed = False
         """Whether it ended before its time."""
+        self.energies = 0
+        """How often a device has said what a plan has cost in the end; it may do so after the last round."""
         self._downloads = Downloads()
         self._uploads = Uploads(blobs)
         self._sayings: deque[tuple[str, bytes]] = deque(maxlen=MAX_SAYINGS)
@@ -175,6 +178,10 @@ class Aggregator:
                 self._do(self.coordinator.update(device, update, now_s))
             case Evaluation() as evaluation:
                 self._do(self.coordinator.evaluation(device, evaluation, now_s))
+            case Spent() as spent if self._store.set_energy(spent, device):
+                self.energies += 1
+            case Spent():
+                self._dropped["energy of a round that the device was not in"] += 1
 
     def _hello(self, device: str, hello: Hello) -> None:
         self._downloads.came(device)

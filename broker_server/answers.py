@@ -4,16 +4,14 @@ from collections.abc import Mapping
 
 from broker_server.actions import Work
 from broker_server.affinity import check
+from edge_runtime.wire.compression import max_bytes
 from edge_runtime.wire.messages import Evaluation, Hello, Update
 
 
 def update_fault(work: Work, update: Update, hello: Hello | None) -> str | None:
     """Why an announced update cannot count; None if it can. `hello` is what the device said it has, if it did."""
-    if update.weights.size_bytes != work.weights.size_bytes:
-        return (
-            f"weights of {update.weights.size_bytes} bytes were announced, "
-            f"those of the group have {work.weights.size_bytes}"
-        )
+    if fault := _file_fault(work, update):
+        return fault
     if not any(update.examples.values()):
         return "the update was trained on no examples"
     most, has = max(update.examples.values()), None if hello is None else hello.examples.get("train", 0)
@@ -25,6 +23,17 @@ def update_fault(work: Work, update: Update, hello: Hello | None) -> str | None:
         except ValueError as exc:
             return str(exc)
     return _foreign_task(work, update.examples, update.train_loss, update.val_loss or {})
+
+
+def _file_fault(work: Work, update: Update) -> str | None:
+    announced, full = update.weights.size_bytes, work.weights.size_bytes
+    if update.scheme == "fp32" and announced != full:
+        return f"weights of {announced} bytes were announced, those of the group have {full}"
+    if announced > max_bytes(full):
+        return f"a {update.scheme} update of {announced} bytes was announced, at most {max_bytes(full)} are possible"
+    if update.base not in {None, work.weights.digest}:
+        return "the update is a change to other weights than those of the round"
+    return None
 
 
 def evaluation_fault(work: Work, evaluation: Evaluation) -> str | None:

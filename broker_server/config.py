@@ -4,24 +4,66 @@ federation = "home"
 bundle = "bundle"             # paths are relative to this file
 merged_rounds = 70
 groups = 3
+
+[training]                    # how devices train; these keys may also stand above
+optimizer = "adamw"
+lr = 1e-3
+
+[updates]                     # how devices send what they trained: fp32, fp16, int8, topk, or auto, by the link's speed
+scheme = "int8"               # above, or as a flag: update_scheme
 """
 
 import os
 import re
 import stat
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from broker_server.coordinator import Rules
 from broker_server.strategy import Mas, Strategy
-from edge_runtime.wire.names import FederationName, TaskName, Tasks
+from edge_runtime.wire.compression import TOPK_FRACTION, AnyScheme, TopkFraction, Updates
+from edge_runtime.wire.messages import (
+    FixedWeighting,
+    GradNormWeighting,
+    ProbeMethod,
+    Rate,
+    TaskWeighting,
+    Training,
+    UncertaintyWeighting,
+    Weight,
+)
+from edge_runtime.wire.names import MAX_TASKS, FederationName, TaskName, Tasks
 
 MAX_CONFIG_BYTES = 64 * 1024
 PATHS = ("state", "bundle", "certificate", "key")
 """The keys that are paths."""
+_TRAINING = (
+    "local_epochs",
+    "batch",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "seed",
+    "probe",
+    "probe_every",
+    "optimizer",
+    "beta2",
+    "epsilon",
+    "clip_norm",
+    "proximal_mu",
+    "weighting",
+    "task_weights",
+    "gradnorm_alpha",
+    "weighting_lr",
+)
+TABLES = {
+    "training": {key: key for key in _TRAINING},
+    "updates": {"scheme": "update_scheme", "topk_fraction": "topk_fraction"},
+}
+"""The tables of the file: which key each of their keys stands for."""
 Rounds = Annotated[int, Meta(ge=1, le=100_000)]
 Many = Annotated[int, Meta(ge=0, le=100_000)]
 _KEY = re.compile(r"`\$\.?([^`]*)`")
@@ -29,18 +71,6 @@ _KEY = re.compile(r"`\$\.?([^`]*)`")
 
 class ConfigInvalid(ValueError):
     """The configuration cannot be used; the sentence names the key."""
-
-
-class TrainingSettings(msgspec.Struct, frozen=True, kw_only=True):
-    """How devices train: what every plan carries."""
-
-    local_epochs: int
-    batch: int
-    lr: float
-    momentum: float
-    weight_decay: float
-    probe_every: int
-    seed: int
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,10 +89,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tasks: tuple[TaskName, ...] = ()
     """The tasks to train; all of the bundle's where none is named."""
     merged_rounds: Rounds = 20
+    probe_from: Many = 0
+    """Affinities are probed from this round of the merged phase on …"""
     probe_rounds: Many = 10
-    """Affinities are probed in so many of the first rounds."""
+    """… in so many rounds …"""
     probe_every: Many = 10
-    """… at every so many batches."""
+    """… at every so many batches …"""
+    probe: ProbeMethod = "exact"
+    """… by look-ahead, or to first order by the encoder's or the representation's gradients."""
     split_rounds: Rounds = 10
     groups: Annotated[int, Meta(ge=1, le=32)] = 2
     at_most: bool = False
@@ -78,6 +112,24 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     momentum: Annotated[float, Meta(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Meta(ge=0, le=1)] = 1e-4
     seed: Annotated[int, Meta(ge=0, le=2**53)] = 0
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """AdamW takes `momentum` as its beta1."""
+    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, Meta(gt=0, le=1)] = 1e-8
+    clip_norm: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    """Gradients are scaled down to this norm; 0 for never."""
+    proximal_mu: Annotated[float, Meta(ge=0, le=1e3)] = 0.0
+    """FedProx's mu; 0 for plain federated averaging."""
+    weighting: Literal["fixed", "gradnorm", "uncertainty"] = "fixed"
+    task_weights: Annotated[dict[TaskName, Weight], Meta(max_length=MAX_TASKS)] = {}
+    """Fixed weights of the tasks' losses; 1 for a task that is not named."""
+    gradnorm_alpha: Annotated[float, Meta(ge=0, le=10)] = 1.5
+    weighting_lr: Rate = 0.025
+    """How fast GradNorm or uncertainty weighting learns its weights."""
+
+    update_scheme: AnyScheme = "fp32"
+    """How devices send what they trained; `auto` leaves it to the measured speed of each one's link."""
+    topk_fraction: TopkFraction = TOPK_FRACTION
 
     @property
     def rules(self) -> Rules:
@@ -91,11 +143,40 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         )
 
     @property
-    def training(self) -> TrainingSettings:
-        """How devices train."""
-        return msgspec.convert(
-            {name: getattr(self, name) for name in TrainingSettings.__struct_fields__}, TrainingSettings
+    def training(self) -> Training:
+        """How devices train in a first round that probes; a round sets what depends on it."""
+        return Training(
+            epochs=self.local_epochs,
+            first_epoch=0,
+            batch=self.batch,
+            lr=self.lr,
+            momentum=self.momentum,
+            weight_decay=self.weight_decay,
+            seed=self.seed,
+            probe_every=self.probe_every,
+            probe=self.probe,
+            optimizer=self.optimizer,
+            beta2=self.beta2,
+            epsilon=self.epsilon,
+            clip_norm=self.clip_norm,
+            proximal_mu=self.proximal_mu,
+            weighting=self._weighting,
         )
+
+    @property
+    def updates(self) -> Updates:
+        """How devices send what they trained."""
+        return Updates(scheme=self.update_scheme, topk_fraction=self.topk_fraction)
+
+    @property
+    def _weighting(self) -> TaskWeighting | None:
+        match self.weighting:
+            case "fixed":
+                return FixedWeighting(weights=self.task_weights) if self.task_weights else None
+            case "gradnorm":
+                return GradNormWeighting(alpha=self.gradnorm_alpha, lr=self.weighting_lr)
+            case "uncertainty":
+                return UncertaintyWeighting(lr=self.weighting_lr)
 
     @property
     def bundle_path(self) -> Path:
@@ -108,6 +189,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             tasks,
             merged_rounds=self.merged_rounds,
             split_rounds=self.split_rounds,
+            probe_from=self.probe_from,
             probe_rounds=self.probe_rounds,
             groups=self.groups,
             mode="at_most" if self.at_most else "exactly",
@@ -115,7 +197,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def fingerprint(self) -> str:
         """The settings that a federation cannot change once it has begun, as JSON."""
-        kept = ("federation", "tasks", "merged_rounds", "probe_rounds", "split_rounds", "groups", "at_most", "seed")
+        kept = ["federation", "tasks", "merged_rounds", "probe_from", "probe_rounds", "probe", "split_rounds", "groups"]
+        kept += ["at_most", "seed"]
         return msgspec.json.encode({"strategy": "mas"} | {name: getattr(self, name) for name in kept}).decode()
 
 
@@ -135,6 +218,7 @@ def read(path: Path | None, **flags: object) -> ServerConfig:
             raise ConfigInvalid(f"{path} cannot be read: {exc.strerror}") from exc
         except (msgspec.DecodeError, UnicodeDecodeError, ImportError) as exc:
             raise ConfigInvalid(f"{path} is not TOML: {exc}") from exc
+        keys = _flat(path, keys)
         for key in PATHS:
             if isinstance(keys.get(key), str):
                 keys[key] = os.path.normpath(path.resolve().parent / str(keys[key]))
@@ -147,6 +231,21 @@ def read(path: Path | None, **flags: object) -> ServerConfig:
         raise ConfigInvalid(_sentence(path, str(exc))) from exc
     _check(config)
     return config
+
+
+def _flat(path: Path, keys: dict[str, Any]) -> dict[str, Any]:
+    """The keys with those of the file's tables among them."""
+    for name, known in TABLES.items():
+        table = keys.pop(name, {})
+        if not isinstance(table, dict):
+            raise ConfigInvalid(f"{path}: {name}: a table of keys is needed")
+        if odd := sorted(table.keys() - known.keys()):
+            raise ConfigInvalid(f"{path}: {name}.{odd[0]}: no key of this name may stand there")
+        found = {known[key]: value for key, value in table.items()}
+        if twice := sorted(found.keys() & keys.keys()):
+            raise ConfigInvalid(f"{path}: {twice[0]}: it is there twice, in the table [{name}] and above it")
+        keys |= found
+    return keys
 
 
 def _decode(kind: type, value: object) -> object:
@@ -164,6 +263,15 @@ def _check(config: ServerConfig) -> None:
     if config.clients_per_round and config.quorum > config.clients_per_round:
         raise ConfigInvalid(
             f"quorum: {config.quorum} results cannot come from the {config.clients_per_round} clients of a round"
+        )
+    if config.task_weights and config.weighting != "fixed":
+        raise ConfigInvalid(
+            f"task_weights: with weighting = {config.weighting!r} the weights are learnt: leave them out"
+        )
+    if config.probe_rounds and config.probe_from >= config.merged_rounds:
+        raise ConfigInvalid(
+            f"probe_from: the merged phase has {config.merged_rounds} rounds, so none is probed from round "
+            f"{config.probe_from} on"
         )
     if config.groups > 1 and not (config.probe_rounds and config.probe_every):
         raise ConfigInvalid("probe_rounds and probe_every: a split needs affinities, so neither may be 0")

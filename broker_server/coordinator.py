@@ -3,7 +3,8 @@
 Rules
 - Everything that happens comes in as a method with the time, `now_s`; everything to be done goes out as a list of
   actions, to be done in that order. `Record` comes before the `Send` of its acknowledgement: journal, then say so.
-- One round is open at a time. A round begins when enough devices are online, with a seeded sample of them.
+- One round is open at a time. A round begins when enough devices are online, with a seeded sample of those that
+  have labels of one of its tasks. One that nobody can measure is refused by all, and so closes.
 - A member's state changes by the table `TRANSITIONS` alone. What the table does not have is counted in `counts`,
   declined where the device waits for an answer, and changes nothing.
 - A round closes when every member has answered, a refusal being an answer, or at the deadline; either way only with
@@ -241,15 +242,13 @@ class Coordinator:
         return self._replace(current, now_s) if answered else []
 
     def _begin(self, current: OpenRound, now_s: float) -> list[Action]:
-        online = self.online
-        if len(online) < self.needed:
+        able = self._able(current)
+        if len(self.online) < self.needed or not able:
             return []
-        number = self._rules.clients_per_round or len(online)
-        if current.work.assignment.work == "evaluate":
-            number = len(online)
-        drawn = self._draw(current, online, number)
+        is_measured = current.work.assignment.work == "evaluate"
+        drawn = self._draw(current, able, (not is_measured and self._rules.clients_per_round) or len(able))
         current.members = dict.fromkeys(drawn, "asked")
-        current.quorum = self._rules.quorum or math.ceil(len(drawn) / 2)
+        current.quorum = min(self._rules.quorum or math.ceil(len(drawn) / 2), len(drawn))
         current.draws = len(drawn)
         current.deadline_s = now_s + self._rules.deadline_s
         return [self._opened(current), *(self._plan(name, now_s) for name in drawn)]
@@ -274,7 +273,7 @@ class Coordinator:
         for name in gone:
             current.members.pop(name)
             current.results.pop(name, None)
-        fresh = [name for name in self.online if name not in current.members]
+        fresh = [name for name in self._able(current) if name not in current.members]
         drawn = self._draw(current, fresh, current.draws - len(current.members))
         # With nobody left to ask, those that are away stay members: they are asked when they come.
         for name in gone[: 0 if current.members or drawn else None]:
@@ -291,12 +290,19 @@ class Coordinator:
 
     def _replace(self, current: OpenRound, now_s: float) -> list[Action]:
         """All have answered, too many with a refusal: draw others that were not asked yet, if there are any."""
-        fresh = [name for name in self.online if name not in current.members]
+        fresh = [name for name in self._able(current) if name not in current.members]
         drawn = self._draw(current, fresh, current.quorum - len(self._counted(current)))
         if not drawn:
             return []
         current.members.update(dict.fromkeys(drawn, "asked"))
         return [self._opened(current), *(self._plan(name, now_s) for name in drawn)]
+
+    def _able(self, current: OpenRound) -> list[str]:
+        """Those online with labels of one of the tasks, or that have not said; to measure, all where there are none."""
+        about = current.work.assignment
+        said = [(name, self.devices[name].hello) for name in self.online]
+        able = [name for name, hello in said if hello is None or not set(about.tasks).isdisjoint(hello.tasks)]
+        return able if able or about.work == "train" else self.online
 
     def _draw(self, current: OpenRound, names: list[str], number: int) -> list[str]:
         """A sample that depends on the seed, the round and what the round has drawn before, not on the clock."""
@@ -318,6 +324,7 @@ class Coordinator:
                 signature=work.signature,
                 weights=work.weights,
                 training=work.training,
+                updates=work.updates,
                 data_split=about.data_split,
                 deadline_s=max(1.0, current.deadline_s - now_s),
             ),

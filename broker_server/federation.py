@@ -13,15 +13,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from broker_server.actions import Result, Work
 from broker_server.affinity import Affinities, AffinityLedger
 from broker_server.aggregation import FedAvg
-from broker_server.config import TrainingSettings
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import Assignment, Phase, Strategy, assignment, learning_rate, source_group
 from edge_runtime.wire.blob import Blob, BlobStore, describe
+from edge_runtime.wire.compression import Updates, decode
 from edge_runtime.wire.manifest import TRAINING, WEIGHTS, File, Manifest, encode, graph_path, official_path
 from edge_runtime.wire.messages import Training, Update
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.signing import sign
-from edge_runtime.wire.tensors import Vector, pack, transfer, unpack
+from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
 
 
 class FederationChanged(ValueError):
@@ -43,7 +43,8 @@ class Federation:
         folder: Path,
         key: Ed25519PrivateKey,
         strategy: Strategy,
-        training: TrainingSettings,
+        training: Training,
+        updates: Updates,
         tasks: Tasks,
         settings: str,
     ) -> None:
@@ -53,6 +54,7 @@ class Federation:
         self._key = key
         self._strategy = strategy
         self._training = training
+        self._updates = updates
         self.tasks: Tasks = tuple(sorted(tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
         self._claim("settings", settings)
@@ -119,8 +121,9 @@ class Federation:
         return None
 
     def check_update(self, work: Work, update: Update) -> None:
-        """Raises TensorsInvalid unless the fetched weights are of the group's tensors, all finite."""
-        unpack(self._manifest(work.assignment.tasks).table, self._blobs.read(update.weights.digest))
+        """Raises TensorsInvalid unless the fetched update is of the group's tensors and gives finite weights."""
+        table = self._manifest(work.assignment.tasks).table
+        self._weights(update, table, self._given(work, table))
 
     def close(self, work: Work, devices: Iterable[str], *, bytes_up: int | None) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
@@ -154,12 +157,20 @@ class Federation:
 
     def _fold(self, work: Work, results: Mapping[str, Result]) -> Blob:
         table = self._manifest(work.assignment.tasks).table
+        given = self._given(work, table)
         mean = FedAvg(table)
         for result in results.values():
             if isinstance(result, Update):
-                mean.fold(unpack(table, self._blobs.read(result.weights.digest)), result.examples)
-        old = unpack(table, self._blobs.read(work.weights.digest))
-        return self._blobs.add(pack(table, mean.result(old)))
+                mean.fold(self._weights(result, table, given), result.examples)
+        return self._blobs.add(pack(table, mean.result(given)))
+
+    def _given(self, work: Work, table: TensorTable) -> Vector:
+        """The weights that the devices of a round were given."""
+        return unpack(table, self._blobs.read(work.weights.digest))
+
+    def _weights(self, update: Update, table: TensorTable, given: Vector) -> Vector:
+        """The weights that an update says. Raises TensorsInvalid."""
+        return decode(table, self._blobs.read(update.weights.digest), update.scheme, given)
 
     def _learn(self, round_number: int, results: Mapping[str, Result]) -> None:
         for device, result in results.items():
@@ -190,18 +201,15 @@ class Federation:
             signature=sign(self._key, manifest),
             weights=self._store.weights()[phase.name, about.group],
             training=self._train(about) if about.work == "train" else None,
+            updates=self._updates,
         )
 
     def _train(self, about: Assignment) -> Training:
         settings = self._training
-        return Training(
-            epochs=settings.local_epochs,
-            first_epoch=about.index * settings.local_epochs,
-            batch=settings.batch,
+        return msgspec.structs.replace(
+            settings,
+            first_epoch=about.index * settings.epochs,
             lr=learning_rate(settings.lr, about.index, about.rounds),
-            momentum=settings.momentum,
-            weight_decay=settings.weight_decay,
-            seed=settings.seed,
             probe_every=settings.probe_every if about.probe else 0,
         )
 

@@ -17,6 +17,7 @@ from broker_server.affinity import Affinities
 from broker_server.aggregation import weighted_losses
 from broker_server.aggregator import Aggregator
 from broker_server.coordinator import UNANSWERED, Coordinator
+from broker_server.energy import label
 from broker_server.report import round_report
 from broker_server.store import RoundRow
 from edge_runtime.wire.messages import Evaluation
@@ -38,7 +39,8 @@ def round_line(row: RoundRow, results: Mapping[str, Result]) -> str:
         evaluations = [(r.loss, r.examples) for r in results.values() if isinstance(r, Evaluation)]
         return f"{head}  test loss {losses_text(weighted_losses(evaluations))}  ({len(results)} devices)"
     report = round_report(row, results)
-    return f"{head}  train loss {losses_text(report.train_loss)}  ({len(results)} devices, {report.wall_s:.1f} s)"
+    cost = "" if report.energy.energy_j is None else f", {label(report.energy)}"
+    return f"{head}  train loss {losses_text(report.train_loss)}  ({len(results)} devices, {report.wall_s:.1f} s{cost})"
 
 
 def losses_text(losses: Mapping[str, float]) -> str:

@@ -1,6 +1,7 @@
 """report.json: what a federation did, from its journal alone. None is for what was not measured."""
 
 import platform
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -11,10 +12,12 @@ import numpy as np
 from broker_server.actions import Result
 from broker_server.affinity import Affinities, AffinityLedger
 from broker_server.aggregation import weighted_losses
+from broker_server.energy import EnergySum, total
 from broker_server.split import Mode
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import Phase
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.messages import Evaluation, Update
 from edge_runtime.wire.names import group_id
@@ -38,10 +41,22 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     wall_s: float
     bytes_up: int | None
     bytes_down: int | None
+    update_schemes: dict[str, int]
+    """How many of the updates came by each scheme."""
+    update_ratio: float | None
+    """The bytes of the updates' files, relative to the same number of weights in full (fp32)."""
     peak_rss_bytes: int | None
     """The largest of any device."""
-    energy_j: float | None
-    """The sum over devices; None unless every one measured it."""
+    energy: EnergySum
+    """Over all members of the round, those whose work came to nothing among them."""
+    energy_by_device: dict[str, Energy | None]
+
+
+class EnergyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the federation has cost: all closed rounds, and those of each group."""
+
+    total: EnergySum
+    groups: dict[str, EnergySum]
 
 
 class AffinityReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +83,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     versions: dict[str, str]
     rounds: list[RoundReport]
+    energy: EnergyReport
     affinity: AffinityReport | None
     split: SplitReport | None
     test_loss: dict[str, Losses | None]
@@ -87,6 +103,7 @@ def build(store: Store) -> Report:
         raise ReportImpossible("no federation has begun in this state folder, so there is nothing to report")
     tasks = _tasks(phases)
     closed = [(row, store.results(row.assignment.round)) for row in store.rounds() if row.closed_s is not None]
+    full = {group: blob.size_bytes for group, blob in store.weights().items()}
     measured = affinities(store)
     split = next((phase.split for phase in phases if phase.split is not None), None)
     times = [time_s for row, _ in closed for time_s in (row.started_s, row.closed_s) if time_s is not None]
@@ -95,7 +112,17 @@ def build(store: Store) -> Report:
         tasks=tasks,
         seed=msgspec.convert(settings.get("seed", 0), int),
         versions=versions() | msgspec.json.decode(store.fact("versions") or "{}", type=dict[str, str]),
-        rounds=[round_report(row, results) for row, results in closed if row.assignment.work == "train"],
+        rounds=[
+            round_report(
+                row,
+                results,
+                full.get((row.assignment.phase, row.assignment.group)),
+                store.energy(row.assignment.round),
+            )
+            for row, results in closed
+            if row.assignment.work == "train"
+        ],
+        energy=energy_report((row, store.energy(row.assignment.round)) for row, _ in closed),
         affinity=None if measured is None else _affinity(measured),
         split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
         test_loss={stage: _test_loss(stage, closed, tasks) for stage in STAGES},
@@ -115,12 +142,22 @@ def affinities(store: Store) -> Affinities | None:
     return ledger.result() if len(ledger) else None
 
 
-def round_report(row: RoundRow, results: Mapping[str, Result]) -> RoundReport:
-    """What a closed round of training did."""
+def round_report(
+    row: RoundRow,
+    results: Mapping[str, Result],
+    full_bytes: int | None = None,
+    energy: Mapping[str, Energy] | None = None,
+) -> RoundReport:
+    """What a closed round of training did.
+
+    `full_bytes` is the size of the group's weights in full, where known; `energy` what devices have said since they
+    handed in their results.
+    """
+    energies = _energies(row, {device: result.energy for device, result in results.items()} | dict(energy or {}))
     updates = [result for result in results.values() if isinstance(result, Update)]
     validated = [(update.val_loss, update.examples) for update in updates if update.val_loss is not None]
     peaks = [update.peak_rss_bytes for update in updates if update.peak_rss_bytes is not None]
-    energy = [update.energy_j for update in updates if update.energy_j is not None]
+    sent = sum(update.weights.size_bytes for update in updates)
     return RoundReport(
         round=row.assignment.round,
         phase=row.assignment.phase,
@@ -131,8 +168,11 @@ def round_report(row: RoundRow, results: Mapping[str, Result]) -> RoundReport:
         wall_s=(row.closed_s or row.started_s) - row.started_s,
         bytes_up=row.bytes_up,
         bytes_down=row.bytes_down,
+        update_schemes=dict(sorted(Counter(update.scheme for update in updates).items())),
+        update_ratio=sent / (len(updates) * full_bytes) if updates and full_bytes else None,
         peak_rss_bytes=max(peaks, default=None),
-        energy_j=sum(energy) if updates and len(energy) == len(updates) else None,
+        energy=total(tuple(energies.values())),
+        energy_by_device=energies,
     )
 
 
@@ -165,6 +205,22 @@ def versions() -> dict[str, str]:
     """The versions of Python and of the packages that the server stands on."""
     installed = {str(package.metadata["Name"]).lower(): package.version for package in metadata.distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in _PACKAGES if name in installed}
+
+
+def energy_report(closed: Iterable[tuple[RoundRow, Mapping[str, Energy]]]) -> EnergyReport:
+    """What closed rounds have cost, measuring rounds among them."""
+    plans: dict[str, list[Energy | None]] = {}
+    for row, energy in closed:
+        plans.setdefault(row.assignment.group, []).extend(_energies(row, energy).values())
+    return EnergyReport(
+        total=total([energy for group in plans.values() for energy in group]),
+        groups={group: total(energies) for group, energies in plans.items()},
+    )
+
+
+def _energies(row: RoundRow, known: Mapping[str, Energy | None]) -> dict[str, Energy | None]:
+    """Energy by member, in order; None for one that has not said."""
+    return {device: known.get(device) for device in sorted({*row.members, *known})}
 
 
 def _tasks(phases: Iterable[Phase]) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from broker_server import report_energy
 from broker_server.affinity import Affinities
 from broker_server.report import STAGES, AffinityReport, Report, RoundReport
 from broker_server.split import MAX_SPLIT_TASKS, Split, confidence
@@ -84,6 +85,8 @@ def render(report: Report, *, affinities: Affinities | None = None, predictions:
         parts.append(_section("Affinities", f"{picture}<p class=note>{note}</p>"))
     if report.split is not None:
         parts.append(_section("Split", _split(report, affinities)))
+    if energy := report_energy.section(report):
+        parts.append(_section("Energy", energy))
     if predictions:
         parts.append(_section("Predictions on test images", "".join(map(_row, predictions))))
     if report.rounds:
@@ -188,10 +191,8 @@ def _cards(report: Report) -> str:
     peaks = [row.peak_rss_bytes for row in report.rounds if row.peak_rss_bytes is not None]
     if peaks:
         cards.append((f"{max(peaks) / 2**20:.0f} MiB", "peak memory of a device", ""))
-    energy = [row.energy_j for row in report.rounds]
-    measured = [value for value in energy if value is not None]
-    if energy and len(measured) == len(energy):
-        cards.append((f"{sum(measured):.0f} J", "energy", ""))
+    if energy := report_energy.card(report):
+        cards.append((*energy, ""))
     return (
         "<div class=cards>"
         + "".join(
@@ -247,9 +248,10 @@ def _rounds(rounds: Sequence[RoundReport]) -> str:
         "val loss",
         "s",
         "MiB up",
+        "updates",
         "MiB down",
         "peak MiB",
-        "J",
+        "energy",
     )
     head = "".join(f"<th{' class=n' if i not in {1, 2} else ''}>{name}</th>" for i, name in enumerate(columns))
     lines = []
@@ -263,9 +265,10 @@ def _rounds(rounds: Sequence[RoundReport]) -> str:
             _number(sum(row.val_loss.values()) if row.val_loss else None),
             f"{row.wall_s:.1f}",
             _mib(row.bytes_up),
+            _text(_updates(row)),
             _mib(row.bytes_down),
             _mib(row.peak_rss_bytes),
-            _number(row.energy_j, 1),
+            report_energy.cell(row),
         )
         lines.append(
             "<tr>"
@@ -313,6 +316,13 @@ def _text(text: str) -> str:
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _updates(row: RoundReport) -> str:
+    """How the updates were sent, and how large they were beside weights in full."""
+    several = len(row.update_schemes) > 1
+    schemes = ", ".join(f"{number} {scheme}" if several else scheme for scheme, number in row.update_schemes.items())
+    return schemes if row.update_ratio is None else f"{schemes}, {100 * row.update_ratio:.1f} %"
 
 
 def _mib(value: int | None) -> str:

@@ -108,7 +108,8 @@ def _loop(
     is_once: bool,
     out: Path,
 ) -> None:
-    is_reported, looked_s, ended_s, problem = False, time.monotonic(), 0.0, ""
+    looked_s, ended_s, problem = time.monotonic(), 0.0, ""
+    reported: int | None = None
     while True:
         aggregator.step(BUNDLE_S)
         now_s = time.monotonic()
@@ -120,12 +121,18 @@ def _loop(
                 if str(exc) != problem:
                     problem = str(exc)
                     aggregator.note(problem)
-        if aggregator.finished is not None and not is_reported:
-            is_reported, ended_s = True, now_s
+        if aggregator.finished is not None and reported is None:
+            reported = aggregator.energies
             aggregator.note(f"report: {write_report(out, store, blobs)}")
+            ended_s = time.monotonic()
             if not is_once:
                 aggregator.note("the server goes on listening: Ctrl-C ends it, --new begins another federation")
-        if is_once and is_reported and (now_s - ended_s >= LINGER_S and aggregator.quiet):
+        if reported is None or now_s - ended_s < LINGER_S:
+            continue
+        if aggregator.energies != reported:  # the last round's uploads, which devices have told of since
+            reported, ended_s = aggregator.energies, now_s
+            write_report(out, store, blobs)
+        if is_once and aggregator.quiet:
             return
 
 
@@ -147,6 +154,8 @@ def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed255
     tasks = config.tasks or bundle.task_names
     if unknown := sorted(set(tasks) - set(bundle.task_names)):
         raise ConfigInvalid(f"tasks: the bundle has no {unknown[0]!r}; it has {', '.join(bundle.task_names)}")
+    if unknown := sorted(set(config.task_weights) - set(tasks)):
+        raise ConfigInvalid(f"task_weights: {unknown[0]!r} is not one of the tasks {', '.join(tasks)}")
     return Federation(
         store=store,
         blobs=blobs,
@@ -155,6 +164,7 @@ def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed255
         key=key,
         strategy=config.strategy(tasks),
         training=config.training,
+        updates=config.updates,
         tasks=tasks,
         settings=config.fingerprint(),
     )

@@ -19,10 +19,11 @@ import msgspec
 
 from broker_server.strategy import Assignment, Phase
 from edge_runtime.wire.blob import Blob
-from edge_runtime.wire.messages import Evaluation, Hello, Update
+from edge_runtime.wire.energy import Energy
+from edge_runtime.wire.messages import Evaluation, Hello, Spent, Update
 
 T = TypeVar("T")
-SCHEMA = 1
+SCHEMA = 2
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS devices (device TEXT PRIMARY KEY, hello BLOB NOT NULL) STRICT;
@@ -33,6 +34,9 @@ CREATE TABLE IF NOT EXISTS rounds (
     started_s REAL NOT NULL, closed_s REAL, bytes_up INTEGER, bytes_down INTEGER
 ) STRICT;
 CREATE TABLE IF NOT EXISTS results (
+    round INTEGER, device TEXT, body BLOB NOT NULL, PRIMARY KEY (round, device)
+) STRICT;
+CREATE TABLE IF NOT EXISTS energy (
     round INTEGER, device TEXT, body BLOB NOT NULL, PRIMARY KEY (round, device)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS events (
@@ -143,6 +147,26 @@ class Store:
             "SELECT device, body FROM results WHERE round = ? ORDER BY device", (round_number,)
         )
         return {device: msgspec.json.decode(body, type=Update | Evaluation) for device, body in rows}
+
+    def set_energy(self, spent: Spent, device: str) -> bool:
+        """Keep what a plan has cost a device in all; False if it was not in that round."""
+        with self._transaction() as database:
+            row = database.execute("SELECT body, members FROM rounds WHERE round = ?", (spent.round,)).fetchone()
+            if row is None or msgspec.json.decode(row[0], type=Assignment).group != spent.group:
+                return False
+            if device not in msgspec.json.decode(row[1], type=tuple[str, ...]):
+                return False
+            database.execute(
+                "INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", (spent.round, device, _json(spent.energy))
+            )
+            return True
+
+    def energy(self, round_number: int) -> dict[str, Energy]:
+        """What a round's plan has cost each device that has said so."""
+        rows = self._database.execute("SELECT device, body FROM energy WHERE round = ?", (round_number,))
+        spent = {device: msgspec.json.decode(body, type=Energy) for device, body in rows}
+        results = self.results(round_number).items()
+        return {device: result.energy for device, result in results if result.energy is not None} | spent
 
     def close_round(
         self, assignment: Assignment, weights: Blob | None, *, bytes_up: int | None, bytes_down: int

@@ -35,8 +35,9 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The training phase whose weights the groups start from, or are measured with; null for the bundle's."""
     rounds: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     """Rounds for each group."""
+    probe_from: int = 0
     probe_rounds: int = 0
-    """Affinities are probed in so many rounds at the beginning."""
+    """Affinities are probed in so many rounds of each group, from round `probe_from` of its own on."""
     data_split: DataSplit | None = None
     split: Split | None = None
     """How the groups were found, where they were searched."""
@@ -84,12 +85,14 @@ class Mas:
         probe_rounds: int,
         groups: int,
         mode: Mode = "exactly",
+        probe_from: int = 0,
     ) -> None:
         if mode == "exactly" and groups > len(tasks):
             raise SplitImpossible(f"{len(tasks)} tasks cannot be split into exactly {groups} groups")
         self._tasks = tuple(sorted(tasks))
         self._merged_rounds = merged_rounds
         self._split_rounds = split_rounds
+        self._probe_from = probe_from
         self._probe_rounds = probe_rounds
         self._groups = groups
         self._mode: Mode = mode
@@ -106,6 +109,7 @@ class Mas:
                     groups=(self._tasks,),
                     start=None,
                     rounds=self._merged_rounds,
+                    probe_from=self._probe_from,
                     probe_rounds=self._probe_rounds,
                 )
             case [*_, "merge"]:
@@ -149,7 +153,7 @@ def assignment(phase: Phase, step: int, first_round: int) -> Assignment:
         tasks=tasks,
         index=index,
         rounds=phase.rounds,
-        probe=index < phase.probe_rounds,
+        probe=0 <= index - phase.probe_from < phase.probe_rounds,
         data_split=phase.data_split,
     )
 

@@ -1,17 +1,40 @@
-"""Boards: `python -m devices list|show|detect`.
+"""Boards: `python -m devices list|show|detect|wheelhouse|flash`.
 
-Exit codes: 0 done · 2 wrong usage or configuration.
+Exit codes: 0 done · 1 not confirmed, nothing was written · 2 wrong usage or configuration · 3 an image, a card or
+wheels cannot be used, nothing was written · 4 a target could not be written to its end · 130 stopped.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
-from devices import catalogue
-from devices.profile import ProfileInvalid
+import msgspec
 
-OK, USAGE = 0, 2
-_FAULTS: dict[type[Exception], int] = {ProfileInvalid: USAGE}
+from devices import catalogue, wheelhouse
+from devices.firstboot.settings import SettingsInvalid
+from devices.flashing import command as flashing
+from devices.flashing.card import Card
+from devices.flashing.disk import TargetRefused
+from devices.flashing.fat import FatUnusable
+from devices.flashing.image import ImageInvalid
+from devices.flashing.kind import KindUnknown
+from devices.flashing.target import WriteFailed
+from devices.profile import ProfileInvalid, load
+from devices.wheelhouse import WheelhouseInvalid
+
+OK, USAGE, BAD_INPUT, HALF_WRITTEN, STOPPED = 0, 2, 3, 4, 130
+_FAULTS: dict[type[Exception], int] = {
+    ProfileInvalid: USAGE,
+    SettingsInvalid: USAGE,
+    ImageInvalid: BAD_INPUT,
+    KindUnknown: BAD_INPUT,
+    FatUnusable: BAD_INPUT,
+    TargetRefused: BAD_INPUT,
+    WheelhouseInvalid: BAD_INPUT,
+    WriteFailed: HALF_WRITTEN,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except tuple(_FAULTS) as exc:
         print(f"error: {exc}", file=sys.stderr)
         return next(code for kind, code in _FAULTS.items() if isinstance(exc, kind))
+    except OSError as exc:
+        print(f"error: {exc.filename or 'the system'}: {exc.strerror}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("stopped; a card that was being written is not usable", file=sys.stderr)
+        return STOPPED
 
 
 def parser() -> argparse.ArgumentParser:
@@ -30,7 +59,50 @@ def parser() -> argparse.ArgumentParser:
     whole = argparse.ArgumentParser(prog="python -m devices", description=(__doc__ or "").partition("\n")[0])
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     catalogue.add_arguments(commands)
+    wheels = commands.add_parser(
+        "wheelhouse", help="fetch the wheels that a board installs, so that it needs no internet"
+    )
+    wheels.add_argument("--board", required=True, metavar="BOARD", help="the kind of board: a name that `list` prints")
+    wheels.add_argument("--system", metavar="NAME", help="its system, as `show` names it (default: the newest)")
+    wheels.add_argument("--python", metavar="X.Y", help="another Python than the system's, put beside it on the board")
+    wheels.add_argument("--out", type=Path, metavar="FOLDER", help="where they go (default: wheels/BOARD)")
+    wheels.add_argument("--sources", type=Path, default=Path(), metavar="FOLDER", help="the project (default: here)")
+    wheels.set_defaults(run=_wheelhouse)
+    flashing.add_arguments(commands.add_parser("flash", help="write a system's image, set up for a device"), _enrol)
     return whole
+
+
+def _wheelhouse(args: argparse.Namespace) -> int:
+    profile = load(args.board)
+    system = profile.system(args.system)
+    if args.python is not None:
+        if re.fullmatch(r"3\.\d{1,2}", args.python) is None:
+            raise WheelhouseInvalid(f"{args.python!r} is no version of Python: write it as in 3.11")
+        system = msgspec.structs.replace(system, python=args.python)
+    made = wheelhouse.make(profile, system, args.out or Path("wheels") / profile.name, args.sources)
+    print(f"{made.folder}: {len(made.files)} wheels for Python {made.python}, {made.size_bytes / 1e6:.1f} MB")
+    return OK
+
+
+def _enrol(device: str, out: Path, card: Card) -> None:
+    """A device's agent.toml, by the server whose state folder the card names."""
+    from broker_server.config import ConfigInvalid, read
+    from broker_server.enrol import EnrolmentRefused, enrol
+    from broker_server.keys import KEY, KeyInvalid
+    from devices.firstboot.agent import CA_NAME
+    from edge_runtime.wire.errors import TokenRefused
+
+    state = Path(str(card.enrol)).expanduser()
+    if not (state / KEY).is_file():
+        raise SettingsInvalid(
+            f"{state} is no server's state folder: it has no {KEY}; start the server once, or enrol there"
+        )
+    try:
+        federation = read(None, state=state).federation
+        ca_file = None if card.ca is None else CA_NAME
+        enrol(device, out, state=state, federation=federation, url=card.server, ca_file=ca_file)
+    except (ConfigInvalid, EnrolmentRefused, KeyInvalid, TokenRefused) as exc:
+        raise SettingsInvalid(str(exc)) from exc
 
 
 if __name__ == "__main__":

@@ -3,14 +3,17 @@
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edge_runtime.agent import command as agent
-from edge_runtime.agent.config import AgentConfig
+from edge_runtime.agent.config import AgentConfig, ConfigInvalid
 from edge_runtime.datasets import command as datasets
 from edge_runtime.energy import command as energy
 
 if TYPE_CHECKING:
+    from devices.meters import Found
+    from edge_runtime.energy.account import EnergyAccount
     from edge_runtime.energy.meter import EnergyMeter
     from edge_runtime.training.worker import LocalWorker
 
@@ -36,9 +39,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from devices.health import HealthProbe
 
         words, command = energy.split(arguments or sys.argv[1:])
-        return energy.run(parser.parse_args(words), command, _meter, HealthProbe())
+        args = parser.parse_args(words)
+        return energy.run(args, command, _meter, HealthProbe(args.root))
     args = parser.parse_args(arguments)
-    return datasets.run(args) if args.command == "datasets" else agent.run(args, _worker)
+    return datasets.run(args) if args.command == "datasets" else agent.run(args, _worker, make_account=_account)
 
 
 def _worker(config: AgentConfig) -> "LocalWorker":
@@ -47,23 +51,39 @@ def _worker(config: AgentConfig) -> "LocalWorker":
     return LocalWorker(config.data, config.state, config.threads, official=config.engine == "official")
 
 
+def _account(config: AgentConfig) -> "EnergyAccount":
+    """What books this device's energy. Raises ConfigInvalid for a meter that is none, and MeterUnusable."""
+    from devices.health import HealthProbe
+    from edge_runtime.energy.account import EnergyAccount
+    from edge_runtime.energy.meter import MeterUnusable
+
+    try:
+        found = _open(
+            config.meter, config.meter_root, config.meter_user, config.meter_password_file, config.meter_ca_file
+        )
+    except ValueError as exc:
+        raise ConfigInvalid(f"meter: {exc}") from exc
+    if found.meter is None and config.meter not in {"auto", "none"}:
+        raise MeterUnusable("; ".join(found.reasons))
+    path = config.state / "energy.journal"
+    return EnergyAccount(found.meter, health=HealthProbe(config.meter_root), path=path, reasons=found.reasons)
+
+
 def _meter(args: argparse.Namespace) -> "tuple[EnergyMeter | None, tuple[str, ...]]":
-    """A meter of this board's, and MQTT for those that need it."""
+    found = _open(args.source, args.root, args.mqtt_user, args.mqtt_password_file, args.mqtt_ca)
+    return found.meter, found.reasons
+
+
+def _open(source: str, root: Path, user: str, password_file: Path | None, ca_file: Path | None) -> "Found":
+    """A meter of this board's, and MQTT for those that need it. Raises ValueError."""
     from devices.meters import open_source
     from edge_runtime.energy.listener import listen
 
     def hear(url: str, topic: str, take: Callable[[bytes], None]) -> Callable[[], None]:
-        return listen(
-            url,
-            topic,
-            take,
-            username=args.mqtt_user,
-            password=energy.read_password(args.mqtt_password_file),
-            ca_file=args.mqtt_ca,
-        )
+        password = energy.read_password(password_file)
+        return listen(url, topic, take, username=user, password=password, ca_file=ca_file)
 
-    found = open_source(args.source, listen=hear)
-    return found.meter, found.reasons
+    return open_source(source, root=root, listen=hear)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ import onnxruntime as ort
 from onnxruntime.capi import _pybind_state
 
 Arrays = Mapping[str, NDArray[Any]]
+Held = Mapping[str, Any]
+"""Values in the engine's memory by name."""
 ONE_POOL = hasattr(ort, "set_global_thread_pool_sizes")
 
 
@@ -85,29 +87,38 @@ class Graph:
         self._inputs = {i.name for i in session.get_inputs()}
         self._outputs = {o.name for o in session.get_outputs()}
 
-    def _check(self, kind: str, names: set[str], arrays: Arrays) -> None:
+    def _check(self, kind: str, names: set[str], arrays: Mapping[str, Any]) -> None:
         if missing := sorted(names - arrays.keys()):
             raise EngineError(f"{self.name} has an {kind} {missing[0]!r} that is not known here: it is another graph")
 
-    def run(self, inputs: Arrays, outputs: Arrays) -> None:
+    def run(self, inputs: Mapping[str, Any], outputs: Arrays, *, hold: bool = False) -> Held:
         """Run once. Every output of the graph is written into the array of its name in `outputs`.
 
-        `inputs` may hold more names than the graph has. Arrays are C-contiguous and of the right type and shape.
+        `inputs` may hold more names than the graph has. Arrays are C-contiguous and of the right type and shape. With
+        `hold`, outputs without an array stay in the engine's memory and are returned, to be inputs of another graph.
         Raises EngineError.
         """
         self._check("input", self._inputs, inputs)
-        self._check("output", self._outputs, outputs)
+        if not hold:
+            self._check("output", self._outputs, outputs)
         binding = self._session.io_binding()
         for name in self._inputs:
-            array = inputs[name]
-            binding.bind_input(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        for name in self._outputs:
+            value = inputs[name]
+            if isinstance(value, np.ndarray):
+                binding.bind_input(name, "cpu", 0, value.dtype.type, value.shape, value.ctypes.data)
+            else:
+                binding.bind_ortvalue_input(name, value)
+        held = [name for name in self._outputs if name not in outputs]
+        for name in held:  # first: the engine returns outputs in the order in which they were bound
+            binding.bind_output(name, "cpu")
+        for name in self._outputs.intersection(outputs):
             array = outputs[name]
             binding.bind_output(name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as exc:  # as above
             raise EngineError(f"{self.name} failed: {_first_line(exc)}") from exc
+        return dict(zip(held, binding.get_outputs(), strict=False)) if held else {}
 
     def call(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         """Run once and return fresh arrays by output name. Raises EngineError."""

@@ -59,18 +59,25 @@ class OfficialStep:
         self._done = {f"{name}_grad.accumulation.out": np.empty(1, np.bool_) for name in names}
 
     def __call__(
-        self, x: NDArray[np.float32], targets: Mapping[str, NDArray[Any]], weights: Vector, gradient: Vector
+        self,
+        x: NDArray[np.float32],
+        targets: Mapping[str, NDArray[Any]],
+        weights: Vector,
+        gradient: Vector,
+        loss_weights: NDArray[np.float64] | None = None,
     ) -> dict[str, float]:
         """The loss of each task for x (B, …); its gradients replace what is in `gradient` (D,).
 
-        The encoder's gradient is of Σ ∂L_i/∂z · 1/√T, which the artifact has in it. Raises EngineError.
+        The encoder's gradient is of Σ w_i · ∂L_i/∂z · 1/√T, which the artifact has in it; w are the `loss_weights`
+        (T,), or 1. Raises EngineError.
         """
+        count = np.ones(len(self._tasks)) if loss_weights is None else loss_weights
         losses = {f"loss.{task}": np.empty((), np.float32) for task in self._tasks}
         buffers = {f"{n}_grad.accumulation.buffer": view for n, view in self._table.views(gradient).items()}
         inputs = {
             "x": x,
             **{f"target.{task}": targets[task] for task in self._tasks},
-            "loss_weights": np.ones(len(self._tasks), np.float32),
+            "loss_weights": count.astype(np.float32),
             "lazy_reset_grad": np.ones(1, np.bool_),
             **self._table.views(weights),
             **buffers,

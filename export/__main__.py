@@ -46,6 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compiles.add_argument("--out", type=Path, required=True, metavar="BUNDLE", help="folder to write")
     compiles.add_argument("--name", default="", help="the bundle's name (default: the folder's)")
     compiles.add_argument("--seed", type=int, default=0, help="of the initial weights (default 0)")
+    compiles.add_argument(
+        "--stages",
+        type=_stages,
+        metavar="N",
+        help="cut the encoder into at most N stages (default: as many as keep the memory of training low)",
+    )
     compiles.add_argument("--json", action="store_true", help="print a summary as JSON, and nothing else")
     compiles.add_argument(
         "--official",
@@ -87,10 +93,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return BAD_INPUT
 
 
+def _stages(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= wire.MAX_STAGES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of stages: 1 to {wire.MAX_STAGES}")
+    return int(text)
+
+
 def _compile(args: argparse.Namespace) -> int:
     model = build_model(args.source, args.seed)
     with _progress(quiet=args.json) as report:
-        compiled = compile_model(model, report)
+        compiled = compile_model(model, report, stages=args.stages)
     with tempfile.TemporaryDirectory() as folder:
         run = _Runner(Engine(), Path(folder))
         parity = check_parity(compiled, run)

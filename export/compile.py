@@ -7,7 +7,6 @@ translated (export.lowering). Graph names, inputs and outputs are those of edge_
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -21,8 +20,9 @@ from edge_runtime import __version__
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.operators import OPSET, check_graph
 from edge_runtime.wire.tensors import TensorTable, Vector, pack
+from export.encoder import StagedEncoder
 from export.errors import ModelInvalid
-from export.model import MultiTaskModel, numbered, represent, tensors
+from export.model import MultiTaskModel, numbered, represent
 from export.part import Part, Results, Run, Sources
 from export.running import unchanged
 
@@ -34,30 +34,47 @@ class Compiled:
     """A model's graphs as bytes by name, its tensor table, its initial parameters and state as one vector."""
 
     model: MultiTaskModel
+    stages: tuple[wire.Stage, ...]
+    values: tuple[wire.Array, ...]
     graphs: dict[str, bytes]
     table: TensorTable
     weights: Vector
 
 
-def compile_model(model: MultiTaskModel, progress: Progress = lambda *_: None) -> Compiled:
-    """Differentiate and translate a model. `progress(graph, done, total)` is told of each graph.
+def compile_model(
+    model: MultiTaskModel, progress: Progress = lambda *_: None, *, stages: int | None = None
+) -> Compiled:
+    """Differentiate and translate a model. `progress(part, done, total)` is told of each part.
 
-    Raises ModelInvalid or OperatorUnsupported, naming the module, and BundleInvalid for a graph that no device takes.
+    The encoder is cut into at most `stages`; with None, into as many as keep its peak low. Raises ModelInvalid or
+    OperatorUnsupported, naming the module, and BundleInvalid for a graph that no device takes.
     """
     model.check()
-    jobs = _jobs(model)
-    graphs = {}
-    for i, (name, job) in enumerate(jobs.items()):
-        progress(name, i, len(jobs))
-        graphs[name] = job().SerializeToString(deterministic=True)
-        check_graph(graphs[name], name)
-    progress("", len(jobs), len(jobs))
+    encoder = StagedEncoder(Part("encoder", model.encoder), model.example_input, stages)
+    parts = [*(f"encoder.{k}" for k in range(len(encoder.stages))), *(f"head.{task}" for task in model.tasks)]
+    made = {"encoder.predict": encoder.predict()}
+    for i, part in enumerate(parts):
+        progress(part, i, len(parts))
+        kind, _, rest = part.partition(".")
+        found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest)
+        made |= {f"{part}.{name}": graph for name, graph in found.items()}
+    progress("", len(parts), len(parts))
+    graphs = {name: graph.SerializeToString(deterministic=True) for name, graph in made.items()}
+    for name, data in graphs.items():
+        check_graph(data, name)
     held = named_tensors(model)
     table = TensorTable.of({name: tuple(value.shape) for name, value in held.items()})
     weights = np.empty(table.size, np.float32)
     for name, view in table.views(weights).items():
         view[...] = held[name].numpy()
-    return Compiled(model=model, graphs=graphs, table=table, weights=weights)
+    return Compiled(
+        model=model,
+        stages=tuple(stage.described for stage in encoder.stages),
+        values=encoder.values,
+        graphs=graphs,
+        table=table,
+        weights=weights,
+    )
 
 
 def named_tensors(model: MultiTaskModel) -> dict[str, Tensor]:
@@ -79,11 +96,13 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
         for task in model.tasks
     )
     return wire.Manifest(
-        format=1,
+        format=2,
         name=name,
         tasks=tasks,
         input=_array(model.example_input),
         representation=tuple(map(_array, z)),
+        values=compiled.values,
+        stages=compiled.stages,
         tensors=compiled.table.tensors,
         graphs={graph: _file(data) for graph, data in sorted(compiled.graphs.items())},
         weights=_file(pack(compiled.table, compiled.weights)),
@@ -102,39 +121,20 @@ def _array(tensor: Tensor) -> wire.Array:
     return msgspec.convert(spec, wire.Array)
 
 
-def _jobs(model: MultiTaskModel) -> dict[str, Callable[[], onnx.ModelProto]]:
-    x, z = {"x": model.example_input}, numbered("z", represent(model))
-    encoder = Part("encoder", model.encoder)
-    jobs: dict[str, Callable[[], onnx.ModelProto]] = {
-        "encoder.forward": partial(encoder.graph, x, _forward, training=True),
-        "encoder.predict": partial(encoder.graph, x, _represent, training=False),
-        "encoder.backward": partial(encoder.graph, x | {f"d{n}": v for n, v in z.items()}, _backward, training=True),
+def _head(model: MultiTaskModel, task: str) -> dict[str, onnx.ModelProto]:
+    """The graphs of a task by their kinds."""
+    part = Part(f"head.{task}", model.heads[task])
+    head = _Head(model, task, part.name)
+    z = numbered("z", represent(model))
+    target = {"target": model.example_targets[task]}
+    leaves = {name: value.detach().requires_grad_() for name, value in z.items()}
+    step = part.traced(leaves | target, head.step, training=True)
+    return {
+        "step": step.graph(),
+        "loss": step.graph(["loss"]),
+        "evaluate": part.traced(z | target, head.loss, training=False).graph(),
+        "predict": part.traced(z, head.predict, training=False).graph(),
     }
-    for task in model.tasks:
-        part = Part(f"head.{task}", model.heads[task])
-        head = _Head(model, task, part.name)
-        target = {"target": model.example_targets[task]}
-        leaves = {name: value.detach().requires_grad_() for name, value in z.items()}
-        jobs[f"{part.name}.step"] = partial(part.graph, leaves | target, head.step, training=True)
-        jobs[f"{part.name}.loss"] = partial(part.graph, z | target, head.loss, training=True)
-        jobs[f"{part.name}.evaluate"] = partial(part.graph, z | target, head.loss, training=False)
-        jobs[f"{part.name}.predict"] = partial(part.graph, z, head.predict, training=False)
-    return jobs
-
-
-def _forward(data: Sources, run: Callable[[Any], Run]) -> Results:
-    done = run(data["x"])
-    return numbered("z", tensors(done.result)) | done.next_state()
-
-
-def _represent(data: Sources, run: Callable[[Any], Run]) -> Results:
-    return numbered("z", tensors(run(data["x"]).result))
-
-
-def _backward(data: Sources, run: Callable[[Any], Run]) -> Results:
-    done = run(data["x"])
-    pairs = [(z, data[f"dz.{i}"]) for i, z in enumerate(tensors(done.result)) if z.requires_grad]
-    return done.gradients("encoder", [z for z, _ in pairs], [dz for _, dz in pairs])
 
 
 class _Head:
@@ -146,12 +146,12 @@ class _Head:
     def step(self, data: Sources, run: Callable[[Any], Run]) -> Results:
         done, loss = self._run(data, run)
         leaves = self._leaves(data)
-        found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
-        if all(gradient is None for gradient in found):
+        gradients = done.gradients(self._part, [loss], None, leaves)
+        if gradients.keys().isdisjoint(f"d{name}" for name in leaves):
             raise ModelInvalid(f"the representation, in {self._part}, gets no gradient: it has no effect on the loss")
         # A head that passes over one array of the representation gives zeros for it.
-        dz = [torch.zeros_like(z) if g is None else g for z, g in zip(leaves.values(), found, strict=True)]
-        return {"loss": loss, **numbered("dz", dz), **done.gradients(self._part, [loss]), **done.next_state()}
+        zeros = {f"d{name}": torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        return {"loss": loss, **zeros, **gradients, **done.next_state()}
 
     def loss(self, data: Sources, run: Callable[[Any], Run]) -> Results:
         return {"loss": self._run(data, run)[1]}

@@ -20,6 +20,7 @@ from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.tensors import TensorTable, Vector, part_of, transfer, unpack
+from export import chain
 from export.errors import OfficialImpossible
 from export.model import MultiTaskModel
 from export.official import ROOT, Arrays, Made, Sample, group_graph, make_artifacts
@@ -94,29 +95,35 @@ def make_group(
     manifest = whole.group(tasks, whole.weights)
     vector = transfer(TensorTable(whole.tensors), weights, manifest.table)
     parameters: Mapping[str, NDArray[Any]] = manifest.table.views(vector)
-    samples = [_sample(tasks, parameters, batch, graph, run) for batch in batches]
+    samples = [_sample(manifest, parameters, batch, graph, run) for batch in batches]
     return make_artifacts(group_graph(forward, tasks, parameters), list(parameters), samples, python)
 
 
-def _sample(tasks: Tasks, parameters: Arrays, batch: Arrays, graph: GraphBytes, run: Runner) -> Sample:
+def _sample(manifest: wire.Manifest, parameters: Arrays, batch: Arrays, graph: GraphBytes, run: Runner) -> Sample:
     """One batch with the losses and gradients of the portable graphs, the encoder's from Σ ∂L_i/∂z · 1/√T."""
+    tasks = manifest.task_names
 
     def of(part: str) -> dict[str, NDArray[Any]]:
         own = {name: value for name, value in parameters.items() if part_of(name) == part}
         return {f"param.{name.removeprefix(f'{part}.')}": value for name, value in own.items()}
 
+    def call(name: str, arrays: Arrays) -> Arrays:
+        return run(graph(name), arrays)
+
     expected: dict[str, NDArray[Any]] = {}
     x = {"x": batch["x"], **of("encoder")}
-    z = run(graph("encoder.forward"), x)["z.0"]  # one array, without state: forward_graph refuses any other
+    passed = chain.forward(manifest.stages, call, x, "recompute")
+    z = passed["z.0"]  # one array, without state: forward_graph refuses any other
     dz = np.zeros_like(z)
     for task in tasks:
         part = f"head.{task}"
-        found = run(graph(f"{part}.step"), {"z.0": z, "target": batch[f"target.{task}"], **of(part)})
+        found = call(f"{part}.step", {"z.0": z, "target": batch[f"target.{task}"], **of(part)})
         expected[f"loss.{task}"] = found["loss"]
         expected |= _gradients(part, found)
         dz += found["dz.0"]
     dz *= np.float32(1 / np.sqrt(len(tasks)))
-    expected |= _gradients("encoder", run(graph("encoder.backward"), {**x, "dz.0": dz}))
+    gradients = chain.backward(manifest.stages, call, x, {"dz.0": dz}, passed, "recompute")
+    expected |= _gradients("encoder", gradients)
     targets = {f"target.{task}": batch[f"target.{task}"] for task in tasks}
     return Sample({"x": batch["x"], **targets, "loss_weights": np.ones(len(tasks), np.float32)}, expected)
 

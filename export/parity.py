@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from edge_runtime.wire.manifest import Parity
 from edge_runtime.wire.tensors import STATE, part_of
+from export import chain
 from export.compile import Compiled
 from export.errors import ParityFailed
 from export.model import MultiTaskModel, numbered, represent, tensors
@@ -120,23 +121,31 @@ def relative_errors(
 
 
 def _ours(compiled: Compiled, run: Runner, batch: Tensor) -> dict[str, Mapping[str, NDArray[Any]]]:
-    model, graphs = compiled.model, compiled.graphs
+    model = compiled.model
     inputs = _inputs(compiled)
     size = len(batch)
+
+    def call(name: str, arrays: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        return run(compiled.graphs[name], arrays)
+
     x = {"x": batch.numpy(), **inputs["encoder"]}
     names = [f"z.{i}" for i in range(len(represent(model)))]
-    found = {kind: run(graphs[kind], x) for kind in ("encoder.forward", "encoder.predict")}
-    total = {f"d{name}": np.zeros_like(found["encoder.forward"][name]) for name in names}
+    found = {"encoder.predict": call("encoder.predict", x)}
+    passes = {mode: chain.forward(compiled.stages, call, x, mode) for mode in chain.KINDS}
+    for mode, (kind, _) in chain.KINDS.items():
+        found[f"encoder.{kind}"] = passes[mode]
+    total = {f"d{name}": np.zeros_like(passes["recompute"][name]) for name in names}
     for task in model.tasks:
         part = f"head.{task}"
         held = {"target": model.example_targets[task][:size].numpy(), **inputs[part]}
         for kind in ("step", "loss", "evaluate", "predict"):
             source = "encoder.forward" if kind in ("step", "loss") else "encoder.predict"
             z = {name: found[source][name] for name in names}
-            found[f"{part}.{kind}"] = run(graphs[f"{part}.{kind}"], z | held)
+            found[f"{part}.{kind}"] = call(f"{part}.{kind}", z | held)
         for name in total:
             total[name] += found[f"{part}.step"][name]
-    found["encoder.backward"] = run(graphs["encoder.backward"], x | total)
+    for mode, (_, kind) in chain.KINDS.items():
+        found[f"encoder.{kind}"] = chain.backward(compiled.stages, call, x, total, passes[mode], mode)
     return found
 
 
@@ -191,7 +200,7 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
             module.zero_grad(set_to_none=True)
         with Seeded(SEED):
             z = tensors(model.encoder(batch))
-        found["encoder.forward"] = _arrays(numbered("z", z)) | _next_state(model.encoder)
+        forward = _arrays(numbered("z", z)) | _next_state(model.encoder)
         live = [value for value in z if value.requires_grad]
         for task in model.tasks:
             leaves = tuple(value.detach().requires_grad_() for value in z)
@@ -207,7 +216,8 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
             found[f"head.{task}.step"] = (
                 _arrays({"loss": loss, **numbered("dz", dz)}) | _gradients(head) | _next_state(head)
             )
-        found["encoder.backward"] = _gradients(model.encoder)
+        for kinds in chain.KINDS.values():
+            found |= zip((f"encoder.{kind}" for kind in kinds), (forward, _gradients(model.encoder)), strict=True)
     return found
 
 

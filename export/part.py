@@ -1,17 +1,17 @@
-"""One part of a model as a function of its inputs, its parameters and its state, and that function as a graph."""
+"""One part of a model as a function of its inputs, its parameters and its state, and that function as graphs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from export.errors import ModelInvalid
 from export.lowering import lower
 from export.running import moving, running_statistics, unchanged
-from export.trace import trace
+from export.trace import Trace, trace
 
 Sources = dict[str, Tensor]
 """A graph's data by input name: example batches, of which only shape and type matter."""
@@ -31,14 +31,59 @@ class Run:
         """The state as the outputs of a graph."""
         return {f"next.{name}": value for name, value in self.state.items()}
 
-    def gradients(self, part: str, values: Sequence[Tensor], weights: Sequence[Tensor] | None = None) -> Results:
-        """The gradients of all parameters as the outputs of a graph. Raises ModelInvalid where there is none."""
-        known = list(self.parameters)
-        found = torch.autograd.grad(values, list(self.parameters.values()), weights, allow_unused=True)
-        for name, gradient in zip(known, found, strict=True):
+    def gradients(
+        self,
+        part: str,
+        values: Sequence[Tensor],
+        weights: Sequence[Tensor] | None = None,
+        leaves: Mapping[str, Tensor] | None = None,
+    ) -> Results:
+        """The gradients of those inputs that have an effect, and of all parameters, as the outputs of a graph.
+
+        Raises ModelInvalid for a parameter without effect.
+        """
+        leaves = leaves or {}
+        sought = [*leaves.values(), *self.parameters.values()]
+        found = torch.autograd.grad(values, sought, weights, allow_unused=True)
+        results = {f"d{name}": gradient for name, gradient in zip(leaves, found, strict=False) if gradient is not None}
+        for name, gradient in zip(self.parameters, found[len(leaves) :], strict=True):
             if gradient is None:
                 raise ModelInvalid(f"parameter {part}.{name} gets no gradient: it has no effect on the loss")
-        return {f"grad.{name}": g for name, g in zip(known, found, strict=True) if g is not None}
+            results[f"grad.{name}"] = gradient
+        return results
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A function of a part as operators, from named inputs to named outputs."""
+
+    trace: Trace
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def node(self, name: str) -> fx.Node:
+        """The node of an input or an output."""
+        if name in self.inputs:
+            return self.trace.inputs[self.inputs.index(name)].node
+        node: fx.Node = self.trace.outputs[self.outputs.index(name)]
+        return node
+
+    def graph(
+        self, outputs: Sequence[str] | None = None, given: Mapping[str, fx.Node] | None = None, first: str | None = None
+    ) -> onnx.ModelProto:
+        """The graph of all outputs or of some, from the inputs that they need.
+
+        `given` are nodes that it gets by these names instead of computing them; an output that is one of them is put
+        out under that name. The first dimension of the input `first`, by default the first input, is the micro-batch.
+        """
+        more = dict(given or {})
+        outputs = self.outputs if outputs is None else outputs
+        results = [more[name] if name in more else self.trace.outputs[self.outputs.index(name)] for name in outputs]
+        taken = {name: node for name, node in more.items() if name not in outputs}
+        first = first or self.inputs[0]
+        inputs = {first: self.node(first)} | {name: self.node(name) for name in self.inputs} | taken
+        part = self.trace.part(list(inputs.values()), results)
+        return lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first})
 
 
 class Part:
@@ -55,42 +100,54 @@ class Part:
         parameters = {f"{self.name}.{name}": value.detach() for name, value in self.parameters.items()}
         return parameters | {f"state.{self.name}.{name}": value for name, value in self.state.items()}
 
-    def graph(
+    def traced(
         self, sources: Sources, function: Callable[[Sources, Callable[[Any], Run]], Results], *, training: bool
-    ) -> onnx.ModelProto:
-        """Trace and translate `function(sources, run)`, where `run(value)` runs the module; it gives outputs by name.
+    ) -> Traced:
+        """Trace `function(sources, run)`, where `run(value)` runs the module; it gives outputs by name.
 
-        Inputs are the sources and the part's parameters and, where the graph uses them, its state and a seed.
+        Inputs are the sources and the part's parameters and state.
         """
-        names: list[str] = []
 
-        def traced(*values: Tensor) -> tuple[Tensor, ...]:
-            rest = iter(values)
-            data = {name: next(rest) for name in sources}
-            parameters = {name: next(rest) for name in self.parameters}
-            state = {name: next(rest) for name in self.state}
-
-            def run(value: Any) -> Run:
-                with moving() as moved:
-                    result = torch.func.functional_call(self.module, parameters | state, (value,))
-                return Run(result, parameters, state | moved.of(self.module))
-
-            results = function(data, run)
-            names[:] = results
-            return tuple(results.values())
+        def run(value: Any, parameters: Results, state: Results) -> Run:
+            with moving() as moved:
+                result = torch.func.functional_call(self.module, parameters | state, (value,))
+            return Run(result, parameters, state | moved.of(self.module))
 
         root = nn.ModuleDict({self.name.replace(".", "/"): self.module})
         with unchanged(self.module):
             self.module.train(training)
-            found = trace(traced, lambda batch: self._inputs(sources, batch), root)
-        data = list(sources)
-        inputs = [*data, *(f"param.{n}" for n in self.parameters), *(f"state.{n}" for n in self.state)]
-        optional = {name for name in inputs if name.startswith(("state.", "z.", "dz."))}
-        return lower(found, inputs=inputs, outputs=names, optional=optional)
+            return traced(sources, self.parameters, self.state, run, function, root)
 
-    def _inputs(self, sources: Sources, batch: int) -> list[Tensor]:
+
+def traced(
+    sources: Sources,
+    parameters: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    run: Callable[[Any, Results, Results], Run],
+    function: Callable[[Sources, Callable[[Any], Run]], Results],
+    root: nn.Module,
+    first_draw: int = 0,
+) -> Traced:
+    """Trace `function(sources, run)`, where `run(value)` is given parameters and state.
+
+    `root` and `first_draw` are those of `export.trace.trace`.
+    """
+    names: list[str] = []
+
+    def whole(*values: Tensor) -> tuple[Tensor, ...]:
+        rest = iter(values)
+        data, known, held = ({name: next(rest) for name in group} for group in (sources, parameters, state))
+        results = function(data, lambda value: run(value, known, held))
+        names[:] = results
+        return tuple(results.values())
+
+    def inputs(batch: int) -> list[Tensor]:
         data = [
             torch.zeros((batch, *value.shape[1:]), dtype=value.dtype, requires_grad=value.requires_grad)
             for value in sources.values()
         ]
-        return [*data, *self.parameters.values(), *self.state.values()]
+        return [*data, *parameters.values(), *state.values()]
+
+    found = trace(whole, inputs, root, first_draw)
+    given = (*sources, *(f"param.{name}" for name in parameters), *(f"state.{name}" for name in state))
+    return Traced(found, given, tuple(names))

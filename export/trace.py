@@ -7,7 +7,7 @@ else depends on the batch size in a way that one graph cannot express, and is re
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,6 +62,13 @@ class Step:
     dtypes: tuple[torch.dtype | None, ...]
     module: str
     """The path of the module that ran the operator, or whose operator it differentiates."""
+    draw: int
+    """How many random operators came before it."""
+
+    @property
+    def sources(self) -> tuple[fx.Node, ...]:
+        """The nodes whose results it uses."""
+        return tuple(self.node.all_input_nodes)
 
 
 @dataclass(frozen=True)
@@ -73,14 +80,55 @@ class Trace:
     steps: tuple[Step, ...]
     outputs: tuple[Any, ...]
 
+    def part(self, inputs: Sequence[fx.Node], outputs: Sequence[Any]) -> "Trace":
+        """What it takes to compute some of the nodes from others, in the same order."""
+        steps = {step.node: step for step in (*self.inputs, *self.steps)}
+        needed = {node for node in outputs if isinstance(node, fx.Node)}
+        kept = []
+        for step in reversed(self.steps):
+            if step.node in needed and step.node not in inputs:
+                kept.append(step)
+                needed.update(step.sources)
+        constants = tuple((node, value) for node, value in self.constants if node in needed)
+        return Trace(tuple(steps[node] for node in inputs), constants, tuple(kept[::-1]), tuple(outputs))
 
-def trace(function: Callable[..., Any], inputs: Callable[[int], Sequence[torch.Tensor]], root: nn.Module) -> Trace:
+
+def trace(
+    function: Callable[..., Any], inputs: Callable[[int], Sequence[torch.Tensor]], root: nn.Module, first_draw: int = 0
+) -> Trace:
     """Trace `function(*inputs(batch))`; `root` is where module paths are counted from.
 
-    Raises ModelInvalid where the function depends on its data or on the batch size in a way no graph can express.
+    Its random operators are counted from `first_draw`. Raises ModelInvalid where the function depends on its data or on
+    the batch size in a way no graph can express.
     """
     first, second = (_trace_once(function, inputs(size), root) for size in SIZES)
-    return _merge(first, second)
+    return _merge(first, second, first_draw)
+
+
+def replay(steps: Sequence[Step], known: Mapping[fx.Node, Any], batch: int) -> dict[fx.Node, Any]:
+    """Run operators again, so that autograd sees them or they are traced anew; the results of all by node.
+
+    `known` has what they use and do not compute. Their modules stay theirs.
+    """
+    found = dict(known)
+
+    def value(argument: Any) -> Any:
+        if isinstance(argument, fx.Node):
+            return found[argument]
+        if isinstance(argument, Batch):
+            number = argument.factor / batch if argument.inverse else argument.factor * batch
+            return int(number) if number.is_integer() else number
+        if isinstance(argument, dict):
+            return {key: value(item) for key, item in argument.items()}
+        if isinstance(argument, list | tuple):
+            return [value(item) for item in argument]
+        return argument
+
+    for step in steps:
+        torch.fx.traceback.current_meta["nn_module_stack"] = {step.module: (step.module, "")}
+        found[step.node] = step.target(*(value(argument) for argument in step.args), **value(step.kwargs))
+    torch.fx.traceback.current_meta["nn_module_stack"] = {"": ("", "")}
+    return found
 
 
 def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], root: nn.Module) -> fx.GraphModule:
@@ -132,7 +180,7 @@ def _in_place(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable  # noqa: SLF001
 
 
-def _merge(first: fx.GraphModule, second: fx.GraphModule) -> Trace:
+def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
     ours, others = list(first.graph.nodes), list(second.graph.nodes)
     if [n.target for n in ours if n.op == "call_function"] != [n.target for n in others if n.op == "call_function"]:
         raise ModelInvalid(
@@ -161,7 +209,9 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule) -> Trace:
             shapes=shapes,
             dtypes=dtypes,
             module=modules[node],
+            draw=draw,
         )
+        draw += node.target is aten.bernoulli.p
         (inputs if node.op == "placeholder" else steps).append(step)
     return Trace(inputs=tuple(inputs), constants=tuple(constants), steps=tuple(steps), outputs=outputs)
 

@@ -170,7 +170,7 @@ ON_A_BOARD = ("devices.firmware", "devices.health", "devices.meters")
 @pytest.mark.parametrize("module", [module for module in SOURCES if within(module, "devices")])
 def test_boards_need_little_beside_the_standard_library(module):
     names = {name.split(".")[0] for name in imports_of(SOURCES[module])}
-    more = set() if any(within(module, part) for part in ON_A_BOARD) else {"msgspec", "rich", "matplotlib"}
+    more = set() if any(within(module, part) for part in ON_A_BOARD) else {"msgspec", "packaging", "rich", "matplotlib"}
     if module == "devices.__main__":
         more |= {"edge_runtime", "broker_server"}
     assert names <= {"devices", *sys.stdlib_module_names, *more}

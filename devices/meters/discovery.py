@@ -16,7 +16,7 @@ from devices.meters.pmic import PmicMeter
 from devices.meters.rapl import RaplMeter
 
 FORMS = (
-    "auto, rapl, hwmon, hwmon:CHIP, iio, pmic, i2c:ina226@0x40,bus=1,shunt=0.1, model:IDLE_W,FULL_W, or "
+    "auto, none, rapl, hwmon, hwmon:CHIP, iio, pmic, i2c:ina226@0x40,bus=1,shunt=0.1, model:IDLE_W,FULL_W, or "
     "mqtt://HOST[:PORT]/TOPIC[#JSON.PATH]"
 )
 FIRST_S = 15.0
@@ -55,6 +55,8 @@ def open_source(
     """The meter that `source` names (see FORMS). Raises ValueError if it names none."""
     if source == "auto":
         return discover(root)
+    if source == "none":
+        return Found(meter=None, reasons=())
     kind, _, rest = source.partition(":")
     plain: dict[str, Callable[[Path], Meter]] = {"rapl": RaplMeter, "iio": open_iio, "pmic": _open_pmic}
     detailed: dict[str, Callable[[str, Path], Meter]] = {"model": _open_model, "i2c": open_i2c, "hwmon": _open_hwmon}

@@ -9,10 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
+import msgspec
+
 from edge_runtime.agent.config import AgentConfig, ConfigInvalid, read
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State, StateUnusable
 from edge_runtime.agent.work import Worker, WorkerUnusable
+from edge_runtime.energy.account import EnergyAccount
+from edge_runtime.energy.meter import MeterUnusable
 from edge_runtime.wire.link import Link, LinkInvalid, MqttLink
 from edge_runtime.wire.messages import Status, encode
 from edge_runtime.wire.topics import Topics
@@ -20,6 +24,7 @@ from edge_runtime.wire.topics import Topics
 EXIT_OK = 0
 EXIT_CONFIG = 2
 EXIT_STATE = 3
+EXIT_METER = 4
 EXIT_REFUSED = 5
 
 _log = logging.getLogger(__name__)
@@ -28,6 +33,11 @@ _log = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `run`."""
     parser.add_argument("--config", type=Path, required=True, metavar="agent.toml", help="the device's configuration")
+    parser.add_argument(
+        "--meter",
+        metavar="SOURCE",
+        help="what measures energy, in place of the file's `meter`: auto, none, or a source as `energy --source` takes",
+    )
     parser.add_argument("--verbose", action="store_true", help="log more")
 
 
@@ -45,16 +55,23 @@ def connect(config: AgentConfig) -> Link:
     )
 
 
+def unmeasured(_config: AgentConfig) -> EnergyAccount:
+    """An account without a meter."""
+    return EnergyAccount(None)
+
+
 def run(
     args: argparse.Namespace,
     make_worker: Callable[[AgentConfig], Worker],
     *,
     make_link: Callable[[AgentConfig], Link] = connect,
+    make_account: Callable[[AgentConfig], EnergyAccount] = unmeasured,
 ) -> int:
     """Run the agent until the federation ends or a signal comes. The exit code says what happened.
 
-    0: finished, or stopped by SIGTERM or SIGINT; 2: configuration; 3: data set or state folder; 5: refused by the
-    broker. `make_worker` raises WorkerUnusable.
+    0: finished, or stopped by SIGTERM or SIGINT; 2: configuration; 3: data set or state folder; 4: the meter that was
+    named; 5: refused by the broker. `make_worker` raises WorkerUnusable, `make_account` ConfigInvalid and
+    MeterUnusable.
     """
     level = logging.DEBUG if args.verbose else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
@@ -62,14 +79,18 @@ def run(
         config = read(args.config)
     except ConfigInvalid as exc:
         return _fail(EXIT_CONFIG, str(exc))
+    if args.meter is not None:
+        config = msgspec.structs.replace(config, meter=args.meter)
     try:
         state = State(config.state)
     except StateUnusable as exc:
         return _fail(EXIT_STATE, str(exc))
     try:
-        return _run(config, state, make_worker, make_link)
-    except LinkInvalid as exc:
+        return _run(config, state, make_worker, make_link, make_account)
+    except (LinkInvalid, ConfigInvalid) as exc:
         return _fail(EXIT_CONFIG, f"{args.config}: {exc}")
+    except MeterUnusable as exc:
+        return _fail(EXIT_METER, f"the meter {config.meter} cannot be used: {exc}")
     except (WorkerUnusable, StateUnusable) as exc:
         return _fail(EXIT_STATE, str(exc))
     finally:
@@ -81,9 +102,11 @@ def _run(
     state: State,
     make_worker: Callable[[AgentConfig], Worker],
     make_link: Callable[[AgentConfig], Link],
+    make_account: Callable[[AgentConfig], EnergyAccount],
 ) -> int:
     stop = threading.Event()
     worker = make_worker(config)
+    account = make_account(config)
     link = make_link(config)
     agent = Agent(
         link,
@@ -94,10 +117,13 @@ def _run(
         server_key=config.server_key,
         max_download_bytes=config.max_download_bytes,
         official=config.engine == "official",
+        account=account,
     )
     _stop_on_signals(stop)
-    _log.info("device %s joins federation %s at %s", config.device, config.federation, config.url)
-    ending = agent.run(stop)
+    with account:
+        _measure_idle(account, config.meter_idle_s, stop)
+        _log.info("device %s joins federation %s at %s", config.device, config.federation, config.url)
+        ending = agent.run(stop)
     if ending.kind == "refused":
         return _fail(
             EXIT_REFUSED,
@@ -106,6 +132,17 @@ def _run(
         )
     _log.info("%s: %s", ending.kind, ending.detail or "the federation has ended")
     return EXIT_OK
+
+
+def _measure_idle(account: EnergyAccount, seconds: float, stop: threading.Event) -> None:
+    """The baseline, unless nothing measures, or a process before was cut off at work: then its baseline stands."""
+    if account.source is None:
+        _log.info("energy is not measured%s", "".join(f"; {reason}" for reason in account.reasons))
+        return
+    _log.info("energy is %s by %s", "estimated" if account.is_estimated else "measured", account.source)
+    if seconds > 0 and (account.idle_w is None or not account.rounds()):
+        idle_w = account.measure_idle(seconds, stop.wait)
+        _log.info("the idle board: %s", "not measured" if idle_w is None else f"{idle_w:.2f} W")
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

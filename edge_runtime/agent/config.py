@@ -11,6 +11,14 @@ engine = "portable"           # optional: "official" trains with onnxruntime-tra
 threads = 2                   # optional: for the computation; the engine decides where it is not given
 ca_file = "ca.pem"            # optional: certificates to trust for mqtts://
 max_download_bytes = 500000000  # optional: the most that one plan may need
+meter = "auto"                # optional: what measures energy: the best that is here, "none", or a source as
+                              #   `energy --source` takes it: "rapl", "i2c:ina226@0x40,bus=1,shunt=0.1",
+                              #   "model:2.7,6.4" (estimated), "mqtt://plugs.lan/tele/desk/SENSOR#ENERGY.Power" …
+meter_user = "energy"         # optional: user at a metering plug's broker
+meter_password_file = "plug"  # optional: file with the password for it
+meter_ca_file = "plugs.pem"   # optional: certificates to trust for a plug at mqtts://
+meter_root = "/host"          # optional: where the sensors' /sys, /proc and /dev are, in a container that has others
+meter_idle_s = 10             # optional: how long the idle board is measured before it works; 0 for not at all
 """
 
 import logging
@@ -49,6 +57,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     ca_file: Path | None = None
     max_download_bytes: Annotated[int, Meta(ge=1, le=2**50)] = MAX_BLOB_BYTES
+    meter: Annotated[str, Meta(min_length=1, max_length=500)] = "auto"
+    meter_user: Annotated[str, Meta(min_length=1, max_length=200)] = "energy"
+    meter_password_file: Path | None = None
+    meter_ca_file: Path | None = None
+    meter_root: Path = Path("/")
+    meter_idle_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
 
     def __repr__(self) -> str:
         """Everything but the token."""
@@ -82,8 +96,15 @@ def read(path: Path) -> AgentConfig:
         config,
         data=folder / config.data,
         state=folder / config.state,
-        ca_file=None if config.ca_file is None else folder / config.ca_file,
+        ca_file=_beside(folder, config.ca_file),
+        meter_password_file=_beside(folder, config.meter_password_file),
+        meter_ca_file=_beside(folder, config.meter_ca_file),
+        meter_root=folder / config.meter_root,
     )
+
+
+def _beside(folder: Path, path: Path | None) -> Path | None:
+    return None if path is None else folder / path
 
 
 def _path(_kind: type, value: object) -> Path:

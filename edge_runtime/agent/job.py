@@ -8,6 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
+from edge_runtime.agent.carried import CarriedVectors
+from edge_runtime.agent.costs import Costs
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.work import (
     Reason,
@@ -15,13 +17,16 @@ from edge_runtime.agent.work import (
     WorkCancelled,
     Worker,
     WorkRefused,
+    check_trained,
     evaluation_message,
     update_message,
 )
+from edge_runtime.wire import compression
 from edge_runtime.wire.blob import BlobStore, describe
-from edge_runtime.wire.errors import MessageInvalid
+from edge_runtime.wire.compression import Scheme
+from edge_runtime.wire.errors import MessageInvalid, TensorsInvalid
 from edge_runtime.wire.messages import Evaluation, Plan, Update, encode
-from edge_runtime.wire.tensors import pack
+from edge_runtime.wire.tensors import TensorTable, Vector
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,7 @@ class Done:
     """The message for the server, and for an update the file that it announces."""
 
     message: Update | Evaluation
-    weights: bytes | None
+    file: bytes | None
 
 
 @dataclass(frozen=True)
@@ -49,21 +54,32 @@ Outcome = Done | Failed | Stopped
 
 
 class Job:
-    """Runs a worker's calls. `graphs` is where the graphs of a plan's manifest are whole."""
+    """Runs a worker's calls. `graphs` is where the graphs of a plan's manifest are whole.
 
-    def __init__(self, worker: Worker, downloads: Downloads, graphs: BlobStore) -> None:
+    `residuals` is where what an update leaves out waits for the next one.
+    """
+
+    def __init__(
+        self, worker: Worker, downloads: Downloads, graphs: BlobStore, residuals: CarriedVectors, costs: Costs
+    ) -> None:
         self._worker = worker
         self._downloads = downloads
         self._graphs = graphs
+        self._residuals = residuals
+        self._costs = costs
         self._executor = ThreadPoolExecutor(1, "work")
         self._future: Future[Outcome] | None = None
         self._cancelled = threading.Event()
         self._progress: tuple[Stage, int, int] | None = None
 
-    def start(self, plan: Plan, bytes_down: Callable[[], int]) -> None:
-        """Begin to work on a plan whose files are all here. `bytes_down` is asked when it has ended."""
+    def start(self, plan: Plan, bytes_down: Callable[[], int], upload_bytes_per_s: float | None = None) -> None:
+        """Begin to work on a plan whose files are all here. `bytes_down` is asked when it has ended.
+
+        `upload_bytes_per_s` is how fast the link is, where that was measured.
+        """
         self._cancelled, self._progress = threading.Event(), None
-        self._future = self._executor.submit(self._work, plan, bytes_down, self._cancelled)
+        scheme = compression.choose(plan.updates, upload_bytes_per_s)
+        self._future = self._executor.submit(self._work, plan, scheme, bytes_down, self._cancelled)
 
     def cancel(self) -> None:
         """Make the work end at its next report."""
@@ -86,14 +102,16 @@ class Job:
         self.cancel()
         self._executor.shutdown(wait=True)
 
-    def _work(self, plan: Plan, bytes_down: Callable[[], int], cancelled: threading.Event) -> Outcome:
+    def _work(self, plan: Plan, scheme: Scheme, bytes_down: Callable[[], int], cancelled: threading.Event) -> Outcome:
         def report(stage: Stage, done: int, total: int) -> None:
             self._progress = (stage, done, total)
             if cancelled.is_set():
                 raise WorkCancelled
+            self._costs.switch(stage)
 
         try:
-            return self._result(plan, bytes_down, report)
+            self._costs.switch(plan.work)
+            return self._result(plan, scheme, bytes_down, report)
         except WorkCancelled:
             return Stopped() if cancelled.is_set() else Failed("error", "the work stopped although nobody asked for it")
         except WorkRefused as refusal:
@@ -103,16 +121,38 @@ class Job:
         except MessageInvalid as exc:
             return Failed("error", f"the result cannot be sent: {exc}")
 
-    def _result(self, plan: Plan, bytes_down: Callable[[], int], report: Callable[[Stage, int, int], None]) -> Done:
+    def _result(
+        self, plan: Plan, scheme: Scheme, bytes_down: Callable[[], int], report: Callable[[Stage, int, int], None]
+    ) -> Done:
         manifest, vector = self._downloads.load(plan)
         if plan.work == "evaluate":
             evaluation = self._worker.evaluate(plan, manifest, self._graphs, vector, report)
-            message = evaluation_message(plan, evaluation, bytes_down=bytes_down())
+            message = evaluation_message(plan, evaluation, bytes_down=bytes_down(), energy=self._costs.energy(plan))
             encode(message)
             return Done(message, None)
         result = self._worker.train(plan, manifest, self._graphs, vector, report)
-        weights = pack(manifest.table, result.weights)
-        blob = describe(weights, chunk_bytes=plan.weights.chunk_bytes)
-        update = update_message(plan, result, blob, bytes_down=bytes_down())
+        report("upload", 0, 1)
+        check_trained(result)
+        file = self._write(plan, scheme, manifest.table, vector, result.weights)
+        blob = describe(file, chunk_bytes=plan.weights.chunk_bytes)
+        update = update_message(plan, result, blob, scheme, bytes_down=bytes_down(), energy=self._costs.energy(plan))
         encode(update)
-        return Done(update, weights)
+        return Done(update, file)
+
+    def _write(self, plan: Plan, scheme: Scheme, table: TensorTable, received: Vector, trained: Vector) -> bytes:
+        """The update's file; what it leaves out is kept for the round after. Raises WorkRefused."""
+        try:
+            file, residual = compression.encode(
+                table,
+                received=received,
+                trained=trained,
+                residual=self._residuals.load(table.parameters, plan.round - 1),
+                scheme=scheme,
+                topk_fraction=plan.updates.topk_fraction,
+            )
+            self._residuals.save(table.parameters, residual, plan.round)
+        except TensorsInvalid as exc:
+            raise WorkRefused("diverged", f"{exc}: a lower learning rate may help") from exc
+        except OSError as exc:
+            raise WorkRefused("error", f"the state folder cannot be used: {exc.strerror}") from exc
+        return file

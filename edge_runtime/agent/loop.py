@@ -26,15 +26,21 @@ from edge_runtime.agent.actions import (
     Subscribe,
     Unsubscribe,
 )
+from edge_runtime.agent.activity import Activity
+from edge_runtime.agent.carried import CarriedVectors
+from edge_runtime.agent.costs import Costs
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.job import Done, Failed, Job
 from edge_runtime.agent.session import Session
 from edge_runtime.agent.state import State
+from edge_runtime.agent.uplink import Uplink
 from edge_runtime.agent.work import Worker, WorkRefused
+from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.energy import Phase
 from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TopicInvalid
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link, LinkFull
-from edge_runtime.wire.messages import Ack, DeviceMessage, Plan, Progress, Refusal, Status, decode_server, encode
+from edge_runtime.wire.messages import Ack, DeviceMessage, Plan, Progress, Refusal, Spent, Status, decode_server, encode
 from edge_runtime.wire.topics import Topics
 
 TICK_S = 0.2
@@ -56,7 +62,10 @@ class Ending:
 
 
 class Agent:
-    """One device, from joining until the federation ends. `clock` is in seconds and only goes forward."""
+    """One device, from joining until the federation ends. `clock` is in seconds and only goes forward.
+
+    Without an `account` times and nothing else are known of what a plan costs.
+    """
 
     def __init__(
         self,
@@ -69,6 +78,7 @@ class Agent:
         server_key: str,
         max_download_bytes: int,
         official: bool = False,
+        account: EnergyAccount | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
@@ -77,10 +87,16 @@ class Agent:
         self._topics = topics
         self._clock = clock
         self._downloads = Downloads(state, server_key=server_key, max_bytes=max_download_bytes, official=official)
-        self._job = Job(worker, self._downloads, state.blobs)
-        self._session = Session(worker.hello(), pending=state.pending())
+        self._costs = Costs(account or EnergyAccount(None))
+        self._job = Job(worker, self._downloads, state.blobs, CarriedVectors(state.root / "residual"), self._costs)
+        self._uplink = Uplink(state.upload_bytes_per_s())
+        pending = state.pending()
+        self._session = Session(worker.hello(), pending=pending)
+        if pending is not None:
+            self._costs.begin(pending.plan, "idle")
+        self._uploading = False
         self._waiting: deque[DeviceMessage | Status | tuple[Blob, int]] = deque()
-        self._weights: bytes | None = None
+        self._file: bytes | None = None
         self._fetched: Plan | None = None
         self._bytes_before = 0
         self._left: set[str] = set()
@@ -105,6 +121,7 @@ class Agent:
             self._say_goodbye()
             self._link.close()
             self._job.close()
+            self._costs.close()
         return self._ending or Ending("stopped", "the agent was told to stop")
 
     def _step(self) -> None:
@@ -118,19 +135,35 @@ class Agent:
         self._on_work()
         self._do(self._session.tick(self._clock()))
         self._flush()
+        if phase := self._phase():
+            self._costs.switch(phase)
+
+    def _phase(self) -> Phase | None:
+        """What the joules are spent on now; None where the work itself says so, or there is no plan."""
+        match self._session.activity:
+            case Activity.LOOKING | Activity.FETCHING:
+                return "download" if self._session.online else "idle"
+            case Activity.ANNOUNCING:
+                return "upload" if self._uploading and self._session.online else "idle"
+            case Activity.WAITING:
+                return "idle"
+            case _:
+                return None
 
     # What happens
 
     def _on_connected(self) -> None:
         if self._session.online:
             self._session.disconnected()
+        self._uplink.lost()
         _log.info("connected")
         self._left.clear()
         self._do(self._session.connected(self._clock()))
 
     def _on_disconnected(self, event: Disconnected) -> None:
         _log.warning("disconnected: %s", event.reason)
-        self._waiting = deque(item for item in self._waiting if isinstance(item, Refusal))  # said only once
+        self._uplink.lost()
+        self._waiting = deque(item for item in self._waiting if isinstance(item, Refusal | Spent))  # said once
         if self._session.online:
             self._session.disconnected()
         if event.refused:
@@ -162,7 +195,15 @@ class Agent:
             self._log_dropped(kind, f"{type(message).__name__} does not fit what this device is doing")
         if isinstance(message, Ack) and not odd:
             _log.info("round %d: %s %s", message.round, "accepted" if message.accepted else "dropped", message.detail)
+            self._on_ack(message)
+            self._settle()
         self._do(actions)
+
+    def _on_ack(self, ack: Ack) -> None:
+        if not ack.accepted:
+            self._uplink.lost()
+        elif self._uplink.acknowledged(self._clock()) and (speed := self._uplink.bytes_per_s) is not None:
+            self._state.keep_upload_speed(speed)
 
     def _on_chunk(self, digest: str, index: int, payload: bytes) -> None:
         now_s = self._clock()
@@ -191,9 +232,9 @@ class Agent:
             self._do(self._session.progress(*progress, now_s))
         outcome = self._job.poll()
         if isinstance(outcome, Done):
-            self._weights = outcome.weights
+            self._file = outcome.file
             self._do(self._session.done(outcome.message, now_s))
-            self._weights = None
+            self._file = None
         elif isinstance(outcome, Failed):
             self._do(self._session.failed(outcome.reason, outcome.detail))
         elif outcome is not None:
@@ -216,23 +257,29 @@ class Agent:
                     self._fetch(plan)
                 case StartWork(plan):
                     _log.info("round %d: %s %s", plan.round, plan.work, plan.group)
-                    self._job.start(plan, partial(self._bytes_since, self._bytes_before))
+                    self._job.start(plan, partial(self._bytes_since, self._bytes_before), self._uplink.bytes_per_s)
                 case CancelWork():
                     self._job.cancel()
                 case Keep(pending):
-                    self._state.keep(pending, self._weights)
+                    self._uploading = False
+                    self._state.keep(pending, self._file)
                     _log.info("round %d: done", pending.plan.round)
                 case Forget():
                     self._state.forget()
                 case SendChunks(blob, indices):
+                    self._uploading = True
+                    self._uplink.sending(blob, indices, self._clock())
                     room = max(0, MAX_WAITING - len(self._waiting))
                     self._waiting.extend((blob, index) for index in indices[:room])
                 case Exit(detail):
+                    self._settle()
                     self._ending = Ending("finished", detail)
 
     def _fetch(self, plan: Plan) -> None:
         if plan is not self._fetched:
             _log.info("round %d: asked to %s %s", plan.round, plan.work, plan.group)
+            self._settle()
+            self._costs.begin(plan, "download")
             self._fetched, self._bytes_before = plan, self._link.bytes_in
         try:
             wanted = self._downloads.wanted(plan)
@@ -253,6 +300,13 @@ class Agent:
         if not (isinstance(message, Progress) and self._waiting):
             self._waiting.append(message)
         self._flush()
+        if isinstance(message, Refusal):
+            self._settle()
+
+    def _settle(self) -> None:
+        """A plan is over, however it ended: say what it has cost."""
+        if spent := self._costs.end():
+            self._say(spent)
 
     def _flush(self) -> None:
         """Publish what waits, in its order, as far as the link has room."""
@@ -280,7 +334,7 @@ class Agent:
         """Say offline, since a clean end sends no will."""
         if not self._session.online:
             return
-        self._waiting.clear()
+        self._waiting = deque(item for item in self._waiting if isinstance(item, Spent))
         self._waiting.append(Status(state="offline"))
         until_s = self._clock() + GOODBYE_S
         self._flush()

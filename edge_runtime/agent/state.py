@@ -4,13 +4,16 @@ state/lock            held by the running agent
 state/pending.json    the plan that was worked on and its result, until the server has acknowledged it
 state/blobs/          manifests and graphs, kept for reuse
 state/weights/        weights that came, and the update's
+state/uplink.json     how fast the link has uploaded
 """
 
 import fcntl
 import logging
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.files import write_whole
@@ -30,6 +33,10 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     plan: Plan
     result: Update | Evaluation
+
+
+class _Uplink(msgspec.Struct, frozen=True):
+    bytes_per_s: Annotated[float, Meta(gt=0)]
 
 
 class State:
@@ -91,3 +98,17 @@ class State:
             self._journal.unlink(missing_ok=True)
         except OSError as exc:
             raise StateUnusable(f"{self._journal} cannot be removed: {exc.strerror}") from exc
+
+    def upload_bytes_per_s(self) -> float | None:
+        """The link's upload speed as it was last measured; None where it is not known."""
+        try:
+            return msgspec.json.decode((self.root / "uplink.json").read_bytes(), type=_Uplink).bytes_per_s
+        except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return None
+
+    def keep_upload_speed(self, bytes_per_s: float) -> None:
+        """Keep the link's upload speed for the processes after this one. Raises StateUnusable."""
+        try:
+            write_whole(self.root / "uplink.json", msgspec.json.encode(_Uplink(bytes_per_s=bytes_per_s)))
+        except OSError as exc:
+            raise StateUnusable(f"the upload speed cannot be written to {self.root}: {exc.strerror}") from exc

@@ -11,6 +11,8 @@ from typing import Literal, Protocol
 import numpy as np
 
 from edge_runtime.wire.blob import Blob, BlobStore
+from edge_runtime.wire.compression import Scheme
+from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Affinity, Evaluation, Hello, Plan, Update
 from edge_runtime.wire.tensors import Vector
@@ -20,7 +22,10 @@ MAX_LOSS = 1e18
 Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "error"]
 Stage = Literal["download", "train", "probe", "evaluate", "upload"]
 Report = Callable[[Stage, int, int], None]
-"""Called with a stage, steps done and steps in all; raises WorkCancelled when the work is no longer wanted."""
+"""Called with a stage, steps done and steps in all, when the stage begins and after each of its steps.
+
+Raises WorkCancelled when the work is no longer wanted.
+"""
 
 
 class WorkCancelled(Exception):
@@ -54,7 +59,6 @@ class TrainResult:
     affinity: Affinity | None
     wall_s: float
     peak_rss_bytes: int | None
-    energy_j: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +69,6 @@ class EvaluationResult:
     examples: dict[str, int]
     wall_s: float
     peak_rss_bytes: int | None
-    energy_j: float | None
 
 
 class Worker(Protocol):
@@ -90,18 +93,26 @@ class Worker(Protocol):
         ...
 
 
-def update_message(plan: Plan, result: TrainResult, weights: Blob, *, bytes_down: int) -> Update:
-    """The message that announces an update. Raises WorkRefused if what was trained is not finite."""
+def check_trained(result: TrainResult) -> None:
+    """Raises WorkRefused if what was trained is not finite."""
     if not np.isfinite(result.weights).all():
         raise WorkRefused("diverged", "after training, weights were not finite: a lower learning rate may help")
     _check_finite("training", result.train_loss)
     _check_finite("validation", result.val_loss or {})
     if result.affinity is not None and not _all_finite(result.affinity):
         raise WorkRefused("diverged", "an affinity was not finite: a lower learning rate may help")
+
+
+def update_message(
+    plan: Plan, result: TrainResult, file: Blob, scheme: Scheme, *, bytes_down: int, energy: Energy | None
+) -> Update:
+    """The message that announces an update, whose `file` was written by `scheme`."""
     return Update(
         round=plan.round,
         group=plan.group,
-        weights=weights,
+        weights=file,
+        scheme=scheme,
+        base=None if scheme == "fp32" else plan.weights.digest,
         examples=result.examples,
         train_loss=result.train_loss,
         val_loss=result.val_loss,
@@ -109,11 +120,11 @@ def update_message(plan: Plan, result: TrainResult, weights: Blob, *, bytes_down
         wall_s=result.wall_s,
         peak_rss_bytes=result.peak_rss_bytes,
         bytes_down=bytes_down,
-        energy_j=result.energy_j,
+        energy=energy,
     )
 
 
-def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int) -> Evaluation:
+def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int, energy: Energy | None) -> Evaluation:
     """The message with an evaluation's losses. Raises WorkRefused if one is not finite."""
     _check_finite("evaluation", result.loss)
     return Evaluation(
@@ -124,7 +135,7 @@ def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int)
         wall_s=result.wall_s,
         peak_rss_bytes=result.peak_rss_bytes,
         bytes_down=bytes_down,
-        energy_j=result.energy_j,
+        energy=energy,
     )
 
 

@@ -9,7 +9,7 @@
 Rules
 - Labels are class numbers where a task wants int64 and values where it wants float32: uint8 becomes float32 by
   1/255, an integer becomes int64 as it is, float32 stays float32, and nothing else is converted. NaN in a float32
-  label marks a pixel without a label.
+  label marks a pixel without a label; a sample whose label is NaN everywhere has none of that task.
 - The sets that are there have the same image shape, the same tasks, and labels of the same shape and type.
 - Nothing is unpickled: an array of objects is refused.
 
@@ -20,8 +20,8 @@ import math
 import mmap
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
 from types import TracebackType
@@ -37,6 +37,7 @@ from edge_runtime.wire.names import MAX_TASKS, TASK_PATTERN, TaskName
 
 Array = NDArray[Any]
 Images = NDArray[np.float32]
+Mask = NDArray[np.bool_]
 LabelType = Literal["float32", "int64"]
 
 SplitName = Literal["train", "val", "test"]
@@ -72,6 +73,7 @@ class Split:
     """(N, C, H, W), uint8 or float32."""
     labels: dict[str, Array]
     """(N, …) by task, in the order of the names."""
+    _labelled: dict[str, Mask] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         """Images in the set."""
@@ -81,6 +83,18 @@ class Split:
     def tasks(self) -> tuple[str, ...]:
         """The tasks that have labels, in the order of their names."""
         return tuple(self.labels)
+
+    def labelled(self, task: str) -> Mask:
+        """Which samples have a label of a task, (N,); none of them where there are no labels of it."""
+        if task not in self._labelled:
+            labels = self.labels.get(task)
+            self._labelled[task] = np.zeros(len(self), np.bool_) if labels is None else _is_labelled(labels)
+        return self._labelled[task]
+
+    def examples(self, tasks: Iterable[str]) -> dict[str, int]:
+        """How many samples have a label, by task; without the tasks of which none has."""
+        counts = {task: int(self.labelled(task).sum()) for task in tasks}
+        return {task: count for task, count in counts.items() if count}
 
     def batch(
         self, indices: Sequence[int] | NDArray[np.integer[Any]], tasks: Sequence[str] | None = None
@@ -94,16 +108,29 @@ class Split:
         return as_float32(_take(self.image, chosen)), {task: _take(self.labels[task], chosen) for task in names}
 
 
-def _take(array: Array, chosen: NDArray[np.int64]) -> Array:
-    """Some rows, copied, C-contiguous; the pages that were mapped for them are given back.
+def _is_labelled(labels: Array) -> Mask:
+    """Whether each sample's label has a value that is not NaN, (N,). Of most samples it reads one value."""
+    if labels.dtype.kind != "f":
+        return np.ones(len(labels), np.bool_)
+    found: Mask = np.empty(len(labels), np.bool_)
+    for sample, label in enumerate(labels):
+        found[sample] = not np.isnan(label.flat[0]) or not np.isnan(label).all()
+    _give_back(labels)
+    return found
 
-    They stay in the system's cache, but a data set does not grow this process to its own size.
-    """
+
+def _take(array: Array, chosen: NDArray[np.int64]) -> Array:
+    """Some rows, copied, C-contiguous; the pages that were mapped for them are given back."""
     rows = np.array(array[chosen], order="C")
+    _give_back(array)
+    return rows
+
+
+def _give_back(array: Array) -> None:
+    """Unmap what was read: it stays in the system's cache, but a data set does not grow this process to its size."""
     mapped = array.base
     if isinstance(mapped, mmap.mmap):
         mapped.madvise(mmap.MADV_DONTNEED)
-    return rows
 
 
 def as_float32(values: Array) -> Images:

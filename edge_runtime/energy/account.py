@@ -5,7 +5,7 @@
         account.begin(round, group)
         with account.phase("train"):
             ...
-        update.energy_j = account.report(round, group).energy_j
+        print(account.report(round, group).energy_j)
         account.forget(round, group)   # once the server has it
 
 It may be used from any thread. It never raises for a meter or a disk that fails: the figures become None, or the
@@ -23,9 +23,10 @@ from types import TracebackType
 from edge_runtime.energy.journal import Journal, sync
 from edge_runtime.energy.ledger import Ledger
 from edge_runtime.energy.meter import EnergyMeter, HealthProbe
-from edge_runtime.energy.records import Baseline, Condition, Facts, Forget, Mark, Phase, Record, Sample, Start
+from edge_runtime.energy.records import Baseline, Condition, Facts, Forget, Mark, Record, Sample, Start
 from edge_runtime.energy.report import RoundEnergy, phase_energy
 from edge_runtime.energy.sampler import Sampler
+from edge_runtime.wire.energy import Phase
 
 HEALTH_S = 5.0
 """How often the board's health is looked at."""
@@ -57,7 +58,7 @@ class EnergyAccount:
     ) -> None:
         self._meter = meter
         self._health = health
-        self._reasons = reasons
+        self.reasons = reasons
         self._clock = clock
         self._lock = threading.RLock()
         self._ledger = Ledger()
@@ -92,6 +93,18 @@ class EnergyAccount:
     def source(self) -> str | None:
         """What measures; None if nothing does."""
         return None if self._facts is None else self._facts.source
+
+    @property
+    def is_estimated(self) -> bool:
+        """Whether what it says comes from a model."""
+        return self._facts is not None and self._facts.estimated
+
+    @property
+    def idle_w(self) -> float | None:
+        """Power of the idle board by this source, as it was last measured."""
+        with self._lock:
+            known = self._ledger.baseline
+            return None if known is None or known.source != self.source else known.idle_w
 
     def measure_idle(self, seconds: float, wait: Callable[[float], object] = time.sleep) -> float | None:
         """Measure the idle board for a while, in watts: the baseline of what is reported from now on."""
@@ -140,7 +153,12 @@ class EnergyAccount:
             mark = self._ledger.mark
             if not self._sample() and mark is not None:
                 self._ledger.apply(Mark(self._clock(), mark.round, mark.group, mark.phase))  # time goes on all the same
-            return self._ledger.report(round_, group, self._reasons)
+            return self._ledger.report(round_, group, self.reasons)
+
+    def rounds(self) -> set[tuple[int, str]]:
+        """The (round, group) that there are figures of, those of a process before among them."""
+        with self._lock:
+            return self._ledger.rounds()
 
     def forget(self, round_: int, group: str) -> None:
         """A round's figures have been delivered and need not be kept."""

@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--source",
         default="auto",
-        help="auto (default), rapl, hwmon[:CHIP], iio, pmic, i2c:ina226@0x40,bus=1,shunt=0.1, "
+        help="auto (default), none, rapl, hwmon[:CHIP], iio, pmic, i2c:ina226@0x40,bus=1,shunt=0.1, "
         "model:IDLE_W,FULL_W (estimated), or mqtt://HOST[:PORT]/TOPIC[#JSON.PATH]",
     )
     parser.add_argument(
@@ -74,6 +74,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--json", action="store_true", help="print JSON, and nothing else: the command's own output goes to stderr"
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        default=Path("/"),
+        metavar="FOLDER",
+        help="where the sensors' /sys, /proc and /dev are, in a container that has others",
     )
     parser.add_argument("--mqtt-user", default="energy", metavar="NAME", help="user at a plug's broker")
     parser.add_argument("--mqtt-password-file", type=Path, metavar="FILE", help="file with the password for it")

@@ -16,7 +16,6 @@ from edge_runtime.energy.records import (
     Forget,
     Mark,
     Outlook,
-    Phase,
     Record,
     Sample,
     Start,
@@ -25,6 +24,7 @@ from edge_runtime.energy.records import (
     Weather,
 )
 from edge_runtime.energy.report import RoundEnergy, round_energy
+from edge_runtime.wire.energy import Phase
 
 Key = tuple[int, str, Phase]
 
@@ -71,7 +71,7 @@ class Ledger:
 
     def report(self, round_: int, group: str, reasons: tuple[str, ...] = ()) -> RoundEnergy:
         """What a round has cost so far."""
-        tallies: dict[str, Tally] = {
+        tallies: dict[Phase, Tally] = {
             key[2]: tally for key, tally in self._tallies.items() if key[:2] == (round_, group)
         }
         return round_energy(
@@ -83,6 +83,10 @@ class Ledger:
             weather=self._weather.get((round_, group), Weather()),
             reasons=reasons,
         )
+
+    def rounds(self) -> set[tuple[int, str]]:
+        """The (round, group) that it knows something of."""
+        return {key[:2] for key in self._tallies} | set(self._weather)
 
     def snapshot(self) -> list[Record]:
         """Records that stand for all so far. Time since the last reading, if any has passed, stays not measured."""

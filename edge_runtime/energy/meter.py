@@ -7,6 +7,10 @@ from collections.abc import Callable
 from typing import Protocol
 
 
+class MeterUnusable(Exception):
+    """The meter that was asked for cannot be used here; a sentence says why."""
+
+
 class MeterFacts(Protocol):
     """What a meter says about itself. It does not change while the meter is open."""
 

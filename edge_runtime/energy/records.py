@@ -3,12 +3,11 @@
 A line that a crash has torn does not match its checksum, or does not end, and is left out.
 """
 
-from typing import Literal
 from zlib import crc32
 
 import msgspec
 
-Phase = Literal["download", "train", "probe", "evaluate", "upload", "idle"]
+from edge_runtime.wire.energy import Phase
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import msgspec
 
 from edge_runtime.energy.records import Tally, Weather
+from edge_runtime.wire.energy import Phase
 
 MEASURED_SHARE = 0.9
 """A phase, or round, of which less was measured has no energy; what little is missing counts at the mean power."""
@@ -40,8 +41,9 @@ class RoundEnergy(msgspec.Struct, frozen=True, kw_only=True):
     idle_w: float | None
     above_idle_j: float | None
     seconds: float
+    measured_s: float
     gap_s: float
-    phases: dict[str, PhaseEnergy]
+    phases: dict[Phase, PhaseEnergy]
     temperature_max_c: float | None
     cpu_min_hz: float | None
     throttled: tuple[str, ...] | None
@@ -71,7 +73,7 @@ def phase_energy(tally: Tally) -> PhaseEnergy:
 def round_energy(
     round_: int,
     group: str,
-    tallies: dict[str, Tally],
+    tallies: dict[Phase, Tally],
     *,
     covers: str | None,
     baseline: tuple[str, float] | None,
@@ -99,6 +101,7 @@ def round_energy(
         idle_w=idle_w,
         above_idle_j=None if whole.energy_j is None or idle_w is None else whole.energy_j - idle_w * whole.seconds,
         seconds=whole.seconds,
+        measured_s=whole.measured_s,
         gap_s=sum(tally.gap_s for tally in tallies.values()),
         phases=phases,
         temperature_max_c=weather.temperature_max_c,

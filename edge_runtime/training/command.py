@@ -22,6 +22,7 @@ from edge_runtime.engine import Engine, EngineError, engine_version
 from edge_runtime.memory import peak_rss_bytes
 from edge_runtime.official import OfficialShelf, OfficialUnavailable
 from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.training.worker import EVALUATION_BATCH
@@ -57,6 +58,21 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "--probe-every", type=int, default=0, help="measure affinities at every so many steps (default: never)"
     )
     parser.add_argument(
+        "--probe", choices=("exact", "encoder", "representation"), default="exact", help="by what (default exact)"
+    )
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default sgd)")
+    parser.add_argument(
+        "--beta2", type=float, default=0.999, help="of adamw, whose beta1 is the momentum (default 0.999)"
+    )
+    parser.add_argument("--clip-norm", type=float, default=0.0, help="largest norm of a gradient (default: any)")
+    parser.add_argument(
+        "--weighting",
+        choices=("fixed", "gradnorm", "uncertainty"),
+        default="fixed",
+        help="of the losses (default fixed)",
+    )
+    parser.add_argument("--task-weights", type=_by_task, default={}, help="a=2,b=0.5,… (default: 1 for each)")
+    parser.add_argument(
         "--engine",
         choices=("portable", "official"),
         default="portable",
@@ -72,14 +88,18 @@ def train(args: argparse.Namespace) -> int:
     """Train locally; the exit code."""
     with _one_sentence() as failed:
         manifest, model, dataset = _open(args)
+        if unknown := sorted(set(args.task_weights) - set(model.tasks)):
+            raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
         epochs, step_ms = [], []
-        velocity = np.zeros_like(model.gradient)
+        state = np.zeros(optimizer(_settings(args, 0)).table(model.table.parameters).size, np.float32)
+        learnt = None
         for epoch in range(args.epochs):
             settings = _settings(args, epoch)
             clock = [time.perf_counter()]
             trained = Trainer(model, dataset.train).train(
-                settings, velocity, report=lambda *_, clock=clock: clock.append(time.perf_counter())
+                settings, state, learnt=learnt, report=lambda *_, clock=clock: clock.append(time.perf_counter())
             )
+            learnt = trained.learnt
             if not all(map(math.isfinite, trained.loss.values())) or not np.isfinite(model.weights).all():
                 raise UsageError(f"training diverged in epoch {epoch + 1}: a lower learning rate may help (--lr)")
             step_ms += [1000 * (after - before) for before, after in pairwise(clock)]
@@ -212,11 +232,28 @@ def _settings(args: argparse.Namespace, epoch: int) -> Training:
         "weight_decay": args.weight_decay,
         "seed": args.seed,
         "probe_every": args.probe_every,
+        "probe": args.probe,
+        "optimizer": args.optimizer,
+        "beta2": args.beta2,
+        "clip_norm": args.clip_norm,
+        "weighting": _weighting(args),
     }
     try:
         return msgspec.convert(settings, Training)
     except msgspec.ValidationError as exc:
         raise UsageError(f"the training options are not usable: {exc}") from exc
+
+
+def _weighting(args: argparse.Namespace) -> dict[str, object] | None:
+    if args.weighting != "fixed":
+        if args.task_weights:
+            raise UsageError(f"--task-weights: --weighting {args.weighting} learns its weights, so leave them out")
+        return {"type": args.weighting}
+    return {"type": "fixed", "weights": args.task_weights} if args.task_weights else None
+
+
+def _by_task(text: str) -> dict[str, float]:
+    return {task: float(weight) for task, _, weight in (part.partition("=") for part in text.split(","))}
 
 
 def _print_epoch(epoch: int, loss: dict[str, float], val_loss: dict[str, float] | None) -> None:

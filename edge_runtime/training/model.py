@@ -6,25 +6,38 @@ step maps them and a target to a loss, ∂L/∂z and the gradients of its own pa
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.engine import Engine, Graph
+from edge_runtime.training.encoder import Array, Batch, Encoder, Pass, Representation
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
 
-Array = NDArray[Any]
-Batch = NDArray[np.float32]
-Representation = tuple[Batch, ...]
-Targets = Mapping[str, Array]
+Weights = NDArray[np.float64]
+"""How much each task's loss counts, (T,)."""
 
 
-Step = Callable[[Batch, Targets, Vector, Vector], dict[str, float]]
-"""Another engine's whole step: x, targets and weights to losses by task, and all gradients into the last vector."""
+@dataclass(frozen=True, eq=False)
+class Labelled:
+    """Targets (R, …) of those rows (R,) of a batch that have a label; the others count for nothing."""
+
+    rows: NDArray[np.int64]
+    target: Array
+
+
+Target = Array | Labelled
+Targets = Mapping[str, Target]
+Losses = dict[str, float]
+Keep = Callable[[str, float, Representation], None]
+"""Called with a task, its loss and ∂L_i/∂z, which the next task overwrites; no loss (NaN) where nothing is labelled."""
+Step = Callable[[Batch, Mapping[str, Array], Vector, Vector, Weights | None], dict[str, float]]
+"""Another engine's whole step: x, targets, parameters, a vector for all gradients and the weights to losses by task."""
 
 
 class Model:
@@ -34,11 +47,17 @@ class Model:
     """
 
     def __init__(
-        self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector, whole: Step | None = None
+        self,
+        manifest: Manifest,
+        graph: Callable[[str], Graph],
+        weights: Vector,
+        whole: Step | None = None,
+        keep: Sequence[bool] = (),
     ) -> None:
         """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied.
 
-        `whole` computes what `learn` needs in one run; without it the parts' graphs do.
+        `whole` computes what `learn` needs in one run; without it the parts' graphs do. `keep` says which stages of the
+        encoder keep their activations for the backward pass; the others recompute them.
         """
         self.manifest = manifest
         self.tasks = manifest.task_names
@@ -52,6 +71,7 @@ class Model:
         self._next = _named(self.table, self._moved, "param")
         self._graph = graph
         self._whole = whole
+        self._encoder = Encoder(manifest, graph, keep)
         self.reseed(0, 0, 0)
 
     @property
@@ -64,27 +84,32 @@ class Model:
         """The parameters, a view of `weights` as long as `gradient`."""
         return self.weights[: len(self.gradient)]
 
-    def learn(self, x: Batch, targets: Targets) -> dict[str, float]:
-        """The losses by task, with all gradients in `gradient`: the encoder's of Σ ∂L_i/∂z · 1/√T."""
-        if self._whole is not None:
-            return self._whole(x, targets, self.parameters, self.gradient)
-        z = self.represent(x)
-        losses, total = self.heads(z, targets)
-        self.backward(x, total)
+    def learn(self, x: Batch, targets: Targets, weights: Weights | None = None, keep: Keep | None = None) -> Losses:
+        """The losses by task, with all gradients of Σ w_i · L_i in `gradient`; see `heads`."""
+        if self._whole is not None and keep is None and not any(isinstance(t, Labelled) for t in targets.values()):
+            return self._whole(x, cast("Mapping[str, Array]", targets), self.parameters, self.gradient, weights)
+        done = self.forward(x)
+        losses, total = self.heads(done.z, targets, weights, keep)
+        self.backward(done, total)
         return losses
 
     def heads(
-        self, z: Representation, targets: Targets, keep: Callable[[str, Representation], None] = lambda *_: None
-    ) -> tuple[dict[str, float], Representation]:
-        """Every head's step in turn: the losses by task, and what the encoder receives, Σ ∂L_i/∂z · 1/√T.
+        self, z: Representation, targets: Targets, weights: Weights | None = None, keep: Keep | None = None
+    ) -> tuple[Losses, Representation]:
+        """Every head's step in turn: the losses by task, and what the encoder receives, Σ w_i · ∂L_i/∂z · 1/√T.
 
-        `keep` is shown each task's ∂L_i/∂z, which the next one overwrites.
+        A head's own gradients are of w_i · L_i. Losses, and what `keep` is shown, are without the weights; `weights`
+        are 1 where none are given.
         """
         total, dz = tuple(map(np.zeros_like, z)), tuple(map(np.empty_like, z))
         losses: dict[str, float] = {}
-        for task in self.tasks:
+        for i, task in enumerate(self.tasks):
             losses[task] = self.step(task, z, targets[task], dz)
-            keep(task, dz)
+            if keep is not None:
+                keep(task, losses[task], dz)
+            if weights is not None and weights[i] != 1:
+                for array in (*dz, self.gradient[self.table.parts[f"head.{task}"]]):
+                    np.multiply(array, np.float32(weights[i]), out=array)
             for summed, part in zip(total, dz, strict=True):
                 np.add(summed, part, out=summed)
         for summed in total:
@@ -98,19 +123,19 @@ class Model:
         for part, value in zip(parts, drawn, strict=True):
             self._inputs[part]["seed"] = np.array(value, np.int64)
 
-    def represent(self, x: Batch, *, encoder: Vector | None = None) -> Representation:
-        """The representation z in training mode; moves the encoder's state.
+    def forward(self, x: Batch) -> Pass:
+        """The encoder's forward pass in training mode; moves its state."""
+        done = self._encoder.forward(x, self._inputs["encoder"], self._next_state("encoder"))
+        self._move("encoder")
+        return done
 
-        With other parameters of the `encoder` (its part of the vector) nothing moves.
+    def look_ahead(self, x: Batch, encoder: Vector) -> Representation:
+        """The representation z in training mode with other parameters; nothing moves.
+
+        `encoder` is the encoder's part of a vector of parameters.
         """
-        z = self._empty(x)
-        inputs = self._inputs["encoder"]
-        if encoder is not None:
-            inputs = inputs | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
-        self._graph("encoder.forward").run({"x": x, **inputs}, z | self._next_state("encoder"))
-        if encoder is None:
-            self._move("encoder")
-        return tuple(z.values())
+        inputs = self._inputs["encoder"] | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
+        return self._encoder.forward(x, inputs, self._next_state("encoder"), backward=False).z
 
     def encode(self, x: Batch) -> Representation:
         """The representation z in evaluation mode."""
@@ -118,8 +143,13 @@ class Model:
         self._graph("encoder.predict").run({"x": x, **self._inputs["encoder"]}, z)
         return tuple(z.values())
 
-    def step(self, task: str, z: Representation, target: Array, dz: Representation) -> float:
-        """One head's loss; ∂L/∂z goes to `dz`, the head's gradients to `gradient`; moves the head's state."""
+    def step(self, task: str, z: Representation, target: Target, dz: Representation) -> float:
+        """One head's loss; ∂L/∂z goes to `dz`, the head's gradients to `gradient`; moves the head's state.
+
+        Where nothing is labelled the loss is NaN, the gradients are zero and the state stays.
+        """
+        if isinstance(target, Labelled):
+            return self._step_some(task, z, target, dz)
         loss = np.empty((), np.float32)
         part = f"head.{task}"
         inputs = {"target": target, **numbered("z", z), **self._inputs[part]}
@@ -128,12 +158,25 @@ class Model:
         self._move(part)
         return float(loss)
 
-    def loss(self, task: str, z: Representation, target: Array) -> float:
-        """One head's loss alone, in training mode; nothing moves."""
+    def _step_some(self, task: str, z: Representation, labelled: Labelled, dz: Representation) -> float:
+        for array in dz:
+            array.fill(0)
+        if not len(labelled.rows):
+            self.gradient[self.table.parts[f"head.{task}"]] = 0
+            return float("nan")
+        chosen = tuple(array[labelled.rows] for array in z)
+        parts = tuple(map(np.empty_like, chosen))
+        loss = self.step(task, chosen, labelled.target, parts)
+        for array, part in zip(dz, parts, strict=True):
+            array[labelled.rows] = part
+        return loss
+
+    def loss(self, task: str, z: Representation, target: Target) -> float:
+        """One head's loss alone, in training mode, NaN where nothing is labelled; nothing moves."""
         return self._loss(task, "loss", z, target)
 
-    def evaluate(self, task: str, z: Representation, target: Array) -> float:
-        """One head's loss in evaluation mode."""
+    def evaluate(self, task: str, z: Representation, target: Target) -> float:
+        """One head's loss in evaluation mode, NaN where nothing is labelled."""
         return self._loss(task, "evaluate", z, target)
 
     def predict(self, task: str, z: Representation) -> Batch:
@@ -143,16 +186,16 @@ class Model:
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
-    def backward(self, x: Batch, dz: Representation) -> Vector:
-        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view.
-
-        Recomputes the forward pass in training mode; nothing moves.
-        """
-        inputs = {"x": x, **numbered("dz", dz), **self._inputs["encoder"]}
-        self._graph("encoder.backward").run(inputs, self._outputs["encoder"])
+    def backward(self, done: Pass, dz: Representation) -> Vector:
+        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves."""
+        self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"])
         return self.gradient[self.encoder]
 
-    def _loss(self, task: str, kind: str, z: Representation, target: Array) -> float:
+    def _loss(self, task: str, kind: str, z: Representation, target: Target) -> float:
+        if isinstance(target, Labelled):
+            if not len(target.rows):
+                return float("nan")
+            return self._loss(task, kind, tuple(array[target.rows] for array in z), target.target)
         loss = np.empty((), np.float32)
         inputs = {"target": target, **numbered("z", z), **self._inputs[f"head.{task}"]}
         self._graph(f"head.{task}.{kind}").run(inputs, {"loss": loss})

@@ -5,46 +5,74 @@ Exact look-ahead (Fifty et al., NeurIPS 2021, section 3; MAS, section 3.2): with
     θ|i = θ − lr · (g_i + decay · θ)            S[i→j] = (1 − L_j(θ|i) / L_j(θ)) / lr
 
 for all ordered pairs, the diagonal too, heads fixed. The losses are those of training: with the statistics of the batch
-and what was drawn for it. A probe reads parameters and state and writes only scratch vectors, so training goes on bit
-for bit as if it had not been there.
+and what was drawn for it. What the gradients alone say of it, to first order, is in gram.py. A probe reads parameters
+and state and writes only scratch vectors, so training goes on bit for bit as if it had not been there.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.training.model import Batch, Model, Representation, Targets
+from edge_runtime.training.encoder import Pass, Representation
+from edge_runtime.training.gram import first_order, gram, pull
+from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.optimizer import look_ahead
-from edge_runtime.wire.messages import Affinity
+from edge_runtime.wire.messages import Affinity, ProbeMethod
 
 Matrix = NDArray[np.float64]
 
 
-def probe(
-    model: Model,
-    x: Batch,
-    targets: Targets,
-    losses: Mapping[str, float],
-    dz: Mapping[str, Representation],
-    *,
-    lr: float,
-    weight_decay: float,
-) -> Matrix:
-    """S (T, T), values[i][j] being i→j, for one batch.
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """How affinities are measured. `lr` and `weight_decay` are those of the step that is looked ahead."""
 
-    `losses` and `dz` are those of the batch at the current parameters. Uses the encoder's part of `model.gradient` as
-    scratch. A loss of zero (no labels in the batch) gives values that are not finite.
-    """
-    ahead = np.empty_like(model.weights[model.encoder])
-    values = np.empty((len(model.tasks), len(model.tasks)))
-    for i, source in enumerate(model.tasks):
-        gradient = model.backward(x, dz[source])
-        look_ahead(model.weights[model.encoder], gradient, lr=lr, weight_decay=weight_decay, out=ahead)
-        z = model.represent(x, encoder=ahead)
-        for j, target in enumerate(model.tasks):
-            values[i, j] = relative_gain(losses[target], model.loss(target, z, targets[target]), lr)
-    return values
+    method: ProbeMethod
+    lr: float
+    weight_decay: float
+
+    def measure(
+        self,
+        model: Model,
+        done: Pass,
+        targets: Targets,
+        losses: Mapping[str, float],
+        dz: Mapping[str, Representation],
+    ) -> Matrix:
+        """S (T, T), values[i][j] being i→j, for one batch.
+
+        `done` is the batch's forward pass, `losses` and `dz` are those at the current parameters. Uses the encoder's
+        part of `model.gradient` as scratch; the first order of the encoder's gradients holds T of them at once. A loss
+        of zero (no labels in the batch) gives values that are not finite.
+        """
+        if self.method == "exact":
+            return self._exact(model, done, targets, losses, dz)
+        before = [losses[task] for task in model.tasks]
+        if self.method == "encoder":
+            gradients = [model.backward(done, dz[task]).copy() for task in model.tasks]
+            pulls = pull(model.weights[model.encoder], gradients, self.weight_decay)
+            return first_order(gram(gradients), before, pulls)
+        arrays = range(len(dz[model.tasks[0]]))
+        return first_order(np.sum([gram([dz[task][k] for task in model.tasks]) for k in arrays], axis=0), before)
+
+    def _exact(
+        self,
+        model: Model,
+        done: Pass,
+        targets: Targets,
+        losses: Mapping[str, float],
+        dz: Mapping[str, Representation],
+    ) -> Matrix:
+        ahead = np.empty_like(model.weights[model.encoder])
+        values = np.empty((len(model.tasks), len(model.tasks)))
+        for i, source in enumerate(model.tasks):
+            gradient = model.backward(done, dz[source])
+            look_ahead(model.weights[model.encoder], gradient, lr=self.lr, weight_decay=self.weight_decay, out=ahead)
+            z = model.look_ahead(done.values["x"], ahead)
+            for j, target in enumerate(model.tasks):
+                values[i, j] = relative_gain(losses[target], model.loss(target, z, targets[target]), self.lr)
+        return values
 
 
 def relative_gain(before: float, after: float, lr: float) -> float:

@@ -1,34 +1,49 @@
 """The training loop: batches in a seeded order, one head at a time, one encoder step for all of them.
 
-For T tasks the gradient that flows into the encoder is Σ ∂L_i/∂z · 1/√T (the released code of MAS). Momentum lives in a
-vector (P,) that the caller keeps, so a round can go on where the one before it stopped.
+For T tasks the gradient that flows into the encoder is Σ w_i · ∂L_i/∂z · 1/√T (the released code of MAS; w_i are 1 but
+where a plan weights tasks). What follows the gradient (proximal term, clipping, the optimizer's step) sees it whole.
+The optimizer's state is a vector that the caller keeps, so a round can go on where the one before it stopped.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from edge_runtime.datasets.dataset import Array, DatasetInvalid, Split, convert
-from edge_runtime.training.model import Batch, Model, Representation
-from edge_runtime.training.optimizer import Sgd
-from edge_runtime.training.probe import AffinityStatistics, probe
+from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
+from edge_runtime.training.encoder import Batch, Pass, Representation
+from edge_runtime.training.gradient import add_proximal, clip, norm_of
+from edge_runtime.training.learnt import Learnt
+from edge_runtime.training.model import Labelled, Losses, Model, Target, Targets
+from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.schedule import batch_count, batches, order
+from edge_runtime.training.weighting import Weighting, weighting
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
 
 Report = Callable[[int, int], None]
 """Called with steps done and steps in all."""
+Enter = Callable[[Literal["train", "probe"]], None]
+"""Called when probing begins, and when training goes on after it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trained:
-    """What some epochs gave: mean losses by task over all samples, samples seen, affinities where they were probed."""
+    """What some epochs gave.
+
+    `loss` is the mean by task over all labelled samples, without the tasks' weights. `learnt` is what a weighting keeps
+    between rounds.
+    """
 
     loss: dict[str, float]
     samples: int
     affinities: AffinityStatistics
+    learnt: Learnt | None
 
 
 class Trainer:
@@ -38,62 +53,137 @@ class Trainer:
         self.model = model
         self._split = split
 
-    def train(self, settings: Training, velocity: Vector, *, report: Report = lambda *_: None) -> Trained:
-        """Train for `settings.epochs`; changes the model's weights and `velocity` (P,) in place.
+    def train(
+        self,
+        settings: Training,
+        state: Vector,
+        *,
+        learnt: Learnt | None = None,
+        report: Report = lambda *_: None,
+        enter: Enter = lambda _: None,
+    ) -> Trained:
+        """Train for `settings.epochs`; changes the model's weights and the optimizer's `state` in place.
 
-        Raises EngineError, and whatever `report` raises.
+        FedProx holds to the weights as they are now. Raises EngineError, and whatever `report` and `enter` raise.
         """
-        model = self.model
-        optimizer = Sgd(lr=settings.lr, momentum=settings.momentum, weight_decay=settings.weight_decay)
-        statistics = AffinityStatistics(model.tasks)
-        sums = dict.fromkeys(model.tasks, 0.0)
-        total = settings.epochs * batch_count(len(self._split), settings.batch)
+        model, split = self.model, self._split
+        steps = batch_count(len(split), settings.batch)
+        optimize, weigh = optimizer(settings), weighting(model.tasks, settings.weighting, learnt)
+        received = model.parameters.copy() if settings.proximal_mu else None
+        prober = _Prober(model, settings, enter)
+        mean = _MeanLosses(model.tasks)
         done = 0
         for epoch in range(settings.first_epoch, settings.first_epoch + settings.epochs):
-            chosen_by_step = batches(order(settings.seed, epoch, len(self._split)), settings.batch)
-            for step, chosen in enumerate(chosen_by_step):
-                probing = settings.probe_every > 0 and done % settings.probe_every == 0
+            for step, chosen in enumerate(batches(order(settings.seed, epoch, len(split)), settings.batch)):
                 model.reseed(settings.seed, epoch, step)
-                losses, affinity = self._step(chosen.tolist(), settings, probing=probing)
-                optimizer.step(model.parameters, model.gradient, velocity)
-                if affinity is not None:
-                    statistics.add(affinity)
-                for task, loss in losses.items():
-                    sums[task] += loss * len(chosen)
+                x, targets = load(model, split, chosen.tolist())
+                prober.pass_batch(epoch * steps + step, targets)
+                losses, norms = self._gradient(x, targets, weigh, prober)
+                if received is not None:
+                    add_proximal(model.gradient, model.parameters, received, settings.proximal_mu)
+                if settings.clip_norm:
+                    clip(model.gradient, settings.clip_norm)
+                optimize.step(model.parameters, model.gradient, state)
+                weigh.update(np.array([losses[task] for task in model.tasks]), norms)
+                mean.add(losses, targets, len(chosen))
                 done += 1
-                report(done, total)
-        samples = settings.epochs * len(self._split)
+                report(done, settings.epochs * steps)
         return Trained(
-            loss={task: value / samples for task, value in sums.items()}, samples=samples, affinities=statistics
+            loss=mean.result(),
+            samples=settings.epochs * len(split),
+            affinities=prober.statistics,
+            learnt=weigh.learnt,
         )
 
-    def _step(
-        self, chosen: Sequence[int], settings: Training, *, probing: bool
-    ) -> tuple[dict[str, float], Array | None]:
-        """The losses of a batch, with all gradients in `model.gradient`; and its affinities if they are probed."""
+    def _gradient(
+        self, x: Batch, targets: Targets, weigh: Weighting, prober: "_Prober"
+    ) -> tuple[Losses, NDArray[np.float64]]:
+        """The losses of a batch and the norms ‖∂L_i/∂z‖ (T,), with all gradients in `model.gradient`."""
         model = self.model
-        x, targets = load(model, self._split, chosen)
-        if not probing:
-            return model.learn(x, targets), None
-        kept: dict[str, Representation] = {}
-        z = model.represent(x)
-        losses, total = model.heads(z, targets, lambda task, dz: kept.update({task: tuple(map(np.copy, dz))}))
-        affinity = probe(model, x, targets, losses, kept, lr=settings.lr, weight_decay=settings.weight_decay)
-        model.backward(x, total)
-        return losses, affinity
+        norms = np.full(len(model.tasks), np.nan)
+
+        def keep(task: str, _: float, dz: Representation) -> None:
+            if weigh.needs_norms:
+                norms[model.tasks.index(task)] = math.hypot(*(norm_of(array.reshape(-1)) for array in dz))
+            prober.keep(task, dz)
+
+        if not prober.is_probing:
+            return model.learn(x, targets, weigh.weights, keep if weigh.needs_norms else None), norms
+        done = model.forward(x)
+        losses, total = model.heads(done.z, targets, weigh.weights, keep)
+        prober.measure(done, targets, losses)
+        model.backward(done, total)
+        return losses, norms
+
+
+class _Prober:
+    """When affinities are probed, with what, and what came of it.
+
+    A probe is due at every so many batches of the group, counted through its rounds. It waits for a batch with labels
+    of every task: without them there is no loss to gain on.
+    """
+
+    def __init__(self, model: Model, settings: Training, enter: Enter) -> None:
+        self._model = model
+        self._every = settings.probe_every
+        self._probe = Probe(method=settings.probe, lr=settings.lr, weight_decay=settings.weight_decay)
+        self._enter = enter
+        self._is_due = False
+        self._kept: dict[str, Representation] = {}
+        self.statistics = AffinityStatistics(model.tasks)
+        self.is_probing = False
+
+    def pass_batch(self, position: int, targets: Targets) -> None:
+        """The batch at a position in the group's rounds comes next."""
+        self._is_due = self._is_due or (self._every > 0 and position % self._every == 0)
+        is_whole = not any(isinstance(target, Labelled) and not len(target.rows) for target in targets.values())
+        self.is_probing = self._is_due and is_whole
+        if self.is_probing:
+            self._is_due, self._kept = False, {}
+
+    def keep(self, task: str, dz: Representation) -> None:
+        """A task's ∂L_i/∂z of the batch."""
+        if self.is_probing:
+            self._kept[task] = tuple(map(np.copy, dz))
+
+    def measure(self, done: Pass, targets: Targets, losses: Losses) -> None:
+        """Probe the batch, whose heads have run."""
+        self._enter("probe")
+        self.statistics.add(self._probe.measure(self._model, done, targets, losses, self._kept))
+        self._kept = {}
+        self._enter("train")
+
+
+class _MeanLosses:
+    """Mean losses by task, each batch weighted by its labelled samples."""
+
+    def __init__(self, tasks: Sequence[str]) -> None:
+        self._sums = dict.fromkeys(tasks, 0.0)
+        self._counts = dict.fromkeys(tasks, 0)
+
+    def add(self, losses: Losses, targets: Targets, samples: int) -> None:
+        """Take the losses of a batch."""
+        for task, loss in losses.items():
+            target = targets[task]
+            if count := len(target.rows) if isinstance(target, Labelled) else samples:
+                self._sums[task] += loss * count
+                self._counts[task] += count
+
+    def result(self) -> dict[str, float]:
+        """The means; a task without any label is left out."""
+        return {task: value / self._counts[task] for task, value in self._sums.items() if self._counts[task]}
 
 
 def evaluate(model: Model, split: Split, batch: int, *, report: Report = lambda *_: None) -> dict[str, float]:
-    """Mean losses by task over a split in evaluation mode, each batch weighted by its samples. Raises EngineError."""
-    sums = dict.fromkeys(model.tasks, 0.0)
+    """Mean losses by task over the labelled samples of a split in evaluation mode. Raises EngineError."""
+    mean = _MeanLosses(model.tasks)
     for start in range(0, len(split), batch):
         chosen = range(start, min(start + batch, len(split)))
         x, targets = load(model, split, chosen)
         z = model.encode(x)
-        for task in model.tasks:
-            sums[task] += model.evaluate(task, z, targets[task]) * len(chosen)
+        mean.add({task: model.evaluate(task, z, targets[task]) for task in model.tasks}, targets, len(chosen))
         report(chosen.stop, len(split))
-    return {task: value / len(split) for task, value in sums.items()}
+    return mean.result()
 
 
 def check_fits(manifest: Manifest, split: Split) -> None:
@@ -114,8 +204,16 @@ def check_fits(manifest: Manifest, split: Split) -> None:
         convert(labels[:1], task.target.dtype)
 
 
-def load(model: Model, split: Split, chosen: Sequence[int]) -> tuple[Batch, dict[str, Array]]:
+def load(model: Model, split: Split, chosen: Sequence[int]) -> tuple[Batch, dict[str, Target]]:
     """Some samples as the model's graphs want them: x (B, …) and the targets by task."""
     x, labels = split.batch(chosen, model.tasks)
-    targets = {task: convert(labels[task], model.manifest.task(task).target.dtype) for task in model.tasks}
+    targets: dict[str, Target] = {}
+    for task in model.tasks:
+        target = convert(labels[task], model.manifest.task(task).target.dtype)
+        labelled = split.labelled(task)[np.asarray(chosen, np.int64)]
+        if labelled.all():
+            targets[task] = target
+        else:
+            rows = np.flatnonzero(labelled)
+            targets[task] = Labelled(rows, target[rows])
     return x, targets

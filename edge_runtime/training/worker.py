@@ -13,13 +13,15 @@ from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.engine import Engine, EngineError, engine_version
 from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
 from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_installed
+from edge_runtime.training.learnt import LearntStore
 from edge_runtime.training.model import GraphShelf, Model, Step
+from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Hello, Plan
-from edge_runtime.wire.tensors import Vector
+from edge_runtime.wire.tensors import Vector, transfer
 
 EVALUATION_BATCH = 16
 
@@ -38,6 +40,7 @@ class LocalWorker:
         self._shelf = GraphShelf(self._engine)
         self._official = OfficialShelf(self._engine) if official else None
         self._momentum = CarriedVectors(state / "momentum")
+        self._learnt = LearntStore(state / "weighting")
 
     def hello(self) -> Hello:
         """What this device has."""
@@ -61,31 +64,40 @@ class LocalWorker:
         restart_peak()
         assert plan.training is not None
         settings, split = plan.training, self._dataset.train
+        asked, manifest = manifest, self._labelled(manifest, split)
         try:
             whole = None if self._official is None else self._official.of(manifest, lambda _, key: store.path(key))
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
-        model = self._model(manifest, store, weights, split, whole)
+        start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        model = self._model(manifest, store, start, split, whole)
+        layout = optimizer(settings).table(manifest.table.parameters)
         try:
             val_loss = self._loss(model, self._dataset.val, report)
-            velocity = self._momentum.load(manifest.table.parameters, plan.round - 1)
-            if velocity is None:
-                velocity = np.zeros_like(model.gradient)
+            report("train", 0, 1)
+            state = self._momentum.load(layout, plan.round - 1)
+            if state is None:
+                state = np.zeros(layout.size, np.float32)
             trained = Trainer(model, split).train(
-                settings, velocity, report=lambda done, total: report("train", done, total)
+                settings,
+                state,
+                learnt=self._learnt.load(plan.bundle.digest, plan.round),
+                report=lambda done, total: report("train", done, total),
+                enter=lambda stage: report(stage, 0, 1),
             )
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
-        self._momentum.save(manifest.table.parameters, velocity, plan.round)
+        self._momentum.save(layout, state, plan.round)
+        if trained.learnt is not None:
+            self._learnt.save(plan.bundle.digest, trained.learnt, plan.round)
         return TrainResult(
-            weights=model.weights,
-            examples=dict.fromkeys(model.tasks, len(split)),
+            weights=model.weights if manifest is asked else _among(asked, weights, manifest, model.weights),
+            examples=split.examples(model.tasks),
             train_loss=trained.loss,
             val_loss=val_loss,
             affinity=trained.affinities.result(),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
-            energy_j=None,
         )
 
     def evaluate(
@@ -98,7 +110,9 @@ class LocalWorker:
         split = self._dataset.splits[plan.data_split]
         if split is None:
             raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
-        model = self._model(manifest, store, weights, split)
+        asked, manifest = manifest, self._labelled(manifest, split)
+        start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        model = self._model(manifest, store, start, split)
         try:
             loss = self._loss(model, split, report)
         except EngineError as exc:
@@ -106,11 +120,19 @@ class LocalWorker:
         assert loss is not None
         return EvaluationResult(
             loss=loss,
-            examples=dict.fromkeys(model.tasks, len(split)),
+            examples=split.examples(model.tasks),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
-            energy_j=None,
         )
+
+    @staticmethod
+    def _labelled(manifest: Manifest, split: Split) -> Manifest:
+        """The manifest of those tasks that the split has labels of. Raises WorkRefused if there are none."""
+        tasks = tuple(split.examples(manifest.task_names))
+        if not tasks:
+            wanted = ", ".join(manifest.task_names)
+            raise WorkRefused("no_data", f"this device has no labels for {wanted}; it has {', '.join(split.tasks)}")
+        return manifest if tasks == manifest.task_names else manifest.group(tasks, manifest.weights)
 
     def _model(
         self, manifest: Manifest, store: BlobStore, weights: Vector, split: Split, whole: Step | None = None
@@ -130,4 +152,14 @@ class LocalWorker:
         if split is None:
             return None
         stage: Stage = "evaluate"
+        report(stage, 0, len(split))
         return evaluate(model, split, EVALUATION_BATCH, report=lambda done, total: report(stage, done, total))
+
+
+def _among(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:
+    """The weights that were asked for: those trained, and as they came those of tasks without labels here."""
+    whole = np.array(weights)
+    views = asked.table.views(whole)
+    for name, view in manifest.table.views(trained).items():
+        views[name][...] = view
+    return whole

@@ -32,11 +32,15 @@ from edge_runtime.wire.errors import TensorsInvalid, reason
 from edge_runtime.wire.tensors import MAX_ELEMENTS, TensorTable, Vector, pack, unpack
 
 Scheme = Literal["fp32", "fp16", "int8", "topk"]
+AnyScheme = Literal["fp32", "fp16", "int8", "topk", "auto"]
+"""`auto` leaves it to the upload speed that a device has measured."""
 Arrays = dict[str, NDArray[Any]]
 BLOCK = 65_536
 """Parameters in a block of topk: as many as 16 bits can tell apart."""
 MAX_HEADER_BYTES = 1024
-MAX_TOPK_FRACTION = 0.5
+TopkFraction = Annotated[float, Meta(gt=0, le=0.5)]
+"""The share of the parameters that topk sends."""
+TOPK_FRACTION = 0.04
 INT8_BELOW_BYTES_PER_S = 1_000_000
 """`auto` sends int8 over a link that uploads less than this …"""
 TOPK_BELOW_BYTES_PER_S = 50_000
@@ -48,11 +52,10 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U16": np.uint16
 
 
 class Updates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How devices are asked to send what they trained. `auto` leaves it to the device's measured upload speed."""
+    """How devices are asked to send what they trained."""
 
-    scheme: Literal["fp32", "fp16", "int8", "topk", "auto"] = "fp32"
-    topk_fraction: Annotated[float, Meta(gt=0, le=MAX_TOPK_FRACTION)] = 0.04
-    """The share of the parameters that topk sends."""
+    scheme: AnyScheme = "fp32"
+    topk_fraction: TopkFraction = TOPK_FRACTION
 
 
 def choose(updates: Updates, upload_bytes_per_s: float | None) -> Scheme:

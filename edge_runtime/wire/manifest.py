@@ -14,8 +14,10 @@ same graph files and other weights: nothing is compiled again and no graph is se
 Graph names, inputs and outputs (B is the micro-batch, the only dimension that varies):
 
     training mode
-    encoder.forward        x (B, …)                → z.0 (B, …), z.1 …, next.<name> …
-    encoder.backward       x, dz.0 (B, …), dz.1 …  → grad.<name> …
+    encoder.<k>.forward    reads                   → writes, next.<name> …
+    encoder.<k>.backward   reads, d<write> …       → d<read> …, grad.<name> …     recomputes the forward pass
+    encoder.<k>.keep       reads                   → writes, saved.0 …, next.<name> …
+    encoder.<k>.kept       saved.0 …, d<write> …   → d<read> …, grad.<name> …     reads too, where it uses them
     head.<task>.step       z.0 …, target (B, …)    → loss (), dz.0 (B, …) …, grad.<name> …, next.<name> …
     head.<task>.loss       z.0 …, target           → loss ()
 
@@ -24,12 +26,17 @@ Graph names, inputs and outputs (B is the micro-batch, the only dimension that v
     head.<task>.evaluate   z.0 …, target           → loss ()
     head.<task>.predict    z.0 …                   → prediction (B, …)
 
-Every graph has the parameters of its part as inputs param.<name> and, where it uses them, the state of its part as
-state.<name> and seed () int64, which fixes what is random (dropout). The names are the tensors' without their part:
-heads of the same form are then the same file, which is sent, kept and loaded once; and so are the graphs of both modes
-where a model makes no difference between them. The representation is one or more arrays, z.0, z.1 …; a head's graph
-has those as inputs that it uses, and all of dz. State moves where a training graph says so: next.<name> is its value
-after the batch (of encoder.forward and step; backward recomputes the forward pass and moves nothing).
+In training the encoder is a chain of stages, k = 0, 1 …, so that its backward pass needs the activations of one stage
+at a time. A stage reads and writes values: x, the arrays z.0, z.1 … of the representation, and those that only later
+stages want, v.0, v.1 …; d<value> is ∂L/∂value, a sum where several read it (nothing is for x). What a stage's backward
+pass needs is computed anew (forward, backward) or kept (keep, kept), as the device chooses for each stage.
+
+A graph has as inputs those parameters of its part that it uses, param.<name>, and, where it uses them, the state of its
+part as state.<name> and seed () int64, which fixes what is random (dropout). The names are the tensors' without their
+part: heads of the same form are then the same file, which is sent, kept and loaded once; and so are the graphs of both
+modes where a model makes no difference between them. The representation is one or more arrays; a head's graph has those
+as inputs that it uses, and all of dz. State moves where a training graph says so: next.<name> is its value after the
+batch (of forward, keep and step; the backward pass moves nothing).
 """
 
 from pathlib import Path
@@ -42,9 +49,9 @@ from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
 from edge_runtime.wire.files import digest_file, write_whole
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
-from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable
+from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable, part_of
 
-FORMAT = 1
+FORMAT = 2
 MAX_MANIFEST_BYTES = 8 * 1024**2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
@@ -53,11 +60,17 @@ OFFICIAL = "official"
 FORWARD = "forward.onnx"
 TRAINING = "training_model.onnx"
 MAX_REPRESENTATIONS = 32
+MAX_STAGES = 32
+MAX_VALUES = 256
 
 GraphName = Annotated[
     str,
-    Meta(pattern=r"^(encoder\.(forward|predict|backward)|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|evaluate|predict))\Z"),
+    Meta(
+        pattern=r"^(encoder\.(predict|[0-9]{1,2}\.(forward|backward|keep|kept))"
+        r"|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|evaluate|predict))\Z"
+    ),
 ]
+ValueName = Annotated[str, Meta(pattern=r"^(x|[zv]\.(0|[1-9][0-9]{0,2}))\Z")]
 Text = Annotated[str, Meta(max_length=200)]
 
 
@@ -81,6 +94,14 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     name: TaskName
     target: Array
     prediction: Array
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One stage of the encoder: the values that it reads and writes, and its parameters, without their part."""
+
+    reads: Annotated[tuple[ValueName, ...], Meta(min_length=1, max_length=MAX_VALUES)]
+    writes: Annotated[tuple[ValueName, ...], Meta(min_length=1, max_length=MAX_VALUES)]
+    parameters: Annotated[tuple[Text, ...], Meta(max_length=MAX_TENSORS)]
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -124,11 +145,13 @@ class Official(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a bundle is."""
 
-    format: Literal[1]
+    format: Literal[2]
     name: Text
     tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=MAX_TASKS)]
     input: Array
     representation: Annotated[tuple[Array, ...], Meta(min_length=1, max_length=MAX_REPRESENTATIONS)]
+    values: Annotated[tuple[Array, ...], Meta(max_length=MAX_VALUES)]
+    stages: Annotated[tuple[Stage, ...], Meta(min_length=1, max_length=MAX_STAGES)]
     tensors: Annotated[tuple[Tensor, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
     graphs: dict[GraphName, File]
     weights: File
@@ -178,11 +201,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
 
-def graph_names(tasks: Tasks) -> tuple[str, ...]:
-    """The graphs that a bundle of these tasks has."""
-    encoder = (f"encoder.{kind}" for kind in ("forward", "predict", "backward"))
+def graph_names(tasks: Tasks, stages: int) -> tuple[str, ...]:
+    """The graphs that a bundle of these tasks and so many stages has."""
+    encoder = (f"encoder.{k}.{kind}" for k in range(stages) for kind in ("forward", "backward", "keep", "kept"))
     heads = (f"head.{task}.{kind}" for task in tasks for kind in ("step", "loss", "evaluate", "predict"))
-    return (*encoder, *heads)
+    return ("encoder.predict", *encoder, *heads)
 
 
 def _parts(tasks: Tasks) -> tuple[str, ...]:
@@ -190,7 +213,7 @@ def _parts(tasks: Tasks) -> tuple[str, ...]:
 
 
 def _part(graph: str) -> str:
-    return graph.rpartition(".")[0]
+    return "encoder" if graph.startswith("encoder.") else graph.rpartition(".")[0]
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -217,13 +240,33 @@ def decode(data: bytes) -> Manifest:
     names = manifest.task_names
     if names != tuple(sorted(set(names))):
         raise BundleInvalid("the manifest's tasks are not in the order of their names, or one is there twice")
-    if odd := sorted(set(graph_names(names)) ^ set(manifest.graphs)):
+    if odd := sorted(set(graph_names(names, len(manifest.stages))) ^ set(manifest.graphs)):
         raise BundleInvalid(f"the manifest's graphs and tasks disagree about graph {odd[0]!r}")
     stateful = {part for part in parts if part.startswith(STATE)}
     odd = sorted((parts - stateful) ^ set(_parts(names)) | {s for s in stateful if s.removeprefix(STATE) not in parts})
     if odd:
         raise BundleInvalid(f"the tensor table and the tasks disagree about part {odd[0]!r}")
+    _check_stages(manifest)
     return manifest
+
+
+def _check_stages(manifest: Manifest) -> None:
+    """Every value is written once, before it is read; every parameter of the encoder is in one stage."""
+    wanted = {f"z.{i}" for i in range(len(manifest.representation))} | {f"v.{i}" for i in range(len(manifest.values))}
+    known = {"x"}
+    for k, stage in enumerate(manifest.stages):
+        if odd := sorted(set(stage.reads) - known):
+            raise BundleInvalid(f"stage {k} of the encoder reads {odd[0]!r}, which no stage before it writes")
+        for name in stage.writes:
+            if name in known or name not in wanted:
+                raise BundleInvalid(f"stage {k} of the encoder writes {name!r}, which is written already or unknown")
+            known.add(name)
+    if odd := sorted(wanted - known):
+        raise BundleInvalid(f"no stage of the encoder writes {odd[0]!r}")
+    listed = sorted(name for stage in manifest.stages for name in stage.parameters)
+    parameters = [t.name.removeprefix("encoder.") for t in manifest.tensors if part_of(t.name) == "encoder"]
+    if listed != sorted(parameters):
+        raise BundleInvalid("the encoder's stages and the tensor table disagree about its parameters")
 
 
 def _check_format(version: bytes) -> None:
@@ -276,6 +319,8 @@ def write_folder(folder: Path, manifest: Manifest, weights: bytes, graphs: dict[
     """Write a bundle: graphs and weights first, the manifest last, so a folder with a manifest is whole."""
     content = encode(manifest)
     (folder / MANIFEST).unlink(missing_ok=True)
+    for left in set((folder / GRAPHS).glob("*.onnx")) - {graph_path(folder, name) for name in graphs}:
+        left.unlink()
     for name, data in graphs.items():
         write_whole(graph_path(folder, name), data)
     write_whole(folder / WEIGHTS, weights)

@@ -19,6 +19,7 @@ A device sends Hello when it comes online; the server answers, then or later, wi
                                 ◄──          Need
     chunks                      ──►
                                 ◄──          Ack
+    Spent                       ──►
                                 ◄──          Finished
 """
 
@@ -28,6 +29,8 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.wire.blob import MAX_CHUNKS, Blob
+from edge_runtime.wire.compression import Scheme, Updates
+from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
 
@@ -77,6 +80,34 @@ def _check_tasks(tasks: Tasks) -> None:
         raise ValueError(f"a task is there twice in {'+'.join(tasks)}")
 
 
+Weight = Annotated[float, Meta(ge=0, le=1e6)]
+Rate = Annotated[float, Meta(gt=0, le=10)]
+ProbeMethod = Literal["exact", "encoder", "representation"]
+"""Affinities by look-ahead, or to first order from the encoder's or the representation's gradients."""
+
+
+class FixedWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fixed"):
+    """Each task's loss counts so much; 1 for a task that is not named."""
+
+    weights: Annotated[dict[TaskName, Weight], Meta(max_length=MAX_TASKS)] = {}
+
+
+class GradNormWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="gradnorm"):
+    """Weights that GradNorm learns."""
+
+    alpha: Annotated[float, Meta(ge=0, le=10)] = 1.5
+    lr: Rate = 0.025
+
+
+class UncertaintyWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="uncertainty"):
+    """Weights by learnt uncertainty."""
+
+    lr: Rate = 0.025
+
+
+TaskWeighting = FixedWeighting | GradNormWeighting | UncertaintyWeighting
+
+
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to train locally in a round."""
 
@@ -89,7 +120,19 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     weight_decay: Annotated[float, Meta(ge=0, le=1)]
     seed: Count
     probe_every: Annotated[int, Meta(ge=0, le=1_000_000)]
-    """Probe affinities at every so many batches; 0 for never."""
+    """Probe affinities at every so many batches of the group, counted through its rounds; 0 for never."""
+    probe: ProbeMethod = "exact"
+
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    """AdamW takes `momentum` as its beta1."""
+    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
+    epsilon: Annotated[float, Meta(gt=0, le=1)] = 1e-8
+    clip_norm: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
+    """Scale a gradient whose Euclidean norm is larger down to it; 0 for never."""
+    proximal_mu: Annotated[float, Meta(ge=0, le=1e3)] = 0.0
+    """FedProx: add mu · (w − w_received) to the gradient."""
+    weighting: TaskWeighting | None = None
+    """How much each task's loss counts; null for the plain sum."""
 
 
 class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,6 +164,8 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     weights: Blob
     training: Training | None = None
     """For work = train."""
+    updates: Updates = Updates()
+    """How to send what was trained."""
     data_split: DataSplit | None = None
     """For work = evaluate."""
     deadline_s: Positive
@@ -160,11 +205,16 @@ class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device has trained: its weights wait to be fetched."""
+    """A device has trained: its weights, or how it changed them, wait to be fetched."""
 
     round: Round
     group: GroupId
     weights: Blob
+    """The update's file."""
+    scheme: Scheme = "fp32"
+    """How the file is written."""
+    base: Digest | None = None
+    """Of the weights that the file is a change to; null where it has the weights in full."""
     examples: Counts
     """Examples trained on, by task. The encoder counts the largest of them."""
     train_loss: Losses
@@ -174,7 +224,12 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     wall_s: NonNegative
     peak_rss_bytes: Count | None
     bytes_down: Count
-    energy_j: NonNegative | None
+    energy: Energy | None
+    """Up to this message; Spent says the rest."""
+
+    def __post_init__(self) -> None:
+        if (self.scheme == "fp32") != (self.base is None):
+            raise ValueError("an update has `base` unless its scheme is fp32")
 
 
 class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -187,7 +242,19 @@ class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
     wall_s: NonNegative
     peak_rss_bytes: Count | None
     bytes_down: Count
-    energy_j: NonNegative | None
+    energy: Energy | None
+    """Up to this message; Spent says the rest."""
+
+
+class Spent(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a plan has cost in the end, its upload included: for the books alone, it changes nothing in the round.
+
+    Said when a plan is over, however it ended; of several the last one counts.
+    """
+
+    round: Round
+    group: GroupId
+    energy: Energy
 
 
 class Ack(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -211,7 +278,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     state: Literal["online", "offline"]
 
 
-DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation
+DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation | Spent
 """What a device may say."""
 ServerMessage = Plan | Need | Ack | Finished
 """What the server may say."""

@@ -44,6 +44,8 @@ class Call:
     shapes: tuple[tuple[Dim, ...] | None, ...]
     dtypes: tuple[torch.dtype | None, ...]
     used: frozenset[int]
+    draw: int
+    """How many random operators came before it."""
 
     @property
     def shape(self) -> tuple[Dim, ...]:
@@ -68,17 +70,11 @@ class Context:
         self._batched_input = batched_input
         self.seeded = False
         """Whether the graph needs the input `seed`."""
-        self._random_operators = 0
 
     def seed(self) -> str:
         """The seed of everything random in the graph, a scalar of int64."""
         self.seeded = True
         return SEED
-
-    def random_operator(self) -> int:
-        """The number of a random operator, by its place in the trace."""
-        self._random_operators += 1
-        return self._random_operators - 1
 
     def batch(self) -> str:
         """The micro-batch as an int64 vector of one element."""

@@ -94,7 +94,7 @@ def lower(
         rule = rules.get(step.target)
         if rule is None:
             raise unsupported(step)
-        call = Call(str(step.target), step.module, step.shapes, step.dtypes, used[step.node])
+        call = Call(str(step.target), step.module, step.shapes, step.dtypes, used[step.node], step.draw)
         args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
         first = len(graph.nodes)
         try:

@@ -15,8 +15,10 @@ from broker_server.coordinator import Coordinator
 from broker_server.federation import Federation
 from broker_server.keys import load_or_create
 from broker_server.store import Store
+from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
+from edge_runtime.wire.energy import Energy, PhaseEnergy
 from edge_runtime.wire.link import Connected, Delivery, MqttLink
 from edge_runtime.wire.messages import (
     Ack,
@@ -26,6 +28,7 @@ from edge_runtime.wire.messages import (
     Hello,
     Need,
     Plan,
+    Spent,
     Status,
     Update,
     decode_server,
@@ -43,14 +46,16 @@ def make_bundle(folder, tasks=TASKS):
     """A bundle whose graphs are a few bytes each."""
     table = TensorTable.of({"encoder.w": (3,), **{f"head.{t}.w": (2,) for t in tasks}})
     weights = pack(table, np.arange(table.size, dtype=np.float32))
-    graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks)}
+    graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks, 1)}
     array = manifests.Array(shape=(2,), dtype="float32")
     bundle = manifests.Manifest(
-        format=1,
+        format=2,
         name="tiny",
         tasks=tuple(manifests.Task(name=t, target=array, prediction=array) for t in tasks),
         input=array,
         representation=(array,),
+        values=(),
+        stages=(manifests.Stage(reads=("x",), writes=("z.0",), parameters=("w",)),),
         tensors=table.tensors,
         graphs={name: manifests.File(digest=describe(g).digest, size_bytes=len(g)) for name, g in graphs.items()},
         weights=manifests.File(digest=describe(weights).digest, size_bytes=len(weights)),
@@ -65,14 +70,17 @@ def make_bundle(folder, tasks=TASKS):
 class Device:
     """A scripted device: trains by adding `step` to every weight it was given. `say` publishes (topic, payload)."""
 
-    def __init__(self, name, root, say, server_key, *, step=1.0, examples=10, chunk_bytes=1024, federation="home"):
+    def __init__(
+        self, name, root, say, server_key, *, step=1.0, examples=10, chunk_bytes=1024, federation="home", energy=None
+    ):
         self.name, self.say, self.server_key = name, say, server_key
         self.step, self.examples, self.chunk_bytes = step, examples, chunk_bytes
         self.topics = Topics(federation)
         self.blobs = BlobStore(root / name)
         self.plans, self.acks, self.finished = [], [], None
-        self.plan = self.answer = None
+        self.plan = self.answer = self.residual = None
         self.silent = False
+        self.energy, self.spent = energy, None
         self.wanted = {}
         self.subscribe = lambda topic: None
 
@@ -121,6 +129,8 @@ class Device:
                     self.say(self.topics.upload(self.name, blob.digest, index), self.blobs.chunk(blob, index))
             case Ack() as ack:
                 self.acks.append(ack)
+                if self.spent is not None and isinstance(self.answer, Update):
+                    self.tell(Spent(round=ack.round, group=ack.group, energy=self.spent))
                 if self.plan is not None and ack.round == self.plan.round:
                     self.answer = self.plan = None
             case Finished() as finished:
@@ -153,7 +163,16 @@ class Device:
 
     def train(self, plan, bundle):
         vector = unpack(bundle.table, self.blobs.read(plan.weights.digest))
-        blob = self.blobs.add(pack(bundle.table, vector + np.float32(self.step)), chunk_bytes=self.chunk_bytes)
+        scheme = compression.choose(plan.updates, None)
+        data, self.residual = compression.encode(
+            bundle.table,
+            received=vector,
+            trained=vector + np.float32(self.step),
+            residual=self.residual if self.residual is not None and len(self.residual) == bundle.table.size else None,
+            scheme=scheme,
+            topk_fraction=plan.updates.topk_fraction,
+        )
+        blob = self.blobs.add(data, chunk_bytes=self.chunk_bytes)
         affinity = None
         if plan.training.probe_every:
             where = [TASKS.index(t) for t in plan.tasks]
@@ -165,6 +184,8 @@ class Device:
             round=plan.round,
             group=plan.group,
             weights=blob,
+            scheme=scheme,
+            base=None if scheme == "fp32" else plan.weights.digest,
             examples=dict.fromkeys(plan.tasks, self.examples),
             train_loss=dict.fromkeys(plan.tasks, 1.0),
             val_loss=dict.fromkeys(plan.tasks, 1.5),
@@ -172,7 +193,7 @@ class Device:
             wall_s=0.1,
             peak_rss_bytes=1000,
             bytes_down=100,
-            energy_j=None,
+            energy=self.energy,
         )
 
     def evaluate(self, plan):
@@ -184,7 +205,7 @@ class Device:
             wall_s=0.1,
             peak_rss_bytes=None,
             bytes_down=50,
-            energy_j=None,
+            energy=self.energy,
         )
 
 
@@ -308,6 +329,7 @@ class World:
             key=self.key,
             strategy=config.strategy(self.bundle.task_names),
             training=config.training,
+            updates=config.updates,
             tasks=self.bundle.task_names,
             settings=config.fingerprint(),
         )
@@ -336,6 +358,35 @@ class World:
 
     def until_finished(self):
         self.until(lambda: self.aggregator.finished is not None and self.aggregator.quiet)
+
+
+@pytest.fixture
+def make_energy():
+    """What a plan has cost by a meter; None joules: nothing measures."""
+
+    def make(joules=10.0, phases=None, **changes):
+        values = {
+            "source": None if joules is None else "rapl",
+            "covers": None,
+            "estimated": False,
+            "energy_j": joules,
+            "uncertainty_j": None if joules is None else 0.1 * joules,
+            "idle_w": None if joules is None else 1.0,
+            "sample_rate_hz": None if joules is None else 10.0,
+            "seconds": 4.0,
+            "measured_s": 0.0 if joules is None else 4.0,
+            "gap_s": 0.0,
+            "phases": {
+                name: PhaseEnergy(seconds=2.0, energy_j=part, uncertainty_j=None)
+                for name, part in (phases or {"train": joules}).items()
+            },
+            "temperature_max_c": None,
+            "cpu_min_hz": None,
+            "throttled": None,
+        }
+        return Energy(**(values | changes))
+
+    return make
 
 
 @pytest.fixture

@@ -1,3 +1,4 @@
+import msgspec
 import numpy as np
 import pytest
 
@@ -5,7 +6,7 @@ from broker_server.federation import FederationChanged
 from broker_server.report import models
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.link import Disconnected
-from edge_runtime.wire.messages import Evaluation, Update
+from edge_runtime.wire.messages import Evaluation, Spent, Update
 from edge_runtime.wire.tensors import unpack
 
 
@@ -107,8 +108,6 @@ def test_aggregator_rejects_weights_that_are_not_finite(world, poison):
         update = train(plan, bundle)
         data = bytearray(x.blobs.read(update.weights.digest))
         data[-4:] = np.float32(poison).tobytes()
-        import msgspec
-
         return msgspec.structs.replace(update, weights=x.blobs.add(bytes(data), chunk_bytes=1024))
 
     x.train = poisoned
@@ -119,6 +118,55 @@ def test_aggregator_rejects_weights_that_are_not_finite(world, poison):
     assert {
         row.assignment.work for row in world.store.rounds() if "x" in world.store.results(row.assignment.round)
     } == {"evaluate"}
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "topk"])
+def test_aggregator_averages_small_updates(world, scheme):
+    """Each of four rounds adds the mean step of 2, as nearly as the scheme says it."""
+    world = world(update_scheme=scheme, topk_fraction=0.5)
+    run(world, world.device("x", step=1.0), world.device("y", step=3.0))
+    assert world.aggregator.finished == "all rounds are done"
+    start = unpack(world.bundle.table, (world.root / "bundle" / "weights.safetensors").read_bytes())
+    for group, tasks in (("a+b", ("a", "b")), ("c", ("c",))):
+        table = world.bundle.group(tasks, world.bundle.weights).table
+        values = unpack(table, models(world.store, world.blobs)[group])
+        moved = values - np.concatenate([start[world.bundle.table.parts[part]] for part in table.parts])
+        if (
+            scheme == "topk"
+        ):  # fewer than half of the weights a round, those that have waited longest, with all they owe
+            np.testing.assert_allclose(moved, 2 * np.rint(moved / 2), atol=1e-5)
+            assert 3 < moved.mean() < 8
+        else:
+            np.testing.assert_allclose(moved, 8, rtol=1e-5)
+    updates = [r for row in world.store.rounds() for r in world.store.results(row.assignment.round).values()]
+    assert {update.scheme for update in updates if isinstance(update, Update)} == {scheme}
+
+
+def test_aggregator_rejects_a_small_update_that_is_malformed(world):
+    world = world(update_scheme="int8", round_deadline_s=5.0, min_devices=3)
+    x = world.device("x")
+    train = x.train
+
+    def poisoned(plan, bundle):
+        update = train(plan, bundle)
+        data = x.blobs.read(update.weights.digest)
+        return msgspec.structs.replace(update, weights=x.blobs.add(data[:-1], chunk_bytes=1024))
+
+    x.train = poisoned
+    run(world, x, world.device("y"), world.device("z"))
+    declined = [ack for ack in x.acks if not ack.accepted]
+    assert len(declined) == 6
+    assert all("ends within array" in ack.detail for ack in declined)
+
+
+def test_aggregator_one_client_s_small_updates_come_again_after_a_crash(world):
+    world = world(update_scheme="int8", min_devices=1)
+    x = world.device("x", step=0.1)
+    x.start()
+    world.until(lambda: x.answer is not None and isinstance(x.answer, Update))
+    world.crash()
+    world.until_finished()
+    assert world.aggregator.finished == "all rounds are done"
 
 
 def test_aggregator_goes_on_over_a_full_link(world):
@@ -147,8 +195,6 @@ def test_aggregator_without_affinities_ends_and_says_why(world):
 
 
 def _without_affinity(update):
-    import msgspec
-
     return msgspec.structs.replace(update, affinity=None)
 
 
@@ -211,3 +257,22 @@ def test_federation_refuses_a_state_folder_of_another_one(world):
     with pytest.raises(FederationChanged, match="--new"):
         world.boot()
     assert not issubclass(FederationChanged, WireError)
+
+
+def test_aggregator_journals_what_a_plan_has_cost_the_last_one_counting(world, make_energy):
+    world = world()
+    x, y = world.device("x"), world.device("y")
+    x.start()
+    y.start()
+    world.until(lambda: world.store.results(1))
+    for joules in (3.0, 4.0):
+        x.tell(Spent(round=0, group="a+b+c", energy=make_energy(joules=joules)))
+    strange = world.device("strange")
+    for device, round_number, group in ((x, 0, "a"), (x, 77, "a+b+c"), (strange, 0, "a+b+c")):
+        device.tell(Spent(round=round_number, group=group, energy=make_energy()))
+    world.until_finished()
+    assert world.store.energy(0) == {"x": make_energy(joules=4.0)}
+    assert world.aggregator.energies == 2
+    assert world.aggregator.counts["energy of a round that the device was not in"] == 3
+    world.crash()
+    assert world.store.energy(0) == {"x": make_energy(joules=4.0)}

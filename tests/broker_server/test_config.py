@@ -2,8 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.config import ConfigInvalid, ServerConfig, read
+from broker_server.config import TABLES, ConfigInvalid, ServerConfig, read
 from broker_server.split import SplitImpossible
+from edge_runtime.wire.compression import Updates
+from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, Training, UncertaintyWeighting
 
 
 def test_read_nothing_gives_the_defaults():
@@ -36,6 +38,21 @@ def test_read_flags_go_over_the_file(tmp_path):
         ("state = 3", "state"),
         ('certificate = "c.pem"', "certificate: .* a key as well"),
         ('key = "k.pem"', "key: .* a certificate as well"),
+        ("training = 3", "training: a table"),
+        ("[training]\nport = 3", r"training\.port: no key"),
+        ("lr = 0.1\n[training]\nlr = 0.1", "lr: it is there twice"),
+        ('[training]\noptimizer = "adam"', "optimizer"),
+        ("[training]\nclip_norm = -1", "clip_norm"),
+        ("[training.task_weights]\nA = 1", "task_weights"),
+        ("[training.task_weights]\na = -1", "task_weights"),
+        ('[training]\nweighting = "gradnorm"\ntask_weights = { a = 2 }', "task_weights: .* are learnt"),
+        ("updates = 3", "updates: a table"),
+        ('[updates]\nupdate_scheme = "int8"', r"updates\.update_scheme: no key"),
+        ('update_scheme = "fp16"\n[updates]\nscheme = "int8"', "update_scheme: it is there twice"),
+        ('[updates]\nscheme = "int4"', "update_scheme"),
+        ("[updates]\ntopk_fraction = 0.6", "topk_fraction"),
+        ("topk_fraction = 0.0", "topk_fraction"),
+        ("probe_from = 20", "probe_from: the merged phase has 20 rounds"),
     ],
 )
 def test_read_refuses(tmp_path, text, why):
@@ -56,3 +73,53 @@ def test_read_missing_file_or_folder(tmp_path):
 def test_config_strategy_for_too_few_tasks():
     with pytest.raises(SplitImpossible):
         ServerConfig(groups=3).strategy(("a", "b"))
+
+
+def test_read_how_devices_train_in_a_table_of_its_own(tmp_path):
+    path = tmp_path / "server.toml"
+    path.write_text(
+        "local_epochs = 2\n[training]\noptimizer = 'adamw'\nlr = 1e-3\nclip_norm = 1\nproximal_mu = 0.01\n"
+        "probe = 'representation'\n[training.task_weights]\ndepth = 2\n"
+    )
+    training = read(path, lr=0.5).training
+    assert training == Training(
+        epochs=2,
+        first_epoch=0,
+        batch=16,
+        lr=0.5,
+        momentum=0.9,
+        weight_decay=1e-4,
+        seed=0,
+        probe_every=ServerConfig().probe_every,
+        probe="representation",
+        optimizer="adamw",
+        clip_norm=1.0,
+        proximal_mu=0.01,
+        weighting=FixedWeighting(weights={"depth": 2.0}),
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, None),
+        ({"task_weights": {"a": 2.0}}, FixedWeighting(weights={"a": 2.0})),
+        ({"weighting": "gradnorm", "gradnorm_alpha": 0.5}, GradNormWeighting(alpha=0.5)),
+        ({"weighting": "uncertainty", "weighting_lr": 0.5}, UncertaintyWeighting(lr=0.5)),
+    ],
+)
+def test_config_weighting(keys, expected):
+    assert read(None, **keys).training.weighting == expected
+
+
+def test_config_keys_of_the_training_table_are_keys():
+    assert all(set(ServerConfig.__struct_fields__) >= set(keys.values()) for keys in TABLES.values())
+
+
+def test_read_how_updates_are_sent(tmp_path):
+    path = tmp_path / "server.toml"
+    path.write_text("[updates]\nscheme = 'topk'\ntopk_fraction = 0.01\n")
+    assert read(path).updates == Updates(scheme="topk", topk_fraction=0.01)
+    assert read(path, update_scheme="int8").updates == Updates(scheme="int8", topk_fraction=0.01)
+    assert ServerConfig().updates == Updates(scheme="fp32")
+    assert read(path, update_scheme="fp32").fingerprint() == read(path).fingerprint()  # it may change on the way

@@ -1,3 +1,4 @@
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -7,6 +8,7 @@ from broker_server.actions import Abandon, Close, Fetch, Note, Opened, Record, S
 from broker_server.coordinator import TRANSITIONS, UNANSWERED, Coordinator, Rules
 from broker_server.strategy import Assignment
 from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.messages import (
     Ack,
     Affinity,
@@ -42,14 +44,17 @@ def work(number=0, kind="train"):
         signature="0" * 128,
         weights=BLOB,
         training=TRAINING if kind == "train" else None,
+        updates=Updates(scheme="int8"),
     )
 
 
-def update(number=0, *, group="a+b", size=5000, examples=None, losses=None, affinity=None):
+def update(number=0, *, group="a+b", size=5000, scheme="fp32", base=None, examples=None, losses=None, affinity=None):
     return Update(
         round=number,
         group=group,
         weights=Blob(digest="1" * 64, size_bytes=size),
+        scheme=scheme,
+        base=base,
         examples={"a": 1, "b": 1} if examples is None else examples,
         train_loss=losses or {"a": 1.0},
         val_loss=None,
@@ -57,7 +62,7 @@ def update(number=0, *, group="a+b", size=5000, examples=None, losses=None, affi
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
 
 
@@ -70,7 +75,7 @@ def evaluation(number=0, *, group="a+b", loss=None):
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
 
 
@@ -121,6 +126,35 @@ def test_coordinator_begins_with_devices_that_said_hello_while_the_server_was_aw
     coordinator.finish("done")
     coordinator.status("z", online=True, now_s=5.0)
     assert coordinator.tick(8.0) == [Send(device="z", message=Finished(detail="done"))]
+
+
+def labels_of(*tasks):
+    return msgspec.structs.replace(HELLO, tasks=tasks)
+
+
+def test_coordinator_asks_those_that_have_labels_of_a_task():
+    coordinator = Coordinator(Rules(min_devices=4, quorum=3, deadline_s=60.0))
+    coordinator.offer(work(), 0.0)
+    for name, tasks in (("v", ("c",)), ("w", ("b",)), ("x", ("c", "d"))):
+        assert coordinator.hello(name, labels_of(*tasks), 0.0) == []
+    actions = coordinator.hello("y", labels_of("a", "c"), 0.0)
+    assert actions[0] == Opened(round=0, members=("w", "y"), quorum=2)  # no more than can come
+    assert plans(actions) == ["w", "y"]
+    coordinator.refusal("w", refusal(), 1.0)
+    assert plans(coordinator.tick(61.0)) == ["w", "y"]  # and not those without labels, when others are drawn
+    assert plans(coordinator.hello("z", labels_of("c"), 62.0)) == []
+
+
+def test_coordinator_waits_to_train_what_nobody_has_labels_of_and_does_not_wait_to_measure_it():
+    for kind, asked in (("train", []), ("evaluate", ["x"])):
+        coordinator = Coordinator(Rules(min_devices=1))
+        coordinator.offer(work(kind=kind), 0.0)
+        assert plans(coordinator.hello("x", labels_of("c"), 0.0)) == asked
+    assert Close(round=0, devices=()) in coordinator.refusal("x", refusal(), 1.0)
+    coordinator = Coordinator(Rules(min_devices=1))
+    coordinator.offer(work(), 0.0)
+    coordinator.status("x", online=True, now_s=0.0)
+    assert plans(coordinator.tick(10.0)) == ["x"]  # it has not said what it has
 
 
 def test_coordinator_draws_a_seeded_sample():
@@ -186,6 +220,8 @@ def test_coordinator_evaluation_that_all_refuse_closes_with_nothing():
     ("bad", "why"),
     [
         (update(size=4999), "4999 bytes"),
+        (update(size=6025, scheme="int8", base="0" * 64), "at most 6024 are possible"),
+        (update(size=1300, scheme="topk", base="1" * 64), "other weights"),
         (update(examples={"a": 0}), "no examples"),
         (update(examples={}), "no examples"),
         (update(examples={"z": 1}), "'z'"),
@@ -202,6 +238,14 @@ def test_coordinator_rejects_an_update_by_its_announcement(bad, why):
     assert not actions[1].message.accepted
     assert why in actions[1].message.detail
     assert acks(coordinator.update("x", update(), 2.0)) == [("x", False)]
+
+
+def test_coordinator_takes_a_small_update_of_the_round_s_weights():
+    coordinator, actions = started("x", min_devices=1)
+    assert [action.message.updates for action in actions if isinstance(action, Send)] == [Updates(scheme="int8")]
+    for scheme in ("int8", "topk"):  # after a restart with other settings, what was trained before counts too
+        small = update(size=1300, scheme=scheme, base=BLOB.digest)
+        assert kinds(coordinator.update("x", small, 1.0)) == [Fetch]
 
 
 def test_coordinator_takes_any_number_of_examples_from_a_device_that_said_nothing():

@@ -61,6 +61,15 @@ def test_enrol_with_what_the_device_needs(tmp_path):
 def test_serve_bad_settings(tmp_path, capsys):
     assert main(["--state", str(tmp_path), "--lr", "-1"]) == USAGE
     assert "lr" in capsys.readouterr().err
+    assert main(["--state", str(tmp_path), "--task-weights", "depth=-1"]) == USAGE
+    assert "task_weights" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as ended:
+        main(["--state", str(tmp_path), "--optimizer", "adam"])
+    assert ended.value.code == USAGE
+    assert "choose from 'sgd', 'adamw'" in capsys.readouterr().err.replace("sgd, adamw", "'sgd', 'adamw'")
+    with pytest.raises(SystemExit):
+        main(["--task-weights", "depth"])
+    assert "--task-weights" in capsys.readouterr().err
     assert main(["--state", str(tmp_path), "--bundle", str(tmp_path / "none"), "--port", "0"]) == BAD_INPUT
     assert "not a bundle" in capsys.readouterr().err
 

@@ -29,6 +29,19 @@ def test_lines_one_for_each_round(world):
     assert len(lines) == 10
     assert "test loss 6.0000" in lines[0]
     assert "train loss 3.0000 = a 1.0000" in lines[1]
+    assert " J" not in out.getvalue()
+
+
+def test_lines_say_what_a_round_has_cost(world, make_energy):
+    world = world()
+    out = io.StringIO()
+    world.watcher = Lines(out)
+    world.boot()
+    world.device("x", energy=make_energy(joules=5.0, source="model", estimated=True)).start()
+    world.device("y").start()
+    world.until_finished()
+    lines = [line for line in out.getvalue().splitlines() if "train loss" in line]
+    assert all(line.endswith("s, ≥ 5.0 J (estimated, 1 of 2 measured))") for line in lines)
 
 
 def test_screen_at_every_stage(world):

@@ -1,9 +1,10 @@
 import msgspec
+import numpy as np
 import pytest
 
 from broker_server import report as reports
 from broker_server.store import Store
-from edge_runtime.wire.tensors import unpack
+from edge_runtime.wire.tensors import pack, unpack
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     reports.write(tmp_path / "out", report, reports.models(finished.store, finished.blobs))
     data = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
     assert set(data) == {
-        "strategy", "tasks", "seed", "versions", "rounds", "affinity", "split", "test_loss", "wall_s",
+        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "test_loss", "wall_s",
     }  # fmt: skip
     assert (data["strategy"], data["tasks"], data["seed"]) == ("mas", ["a", "b", "c"], 0)
     assert [(r["phase"], r["group"]) for r in data["rounds"]] == [
@@ -32,8 +33,11 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     assert first["val_loss"] == {"a": 1.5, "b": 1.5, "c": 1.5}
     assert first["bytes_up"] > 0
     assert first["bytes_down"] == 200
+    assert (first["update_schemes"], first["update_ratio"]) == ({"fp32": 2}, 1.0)
     assert first["peak_rss_bytes"] == 1000
-    assert first["energy_j"] is None
+    assert first["energy"]["energy_j"] is None
+    assert (first["energy"]["plans"], first["energy"]["partial"]) == (2, False)
+    assert first["energy_by_device"] == {"x": None, "y": None}
     assert data["affinity"]["tasks"] == ["a", "b", "c"]
     assert data["affinity"]["counts"] == [[6] * 3] * 3
     assert data["split"]["groups"] == [["a", "b"], ["c"]]
@@ -42,6 +46,19 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     assert reports.read(tmp_path / "out" / "report.json") == report
     table = finished.bundle.group(("a", "b"), finished.bundle.weights).table
     unpack(table, (tmp_path / "out" / "models" / "a+b.safetensors").read_bytes())
+
+
+def test_report_says_how_small_updates_were(world):
+    world = world(update_scheme="int8")
+    world.device("x").start()
+    world.device("y").start()
+    world.until_finished()
+    table, weights = world.bundle.table, world.store.weights()["merge", "a+b+c"]
+    row = reports.build(world.store).rounds[0]
+    assert row.update_schemes == {"int8": 2}
+    update = world.store.results(1)["x"].weights
+    assert row.update_ratio == update.size_bytes / weights.size_bytes
+    assert weights.size_bytes == len(pack(table, np.zeros(table.size, np.float32)))
 
 
 def test_report_of_a_federation_that_is_still_going_on(world):
@@ -55,6 +72,28 @@ def test_report_of_a_federation_that_is_still_going_on(world):
     assert report.split is None
     assert report.affinity is None
     assert reports.models(world.store, world.blobs).keys() == {"a+b+c"}
+
+
+def test_report_says_what_was_spent_and_by_whom(world, make_energy):
+    world = world()
+    x, _ = world.device("x", energy=make_energy(joules=10.0)), world.device("y")
+    x.spent = make_energy(joules=12.0, phases={"train": 10.0, "upload": 2.0})
+    for device in world.link.devices.values():
+        device.start()
+    world.until_finished()
+    report = reports.build(world.store)
+    trained = report.rounds[0]
+    assert trained.energy_by_device == {"x": x.spent, "y": None}
+    assert (trained.energy.energy_j, trained.energy.measured, trained.energy.plans) == (12.0, 1, 2)
+    assert trained.energy.partial
+    rounds = len(report.rounds)
+    measuring = 2 + len(report.split.groups)
+    assert report.energy.total.energy_j == 12.0 * rounds + 10.0 * measuring
+    assert report.energy.total.plans == 2 * (rounds + measuring)
+    assert sorted(report.energy.groups) == ["a+b", "a+b+c", "c"]
+    assert report.energy.groups["c"].energy_j == 2 * 12.0 + 10.0
+    assert report.energy.groups["c"].phases["upload"].energy_j == 4.0
+    assert reports.energy_report([]).total.energy_j is None
 
 
 def test_report_of_nothing(tmp_path):

@@ -37,6 +37,13 @@ def test_page_needs_nothing_else(finished, tmp_path):
     assert "&lt;b&gt;depth" in page
     assert page.count("data:image/png;base64,") == 4
     assert "times of 100" in page
+    assert "fp32, 100.0 %" in page
+
+
+def test_page_says_how_many_updates_came_by_which_scheme(finished):
+    report = reports.build(finished.store)
+    row = msgspec.structs.replace(report.rounds[0], update_schemes={"fp32": 1, "int8": 2}, update_ratio=None)
+    assert "1 fp32, 2 int8" in render(msgspec.structs.replace(report, rounds=[row]))
 
 
 def test_page_of_a_federation_that_has_just_begun(world):

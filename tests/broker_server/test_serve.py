@@ -31,10 +31,10 @@ def test_serve_waits_for_its_bundle_and_runs_to_the_end(tmp_path, tiny_bundle, j
         time.sleep(0.05)
     port = int(read_url(state).rpartition(":")[2])
     devices = [join(name, key, port) for name in "xy"]
-    (folder / "graphs" / "encoder.forward.onnx").rename(tmp_path / "held.onnx")
+    (folder / "graphs" / "encoder.0.forward.onnx").rename(tmp_path / "held.onnx")
     folder.rename(state / "bundle")
     time.sleep(1.5)  # the bundle is seen with a graph missing: it may still be on its way
-    (tmp_path / "held.onnx").rename(state / "bundle" / "graphs" / "encoder.forward.onnx")
+    (tmp_path / "held.onnx").rename(state / "bundle" / "graphs" / "encoder.0.forward.onnx")
     server.join(timeout=120)
     assert served == [True]
     assert all(device.finished for device in devices)

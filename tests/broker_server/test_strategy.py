@@ -57,6 +57,11 @@ def test_mas_more_groups_than_tasks():
     assert len(walk(mas(groups=4, mode="at_most"), affinities())[3].groups) <= 3
 
 
+def test_mas_probes_in_a_window_of_rounds():
+    merge = walk(mas(probe_from=1, probe_rounds=2), affinities())[1]
+    assert [assignment(merge, step, 0).probe for step in range(4)] == [False, True, True, False]
+
+
 def test_mas_phase_survives_json():
     for phase in walk(mas(), affinities()):
         assert msgspec.json.decode(msgspec.json.encode(phase), type=Phase) == phase

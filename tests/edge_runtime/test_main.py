@@ -52,3 +52,26 @@ assert "onnxruntime" not in sys.modules
 def test_run_without_a_configuration_says_so(tmp_path, capsys):
     assert main(["run", "--config", str(tmp_path / "agent.toml")]) != 0
     assert "agent.toml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("meter", "code", "words"),
+    [
+        ("sun", 2, "agent.toml: meter: 'sun' is no source of energy figures"),
+        ("mqtt://", 2, "agent.toml: meter: 'mqtt://' names no plug"),
+        ("model:9,1", 2, "agent.toml: meter: a model needs"),
+        ("rapl", 4, "the meter rapl cannot be used: rapl: this kernel offers no energy counters"),
+        ("hwmon:ina226", 4, "the meter hwmon:ina226 cannot be used: hwmon: no sensor ina226"),
+    ],
+)
+def test_run_with_a_meter_that_cannot_be_opened_says_so(tmp_path, capsys, meter, code, words):
+    pytest.importorskip("onnxruntime")
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'device = "a"\nfederation = "home"\nurl = "mqtt://127.0.0.1:1"\ntoken = "t"\nserver_key = "{"a" * 64}"\n'
+        f'data = "{ROOT / "tests" / "fixtures" / "data"}"\nstate = "state"\nmeter = "auto"\nmeter_root = "none"\n'
+    )
+    config.chmod(0o600)
+    assert main(["run", "--config", str(config), "--meter", meter]) == code
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert words in line

@@ -18,17 +18,19 @@ ARTIFACTS = wire.Artifacts(
 
 def manifest(official=None):
     return wire.Manifest(
-        format=1,
+        format=2,
         name="two",
         tasks=tuple(wire.Task(name=name, target=ARRAY, prediction=ARRAY) for name in ("a", "b")),
         input=ARRAY,
         representation=(ARRAY,),
+        values=(),
+        stages=(wire.Stage(reads=("x",), writes=("z.0",), parameters=("w",)),),
         tensors=(
             Tensor(name="encoder.w", shape=(2,), offset=0),
             Tensor(name="head.a.w", shape=(), offset=2),
             Tensor(name="head.b.w", shape=(), offset=3),
         ),
-        graphs=dict.fromkeys(wire.graph_names(("a", "b")), FILE),
+        graphs=dict.fromkeys(wire.graph_names(("a", "b"), 1), FILE),
         weights=FILE,
         opset=18,
         parity=wire.Parity(max_relative_error=0.0, worst="", compared=0),
@@ -42,7 +44,7 @@ class TrainingModel:
 
     def run(self, inputs, outputs):
         assert inputs["lazy_reset_grad"].all()
-        assert inputs["loss_weights"].tolist() == [1.0, 1.0]
+        self.weights = inputs["loss_weights"].tolist()
         for name in ("encoder.w", "head.a.w", "head.b.w"):
             inputs[f"{name}_grad.accumulation.buffer"][...] = inputs[name] + 1
             assert outputs[f"{name}_grad.accumulation.out"].dtype == np.bool_
@@ -52,8 +54,13 @@ class TrainingModel:
 def test_step_writes_gradients_into_the_vector_and_returns_losses():
     x, targets = np.zeros((1, 2), np.float32), {"a": np.zeros((1, 2)), "b": np.ones((1, 2))}
     weights, gradient = np.arange(4, dtype=np.float32), np.full(4, 9, np.float32)
-    assert OfficialStep(TrainingModel(), manifest())(x, targets, weights, gradient) == {"a": 1.0, "b": 2.0}
+    model = TrainingModel()
+    step = OfficialStep(model, manifest())
+    assert step(x, targets, weights, gradient) == {"a": 1.0, "b": 2.0}
     assert gradient.tolist() == [1, 2, 3, 4]
+    assert model.weights == [1.0, 1.0]
+    step(x, targets, weights, gradient, np.array([0.5, 2.0]))
+    assert model.weights == [0.5, 2.0]
 
 
 def test_group_without_artifacts_is_refused_by_name():

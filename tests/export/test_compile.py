@@ -99,7 +99,7 @@ def wrong_constant(graph):
             tensor.CopyFrom(onnx.numpy_helper.from_array((array * np.float32(1.001)).astype(np.float32), tensor.name))
 
 
-@pytest.mark.parametrize("graph", ["encoder.forward", "encoder.backward", "head.a.step"])
+@pytest.mark.parametrize("graph", ["encoder.0.forward", "encoder.0.backward", "encoder.0.kept", "head.a.step"])
 def test_parity_finds_a_wrong_constant(graph, make, run):
     compiled = compile_model(make(heads={"a": nn.Sequential(nn.Conv2d(4, 1, 1), nn.GELU()), "b": nn.Conv2d(4, 2, 1)}))
     compiled.graphs[graph] = corrupted(compiled.graphs[graph], wrong_constant)
@@ -115,7 +115,7 @@ def test_parity_finds_two_gradients_exchanged(make, run):
         for node in graph.node:
             node.output[:] = [names.get(name, name) for name in node.output]
 
-    compiled.graphs["encoder.backward"] = corrupted(compiled.graphs["encoder.backward"], exchange)
+    compiled.graphs["encoder.0.backward"] = corrupted(compiled.graphs["encoder.0.backward"], exchange)
     with pytest.raises(ParityFailed, match=r"grad\.[12]\.weight"):
         check_parity(compiled, run)
 

@@ -10,7 +10,7 @@ from torch import nn  # noqa: E402
 from edge_runtime.engine import Engine  # noqa: E402
 from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
 from edge_runtime.training.optimizer import Sgd  # noqa: E402
-from edge_runtime.training.probe import probe  # noqa: E402
+from edge_runtime.training.probe import Probe  # noqa: E402
 from edge_runtime.wire.manifest import Parity  # noqa: E402
 from export.compile import compile_model, describe, named_tensors  # noqa: E402
 from export.losses import l1  # noqa: E402
@@ -129,7 +129,8 @@ def test_training_with_state_is_pytorchs(compiled, tmp_path):
         module.train()
     for step in range(6):
         x = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(step))
-        z = model.represent(x.numpy())
+        done = model.forward(x.numpy())
+        z = done.z
         total, dz = tuple(map(np.zeros_like, z)), empty(z)
         optimizer.zero_grad()
         ours, theirs = [], []
@@ -139,7 +140,7 @@ def test_training_with_state_is_pytorchs(compiled, tmp_path):
             for summed, one in zip(total, dz, strict=True):
                 np.add(summed, one, out=summed)
             theirs.append(reference.losses[task](reference.heads[task](stages), reference.example_targets[task]))
-        model.backward(x.numpy(), total)
+        model.backward(done, total)
         sgd.step(model.parameters, model.gradient, velocity)
         sum(theirs).backward()
         optimizer.step()
@@ -161,7 +162,7 @@ def test_training_with_state_is_pytorchs(compiled, tmp_path):
 
 def test_head_that_passes_over_a_stage_gives_zeros_for_it(compiled, tmp_path):
     model = on_device(compiled, tmp_path)
-    z = model.represent(np.random.default_rng(0).random((3, 3, 12, 12), np.float32))
+    z = model.forward(np.random.default_rng(0).random((3, 3, 12, 12), np.float32)).z
     dz = tuple(np.full_like(one, 7) for one in z)
     model.step("value", z, np.zeros((3, 2), np.float32), dz)
     assert not dz[0].any()
@@ -172,14 +173,16 @@ def test_probe_backward_and_evaluation_leave_parameters_and_state_bit_for_bit(co
     model = on_device(compiled, tmp_path)
     x = compiled.model.example_input.numpy()
     targets = {task: y.numpy() for task, y in compiled.model.example_targets.items()}
-    z = model.represent(x)
+    done = model.forward(x)
+    z = done.z
     kept = {task: empty(z) for task in model.tasks}
     losses = {task: model.step(task, z, targets[task], kept[task]) for task in model.tasks}
     assert (model.weights != compiled.weights).any()
     before = model.weights.copy()
-    values = probe(model, x, targets, losses, kept, lr=0.1, weight_decay=0.01)
+    probe = Probe(method="exact", lr=0.1, weight_decay=0.01)
+    values = probe.measure(model, done, targets, losses, kept)
     assert np.isfinite(values).all()
-    model.backward(x, kept["dense"])
+    model.backward(done, kept["dense"])
     for task in model.tasks:
         model.loss(task, z, targets[task])
         model.evaluate(task, model.encode(x), targets[task])
@@ -189,7 +192,7 @@ def test_probe_backward_and_evaluation_leave_parameters_and_state_bit_for_bit(co
 
 def test_state_of_a_frozen_normalization_stays(compiled, tmp_path):
     model = on_device(compiled, tmp_path)
-    model.represent(compiled.model.example_input.numpy())
+    model.forward(compiled.model.example_input.numpy())
     moved = {
         name
         for name, view in model.table.views(model.weights).items()
@@ -212,13 +215,13 @@ def test_dropout_is_the_same_forward_and_backward_and_not_there_in_evaluation(ru
     device = on_device(compiled, tmp_path)
     x, y = model.example_input.numpy(), model.example_targets["a"].numpy()
     device.reseed(1, 2, 3)
-    (first,) = device.represent(x)
-    assert (device.represent(x)[0] == first).all()
+    (first,) = device.forward(x).z
+    assert (device.forward(x).z[0] == first).all()
     loss = device.loss("a", (first,), y)
     assert device.loss("a", (first,), y) == loss
     assert device.step("a", (first,), y, (np.empty_like(first),)) == pytest.approx(loss, rel=1e-6)
     device.reseed(1, 2, 4)
-    assert (device.represent(x)[0] != first).any()
+    assert (device.forward(x).z[0] != first).any()
     assert device.loss("a", (first,), y) != loss
     model.encoder.eval()
     with torch.no_grad():

@@ -113,7 +113,7 @@ class Site:
                 np.save(folder / split / path.name, np.load(path)[chosen])
         return folder
 
-    def enrol(self, name, **settings):
+    def enrol(self, name, *, meter="none", meter_root="/", meter_idle_s=0.0, **settings):
         pytest.importorskip("jwt")
         from broker_server.enrol import enrol
 
@@ -123,6 +123,8 @@ class Site:
             config,
             **({"state": self.state, "federation": "home", "url": self.url, "threads": 1, "force": True} | settings),
         )
+        with config.open("a") as file:
+            file.write(f'meter = "{meter}"\nmeter_root = "{meter_root}"\nmeter_idle_s = {meter_idle_s}\n')
         return config
 
     def device(self, name, count=10, **settings):

@@ -27,7 +27,7 @@ def losses(values, *names):
 def check_report(report, tasks, clients):
     """Every key of report.json and its type."""
     assert list(report) == [
-        "strategy", "tasks", "seed", "versions", "rounds", "affinity", "split", "test_loss", "wall_s",
+        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "test_loss", "wall_s",
     ]  # fmt: skip
     assert (report["strategy"], report["tasks"], report["seed"]) == ("mas", list(tasks), 7)
     assert {"python", "mas-edge", "numpy", "torch"} <= set(report["versions"])
@@ -35,7 +35,7 @@ def check_report(report, tasks, clients):
     for row in report["rounds"]:
         assert list(row) == [
             "round", "phase", "group", "clients", "train_loss", "val_loss", "wall_s", "bytes_up", "bytes_down",
-            "peak_rss_bytes", "energy_j",
+            "update_schemes", "update_ratio", "peak_rss_bytes", "energy", "energy_by_device",
         ]  # fmt: skip
         assert isinstance(row["round"], int)
         assert row["phase"] in {"merge", "split"}
@@ -46,10 +46,15 @@ def check_report(report, tasks, clients):
         assert row["wall_s"] > 0
         assert isinstance(row["bytes_up"], int)
         assert row["bytes_up"] > 0
+        assert (row["update_schemes"], row["update_ratio"]) == ({"fp32": len(clients)}, 1.0)
         assert isinstance(row["bytes_down"], int)
         assert row["bytes_down"] > 0 or row["round"] == 1  # the first weights were here to be measured
         assert row["peak_rss_bytes"] is None or row["peak_rss_bytes"] > 2**20
-        assert row["energy_j"] is None
+        assert row["energy"]["energy_j"] is None
+        assert sorted(row["energy_by_device"]) == clients
+        for energy in row["energy_by_device"].values():  # what it was spent on is known, if not how much
+            assert (energy["source"], energy["energy_j"]) == (None, None)
+            assert {"download", "train"} <= set(energy["phases"])
     affinity, split = report["affinity"], report["split"]
     assert list(affinity) == ["tasks", "values", "counts"]
     assert affinity["tasks"] == list(tasks)
@@ -85,6 +90,32 @@ def test_federation_merges_measures_and_splits(site):
     for name, data in models.items():
         assert np.isfinite(unpack(whole.group(name.split("+"), whole.weights).table, data)).all()
     assert (site.state / "report" / "report.html").stat().st_size > 1000
+    assert all("Traceback" not in process.said for process in site.processes)
+
+
+def test_federation_goes_on_where_devices_lack_the_labels_of_a_task(site):
+    """Two of three devices have no normals: the third alone trains that head, and its group where it is split off."""
+    for name in ("attic", "cellar"):
+        folder = site.data(name)
+        for split in ("train", "val", "test"):
+            (folder / split / "normals.npy").unlink()
+    server = site.serve(min_devices=3, groups=3)
+    devices = [
+        site.run(
+            f"device-{name}", "edge_runtime", "run", "--config",
+            site.enrol(name, data=str(site.root / "data" / name if name != "kitchen" else site.data(name))),
+        )
+        for name in ("attic", "cellar", "kitchen")
+    ]  # fmt: skip
+    site.ends(server, *devices)
+    rounds = {(row["phase"], row["group"]): row for row in site.report()["rounds"]}
+    merged = rounds["merge", "+".join(site.tasks)]
+    assert merged["clients"] == ["attic", "cellar", "kitchen"]
+    losses(merged["train_loss"], *site.tasks)
+    assert rounds["split", "normals"]["clients"] == ["kitchen"]
+    assert rounds["split", "depth"]["clients"] == ["attic", "cellar", "kitchen"]
+    counts = site.report()["affinity"]["counts"]
+    assert counts == [[9, 3, 9], [3, 3, 3], [9, 3, 9]]  # three batches on each device that has both
     assert all("Traceback" not in process.said for process in site.processes)
 
 

@@ -13,9 +13,10 @@ pytestmark = pytest.mark.workstation
 KILLS = 7
 
 
-def test_federation_cut_off_at_random_moments_ends_as_if_it_had_not_been(make_site):
+@pytest.mark.parametrize("scheme", ["fp32", "int8"])
+def test_federation_cut_off_at_random_moments_ends_as_if_it_had_not_been(make_site, scheme):
     # Long enough rounds to be hit in the middle of training.
-    settings = {"min_devices": 2, "quorum": 2, "merged_rounds": 3, "local_epochs": 300}
+    settings = {"min_devices": 2, "quorum": 2, "merged_rounds": 3, "local_epochs": 300, "update_scheme": scheme}
     counts = {"a": 10, "b": 6}
     calm = make_site("calm")
     server = calm.serve(**settings)

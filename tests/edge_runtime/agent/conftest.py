@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections import Counter, deque
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,17 +40,19 @@ class Bundle:
         self.blobs: dict[str, bytes] = {}
         self.table = TensorTable.of({"encoder.w": (600,)} | {f"head.{task}.w": (2, 3) for task in tasks})
         graphs = {}
-        for name in manifests.graph_names(tasks):
+        for name in manifests.graph_names(tasks, 1):
             content = (name.encode() + b" ") * (graph_bytes // (len(name) + 1))
             graphs[name] = self._add(content)
         zeros = pack(self.table, np.zeros(self.table.size, np.float32))
         array = Array(shape=(3,), dtype="float32")
         self.manifest = Manifest(
-            format=1,
+            format=2,
             name="test",
             tasks=tuple(Task(name=task, target=array, prediction=array) for task in tasks),
             input=array,
             representation=(array,),
+            values=(),
+            stages=(manifests.Stage(reads=("x",), writes=("z.0",), parameters=("w",)),),
             tensors=self.table.tensors,
             graphs=graphs,
             weights=self._add(zeros),
@@ -278,7 +281,6 @@ class FakeWorker:
             affinity=None,
             wall_s=1.0,
             peak_rss_bytes=None,
-            energy_j=None,
         )
 
     def evaluate(self, plan, manifest, store, weights, report) -> EvaluationResult:
@@ -288,8 +290,21 @@ class FakeWorker:
             examples=dict.fromkeys(plan.tasks, 8),
             wall_s=1.0,
             peak_rss_bytes=None,
-            energy_j=None,
         )
+
+
+class FakeMeter:
+    """Five watts, always."""
+
+    class facts:
+        source, covers, rate_hz, resolution = "fake", "all of it", 50.0, 0.0
+        gain_error, estimated, counter_ranges_j = 0.0, False, None
+
+    def read(self):
+        return (5.0,)
+
+    def close(self):
+        pass
 
 
 class Guard(threading.Event):
@@ -319,6 +334,8 @@ def world(tmp_path):
         make_bundle=Bundle,
         refuse=WorkRefused,
         agent=None,
+        account=None,
+        clock=time.monotonic,
     )
 
     def run(*, plans=(), connect=True):
@@ -334,6 +351,8 @@ def world(tmp_path):
             topics=server.topics,
             server_key=signing.public_hex(KEY),
             max_download_bytes=it.max_bytes,
+            account=it.account,
+            clock=it.clock,
         )
         if connect:
             server.connect()
@@ -344,6 +363,11 @@ def world(tmp_path):
 
     it.run = run
     return it
+
+
+@pytest.fixture
+def make_meter():
+    return FakeMeter
 
 
 @pytest.fixture

@@ -5,12 +5,23 @@ import threading
 
 import pytest
 
-from edge_runtime.agent.command import EXIT_CONFIG, EXIT_OK, EXIT_REFUSED, EXIT_STATE, add_arguments, connect, run
-from edge_runtime.agent.config import read
+from edge_runtime.agent.command import (
+    EXIT_CONFIG,
+    EXIT_METER,
+    EXIT_OK,
+    EXIT_REFUSED,
+    EXIT_STATE,
+    add_arguments,
+    connect,
+    run,
+)
+from edge_runtime.agent.config import ConfigInvalid, read
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkerUnusable
+from edge_runtime.energy.account import EnergyAccount
+from edge_runtime.energy.meter import MeterUnusable
 from edge_runtime.wire.link import Disconnected
-from edge_runtime.wire.messages import Hello
+from edge_runtime.wire.messages import Hello, Spent
 
 OFFLINE = b'{"state":"offline"}'
 
@@ -127,3 +138,57 @@ def test_connect_makes_a_link_with_a_last_will(config_file):
         assert "kitchen at localhost:1" in repr(link)
     finally:
         link.close()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (ConfigInvalid("meter: 'sun' is no source"), EXIT_CONFIG, "agent.toml: meter: 'sun' is no source"),
+        (MeterUnusable("rapl: not here"), EXIT_METER, "the meter auto cannot be used: rapl: not here"),
+    ],
+)
+def test_run_ends_for_a_meter_that_cannot_be_opened(arguments, world, capsys, error, code, words):
+    def make_account(_config):
+        raise error
+
+    assert run(arguments, lambda _config: world.worker, make_account=make_account) == code
+    assert words in capsys.readouterr().err
+
+
+def test_run_measures_the_idle_board_first_and_says_it_beside_the_joules(config_file, world, make_meter, tmp_path):
+    config_file.write_text(config_file.read_text() + "meter_idle_s = 0.3\n")
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    arguments = parser.parse_args(["--config", str(config_file), "--meter", "fake"])
+    asked = []
+
+    def make_account(config):
+        asked.append(config.meter)
+        return EnergyAccount(make_meter(), path=tmp_path / "energy.journal")
+
+    world.worker.before = lambda _plan, _report: threading.Event().wait(0.3)
+    world.server.plans.append(world.bundle.plan(0))
+    world.server.connect()
+    options = {"make_link": lambda _config: world.link, "make_account": make_account}
+    assert run(arguments, lambda _config: world.worker, **options) == EXIT_OK
+    assert asked == ["fake"]
+    (spent,) = world.server.said(Spent)
+    assert spent.energy.idle_w == pytest.approx(5.0)
+
+
+def test_run_that_was_cut_off_at_work_keeps_its_baseline(arguments, world, make_meter, tmp_path, caplog):
+    path = tmp_path / "energy.journal"
+    cut = EnergyAccount(make_meter(), path=path)
+    cut.measure_idle(0.2, lambda seconds: [cut.sample() for _ in range(9)])
+    cut.begin(0, "a")
+    cut.sample()
+
+    world.server.connect()
+    options = {
+        "make_link": lambda _config: world.link,
+        "make_account": lambda _config: EnergyAccount(make_meter(), path=path),
+    }
+    with caplog.at_level("INFO"):
+        assert run(arguments, lambda _config: world.worker, **options) == EXIT_OK
+    assert "energy is measured by fake" in caplog.text
+    assert "the idle board" not in caplog.text

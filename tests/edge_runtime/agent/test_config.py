@@ -38,6 +38,16 @@ def test_read_takes_the_optional_keys(tmp_path):
     assert str(config.data) == "/srv/data"
 
 
+def test_read_takes_a_meter_and_what_it_needs(tmp_path):
+    config = read(write(tmp_path))
+    assert (config.meter, str(config.meter_root), config.meter_idle_s) == ("auto", "/", 10.0)
+    path = write(tmp_path, meter='"mqtt://h/t"', meter_user='"me"', meter_password_file='"pw"', meter_ca_file='"p.pem"')
+    config = read(path)
+    assert (config.meter, config.meter_user) == ("mqtt://h/t", "me")
+    assert (config.meter_password_file, config.meter_ca_file) == (tmp_path / "pw", tmp_path / "p.pem")
+    assert read(write(tmp_path, meter_root='"host"', meter_idle_s="0")).meter_root == tmp_path / "host"
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -52,6 +62,10 @@ def test_read_takes_the_optional_keys(tmp_path):
         ({"data": '""'}, "key data: Expected a path"),
         ({"state": '"a\\u0000b"'}, "key state: Expected a path"),
         ({"max_download_bytes": "-1"}, "max_download_bytes"),
+        ({"meter": '""'}, "meter"),
+        ({"meter": "3"}, "meter"),
+        ({"meter_idle_s": "-1"}, "meter_idle_s"),
+        ({"meter_idle_s": "1e9"}, "meter_idle_s"),
     ],
 )
 def test_read_names_file_and_key(tmp_path, changes, words):

@@ -189,7 +189,7 @@ def test_wanted_goes_on_with_a_partial_blob_after_a_restart(state, bundle, publi
 def test_wanted_fetches_a_file_again_that_has_changed_on_disk(state, bundle, public_key):
     plan = bundle.plan(0)
     fetch(Downloads(state, server_key=public_key, max_bytes=CAP), bundle, plan)
-    graph = bundle.manifest.graphs["encoder.forward"]
+    graph = bundle.manifest.graphs["encoder.0.forward"]
     path = state.blobs.path(graph.digest)
     for spoiled in (bytes(graph.size_bytes), b"short"):
         path.write_bytes(spoiled)

@@ -1,5 +1,6 @@
 import contextlib
 import dataclasses
+import itertools
 import shutil
 import threading
 import time
@@ -9,11 +10,15 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from edge_runtime.agent.carried import CarriedVectors
+from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkCancelled, WorkRefused
+from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.wire.blob import describe
+from edge_runtime.wire.compression import Updates, decode
 from edge_runtime.wire.link import Disconnected
-from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Progress, Refusal, Update
-from edge_runtime.wire.tensors import pack
+from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Progress, Refusal, Spent, Update
+from edge_runtime.wire.tensors import pack, unpack
 
 OFFLINE = b'{"state":"offline"}'
 
@@ -31,7 +36,7 @@ def test_agent_trains_evaluates_and_finishes(world):
     np.testing.assert_array_equal(world.server.weights(first), np.float32(1.0))
     np.testing.assert_array_equal(world.server.weights(second), np.float32(8.0))
     assert first.bytes_down > second.bytes_down > 2400  # the graphs are not fetched a second time
-    graph = world.bundle.manifest.graphs["encoder.forward"]
+    graph = world.bundle.manifest.graphs["encoder.0.forward"]
     assert world.server.sent[graph.digest] == -(-graph.size_bytes // 1024)
     assert world.link.retained[world.server.topics.status("kitchen")] == OFFLINE
     assert world.link.closed
@@ -84,7 +89,7 @@ def test_agent_throws_a_corrupt_blob_away_and_fetches_it_again(world):
 
 
 def test_agent_refuses_a_graph_that_never_matches_its_digest(world):
-    graph = world.bundle.manifest.graphs["encoder.forward"].digest
+    graph = world.bundle.manifest.graphs["encoder.0.forward"].digest
     world.server.mangle = lambda digest, _index, data: bytes(len(data)) if digest == graph else data
     assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
     (refusal,) = world.server.said(Refusal)
@@ -483,3 +488,222 @@ def test_agent_goes_on_where_it_was_when_it_was_cut_off_at_any_moment(world, mom
 
 class PowerCut(Exception):
     pass
+
+
+def uneven(world):
+    """A worker whose steps are no multiples of one another, so that int8 and topk leave something out."""
+    size = world.bundle.table.size
+    train = world.worker.train
+
+    def stepped(plan, manifest, store, weights, report):
+        result = train(plan, manifest, store, weights, report)
+        steps = np.random.default_rng(plan.round).normal(size=size).astype(np.float32)
+        return dataclasses.replace(result, weights=weights + steps)
+
+    world.worker.train = stepped
+
+
+def changes(world, plans):
+    """What each round's update says was changed."""
+    given = {plan.round: plan for plan in plans}
+    return [
+        decode(
+            world.bundle.table,
+            world.server.store.read(update.weights.digest),
+            update.scheme,
+            unpack(world.bundle.table, world.server.blobs[given[update.round].weights.digest]),
+        )
+        - given[update.round].round
+        for update in world.server.results
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["fp16", "int8", "topk"])
+def test_agent_sends_small_updates_and_makes_up_for_what_they_leave_out(world, scheme):
+    uneven(world)
+    plans = [world.bundle.plan(r, updates=Updates(scheme=scheme, topk_fraction=0.2)) for r in range(6)]
+    world.run(plans=plans)
+    assert [update.scheme for update in world.server.results] == [scheme] * 6
+    assert [update.base for update in world.server.results] == [plan.weights.digest for plan in plans]
+    assert all(update.weights.size_bytes < 0.6 * plans[0].weights.size_bytes for update in world.server.results)
+    sent = changes(world, plans)
+    made = [np.random.default_rng(r).normal(size=world.bundle.table.size) for r in range(6)]
+    left = CarriedVectors(world.state_folder / "residual").load(world.bundle.table, 5)
+    if scheme == "fp16":
+        assert left is None
+        np.testing.assert_allclose(sent, made, rtol=2**-11, atol=1e-5)
+    else:
+        np.testing.assert_allclose(np.sum(sent, axis=0) + left, np.sum(made, axis=0), atol=1e-4)
+        assert np.abs(sent[0] - made[0]).max() > 0.005
+
+
+@pytest.mark.parametrize("scheme", ["int8", "topk"])
+def test_agent_makes_the_same_update_again_when_its_end_was_lost(world, scheme):
+    """Cut off between the residual of round 2 and its journal: what comes of it again has the same bytes."""
+    uneven(world)
+    plans = [world.bundle.plan(r, updates=Updates(scheme=scheme)) for r in range(4)]
+    world.run(plans=plans)
+    expected = {update.round: update.weights.digest for update in world.server.results}
+    shutil.rmtree(world.state_folder)
+    world.server.results.clear()
+    world.run(plans=plans[:3])
+    (world.state_folder / "pending.json").unlink(missing_ok=True)
+    world.run(plans=plans[2:])
+    assert [update.round for update in world.server.results] == [0, 1, 2, 2, 3]
+    assert all(update.weights.digest == expected[update.round] for update in world.server.results)
+
+
+def test_agent_drops_the_residual_when_it_has_missed_a_round(world):
+    uneven(world)
+    alone = world.bundle.plan(7, updates=Updates(scheme="int8"))
+    world.run(plans=[alone])
+    expected = world.server.results.pop().weights.digest
+    shutil.rmtree(world.state_folder)
+    world.run(plans=[world.bundle.plan(5, updates=Updates(scheme="int8")), alone])
+    assert world.server.results[-1].weights.digest == expected
+
+
+def test_agent_sends_weights_in_full_with_what_was_left_out_before(world):
+    uneven(world)
+    plans = [world.bundle.plan(0, updates=Updates(scheme="topk")), world.bundle.plan(1), world.bundle.plan(2)]
+    world.run(plans=plans)
+    sent = changes(world, plans)
+    made = [np.random.default_rng(r).normal(size=world.bundle.table.size) for r in range(3)]
+    np.testing.assert_allclose(sent[0] + sent[1], made[0] + made[1], atol=1e-5)
+    np.testing.assert_allclose(sent[2], made[2], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bytes_per_s", "scheme"), [(None, "fp32"), (2e6, "fp32"), (200_000.0, "int8"), (20_000.0, "topk")]
+)
+def test_agent_chooses_by_the_link_where_it_may(world, bytes_per_s, scheme):
+    if bytes_per_s is not None:
+        state = State(world.state_folder)
+        state.keep_upload_speed(bytes_per_s)
+        state.close()
+    world.run(plans=[world.bundle.plan(0, updates=Updates(scheme="auto"))])
+    assert [update.scheme for update in world.server.results] == [scheme]
+
+
+def test_agent_measures_its_uploads_and_chooses_by_them(world):
+    """Every look at the clock is a second later: 2,400 bytes take long enough to be called slow."""
+    world.clock = itertools.count(0.0, 1.0).__next__
+    plans = [world.bundle.plan(r, updates=Updates(scheme="auto")) for r in range(2)]
+    world.run(plans=plans)
+    assert [update.scheme for update in world.server.results] == ["fp32", "topk"]
+    state = State(world.state_folder)
+    assert 0 < state.upload_bytes_per_s() < 50_000
+    state.close()
+
+
+def test_agent_does_not_measure_an_upload_that_was_dropped(world):
+    world.clock = itertools.count(0.0, 1.0).__next__
+    accepted = world.server.say
+    world.server.say = lambda message: accepted(
+        msgspec.structs.replace(message, accepted=False) if isinstance(message, Ack) else message
+    )
+    world.run(plans=[world.bundle.plan(0)])
+    state = State(world.state_folder)
+    assert state.upload_bytes_per_s() is None
+    state.close()
+
+
+def test_agent_refuses_a_change_that_a_scheme_cannot_hold(world):
+    world.worker.step = 70_000.0
+    world.run(plans=[world.bundle.plan(0, updates=Updates(scheme="fp16")), world.bundle.plan(1)])
+    (refusal,) = world.server.said(Refusal)
+    assert refusal.reason == "diverged"
+    assert "65,504" in refusal.detail
+    assert [update.round for update in world.server.results] == [1]
+
+
+def test_agent_refuses_where_the_residual_cannot_be_kept(world):
+    world.state_folder.mkdir()
+    (world.state_folder / "residual").write_bytes(b"in the way")
+    world.run(plans=[world.bundle.plan(0, updates=Updates(scheme="int8"))])
+    (refusal,) = world.server.said(Refusal)
+    assert refusal.reason == "error"
+    assert "state folder" in refusal.detail
+
+
+def test_agent_says_what_each_plan_has_cost(world, make_meter):
+    def before(plan, report):
+        time.sleep(0.2)
+        if plan.work == "train":
+            report("probe", 0, 1)
+            time.sleep(0.2)
+
+    world.worker.before = before
+    with EnergyAccount(make_meter(), path=world.state_folder / "energy.journal") as account:
+        world.account = account
+        world.run(plans=[world.bundle.plan(0), world.bundle.evaluation(1)])
+        assert account.rounds() == set()
+    update, evaluation = world.server.results
+    first, second = world.server.said(Spent)
+    assert [(spent.round, spent.group) for spent in (first, second)] == [(0, "a+b"), (1, "a+b")]
+    for energy in (update.energy, evaluation.energy, first.energy, second.energy):
+        assert (energy.source, energy.estimated) == ("fake", False)
+        assert energy.energy_j == pytest.approx(5.0 * energy.seconds, rel=1e-3)
+        joules = sum(phase.energy_j for phase in energy.phases.values())
+        assert joules == pytest.approx(energy.energy_j, rel=1e-3)
+    assert update.energy.phases["train"].seconds >= 0.2
+    assert update.energy.phases["probe"].seconds >= 0.2
+    assert first.energy.phases["train"] == update.energy.phases["train"]
+    assert first.energy.energy_j > update.energy.energy_j
+    assert {"download", "upload"} <= set(first.energy.phases)
+    assert second.energy.phases["evaluate"].seconds >= 0.2
+    assert "train" not in second.energy.phases
+
+
+def test_agent_without_a_meter_says_times_and_no_joules(world):
+    world.run(plans=[world.bundle.plan(0)])
+    (update,) = world.server.results
+    assert (update.energy.source, update.energy.energy_j, update.energy.temperature_max_c) == (None, None, None)
+    assert update.energy.phases["train"].seconds > 0
+    assert update.energy.phases["train"].energy_j is None
+
+
+def test_agent_says_what_a_refused_plan_has_cost(world, make_meter):
+    def before(plan, _report):
+        time.sleep(0.1)
+        raise WorkRefused("memory", "no")
+
+    world.worker.before = before
+    with EnergyAccount(make_meter()) as account:
+        world.account = account
+        world.run(plans=[world.bundle.plan(0)])
+    (spent,) = world.server.said(Spent)
+    assert spent.energy.energy_j == pytest.approx(5.0 * spent.energy.seconds, rel=1e-2)
+    assert spent.energy.phases["train"].seconds >= 0.1
+
+
+def test_agent_that_was_cut_off_before_the_ack_knows_what_it_has_spent(world, make_meter):
+    world.worker.before = lambda _plan, _report: time.sleep(0.2)
+    world.server.acks = False
+    world.server.on_message = lambda message: isinstance(message, Update) and world.stop.set()
+    path = world.state_folder / "energy.journal"
+    with EnergyAccount(make_meter(), path=path) as world.account:
+        world.run(plans=[world.bundle.plan(0)])
+    world.server.acks, world.server.on_message = True, lambda _message: False
+    world.stop.clear()
+    with EnergyAccount(make_meter(), path=path) as world.account:
+        world.run()
+    (spent,) = world.server.said(Spent)
+    assert spent.energy.phases["train"].energy_j == pytest.approx(
+        world.server.results[0].energy.phases["train"].energy_j
+    )
+    assert spent.energy.energy_j > 1.0
+
+
+def test_agent_says_what_superseded_work_has_cost(world):
+    def before(plan, report):
+        if plan.round == 0:
+            world.server.say(world.bundle.plan(1))
+            world.server.plans.popleft()
+            while True:
+                report("train", 0, 1)
+                time.sleep(0.01)
+
+    world.worker.before = before
+    world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
+    assert [spent.round for spent in world.server.said(Spent)] == [0, 1]

@@ -80,7 +80,7 @@ def update(of):
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
 
 
@@ -93,7 +93,7 @@ def evaluation(of):
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
 
 

@@ -34,7 +34,7 @@ def pending(make_bundle):
             wall_s=1.0,
             peak_rss_bytes=None,
             bytes_down=1,
-            energy_j=None,
+            energy=None,
         ),
     )
 
@@ -58,7 +58,7 @@ def test_state_keeps_an_evaluation_without_weights(state, pending):
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=1,
-        energy_j=None,
+        energy=None,
     )
     kept = Pending(plan=pending.plan, result=result)
     state.keep(kept, None)
@@ -114,3 +114,22 @@ def test_state_says_when_it_cannot_write(state, pending):
         state.keep(pending, b"weights")
     with pytest.raises(StateUnusable, match="cannot be removed"):
         state.forget()
+
+
+def test_state_keeps_the_upload_speed_for_the_next_process(state):
+    assert state.upload_bytes_per_s() is None
+    state.keep_upload_speed(125_000.5)
+    assert state.upload_bytes_per_s() == 125_000.5
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b'{"bytes_per_s":0}', b'{"bytes_per_s":"fast"}', b"\xff", b"[" * 9999])
+def test_state_that_holds_no_upload_speed_does_not_know_it(state, content):
+    (state.root / "uplink.json").write_bytes(content)
+    assert state.upload_bytes_per_s() is None
+
+
+def test_state_says_that_the_upload_speed_cannot_be_kept(state):
+    (state.root / "uplink.json").mkdir()
+    with pytest.raises(StateUnusable, match="upload speed"):
+        state.keep_upload_speed(1.0)
+    assert state.upload_bytes_per_s() is None

@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from edge_runtime.agent.work import EvaluationResult, TrainResult, WorkRefused, evaluation_message, update_message
+from edge_runtime.agent.work import (
+    EvaluationResult,
+    TrainResult,
+    WorkRefused,
+    check_trained,
+    evaluation_message,
+    update_message,
+)
 from edge_runtime.wire.blob import describe
 from edge_runtime.wire.messages import Affinity, decode_device, encode
 
@@ -18,7 +25,6 @@ def trained(**changes):
         "affinity": None,
         "wall_s": 1.0,
         "peak_rss_bytes": None,
-        "energy_j": None,
     }
     return TrainResult(**(values | changes))
 
@@ -28,11 +34,18 @@ def affinity(mean, variance=None):
 
 
 def test_update_message_says_what_was_measured(make_bundle):
-    result = trained(val_loss={"a": 0.7}, affinity=affinity(-0.5, 0.1), peak_rss_bytes=5, energy_j=2.0)
-    update = update_message(make_bundle().plan(3), result, BLOB, bytes_down=7)
+    result = trained(val_loss={"a": 0.7}, affinity=affinity(-0.5, 0.1), peak_rss_bytes=5)
+    update = update_message(make_bundle().plan(3), result, BLOB, "fp32", bytes_down=7, energy=None)
     assert decode_device(encode(update)) == update
     assert (update.round, update.group, update.weights, update.bytes_down) == (3, "a+b", BLOB, 7)
     assert (update.val_loss, update.affinity) == ({"a": 0.7}, affinity(-0.5, 0.1))
+    assert (update.scheme, update.base) == ("fp32", None)
+
+
+def test_update_message_of_a_change_names_the_weights_that_it_changes(make_bundle):
+    plan = make_bundle().plan(3)
+    update = update_message(plan, trained(), BLOB, "int8", bytes_down=0, energy=None)
+    assert (update.scheme, update.base) == ("int8", plan.weights.digest)
 
 
 @pytest.mark.parametrize(
@@ -46,18 +59,18 @@ def test_update_message_says_what_was_measured(make_bundle):
         ({"affinity": affinity(0.0, NAN)}, "affinity was not finite"),
     ],
 )
-def test_update_message_refuses_what_has_diverged(make_bundle, changes, words):
+def test_check_trained_refuses_what_has_diverged(changes, words):
     with pytest.raises(WorkRefused, match=words) as caught:
-        update_message(make_bundle().plan(0), trained(**changes), BLOB, bytes_down=0)
+        check_trained(trained(**changes))
     assert caught.value.reason == "diverged"
 
 
 def test_evaluation_message_refuses_a_loss_that_is_not_finite(make_bundle):
     def result(loss):
-        return EvaluationResult(loss={"a": loss}, examples={"a": 1}, wall_s=1.0, peak_rss_bytes=None, energy_j=None)
+        return EvaluationResult(loss={"a": loss}, examples={"a": 1}, wall_s=1.0, peak_rss_bytes=None)
 
     plan = make_bundle().evaluation(2)
-    evaluation = evaluation_message(plan, result(0.5), bytes_down=1)
+    evaluation = evaluation_message(plan, result(0.5), bytes_down=1, energy=None)
     assert decode_device(encode(evaluation)) == evaluation
     with pytest.raises(WorkRefused, match="evaluation loss of a is nan"):
-        evaluation_message(plan, result(NAN), bytes_down=1)
+        evaluation_message(plan, result(NAN), bytes_down=1, energy=None)

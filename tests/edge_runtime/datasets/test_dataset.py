@@ -288,3 +288,17 @@ def test_remove_split_leaves_what_is_not_its_own(tmp_path):
         remove_split(tmp_path / name)
     assert not (tmp_path / "train").exists()
     assert [path.name for path in (tmp_path / "val").iterdir()] == ["notes.txt"]
+
+
+def test_labelled_samples_are_those_with_a_value(tmp_path):
+    depth = np.full((4, 1, 4, 5), np.nan, np.float32)
+    depth[0], depth[2, 0, 3, 4], depth[3, 0, 0, 0] = 1.0, 0.0, np.inf
+    labels = {"depth": depth, "normals": np.full((4, 3), np.nan, np.float32), "room": np.zeros(4, np.int64)}
+    write_split(tmp_path / "train", images(4), labels)
+    split = Dataset.open(tmp_path).train
+    assert split.labelled("depth").tolist() == [True, False, True, True]
+    assert split.labelled("room").all()
+    assert not split.labelled("normals").any()
+    assert not split.labelled("edges").any()
+    assert split.labelled("edges").shape == (4,)
+    assert split.examples(["room", "normals", "edges", "depth"]) == {"room": 4, "depth": 3}

@@ -8,7 +8,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_runtime.training.schedule import learning_rate
+from edge_runtime.training.trainer import Trainer
 from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire.messages import GradNormWeighting
 from edge_runtime.wire.tensors import unpack
 
 ROOT = Path(__file__).parents[3]
@@ -58,9 +61,9 @@ def test_train_prints_its_result_as_json(tiny, tmp_path):
     assert [epoch["epoch"] for epoch in found["epochs"]] == [0, 1]
     assert found["epochs"][0]["lr"] == 0.02
     assert found["epochs"][1]["lr"] == pytest.approx(0.02 * 0.5**0.9)
+    assert [epoch["affinity"]["count"] for epoch in found["epochs"]] == [2, 1]  # steps 0, 2 and 4 of 6
     for epoch in found["epochs"]:
         assert list(epoch["train_loss"]) == list(epoch["val_loss"]) == found["tasks"]
-        assert epoch["affinity"]["count"] == 2
     expected = (tiny.reference["losses"][:3] * np.array([4, 4, 2])[:, None]).sum(axis=0) / 10
     np.testing.assert_allclose(list(found["epochs"][0]["train_loss"].values()), expected, rtol=1e-4)
     assert list(found["test_loss"]) == found["tasks"]
@@ -147,20 +150,44 @@ def test_train_without_a_bundle_or_data(tiny, tmp_path):
 
 
 def test_train_with_an_altered_graph(tiny, bundle_copy):
-    (bundle_copy / "graphs" / "encoder.forward.onnx").write_bytes(b"x")
-    assert "encoder.forward.onnx is not the file that the manifest names" in sentence(
+    (bundle_copy / "graphs" / "encoder.0.forward.onnx").write_bytes(b"x")
+    assert "encoder.0.forward.onnx is not the file that the manifest names" in sentence(
         train(tiny, bundle=bundle_copy), 3
     )
 
 
 def test_train_with_a_graph_that_no_bundle_may_have(bundle_copy, tiny):
-    path = manifests.graph_path(bundle_copy, "encoder.forward")
+    path = manifests.graph_path(bundle_copy, "encoder.0.forward")
     data = path.read_bytes().replace(b"Conv", b"Loop")
     path.write_bytes(data)
     file = manifests.File(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
-    changed = msgspec.structs.replace(tiny.manifest, graphs=tiny.manifest.graphs | {"encoder.forward": file})
+    changed = msgspec.structs.replace(tiny.manifest, graphs=tiny.manifest.graphs | {"encoder.0.forward": file})
     (bundle_copy / manifests.MANIFEST).write_bytes(manifests.encode(changed))
-    assert "graph encoder.forward is refused: operator 'Loop'" in sentence(train(tiny, bundle=bundle_copy), 3)
+    assert "graph encoder.0.forward is refused: operator 'Loop'" in sentence(train(tiny, bundle=bundle_copy), 3)
+
+
+def test_train_with_options_is_what_the_trainer_gives(tiny, tmp_path):
+    out = tmp_path / "weights.safetensors"
+    plain = ("--epochs", 2, "--batch", 4, "--lr", 0.005, "--seed", 3, "--json", "--out", out)
+    options = ("--optimizer", "adamw", "--clip-norm", 0.5, "--weighting", "gradnorm", "--probe-every", 3)
+    found = result_of(train(tiny, *plain, *options, "--probe", "representation"))
+    assert [epoch["affinity"]["count"] for epoch in found["epochs"]] == [1, 1]
+    model, learnt, state = tiny.model(), None, np.zeros(2 * len(tiny.weights) + 1, np.float32)
+    for epoch in range(2):
+        settings = tiny.change(
+            epochs=1, first_epoch=epoch, lr=learning_rate(0.005, epoch, 2), weight_decay=1e-4, optimizer="adamw",
+            clip_norm=0.5, weighting=GradNormWeighting(),
+        )  # fmt: skip
+        learnt = Trainer(model, tiny.dataset.train).train(settings, state, learnt=learnt).learnt
+    np.testing.assert_allclose(unpack(tiny.table, out.read_bytes()), model.weights, atol=1e-5)
+
+
+def test_train_with_options_that_make_no_sense(tiny):
+    assert "clip_norm" in sentence(train(tiny, "--clip-norm", -1), 2)
+    assert "beta2" in sentence(train(tiny, "--beta2", 1), 2)
+    assert "not one of the tasks depth, normals, segmentation" in sentence(train(tiny, "--task-weights", "edges=1"), 2)
+    assert "weights" in sentence(train(tiny, "--task-weights", "depth=-1"), 2)
+    assert "leave them out" in sentence(train(tiny, "--weighting", "gradnorm", "--task-weights", "depth=1"), 2)
 
 
 def test_train_with_damaged_data(tiny, data_copy):
@@ -216,8 +243,8 @@ def test_predict_says_what_is_wrong(tiny, data_copy, tmp_path):
     (tmp_path / "text.onnx").write_text("text")
     assert "text.onnx cannot be loaded" in sentence(predict(tiny, "--out", out, model=tmp_path / "text.onnx"), 3)
     assert "is not a data set" in sentence(predict(tiny, "--out", out, data=tmp_path), 3)
-    graph = tiny.folder / "graphs" / "encoder.forward.onnx"
-    assert "encoder.forward.onnx has an input" in sentence(predict(tiny, "--out", out, model=graph), 3)
+    graph = tiny.folder / "graphs" / "encoder.0.forward.onnx"
+    assert "encoder.0.forward.onnx has an input" in sentence(predict(tiny, "--out", out, model=graph), 3)
     for path in (data_copy / "test").iterdir():
         path.unlink()
     (data_copy / "test").rmdir()

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from edge_runtime.training.probe import AffinityStatistics, probe, relative_gain
+from edge_runtime.training.probe import AffinityStatistics, Probe, relative_gain
 from edge_runtime.training.schedule import order
 from edge_runtime.training.trainer import load
 
@@ -15,14 +15,16 @@ def first_batch(tiny, model):
     return load(model, tiny.dataset.train, order(tiny.settings.seed, 0, 10)[:4].tolist())
 
 
-def probed(tiny, model):
+def probed(tiny, model, method="exact", lr=None):
     x, targets = first_batch(tiny, model)
-    z = model.represent(x)
+    done = model.forward(x)
+    z = done.z
     losses, kept = {}, {}
     for task in model.tasks:
         kept[task] = tuple(map(np.empty_like, z))
         losses[task] = model.step(task, z, targets[task], kept[task])
-    return probe(model, x, targets, losses, kept, lr=tiny.probe_lr, weight_decay=tiny.settings.weight_decay)
+    probe = Probe(method=method, lr=lr or tiny.probe_lr, weight_decay=tiny.settings.weight_decay)
+    return probe.measure(model, done, targets, losses, kept)
 
 
 def test_probe_is_what_pytorch_gives_by_definition(tiny):
@@ -40,6 +42,48 @@ def test_probe_changes_no_parameter(tiny):
 def test_probe_of_one_task_alone_is_the_entry_of_all(tiny):
     values = probed(tiny, tiny.model("normals"))
     np.testing.assert_allclose(values, tiny.reference["affinity"][1:2, 1:2], atol=1e-5)
+
+
+def gradients_of(tiny, model):
+    """∂L_i/∂z and the encoder's gradient of each task, and the losses, of the first batch."""
+    x, targets = first_batch(tiny, model)
+    done = model.forward(x)
+    z = done.z
+    dz = {task: tuple(map(np.empty_like, z)) for task in model.tasks}
+    losses = [model.step(task, z, targets[task], dz[task]) for task in model.tasks]
+    return dz, [model.backward(done, dz[task]).astype(np.float64) for task in model.tasks], np.array(losses)
+
+
+def test_first_order_of_the_encoder_is_its_definition(tiny):
+    model = tiny.model()
+    _, gradients, losses = gradients_of(tiny, model)
+    theta = model.weights[model.encoder].astype(np.float64)
+    expected = [[(g + 0.01 * theta) @ h / loss for h, loss in zip(gradients, losses, strict=True)] for g in gradients]
+    np.testing.assert_allclose(probed(tiny, model, "encoder"), expected, rtol=1e-5)
+
+
+def test_first_order_of_the_representation_is_its_definition(tiny):
+    model = tiny.model()
+    dz, _, losses = gradients_of(tiny, model)
+    flat = [np.concatenate([array.ravel() for array in dz[task]]).astype(np.float64) for task in model.tasks]
+    expected = [[g @ h / loss for h, loss in zip(flat, losses, strict=True)] for g in flat]
+    np.testing.assert_allclose(probed(tiny, model, "representation"), expected, rtol=1e-5)
+
+
+def test_first_order_is_what_the_look_ahead_tends_to(tiny):
+    """Half the step, half the error: the affinity of a step of 0.5 is off by the second order."""
+    model = tiny.model()
+    first = probed(tiny, model, "encoder")
+    errors = [np.abs(probed(tiny, model, lr=lr) - first).max() for lr in (0.5, 0.25)]
+    assert 1.5 < errors[0] / errors[1] < 3
+    assert errors[1] < 0.2 * np.abs(first).max()
+
+
+@pytest.mark.parametrize("method", ["encoder", "representation"])
+def test_first_order_changes_no_parameter(tiny, method):
+    model = tiny.model()
+    probed(tiny, model, method)
+    np.testing.assert_array_equal(model.weights, tiny.weights)
 
 
 def test_relative_gain_is_positive_where_the_loss_fell():

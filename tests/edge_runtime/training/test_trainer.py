@@ -3,11 +3,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
-from edge_runtime.training.trainer import Trainer, check_fits, evaluate
+from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, convert
+from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.schedule import order
+from edge_runtime.training.trainer import Trainer, check_fits, evaluate, load
+from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 from edge_runtime.wire.tensors import transfer
 
 ROOT = Path(__file__).parents[3]
@@ -15,9 +19,9 @@ ROOT = Path(__file__).parents[3]
 
 def trained(tiny, settings, *tasks):
     model = tiny.model(*tasks)
-    velocity = np.zeros_like(model.weights)
-    result = Trainer(model, tiny.dataset.train).train(settings, velocity)
-    return model, velocity, result
+    state = np.zeros(optimizer(settings).table(model.table.parameters).size, np.float32)
+    result = Trainer(model, tiny.dataset.train).train(settings, state)
+    return model, state, result
 
 
 def digest(*vectors):
@@ -105,6 +109,155 @@ def test_probing_leaves_training_bit_for_bit_alone(tiny, every):
     assert digest(probed.weights, velocity) == digest(plain.weights, plain_velocity)
     assert result.loss == plain_result.loss
     assert result.affinities.result().count == -(-6 // every)
+
+
+@pytest.mark.parametrize("method", ["exact", "encoder", "representation"])
+@pytest.mark.parametrize("options", [{"optimizer": "adamw", "clip_norm": 0.5}, {"weighting": GradNormWeighting()}])
+def test_probing_by_any_method_leaves_any_training_bit_for_bit_alone(tiny, method, options):
+    plain, state, result = trained(tiny, tiny.change(**options))
+    probed, probed_state, probed_result = trained(tiny, tiny.change(**options, probe_every=2, probe=method))
+    assert digest(probed.weights, probed_state) == digest(plain.weights, state)
+    assert (probed_result.loss, probed_result.learnt) == (result.loss, result.learnt)
+    assert probed_result.affinities.result().count == 3
+
+
+def test_probes_are_counted_through_the_rounds_of_a_group(tiny):
+    """Every 4th of 3 batches a round: those at 0, 4 and 8 of all, whichever round they fall into."""
+    counts = []
+    for epoch in range(4):
+        result = trained(tiny, tiny.change(epochs=1, first_epoch=epoch, probe_every=4))[2].affinities.result()
+        counts.append(result.count if result else 0)
+    assert counts == [1, 1, 1, 0]
+
+
+def test_probes_say_when_they_begin_and_end(tiny):
+    found = []
+    model = tiny.model()
+    Trainer(model, tiny.dataset.train).train(
+        tiny.change(epochs=1, probe_every=2),
+        tiny.velocity(),
+        report=lambda *numbers: found.append(numbers),
+        enter=found.append,
+    )
+    assert found == ["probe", "train", (1, 3), (2, 3), "probe", "train", (3, 3)]
+
+
+NEUTRAL = [
+    {"weighting": FixedWeighting(weights={"depth": 1.0, "normals": 1.0})},
+    {"clip_norm": 1e9},
+    {"beta2": 0.5, "epsilon": 0.1, "probe": "encoder"},
+]
+
+
+@pytest.mark.parametrize("options", NEUTRAL)
+def test_options_that_change_nothing_change_no_bit(tiny, options):
+    plain, velocity, result = trained(tiny, tiny.settings)
+    other, other_velocity, other_result = trained(tiny, tiny.change(**options))
+    assert digest(other.weights, other_velocity) == digest(plain.weights, velocity)
+    assert other_result.loss == result.loss
+
+
+OPTIONS = [
+    {"optimizer": "adamw", "lr": 0.003},
+    {"clip_norm": 0.1},
+    {"proximal_mu": 1.0},
+    {"weighting": FixedWeighting(weights={"depth": 3.0})},
+    {"weighting": GradNormWeighting(lr=0.1)},
+    {"weighting": UncertaintyWeighting(lr=0.1)},
+    {"optimizer": "adamw", "lr": 0.003, "clip_norm": 0.1, "weighting": GradNormWeighting()},
+]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_option_goes_on_over_rounds_as_if_it_had_not_stopped(tiny, options):
+    """Two epochs are two rounds of one, but for FedProx, which holds to what each round began with."""
+    settings = tiny.change(**options)
+    whole = trained(tiny, settings)
+    assert digest(whole[0].weights) != digest(trained(tiny, tiny.settings)[0].weights)
+    model, state, learnt = tiny.model(), np.zeros_like(whole[1]), None
+    for epoch in range(2):
+        one = msgspec.structs.replace(settings, epochs=1, first_epoch=epoch)
+        learnt = Trainer(model, tiny.dataset.train).train(one, state, learnt=learnt).learnt
+    is_same = digest(model.weights, state) == digest(whole[0].weights, whole[1])
+    assert is_same == ("proximal_mu" not in options)
+    assert learnt == whole[2].learnt or "proximal_mu" in options
+    assert np.isfinite(model.weights).all()
+
+
+def test_trainer_with_options_is_their_composition(tiny):
+    """One batch by hand: gradient of the weighted sum, proximal term, clipping to the norm, AdamW's step."""
+    options = {"optimizer": "adamw", "clip_norm": 0.05, "weighting": FixedWeighting(weights={"normals": 2.0})}
+    settings = tiny.change(epochs=1, batch=10, momentum=0.5, proximal_mu=0.3, **options)
+    found, state, _ = trained(tiny, settings)
+    model = tiny.model()
+    chosen = order(settings.seed, 0, 10).tolist()
+    model.learn(*load(model, tiny.dataset.train, chosen), np.array([1.0, 2.0, 1.0]))
+    gradient = model.gradient.astype(np.float64)  # the first step: there is no distance to what was received yet
+    gradient *= 0.05 / np.linalg.norm(gradient)
+    size = len(gradient)
+    np.testing.assert_allclose(state[:size], 0.5 * gradient, rtol=1e-4, atol=1e-9)
+    step = gradient / (np.abs(gradient) + 1e-8) + 0.01 * tiny.weights[:size]
+    np.testing.assert_allclose(found.weights[:size], tiny.weights[:size] - 0.02 * step, atol=1e-4)
+
+
+def test_proximal_term_holds_to_what_was_received(tiny):
+    far, near = (trained(tiny, tiny.change(proximal_mu=mu))[0].weights - tiny.weights for mu in (0.0, 10.0))
+    assert np.linalg.norm(near) < 0.7 * np.linalg.norm(far)
+
+
+def test_clipping_bounds_the_step(tiny):
+    settings = tiny.change(epochs=1, batch=10, momentum=0.0, weight_decay=0.0, clip_norm=0.01)
+    model, _, _ = trained(tiny, settings)
+    assert np.linalg.norm(model.weights - tiny.weights) == pytest.approx(settings.lr * 0.01, rel=1e-2)
+
+
+@pytest.fixture
+def mixed(data_copy):
+    """Ten samples, of which 3 have no label of depth; another device's normals and classes are all there."""
+    for split in ("train", "val"):
+        path = data_copy / split / "depth.npy"
+        depth = np.load(path)
+        depth[[0, 3, 4]] = np.nan
+        path.unlink()
+        np.save(path, depth)
+    return Dataset.open(data_copy)
+
+
+def test_samples_without_a_label_count_for_nothing(tiny, mixed):
+    """A masked loss is the same loss; here it is told apart by samples, so that means and examples are of 7."""
+    model, velocity = tiny.model(), tiny.velocity()
+    settings = tiny.change(epochs=1, batch=10, probe_every=1)
+    result = Trainer(model, mixed.train).train(settings, velocity)
+    assert mixed.train.examples(model.tasks) == {"depth": 7, "normals": 10, "segmentation": 10}
+    other = tiny.model()
+    x, labels = mixed.train.batch(order(settings.seed, 0, 10), other.tasks)
+    targets = {task: convert(labels[task], other.manifest.task(task).target.dtype) for task in other.tasks}
+    losses = other.learn(x, targets)
+    assert result.loss == pytest.approx(losses, rel=1e-5)
+    np.testing.assert_allclose(velocity, other.gradient + 0.01 * tiny.weights, atol=1e-5)
+    assert result.affinities.result().count == 1
+
+
+def test_probe_waits_for_a_batch_with_labels_of_every_task(tiny, mixed):
+    """Samples 0, 3 and 4 have no depth: batches of one that fall on them are passed over, and so are the losses."""
+    settings = tiny.change(epochs=1, batch=1, probe_every=10)
+    result = Trainer(tiny.model(), mixed.train).train(settings, tiny.velocity())
+    assert result.affinities.result().count == 1
+    seeds = [seed for seed in range(20) if order(seed, 0, 10)[0] in (0, 3, 4)]
+    result = Trainer(tiny.model(), mixed.train).train(
+        tiny.change(batch=1, probe_every=10, seed=seeds[0]), tiny.velocity()
+    )
+    assert result.affinities.result().count == 2
+    assert set(result.loss) == set(tiny.manifest.task_names)
+    assert np.isfinite(list(result.loss.values())).all()
+
+
+def test_evaluation_is_over_labelled_samples(tiny, mixed):
+    model = tiny.model()
+    whole, one = evaluate(model, mixed.val, 5), evaluate(model, mixed.val, 1)
+    assert one == pytest.approx(whole, rel=0.1)
+    x, targets = load(model, mixed.val, [1, 2])
+    assert whole["depth"] == pytest.approx(model.evaluate("depth", model.encode(x), targets["depth"]), rel=1e-5)
 
 
 def test_trainer_of_a_group_knows_nothing_of_the_other_tasks(tiny):

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 
@@ -6,6 +8,8 @@ from edge_runtime.engine import trains
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.training.worker import LocalWorker
+from edge_runtime.wire.messages import GradNormWeighting, UncertaintyWeighting
+from edge_runtime.wire.tensors import transfer
 
 
 @pytest.fixture
@@ -45,10 +49,9 @@ def test_worker_trains_as_the_plan_says(tiny, worker, store):
     np.testing.assert_allclose(result.weights, tiny.reference["weights"], atol=1e-4 * scale)
     assert result.examples == dict.fromkeys(tiny.manifest.task_names, 10)
     assert result.affinity is None
-    assert result.energy_j is None
     assert result.wall_s > 0
     assert result.peak_rss_bytes > 0
-    assert [stage for stage, *_ in reports] == ["evaluate"] + ["train"] * 6
+    assert [stage for stage, *_ in reports] == ["evaluate"] * 2 + ["train"] * 7  # when a stage begins, and each step
     assert reports[-1] == ("train", 6, 6)
 
 
@@ -67,9 +70,12 @@ def test_worker_gives_the_validation_loss_of_the_weights_that_came(tiny, worker,
 
 def test_worker_measures_affinities_where_the_plan_wants_them(tiny, worker, store):
     plan = tiny.plan(training=tiny.change(epochs=1, probe_every=2))
-    result = worker.train(plan, tiny.manifest, store, weights_of(tiny), Reports())
+    reports = Reports()
+    result = worker.train(plan, tiny.manifest, store, weights_of(tiny), reports)
     assert result.affinity.tasks == tiny.manifest.task_names
     assert result.affinity.count == 2
+    stages = [stage for stage, *_ in reports]
+    assert [(a, b) for a, b in pairwise(stages) if "probe" in (a, b)] == [("train", "probe"), ("probe", "train")] * 2
 
 
 def test_worker_trains_a_group_with_graphs_it_holds(tiny, worker, store):
@@ -134,15 +140,85 @@ def test_worker_without_validation_images_measures_no_validation_loss(tiny, data
     assert caught.value.reason == "no_data"
 
 
-def test_worker_refuses_a_task_it_has_no_labels_of(tiny, data_copy, tmp_path, store):
+def without(data, *tasks):
     for split in ("train", "val", "test"):
-        (data_copy / split / "normals.npy").unlink()
+        for task in tasks:
+            (data / split / f"{task}.npy").unlink()
+
+
+def test_worker_without_labels_of_a_task_trains_the_others(tiny, data_copy, tmp_path, store):
+    """The head of that task comes back as it came and weighs nothing; the rest is a group of the other tasks."""
+    without(data_copy, "normals")
     worker = LocalWorker(data_copy, tmp_path / "state")
-    with pytest.raises(WorkRefused, match="no labels for normals") as caught:
-        worker.train(tiny.plan(), tiny.manifest, store, weights_of(tiny), Reports())
-    assert caught.value.reason == "no_data"
-    manifest, weights = tiny.group("depth")
-    assert worker.train(tiny.plan(), manifest, store, weights, Reports()).train_loss.keys() == {"depth"}
+    manifest, start = tiny.group("depth", "segmentation")
+    alone = LocalWorker(tiny.data, tmp_path / "alone")
+    weights, expected = weights_of(tiny), start
+    for number in (1, 2):
+        plan = tiny.plan(round_number=number, training=tiny.change(epochs=1, first_epoch=number - 1, probe_every=2))
+        found = worker.train(plan, tiny.manifest, store, weights, Reports())
+        other = alone.train(plan, manifest, store, expected, Reports())
+        assert found.examples == {"depth": 10, "segmentation": 10}
+        assert found.train_loss == other.train_loss
+        assert found.val_loss == other.val_loss
+        assert found.affinity == other.affinity
+        assert found.affinity.tasks == ("depth", "segmentation")
+        weights, expected = found.weights, other.weights
+    assert transfer(tiny.table, weights, manifest.table).tobytes() == expected.tobytes()
+    head = tiny.table.parts["head.normals"]
+    assert weights[head].tobytes() == tiny.weights[head].tobytes()
+    measured = worker.evaluate(tiny.plan(data_split="test"), tiny.manifest, store, weights, Reports())
+    assert measured.loss.keys() == measured.examples.keys() == {"depth", "segmentation"}
+
+
+def test_worker_without_labels_of_any_task_refuses(tiny, data_copy, tmp_path, store):
+    without(data_copy, "normals")
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    manifest, weights = tiny.group("normals")
+    for work in (
+        lambda: worker.train(tiny.plan(), manifest, store, weights, Reports()),
+        lambda: worker.evaluate(tiny.plan(data_split="test"), manifest, store, weights, Reports()),
+    ):
+        with pytest.raises(WorkRefused, match="no labels for normals; it has depth, segmentation") as caught:
+            work()
+        assert caught.value.reason == "no_data"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adamw", "lr": 0.003},
+        {"weighting": GradNormWeighting()},
+        {"weighting": UncertaintyWeighting(), "clip_norm": 0.5},
+    ],
+)
+def test_rounds_with_options_go_on_and_can_be_done_again(tiny, tmp_path, store, options):
+    """Moments and learnt weights are kept: two rounds are two epochs on their own, also when the second is repeated."""
+    worker, model, learnt = LocalWorker(tiny.data, tmp_path / "state"), tiny.model(), None
+    weights, state = weights_of(tiny), np.zeros(2 * len(tiny.weights) + 1, np.float32)
+    state = state if "optimizer" in options else tiny.velocity()
+    for number in (1, 2, 2):
+        training = tiny.change(epochs=1, first_epoch=number - 1, **options)
+        result = worker.train(
+            tiny.plan(round_number=number, training=training), tiny.manifest, store, weights, Reports()
+        )
+        if number == 1:
+            weights = result.weights
+    for epoch in range(2):
+        settings = tiny.change(epochs=1, first_epoch=epoch, **options)
+        learnt = Trainer(model, tiny.dataset.train).train(settings, state, learnt=learnt).learnt
+    assert result.weights.tobytes() == model.weights.tobytes()
+
+
+def test_worker_that_missed_rounds_keeps_what_its_weighting_has_learnt(tiny, worker, store):
+    training = tiny.change(epochs=1, weighting=GradNormWeighting())
+    first = worker.train(
+        tiny.plan(round_number=1, training=training), tiny.manifest, store, weights_of(tiny), Reports()
+    )
+    found = worker.train(tiny.plan(round_number=9, training=training), tiny.manifest, store, first.weights, Reports())
+    model = tiny.model()
+    learnt = Trainer(model, tiny.dataset.train).train(training, tiny.velocity()).learnt
+    Trainer(model, tiny.dataset.train).train(training, tiny.velocity(), learnt=learnt)
+    assert found.weights.tobytes() == model.weights.tobytes()
 
 
 def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store):
@@ -158,20 +234,20 @@ def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store)
         worker.evaluate(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny), Reports())
 
 
-@pytest.mark.parametrize("work", ["train", "evaluate"])
+@pytest.mark.parametrize(("work", "graph"), [("train", "encoder.0.forward"), ("evaluate", "encoder.predict")])
 @pytest.mark.parametrize(
     ("change", "reason", "text"),
     [
-        (lambda _: b"not a graph", "bundle", "graph encoder.forward is not an ONNX graph"),
-        (lambda graph: graph.replace(b"Conv", b"Loop"), "bundle", "graph encoder.forward is refused: operator 'Loop'"),
-        (lambda graph: graph.replace(b"Conv", b"Gemm"), "error", "cannot be loaded"),
+        (lambda _: b"not a graph", "bundle", "graph {graph} is not an ONNX graph"),
+        (lambda content: content.replace(b"Conv", b"Loop"), "bundle", "graph {graph} is refused: operator 'Loop'"),
+        (lambda content: content.replace(b"Conv", b"Gemm"), "error", "cannot be loaded"),
     ],
 )
-def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, worker, store, work):
-    path = store.path(tiny.manifest.graphs["encoder.forward"].digest)
+def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, worker, store, work, graph):
+    path = store.path(tiny.manifest.graphs[graph].digest)
     path.write_bytes(change(path.read_bytes()))
     plan = tiny.plan() if work == "train" else tiny.plan(data_split="test")
-    with pytest.raises(WorkRefused, match=text) as caught:
+    with pytest.raises(WorkRefused, match=text.format(graph=graph)) as caught:
         getattr(worker, work)(plan, tiny.manifest, store, weights_of(tiny), Reports())
     assert caught.value.reason == reason
 

@@ -17,6 +17,7 @@ from edge_runtime.wire.manifest import (
     Manifest,
     Official,
     Parity,
+    Stage,
     Task,
     check_file,
     decode,
@@ -49,8 +50,10 @@ def manifest_of(*tasks, **change):
         ),
         "input": Array(shape=(3, 4, 4), dtype="float32"),
         "representation": (Array(shape=(8, 2, 2), dtype="float32"),),
+        "values": (),
+        "stages": (Stage(reads=("x",), writes=("z.0",), parameters=("w",)),),
         "tensors": TensorTable.of(shapes).tensors,
-        "graphs": {name: file_of(name.encode()) for name in graph_names(tasks)},
+        "graphs": {name: file_of(name.encode()) for name in graph_names(tasks, 1)},
         "weights": file_of(b"weights"),
         "opset": 17,
         "parity": Parity(max_relative_error=1e-6, worst="head.depth.w", compared=3),
@@ -133,6 +136,10 @@ def altered(**change):
     return msgspec.json.encode({**content, **change})
 
 
+def staged(reads, writes, parameters=("w",)):
+    return altered(stages=[{"reads": reads, "writes": writes, "parameters": parameters}])
+
+
 @pytest.mark.parametrize(
     ("content", "sentence"),
     [
@@ -140,12 +147,21 @@ def altered(**change):
         (altered(tasks=list(reversed(msgspec.to_builtins(TWO.tasks)))), "not in the order of their names"),
         (altered(tasks=msgspec.to_builtins(TWO.tasks[:1]) * 2), "one is there twice"),
         (altered(tasks=msgspec.to_builtins(TWO.tasks[:1])), "disagree about graph 'head.normals.evaluate'"),
-        (altered(graphs={}), "disagree about graph 'encoder.backward'"),
+        (altered(graphs={}), "disagree about graph 'encoder.0.backward'"),
         (altered(graphs={"../../evil": {}}), "not understood"),
-        (altered(graphs={"encoder.forward\n": {}}), "not understood"),
+        (altered(graphs={"encoder.0.forward\n": {}}), "not understood"),
         (altered(tensors=msgspec.to_builtins(TWO.tensors[:2])), "disagree about part 'head.normals'"),
         (altered(tensors=msgspec.to_builtins(TWO.tensors[1:])), "at offset 2 instead of 0"),
         (altered(opset=-1), "not understood"),
+        (altered(values=[{"shape": [2], "dtype": "float32"}]), "no stage of the encoder writes 'v.0'"),
+        (staged(["z.0"], ["z.0"]), "stage 0 of the encoder reads 'z.0', which no stage before it writes"),
+        (staged(["x"], ["z.0", "z.0"]), "stage 0 of the encoder writes 'z.0', which is written already or unknown"),
+        (staged(["x"], ["z.0", "v.0"]), "stage 0 of the encoder writes 'v.0', which is written already or unknown"),
+        (staged(["x"], ["x"]), "stage 0 of the encoder writes 'x', which is written already or unknown"),
+        (staged(["x"], ["z.0"], ["w", "w"]), "disagree about its parameters"),
+        (staged(["x"], ["z.0"], []), "disagree about its parameters"),
+        (staged(["x"], ["y"]), "not understood"),
+        (staged([], ["z.0"]), "not understood"),
         (altered(parity={"max_relative_error": None, "worst": "", "compared": 1}), "not understood"),
         (altered(evil=1), "not understood"),
     ],

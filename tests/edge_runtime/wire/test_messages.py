@@ -1,4 +1,5 @@
 import math
+from typing import get_args
 
 import msgspec
 import pytest
@@ -7,6 +8,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.wire import messages
 from edge_runtime.wire.blob import MAX_BLOB_BYTES, MAX_CHUNK_BYTES, MAX_CHUNKS, MIN_CHUNK_BYTES, Blob
+from edge_runtime.wire.energy import MAX_FLAGS, MAX_J, MAX_SOURCE, MAX_W, Energy, Phase, PhaseEnergy
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.messages import (
     MAX_MESSAGE_BYTES,
@@ -14,13 +16,17 @@ from edge_runtime.wire.messages import (
     Affinity,
     Evaluation,
     Finished,
+    FixedWeighting,
+    GradNormWeighting,
     Hello,
     Need,
     Plan,
     Progress,
     Refusal,
+    Spent,
     Status,
     Training,
+    UncertaintyWeighting,
     Update,
     decode_device,
     decode_server,
@@ -46,6 +52,13 @@ BLOB = st.builds(
     size_bytes=st.integers(1, MAX_BLOB_BYTES),
     chunk_bytes=st.integers(MIN_CHUNK_BYTES, MAX_CHUNK_BYTES),
 )
+RATE = st.floats(0, 10, exclude_min=True)
+WEIGHTING = st.one_of(
+    st.none(),
+    st.builds(FixedWeighting, weights=st.dictionaries(TASK, st.floats(0, 1e6), max_size=5)),
+    st.builds(GradNormWeighting, alpha=st.floats(0, 10), lr=RATE),
+    st.builds(UncertaintyWeighting, lr=RATE),
+)
 TRAINING = st.builds(
     Training,
     epochs=st.integers(1, 1000),
@@ -56,6 +69,13 @@ TRAINING = st.builds(
     weight_decay=st.floats(0, 1),
     seed=COUNT,
     probe_every=st.integers(0, 1_000_000),
+    probe=st.sampled_from(["exact", "encoder", "representation"]),
+    optimizer=st.sampled_from(["sgd", "adamw"]),
+    beta2=st.floats(0, 1, exclude_max=True),
+    epsilon=st.floats(0, 1, exclude_min=True),
+    clip_norm=st.floats(0, 1e9),
+    proximal_mu=st.floats(0, 1e3),
+    weighting=WEIGHTING,
 )
 
 
@@ -86,7 +106,29 @@ def plans(work):
     )
 
 
-MEASURED = {"wall_s": NOT_NEGATIVE, "peak_rss_bytes": st.none() | COUNT, "energy_j": st.none() | NOT_NEGATIVE}
+JOULES = st.none() | st.floats(0, MAX_J)
+PHASES = st.dictionaries(
+    st.sampled_from(get_args(Phase)),
+    st.builds(PhaseEnergy, seconds=st.floats(0, 1e9), energy_j=JOULES, uncertainty_j=JOULES),
+)
+ENERGY = st.builds(
+    Energy,
+    source=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=MAX_SOURCE),
+    covers=st.none() | TEXT,
+    estimated=st.booleans(),
+    energy_j=JOULES,
+    uncertainty_j=JOULES,
+    idle_w=st.none() | st.floats(0, MAX_W),
+    sample_rate_hz=st.none() | st.floats(0, 1e12),
+    seconds=st.floats(0, 1e9),
+    measured_s=st.floats(0, 1e9),
+    gap_s=st.floats(0, 1e9),
+    phases=PHASES,
+    temperature_max_c=st.none() | st.floats(-273, 1000),
+    cpu_min_hz=st.none() | st.floats(0, 1e12),
+    throttled=st.none() | st.lists(TASK, max_size=MAX_FLAGS).map(tuple),
+)
+MEASURED = {"wall_s": NOT_NEGATIVE, "peak_rss_bytes": st.none() | COUNT, "energy": st.none() | ENERGY}
 NEED = st.builds(
     Need, digest=DIGEST, chunks=st.lists(st.integers(0, MAX_CHUNKS - 1), min_size=1, max_size=64).map(tuple)
 )
@@ -128,6 +170,7 @@ DEVICE = st.one_of(
         **MEASURED,
     ),
     st.builds(Evaluation, round=ROUND, group=GROUP, loss=LOSSES, examples=COUNTS, bytes_down=COUNT, **MEASURED),
+    st.builds(Spent, round=ROUND, group=GROUP, energy=ENERGY),
 )
 SERVER = st.one_of(
     plans("train"),
@@ -214,7 +257,7 @@ def test_encode_refuses_a_message_that_is_too_large():
         wall_s=1.0,
         peak_rss_bytes=None,
         bytes_down=0,
-        energy_j=None,
+        energy=None,
     )
     with pytest.raises(MessageInvalid, match="over the 65536 allowed"):
         encode(update)
@@ -233,7 +276,7 @@ def test_encode_refuses_a_message_that_is_too_large():
             wall_s=1.0,
             peak_rss_bytes=None,
             bytes_down=0,
-            energy_j=None,
+            energy=None,
         ),
         Affinity(tasks=("a",), count=1, mean=((math.inf,),), variance=None),
         Refusal(round=1, group="g", reason="error", detail="x" * 501),
@@ -246,6 +289,23 @@ def test_encode_refuses_a_message_that_is_too_large():
 def test_encode_refuses_what_the_other_side_would(message):
     with pytest.raises(MessageInvalid, match="was not sent"):
         encode(message)
+
+
+@pytest.mark.parametrize(("scheme", "base"), [("fp32", D), ("int8", None)])
+def test_update_of_a_change_without_its_base_is_refused(scheme, base):
+    rest = {"train_loss": {}, "val_loss": None, "affinity": None, "wall_s": 1.0, "peak_rss_bytes": None}
+    with pytest.raises(ValueError, match="unless its scheme is fp32"):
+        Update(
+            round=1,
+            group="g",
+            weights=Blob(digest=D, size_bytes=1),
+            scheme=scheme,
+            base=base,
+            examples={},
+            bytes_down=0,
+            energy=None,
+            **rest,
+        )
 
 
 @pytest.mark.parametrize("change", [{"tasks": ("a", "a")}, {"mean": ((1.0, 2.0),)}, {"variance": ((1.0,), (1.0,))}])
@@ -285,6 +345,31 @@ def test_plan_without_what_its_work_needs_is_refused(work, training, data_split)
         )
 
 
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'"weighting":{"type":"gradnorm","alpha":-1}',
+        b'"weighting":{"type":"gradnorm","lr":0}',
+        b'"weighting":{"type":"learnt"}',
+        b'"weighting":{"type":"fixed","weights":{"A":1}}',
+        b'"weighting":{"type":"fixed","weights":{"a":1e7}}',
+        b'"weighting":{"type":"fixed","weights":{' + b",".join(b'"t%d":1' % i for i in range(33)) + b"}}",
+        b'"optimizer":"adam"',
+        b'"probe":"all"',
+        b'"beta2":1.0',
+        b'"epsilon":0',
+        b'"clip_norm":-1',
+        b'"proximal_mu":1e9',
+    ],
+)
+def test_training_with_an_option_that_makes_no_sense_is_refused(odd):
+    plain = {"epochs": 1, "first_epoch": 0, "batch": 1, "lr": 0.1, "momentum": 0, "weight_decay": 0, "seed": 0}
+    said = msgspec.json.encode({**plain, "probe_every": 0})
+    assert msgspec.json.decode(said, type=Training).weighting is None
+    with pytest.raises(msgspec.ValidationError):
+        msgspec.json.decode(said.replace(b"{", b"{" + odd + b",", 1), type=Training)
+
+
 def test_repeated_field_counts_once_and_is_still_checked():
     assert decode_device(encode(PROGRESS).replace(b'"done":2', b'"done":1,"done":2')) == PROGRESS
     with pytest.raises(MessageInvalid):
@@ -293,4 +378,4 @@ def test_repeated_field_counts_once_and_is_still_checked():
 
 def test_every_message_belongs_to_one_side_or_both():
     kinds = set(messages.Message.__subclasses__())
-    assert kinds == {Hello, Plan, Need, Progress, Refusal, Update, Evaluation, Ack, Finished}
+    assert kinds == {Hello, Plan, Need, Progress, Refusal, Update, Evaluation, Spent, Ack, Finished}

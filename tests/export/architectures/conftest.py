@@ -44,14 +44,15 @@ class SideBySide:
         for step in range(steps):
             noise = torch.randn(self.reference.example_input.shape, generator=torch.Generator().manual_seed(step))
             x = self.reference.example_input + 0.1 * noise
-            z = device.represent(x.numpy())
+            done = device.forward(x.numpy())
+            z = done.z
             total, dz = tuple(map(np.zeros_like, z)), tuple(map(np.empty_like, z))
             ours.append([])
             for task in device.tasks:
                 ours[-1].append(device.step(task, z, targets[task], dz))
                 for summed, one in zip(total, dz, strict=True):
                     np.add(summed, one, out=summed)
-            device.backward(x.numpy(), total)
+            device.backward(done, total)
             sgd.step(device.parameters, device.gradient, velocity)
             theirs.append(eager.step(x))
             exactly.append(exact.step(x))

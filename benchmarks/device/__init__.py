@@ -1,0 +1,1 @@
+"""Measurements of the device runtime, a module for each section."""

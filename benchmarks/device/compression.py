@@ -1,0 +1,78 @@
+"""Small updates: the same federation with each scheme, its test loss and what its devices sent."""
+
+import textwrap
+from typing import Any
+
+from benchmarks.device.federation import run
+from benchmarks.measure import ROOT, WORK, bundle, rooms
+from edge_runtime.wire.compression import TOPK_FRACTION
+
+SETTINGS: dict[str, object] = {
+    "merged_rounds": 12,
+    "split_rounds": 6,
+    "groups": 2,
+    "probe_rounds": 4,
+    "probe_every": 5,
+    "lr": 0.05,
+    "seed": 0,
+}
+VARIANTS: dict[str, dict[str, object]] = {
+    "fp32": {},
+    "int8": {"update_scheme": "int8"},
+    f"topk, {100 * TOPK_FRACTION:g} %": {"update_scheme": "topk"},
+    "fp16": {"update_scheme": "fp16"},
+    "topk, 1 %": {"update_scheme": "topk", "topk_fraction": 0.01},
+}
+BUILDINGS = 4
+
+
+def measure() -> dict[str, Any]:
+    """Each variant on the rendered rooms: same seed, same data, same number of rounds."""
+    data = sorted(folder for folder in rooms(BUILDINGS).iterdir() if folder.is_dir())
+    folder, _ = bundle("build")
+    found: dict[str, Any] = {}
+    for number, (name, variant) in enumerate(VARIANTS.items()):
+        outcome = run(WORK / f"compression-{number}", folder, data, SETTINGS | variant)
+        report = outcome.report
+        rounds = report["rounds"]
+        found[name] = {
+            "test_loss": {stage: losses["total"] for stage, losses in report["test_loss"].items()},
+            "split": report["split"]["groups"],
+            "wire_bytes_up": outcome.bytes_up,
+            "wire_bytes_down": outcome.bytes_down,
+            "file_ratio": sum(row["update_ratio"] for row in rounds) / len(rounds),
+        }
+        found[name]["wire_ratio_up"] = outcome.bytes_up / found["fp32"]["wire_bytes_up"]
+        end = {variant: figures["test_loss"]["end"] for variant, figures in found.items()}
+        found[name]["loss_against_fp32"] = end[name] / end["fp32"] - 1
+        print(f"{name}: {found[name]}", flush=True)
+    return {"devices": len(data), "bundle": str(folder.relative_to(ROOT)), "settings": SETTINGS, "schemes": found}
+
+
+def document(result: dict[str, Any]) -> str:
+    """The table."""
+    settings = result["settings"]
+    about = (
+        f"{result['devices']} device processes, {settings['merged_rounds']} merged rounds and "
+        f"{settings['split_rounds']} of each of {settings['groups']} groups on the rendered rooms (five tasks, small "
+        f"Xception, width 0.25, 64 px), seed {settings['seed']}, and nothing but the scheme changed. *Sent* is all "
+        "that went from the devices to the broker over TCP, counted by a proxy between them: the updates with their "
+        "scales and indices, all other messages, MQTT's headers and topics. *File* is the update's file alone. Test "
+        "loss is the sum of the task losses."
+    )
+    lines = [
+        "## Small updates: `python -m benchmarks.device compression`",
+        "",
+        textwrap.fill(about, 120),
+        "",
+        "| scheme | sent, KiB | of fp32 | file, of fp32 | test loss, merged | at the end | against fp32 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, figures in result["schemes"].items():
+        loss = figures["test_loss"]
+        lines.append(
+            f"| {name} | {figures['wire_bytes_up'] / 1024:,.0f} | {100 * figures['wire_ratio_up']:.2f} % "
+            f"| {100 * figures['file_ratio']:.2f} % | {loss['merged']:.4f} | {loss['end']:.4f} "
+            f"| {100 * figures['loss_against_fp32']:+.2f} % |"
+        )
+    return "\n".join(lines)

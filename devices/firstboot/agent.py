@@ -1,0 +1,85 @@
+"""agent.toml, as `python -m broker_server enrol` writes it: a device's name, server, token and the key to pin."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from devices.firstboot.settings import DEVICE, SettingsInvalid
+
+MAX_BYTES = 64 * 1024
+MAX_CA_BYTES = 1 << 20
+CA_NAME = "ca.pem"
+_URL = re.compile(r"mqtts?://[^/\s@]+\Z")
+
+
+class _Entries(msgspec.Struct, frozen=True):
+    """What is needed of the file here; the agent reads it whole."""
+
+    device: Annotated[str, Meta(pattern=DEVICE)]
+    federation: str
+    url: str
+    token: Annotated[str, Meta(min_length=1)]
+    server_key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+    data: str
+    state: str
+    ca_file: str | None = None
+
+
+class AgentFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The file's content, checked, with the certificates that it names."""
+
+    device: str
+    federation: str
+    url: str
+    content: bytes
+    ca: bytes | None = None
+
+    def __repr__(self) -> str:
+        """Without the token."""
+        return f"AgentFile(device={self.device!r}, federation={self.federation!r}, url={self.url!r})"
+
+
+def read(path: Path, *, device: str | None = None, server: str | None = None) -> AgentFile:
+    """The file, if it is for `device` and `server` where these are given. Raises SettingsInvalid."""
+    content = _bytes(path, MAX_BYTES)
+    try:
+        entries = msgspec.toml.decode(content, type=_Entries)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise SettingsInvalid(
+            f"{path} is no agent's configuration ({exc}): write one with "
+            f"`python -m broker_server enrol {device or 'NAME'} --out {path}`"
+        ) from exc
+    if device is not None and entries.device != device:
+        raise SettingsInvalid(
+            f"{path} is for the device {entries.device}, not for {device}: each has a token of its own"
+        )
+    if not _URL.match(entries.url):
+        raise SettingsInvalid(
+            f"{path}: {entries.url!r} is no broker's URL: write mqtt://host:port or mqtts://host:port"
+        )
+    if server is not None and entries.url != server:
+        raise SettingsInvalid(
+            f"{path} is for the server {entries.url}, not {server}: enrol {entries.device} with --url {server}"
+        )
+    if (entries.data, entries.state) != ("data", "state"):
+        raise SettingsInvalid(f"{path}: data and state lie beside it on a board: enrol {entries.device} without --data")
+    if entries.ca_file not in {None, CA_NAME}:
+        raise SettingsInvalid(
+            f"{path}: the certificates are {CA_NAME} on a board: enrol {entries.device} with --ca-file {CA_NAME}"
+        )
+    ca = None if entries.ca_file is None else _bytes(path.parent / CA_NAME, MAX_CA_BYTES)
+    return AgentFile(device=entries.device, federation=entries.federation, url=entries.url, content=content, ca=ca)
+
+
+def _bytes(path: Path, limit: int) -> bytes:
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as exc:
+        raise SettingsInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+    if len(data) > limit:
+        raise SettingsInvalid(f"{path} is over {limit} bytes: it is something else")
+    return data

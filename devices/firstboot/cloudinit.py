@@ -1,0 +1,77 @@
+"""cloud-init's NoCloud files: meta-data, user-data and network-config.
+
+They are written as JSON, which is YAML too, so nothing has to be quoted by hand. (cloud-init documentation: NoCloud,
+module reference, network configuration version 2; netplan YAML reference)
+"""
+
+import hashlib
+import json
+
+from devices.firstboot.bundle import FOLDER
+from devices.firstboot.settings import Settings
+
+PLACE = "/boot/firmware"
+"""Where the boot partition is mounted."""
+
+
+def instance_id(settings: Settings, token: bytes) -> str:
+    """A name for this setting up: another one when anything of it changes, so that cloud-init does it anew."""
+    known = hashlib.sha256(b"\0".join([user_data(settings), network_config(settings), token])).hexdigest()
+    return f"mas-edge-{settings.hostname}-{known[:12]}"
+
+
+def meta_data(settings: Settings, instance: str) -> bytes:
+    """Who this is; `dsmode: local` has it all done before the network is up."""
+    return _yaml({"instance-id": instance, "local-hostname": settings.hostname, "dsmode": "local"})
+
+
+def user_data(settings: Settings) -> bytes:
+    """The user, and the script that installs the agent."""
+    user: dict[str, object] = {
+        "name": settings.user,
+        "gecos": "MAS Edge",
+        "groups": "adm,dialout,sudo,video,i2c,gpio,netdev,users",
+        "shell": "/bin/bash",
+        "lock_passwd": settings.password_hash is None,
+    }
+    if settings.password_hash is not None:
+        user["passwd"] = settings.password_hash
+    if settings.ssh_keys:
+        user["ssh_authorized_keys"] = list(settings.ssh_keys)
+    if settings.password_hash is None:
+        user["sudo"] = "ALL=(ALL) NOPASSWD:ALL"  # there is no password that could be asked for
+    config: dict[str, object] = {
+        "hostname": settings.hostname,
+        "manage_etc_hosts": True,
+        "users": [user],
+        "ssh_pwauth": settings.password_hash is not None and not settings.ssh_keys,
+        "runcmd": [["sh", f"{PLACE}/{FOLDER}/install.sh"]],
+    }
+    if settings.timezone is not None:
+        config["timezone"] = settings.timezone
+    return b"#cloud-config\n" + _yaml(config)
+
+
+def network_config(settings: Settings) -> bytes:
+    """Any wired interface by DHCP, and the wireless one if there is a network for it; no boot waits for either."""
+    network: dict[str, object] = {
+        "version": 2,
+        "ethernets": {"wired": {"match": {"name": "e*"}, "dhcp4": True, "optional": True}},
+    }
+    if settings.wifi is not None:
+        point: dict[str, object] = {} if settings.wifi.psk is None else {"password": settings.wifi.psk}
+        if settings.wifi.hidden:
+            point["hidden"] = True
+        network["wifis"] = {
+            "wlan0": {
+                "dhcp4": True,
+                "optional": True,
+                "regulatory-domain": settings.wifi.country,
+                "access-points": {settings.wifi.ssid: point},
+            }
+        }
+    return _yaml({"network": network})
+
+
+def _yaml(value: object) -> bytes:
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()

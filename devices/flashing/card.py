@@ -1,0 +1,212 @@
+"""What is said of a card on the command line or in fleet.toml, and the order that comes of it.
+
+fleet.toml, whose paths are relative to it; a device's entry goes over the defaults:
+
+[defaults]
+board = "rpi5"
+image = "raspios.img.xz"
+wheels = "wheels/rpi5"
+enrol = "runs/server"          # the server's state: each device gets a token; or `agent` in each device's entry
+server = "mqtts://server.lan:8883"
+to = "/dev/sda"
+
+[[device]]
+device = "pi-01"
+
+[[device]]
+device = "pi-02"
+board = "rpi4"
+to = "pi-02.img"
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from devices.firstboot import agent as agents
+from devices.firstboot.agent import AgentFile
+from devices.firstboot.settings import SettingsInvalid, Wifi, settle, wifi
+from devices.flashing.job import Order
+from devices.flashing.kind import Way
+from devices.flashing.target import open_target
+from devices.profile import load
+from devices.wheelhouse import read as read_wheels
+
+MAX_FLEET_BYTES = 1 << 20
+MAX_SECRET_BYTES = 4096
+PATHS = ("image", "wheels", "agent", "enrol", "ca", "data", "to", "ssh_key", "password_hash_file", "wifi_password_file")
+"""The entries that are paths."""
+_NEEDED = ("device", "board", "image", "wheels", "to")
+
+Enrol = Callable[[str, Path, "Card"], None]
+"""Writes a device's agent.toml into a file, as the server whose state folder `Card.enrol` is."""
+
+
+class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One card, as it was said. None: not said."""
+
+    device: str | None = None
+    board: str | None = None
+    image: str | None = None
+    sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")] | None = None
+    to: str | None = None
+    server: str | None = None
+    agent: str | None = None
+    enrol: str | None = None
+    ca: str | None = None
+    wheels: str | None = None
+    data: str | None = None
+    user: str | None = None
+    ssh_key: str | None = None
+    password_hash_file: str | None = None
+    wifi: str | None = None
+    wifi_password_file: str | None = None
+    wifi_country: str | None = None
+    wifi_hidden: bool | None = None
+    timezone: str | None = None
+    ntp: str | None = None
+    memory_max_mib: int | None = None
+    first_boot: Way | None = None
+
+
+class _Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """fleet.toml."""
+
+    device: Annotated[tuple[Card, ...], Meta(min_length=1, max_length=10_000)]
+    defaults: Card = msgspec.field(default_factory=Card)
+
+
+def over(above: Card, below: Card) -> Card:
+    """What is said above, else what is said below."""
+    pairs = {name: getattr(above, name) for name in Card.__struct_fields__}
+    return msgspec.structs.replace(below, **{name: value for name, value in pairs.items() if value is not None})
+
+
+def read_fleet(path: Path) -> tuple[Card, ...]:
+    """The cards of a fleet. Raises SettingsInvalid."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FLEET_BYTES + 1)
+        fleet = msgspec.toml.decode(data, type=_Fleet)
+    except OSError as exc:
+        raise SettingsInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise SettingsInvalid(f"{path} cannot be used: {exc}") from exc
+    cards = [over(_beside(card, path.parent), _beside(fleet.defaults, path.parent)) for card in fleet.device]
+    names = [card.device for card in cards]
+    if None in names:
+        raise SettingsInvalid(f'{path}: each [[device]] needs its name, as in device = "pi-01"')
+    if twice := sorted({str(name) for name in names if names.count(name) > 1}):
+        raise SettingsInvalid(f"{path} names {', '.join(twice)} twice: each device has a token of its own")
+    return tuple(cards)
+
+
+def order(card: Card, scratch: Path, enrol: Enrol, ask: Callable[[str], str] | None = None) -> Order:
+    """The order, everything but image and target looked at. `ask` asks a person for a password.
+
+    Raises SettingsInvalid, ProfileInvalid, WheelhouseInvalid and TargetRefused, and what `enrol` does.
+    """
+    for name in _NEEDED:
+        if getattr(card, name) is None:
+            raise SettingsInvalid(f"{card.device or 'the card'} needs --{name.replace('device', 'device-id')}")
+    profile = load(str(card.board))
+    if profile.family == "jetson":
+        raise SettingsInvalid(f"{profile.title} is not flashed from a card's image: use `python -m devices jetson`")
+    wheels = read_wheels(Path(str(card.wheels)))
+    settings = settle(
+        device=card.device,
+        python=wheels.python,
+        reserve_mib=profile.facts.reserve_mib.value,
+        ssh_keys=_keys(card.ssh_key),
+        password_hash=None if card.password_hash_file is None else _secret(card.password_hash_file),
+        wifi=_wifi(card, ask),
+        **{
+            name: value
+            for name in ("user", "timezone", "ntp", "memory_max_mib")
+            if (value := getattr(card, name)) is not None
+        },
+    )
+    target = open_target(Path(str(card.to)))
+    return Order(
+        profile=profile,
+        settings=settings,
+        agent=agent_of(card, scratch, enrol),
+        wheels=wheels,
+        target=target,
+        data=None if card.data is None else Path(card.data),
+        first_boot=card.first_boot,
+    )
+
+
+def agent_of(card: Card, scratch: Path, enrol: Enrol) -> AgentFile:
+    """The device's agent.toml: the file that was given, or a new one. Raises SettingsInvalid, and what `enrol` does."""
+    if (card.agent is None) == (card.enrol is None):
+        raise SettingsInvalid(
+            f"{card.device} needs a token: give --agent with the file that `python -m broker_server enrol` wrote, or "
+            "--enrol with the server's state folder"
+        )
+    if card.agent is not None:
+        return agents.read(Path(card.agent), device=card.device, server=card.server)
+    folder = scratch / f"{card.device}.agent"
+    folder.mkdir(mode=0o700)
+    if card.ca is not None:
+        (folder / agents.CA_NAME).write_bytes(_bytes(card.ca, agents.MAX_CA_BYTES))
+    enrol(str(card.device), folder / "agent.toml", card)
+    return agents.read(folder / "agent.toml", device=card.device, server=card.server)
+
+
+def _beside(card: Card, folder: Path) -> Card:
+    """A file's paths are relative to it."""
+    paths = {name: value for name in PATHS if (value := getattr(card, name)) is not None}
+    return msgspec.structs.replace(
+        card, **{name: str(folder / Path(value).expanduser()) for name, value in paths.items()}
+    )
+
+
+def _wifi(card: Card, ask: Callable[[str], str] | None) -> Wifi | None:
+    if card.wifi is None:
+        return None
+    if card.wifi_country is None:
+        return wifi(card.wifi, "", None)  # raises with what to do, before a password is asked for
+    if card.wifi_password_file is not None:
+        password = _secret(card.wifi_password_file)
+    elif ask is not None:
+        password = ask(f"password of the Wi-Fi network {card.wifi} (empty: an open network): ")
+    else:
+        raise SettingsInvalid(
+            f"the password of {card.wifi!r} is needed: give --wifi-password-file (an empty file for an open network)"
+        )
+    return wifi(card.wifi, password, card.wifi_country, hidden=bool(card.wifi_hidden))
+
+
+def _keys(path: str | None) -> tuple[str, ...]:
+    if path is None:
+        return ()
+    lines = [line.strip() for line in _bytes(path, MAX_SECRET_BYTES * 16).decode("utf-8", "replace").splitlines()]
+    keys = tuple(line for line in lines if line and not line.startswith("#"))
+    if not keys or any(re.search("PRIVATE KEY", key) for key in keys):
+        raise SettingsInvalid(f"{path} holds no public SSH key: give the file that ends in .pub")
+    return keys
+
+
+def _secret(path: str) -> str:
+    """A file's only line."""
+    lines = _bytes(path, MAX_SECRET_BYTES).decode("utf-8", "replace").splitlines()
+    if len(lines) > 1:
+        raise SettingsInvalid(f"{path} has {len(lines)} lines: one was expected")
+    return lines[0] if lines else ""
+
+
+def _bytes(path: str, limit: int) -> bytes:
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as exc:
+        raise SettingsInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+    if len(data) > limit:
+        raise SettingsInvalid(f"{path} is over {limit} bytes: it is something else")
+    return data

@@ -1,0 +1,137 @@
+"""One card: what is asked for, the plan that people see, and the writing.
+
+    surveyed = survey(image, scratch / "boot.img", sha256=…)      # reads it whole, refuses what is wrong with it
+    plan = prepare(order, surveyed, scratch)                      # sets up a copy of the boot partition
+    execute(plan, progress)                                       # writes, reads back
+
+Up to `execute` nothing is written but scratch files.
+"""
+
+import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from devices.firstboot.agent import AgentFile
+from devices.firstboot.bundle import bundle
+from devices.firstboot.settings import Settings, SettingsInvalid
+from devices.flashing.copying import ReadBackDiffers, read_back, replaced, write
+from devices.flashing.fat import Fat
+from devices.flashing.image import Progress, Survey, blocks
+from devices.flashing.kind import Way
+from devices.flashing.seed import Seeded, look, seed
+from devices.flashing.target import DiskTarget, FileTarget, WriteFailed
+from devices.profile import Profile
+from devices.wheelhouse import Wheelhouse
+
+Track = Callable[[str, int], AbstractContextManager[Progress]]
+"""Shows the progress of a step: its title and its bytes in all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What is asked for: an image for a board, set up for one device, to one place."""
+
+    profile: Profile
+    settings: Settings
+    agent: AgentFile
+    wheels: Wheelhouse
+    target: DiskTarget | FileTarget
+    data: Path | None = None
+    first_boot: Way | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """An order that can be carried out: the image with a boot partition that was set up."""
+
+    order: Order
+    survey: Survey
+    seeded: Seeded
+    boot: Path
+
+
+def prepare(order: Order, surveyed: Survey, scratch: Path) -> Plan:
+    """Check the target, and set up a copy of the boot partition.
+
+    Raises TargetRefused, FatUnusable, KindUnknown, ImageInvalid and SettingsInvalid.
+    """
+    order.target.check(surveyed.size_bytes)
+    boot = scratch / f"{order.settings.device}.boot.img"
+    shutil.copyfile(surveyed.boot_copy, boot)
+    fat = Fat(boot)
+    kind = look(fat, order.first_boot)
+    _match(order, kind.system)
+    files = bundle(order.settings, order.agent, order.wheels, order.data, start=kind.way == "cloud-init")
+    seeded = seed(fat, kind, order.settings, files, order.agent.content)
+    return Plan(order=order, survey=surveyed, seeded=seeded, boot=boot)
+
+
+def execute(plan: Plan, track: Track) -> None:
+    """Write the image, read it back and compare.
+
+    Raises TargetRefused if nothing was written, WriteFailed if the target is not what it should be, ImageInvalid.
+    """
+    survey = plan.survey
+    target = plan.order.target
+    target.check(survey.size_bytes)
+    with target.open() as descriptor:
+        with track("writing", survey.size_bytes) as progress:
+            source = replaced(blocks(survey.path), survey.boot, plan.boot)
+            digest, size_bytes = write(descriptor, source, progress)
+        if size_bytes != survey.size_bytes:
+            raise WriteFailed(f"{survey.path} has changed while it was read: {target.left()}")
+        try:
+            with track("reading back", size_bytes) as progress:
+                read_back(descriptor, size_bytes, digest, progress)
+        except ReadBackDiffers as exc:
+            raise WriteFailed(f"{exc}; {target.left()}") from exc
+
+
+def describe(plan: Plan, stated: bool) -> str:
+    """What will be written where, for people; nothing secret. `stated`: the image's SHA-256 was given and is right."""
+    order, survey, kind = plan.order, plan.survey, plan.seeded.kind
+    settings = order.settings
+    wifi = settings.wifi
+    access = ", ".join(
+        filter(
+            None,
+            [
+                f"{len(settings.ssh_keys)} SSH keys" * bool(settings.ssh_keys),
+                "a password" * bool(settings.password_hash),
+            ],
+        )
+    )
+    network = (
+        "wired" if wifi is None else f"wired, and Wi-Fi {wifi.ssid!r} ({wifi.country}{'' if wifi.psk else ', open'})"
+    )
+    limit = settings.memory_max_mib
+    memory = f"all but {settings.reserve_mib} MiB" if limit is None else f"{limit} MiB"
+    released = "" if kind.released is None else f", Raspberry Pi OS of {kind.released}"
+    wheels = order.wheels
+    lines = [
+        f"{settings.device}: {order.profile.title}",
+        f"  image    {survey.path}, {survey.size_bytes / 1e9:.2f} GB unpacked{released}",
+        f"  SHA-256  {survey.file_sha256} ({'as stated' if stated else 'not compared: give --sha256'})",
+        f"  to       {order.target.describe()}",
+        f"  boot     {len(plan.seeded.names)} files, {plan.seeded.size_bytes / 1e6:.1f} MB, set up by {kind.way}",
+        f"  user     {settings.user}, who enters by {access or 'nothing: give --ssh-key to be able to'}",
+        f"  network  {network}",
+        f"  agent    {order.agent.device} of {order.agent.federation} at {order.agent.url}; of the memory {memory}",
+        f"  wheels   {len(wheels.files)} for Python {wheels.python}, {wheels.size_bytes / 1e6:.1f} MB",
+    ]
+    return "\n".join(lines)
+
+
+def _match(order: Order, system: str | None) -> None:
+    """Raises SettingsInvalid where the wheels are for another board or another Python than the image's."""
+    wheels, profile = order.wheels, order.profile
+    if wheels.architecture != profile.architecture:
+        raise SettingsInvalid(f"the wheels in {wheels.folder} are for {wheels.architecture}, not for {profile.title}")
+    known = [each for each in profile.systems if each.name == system]
+    if known and known[0].python != wheels.python:
+        raise SettingsInvalid(
+            f"the wheels in {wheels.folder} are for Python {wheels.python}, and {system} has {known[0].python}: "
+            f"make them with `python -m devices wheelhouse --board {profile.name} --system {system}`"
+        )

@@ -1,0 +1,88 @@
+"""A disk's partition table, MBR or GPT, and its FAT boot partition, out of the disk's first bytes.
+
+MBR: four entries of 16 bytes from byte 446, the kind at 4, start and length in sectors at 8 and 12, little-endian; 55
+AA at 510. GPT (UEFI specification 2.10, 5.3): a header in sector 1 that says where the entries are, in practice in
+sector 2 and after: 128 of 128 bytes, each with the kind, an identity, first and last sector.
+"""
+
+import struct
+from dataclasses import dataclass
+
+SECTOR_BYTES = 512
+HEAD_BYTES = 34 * SECTOR_BYTES
+"""What has to be known of the disk: MBR, GPT header and entries."""
+FAT_KINDS = frozenset({0x01, 0x04, 0x06, 0x0B, 0x0C, 0x0E, 0xEF})
+"""MBR kinds of FAT partitions, EFI's among them."""
+_PROTECTIVE = 0xEE
+_EFI_SYSTEM = bytes.fromhex("28732ac11ff8d211ba4b00a0c93ec93b")
+_BASIC_DATA = bytes.fromhex("a2a0d0ebe5b9334487c068b6b72699c7")
+_GPT_HEADER = struct.Struct("<8sIIIIQQQQ16sQII")
+_GPT_ENTRY = struct.Struct("<16s16sQQ")
+_MAX_ENTRIES = 128
+
+
+class PartitionsInvalid(ValueError):
+    """There is no usable partition table, or no FAT partition; the message says which."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Partition:
+    """A part of the disk, in bytes."""
+
+    start_bytes: int
+    size_bytes: int
+    is_fat: bool
+
+    @property
+    def end_bytes(self) -> int:
+        """The first byte after it."""
+        return self.start_bytes + self.size_bytes
+
+
+def boot_partition(head: bytes) -> tuple[Partition, int]:
+    """The first FAT partition, and the byte at which the last partition ends. `head` is the disk's first HEAD_BYTES.
+
+    Raises PartitionsInvalid.
+    """
+    found = partitions(head)
+    for partition in found:
+        if partition.is_fat:
+            return partition, max(each.end_bytes for each in found)
+    raise PartitionsInvalid(f"it has {len(found)} partitions and none of them is a FAT boot partition")
+
+
+def partitions(head: bytes) -> list[Partition]:
+    """All partitions, in the table's order. Raises PartitionsInvalid."""
+    if len(head) < HEAD_BYTES or head[510:512] != b"\x55\xaa":
+        raise PartitionsInvalid("it has no partition table: it is no image of a whole disk")
+    entries = [head[446 + 16 * n : 462 + 16 * n] for n in range(4)]
+    if any(entry[4] == _PROTECTIVE for entry in entries):
+        return _gpt(head)
+    found = []
+    for entry in entries:
+        start, count = struct.unpack_from("<II", entry, 8)
+        if entry[4] and count:
+            found.append(_partition(start, count, is_fat=entry[4] in FAT_KINDS))
+    return found
+
+
+def _gpt(head: bytes) -> list[Partition]:
+    header = _GPT_HEADER.unpack_from(head, SECTOR_BYTES)
+    signature, place, count, size = header[0], header[10], header[11], header[12]
+    if signature != b"EFI PART" or place * SECTOR_BYTES >= len(head) or size < _GPT_ENTRY.size:
+        raise PartitionsInvalid("its GPT partition table is damaged")
+    found = []
+    for number in range(min(count, _MAX_ENTRIES)):
+        at = place * SECTOR_BYTES + number * size
+        if at + _GPT_ENTRY.size > len(head):
+            break
+        kind, _identity, first, last = _GPT_ENTRY.unpack_from(head, at)
+        if any(kind) and last >= first:
+            found.append(_partition(first, last - first + 1, is_fat=kind in {_EFI_SYSTEM, _BASIC_DATA}))
+    return found
+
+
+def _partition(start: int, count: int, *, is_fat: bool) -> Partition:
+    if start == 0:
+        raise PartitionsInvalid("a partition of it begins at the partition table")
+    return Partition(start_bytes=start * SECTOR_BYTES, size_bytes=count * SECTOR_BYTES, is_fat=is_fat)

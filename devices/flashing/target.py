@@ -1,0 +1,117 @@
+"""Where an image goes: a disk, or a file. Opened only after all that can be refused was refused.
+
+A file is written under a name of its own and renamed when all of it is there and read back: it never appears
+half-written. A disk that could not be written to its end says so.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from devices.flashing.disk import TargetRefused, find_disk, refuse
+
+_DEV = Path("/dev")
+_RESERVE_BYTES = 1 << 20
+
+
+class WriteFailed(Exception):
+    """The target could not be written to its end; the sentence says what is left there."""
+
+
+class DiskTarget:
+    """A whole disk, such as a card in a reader. Raises TargetRefused."""
+
+    def __init__(self, path: Path, root: Path = Path("/")) -> None:
+        self._path, self._root = path, root
+        self._disk = find_disk(path, root)
+
+    def describe(self) -> str:
+        """The disk."""
+        return f"{self._disk}: all that is on it is lost"
+
+    def check(self, need_bytes: int) -> None:
+        """Raises TargetRefused."""
+        self._disk = find_disk(self._path, self._root)  # as it is now, not when it was named
+        refuse(self._disk, need_bytes)
+
+    def left(self) -> str:
+        """What is there after a failure."""
+        return f"{self._path} is not usable and will not boot"
+
+    @contextmanager
+    def open(self) -> Iterator[int]:
+        """The disk, for this process alone. Raises TargetRefused, and WriteFailed once something was written."""
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+        except PermissionError as exc:
+            raise TargetRefused(f"{self._path} may not be written by this user: run the command with sudo") from exc
+        except OSError as exc:
+            why = "something uses it" if exc.errno == errno.EBUSY else exc.strerror
+            raise TargetRefused(f"{self._path} cannot be opened: {why}") from exc
+        try:
+            yield descriptor
+        except OSError as exc:
+            raise WriteFailed(f"{self._path}: {exc.strerror or exc}; {self.left()}") from exc
+        finally:
+            os.close(descriptor)
+
+
+class FileTarget:
+    """An image file. Raises TargetRefused."""
+
+    def __init__(self, path: Path) -> None:
+        if path.is_dir():
+            raise TargetRefused(f"{path} is a folder: give a file, such as {path / 'board.img'}")
+        if not path.parent.is_dir():
+            raise TargetRefused(f"there is no folder {path.parent} for {path.name}")
+        self._path = path
+        self._part = path.with_name(path.name + ".part")
+
+    def describe(self) -> str:
+        """The file."""
+        return f"{self._path} (a file{', which is replaced' if self._path.exists() else ''})"
+
+    def check(self, need_bytes: int) -> None:
+        """Raises TargetRefused."""
+        folder = os.statvfs(self._path.parent)
+        free_bytes = folder.f_bavail * folder.f_frsize
+        if free_bytes < need_bytes + _RESERVE_BYTES:
+            raise TargetRefused(
+                f"{self._path.parent} has {free_bytes / 1e9:.1f} GB free and the image needs {need_bytes / 1e9:.1f} GB"
+            )
+        if not os.access(self._path.parent, os.W_OK):
+            raise TargetRefused(f"{self._path.parent} may not be written by this user")
+
+    def left(self) -> str:
+        """What is there after a failure."""
+        return f"{self._path} is as it was before"
+
+    @contextmanager
+    def open(self) -> Iterator[int]:
+        """A new file that takes the target's name at the end. Raises TargetRefused and WriteFailed."""
+        try:
+            descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            raise TargetRefused(f"{self._part} cannot be made: {exc.strerror}") from exc
+        try:
+            yield descriptor
+            os.close(descriptor)
+            descriptor = -1
+            self._part.replace(self._path)
+        except OSError as exc:
+            raise WriteFailed(f"{self._path}: {exc.strerror or exc}; {self.left()}") from exc
+        finally:
+            if descriptor >= 0:
+                os.close(descriptor)
+            self._part.unlink(missing_ok=True)
+
+
+def open_target(path: Path, root: Path = Path("/")) -> DiskTarget | FileTarget:
+    """The target that a path names: what is in /dev is a disk or nothing. Raises TargetRefused."""
+    if path.is_block_device() or _DEV in path.absolute().parents:
+        return DiskTarget(path, root)
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise TargetRefused(f"{path} is neither a disk nor a file")
+    return FileTarget(path)

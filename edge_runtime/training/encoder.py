@@ -1,0 +1,79 @@
+"""The encoder on the engine: a chain of stages, each recomputed in the backward pass or kept from the forward pass.
+
+Shapes: B samples. Recomputing holds the values that cross from stage to stage and, in the backward pass, the
+activations of one stage at a time. Keeping a stage saves its second forward pass and holds its activations while the
+heads run.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.engine import Graph, Held
+from edge_runtime.wire.manifest import Manifest
+
+Array = NDArray[Any]
+Batch = NDArray[np.float32]
+Representation = tuple[Batch, ...]
+Inputs = Mapping[str, Array]
+
+
+class Pass:
+    """One forward pass in training mode: the values that its stages wrote, and what those to be kept saved."""
+
+    def __init__(self, x: Batch, representations: int) -> None:
+        self.values: dict[str, Array] = {"x": x}
+        self.saved: list[Held | None] = []
+        self._representations = representations
+
+    @property
+    def z(self) -> Representation:
+        """The representation."""
+        return tuple(self.values[f"z.{i}"] for i in range(self._representations))
+
+
+class Encoder:
+    """The stages of a manifest's encoder. `keep` says which of them keep their activations; by default none does."""
+
+    def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], keep: Sequence[bool] = ()) -> None:
+        self._stages = manifest.stages
+        self._keep = tuple(keep) or (False,) * len(manifest.stages)
+        self._graph = graph
+        z = {f"z.{i}": array.shape for i, array in enumerate(manifest.representation)}
+        v = {f"v.{i}": array.shape for i, array in enumerate(manifest.values)}
+        self._shapes = {"x": manifest.input.shape, **z, **v}
+        self._representations = len(z)
+
+    def forward(self, x: Batch, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:
+        """The forward pass, with parameters, state and seed as `inputs`; the next state goes to `following`.
+
+        Without `backward` nothing is kept for a backward pass.
+        """
+        done = Pass(x, self._representations)
+        for k, stage in enumerate(self._stages):
+            written = {name: self._empty(name, len(x)) for name in stage.writes}
+            keep = backward and self._keep[k]
+            graph = self._graph(f"encoder.{k}.{'keep' if keep else 'forward'}")
+            held = graph.run({**done.values, **inputs}, {**written, **following}, hold=keep)
+            done.saved.append(held if keep else None)
+            done.values |= written
+        return done
+
+    def backward(self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs) -> None:
+        """The gradients of the parameters for ∂L/∂z, into the arrays of `gradients`."""
+        batch = len(done.values["x"])
+        arriving: dict[str, Array] = {f"dz.{i}": array for i, array in enumerate(dz)}
+        for k in reversed(range(len(self._stages))):
+            stage, saved = self._stages[k], done.saved[k]
+            leaving = {f"d{name}": self._empty(name, batch) for name in stage.reads if name != "x"}
+            graph = self._graph(f"encoder.{k}.{'backward' if saved is None else 'kept'}")
+            graph.run({**done.values, **arriving, **inputs, **(saved or {})}, {**leaving, **gradients})
+            for name in stage.writes:
+                del arriving[f"d{name}"]
+            for name, array in leaving.items():
+                arriving[name] = arriving[name] + array if name in arriving else array
+
+    def _empty(self, name: str, batch: int) -> Batch:
+        return np.empty((batch, *self._shapes[name]), np.float32)

@@ -1,0 +1,48 @@
+"""What is done to a whole gradient, summed over its micro-batches, before the optimizer's step.
+
+The proximal term comes first and clipping second, as if the term were part of the loss; weight decay is the
+optimizer's and is not clipped.
+"""
+
+import math
+
+import numpy as np
+
+from edge_runtime.training.optimizer import BLOCK
+from edge_runtime.wire.tensors import Vector
+
+
+@np.errstate(over="ignore", invalid="ignore")  # training that diverges shows in its losses and weights
+def add_proximal(gradient: Vector, weights: Vector, received: Vector, mu: float) -> None:
+    """FedProx (Li et al., MLSys 2020, section 3.2): g ← g + mu · (w − w_received), in place; all (P,)."""
+    scratch = np.empty(min(BLOCK, len(weights)), np.float32)
+    for start in range(0, len(weights), BLOCK):
+        part = slice(start, start + BLOCK)
+        g, work = gradient[part], scratch[: len(gradient[part])]
+        np.subtract(weights[part], received[part], out=work)
+        work *= np.float32(mu)
+        g += work
+
+
+@np.errstate(over="ignore", invalid="ignore")
+def clip(gradient: Vector, largest: float) -> float:
+    """Scale the gradient (P,) in place to the Euclidean norm `largest` where its own is larger; its own norm before.
+
+    The norm is over all parameters, encoder and heads (Pascanu et al., ICML 2013, algorithm 1).
+    """
+    norm = norm_of(gradient)
+    if norm > largest:
+        gradient *= np.float32(largest / norm)
+    return norm
+
+
+def norm_of(gradient: Vector) -> float:
+    """The Euclidean norm, summed in float64."""
+    scratch = np.empty(min(BLOCK, len(gradient)), np.float64)
+    total = 0.0
+    for start in range(0, len(gradient), BLOCK):
+        part = gradient[start : start + BLOCK]
+        work = scratch[: len(part)]
+        np.multiply(part, part, out=work, dtype=np.float64)
+        total += float(work.sum())
+    return math.sqrt(total)

@@ -1,0 +1,169 @@
+"""The encoder in training as a chain of stages, each with the four graphs of edge_runtime.wire.manifest."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from edge_runtime.wire import manifest as wire
+from export.kept import kept_nodes
+from export.model import numbered, tensors
+from export.part import Part, Results, Run, Sources, Traced, traced
+from export.running import moving
+from export.stages import Segment, cut
+from export.trace import Batch, replay
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: its operators, the values that it reads and writes by name, its parameters and its state."""
+
+    segment: Segment
+    reads: Mapping[str, fx.Node]
+    writes: Mapping[str, fx.Node]
+    parameters: tuple[str, ...]
+    state: tuple[str, ...]
+
+    @property
+    def described(self) -> wire.Stage:
+        """The stage in the manifest."""
+        return wire.Stage(reads=tuple(self.reads), writes=tuple(self.writes), parameters=self.parameters)
+
+
+class StagedEncoder:
+    """An encoder cut into stages: at most so many, or, with None, as many as keep its peak low."""
+
+    def __init__(self, part: Part, x: Tensor, stages: int | None = None) -> None:
+        _check_effect(part, x)
+        self._part = part
+        self._x = x
+        self._whole = part.traced({"x": x}, _forward, training=True)
+        self._steps = {step.node: step for step in self._whole.trace.steps}
+        z = [name for name in self._whole.outputs if name.startswith("z.")]
+        self._names: dict[fx.Node, list[str]] = {}
+        for name in z:
+            self._names.setdefault(self._whole.node(name), []).append(name)
+        segments = cut(self._whole.trace, self._whole.node("x"), [self._whole.node(name) for name in z], stages)
+        crossing = [node for segment in segments for node in segment.writes if node not in self._names]
+        self._names |= {node: [f"v.{i}"] for i, node in enumerate(crossing)}
+        self.values = tuple(wire.Array(shape=self._shape(node), dtype="float32") for node in crossing)
+        self.stages = tuple(self._stage(segment, last=segment is segments[-1]) for segment in segments)
+
+    def predict(self) -> onnx.ModelProto:
+        """The graph of the whole encoder in evaluation mode."""
+        return self._part.traced({"x": self._x}, _represent, training=False).graph()
+
+    def graphs(self, k: int) -> dict[str, onnx.ModelProto]:
+        """A stage's graphs by their kinds. Raises ModelInvalid or OperatorUnsupported."""
+        stage = self.stages[k]
+        joint = self._joint(stage)
+        forward = [name for name in joint.outputs if name in stage.writes or name.startswith("next.")]
+        backward = [name for name in joint.outputs if name not in forward]
+        arriving = [name for name in joint.inputs if name.startswith("d") and name[1:] in stage.writes]
+        written = {joint.node(name): name for name in stage.writes}
+        saved: dict[str, fx.Node] = {}
+        given: dict[str, fx.Node] = {}
+        for node in kept_nodes(joint.trace, [joint.node(name) for name in arriving]):
+            if node in written:
+                given[written[node]] = node
+            else:
+                saved[f"saved.{len(saved)}"] = node
+        return {
+            "forward": joint.graph(forward),
+            "backward": joint.graph(backward),
+            "keep": joint.graph([*forward, *saved], saved),
+            "kept": joint.graph(backward, {**given, **saved}, first=self._batched(joint, arriving)),
+        }
+
+    @staticmethod
+    def _batched(joint: Traced, arriving: list[str]) -> str:
+        used = {source for step in joint.trace.steps for source in step.sources}
+        return next(name for name in arriving if joint.node(name) in used)
+
+    def _stage(self, segment: Segment, *, last: bool) -> Stage:
+        used = {source for step in segment.steps for source in step.sources}
+        inside = {step.node for step in segment.steps}
+
+        def mine(kind: str) -> tuple[str, ...]:
+            names = (name for name in self._whole.inputs if name.startswith(kind))
+            return tuple(name.removeprefix(kind) for name in names if self._whole.node(name) in used)
+
+        state = [
+            name
+            for name in self._part.state
+            if (node := self._whole.node(f"next.{name}")) in inside or (last and node not in self._steps)
+        ]
+        return Stage(
+            segment=segment,
+            reads={self._names[node][0] if node in self._steps else "x": node for node in segment.reads},
+            writes={name: node for node in segment.writes for name in self._names[node]},
+            parameters=mine("param."),
+            state=tuple(sorted({*state, *mine("state.")})),
+        )
+
+    def _joint(self, stage: Stage) -> Traced:
+        """Forward and backward pass of a stage as one function, of which its graphs are parts."""
+        steps = stage.segment.steps
+        constants = dict(self._whole.trace.constants)
+
+        def run(values: Sources, parameters: Results, state: Results) -> Run:
+            known: dict[fx.Node, Any] = {**constants, **{stage.reads[name]: values[name] for name in stage.reads}}
+            known |= {self._whole.node(f"param.{name}"): value for name, value in parameters.items()}
+            known |= {self._whole.node(f"state.{name}"): value for name, value in state.items()}
+            batch = next(iter(values.values())).shape[0]
+            found = replay(steps, known, batch)
+            moved = {name: found[self._whole.node(f"next.{name}")] for name in state}
+            return Run({name: found[node] for name, node in stage.writes.items()}, parameters, moved)
+
+        def joint(data: Sources, call: Callable[[Any], Run]) -> Results:
+            done = call({name: data[name] for name in stage.reads})
+            live = {name: value for name, value in done.result.items() if value.requires_grad}
+            leaves = {name: data[name] for name in stage.reads if name != "x"}
+            gradients = done.gradients(
+                self._part.name, list(live.values()), [data[f"d{name}"] for name in live], leaves
+            )
+            zeros = {f"d{name}": torch.zeros_like(leaf) for name, leaf in leaves.items()}
+            return {**done.result, **done.next_state(), **zeros, **gradients}
+
+        sources = {name: self._example(node).requires_grad_(name != "x") for name, node in stage.reads.items()}
+        sources |= {f"d{name}": self._example(node) for name, node in stage.writes.items()}
+        return traced(
+            sources,
+            {name: self._part.parameters[name] for name in stage.parameters},
+            {name: self._part.state[name] for name in stage.state},
+            run,
+            joint,
+            nn.Module(),
+            steps[0].draw if steps else 0,
+        )
+
+    def _example(self, node: fx.Node) -> Tensor:
+        return torch.zeros((1, *self._shape(node)))
+
+    def _shape(self, node: fx.Node) -> tuple[int, ...]:
+        if node not in self._steps:
+            return tuple(self._x.shape[1:])
+        shape = self._steps[node].shapes[0] or ()
+        return tuple(dim for dim in shape[1:] if not isinstance(dim, Batch))
+
+
+def _check_effect(part: Part, x: Tensor) -> None:
+    """Raises ModelInvalid for a parameter without effect on the representation."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, moving():
+        leaves = {name: mode.from_tensor(value.detach()).requires_grad_() for name, value in part.parameters.items()}
+        z = tensors(torch.func.functional_call(part.module, leaves, (mode.from_tensor(x),)))
+        live = [value for value in z if value.requires_grad]
+        Run(z, leaves, {}).gradients(part.name, live, [torch.ones_like(value) for value in live])
+
+
+def _forward(data: Sources, run: Callable[[Any], Run]) -> Results:
+    done = run(data["x"])
+    return numbered("z", tensors(done.result)) | done.next_state()
+
+
+def _represent(data: Sources, run: Callable[[Any], Run]) -> Results:
+    return numbered("z", tensors(run(data["x"]).result))

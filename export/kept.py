@@ -1,0 +1,73 @@
+"""What a stage keeps of its forward pass for its backward pass, and what that computes anew because it is cheap.
+
+What costs arithmetic is kept: the results of convolutions and matrix products, of pools, of all that draws or searches,
+and the statistics of normalisations, which are small. What is read and written once for each element (activations,
+masks, normalisations whose statistics are known, changes of shape) is computed anew. For convolution, normalisation and
+activation in a row, that is one array instead of PyTorch's two.
+"""
+
+import operator
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import fx
+
+from export.trace import Step, Trace
+
+aten = torch.ops.aten
+NORMALIZATIONS: frozenset[Any] = frozenset(
+    {aten.native_batch_norm.default, aten.native_group_norm.default, aten.native_layer_norm.default}
+)
+CHEAP: frozenset[Any] = NORMALIZATIONS | {
+    aten.cat.default,
+    aten.clone.default,
+    aten.constant_pad_nd.default,
+    aten._unsafe_view.default,  # noqa: SLF001
+    aten._to_copy.default,  # noqa: SLF001
+    aten.upsample_nearest2d.default,
+    aten.full.default,
+    aten.arange.start_step,
+}
+
+
+def kept_nodes(trace: Trace, gradients: Collection[fx.Node]) -> tuple[fx.Node, ...]:
+    """The results of the forward pass that its backward pass is given, in order.
+
+    `gradients` are the inputs that the backward pass starts from; all that does not depend on them is forward.
+    """
+    steps = {step.node: step for step in trace.steps}
+    backward = set(gradients)
+    for step in trace.steps:
+        if backward.intersection(step.sources):
+            backward.add(step.node)
+    kept: set[fx.Node] = set()
+    pending = [
+        source
+        for step in trace.steps
+        if step.node in backward
+        for source in step.sources
+        if source in steps and source not in backward
+    ]
+    seen = set(pending)
+    while pending:
+        step = steps[pending.pop()]
+        if _cheap(step, steps):
+            for source in step.sources:
+                if source in steps and source not in seen:
+                    seen.add(source)
+                    pending.append(source)
+        else:
+            kept.add(step.node)
+    return tuple(step.node for step in trace.steps if step.node in kept)
+
+
+def _cheap(step: Step, steps: dict[fx.Node, Step]) -> bool:
+    if step.target is operator.getitem:
+        source, index = step.args
+        nothing = 0 in (step.shapes[0] or ())  # the statistics of a batch norm that uses those it has
+        return steps[source].target in NORMALIZATIONS and (index == 0 or nothing)
+    if step.shapes[0] is None or len(step.shapes) > 1:
+        return step.target in NORMALIZATIONS
+    overload = step.target
+    return overload in CHEAP or overload.is_view or torch.Tag.pointwise in overload.tags

@@ -1,0 +1,42 @@
+import pytest
+
+from devices.firstboot.agent import read
+from devices.firstboot.settings import SettingsInvalid
+
+
+def test_read_keeps_the_content_and_hides_the_token(agent_toml):
+    path = agent_toml()
+    found = read(path, device="pi-01", server="mqtts://server.lan:8883")
+    assert found.content == path.read_bytes()
+    assert "secret" not in repr(found)
+    assert found.ca is None
+
+
+def test_read_takes_the_certificates_along(agent_toml, tmp_path):
+    (tmp_path / "ca.pem").write_text("certificate")
+    assert read(agent_toml(ca_file="ca.pem")).ca == b"certificate"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"ca_file": "ca.pem"}, "ca.pem cannot be read"),
+        ({"ca_file": "../ca.pem"}, "the certificates are ca.pem on a board"),
+        ({"data": "/data"}, "enrol pi-01 without --data"),
+        ({"url": "http://x"}, "'http://x' is no broker's URL"),
+        ({"server_key": "12"}, "no agent's configuration .*server_key.*broker_server enrol NAME --out"),
+        ({"device": "a/b"}, "no agent's configuration"),
+    ],
+)
+def test_read_refuses(agent_toml, changes, said):
+    with pytest.raises(SettingsInvalid, match=said):
+        read(agent_toml(**changes))
+
+
+def test_read_something_else(tmp_path):
+    (tmp_path / "big").write_bytes(bytes(100_000))
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    with pytest.raises(SettingsInvalid, match="is over 65536 bytes"):
+        read(tmp_path / "big")
+    with pytest.raises(SettingsInvalid, match="broker_server enrol pi-07 --out"):
+        read(tmp_path / "binary", device="pi-07")

@@ -1,0 +1,64 @@
+import shutil
+import subprocess
+
+import pytest
+
+from devices.firstboot.firstrun import connection, script
+from devices.firstboot.settings import settle, wifi
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKq8m0tqQ0p6zQ7m3w7zZJm4o0n0n0n0n0n0n0n0n0n0 it's mine"
+HASH = "$6$RtSBXEUoFBnMRxkH$vN8H1zyXzGQ5y3S2Ax0Wm1"
+
+
+def make(**changes):
+    return settle(**{"device": "pi-01", "python": "3.11", "reserve_mib": 300, **changes})
+
+
+FULL = {"ssh_keys": (KEY,), "wifi": wifi("it's; $HOME", "correct horse", "DE"), "timezone": "Europe/Berlin"}
+
+
+@pytest.mark.parametrize("changes", [{}, FULL, {"password_hash": HASH}])
+def test_script_is_one_that_a_shell_reads(changes):
+    text = script(make(**changes))
+    assert subprocess.run(["sh", "-n"], input=text, check=False).returncode == 0
+    if shutil.which("shellcheck"):
+        done = subprocess.run(["shellcheck", "-S", "warning", "-"], input=text, capture_output=True, check=False)
+        assert done.returncode == 0, done.stdout.decode()
+    assert text.endswith(b"exit 0\n")
+
+
+def test_script_goes_away_and_takes_its_words_from_the_command_line(tmp_path):
+    text = script(make()).decode()
+    assert "rm -f /boot/firmware/firstrun.sh\n" in text
+    line = next(line for line in text.splitlines() if "systemd" in line and line.startswith("sed"))
+    path = tmp_path / "cmdline.txt"
+    path.write_text("a systemd.run=/x systemd.run_success_action=reboot systemd.unit=kernel-command-line.target b\n")
+    subprocess.run(["sh", "-c", line.replace("/boot/firmware/cmdline.txt", str(path))], check=True)
+    assert path.read_text() == "a b\n"
+
+
+def test_script_quotes_what_was_given(tmp_path):
+    """The line that writes the network, run: what comes out is what NetworkManager is to read."""
+    text = script(make(**FULL)).decode()
+    begin = text.index("umask 077;")
+    end = text.index("umask 022", begin)
+    out = tmp_path / "connection"
+    command = text[begin:end].replace("/etc/NetworkManager/system-connections/mas-edge.nmconnection", str(out))
+    subprocess.run(["sh", "-c", command], check=True)
+    assert out.read_text() == connection(FULL["wifi"]) + "\n"
+    assert out.stat().st_mode & 0o777 == 0o600
+
+
+def test_connection_names_the_network_by_its_bytes():
+    text = connection(wifi("aé;", "", "DE", hidden=True))
+    assert "ssid=97;195;169;59;" in text.splitlines()
+    assert "hidden=true" in text.splitlines()
+    assert "psk" not in text
+
+
+def test_script_password_or_key():
+    by_key, by_password = script(make(**FULL)).decode(), script(make(password_hash=HASH)).decode()
+    assert "userconf mas '*'" in by_key
+    assert "NOPASSWD" in by_key
+    assert HASH in by_password
+    assert "NOPASSWD" not in by_password

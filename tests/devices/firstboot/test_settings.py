@@ -1,0 +1,74 @@
+import re
+
+import pytest
+
+from devices.firstboot.settings import SettingsInvalid, settle, wifi
+
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKq8m0tqQ0p6zQ7m3w7zZJm4o0n0n0n0n0n0n0n0n0n0 me@laptop"
+HASH = "$6$RtSBXEUoFBnMRxkH$vN8H1zyXzGQ5y3S2Ax0Wm1"
+GIVEN = {"device": "pi-01", "python": "3.13", "reserve_mib": 300}
+
+
+def test_settle_takes_what_is_right():
+    settings = settle(**GIVEN, ssh_keys=(KEY,), password_hash=HASH, timezone="Europe/Berlin", ntp="10.0.0.1")
+    assert settings.user == "mas"
+    assert HASH not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("device", "../x", "device cannot be '../x'"),
+        ("device", "a\n", "device cannot be"),
+        ("user", "root;x", "user cannot be"),
+        ("ssh_keys", ("ssh-ed25519 short",), "no public SSH key"),
+        ("ssh_keys", (f"{KEY}\nssh-rsa x",), "no public SSH key"),
+        ("password_hash", "hunter2", "no password's hash: make one with `openssl passwd -6`"),
+        ("password_hash", f"{HASH}:x", "no password's hash"),
+        ("timezone", "/etc/passwd", "timezone cannot be"),
+        ("ntp", "a b", "ntp cannot be"),
+        ("memory_max_mib", 3, "memory-max-mib cannot be 3"),
+        ("python", "2.7", "python cannot be"),
+    ],
+)
+def test_settle_names_what_is_wrong(name, value, said):
+    with pytest.raises(SettingsInvalid, match=re.escape(said)):
+        settle(**GIVEN | {name: value})
+
+
+@pytest.mark.parametrize(
+    ("device", "host"), [("pi-01", "pi-01"), ("Pi_01.kitchen", "pi-01-kitchen"), ("0", "0"), ("A._-", "a")]
+)
+def test_hostname_is_one_that_a_host_may_have(device, host):
+    assert settle(**GIVEN | {"device": device}).hostname == host
+
+
+def test_wifi_key_is_that_of_the_standard():
+    """IEEE 802.11-2020, J.4.2, test case 1."""
+    found = wifi("IEEE", "password", "US")
+    assert found.psk == "f42c6fc52df0ebef9ebb4b90b38a5f902e83fe1b135a70e23aed762e9710a12e"
+    assert "f42c" not in repr(found)
+
+
+def test_wifi_takes_a_key_and_an_open_network():
+    assert wifi("n", "AB" * 32, "DE").psk == "ab" * 32
+    assert wifi("n", "", "DE", hidden=True).psk is None
+
+
+@pytest.mark.parametrize(
+    ("ssid", "password", "country", "said"),
+    [
+        ("", "password", "DE", "1 to 32 bytes"),
+        ("é" * 17, "password", "DE", "1 to 32 bytes"),
+        ("a\nb", "password", "DE", "no control characters"),
+        ("n", "password", None, "give --wifi-country"),
+        ("n", "password", "", "give --wifi-country"),
+        ("n", "password", "de", "two letters"),
+        ("n", "short", "DE", "it has 5"),
+        ("n", "x" * 64, "DE", "it has 64"),
+        ("n", "pässword", "DE", "plain characters"),
+    ],
+)
+def test_wifi_refuses(ssid, password, country, said):
+    with pytest.raises(SettingsInvalid, match=said):
+        wifi(ssid, password, country)

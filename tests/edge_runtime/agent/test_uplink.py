@@ -1,0 +1,71 @@
+import pytest
+
+from edge_runtime.agent.uplink import SHORT_S, Uplink
+from edge_runtime.wire.blob import Blob
+
+BLOB = Blob(digest="a" * 64, size_bytes=10_500, chunk_bytes=1024)
+OTHER = Blob(digest="b" * 64, size_bytes=2048, chunk_bytes=1024)
+ALL = tuple(range(11))
+
+
+def upload(uplink, took_s, blob=BLOB, indices=ALL, start_s=100.0):
+    uplink.sending(blob, indices, start_s)
+    return uplink.acknowledged(start_s + took_s)
+
+
+def test_uplink_is_unknown_at_first():
+    assert Uplink().bytes_per_s is None
+    assert Uplink(5.0).bytes_per_s == 5.0
+
+
+def test_uplink_measures_from_the_first_chunk_asked_for_to_the_acknowledgement():
+    uplink = Uplink()
+    uplink.sending(BLOB, (0, 1, 2, 3), 10.0)
+    uplink.sending(BLOB, (3, 4, 5, 6, 7, 8, 9, 10), 12.0)  # chunk 3 was lost, and counts once
+    assert uplink.acknowledged(14.0)
+    assert uplink.bytes_per_s == 10_500 / 4
+
+
+def test_uplink_means_over_uploads():
+    uplink = Uplink()
+    upload(uplink, 10.5)
+    assert uplink.bytes_per_s == 1000
+    assert upload(uplink, 3.5)
+    assert uplink.bytes_per_s == 2000
+
+
+@pytest.mark.parametrize("before", [None, 20_000.0])
+def test_uplink_is_not_slow_for_a_short_upload(before):
+    uplink = Uplink(before)
+    assert not upload(uplink, 0.99 * SHORT_S)
+    assert uplink.bytes_per_s == before
+
+
+def test_uplink_is_fast_where_a_short_upload_was_faster():
+    uplink = Uplink(1000.0)
+    assert upload(uplink, 0.5)
+    assert uplink.bytes_per_s == 21_000
+
+
+def test_uplink_without_an_upload_measures_nothing():
+    uplink = Uplink()
+    assert not uplink.acknowledged(5.0)
+    uplink.sending(BLOB, ALL, 1.0)
+    uplink.lost()
+    assert not uplink.acknowledged(5.0)
+    assert not upload(uplink, 0.0)
+    assert uplink.bytes_per_s is None
+
+
+def test_uplink_begins_anew_with_another_update():
+    uplink = Uplink()
+    uplink.sending(BLOB, ALL, 1.0)
+    assert upload(uplink, 2.0, OTHER, (0, 1), start_s=50.0)
+    assert uplink.bytes_per_s == 1024
+    assert not uplink.acknowledged(60.0)  # an acknowledgement counts once
+
+
+def test_uplink_counts_what_this_connection_has_sent():
+    uplink = Uplink()
+    assert upload(uplink, 2.0, indices=(9, 10))
+    assert uplink.bytes_per_s == (1024 + 260) / 2
