@@ -34,7 +34,9 @@ by this part of themselves, a few times: two units in the last place. Of many ac
 side of a kink, and the gradients of a deep network of ReLUs jump by up to a hundredth."""
 MARGIN = 4
 ROUGH = 0.05
-"""Where PyTorch is that far from itself, MARGIN times as much is allowed, but never more than this part of a tensor."""
+NOTHING = 1e-5
+"""Where PyTorch is that far from itself, MARGIN times as much is allowed, but never more than the part ROUGH of the
+tensor, or the part NOTHING of the largest one in its graph: a tensor of no more than that is rounding alone."""
 
 Runner = Callable[[bytes, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Runs a graph once: its bytes and its inputs, to its outputs by name."""
@@ -114,7 +116,7 @@ def relative_errors(
         own = float(np.abs(expected).max())
         scale = max(own, FLOOR * largest, float(np.finfo(np.float32).tiny))
         noise = max((float(np.abs(expected - other[name]).max()) for other in others), default=0.0)
-        scale = max(scale, min(MARGIN * noise, ROUGH * own) / TOLERANCE)
+        scale = max(scale, min(MARGIN * noise, max(ROUGH * own, NOTHING * largest)) / TOLERANCE)
         error = float(np.abs(found[name] - expected).max()) / scale
         errors[name] = error if np.isfinite(error) else float("inf")
     return errors
