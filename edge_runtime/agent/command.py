@@ -116,7 +116,6 @@ def _run(
         topics=Topics(config.federation),
         server_key=config.server_key,
         max_download_bytes=config.max_download_bytes,
-        official=config.engine == "official",
         account=account,
     )
     _stop_on_signals(stop)

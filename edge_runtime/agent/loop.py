@@ -77,7 +77,6 @@ class Agent:
         topics: Topics,
         server_key: str,
         max_download_bytes: int,
-        official: bool = False,
         account: EnergyAccount | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -86,12 +85,15 @@ class Agent:
         self._device = device
         self._topics = topics
         self._clock = clock
-        self._downloads = Downloads(state, server_key=server_key, max_bytes=max_download_bytes, official=official)
+        hello = worker.hello()
+        self._downloads = Downloads(
+            state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
+        )
         self._costs = Costs(account or EnergyAccount(None))
         self._job = Job(worker, self._downloads, state.blobs, CarriedVectors(state.root / "residual"), self._costs)
         self._uplink = Uplink(state.upload_bytes_per_s())
         pending = state.pending()
-        self._session = Session(worker.hello(), pending=pending)
+        self._session = Session(hello, pending=pending)
         if pending is not None:
             self._costs.begin(pending.plan, "idle")
         self._uploading = False
