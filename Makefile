@@ -98,7 +98,7 @@ lint: $(VENV)/.stamp
 
 test: lint test-workstation test-board
 
-test-workstation: $(VENV)/.stamp apt
+test-workstation: $(VENV)/.stamp $(BOARD)/.stamp apt
 	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov-branch --cov-report=
 	@ls $(PURE) > /dev/null
 	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100

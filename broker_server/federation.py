@@ -164,7 +164,10 @@ class Federation:
     def check_update(self, work: Work, update: Update) -> None:
         """Raises TensorsInvalid unless the fetched update is of the group's tensors and gives finite weights."""
         table = self._manifest(work.assignment.tasks).table
-        self._weights(update, table, self._given(work, table))
+        if update.scheme == "fp32":  # in full: what the device was given need not be in memory as well
+            unpack(table, self._blobs.read(update.weights.digest))
+        else:
+            self._weights(update, table, self._given(work, table))
 
     def close(self, work: Work, devices: Iterable[str], *, bytes_up: int | None) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
