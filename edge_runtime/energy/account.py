@@ -199,9 +199,12 @@ class EnergyAccount:
     def _mark(self, round_: int | None, group: str, phase: Phase) -> None:
         with self._lock:
             before = self._ledger.mark
+            is_other = before is None or (before.round, before.group) != (round_, group)
+            if is_other:
+                self._look()  # what happened up to now is not the next round's
             self._sample()
             self._record(Mark(self._clock(), round_, group, phase))
-            if before is None or (before.round, before.group) != (round_, group):
+            if is_other:
                 self._look()
 
     def _sample(self) -> bool:
