@@ -19,6 +19,7 @@ from devices.meters.meter import MeterFacts
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.integration import Reading, between
 from edge_runtime.energy.records import Sample, from_lines
+from edge_runtime.energy.sampler import Sampler
 
 SECONDS = 20.0
 RANGE_J = 60.0
@@ -106,7 +107,10 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
 
 
 def cost(folder: Path, seconds: float) -> dict[str, Any]:
-    """Processor time of sampling with a journal, in percent of one core, on files that stand for a board's."""
+    """Processor time, not wall time, of sampling with a journal, in percent of one core; a folder stands for a board.
+
+    `waking` is the system's own part: a thread that only sleeps and wakes at that rate.
+    """
     chip, zone = folder / "sys/class/hwmon/hwmon0", folder / "sys/class/powercap/intel-rapl:0"
     rails = {f"in{n}_label": f"RAIL{n}" for n in (1, 2, 3)} | {f"in{n}_input": "5000" for n in (1, 2, 3)}
     currents = {f"curr{n}_input": "800" for n in (1, 2, 3)}
@@ -119,17 +123,31 @@ def cost(folder: Path, seconds: float) -> dict[str, Any]:
             (place / name).write_text(f"{text}\n")
     found: dict[str, Any] = {}
     for source in ("hwmon:ina3221", "rapl"):
-        shares, rates = [], []
+        shares, rates, waking = [], [], []
         for n in range(3):
             meter = open_source(source, root=folder).meter
+            assert meter is not None
+            bare = Sampler(lambda: None, meter.facts.rate_hz)
+            bare.start()
+            waking.append(_share(seconds))
+            bare.stop()
             with EnergyAccount(meter, path=folder / f"{source}.{n}.journal") as account:
                 account.begin(0, "a")
-                before_s, began_s = _processor_s(), time.monotonic()
-                time.sleep(seconds)
-                shares.append(100 * (_processor_s() - before_s) / (time.monotonic() - began_s))
+                shares.append(_share(seconds))
                 rates.append(account.report(0, "a").sample_rate_hz or 0.0)
-        found[source] = {"cpu_percent": spread(shares), "sample_rate_hz": spread(rates)}
+        found[source] = {
+            "cpu_percent": spread(shares),
+            "waking_percent": spread(waking),
+            "sample_rate_hz": spread(rates),
+        }
     return found
+
+
+def _share(seconds: float) -> float:
+    """What this process takes of a core over a while, in percent."""
+    before_s, began_s = _processor_s(), time.monotonic()
+    time.sleep(seconds)
+    return 100 * (_processor_s() - before_s) / (time.monotonic() - began_s)
 
 
 def _processor_s() -> float:
@@ -142,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--traces", type=int, default=300)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of a run that measures sampling's cost")
+    parser.add_argument("--seconds", type=float, default=60.0, help="length of a run that measures sampling's cost")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         result = {

@@ -79,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--days", type=float, default=365.0, help="how long the token is good for (default: 365)")
     one.add_argument("--threads", type=int, help="threads that the device computes with (default: it decides)")
     one.add_argument("--ca-file", help="the device's file of certificates to trust, for mqtts://, relative to the file")
+    one.add_argument(
+        "--engine",
+        choices=("portable", "auto", "official"),
+        help="what the device trains with: official is onnxruntime-training alone, auto where it can (portable)",
+    )
+    one.add_argument("--meter", help="what measures the device's energy: auto, none or a source (default: auto)")
     one.add_argument("--state", type=Path, default=None, help="the server's state folder")
     one.add_argument("--federation", default=None, help="the federation's name (default: home)")
     one.add_argument("--config", type=Path, default=None, help="server.toml")
@@ -154,6 +160,8 @@ def _enrol(options: argparse.Namespace) -> int:
         days=options.days,
         threads=options.threads,
         ca_file=options.ca_file,
+        engine=options.engine,
+        meter=options.meter,
         force=options.force,
     )
     print(f"{options.out} is for {options.device} alone: copy it there and run")

@@ -15,6 +15,7 @@ from typing import Protocol
 from broker_server.actions import Abandon, Action, Close, Fetch, Note, Opened, Record, Result, Send, Work
 from broker_server.coordinator import Coordinator
 from broker_server.federation import Federation
+from broker_server.official import Maker, OfficialImpossible, asking, failure
 from broker_server.split import SplitImpossible
 from broker_server.store import RoundRow, Store
 from broker_server.transfers import Chunk, Downloads, Uploads
@@ -33,6 +34,7 @@ from edge_runtime.wire.messages import (
     decode_status,
     encode,
 )
+from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.topics import Address, Topics
 
 _LOG = logging.getLogger(__name__)
@@ -40,6 +42,7 @@ TICK_S = 0.25
 MAX_SAYINGS = 4096
 MAX_CHUNKS = 1024
 """Chunks waiting for the link, each a few bytes until it is read."""
+UNMADE = "this server makes none of groups that it decides, because no --official-python was given"
 
 
 class BrokerRefused(RuntimeError):
@@ -74,6 +77,7 @@ class Aggregator:
         blobs: BlobStore,
         coordinator: Coordinator,
         watcher: Watcher,
+        maker: Maker | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
@@ -82,6 +86,9 @@ class Aggregator:
         self._blobs = blobs
         self.coordinator = coordinator
         self._watcher = watcher
+        self._maker = maker
+        self._making: tuple[Tasks, ...] = ()
+        self._missed: set[Tasks] = set()
         self._clock = clock
         self.federation: Federation | None = None
         self.work: Work | None = None
@@ -110,6 +117,11 @@ class Aggregator:
     def quiet(self) -> bool:
         """Whether everything that there was to say has been handed to the link."""
         return not self._sayings and not self._chunks
+
+    @property
+    def making(self) -> tuple[Tasks, ...]:
+        """The groups whose official artifacts the next round waits for."""
+        return self._making
 
     def run(self, federation: Federation) -> None:
         """Begin a federation, or go on with it where the journal stands."""
@@ -142,6 +154,7 @@ class Aggregator:
                 self._say(device, encode(need))
             self._publish(self._downloads.tick(now_s))
             self._do(self.coordinator.tick(now_s))
+            self._make(now_s)
             self._watcher.refresh(self)
         self._flush()
 
@@ -190,6 +203,8 @@ class Aggregator:
             self._store.set_hello(device, hello)
             online = len({*self.coordinator.online, device})
             self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")
+            if hello.official != "off" and self._maker is None:
+                self.note(f"{device} asks for official artifacts: {UNMADE}")
         self._do(self.coordinator.hello(device, hello, self._clock()))
 
     def _publish(self, wanted: list[Chunk]) -> None:
@@ -276,7 +291,7 @@ class Aggregator:
         begun = self.federation.begun(self.work)
         if begun is None:
             self._bytes_up = 0
-            self._do(self.coordinator.offer(self.work, now_s))
+            self._begin(now_s)
             return
         self._bytes_up = None  # what came before the restart was not counted
         results = self._store.results(self.work.assignment.round)
@@ -285,6 +300,60 @@ class Aggregator:
         )
         offer = self.coordinator.offer(self.work, now_s, members=begun.members, quorum=begun.quorum, results=results)
         self._do(offer)
+
+    def _begin(self, now_s: float) -> None:
+        """Offer a round that nobody has begun, if need be after its phase's official artifacts have been made."""
+        assert self.federation is not None
+        assert self.work is not None
+        lacking = [tasks for tasks in self.federation.lacking(self.work) if tasks not in self._missed]
+        if lacking and asking(self.coordinator.devices)[0]:
+            self._making = tuple(lacking)
+            try:
+                if self._maker is None:
+                    raise OfficialImpossible(UNMADE)  # noqa: TRY301
+                self._maker.start(self.federation.bundle, self._making, now_s)
+            except OfficialImpossible as exc:
+                self._miss(str(exc), now_s)
+            else:
+                self.note(f"making official artifacts for {', '.join(map(group_id, self._making))}")
+        else:
+            self._do(self.coordinator.offer(self.work, now_s))
+
+    def _make(self, now_s: float) -> None:
+        """See whether the official artifacts are ready, and go on with the round that waits for them."""
+        if self._maker is None or self.federation is None or not self._making:
+            return
+        try:
+            made = self._maker.poll(now_s)
+        except OfficialImpossible as exc:
+            self._miss(str(exc), now_s)
+            return
+        if made is None:
+            return
+        self.federation.adopt(made)
+        self._maker.stop()
+        worst = max(each.artifacts.max_relative_error for each in made.values())
+        self.note(
+            f"official artifacts for {', '.join(map(group_id, made))} are within {worst:.1e} of the portable graphs"
+        )
+        self._making = ()
+        self._downloads.offer(*self.federation.graphs)
+        self._next()
+
+    def _miss(self, problem: str, now_s: float) -> None:
+        """There will be no official artifacts of some groups: go on, if enough devices can do without."""
+        assert self.federation is not None
+        assert self.work is not None
+        missed, self._making = self._making, ()
+        self._missed.update(missed)
+        self.federation.miss(missed, problem)
+        requiring = asking(self.coordinator.devices)[1]
+        if len(self.coordinator.devices) - len(requiring) < self.coordinator.needed and requiring:
+            self.failed = True
+            self._finish(f"the federation cannot go on: {failure(missed, problem, requiring)}")
+            return
+        self.note(failure(missed, problem, requiring))
+        self._do(self.coordinator.offer(self.work, now_s))
 
     def _finish(self, detail: str) -> None:
         self.work = None

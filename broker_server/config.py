@@ -38,7 +38,7 @@ from edge_runtime.wire.messages import (
 from edge_runtime.wire.names import MAX_TASKS, FederationName, TaskName, Tasks
 
 MAX_CONFIG_BYTES = 64 * 1024
-PATHS = ("state", "bundle", "certificate", "key")
+PATHS = ("state", "bundle", "certificate", "key", "official_python")
 """The keys that are paths."""
 _TRAINING = (
     "local_epochs",
@@ -85,6 +85,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     key: Path | None = None
     bundle: Path | None = None
     """The folder of a compiled model; `bundle` in the state folder where it is not given."""
+
+    official_python: Path | None = None
+    """The Python with onnxruntime-training: official artifacts are made with it for devices that ask for them."""
+    official_limit_s: Annotated[float, Meta(gt=0, le=86_400)] = 1800.0
+    """How long making them may take; the federation waits for it."""
 
     tasks: tuple[TaskName, ...] = ()
     """The tasks to train; all of the bundle's where none is named."""

@@ -49,9 +49,9 @@ def total(plans: Sequence[Energy | None]) -> EnergySum:
     """The sum over plans; None is a plan of which nothing is known."""
     known = [energy for energy in plans if energy is not None]
     measured = [energy for energy in known if energy.energy_j is not None]
-    joules, estimated_j = _joules([(energy.energy_j, energy.estimated) for energy in known])
+    energy_j, estimated_j = _joules([(energy.energy_j, energy.estimated) for energy in known])
     return EnergySum(
-        energy_j=joules,
+        energy_j=energy_j,
         estimated_j=estimated_j,
         estimated=any(energy.estimated for energy in measured),
         uncertainty_j=_sum(energy.uncertainty_j for energy in measured),
@@ -72,16 +72,22 @@ def above_idle_j(energy: Energy) -> float | None:
     return energy.energy_j - energy.idle_w * energy.seconds
 
 
-def label(found: EnergySum | PhaseSum, digits: int = 1) -> str:
+def joules(value: float) -> str:
+    """Joules for people, in three digits."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:.{digits}f} J" if abs(value) >= 1 else f"{value:.3g} J"
+
+
+def label(found: EnergySum | PhaseSum) -> str:
     """The sum for people: joules, with what they leave out and whether they are estimated; – for none."""
     if found.energy_j is None:
         return "–"
     partial = found.measured < found.plans
-    words = f"{'≥ ' if partial else ''}{found.energy_j:.{digits}f} J"
+    words = f"{'≥ ' if partial else ''}{joules(found.energy_j)}"
     notes = []
     if found.estimated_j:
         whole = found.estimated_j == found.energy_j
-        notes.append("estimated" if whole else f"{found.estimated_j:.{digits}f} J of it estimated")
+        notes.append("estimated" if whole else f"{joules(found.estimated_j)} of it estimated")
     if partial:
         notes.append(f"{found.measured} of {found.plans} measured")
     return f"{words} ({', '.join(notes)})" if notes else words
@@ -97,10 +103,10 @@ def _phases(known: Iterable[Energy]) -> dict[Phase, PhaseSum]:
 
 def _phase(name: Phase, plans: Sequence[Energy]) -> PhaseSum:
     parts = [(energy.phases[name], energy.estimated) for energy in plans]
-    joules, estimated_j = _joules([(part.energy_j, estimated) for part, estimated in parts])
+    energy_j, estimated_j = _joules([(part.energy_j, estimated) for part, estimated in parts])
     return PhaseSum(
         seconds=sum(part.seconds for part, _ in parts),
-        energy_j=joules,
+        energy_j=energy_j,
         estimated_j=estimated_j,
         measured=sum(part.energy_j is not None for part, _ in parts),
         plans=len(parts),
@@ -109,10 +115,10 @@ def _phase(name: Phase, plans: Sequence[Energy]) -> PhaseSum:
 
 def _joules(parts: Iterable[tuple[float | None, bool]]) -> tuple[float | None, float | None]:
     """The sum of what was measured, and the part of it that is estimated; None for nothing measured."""
-    found = [(joules, estimated) for joules, estimated in parts if joules is not None]
+    found = [(energy_j, estimated) for energy_j, estimated in parts if energy_j is not None]
     if not found:
         return None, None
-    return sum(joules for joules, _ in found), sum(joules for joules, estimated in found if estimated)
+    return sum(energy_j for energy_j, _ in found), sum(energy_j for energy_j, estimated in found if estimated)
 
 
 def _sum(values: Iterable[float | None]) -> float | None:

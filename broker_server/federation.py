@@ -13,11 +13,22 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from broker_server.actions import Result, Work
 from broker_server.affinity import Affinities, AffinityLedger
 from broker_server.aggregation import FedAvg
+from broker_server.official import Made
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import Assignment, Phase, Strategy, assignment, learning_rate, source_group
 from edge_runtime.wire.blob import Blob, BlobStore, describe
 from edge_runtime.wire.compression import Updates, decode
-from edge_runtime.wire.manifest import TRAINING, WEIGHTS, File, Manifest, encode, graph_path, official_path
+from edge_runtime.wire.manifest import (
+    TRAINING,
+    WEIGHTS,
+    Artifacts,
+    File,
+    Manifest,
+    Official,
+    encode,
+    graph_path,
+    official_path,
+)
 from edge_runtime.wire.messages import Training, Update
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.signing import sign
@@ -61,18 +72,18 @@ class Federation:
         store.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
         self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
         self._manifests: dict[Tasks, Manifest] = {}
+        self._artifacts = self._whole(store.official())
         self._ledger = AffinityLedger(self.tasks)
         for row in store.rounds():
             if row.closed_s is not None and row.assignment.probe:
                 self._learn(row.assignment.round, store.results(row.assignment.round))
-        self.graphs: tuple[Blob, ...] = tuple(
+        self._graphs = tuple(
             blobs.add(graph_path(folder, name).read_bytes()) for name in bundle.group(self.tasks, bundle.weights).graphs
         )
         if bundle.official is not None:
-            self.graphs += tuple(
+            self._graphs += tuple(
                 blobs.add(official_path(folder, group, TRAINING).read_bytes()) for group in bundle.official.groups
             )
-        """The graph files and official training models, to be offered to devices."""
 
     def _claim(self, fact: str, value: str) -> None:
         before = self._store.fact(fact)
@@ -83,6 +94,17 @@ class Federation:
                 f"the state folder holds a federation with another {fact}: "
                 "give the same again, name another state folder, or begin anew with --new"
             )
+
+    @property
+    def bundle(self) -> Manifest:
+        """The bundle's manifest."""
+        return self._bundle
+
+    @property
+    def graphs(self) -> tuple[Blob, ...]:
+        """The graph files and official training models, to be offered to devices."""
+        made = (artifacts.training_model for artifacts in self._artifacts.values())
+        return self._graphs + tuple(Blob(digest=file.digest, size_bytes=file.size_bytes) for file in made)
 
     @property
     def affinities(self) -> Affinities:
@@ -113,6 +135,25 @@ class Federation:
         self._store.begin_phase(following, first, self._starts(following))
         return self._work(following, assignment(following, 0, first))
 
+    def lacking(self, work: Work) -> tuple[Tasks, ...]:
+        """The groups of the phase of a round of training that have no official artifacts."""
+        groups = self.phases[-1].groups if work.assignment.work == "train" else ()
+        return tuple(tasks for tasks in groups if self._manifest(tasks).official is None)
+
+    def adopt(self, made: Mapping[Tasks, Made]) -> None:
+        """Take official artifacts into the manifests of their groups from now on, and journal them."""
+        for each in made.values():
+            for path in each.files.values():
+                self._blobs.add(path.read_bytes())
+        self._store.set_official({group_id(tasks): each.artifacts for tasks, each in made.items()})
+        self._artifacts = self._whole(self._store.official())
+        for tasks in made:
+            self._manifests.pop(tasks, None)
+
+    def miss(self, groups: Iterable[Tasks], problem: str) -> None:
+        """Journal why groups have no official artifacts."""
+        self._store.set_official({group_id(tasks): problem for tasks in groups})
+
     def begun(self, work: Work) -> RoundRow | None:
         """The journal's row of a round, if an earlier process has begun it."""
         for row in self._store.rounds():
@@ -123,7 +164,10 @@ class Federation:
     def check_update(self, work: Work, update: Update) -> None:
         """Raises TensorsInvalid unless the fetched update is of the group's tensors and gives finite weights."""
         table = self._manifest(work.assignment.tasks).table
-        self._weights(update, table, self._given(work, table))
+        if update.scheme == "fp32":  # in full: what the device was given need not be in memory as well
+            unpack(table, self._blobs.read(update.weights.digest))
+        else:
+            self._weights(update, table, self._given(work, table))
 
     def close(self, work: Work, devices: Iterable[str], *, bytes_up: int | None) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
@@ -145,6 +189,7 @@ class Federation:
     def sweep(self, *, partial: bool) -> None:
         """Delete the blobs that the journal does not need, with `partial` also those still on their way."""
         kept = {blob.digest for blob in self._store.weights().values()} | {blob.digest for blob in self.graphs}
+        kept |= {file.digest for artifacts in self._artifacts.values() for file in artifacts.files.values()}
         for phase in self.phases:
             kept |= {describe(encode(self._manifest(tasks))).digest for tasks in phase.groups}
         for row in self._store.rounds():
@@ -213,14 +258,27 @@ class Federation:
             probe_every=settings.probe_every if about.probe else 0,
         )
 
+    def _whole(self, journalled: Mapping[str, Artifacts | str]) -> dict[str, Artifacts]:
+        """The artifacts that were made in this federation and are here with all their files, by group."""
+        made = {group: each for group, each in journalled.items() if isinstance(each, Artifacts)}
+        return {
+            group: each for group, each in made.items() if all(f.digest in self._blobs for f in each.files.values())
+        }
+
     def _manifest(self, tasks: Tasks) -> Manifest:
-        """A group's manifest. It names the bundle's initial weights, so it is the same in every phase and round."""
+        """A group's manifest. It names the bundle's initial weights, so that it is the same in every phase and round.
+
+        It is another one when official artifacts have been made for the group: between two rounds.
+        """
         if tasks in self._manifests:
             return self._manifests[tasks]
         table = self._bundle.group(tasks, self._bundle.weights).table
         initial = describe(pack(table, transfer(self._bundle.table, self._initial, table)))
         file = File(digest=initial.digest, size_bytes=initial.size_bytes)
-        return self._manifests.setdefault(tasks, self._bundle.group(tasks, file))
+        manifest = self._bundle.group(tasks, file)
+        if made := self._artifacts.get(group_id(tasks)):
+            manifest = msgspec.structs.replace(manifest, official=Official(groups={group_id(tasks): made}))
+        return self._manifests.setdefault(tasks, manifest)
 
 
 def transfer_file(data: bytes, source: Manifest, target: Manifest) -> Vector:

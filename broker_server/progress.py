@@ -129,6 +129,8 @@ class Screen:
             return Text("no bundle yet: no rounds run", style="yellow")
         about = aggregator.work.assignment
         doing = "training" if about.work == "train" else "measuring"
+        if aggregator.making:
+            return _line(f"round {about.round}: waiting for its official artifacts", style="yellow")
         current = aggregator.coordinator.open
         if current is None or not current.members:
             waiting = f"{len(aggregator.coordinator.online)} online"

@@ -19,6 +19,7 @@ from broker_server.strategy import Phase
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.manifest import Artifacts
 from edge_runtime.wire.messages import Evaluation, Update
 from edge_runtime.wire.names import group_id
 
@@ -75,6 +76,13 @@ class SplitReport(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode
 
 
+class OfficialReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Official artifacts made during the run: how far they are from the portable graphs, or why there are none."""
+
+    max_relative_error: float | None
+    problem: str | None
+
+
 class Report(msgspec.Struct, frozen=True, kw_only=True):
     """report.json."""
 
@@ -86,6 +94,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergyReport
     affinity: AffinityReport | None
     split: SplitReport | None
+    official: dict[str, OfficialReport]
+    """By group, of those whose official artifacts were to be made."""
     test_loss: dict[str, Losses | None]
     """For `before`, `merged` and `end`: by task, and `total` where every task was measured."""
     wall_s: float | None
@@ -125,6 +135,7 @@ def build(store: Store) -> Report:
         energy=energy_report((row, store.energy(row.assignment.round)) for row, _ in closed),
         affinity=None if measured is None else _affinity(measured),
         split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
+        official={group: _official(outcome) for group, outcome in store.official().items()},
         test_loss={stage: _test_loss(stage, closed, tasks) for stage in STAGES},
         wall_s=max(times) - min(times) if times else None,
     )
@@ -225,6 +236,12 @@ def _energies(row: RoundRow, known: Mapping[str, Energy | None]) -> dict[str, En
 
 def _tasks(phases: Iterable[Phase]) -> tuple[str, ...]:
     return tuple(sorted({task for phase in phases for group in phase.groups for task in group}))
+
+
+def _official(outcome: Artifacts | str) -> OfficialReport:
+    if isinstance(outcome, str):
+        return OfficialReport(max_relative_error=None, problem=outcome)
+    return OfficialReport(max_relative_error=outcome.max_relative_error, problem=None)
 
 
 def _affinity(measured: Affinities) -> AffinityReport:

@@ -7,7 +7,7 @@ import html
 from collections.abc import Sequence
 from typing import get_args
 
-from broker_server.energy import EnergySum, above_idle_j, label
+from broker_server.energy import EnergySum, above_idle_j, joules, label
 from broker_server.report import EnergyReport, Report, RoundReport
 from edge_runtime.wire.energy import Energy, Phase
 
@@ -43,7 +43,7 @@ def section(report: Report) -> str:
 def card(report: Report) -> tuple[str, str] | None:
     """The figure that stands above everything, and its words; None where nothing was measured."""
     found = report.energy.total
-    return None if found.energy_j is None else (label(found, 0), "energy of the devices")
+    return None if found.energy_j is None else (label(found), "energy of the devices")
 
 
 def cell(row: RoundReport) -> str:
@@ -122,7 +122,7 @@ def _number(value: float | None, digits: int) -> str:
 def _joules(value: float | None, *, is_estimated: bool, is_partial: bool = False) -> str:
     if value is None:
         return "–"
-    return _estimate(f"{'≥ ' if is_partial else ''}{value:.1f} J", is_estimated=is_estimated)
+    return _estimate(f"{'≥ ' if is_partial else ''}{joules(value)}", is_estimated=is_estimated)
 
 
 def _watts(value: float | None, *, is_estimated: bool) -> str:

@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from broker_server import report_energy
 from broker_server.affinity import Affinities
-from broker_server.report import STAGES, AffinityReport, Report, RoundReport
+from broker_server.report import STAGES, AffinityReport, OfficialReport, Report, RoundReport
 from broker_server.split import MAX_SPLIT_TASKS, Split, confidence
 from edge_runtime.wire.files import write_whole
 
@@ -85,6 +85,8 @@ def render(report: Report, *, affinities: Affinities | None = None, predictions:
         parts.append(_section("Affinities", f"{picture}<p class=note>{note}</p>"))
     if report.split is not None:
         parts.append(_section("Split", _split(report, affinities)))
+    if report.official:
+        parts.append(_section("Official artifacts made during the run", "".join(_official(report.official))))
     if energy := report_energy.section(report):
         parts.append(_section("Energy", energy))
     if predictions:
@@ -99,6 +101,12 @@ def render(report: Report, *, affinities: Affinities | None = None, predictions:
         "<meta name=viewport content='width=device-width,initial-scale=1'>"
         f"<title>MAS Edge report</title><style>{_STYLE}</style></head><body><main>{body}</main></body></html>\n"
     )
+
+
+def _official(outcomes: Mapping[str, OfficialReport]) -> Iterator[str]:
+    for group, outcome in outcomes.items():
+        said = f"within {outcome.max_relative_error} of the portable graphs" if outcome.problem is None else "none"
+        yield f"<p>{_text(group)}: {_text(said)}<span class=note> {_text(outcome.problem or '')}</span></p>"
 
 
 def loss_figure(report: Report) -> Figure:

@@ -17,6 +17,7 @@ from broker_server.federation import Federation
 from broker_server.keys import load_or_create
 from broker_server.mqtt.auth import TokenAuthorizer
 from broker_server.mqtt.broker import EmbeddedBroker
+from broker_server.official import Maker
 from broker_server.progress import Lines, Screen
 from broker_server.state import StateFolder
 from broker_server.store import Store
@@ -33,6 +34,8 @@ LINGER_S = 3.0
 BUNDLE_S = 1.0
 """How often a missing bundle is looked for."""
 SERVER = "server"
+OFFICIAL = "official"
+"""The folder in the state folder where official artifacts are made."""
 TOKEN_S = 30 * 86_400.0
 
 
@@ -70,6 +73,9 @@ def serve(
         else:
             link = stack.enter_context(_external(config, key, folder, url=broker, token=token, ca_file=ca_file))
         watcher = _watcher(stack, is_quiet=is_quiet)
+        maker = _maker(config)
+        if maker is not None:
+            stack.callback(maker.stop)
         aggregator = Aggregator(
             link=link,
             topics=Topics(config.federation),
@@ -77,6 +83,7 @@ def serve(
             blobs=blobs,
             coordinator=Coordinator(config.rules, store.hellos()),
             watcher=watcher,
+            maker=maker,
         )
         if config.bundle is not None or _is_bundle(config.bundle_path):
             aggregator.run(_federation(config, store, blobs, key))
@@ -143,6 +150,22 @@ def _watcher(stack: contextlib.ExitStack, *, is_quiet: bool) -> Watcher:
     screen.start()
     stack.callback(screen.stop)
     return screen
+
+
+def _maker(config: ServerConfig) -> Maker | None:
+    """What makes official artifacts, where its Python is known. Raises ConfigInvalid."""
+    if config.official_python is None:
+        return None
+    if not config.official_python.is_file():
+        raise ConfigInvalid(
+            f"official_python: {config.official_python} does not exist: make the environment with `make venv-official`"
+        )
+    return Maker(
+        python=config.official_python.absolute(),
+        bundle=config.bundle_path,
+        folder=config.state / OFFICIAL,
+        limit_s=config.official_limit_s,
+    )
 
 
 def _is_bundle(folder: Path) -> bool:

@@ -10,7 +10,7 @@ Rules
 
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -20,6 +20,7 @@ import msgspec
 from broker_server.strategy import Assignment, Phase
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.energy import Energy
+from edge_runtime.wire.manifest import Artifacts
 from edge_runtime.wire.messages import Evaluation, Hello, Spent, Update
 
 T = TypeVar("T")
@@ -39,6 +40,7 @@ CREATE TABLE IF NOT EXISTS results (
 CREATE TABLE IF NOT EXISTS energy (
     round INTEGER, device TEXT, body BLOB NOT NULL, PRIMARY KEY (round, device)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS official (grp TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, at_s REAL NOT NULL, text TEXT NOT NULL
 ) STRICT;
@@ -200,6 +202,17 @@ class Store:
             )
             for body, members, quorum, started_s, closed_s, bytes_up, bytes_down in rows
         ]
+
+    def set_official(self, outcomes: Mapping[str, Artifacts | str]) -> None:
+        """Keep the official artifacts that were made of groups, by group, or why they could not be."""
+        with self._transaction() as database:
+            for group, outcome in outcomes.items():
+                database.execute("INSERT OR REPLACE INTO official VALUES (?, ?)", (group, _json(outcome)))
+
+    def official(self) -> dict[str, Artifacts | str]:
+        """What came of the groups whose official artifacts were to be made."""
+        rows = self._database.execute("SELECT grp, body FROM official ORDER BY grp")
+        return {group: msgspec.json.decode(body, type=Artifacts | str) for group, body in rows}
 
     def note(self, text: str) -> None:
         """Keep something that people should be able to read later; the oldest of too many are dropped."""

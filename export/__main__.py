@@ -14,8 +14,6 @@ from typing import Any
 
 import msgspec
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import Progress, TextColumn
 
 from edge_runtime.engine import Engine
 from edge_runtime.wire import manifest as wire
@@ -67,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--groups", required=True, metavar='"a,b;c,d"', help="tasks with commas, groups with semicolons"
     )
     splits.add_argument("--weights", type=Path, help="weights of the whole model (default: the bundle's own)")
+    splits.add_argument("--out", type=Path, metavar="FOLDER", help="leave the bundle as it is and write there")
     for command in (compiles, splits):
         command.add_argument(
             "--official-python",
@@ -150,8 +149,9 @@ def _split(args: argparse.Namespace) -> int:
         weights = unpack(wire.read_folder(args.bundle).table, args.weights.read_bytes())
     with tempfile.TemporaryDirectory() as folder:
         run = _Runner(Engine(), Path(folder))
-        names = split(args.bundle, args.groups, weights, run=run, python=official_python(args.official_python))
-    print(f"{args.bundle}: official artifacts for {', '.join(names)}")
+        python = official_python(args.official_python)
+        names = split(args.bundle, args.groups, weights, run=run, python=python, out=args.out)
+    print(f"{args.out or args.bundle}: official artifacts for {', '.join(names)}")
     return DONE
 
 
@@ -184,10 +184,13 @@ class _Runner:
 
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Report]:
-    console = Console(stderr=True)
-    if quiet or not console.is_terminal:
+    if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
+    from rich.console import Console  # the official environment, which runs `split`, does without
+    from rich.progress import Progress, TextColumn
+
+    console = Console(stderr=True)
     with Progress(*Progress.get_default_columns(), TextColumn("{task.fields[graph]}"), console=console) as bar:
         task = bar.add_task("compile", graph="")
         yield lambda graph, done, total: bar.update(task, completed=done, total=total, graph=graph)

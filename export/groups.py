@@ -150,10 +150,13 @@ def write_official(folder: Path, forward: bytes, made: Mapping[Tasks, Made]) -> 
             write_whole(wire.official_path(folder, group_id(tasks), name), data)
 
 
-def split(folder: Path, groups: str, weights: Vector | None, *, run: Runner, python: Path) -> list[str]:
+def split(
+    folder: Path, groups: str, weights: Vector | None, *, run: Runner, python: Path, out: Path | None = None
+) -> list[str]:
     """Make artifacts for groups of a bundle's tasks and write them into it; returns the groups' names.
 
-    `weights` is laid out by the bundle's table; None for the bundle's own. Raises BundleInvalid, OfficialImpossible.
+    With `out` they go to that folder, with the manifest that names them, and the bundle stays as it is. `weights` is
+    laid out by the bundle's table; None for the bundle's own. Raises BundleInvalid, OfficialImpossible.
     """
     manifest = wire.read_folder(folder)
     chosen = parse_groups(groups, manifest)
@@ -175,8 +178,9 @@ def split(folder: Path, groups: str, weights: Vector | None, *, run: Runner, pyt
             run=run,
             python=python,
         )
-    write_official(folder, data, made)
-    write_whole(folder / wire.MANIFEST, wire.encode(described(manifest, data, made)))
+    target = out or folder
+    write_official(target, data, made)
+    write_whole(target / wire.MANIFEST, wire.encode(described(manifest, data, made)))
     return [group_id(tasks) for tasks in chosen]
 
 

@@ -187,7 +187,8 @@ def document(result: dict[str, Any]) -> str:
         figures = result[name]
         said = (
             f"{name.capitalize()}, {MODELS[name][1]} buildings: the exact means of every other epoch correlate with "
-            f"those of the rest by {figures['spearman']['of_exact_with_itself']:.2f}. The best split into two and three groups by method:"
+            f"those of the rest by {figures['spearman']['of_exact_with_itself']:.2f}. The best split into two and "
+            "three groups by method:"
         )
         lines += ["", textwrap.fill(said, 120), ""]
         for groups, by_method in figures["splits"].items():

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+MAX_NUMBER_BYTES = 64
+
 
 class MeterAbsent(Exception):
     """A meter is not on this board or cannot be used; the message is one sentence that says why and what to do."""
@@ -56,18 +58,18 @@ class NumberFile:
     """
 
     def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> float | None:
         """The number; None if it is not one or cannot be read now."""
         try:
-            return float(int(os.pread(self._descriptor, 64, 0)))
+            return float(int(os.pread(self.descriptor, MAX_NUMBER_BYTES, 0)))
         except (OSError, ValueError):
             return None
 
     def close(self) -> None:
         """Let go of the file."""
-        os.close(self._descriptor)
+        os.close(self.descriptor)
 
 
 def read_text(path: Path) -> str | None:

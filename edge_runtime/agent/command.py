@@ -14,6 +14,7 @@ import msgspec
 from edge_runtime.agent.config import AgentConfig, ConfigInvalid, read
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State, StateUnusable
+from edge_runtime.agent.watchdog import heartbeat
 from edge_runtime.agent.work import Worker, WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
@@ -116,8 +117,8 @@ def _run(
         topics=Topics(config.federation),
         server_key=config.server_key,
         max_download_bytes=config.max_download_bytes,
-        official=config.engine == "official",
         account=account,
+        beat=heartbeat(),
     )
     _stop_on_signals(stop)
     with account:

@@ -7,7 +7,7 @@ token = "eyJ…"                # the device's JSON Web Token: keep this file re
 server_key = "9f2c…"          # hexadecimal Ed25519 key whose signature a manifest must carry
 data = "data/kitchen"         # paths are relative to this file
 state = "state/kitchen"
-engine = "portable"           # optional: "official" trains with onnxruntime-training, where it is installed
+engine = "portable"           # optional: "official" trains with onnxruntime-training alone, "auto" where it can
 threads = 2                   # optional: for the computation; the engine decides where it is not given
 ca_file = "ca.pem"            # optional: certificates to trust for mqtts://
 max_download_bytes = 500000000  # optional: the most that one plan may need
@@ -31,6 +31,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
+from edge_runtime.wire.messages import OfficialUse
 from edge_runtime.wire.names import DeviceId, FederationName
 
 MAX_CONFIG_BYTES = 64 * 1024
@@ -53,7 +54,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     server_key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
     data: Path
     state: Path
-    engine: Literal["portable", "official"] = "portable"
+    engine: Literal["portable", "auto", "official"] = "portable"
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     ca_file: Path | None = None
     max_download_bytes: Annotated[int, Meta(ge=1, le=2**50)] = MAX_BLOB_BYTES
@@ -63,6 +64,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     meter_ca_file: Path | None = None
     meter_root: Path = Path("/")
     meter_idle_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
+
+    @property
+    def official(self) -> OfficialUse:
+        """Whether the engine is the official one."""
+        uses: dict[str, OfficialUse] = {"portable": "off", "auto": "auto", "official": "require"}
+        return uses[self.engine]
 
     def __repr__(self) -> str:
         """Everything but the token."""

@@ -64,7 +64,7 @@ class Ending:
 class Agent:
     """One device, from joining until the federation ends. `clock` is in seconds and only goes forward.
 
-    Without an `account` times and nothing else are known of what a plan costs.
+    Without an `account` times and nothing else are known of what a plan costs. `beat` is called while the loop runs.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Agent:
         topics: Topics,
         server_key: str,
         max_download_bytes: int,
-        official: bool = False,
         account: EnergyAccount | None = None,
+        beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
@@ -86,12 +86,16 @@ class Agent:
         self._device = device
         self._topics = topics
         self._clock = clock
-        self._downloads = Downloads(state, server_key=server_key, max_bytes=max_download_bytes, official=official)
+        self._beat = beat
+        hello = worker.hello()
+        self._downloads = Downloads(
+            state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
+        )
         self._costs = Costs(account or EnergyAccount(None))
         self._job = Job(worker, self._downloads, state.blobs, CarriedVectors(state.root / "residual"), self._costs)
         self._uplink = Uplink(state.upload_bytes_per_s())
         pending = state.pending()
-        self._session = Session(worker.hello(), pending=pending)
+        self._session = Session(hello, pending=pending)
         if pending is not None:
             self._costs.begin(pending.plan, "idle")
         self._uploading = False
@@ -115,6 +119,7 @@ class Agent:
         self._link.subscribe(self._topics.command(self._device))
         try:
             while self._ending is None and not stop.is_set():
+                self._beat()
                 self._step()
         finally:
             self._job.cancel()

@@ -13,6 +13,7 @@ journal ends with a warning, and the work goes on.
 """
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -32,6 +33,8 @@ HEALTH_S = 5.0
 """How often the board's health is looked at."""
 SYNC_S = 1.0
 """How often the disk is made to keep the journal: a power cut costs so much at most."""
+FOLD_S = 0.5
+"""How often readings are folded into the sums, some at a time: each is in the journal at once."""
 MAX_JOURNAL_BYTES = 1 << 20
 """Then the readings are replaced by their sums."""
 _BEFORE = -1
@@ -62,7 +65,8 @@ class EnergyAccount:
         self._clock = clock
         self._lock = threading.RLock()
         self._ledger = Ledger()
-        self._looked_s: float | None = None
+        self._unfolded: list[Sample] = []
+        self._folded_s = self._looked_s = -math.inf
         self._journal = None if path is None else Journal(path)
         self._facts = None if meter is None else _facts(meter)
         self._sampler = Sampler(self.sample, 1 / HEALTH_S if self._facts is None else self._facts.rate_hz)
@@ -103,7 +107,7 @@ class EnergyAccount:
     def idle_w(self) -> float | None:
         """Power of the idle board by this source, as it was last measured."""
         with self._lock:
-            known = self._ledger.baseline
+            known = self._books.baseline
             return None if known is None or known.source != self.source else known.idle_w
 
     def measure_idle(self, seconds: float, wait: Callable[[float], object] = time.sleep) -> float | None:
@@ -113,7 +117,7 @@ class EnergyAccount:
         wait(seconds)
         with self._lock:
             self._sample()
-            idle_w = phase_energy(self._ledger.tally(_BEFORE, "", "idle")).mean_w
+            idle_w = phase_energy(self._books.tally(_BEFORE, "", "idle")).mean_w
             self._record(Mark(self._clock(), *_place(before)))
             self._record(Forget(_BEFORE, ""))
             if idle_w is not None and self._facts is not None:
@@ -130,6 +134,9 @@ class EnergyAccount:
 
     def switch(self, phase: Phase) -> None:
         """Go on in another phase of the same round. Cheap if it is the same, so it may be called at every step."""
+        mark = self._ledger.mark
+        if mark is None or mark.phase == phase:
+            return  # without the lock, which is held while the meter is read
         with self._lock:
             mark = self._ledger.mark
             if mark is not None and mark.phase != phase:
@@ -152,13 +159,13 @@ class EnergyAccount:
             self._look()
             mark = self._ledger.mark
             if not self._sample() and mark is not None:
-                self._ledger.apply(Mark(self._clock(), mark.round, mark.group, mark.phase))  # time goes on all the same
-            return self._ledger.report(round_, group, self.reasons)
+                self._books.apply(Mark(self._clock(), mark.round, mark.group, mark.phase))  # time goes on all the same
+            return self._books.report(round_, group, self.reasons)
 
     def rounds(self) -> set[tuple[int, str]]:
         """The (round, group) that there are figures of, those of a process before among them."""
         with self._lock:
-            return self._ledger.rounds()
+            return self._books.rounds()
 
     def forget(self, round_: int, group: str) -> None:
         """A round's figures have been delivered and need not be kept."""
@@ -169,10 +176,14 @@ class EnergyAccount:
         """Read the meter, and every few seconds the board's health. The sampler's thread calls it."""
         with self._lock:
             self._sample()
-            if self._looked_s is None or self._clock() - self._looked_s >= HEALTH_S:
+            now_s = self._read_s
+            if now_s - self._looked_s >= HEALTH_S:
                 self._look()
-            if self._journal is not None and self._journal.size_bytes > MAX_JOURNAL_BYTES:
-                self._keep(lambda journal: journal.restart(self._ledger.snapshot()))
+            if now_s - self._folded_s >= FOLD_S:
+                self._folded_s = now_s
+                books = self._books
+                if self._journal is not None and self._journal.size_bytes > MAX_JOURNAL_BYTES:
+                    self._keep(lambda journal: journal.restart(books.snapshot()))
 
     def sync(self) -> None:
         """Make the disk keep the journal. The syncer's thread calls it; nobody waits for the disk meanwhile."""
@@ -188,19 +199,33 @@ class EnergyAccount:
     def _mark(self, round_: int | None, group: str, phase: Phase) -> None:
         with self._lock:
             before = self._ledger.mark
+            is_other = before is None or (before.round, before.group) != (round_, group)
+            if is_other:
+                self._look()  # what happened up to now is not the next round's
             self._sample()
             self._record(Mark(self._clock(), round_, group, phase))
-            if before is None or (before.round, before.group) != (round_, group):
+            if is_other:
                 self._look()
 
     def _sample(self) -> bool:
         """Read the meter; whether it gave something."""
-        start_s = self._clock()
+        start_s = self._read_s = self._clock()
         values = None if self._meter is None else self._meter.read()
-        if values is not None:
-            # A reading is of some moment between asking and answer.
-            self._record(Sample((start_s + self._clock()) / 2, values))
-        return values is not None
+        if values is None:
+            return False
+        # A reading is of some moment between asking and answer.
+        sample = Sample((start_s + self._clock()) / 2, values)
+        self._unfolded.append(sample)
+        self._write(sample)
+        return True
+
+    @property
+    def _books(self) -> Ledger:
+        """The ledger with every reading in it."""
+        for sample in self._unfolded:
+            self._ledger.apply(sample)
+        self._unfolded.clear()
+        return self._ledger
 
     def _look(self) -> None:
         self._looked_s = self._clock()
@@ -212,8 +237,16 @@ class EnergyAccount:
         )
 
     def _record(self, record: Record) -> None:
-        self._ledger.apply(record)
-        self._keep(lambda journal: journal.append(record))
+        self._books.apply(record)
+        self._write(record)
+
+    def _write(self, record: Record) -> None:
+        """Append to the journal, or go on without one. It is done for every reading."""
+        if self._journal is not None:
+            try:
+                self._journal.append(record)
+            except OSError as exc:
+                self._give_up(exc)
 
     def _keep(self, act: Callable[[Journal], None]) -> None:
         """Do something with the journal, or go on without one."""
@@ -222,8 +255,11 @@ class EnergyAccount:
         try:
             act(self._journal)
         except OSError as exc:
-            _log.warning("energy is no longer journalled, a restart will not know it: %s", exc)
-            self._journal = None
+            self._give_up(exc)
+
+    def _give_up(self, error: OSError) -> None:
+        _log.warning("energy is no longer journalled, a restart will not know it: %s", error)
+        self._journal = None
 
     def _resume(self) -> None:
         """Take up what a process before has left, in a new file."""

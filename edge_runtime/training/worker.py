@@ -1,5 +1,6 @@
 """What the agent asks for, done with the engine and this device's data set."""
 
+import logging
 import platform
 import time
 from pathlib import Path
@@ -10,7 +11,7 @@ from edge_runtime import __version__
 from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.work import EvaluationResult, Report, Stage, TrainResult, WorkerUnusable, WorkRefused
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
-from edge_runtime.engine import Engine, EngineError, engine_version
+from edge_runtime.engine import Engine, EngineError, engine_version, trains
 from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
 from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_installed
 from edge_runtime.training.learnt import LearntStore
@@ -20,25 +21,29 @@ from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import DataSplit, Hello, Plan
+from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan
 from edge_runtime.wire.tensors import Vector, transfer
 
 EVALUATION_BATCH = 16
+_log = logging.getLogger(__name__)
 
 
 class LocalWorker:
     """Trains and evaluates on the data set in a folder. Raises WorkerUnusable if it cannot be used."""
 
-    def __init__(self, data: Path, state: Path, threads: int | None = None, *, official: bool = False) -> None:
+    def __init__(self, data: Path, state: Path, threads: int | None = None, *, official: OfficialUse = "off") -> None:
         try:
             self._dataset = Dataset.open(data)
-            if official:
+            if official == "require":
                 check_installed()
         except (DatasetInvalid, OfficialUnavailable) as exc:
             raise WorkerUnusable(str(exc)) from exc
+        if official == "auto" and not trains():
+            _log.info("%s is installed, not onnxruntime-training: this device trains portable graphs", engine_version())
         self._engine = Engine(threads)
         self._shelf = GraphShelf(self._engine)
-        self._official = OfficialShelf(self._engine) if official else None
+        self._use: OfficialUse = official if trains() else "off"
+        self._official = None if self._use == "off" else OfficialShelf(self._engine)
         self._momentum = CarriedVectors(state / "momentum")
         self._learnt = LearntStore(state / "weighting")
 
@@ -51,11 +56,12 @@ class LocalWorker:
         }
         return Hello(
             software=f"mas-edge {__version__}",
-            engine=engine_version() + (" official" if self._official else ""),
+            engine=engine_version(),
             platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
             examples={name: len(split) for name, split in splits.items() if split is not None},
             tasks=self._dataset.tasks,
             memory_bytes=installed_bytes(),
+            official=self._use,
         )
 
     def train(self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report) -> TrainResult:
@@ -66,7 +72,7 @@ class LocalWorker:
         settings, split = plan.training, self._dataset.train
         asked, manifest = manifest, self._labelled(manifest, split)
         try:
-            whole = None if self._official is None else self._official.of(manifest, lambda _, key: store.path(key))
+            whole = self._whole(manifest, store)
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
@@ -124,6 +130,11 @@ class LocalWorker:
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
         )
+
+    def _whole(self, manifest: Manifest, store: BlobStore) -> Step | None:
+        if self._official is None or (self._use == "auto" and manifest.official is None):
+            return None
+        return self._official.of(manifest, lambda _, digest: store.path(digest))
 
     @staticmethod
     def _labelled(manifest: Manifest, split: Split) -> Manifest:

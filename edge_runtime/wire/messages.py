@@ -50,6 +50,8 @@ Counts = Annotated[dict[TaskName, Count], Meta(max_length=MAX_TASKS)]
 Row = Annotated[tuple[Number, ...], Meta(min_length=1, max_length=MAX_TASKS)]
 Matrix = Annotated[tuple[Row, ...], Meta(min_length=1, max_length=MAX_TASKS)]
 DataSplit = Literal["train", "val", "test"]
+OfficialUse = Literal["off", "auto", "require"]
+"""Whether a device trains with official artifacts: never, where the bundle has them, or with nothing else."""
 T = TypeVar("T")
 
 
@@ -144,6 +146,8 @@ class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     examples: dict[DataSplit, Count]
     tasks: Tasks
     memory_bytes: Count | None
+    official: OfficialUse = "off"
+    """Whether it asks for official artifacts: the server then makes those of the groups that it decides."""
 
     def __post_init__(self) -> None:
         _check_tasks(self.tasks)

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -19,6 +20,7 @@ from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
 from edge_runtime.wire.energy import Energy, PhaseEnergy
+from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.link import Connected, Delivery, MqttLink
 from edge_runtime.wire.messages import (
     Ack,
@@ -42,8 +44,8 @@ TASKS = ("a", "b", "c")
 AFFINITY = ((0.0, 5.0, -1.0), (5.0, 0.0, -1.0), (-1.0, -1.0, 0.0))
 
 
-def make_bundle(folder, tasks=TASKS):
-    """A bundle whose graphs are a few bytes each."""
+def make_bundle(folder, tasks=TASKS, *, forward=None):
+    """A bundle whose graphs are a few bytes each; with `forward` official artifacts may be made for it."""
     table = TensorTable.of({"encoder.w": (3,), **{f"head.{t}.w": (2,) for t in tasks}})
     weights = pack(table, np.arange(table.size, dtype=np.float32))
     graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks, 1)}
@@ -63,6 +65,10 @@ def make_bundle(folder, tasks=TASKS):
         parity=manifests.Parity(max_relative_error=0.0, worst="encoder.w", compared=1),
         versions={"torch": "0"},
     )
+    if forward is not None:
+        file = manifests.File(digest=describe(forward).digest, size_bytes=len(forward))
+        bundle = msgspec.structs.replace(bundle, official=manifests.Official(groups={}, forward=file))
+        write_whole(folder / manifests.OFFICIAL / manifests.FORWARD, forward)
     manifests.write_folder(folder, bundle, weights, graphs)
     return bundle
 
@@ -71,11 +77,22 @@ class Device:
     """A scripted device: trains by adding `step` to every weight it was given. `say` publishes (topic, payload)."""
 
     def __init__(
-        self, name, root, say, server_key, *, step=1.0, examples=10, chunk_bytes=1024, federation="home", energy=None
+        self,
+        name,
+        root,
+        say,
+        server_key,
+        *,
+        step=1.0,
+        examples=10,
+        chunk_bytes=1024,
+        federation="home",
+        energy=None,
+        official="off",
     ):
         self.name, self.say, self.server_key = name, say, server_key
         self.step, self.examples, self.chunk_bytes = step, examples, chunk_bytes
-        self.topics = Topics(federation)
+        self.topics, self.official = Topics(federation), official
         self.blobs = BlobStore(root / name)
         self.plans, self.acks, self.finished = [], [], None
         self.plan = self.answer = self.residual = None
@@ -93,6 +110,7 @@ class Device:
             examples={"train": self.examples},
             tasks=TASKS,
             memory_bytes=None,
+            official=self.official,
         )
         self.tell(hello)
 
@@ -155,8 +173,8 @@ class Device:
         verify(self.server_key, data, plan.signature)
         bundle = manifests.decode(data)
         assert bundle.task_names == tuple(sorted(plan.tasks))
-        for file in bundle.graphs.values():
-            self.want(Blob(digest=file.digest, size_bytes=file.size_bytes))
+        for digest, size in bundle.needs(official=self.official != "off").items():
+            self.want(Blob(digest=digest, size_bytes=size))
         if all(assembly.whole for assembly in self.wanted.values()):
             self.answer = self.train(plan, bundle) if plan.work == "train" else self.evaluate(plan)
             self.tell(self.answer)
@@ -289,8 +307,8 @@ class Watcher:
 class World:
     """A server and its devices. `boot` starts the server anew over whatever state there is, as after a crash."""
 
-    def __init__(self, root, **settings):
-        self.root = root
+    def __init__(self, root, *, maker=None, **settings):
+        self.root, self.maker = root, maker
         self.clock = SimpleNamespace(now_s=0.0)
         settings = {
             "merged_rounds": 2,
@@ -301,7 +319,7 @@ class World:
             "state": root / "state",
         } | settings
         self.config = ServerConfig(**settings)
-        self.bundle = make_bundle(root / "bundle")
+        self.bundle = make_bundle(root / "bundle", forward=b"forward graph" if maker else None)
         self.key = load_or_create(self.config.state)
         self.link = FakeLink(self.clock)
         self.watcher = Watcher()
@@ -319,6 +337,7 @@ class World:
             blobs=self.blobs,
             coordinator=Coordinator(config.rules, self.store.hellos()),
             watcher=self.watcher,
+            maker=self.maker(self) if self.maker else None,
             clock=lambda: self.clock.now_s,
         )
         self.federation = Federation(
@@ -354,6 +373,8 @@ class World:
             if condition():
                 return
             self.aggregator.step(0.25)
+            if self.aggregator.making:  # by a process, whose time is not the fake one
+                time.sleep(0.01)
         raise AssertionError(f"never happened; notes: {self.watcher.notes[-5:]}, counts: {self.aggregator.counts}")
 
     def until_finished(self):
@@ -395,6 +416,11 @@ def world(tmp_path):
         return World(tmp_path, **settings)
 
     return make
+
+
+@pytest.fixture
+def make_tiny_bundle():
+    return make_bundle
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pytest
 
-from broker_server.energy import above_idle_j, label, total
+from broker_server.energy import above_idle_j, joules, label, total
 
 
 def test_total_adds_what_was_measured(make_energy):
@@ -38,11 +38,11 @@ def test_total_of_nothing_measured_is_none_and_not_zero(make_energy, plans):
 
 def test_total_says_how_much_of_it_is_estimated(make_energy):
     model = make_energy(joules=5.0, source="model", estimated=True)
-    assert label(total([model])) == "5.0 J (estimated)"
-    assert label(total([model, None]), 0) == "≥ 5 J (estimated, 1 of 2 measured)"
+    assert label(total([model])) == "5.00 J (estimated)"
+    assert label(total([model, None])) == "≥ 5.00 J (estimated, 1 of 2 measured)"
     mixed = total([model, make_energy(joules=10.0)])
     assert (mixed.energy_j, mixed.estimated_j, mixed.estimated) == (15.0, 5.0, True)
-    assert label(mixed) == "15.0 J (5.0 J of it estimated)"
+    assert label(mixed) == "15.0 J (5.00 J of it estimated)"
     assert mixed.phases["train"].estimated_j == 5.0
 
 
@@ -51,3 +51,11 @@ def test_above_idle_needs_every_baseline(make_energy):
     assert total([with_one, without]).above_idle_j is None
     assert total([with_one, None]).above_idle_j == 6.0
     assert (above_idle_j(with_one), above_idle_j(without), above_idle_j(make_energy(joules=None))) == (6.0, None, None)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1234.5, "1234 J"), (12.34, "12.3 J"), (1.234, "1.23 J"), (0.01234, "0.0123 J"), (-15.0, "-15.0 J"), (0.0, "0 J")],
+)
+def test_joules_have_three_digits(value, text):
+    assert joules(value) == text

@@ -74,6 +74,12 @@ def test_serve_bad_settings(tmp_path, capsys):
     assert "not a bundle" in capsys.readouterr().err
 
 
+def test_serve_official_python_that_is_not_there(tmp_path, capsys):
+    words = ["--state", str(tmp_path), "--port", "0", "--official-python", str(tmp_path / "none")]
+    assert main(words) == USAGE
+    assert "make venv-official" in capsys.readouterr().err
+
+
 def test_serve_state_folder_in_use(tmp_path, capsys):
     folder = StateFolder(tmp_path)
     assert main(["--state", str(tmp_path), "--port", "0"]) == UNAVAILABLE

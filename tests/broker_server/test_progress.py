@@ -41,7 +41,7 @@ def test_lines_say_what_a_round_has_cost(world, make_energy):
     world.device("y").start()
     world.until_finished()
     lines = [line for line in out.getvalue().splitlines() if "train loss" in line]
-    assert all(line.endswith("s, ≥ 5.0 J (estimated, 1 of 2 measured))") for line in lines)
+    assert all(line.endswith("s, ≥ 5.00 J (estimated, 1 of 2 measured))") for line in lines)
 
 
 def test_screen_at_every_stage(world):

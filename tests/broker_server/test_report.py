@@ -21,7 +21,8 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     reports.write(tmp_path / "out", report, reports.models(finished.store, finished.blobs))
     data = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
     assert set(data) == {
-        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "test_loss", "wall_s",
+        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
+        "test_loss", "wall_s",
     }  # fmt: skip
     assert (data["strategy"], data["tasks"], data["seed"]) == ("mas", ["a", "b", "c"], 0)
     assert [(r["phase"], r["group"]) for r in data["rounds"]] == [

@@ -35,12 +35,12 @@ def test_section_shows_groups_phases_and_devices(report, make_energy):
     assert head == [
         "group", "download", "train", "in all", "±", "above idle", "at most", "held back by",
     ]  # fmt: skip
-    assert whole[:4] == ["a+b+c", "4.0 J", "116.0 J", "120.0 J"]  # two rounds of training, two of measuring
+    assert whole[:4] == ["a+b+c", "4.00 J", "116 J", "120 J"]  # two rounds of training, two of measuring
     assert whole[4:] == ["12.0 J", "88.0 J", "72 °C", "under_voltage"]
     assert everything[0] == "all"
-    assert everything[3] == "300.0 J"
-    assert devices[0][:5] == ["1", "a+b+c", "x", "10.0 J", "1.0 J"]
-    assert devices[0][5:] == ["6.0 J", "1.00 W", "rapl", "10.0", "100 %", "72 °C", "under_voltage"]
+    assert everything[3] == "300 J"
+    assert devices[0][:5] == ["1", "a+b+c", "x", "10.0 J", "1.00 J"]
+    assert devices[0][5:] == ["6.00 J", "1.00 W", "rapl", "10.0", "100 %", "72 °C", "under_voltage"]
     assert len(devices) == 12
     assert card(found) == ("300 J", "energy of the devices")
     assert cell(found.rounds[0]) == "30.0 J"
@@ -49,15 +49,15 @@ def test_section_shows_groups_phases_and_devices(report, make_energy):
 def test_section_labels_estimates_and_what_is_left_out(report, make_energy):
     found = report(make_energy(joules=5.0, source="model", estimated=True), make_energy(joules=None))
     page = section(found)
-    assert "5.0 J (estimated)" in page
-    assert "≥ 5.0 J (estimated, 1 of 2 measured)" in cell(found.rounds[0])
+    assert "5.00 J (estimated)" in page
+    assert "≥ 5.00 J (estimated, 1 of 2 measured)" in cell(found.rounds[0])
     assert "no meter" in page
     for line in rows(page):
         figures = [text for text in line if re.fullmatch(r"(≥ )?[\d.]+ [JW]\b.*", text)]
         assert all("(estimated" in text for text in figures)
-        assert not any(text.startswith("0.0 J") for text in line)
+        assert not any(text.startswith("0 J") for text in line)
         assert all(text.startswith("≥") for text in line[1:5] if line[0] in {"a+b+c", "all"})
-    assert card(found) == ("≥ 50 J (estimated, 10 of 20 measured)", "energy of the devices")
+    assert card(found) == ("≥ 50.0 J (estimated, 10 of 20 measured)", "energy of the devices")
 
 
 def test_nothing_measured_is_no_section_and_no_card(report):

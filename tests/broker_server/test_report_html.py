@@ -53,6 +53,18 @@ def test_page_of_a_federation_that_has_just_begun(world):
     assert "data:image" not in page
 
 
+def test_page_says_what_became_of_official_artifacts(finished):
+    report = reports.build(finished.store)
+    assert "Official artifacts" not in render(report)
+    outcomes = {
+        "a": reports.OfficialReport(max_relative_error=2e-4, problem=None),
+        "b": reports.OfficialReport(max_relative_error=None, problem="no gradient for <Round>"),
+    }
+    page = render(msgspec.structs.replace(report, official=outcomes))
+    assert "a: within 0.0002 of the portable graphs" in page
+    assert "b: none<span class=note> no gradient for &lt;Round&gt;" in page
+
+
 def test_page_escapes_names(finished):
     report = msgspec.structs.replace(reports.build(finished.store), strategy="<img src=x>", versions={"<": "&"})
     assert "<IMG" not in render(report).replace("<img alt", "")

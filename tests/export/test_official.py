@@ -180,6 +180,14 @@ def test_bundle_with_official_artifacts_trains_alike_on_both_engines(tmp_path, t
     assert "depth+normals, segmentation" in done.stdout
     manifest = wire.read_folder(bundle)
     assert list(manifest.official.groups) == ["depth+normals", "depth+normals+segmentation", "segmentation"]
+    before, out = wire.encode(manifest), tmp_path / "out"
+    words = ("--groups", "depth", "--out", out, "--official-python", PYTHON)
+    done = command("-m", "export", "split", bundle, *words, python=PYTHON)  # as a server does
+    assert done.returncode == 0, done.stderr
+    assert (bundle / wire.MANIFEST).read_bytes() == before
+    apart = wire.decode((out / wire.MANIFEST).read_bytes()).official.groups["depth"]
+    for name, file in apart.files.items():
+        wire.check_file(wire.official_path(out, "depth", name), file)
     options = ("--epochs", 2, "--batch", 4, "--lr", 0.02, "--seed", 3, "--bundle", bundle, "--data", data)
     for tasks in ("depth,normals,segmentation", "depth,normals"):
         table = manifest.group(tuple(tasks.split(",")), manifest.weights).table

@@ -36,8 +36,8 @@ def free_port():
 class Process:
     """A process of ours, with what it says in a file."""
 
-    def __init__(self, log, module, *arguments):
-        self.log, self.command = log, [sys.executable, "-m", module, *map(str, arguments)]
+    def __init__(self, log, module, *arguments, python=sys.executable):
+        self.log, self.command = log, [str(python), "-m", module, *map(str, arguments)]
         self.start()
 
     def start(self):
@@ -87,8 +87,8 @@ class Site:
         self.url = f"mqtt://127.0.0.1:{self.port}"
         self.processes = []
 
-    def run(self, log, module, *arguments):
-        self.processes.append(Process(self.root / f"{log}.log", module, *arguments))
+    def run(self, log, module, *arguments, python=sys.executable):
+        self.processes.append(Process(self.root / f"{log}.log", module, *arguments, python=python))
         return self.processes[-1]
 
     def serve(self, *flags, **settings):
@@ -127,9 +127,9 @@ class Site:
             file.write(f'meter = "{meter}"\nmeter_root = "{meter_root}"\nmeter_idle_s = {meter_idle_s}\n')
         return config
 
-    def device(self, name, count=10, **settings):
+    def device(self, name, count=10, *, python=sys.executable, **settings):
         config = self.enrol(name, data=str(self.data(name, count)), **settings)
-        return self.run(f"device-{name}", "edge_runtime", "run", "--config", config)
+        return self.run(f"device-{name}", "edge_runtime", "run", "--config", config, python=python)
 
     def report(self):
         return msgspec.json.decode((self.state / "report" / "report.json").read_bytes())

@@ -27,7 +27,8 @@ def losses(values, *names):
 def check_report(report, tasks, clients):
     """Every key of report.json and its type."""
     assert list(report) == [
-        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "test_loss", "wall_s",
+        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
+        "test_loss", "wall_s",
     ]  # fmt: skip
     assert (report["strategy"], report["tasks"], report["seed"]) == ("mas", list(tasks), 7)
     assert {"python", "mas-edge", "numpy", "torch"} <= set(report["versions"])

@@ -38,6 +38,12 @@ def test_read_takes_the_optional_keys(tmp_path):
     assert str(config.data) == "/srv/data"
 
 
+@pytest.mark.parametrize(("engine", "official"), [("portable", "off"), ("auto", "auto"), ("official", "require")])
+def test_engine_says_whether_official_artifacts_are_asked_for(tmp_path, engine, official):
+    assert read(write(tmp_path)).official == "off"
+    assert read(write(tmp_path, engine=f'"{engine}"')).official == official
+
+
 def test_read_takes_a_meter_and_what_it_needs(tmp_path):
     config = read(write(tmp_path))
     assert (config.meter, str(config.meter_root), config.meter_idle_s) == ("auto", "/", 10.0)
@@ -51,6 +57,7 @@ def test_read_takes_a_meter_and_what_it_needs(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
+        ({"engine": '"fast"'}, "engine"),
         ({"device": '"../x"'}, "device"),
         ({"federation": '""'}, "federation"),
         ({"server_key": '"abc"'}, "server_key"),

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from devices.meters.rapl import RaplMeter
 from edge_runtime.energy.account import HEALTH_S, MAX_JOURNAL_BYTES, EnergyAccount
 from edge_runtime.energy.records import Sample, from_lines
 
@@ -214,6 +215,7 @@ def test_running_account_samples_by_itself_and_closes_its_meter(tmp_path, meter)
 JOURNALLING = """
 import os, sys, time
 from pathlib import Path
+from devices.meters.rapl import RaplMeter
 from edge_runtime.energy.account import EnergyAccount
 
 class Facts:
@@ -256,3 +258,54 @@ def test_killed_process_loses_at_most_one_sample(tmp_path):
         assert report.seconds >= seconds
         seconds = report.seconds
     assert report.energy_j > 0
+
+
+def test_what_held_the_board_back_before_a_round_is_not_the_round_s(meter, clock, health):
+    """A probe that says once what has happened since it was asked before, as counters make it."""
+    events = []
+
+    def probe():
+        said = tuple(events)
+        events.clear()
+        return health(throttled=said)
+
+    account = EnergyAccount(meter, health=probe, clock=clock)
+    account.begin(1, "a")
+    events.append("over_current")
+    account.begin(2, "a")
+    assert account.report(1, "a").throttled == ("over_current",)
+    assert account.report(2, "a").throttled == ()
+    events.append("throttled")
+    assert account.report(2, "a").throttled == ("throttled",)
+
+
+def test_counters_that_wrap_jitter_and_stand_still_in_the_journal_give_the_joules(tmp_path, clock):
+    """RAPL's files from end to end: 20 s at 25 to 35 W, a range of 60 J, uneven readings and a second without any."""
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in {"name": "package-0", "energy_uj": "0", "max_energy_range_uj": "60000000"}.items():
+        (zone / name).write_text(f"{text}\n")
+    chance, power_w, total_j = random.Random(3), 30.0, 0.0
+    account = EnergyAccount(RaplMeter(tmp_path), path=tmp_path / "energy.journal", clock=clock)
+    account.begin(1, "a")
+    began_s = clock.now_s
+    while clock.now_s < began_s + 20:
+        step_s = 1.0 if 0.05 < chance.random() < 0.06 else chance.uniform(0.05, 0.15)
+        power_w = min(35.0, max(25.0, power_w + chance.uniform(-2, 2)))
+        total_j += power_w * step_s
+        clock.now_s += step_s
+        (zone / "energy_uj").write_text(f"{total_j % 60 * 1e6:.0f}\n")
+        account.sample()
+    assert total_j > 8 * 60
+    for found in (account, EnergyAccount(None, path=tmp_path / "energy.journal", clock=clock)):
+        assert found.report(1, "a").energy_j == pytest.approx(total_j, rel=0.03)
+
+
+def test_account_says_what_it_knows_of_its_source(tmp_path, meter, clock, facts):
+    account = EnergyAccount(meter, path=tmp_path / "energy.journal", clock=clock)
+    assert (account.source, account.is_estimated, account.idle_w) == ("fake", False, None)
+    account.measure_idle(1.0, lambda seconds: run(account, clock, seconds))
+    assert account.idle_w == pytest.approx(5.0)
+    meter.facts = facts(source="other", estimated=True)
+    other = EnergyAccount(meter, path=tmp_path / "energy.journal", clock=clock)
+    assert (other.source, other.is_estimated, other.idle_w) == ("other", True, None)

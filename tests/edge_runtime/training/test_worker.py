@@ -270,4 +270,14 @@ def test_worker_stops_where_the_work_is_no_longer_wanted(tiny, worker, store):
 @pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
 def test_worker_of_the_official_engine_needs_onnxruntime_training(tiny, tmp_path):
     with pytest.raises(WorkerUnusable, match="needs onnxruntime-training"):
-        LocalWorker(tiny.data, tmp_path / "state", official=True)
+        LocalWorker(tiny.data, tmp_path / "state", official="require")
+    assert LocalWorker(tiny.data, tmp_path / "other").hello().official == "off"
+
+
+@pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
+def test_worker_that_would_use_the_official_engine_does_without_where_it_is_not_installed(tiny, tmp_path, store):
+    worker = LocalWorker(tiny.data, tmp_path / "state", official="auto")
+    assert worker.hello().official == "off"
+    portable = LocalWorker(tiny.data, tmp_path / "other")
+    found = [w.train(tiny.plan(), tiny.manifest, store, weights_of(tiny), Reports()) for w in (worker, portable)]
+    assert found[0].weights.tobytes() == found[1].weights.tobytes()

@@ -214,7 +214,7 @@ def test_encode_refuses_a_residual_that_takes_fp32_to_infinity():
 def test_encode_refuses_a_change_that_fp16_does_not_hold():
     received = np.zeros(11, np.float32)
     with pytest.raises(TensorsInvalid, match="65,504"):
-        send(TABLE, received, received + 70_000, scheme="fp16")
+        send(TABLE, received, received + np.float32(70_000), scheme="fp16")
 
 
 @pytest.mark.parametrize("which", ["received", "trained", "residual"])
