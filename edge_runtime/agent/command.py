@@ -14,6 +14,7 @@ import msgspec
 from edge_runtime.agent.config import AgentConfig, ConfigInvalid, read
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State, StateUnusable
+from edge_runtime.agent.watchdog import heartbeat
 from edge_runtime.agent.work import Worker, WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
@@ -117,6 +118,7 @@ def _run(
         server_key=config.server_key,
         max_download_bytes=config.max_download_bytes,
         account=account,
+        beat=heartbeat(),
     )
     _stop_on_signals(stop)
     with account:
