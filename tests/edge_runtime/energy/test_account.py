@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from devices.meters.rapl import RaplMeter
-from edge_runtime.energy.account import HEALTH_S, MAX_JOURNAL_BYTES, EnergyAccount
+from edge_runtime.energy.account import HEALTH_S, KEEP_S, MAX_JOURNAL_BYTES, EnergyAccount
 from edge_runtime.energy.records import Sample, from_lines
 
 ROOT = Path(__file__).parents[3]
@@ -140,7 +140,7 @@ def test_restart_goes_on_with_what_was_counted(tmp_path, meter, clock):
     second.begin(3, "depth")
     run(second, clock, 1.0)
     report = second.report(3, "depth")
-    assert report.energy_j == pytest.approx(10.0)
+    assert 10.0 - 5.0 * (KEEP_S + 0.02) <= report.energy_j <= 10.0
     assert report.idle_w == pytest.approx(5.0)
     second.forget(3, "depth")
     assert EnergyAccount(meter, path=path, clock=clock).report(3, "depth").energy_j is None
@@ -155,7 +155,8 @@ def test_torn_journal_is_taken_up(tmp_path, meter, clock, caplog):
     with caplog.at_level("INFO"):
         second = EnergyAccount(meter, path=path, clock=clock)
     assert "torn" in caplog.text
-    assert second.report(3, "depth").energy_j == pytest.approx(5.0, rel=0.05)
+    left_j = 5.0 - 5.0 * 2 * (KEEP_S + 0.02)  # the last ones of the process, and those of the torn line's time
+    assert left_j <= second.report(3, "depth").energy_j < 5.0
 
 
 def test_journal_stays_small_and_loses_nothing(tmp_path, meter, clock):
@@ -226,7 +227,7 @@ class Meter:
     facts, n = Facts(), 0
     def read(self):
         self.n += 1
-        os.write(1, b"%d\\n" % self.n)
+        os.write(1, b"%d %.6f\\n" % (self.n, time.monotonic()))
         return (float(self.n),)
     def close(self):
         pass
@@ -236,24 +237,27 @@ with EnergyAccount(Meter(), path=Path(sys.argv[1])) as account:
     while True:
         for phase in ("train", "probe"):
             with account.phase(phase):
-                time.sleep(0.003)
+                time.sleep(0.05)
 """
 
 
-def test_killed_process_loses_at_most_one_sample(tmp_path):
+def test_killed_process_loses_at_most_a_quarter_of_a_second(tmp_path):
     path, chance = tmp_path / "energy.journal", random.Random(7)
     seconds = 0.0
     for _ in range(8):
         process = subprocess.Popen([sys.executable, "-c", JOURNALLING, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"1\n"
+        first = process.stdout.readline()
         time.sleep(chance.uniform(0, 0.25))
         process.send_signal(signal.SIGKILL)
-        taken = 1 + process.stdout.read().count(b"\n")
+        lines = [first, *process.stdout.read().splitlines(keepends=True)]
+        taken_s = [float(line.split()[1]) for line in lines if line.endswith(b"\n")]
         assert process.wait() == -signal.SIGKILL
         records, torn = from_lines(path.read_bytes())
         kept = sum(isinstance(record, Sample) for record in records)
         assert torn <= 1
-        assert taken - 1 <= kept <= taken
+        assert kept <= len(taken_s)
+        lost_s = taken_s[max(0, kept - 1) : -1]  # from the last one kept to the one before the kill
+        assert not lost_s or lost_s[-1] - lost_s[0] < KEEP_S
         report = EnergyAccount(None, path=path).report(4, "depth")
         assert report.seconds >= seconds
         seconds = report.seconds
