@@ -75,7 +75,8 @@ def document(result: dict[str, Any]) -> str:
             f"| {100 * figures['loss_against_fp32']:+.2f} % |"
         )
     state = (
-        "This model has no running statistics. They go in full by every scheme, so a model of which they are the share "
-        "s of all elements is sent as int8 in about 0.25 + 0.75 · s of its size; weights to the devices are always fp32."
+        "This model has no running statistics. They go in full by every scheme, so a model of which they are the "
+        "share s of all elements is sent as int8 in about 0.25 + 0.75 · s of its size; weights to the devices are "
+        "always fp32."
     )
     return "\n".join([*lines, "", textwrap.fill(state, 120)])
