@@ -34,7 +34,7 @@ class SideBySide:
         eager, exact = Eager(self.reference, lr=lr), Eager(self.reference, lr=lr, double=True)
         ours, theirs, exactly = [], [], []
         for step in range(steps):
-            x = self.reference.example_input + 0.1 * drawn(self.reference, step)
+            x = near(self.reference, step)
             ours.append(self._learn(x))
             sgd.step(self.device.parameters, self.device.gradient, velocity)
             theirs.append(eager.step(x))
@@ -52,7 +52,7 @@ class SideBySide:
             self._take_over(eager.model)
             errors = {}
             for draw in range(DRAWS):
-                x = drawn(self.reference, step) + 0.01 * draw * drawn(self.reference, steps + draw)
+                x = near(self.reference, step) + 0.01 * draw * drawn(self.reference, steps + draw)
                 for name, error in self._errors(eager, x).items():
                     errors[name] = min(errors.get(name, error), error)
                 if max(errors.values()) <= TOLERANCE:
@@ -91,6 +91,11 @@ class SideBySide:
             others.append(other.gradients(x))
             errors = differences(ours, expected, others)
         return errors
+
+
+def near(model, seed):
+    """The example batch, a little changed."""
+    return model.example_input + 0.1 * drawn(model, seed)
 
 
 def drawn(model, seed):
