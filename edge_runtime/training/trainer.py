@@ -112,7 +112,7 @@ class Trainer:
         done = model.forward(x)
         losses, total = model.heads(done.z, targets, weigh.weights, keep)
         prober.measure(done, targets, losses)
-        model.backward(done, total)
+        model.backward(done, total, release=True)
         return losses, norms
 
 
