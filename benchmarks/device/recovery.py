@@ -63,7 +63,7 @@ def document(result: dict[str, Any]) -> str:
     """The sentence."""
     return f"""## Power cuts
 
-{result["rounds"]} rounds of {result["steps_a_round"]} steps of the tests' tiny model, whose process was killed (SIGKILL)
+{result["rounds"]} rounds of {result["steps_a_round"]} steps of the tests' tiny model, whose process was killed by SIGKILL
 {result["kills"]} times at random moments and started again, with a checkpoint after every step:
 **{result["rounds_that_ended_otherwise"]}** rounds ended with other weights, losses or affinities than the same round
 undisturbed, bit for bit.

@@ -18,7 +18,10 @@ from edge_runtime.wire.messages import Plan
 from edge_runtime.wire.tensors import unpack
 
 
-def main(bundle: Path, data: Path, state: Path, plan: Path, out: Path, pause_s: float) -> None:
+def main(arguments: list[str]) -> None:
+    *paths, pause = arguments
+    bundle, data, state, plan, out = map(Path, paths)
+    pause_s = float(pause)
     manifest = wire.read_folder(bundle)
     store = BlobStore(state / "blobs")
     for name in manifest.graphs:
@@ -36,4 +39,4 @@ def main(bundle: Path, data: Path, state: Path, plan: Path, out: Path, pause_s: 
 
 
 if __name__ == "__main__":
-    main(*map(Path, sys.argv[1:6]), float(sys.argv[6]))
+    main(sys.argv[1:])
