@@ -38,7 +38,9 @@ SECTIONS: dict[str, Section] = {"compression": compression, "probes": probes}
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.device", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("section", nargs="*", choices=[*SECTIONS, []], help="default: all of them")
-    for name in parser.parse_args().section or SECTIONS:
+    parser.add_argument("--page", action="store_true", help="measure nothing, make the page of what was measured")
+    args = parser.parse_args()
+    for name in [] if args.page else args.section or SECTIONS:
         print(f"== {name}", flush=True)
         result = SECTIONS[name].measure()
         print(json.dumps(result, indent=1))
