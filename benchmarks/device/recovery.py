@@ -64,9 +64,9 @@ def document(result: dict[str, Any]) -> str:
     kills, rounds, different = (result[name] for name in ("kills", "rounds", "rounds_that_ended_otherwise"))
     return f"""## Power cuts: `python -m benchmarks.device recovery`
 
-{rounds} rounds of {result["steps_a_round"]} steps of the tests' tiny model, whose process was killed (SIGKILL) {kills} times
-at random moments and started again, with a checkpoint after every step: **{different}** rounds ended with other weights,
-losses or affinities than the same round undisturbed, bit for bit.
+{rounds} rounds of {result["steps_a_round"]} steps of the tests' tiny model, with a checkpoint after every step: their
+process was killed (SIGKILL) {kills} times at random moments and started again. **{different}** rounds ended with other
+weights, losses or affinities than the same round undisturbed, bit for bit.
 """
 
 
