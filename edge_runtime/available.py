@@ -51,9 +51,8 @@ def _groups(root: Path) -> list[int]:
         else:
             continue
         folder = top / path.strip("/")
-        for place in (folder, *folder.parents):
-            if place.is_relative_to(top) and (left := _left(place / limit, place / used)) is not None:
-                found.append(left)
+        places = (place for place in (folder, *folder.parents) if place.is_relative_to(top))
+        found += [left for place in places if (left := _left(place / limit, place / used)) is not None]
     return found
 
 

@@ -67,7 +67,7 @@ class Model:
         self.table.check(weights)
         self.weights = np.array(weights)
         self.gradient = np.zeros(self.table.parameters.size, np.float32)
-        self._moved = np.zeros_like(self.weights)  # of which only the state is ever touched
+        self._moved = np.zeros(len(self.weights), np.float32)  # only the state of it is ever touched, and so in memory
         self._inputs = _named(self.table, self.weights, "param")
         self._outputs = _named(self.table.parameters, self.gradient, "grad")
         self._next = _named(self.table, self._moved, "param")
