@@ -142,6 +142,8 @@ def test_energy_report_plot(tmp_path):
 @pytest.mark.workstation
 def test_report_of_the_server_has_all_that_is_read_here():
     pytest.importorskip("jwt")
+    import numpy as np
+
     from broker_server import energy as server_energy
     from broker_server import report as server_report
     from broker_server.affinity import Affinities
@@ -149,8 +151,10 @@ def test_report_of_the_server_has_all_that_is_read_here():
     from devices.metering import costs as ours
 
     mas = Mas(("a", "b"), merged_rounds=1, split_rounds=1, probe_rounds=1, groups=2)
-    before = mas.next([], Affinities())
-    assert mas.next([before], Affinities()).name == ours.MERGE
+    zeros = np.zeros((2, 2))
+    known = Affinities(tasks=("a", "b"), values=zeros, counts=zeros.astype(int), variance=zeros, standard_error=zeros)
+    before = mas.next([], known)
+    assert mas.next([before], known).name == ours.MERGE
     for mine, theirs in (
         (ours.Report, server_report.Report),
         (ours.Round, server_report.RoundReport),
