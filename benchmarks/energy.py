@@ -23,6 +23,7 @@ from edge_runtime.energy.sampler import Sampler
 
 SECONDS = 20.0
 RANGE_J = 60.0
+READINGS = 10_000
 CHILD = """
 import os, sys, time
 from pathlib import Path
@@ -32,7 +33,7 @@ from edge_runtime.energy.account import EnergyAccount
 class Meter:
     facts = MeterFacts(source="counting", covers="nothing", rate_hz=1000.0, resolution=0.0, gain_error=0.0)
     def read(self):
-        os.write(1, b"\\n")
+        os.write(1, b"%.6f\\n" % time.monotonic())
         return (5.0,)
     def close(self):
         pass
@@ -90,26 +91,29 @@ def traces(count: int) -> dict[str, Any]:
 
 
 def kills(folder: Path, count: int) -> dict[str, Any]:
-    """SIGKILL at random moments of a process that journals 1,000 readings a second: readings taken but not kept."""
+    """SIGKILL at random moments of a process that reads 1,000 times a second: how long it was since what was kept."""
     chance, lost = random.Random(1), []
     path = folder / "killed.journal"
     for _ in range(count):
         process = subprocess.Popen([sys.executable, "-c", CHILD, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
         assert process.stdout is not None
-        process.stdout.read(1)
+        first = process.stdout.readline()
         time.sleep(chance.uniform(0, 0.3))
         process.send_signal(signal.SIGKILL)
-        taken = 1 + len(process.stdout.read())
+        lines = [first, *process.stdout.read().splitlines(keepends=True)]
         process.wait()
+        taken_s = [float(line) for line in lines if line.endswith(b"\n")]
         records, _ = from_lines(path.read_bytes())
-        lost.append(taken - sum(isinstance(record, Sample) for record in records))
-    return {"kills": count, "readings_lost_at_most": max(lost), "kills_that_lost_one": sum(n > 0 for n in lost)}
+        kept = sum(isinstance(record, Sample) for record in records)
+        lost.append(taken_s[-1] - taken_s[max(0, kept - 1)])
+    return {"kills": count, "seconds_lost": spread(lost)}
 
 
 def cost(folder: Path, seconds: float) -> dict[str, Any]:
     """Processor time, not wall time, of sampling with a journal, in percent of one core; a folder stands for a board.
 
-    `waking` is the system's own part: a thread that only sleeps and wakes at that rate.
+    `waking` is the system's own part: a thread that only sleeps and wakes at that rate. `work` is a reading's
+    own time where one follows the other: what is beyond both is the caches that others have emptied meanwhile.
     """
     chip, zone = folder / "sys/class/hwmon/hwmon0", folder / "sys/class/powercap/intel-rapl:0"
     rails = {f"in{n}_label": f"RAIL{n}" for n in (1, 2, 3)} | {f"in{n}_input": "5000" for n in (1, 2, 3)}
@@ -123,7 +127,7 @@ def cost(folder: Path, seconds: float) -> dict[str, Any]:
             (place / name).write_text(f"{text}\n")
     found: dict[str, Any] = {}
     for source in ("hwmon:ina3221", "rapl"):
-        shares, rates, waking = [], [], []
+        shares, rates, waking, work = [], [], [], []
         for n in range(3):
             meter = open_source(source, root=folder).meter
             assert meter is not None
@@ -133,14 +137,25 @@ def cost(folder: Path, seconds: float) -> dict[str, Any]:
             bare.stop()
             with EnergyAccount(meter, path=folder / f"{source}.{n}.journal") as account:
                 account.begin(0, "a")
+                work.append(_reading_us(account))
+                account.begin(1, "a")
                 shares.append(_share(seconds))
-                rates.append(account.report(0, "a").sample_rate_hz or 0.0)
+                rates.append(account.report(1, "a").sample_rate_hz or 0.0)
         found[source] = {
             "cpu_percent": spread(shares),
             "waking_percent": spread(waking),
+            "work_us": spread(work),
             "sample_rate_hz": spread(rates),
         }
     return found
+
+
+def _reading_us(account: EnergyAccount) -> float:
+    """Processor time of one reading among many, in microseconds."""
+    before_s = time.process_time()
+    for _ in range(READINGS):
+        account.sample()
+    return (time.process_time() - before_s) / READINGS * 1e6
 
 
 def _share(seconds: float) -> float:

@@ -90,7 +90,7 @@ class Model:
             return self._whole(x, cast("Mapping[str, Array]", targets), self.parameters, self.gradient, weights)
         done = self.forward(x)
         losses, total = self.heads(done.z, targets, weights, keep)
-        self.backward(done, total)
+        self.backward(done, total, release=True)
         return losses
 
     def heads(
@@ -186,9 +186,12 @@ class Model:
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
-    def backward(self, done: Pass, dz: Representation) -> Vector:
-        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves."""
-        self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"])
+    def backward(self, done: Pass, dz: Representation, *, release: bool = False) -> Vector:
+        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves.
+
+        With `release` the pass is used up, and its memory free for what follows.
+        """
+        self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
         return self.gradient[self.encoder]
 
     def _loss(self, task: str, kind: str, z: Representation, target: Target) -> float:
