@@ -31,7 +31,8 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board apt demo bench bench-device bench-footprint clean
+.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board apt demo bench \
+	bench-device bench-footprint clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -110,8 +111,8 @@ lint: $(VENV)/.stamp
 test: lint test-workstation test-board
 
 test-workstation: $(VENV)/.stamp $(BOARD)/.stamp apt
-	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov=export.arena --cov=export.liveness \
-		--cov-branch --cov-report=
+	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov=export.arena \
+		--cov=export.liveness --cov-branch --cov-report=
 	@ls $(PURE) > /dev/null
 	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100
 

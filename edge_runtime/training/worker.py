@@ -61,7 +61,9 @@ class LocalWorker:
             _log.info("%s is installed, not onnxruntime-training: this device trains portable graphs", engine_version())
         self._threads = threads
         self._use: OfficialUse = official if trains() else "off"
-        self._shelves: tuple[GraphShelf, OfficialShelf] | None = None
+        self._engine: Engine | None = None
+        self._shelf: GraphShelf | None = None
+        self._official: OfficialShelf | None = None
         self._momentum = CarriedVectors(state / "momentum")
         self._learnt = LearntStore(state / "weighting")
         self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
@@ -186,17 +188,18 @@ class LocalWorker:
         except BudgetTooSmall as exc:
             raise WorkRefused("memory", str(exc)) from exc
 
-    def _started(self, arena_bytes: int | None = None) -> tuple[GraphShelf, OfficialShelf]:
-        """The shelves of the engine, which the first plan starts with the memory that it takes."""
-        if self._shelves is None:
-            engine = Engine(self._threads, arena_bytes or ARENA_BYTES)
-            self._shelves = GraphShelf(engine), OfficialShelf(engine)
-        return self._shelves
+    def _started(self, arena_bytes: int | None = None) -> Engine:
+        """The engine, which the first plan starts with the memory that it takes."""
+        if self._engine is None:
+            self._engine = Engine(self._threads, arena_bytes or ARENA_BYTES)
+        return self._engine
 
     def _whole(self, manifest: Manifest, store: BlobStore) -> Step | None:
         if self._use == "off" or (self._use == "auto" and manifest.official is None):
             return None
-        return self._started()[1].of(manifest, lambda _, digest: store.path(digest))
+        if self._official is None:
+            self._official = OfficialShelf(self._started())
+        return self._official.of(manifest, lambda _, digest: store.path(digest))
 
     @staticmethod
     def _labelled(manifest: Manifest, split: Split) -> Manifest:
@@ -221,9 +224,9 @@ class LocalWorker:
         except DatasetInvalid as exc:
             raise WorkRefused("no_data", str(exc)) from exc
         try:
-            graphs = self._started(memory.arena_bytes if memory else None)[0].of(
-                manifest, lambda _, digest: store.path(digest)
-            )
+            if self._shelf is None:
+                self._shelf = GraphShelf(self._started(memory.arena_bytes if memory else None))
+            graphs = self._shelf.of(manifest, lambda _, digest: store.path(digest))
         except BundleInvalid as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         plan = memory.plan if memory else None
