@@ -9,10 +9,13 @@ from dataclasses import dataclass
 
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.wire.budget import MemoryPlan, Work, choose, predict
+from edge_runtime.wire.errors import BudgetTooSmall
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import MemoryUse, Training
 
 UNBOUNDED = 2**60
+MARGIN = 0.9
+"""The part of a budget that a plan may fill by prediction, which is within a tenth of what is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,10 @@ def planned(
         state_vectors=-(-state // parameters.size),
         evaluates=evaluates,
     )
-    plan = choose(manifest, UNBOUNDED if budget_bytes is None else budget_bytes, work)
+    try:
+        plan = choose(manifest, UNBOUNDED if budget_bytes is None else int(MARGIN * budget_bytes), work)
+    except BudgetTooSmall as exc:
+        assert budget_bytes is not None
+        raise BudgetTooSmall(budget_bytes, int(exc.needed_bytes / MARGIN) + 1, exc.plan) from exc
     found = predict(manifest, plan, work)
     return Planned(plan=plan, budget_bytes=budget_bytes, predicted_bytes=found.peak, arena_bytes=found.arena_bytes)

@@ -1,7 +1,7 @@
 import msgspec
 import pytest
 
-from edge_runtime.training.planning import planned
+from edge_runtime.training.planning import MARGIN, planned
 from edge_runtime.training.worker import LocalWorker
 from edge_runtime.wire.budget import Work, plans, predict
 from edge_runtime.wire.errors import BudgetTooSmall
@@ -42,14 +42,17 @@ def test_plan_without_a_budget_is_the_fastest(manifest, tiny):
 def test_plan_of_every_budget_fits_it_or_says_what_would(manifest, tiny):
     lowest, highest = min(peaks(manifest)), max(peaks(manifest))
     seen = set()
-    for budget in range(lowest, highest + MIB, MIB):
+    for fits in range(lowest, highest + MIB, MIB):
+        budget = int(fits / MARGIN) + 1
         found = plan(manifest, tiny, budget)
-        assert found.predicted_bytes <= budget == found.use.budget_bytes
+        assert found.predicted_bytes <= fits + 1
+        assert found.use.budget_bytes == budget
         assert found.use.kept + found.use.recomputed + found.use.frozen == len(manifest.stages)
         seen.add((found.plan.micro_batch, found.plan.keep))
     assert len(seen) > 2
-    with pytest.raises(BudgetTooSmall, match=f"{-(-lowest // MIB)} MiB would do"):
+    with pytest.raises(BudgetTooSmall, match="MiB would do") as caught:
         plan(manifest, tiny, lowest - 1)
+    assert plan(manifest, tiny, caught.value.needed_bytes).predicted_bytes == lowest
 
 
 def test_plan_counts_the_moments_of_adamw(manifest, tiny):
@@ -74,7 +77,7 @@ def test_worker_trains_in_its_budget_or_declines(manifest, tiny, tmp_path):
     assert (result.memory.micro_batch, result.memory.recomputed) == (8, 0)
     # What the process has already depends on the tests before: a budget just under what all kept would take.
     tight = LocalWorker(
-        tiny.data, tmp_path / "tight", 1, memory_budget_bytes=result.memory.predicted_peak_bytes - 3 * MIB
+        tiny.data, tmp_path / "tight", 1, memory_budget_bytes=int(result.memory.predicted_peak_bytes / MARGIN) - 3 * MIB
     )
     smaller = tight.train(order, manifest, store, tiny.weights, report)
     assert smaller.memory.predicted_peak_bytes <= smaller.memory.budget_bytes
