@@ -31,7 +31,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board apt demo bench bench-device clean
+.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board apt demo bench bench-device bench-export clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -45,6 +45,7 @@ help:
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
 	@echo "make bench        measurements against peers into benchmarks/results/"
 	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
+	@echo "make bench-export  steps of whole networks against PyTorch and onnxruntime-training (10 minutes)"
 	@echo "make clean        removes environments, caches and runs"
 
 venv: $(VENV)/.stamp
@@ -137,6 +138,9 @@ bench: $(VENV)/.stamp
 
 bench-device: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.device
+
+bench-export: $(VENV)/.stamp $(OFFICIAL)/.stamp
+	$(VENV)/bin/python -m benchmarks.export
 
 clean:
 	rm -rf $(VENV) $(BOARD) $(OFFICIAL) build dist runs htmlcov .coverage .hypothesis *.egg-info

@@ -44,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     training = onnx.load(folder / "training_model.onnx")
     tasks = sum(output.name.startswith("loss.") for output in training.graph.output)
     scale_encoder_gradient(training, 1 / math.sqrt(tasks))
-    for path, model in (("training_model", training), ("eval_model", onnx.load(folder / "eval_model.onnx"))):
+    evaluation = onnx.load(folder / "eval_model.onnx")
+    keep_batch_statistics(evaluation)
+    for path, model in (("training_model", training), ("eval_model", evaluation)):
         drop_output(model, "z")
         for node in model.graph.node:
             node.doc_string = ""
@@ -85,6 +87,41 @@ def scale_encoder_gradient(model: onnx.ModelProto, factor: float) -> None:
     del model.graph.node[:]
     model.graph.node.extend(nodes)
     model.graph.initializer.append(constant)
+
+
+def keep_batch_statistics(model: onnx.ModelProto) -> None:
+    """Normalise images by the batch in evaluation too, as what keeps no running statistics does.
+
+    generate_artifacts sets evaluation mode but leaves three outputs, which no version of onnxruntime loads.
+    """
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.extend(_by_the_batch(node) if node.op_type == "BatchNormalization" else [node])
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    constants = {"batch.axes": np.array([0, 2, 3], np.int64), "batch.channels": np.array([-1, 1, 1], np.int64)}
+    model.graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+
+
+def _by_the_batch(node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    x, scale, shift, *_ = node.input
+    y = node.output[0]
+    epsilon = next((attribute.f for attribute in node.attribute if attribute.name == "epsilon"), 1e-5)
+    steps = (
+        ("ReduceMean", (x, "batch.axes"), "mean"),
+        ("Sub", (x, f"{y}.mean"), "centred"),
+        ("Mul", (f"{y}.centred", f"{y}.centred"), "square"),
+        ("ReduceMean", (f"{y}.square", "batch.axes"), "variance"),
+        ("Add", (f"{y}.variance", f"{y}.epsilon"), "sum"),
+        ("Sqrt", (f"{y}.sum",), "deviation"),
+        ("Div", (f"{y}.centred", f"{y}.deviation"), "normal"),
+        ("Reshape", (scale, "batch.channels"), "scale"),
+        ("Mul", (f"{y}.normal", f"{y}.scale"), "scaled"),
+        ("Reshape", (shift, "batch.channels"), "shift"),
+    )
+    made = [helper.make_node(op, inputs, [f"{y}.{result}"]) for op, inputs, result in steps]
+    constant = helper.make_node("Constant", [], [f"{y}.epsilon"], value_float=epsilon)
+    return [constant, *made, helper.make_node("Add", [f"{y}.scaled", f"{y}.shift"], [y])]
 
 
 def drop_output(model: onnx.ModelProto, name: str) -> None:

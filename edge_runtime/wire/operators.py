@@ -53,7 +53,8 @@ OFFICIAL: Operators = {
     **PORTABLE,
     "com.microsoft": frozenset(
         {
-            *("ConcatTraining", "ConvGrad", "FusedMatMul", "GatherElementsGrad", "GatherGrad", "InPlaceAccumulatorV2"),
+            *("BatchNormInternal", "BatchNormalizationGrad", "ConcatTraining", "ConvGrad", "FusedMatMul"),
+            *("GatherElementsGrad", "GatherGrad", "InPlaceAccumulatorV2"),
             *("LayerNormalizationGrad", "LeakyReluGrad", "LogSoftmaxGrad_13", "QuickGelu", "QuickGeluGrad"),
             *("ReluGrad", "Scale", "SigmoidGrad", "SliceGrad", "SoftmaxGrad_13", "SplitTraining", "TanhGrad"),
         }

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from export.lowering import resample
-from export.lowering.context import Call, Context, Result, RuleBook, Value, elements, size
+from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, elements, size
 from export.lowering.resample import between, linear_resample, pool_matrices, whole_factors
 
 aten = torch.ops.aten
@@ -32,7 +32,7 @@ DIFFERENTIABLE: frozenset[str] = frozenset(
         *("Concat", "Expand", "Pad", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
         *("Gather", "GatherElements"),
         *("LogSoftmax", "ReduceMean", "ReduceSum", "Softmax", "Gemm", "MatMul"),
-        *("Conv", "GlobalAveragePool", "LayerNormalization"),
+        *("BatchNormalization", "Conv", "GlobalAveragePool", "LayerNormalization"),
     }
 )
 """Operators whose gradient 1.19.2 has, with a kernel for the CPU: tests hold each to finite differences."""
@@ -63,6 +63,34 @@ def group_norm(context: Context, call: Call, x: Value, weight: Value | None, bia
     if bias is not None:
         result = context.add("Add", result, context.add("Reshape", bias.name, context.ints(channels, 1)))
     return context.reshape(result, x.shape), names[1], names[2]
+
+
+@RULES.rule(aten.native_batch_norm.default)
+def batch_norm(
+    context: Context,
+    _: Call,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value | None,
+    variance: Value | None,
+    training: bool,
+    __: float,
+    eps: float,
+) -> Result:
+    """BatchNormalization by the statistics of the batch; the running ones, which it also gives, are not used."""
+    if x.rank != 4:
+        raise Unfit("official artifacts normalise batches of images alone: use GroupNorm or LayerNorm")
+    if mean is not None or variance is not None or not training:
+        raise Unfit("running statistics are not kept in official artifacts: use track_running_stats=False or GroupNorm")
+    shape = (size(x.shape[1]),)
+    scale = context.filled(shape, 1.0, x.dtype) if weight is None else weight.name
+    shift = context.filled(shape, 0.0, x.dtype) if bias is None else bias.name
+    zeros, ones = (context.graph.constant([value] * shape[0], "float32") for value in (0.0, 1.0))
+    names = context.graph.add_many(
+        "BatchNormalization", x.name, scale, shift, zeros, ones, outputs=3, training_mode=1, epsilon=float(eps)
+    )
+    return names[0], None, None
 
 
 @RULES.rule(aten.native_layer_norm.default)

@@ -11,6 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
+onnxruntime = pytest.importorskip("onnxruntime")
 
 from torch import nn  # noqa: E402
 
@@ -118,6 +119,19 @@ def test_operators_are_translated_to_what_has_a_gradient(make):
         example_targets={"a": torch.randint(0, 3, (2, 8, 8)), "b": torch.rand(2, 2)},
     )
     assert made(model, model.tasks)[0].max_relative_error < 5e-5
+
+
+@needs_environment
+def test_batches_are_normalised_where_no_running_statistics_are_kept(make):
+    norm = nn.BatchNorm2d(4, track_running_stats=False)
+    model = make(encoder=nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), norm, nn.GELU()))
+    artifacts, parameters, sample = made(model, model.tasks)
+    assert artifacts.max_relative_error < 1e-5
+    evaluation = onnx.load_from_string(artifacts.files["eval_model.onnx"])
+    session = onnxruntime.InferenceSession(evaluation.SerializeToString())
+    inputs = {**sample.inputs, **parameters}
+    found = session.run(["loss.a"], {wanted.name: inputs[wanted.name] for wanted in session.get_inputs()})
+    np.testing.assert_allclose(found[0], sample.expected["loss.a"], rtol=1e-5)
 
 
 @needs_environment
