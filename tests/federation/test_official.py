@@ -31,21 +31,15 @@ TOLERANCE = 1e-4
 """Of losses, relative, and of every tensor of the final weights, relative to its largest value."""
 AFFINITY_TOLERANCE = 2e-3
 """Relative to the largest affinity: it is the small difference of two losses, which has all of their rounding."""
-SOURCE = """
-import importlib.util
-spec = importlib.util.spec_from_file_location("make_bundle", {path!r})
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
-build = module.build
-"""
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory):
-    """The model of tests/fixtures, compiled with official artifacts for all its tasks."""
-    folder = tmp_path_factory.mktemp("official")
-    source = folder / "model.py"
-    source.write_text(SOURCE.format(path=str(ROOT / "tests" / "fixtures" / "make_bundle.py")))
+@pytest.fixture(params=["make_bundle", "stateful_model"])
+def bundle(request, tmp_path):
+    """A model of tests/fixtures, compiled with official artifacts for all its tasks.
+
+    The second has running statistics, dropout and three representations.
+    """
+    folder, source = tmp_path, ROOT / "tests" / "fixtures" / f"{request.param}.py"
     words = ["-m", "export", "compile", f"{source}:build", "--out", folder / "bundle", "--official", "require"]
     done = subprocess.run(
         [sys.executable, *map(str, words), "--official-python", str(PYTHON)],
