@@ -16,7 +16,7 @@ PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.p
 	$(addprefix edge_runtime/agent/, session.py uplink.py) \
 	$(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
 	$(addprefix edge_runtime/training/, gradient.py gram.py learnt.py optimizer.py probe.py schedule.py weighting.py) \
-	$(addprefix devices/, detection.py health.py profile.py) $(addprefix devices/flashing/, kind.py partitions.py) \
+	$(addprefix devices/, detection.py health.py profile.py throttling.py) $(addprefix devices/flashing/, kind.py partitions.py) \
 	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
 	$(addprefix broker_server/, affinity.py aggregation.py answers.py coordinator.py energy.py split.py strategy.py \
 		transfers.py) \
@@ -98,7 +98,7 @@ lint: $(VENV)/.stamp
 
 test: lint test-workstation test-board
 
-test-workstation: $(VENV)/.stamp apt
+test-workstation: $(VENV)/.stamp $(BOARD)/.stamp apt
 	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov-branch --cov-report=
 	@ls $(PURE) > /dev/null
 	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100

@@ -84,6 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=("portable", "auto", "official"),
         help="what the device trains with: official is onnxruntime-training alone, auto where it can (portable)",
     )
+    one.add_argument("--meter", help="what measures the device's energy: auto, none or a source (default: auto)")
     one.add_argument("--state", type=Path, default=None, help="the server's state folder")
     one.add_argument("--federation", default=None, help="the federation's name (default: home)")
     one.add_argument("--config", type=Path, default=None, help="server.toml")
@@ -160,6 +161,7 @@ def _enrol(options: argparse.Namespace) -> int:
         threads=options.threads,
         ca_file=options.ca_file,
         engine=options.engine,
+        meter=options.meter,
         force=options.force,
     )
     print(f"{options.out} is for {options.device} alone: copy it there and run")

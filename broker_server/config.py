@@ -98,7 +98,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """Affinities are probed from this round of the merged phase on …"""
     probe_rounds: Many = 10
     """… in so many rounds …"""
-    probe_every: Many = 10
+    probe_every: Many = 50
     """… at every so many batches …"""
     probe: ProbeMethod = "exact"
     """… by look-ahead, or to first order by the encoder's or the representation's gradients."""

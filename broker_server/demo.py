@@ -190,6 +190,7 @@ class Demo:
             federation="demo",
             data=str(data.resolve()),
             threads=1,  # the devices share one machine
+            meter="none",  # each would count the whole of it
             force=True,
         )
         with device.log.open("ab") as log:

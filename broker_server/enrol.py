@@ -36,6 +36,7 @@ def enrol(
     threads: int | None = None,
     ca_file: str | None = None,
     engine: str | None = None,
+    meter: str | None = None,
     force: bool = False,
 ) -> None:
     """Write a device's configuration to `out`, readable by its owner alone. Paths are the device's, relative to it.
@@ -65,6 +66,7 @@ def enrol(
         "threads": threads,
         "ca_file": ca_file,
         "engine": engine,
+        "meter": meter,
     }
     given = {name: value for name, value in entries.items() if value is not None}
     text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items())

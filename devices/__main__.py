@@ -1,4 +1,4 @@
-"""Boards: `python -m devices list|show|detect|wheelhouse|flash`.
+"""Boards: `python -m devices list|show|detect|wheelhouse|flash|jetson|provision`.
 
 Exit codes: 0 done · 1 not confirmed, nothing was written · 2 wrong usage or configuration · 3 an image, a card or
 wheels cannot be used, nothing was written · 4 a target could not be written to its end · 130 stopped.
@@ -22,6 +22,9 @@ from devices.flashing.image import ImageInvalid
 from devices.flashing.kind import KindUnknown
 from devices.flashing.target import WriteFailed
 from devices.profile import ProfileInvalid, load
+from devices.provisioning import command as provisioning
+from devices.provisioning.jetson import RootfsUnusable
+from devices.provisioning.ssh import HostUnusable
 from devices.wheelhouse import WheelhouseInvalid
 
 OK, USAGE, BAD_INPUT, HALF_WRITTEN, STOPPED = 0, 2, 3, 4, 130
@@ -32,6 +35,8 @@ _FAULTS: dict[type[Exception], int] = {
     KindUnknown: BAD_INPUT,
     FatUnusable: BAD_INPUT,
     TargetRefused: BAD_INPUT,
+    RootfsUnusable: BAD_INPUT,
+    HostUnusable: BAD_INPUT,
     WheelhouseInvalid: BAD_INPUT,
     WriteFailed: HALF_WRITTEN,
 }
@@ -69,6 +74,11 @@ def parser() -> argparse.ArgumentParser:
     wheels.add_argument("--sources", type=Path, default=Path(), metavar="FOLDER", help="the project (default: here)")
     wheels.set_defaults(run=_wheelhouse)
     flashing.add_arguments(commands.add_parser("flash", help="write a system's image, set up for a device"), _enrol)
+    provisioning.add_arguments(
+        commands.add_parser("jetson", help="put a device's first boot into a Jetson's root file system"),
+        commands.add_parser("provision", help="set up a board that runs already, by SSH"),
+        _enrol,
+    )
     return whole
 
 

@@ -1,6 +1,7 @@
 """`python -m devices list|show|detect`: the boards that are known, one board's facts, and the board this is."""
 
 import argparse
+import shlex
 from pathlib import Path
 
 import msgspec
@@ -49,9 +50,8 @@ def description(profile: Profile) -> str:
         for system in profile.systems
     ]
     if profile.flash is not None:
-        place = f", external {profile.flash.external}" if profile.flash.external else ""
-        words = f"{profile.flash.board}, root {profile.flash.root}{place}"
-        lines.append(f"  flashed as: {words} ({profile.sources[profile.flash.source]})")
+        words = f"R{profile.flash.release}: {shlex.join(profile.flash.command)}"
+        lines.append(f"  flashed by: {words} ({profile.sources[profile.flash.source]})")
     return "\n".join(lines)
 
 

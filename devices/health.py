@@ -7,6 +7,7 @@ from pathlib import Path
 
 from devices.firmware import Ask, FirmwareSilent, open_firmware
 from devices.meters.meter import numbered, read_number, read_text
+from devices.throttling import Throttling
 
 FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
 """Bits 0 to 3 of `vcgencmd get_throttled`; 16 bits higher, the same since boot."""
@@ -27,11 +28,12 @@ class Health:
 
 
 class HealthProbe:
-    """Looks at a board; never raises. Raspberry Pis say what holds them back, others only temperature and frequency."""
+    """Looks at a board; never raises. A Raspberry Pi's firmware says what holds it back, elsewhere the kernel may."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
         self._zone = _processor_zone(root)
+        self._throttling = Throttling(root)
         self._ask: Ask | None
         try:
             self._ask = open_firmware(root)
@@ -40,11 +42,14 @@ class HealthProbe:
 
     def __call__(self) -> Health:
         """The board now."""
-        flags = self._flags()
+        flags, throttled = self._flags(), self._throttling()
+        if flags is not None:
+            names = _names(flags)
+            throttled = (*names, *(name for name in throttled or () if name not in names))
         return Health(
             temperature_c=None if self._zone is None else _celsius(self._zone),
             cpu_hz=_frequency_hz(self._root),
-            throttled=None if flags is None else _names(flags),
+            throttled=throttled,
             throttled_since_boot=None if flags is None else _names(flags >> _SINCE_BOOT),
         )
 

@@ -72,12 +72,11 @@ class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Flash(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What NVIDIA's flashing tools call the board and its root device; `external` where that is an NVMe disk."""
+    """How NVIDIA's tools flash the developer kit: the Jetson Linux release, and the command in its folder."""
 
-    board: Text
-    root: Text
+    release: Annotated[int, Meta(ge=32, le=99)]
+    command: Annotated[tuple[Text, ...], Meta(min_length=1)]
     source: str
-    external: Text | None = None
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -41,7 +41,9 @@ def shell_settings(settings: Settings, wheels: Wheelhouse, *, start: bool) -> by
     """What install.sh has to know, as a shell reads it."""
     entries = {
         "DEVICE": settings.device,
+        "USER_NAME": settings.user,
         "PYTHON_VERSION": settings.python,
+        "PYTHON_PATH": settings.python_path or "",
         "WHEELS_DIGEST": wheels.digest,
         "RESERVE_MIB": str(settings.reserve_mib),
         "MEMORY_MAX_MIB": "" if settings.memory_max_mib is None else str(settings.memory_max_mib),

@@ -83,6 +83,13 @@ fi
 [ -z "$owner" ] || chown -R "$owner:$owner" "$state"
 chmod 700 "$state"
 
+# Keys of the person's user, where no cloud-init or firstrun.sh has put them.
+if [ -f "$here/authorized_keys" ] && [ -z "$root" ] && id "$USER_NAME" > /dev/null 2>&1; then
+    home=$(getent passwd "$USER_NAME" | cut -d: -f6)
+    install -d -m 700 -o "$USER_NAME" -g "$(id -g "$USER_NAME")" "$home/.ssh"
+    install -m 600 -o "$USER_NAME" -g "$(id -g "$USER_NAME")" "$here/authorized_keys" "$home/.ssh/authorized_keys"
+fi
+
 # The service. What the board has of memory is known here alone.
 total_mib=$(($(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo) / 1024))
 limit_mib=${MEMORY_MAX_MIB:-$((total_mib - RESERVE_MIB))}

@@ -35,7 +35,10 @@ class Wifi(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One board's first boot. `memory_max_mib` None: the board's memory less `reserve_mib`."""
+    """One board's first boot. `memory_max_mib` None: the board's memory less `reserve_mib`.
+
+    `python_path` is a Python beside the system's, which the wheels are for.
+    """
 
     device: Annotated[str, Meta(pattern=DEVICE)]
     python: Annotated[str, Meta(pattern=r"^3\.\d{1,2}\Z")]
@@ -47,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     timezone: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}\Z", max_length=60)] | None = None
     ntp: Annotated[str, Meta(pattern=_HOST)] | None = None
     memory_max_mib: Annotated[int, Meta(ge=64, le=1 << 20)] | None = None
+    python_path: Annotated[str, Meta(pattern=r"^/[A-Za-z0-9_./-]+\Z", max_length=200)] | None = None
 
     @property
     def hostname(self) -> str:

@@ -21,6 +21,7 @@ to = "pi-02.img"
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -29,21 +30,25 @@ from msgspec import Meta
 
 from devices.firstboot import agent as agents
 from devices.firstboot.agent import AgentFile
-from devices.firstboot.settings import SettingsInvalid, Wifi, settle, wifi
+from devices.firstboot.settings import Settings, SettingsInvalid, Wifi, settle, wifi
 from devices.flashing.job import Order
 from devices.flashing.kind import Way
 from devices.flashing.target import open_target
-from devices.profile import load
+from devices.profile import Profile, load
+from devices.wheelhouse import Wheelhouse
 from devices.wheelhouse import read as read_wheels
 
 MAX_FLEET_BYTES = 1 << 20
 MAX_SECRET_BYTES = 4096
 PATHS = ("image", "wheels", "agent", "enrol", "ca", "data", "to", "ssh_key", "password_hash_file", "wifi_password_file")
 """The entries that are paths."""
-_NEEDED = ("device", "board", "image", "wheels", "to")
+_PLAIN = ("user", "timezone", "ntp", "memory_max_mib", "python_path")
 
 Enrol = Callable[[str, Path, "Card"], None]
 """Writes a device's agent.toml into a file, as the server whose state folder `Card.enrol` is."""
+
+Ask = Callable[[str], str]
+"""Asks a person for a secret."""
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -70,6 +75,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     timezone: str | None = None
     ntp: str | None = None
     memory_max_mib: int | None = None
+    python_path: str | None = None
     first_boot: Way | None = None
 
 
@@ -105,18 +111,29 @@ def read_fleet(path: Path) -> tuple[Card, ...]:
     return tuple(cards)
 
 
-def order(card: Card, scratch: Path, enrol: Enrol, ask: Callable[[str], str] | None = None) -> Order:
-    """The order, everything but image and target looked at. `ask` asks a person for a password.
+@dataclass(frozen=True, kw_only=True)
+class Decided:
+    """All that is the same for every way onto a board."""
 
-    Raises SettingsInvalid, ProfileInvalid, WheelhouseInvalid and TargetRefused, and what `enrol` does.
+    profile: Profile
+    settings: Settings
+    agent: AgentFile
+    wheels: Wheelhouse
+    data: Path | None
+
+
+def decide(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed: tuple[str, ...]) -> Decided:
+    """Everything but image and target, looked at. `ask` asks a person for a password.
+
+    Raises SettingsInvalid, ProfileInvalid, WheelhouseInvalid, and what `enrol` does.
     """
-    for name in _NEEDED:
+    for name in needed:
         if getattr(card, name) is None:
-            raise SettingsInvalid(f"{card.device or 'the card'} needs --{name.replace('device', 'device-id')}")
+            raise SettingsInvalid(f"{card.device or 'the board'} needs --{name.replace('device', 'device-id')}")
     profile = load(str(card.board))
-    if profile.family == "jetson":
-        raise SettingsInvalid(f"{profile.title} is not flashed from a card's image: use `python -m devices jetson`")
     wheels = read_wheels(Path(str(card.wheels)))
+    if wheels.architecture != profile.architecture:
+        raise SettingsInvalid(f"the wheels in {wheels.folder} are for {wheels.architecture}, not for {profile.title}")
     settings = settle(
         device=card.device,
         python=wheels.python,
@@ -124,20 +141,25 @@ def order(card: Card, scratch: Path, enrol: Enrol, ask: Callable[[str], str] | N
         ssh_keys=_keys(card.ssh_key),
         password_hash=None if card.password_hash_file is None else _secret(card.password_hash_file),
         wifi=_wifi(card, ask),
-        **{
-            name: value
-            for name in ("user", "timezone", "ntp", "memory_max_mib")
-            if (value := getattr(card, name)) is not None
-        },
+        **{name: value for name in _PLAIN if (value := getattr(card, name)) is not None},
     )
-    target = open_target(Path(str(card.to)))
+    agent = agent_of(card, scratch, enrol)
+    data = None if card.data is None else Path(card.data)
+    return Decided(profile=profile, settings=settings, agent=agent, wheels=wheels, data=data)
+
+
+def order(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None = None) -> Order:
+    """The order for a card. Raises as `decide` does, and TargetRefused."""
+    decided = decide(card, scratch, enrol, ask, ("device", "board", "image", "wheels", "to"))
+    if decided.profile.family == "jetson":
+        raise SettingsInvalid(f"{decided.profile.title} is not set up by a card: use `python -m devices jetson`")
     return Order(
-        profile=profile,
-        settings=settings,
-        agent=agent_of(card, scratch, enrol),
-        wheels=wheels,
-        target=target,
-        data=None if card.data is None else Path(card.data),
+        profile=decided.profile,
+        settings=decided.settings,
+        agent=decided.agent,
+        wheels=decided.wheels,
+        target=open_target(Path(str(card.to))),
+        data=decided.data,
         first_boot=card.first_boot,
     )
 
@@ -167,7 +189,7 @@ def _beside(card: Card, folder: Path) -> Card:
     )
 
 
-def _wifi(card: Card, ask: Callable[[str], str] | None) -> Wifi | None:
+def _wifi(card: Card, ask: Ask | None) -> Wifi | None:
     if card.wifi is None:
         return None
     if card.wifi_country is None:

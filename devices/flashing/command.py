@@ -7,54 +7,22 @@ import argparse
 import getpass
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from devices.firstboot.settings import SettingsInvalid
-from devices.flashing.card import Card, Enrol, order, over, read_fleet
+from devices.flashing import flags
+from devices.flashing.card import Ask, Card, Enrol, order, over, read_fleet
 from devices.flashing.image import Survey, survey
 from devices.flashing.job import Plan, describe, execute, prepare
-from devices.flashing.kind import WAYS
 from devices.flashing.progress import bar
 
 NOT_CONFIRMED = 1
-_HELP = {
-    "device": ("--device-id", "NAME", "the device's name, as it was enrolled"),
-    "board": ("--board", "BOARD", "the kind of board: a name that `list` prints"),
-    "image": ("--image", "FILE", "the system's image, plain or as .xz, .gz or .zip"),
-    "sha256": ("--sha256", "HEX", "the image's SHA-256 as its maker states it, packed or unpacked"),
-    "to": ("--to", "TARGET", "a disk such as /dev/sdX, or a file to write"),
-    "server": ("--server", "URL", "the broker's address on the board: mqtts://host:8883"),
-    "agent": ("--agent", "FILE", "agent.toml from `python -m broker_server enrol`"),
-    "enrol": ("--enrol", "FOLDER", "the server's state folder: the device is enrolled now"),
-    "ca": ("--ca", "FILE", "with --enrol: certificates to trust for mqtts://"),
-    "wheels": ("--wheels", "FOLDER", "from `python -m devices wheelhouse`"),
-    "data": ("--data", "FOLDER", "a data set to take along, if it is small"),
-    "user": ("--user", "NAME", "the person's user on the board (default: mas)"),
-    "ssh_key": ("--ssh-key", "FILE", "public keys by which that user enters"),
-    "password_hash_file": ("--password-hash-file", "FILE", "a hash from `openssl passwd -6`, for a password"),
-    "wifi": ("--wifi", "SSID", "a Wi-Fi network"),
-    "wifi_password_file": ("--wifi-password-file", "FILE", "its password; asked for in a terminal"),
-    "wifi_country": ("--wifi-country", "CC", "the country whose rules for radio hold: DE, GB, US …"),
-    "wifi_hidden": ("--wifi-hidden", "", "the network does not announce itself"),
-    "timezone": ("--timezone", "ZONE", "as in Europe/Berlin"),
-    "ntp": ("--ntp", "HOST", "a time server, for a network without the internet's"),
-    "memory_max_mib": ("--memory-max-mib", "MIB", "what the agent may use (default: all but the board's reserve)"),
-    "first_boot": ("--first-boot", "WAY", "how the image is told, if it cannot be seen"),
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser, enrol: Enrol) -> None:
     """The arguments of `flash`."""
     parser.epilog = __doc__.partition("\n\n")[2]
-    for name, (flag, metavar, text) in _HELP.items():
-        if name == "wifi_hidden":
-            parser.add_argument(flag, dest=name, action="store_true", default=None, help=text)
-        elif name == "first_boot":
-            parser.add_argument(flag, dest=name, choices=WAYS, help=text)
-        else:
-            kind = int if name == "memory_max_mib" else str
-            parser.add_argument(flag, dest=name, metavar=metavar, type=kind, help=text)
+    flags.add(parser, flags.HELP)
     parser.add_argument("--fleet", type=Path, metavar="fleet.toml", help="many devices; the flags above go over it")
     parser.add_argument("--only", action="append", metavar="NAME", help="of the fleet, this device; may be repeated")
     parser.add_argument("--yes", action="store_true", help="write")
@@ -63,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser, enrol: Enrol) -> None:
 
 def run(args: argparse.Namespace, enrol: Enrol) -> int:
     """Check all, show the plans, and write if that was confirmed. 0 written, 1 not confirmed."""
-    given = Card(**{name: getattr(args, name) for name in _HELP})
+    given = flags.card(args)
     cards = (given,) if args.fleet is None else tuple(over(given, card) for card in _fleet(args))
     ask = getpass.getpass if sys.stdin.isatty() else None
     with tempfile.TemporaryDirectory(prefix="mas-edge-flash-") as name:
@@ -87,7 +55,7 @@ def _plan(
     card: Card,
     scratch: Path,
     enrol: Enrol,
-    ask: Callable[[str], str] | None,
+    ask: Ask | None,
     seen: dict[tuple[str, str | None], Survey],
 ) -> Plan:
     ordered = order(card, scratch, enrol, ask)

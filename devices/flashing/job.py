@@ -98,7 +98,7 @@ def describe(plan: Plan, stated: bool) -> str:
         filter(
             None,
             [
-                f"{len(settings.ssh_keys)} SSH keys" * bool(settings.ssh_keys),
+                f"{len(settings.ssh_keys)} SSH key(s)" * bool(settings.ssh_keys),
                 "a password" * bool(settings.password_hash),
             ],
         )
@@ -125,10 +125,8 @@ def describe(plan: Plan, stated: bool) -> str:
 
 
 def _match(order: Order, system: str | None) -> None:
-    """Raises SettingsInvalid where the wheels are for another board or another Python than the image's."""
+    """Raises SettingsInvalid where the wheels are for another Python than the image's."""
     wheels, profile = order.wheels, order.profile
-    if wheels.architecture != profile.architecture:
-        raise SettingsInvalid(f"the wheels in {wheels.folder} are for {wheels.architecture}, not for {profile.title}")
     known = [each for each in profile.systems if each.name == system]
     if known and known[0].python != wheels.python:
         raise SettingsInvalid(

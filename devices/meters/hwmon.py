@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from devices.meters.meter import MeterAbsent, MeterFacts, NumberFile, numbered, read_number, read_text
+from devices.meters.meter import INA_HZ, MeterAbsent, MeterFacts, NumberFile, numbered, read_number, read_text
 from devices.meters.rails import UNUSED, Rail, RailMeter, whole_board
 
 INA = re.compile(r"ina(\d{3}|2xx|3221x?)(-\S+)?")
@@ -69,7 +69,7 @@ def _facts(chips: list[Chip], label: str, rails: list[Rail]) -> MeterFacts:
     names = ", ".join(rail.name for rail in rails)
     ina = all(chip.is_ina for chip in chips)
     interval_ms = max((read_number(chip.folder / "update_interval") or 0.0 for chip in chips), default=0.0)
-    rate_hz = 50.0 if ina else 10.0
+    rate_hz = INA_HZ if ina else 10.0
     if interval_ms > 0 and not ina:  # an INA is read more often than it averages: nothing is lost in between
         rate_hz = min(rate_hz, 1000 / interval_ms)
     # Steps of 1 mA at 5 V where volts and amperes are multiplied. INA chips err by 0.5 to 1 %, the shunt adds as much.

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from devices.meters.meter import MeterAbsent, MeterFacts
+from devices.meters.meter import INA_HZ, MeterAbsent, MeterFacts
 
 _I2C_SLAVE = 0x0703
 _SPEC = re.compile(r"(ina\d+)@(0x[0-9a-f]{1,2})(?:,bus=(\d{1,3}))?(?:,shunt=(\d+(?:\.\d+)?|\.\d+))?", re.IGNORECASE)
@@ -89,7 +89,7 @@ class InaMeter:
         self.facts = MeterFacts(
             source=f"i2c:{kind.lower()}",
             covers="what flows through the shunt: the whole board if it sits in the feed",
-            rate_hz=50.0,
+            rate_hz=INA_HZ,
             resolution=self._step_a * 5.0,
             gain_error=0.02,
         )

@@ -7,7 +7,7 @@ be multiplied by `in_power<n>_scale`, in milliwatts.
 import re
 from pathlib import Path
 
-from devices.meters.meter import MeterAbsent, MeterFacts, NumberFile, numbered, read_number, read_text
+from devices.meters.meter import INA_HZ, MeterAbsent, MeterFacts, NumberFile, numbered, read_number, read_text
 from devices.meters.rails import UNUSED, Rail, RailMeter, whole_board
 
 _PLACES = (
@@ -34,7 +34,7 @@ def open_iio(root: Path = Path("/")) -> RailMeter:
         MeterFacts(
             source="iio",
             covers=f"{', '.join(rail.name for rail in chosen)}: what hangs on these rails, and nothing before them",
-            rate_hz=50.0,
+            rate_hz=INA_HZ,
             resolution=0.005 * len(chosen),
             gain_error=0.02,
         ),

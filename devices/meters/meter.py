@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 MAX_NUMBER_BYTES = 64
+INA_HZ = 51.0
+"""How often INA chips are read: 50 times a second, with some to spare for readings that come late."""
 
 
 class MeterAbsent(Exception):

@@ -5,7 +5,9 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -14,6 +16,7 @@ import msgspec
 from edge_runtime.agent.config import AgentConfig, ConfigInvalid, read
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State, StateUnusable
+from edge_runtime.agent.watchdog import heartbeat
 from edge_runtime.agent.work import Worker, WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
@@ -26,6 +29,7 @@ EXIT_CONFIG = 2
 EXIT_STATE = 3
 EXIT_METER = 4
 EXIT_REFUSED = 5
+BEAT_S = 1.0
 
 _log = logging.getLogger(__name__)
 
@@ -108,6 +112,7 @@ def _run(
     worker = make_worker(config)
     account = make_account(config)
     link = make_link(config)
+    beat = heartbeat()
     agent = Agent(
         link,
         state,
@@ -117,10 +122,11 @@ def _run(
         server_key=config.server_key,
         max_download_bytes=config.max_download_bytes,
         account=account,
+        beat=beat,
     )
     _stop_on_signals(stop)
     with account:
-        _measure_idle(account, config.meter_idle_s, stop)
+        _measure_idle(account, config.meter_idle_s, stop, beat)
         _log.info("device %s joins federation %s at %s", config.device, config.federation, config.url)
         ending = agent.run(stop)
     if ending.kind == "refused":
@@ -133,15 +139,22 @@ def _run(
     return EXIT_OK
 
 
-def _measure_idle(account: EnergyAccount, seconds: float, stop: threading.Event) -> None:
+def _measure_idle(account: EnergyAccount, seconds: float, stop: threading.Event, beat: Callable[[], None]) -> None:
     """The baseline, unless nothing measures, or a process before was cut off at work: then its baseline stands."""
     if account.source is None:
         _log.info("energy is not measured%s", "".join(f"; {reason}" for reason in account.reasons))
         return
     _log.info("energy is %s by %s", "estimated" if account.is_estimated else "measured", account.source)
     if seconds > 0 and (account.idle_w is None or not account.rounds()):
-        idle_w = account.measure_idle(seconds, stop.wait)
+        idle_w = account.measure_idle(seconds, partial(_wait, stop, beat))
         _log.info("the idle board: %s", "not measured" if idle_w is None else f"{idle_w:.2f} W")
+
+
+def _wait(stop: threading.Event, beat: Callable[[], None], seconds: float) -> None:
+    """Wait, with signs of life, for so long or until it is time to stop."""
+    until_s = time.monotonic() + seconds
+    while (left_s := until_s - time.monotonic()) > 0 and not stop.wait(min(left_s, BEAT_S)):
+        beat()
 
 
 def _stop_on_signals(stop: threading.Event) -> None:

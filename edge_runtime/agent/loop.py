@@ -64,7 +64,7 @@ class Ending:
 class Agent:
     """One device, from joining until the federation ends. `clock` is in seconds and only goes forward.
 
-    Without an `account` times and nothing else are known of what a plan costs.
+    Without an `account` times and nothing else are known of what a plan costs. `beat` is called while the loop runs.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Agent:
         server_key: str,
         max_download_bytes: int,
         account: EnergyAccount | None = None,
+        beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
@@ -85,6 +86,7 @@ class Agent:
         self._device = device
         self._topics = topics
         self._clock = clock
+        self._beat = beat
         hello = worker.hello()
         self._downloads = Downloads(
             state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
@@ -117,6 +119,7 @@ class Agent:
         self._link.subscribe(self._topics.command(self._device))
         try:
             while self._ending is None and not stop.is_set():
+                self._beat()
                 self._step()
         finally:
             self._job.cancel()

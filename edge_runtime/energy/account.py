@@ -33,8 +33,9 @@ HEALTH_S = 5.0
 """How often the board's health is looked at."""
 SYNC_S = 1.0
 """How often the disk is made to keep the journal: a power cut costs so much at most."""
-FOLD_S = 0.5
-"""How often readings are folded into the sums, some at a time: each is in the journal at once."""
+KEEP_S = 0.25
+"""How often readings are journalled and summed, some at a time at half the cost: a process that is killed loses those
+of so long at most, and the one that it was taking. Everything else is journalled at once."""
 MAX_JOURNAL_BYTES = 1 << 20
 """Then the readings are replaced by their sums."""
 _BEFORE = -1
@@ -65,8 +66,8 @@ class EnergyAccount:
         self._clock = clock
         self._lock = threading.RLock()
         self._ledger = Ledger()
-        self._unfolded: list[Sample] = []
-        self._folded_s = self._looked_s = -math.inf
+        self._fresh: list[Sample] = []
+        self._kept_s = self._looked_s = -math.inf
         self._journal = None if path is None else Journal(path)
         self._facts = None if meter is None else _facts(meter)
         self._sampler = Sampler(self.sample, 1 / HEALTH_S if self._facts is None else self._facts.rate_hz)
@@ -84,6 +85,7 @@ class EnergyAccount:
         self._sampler.stop()
         with self._lock:
             self._sample()
+            self._settle()
         self._syncer.stop()
         self.sync()
         with self._lock:
@@ -107,7 +109,7 @@ class EnergyAccount:
     def idle_w(self) -> float | None:
         """Power of the idle board by this source, as it was last measured."""
         with self._lock:
-            known = self._books.baseline
+            known = self._settle().baseline
             return None if known is None or known.source != self.source else known.idle_w
 
     def measure_idle(self, seconds: float, wait: Callable[[float], object] = time.sleep) -> float | None:
@@ -117,7 +119,7 @@ class EnergyAccount:
         wait(seconds)
         with self._lock:
             self._sample()
-            idle_w = phase_energy(self._books.tally(_BEFORE, "", "idle")).mean_w
+            idle_w = phase_energy(self._settle().tally(_BEFORE, "", "idle")).mean_w
             self._record(Mark(self._clock(), *_place(before)))
             self._record(Forget(_BEFORE, ""))
             if idle_w is not None and self._facts is not None:
@@ -159,13 +161,14 @@ class EnergyAccount:
             self._look()
             mark = self._ledger.mark
             if not self._sample() and mark is not None:
-                self._books.apply(Mark(self._clock(), mark.round, mark.group, mark.phase))  # time goes on all the same
-            return self._books.report(round_, group, self.reasons)
+                again = Mark(self._clock(), mark.round, mark.group, mark.phase)
+                self._settle().apply(again)  # time goes on all the same
+            return self._settle().report(round_, group, self.reasons)
 
     def rounds(self) -> set[tuple[int, str]]:
         """The (round, group) that there are figures of, those of a process before among them."""
         with self._lock:
-            return self._books.rounds()
+            return self._settle().rounds()
 
     def forget(self, round_: int, group: str) -> None:
         """A round's figures have been delivered and need not be kept."""
@@ -176,12 +179,11 @@ class EnergyAccount:
         """Read the meter, and every few seconds the board's health. The sampler's thread calls it."""
         with self._lock:
             self._sample()
-            now_s = self._read_s
-            if now_s - self._looked_s >= HEALTH_S:
+            if self._read_s - self._looked_s >= HEALTH_S:
                 self._look()
-            if now_s - self._folded_s >= FOLD_S:
-                self._folded_s = now_s
-                books = self._books
+            if self._read_s - self._kept_s >= KEEP_S:
+                self._kept_s = self._read_s
+                books = self._settle()
                 if self._journal is not None and self._journal.size_bytes > MAX_JOURNAL_BYTES:
                     self._keep(lambda journal: journal.restart(books.snapshot()))
 
@@ -199,9 +201,12 @@ class EnergyAccount:
     def _mark(self, round_: int | None, group: str, phase: Phase) -> None:
         with self._lock:
             before = self._ledger.mark
+            is_other = before is None or (before.round, before.group) != (round_, group)
+            if is_other:
+                self._look()  # what happened up to now is not the next round's
             self._sample()
             self._record(Mark(self._clock(), round_, group, phase))
-            if before is None or (before.round, before.group) != (round_, group):
+            if is_other:
                 self._look()
 
     def _sample(self) -> bool:
@@ -211,17 +216,16 @@ class EnergyAccount:
         if values is None:
             return False
         # A reading is of some moment between asking and answer.
-        sample = Sample((start_s + self._clock()) / 2, values)
-        self._unfolded.append(sample)
-        self._write(sample)
+        self._fresh.append(Sample((start_s + self._clock()) / 2, values))
         return True
 
-    @property
-    def _books(self) -> Ledger:
-        """The ledger with every reading in it."""
-        for sample in self._unfolded:
-            self._ledger.apply(sample)
-        self._unfolded.clear()
+    def _settle(self) -> Ledger:
+        """The ledger with every reading in it; the journal has them then, too."""
+        if self._fresh:
+            for sample in self._fresh:
+                self._ledger.apply(sample)
+            self._keep(lambda journal: journal.append(*self._fresh))
+            self._fresh.clear()
         return self._ledger
 
     def _look(self) -> None:
@@ -234,16 +238,8 @@ class EnergyAccount:
         )
 
     def _record(self, record: Record) -> None:
-        self._books.apply(record)
-        self._write(record)
-
-    def _write(self, record: Record) -> None:
-        """Append to the journal, or go on without one. It is done for every reading."""
-        if self._journal is not None:
-            try:
-                self._journal.append(record)
-            except OSError as exc:
-                self._give_up(exc)
+        self._settle().apply(record)
+        self._keep(lambda journal: journal.append(record))
 
     def _keep(self, act: Callable[[Journal], None]) -> None:
         """Do something with the journal, or go on without one."""
@@ -252,11 +248,8 @@ class EnergyAccount:
         try:
             act(self._journal)
         except OSError as exc:
-            self._give_up(exc)
-
-    def _give_up(self, error: OSError) -> None:
-        _log.warning("energy is no longer journalled, a restart will not know it: %s", error)
-        self._journal = None
+            _log.warning("energy is no longer journalled, a restart will not know it: %s", exc)
+            self._journal = None
 
     def _resume(self) -> None:
         """Take up what a process before has left, in a new file."""

@@ -1,7 +1,7 @@
 """The journal: an append-only file of records that outlives the process.
 
 Rules
-- Each record is one write of one line: a process that is killed loses at most the record that it was writing.
+- Records are appended in one write, a line each: a process that is killed loses at most those that it was writing.
 - `sync` makes the disk keep what was written. It may take a while on a memory card, so it works on a descriptor of its
   own and needs no lock: who appends does not wait for it. A power cut costs what was appended since.
 - The file is never repaired in place: `restart` writes a whole new one beside it and renames it.
@@ -38,13 +38,13 @@ class Journal:
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self.size_bytes = len(content)
 
-    def append(self, record: Record) -> None:
-        """Add a record; `restart` comes first."""
+    def append(self, *records: Record) -> None:
+        """Add records; `restart` comes first."""
         assert self._descriptor is not None
-        line = to_line(record)
-        written = os.write(self._descriptor, line)
+        lines = b"".join(map(to_line, records))
+        written = os.write(self._descriptor, lines)
         self.size_bytes += written
-        if written < len(line):
+        if written < len(lines):
             raise OSError(28, "no space left for the energy journal", str(self._path))
 
     def descriptor(self) -> int | None:

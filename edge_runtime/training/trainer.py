@@ -77,7 +77,7 @@ class Trainer:
             for step, chosen in enumerate(batches(order(settings.seed, epoch, len(split)), settings.batch)):
                 model.reseed(settings.seed, epoch, step)
                 x, targets = load(model, split, chosen.tolist())
-                prober.pass_batch(epoch * steps + step, targets)
+                prober.pass_batch(epoch * steps + step)
                 losses, norms = self._gradient(x, targets, weigh, prober)
                 if received is not None:
                     add_proximal(model.gradient, model.parameters, received, settings.proximal_mu)
@@ -107,7 +107,7 @@ class Trainer:
                 norms[model.tasks.index(task)] = math.hypot(*(norm_of(array.reshape(-1)) for array in dz))
             prober.keep(task, dz)
 
-        if not prober.is_probing:
+        if not prober.is_due:
             return model.learn(x, targets, weigh.weights, keep if weigh.needs_norms else None), norms
         done = model.forward(x)
         losses, total = model.heads(done.z, targets, weigh.weights, keep)
@@ -119,8 +119,8 @@ class Trainer:
 class _Prober:
     """When affinities are probed, with what, and what came of it.
 
-    A probe is due at every so many batches of the group, counted through its rounds. It waits for a batch with labels
-    of every task: without them there is no loss to gain on.
+    A probe is due at every so many batches of the group, counted through its rounds. It waits for a batch with a loss
+    of every task: without labels there is nothing to gain on.
     """
 
     def __init__(self, model: Model, settings: Training, enter: Enter) -> None:
@@ -128,30 +128,27 @@ class _Prober:
         self._every = settings.probe_every
         self._probe = Probe(method=settings.probe, lr=settings.lr, weight_decay=settings.weight_decay)
         self._enter = enter
-        self._is_due = False
         self._kept: dict[str, Representation] = {}
         self.statistics = AffinityStatistics(model.tasks)
-        self.is_probing = False
+        self.is_due = False
 
-    def pass_batch(self, position: int, targets: Targets) -> None:
+    def pass_batch(self, position: int) -> None:
         """The batch at a position in the group's rounds comes next."""
-        self._is_due = self._is_due or (self._every > 0 and position % self._every == 0)
-        is_whole = not any(isinstance(target, Labelled) and not len(target.rows) for target in targets.values())
-        self.is_probing = self._is_due and is_whole
-        if self.is_probing:
-            self._is_due, self._kept = False, {}
+        self.is_due = self.is_due or (self._every > 0 and position % self._every == 0)
 
     def keep(self, task: str, dz: Representation) -> None:
         """A task's ∂L_i/∂z of the batch."""
-        if self.is_probing:
+        if self.is_due:
             self._kept[task] = tuple(map(np.copy, dz))
 
     def measure(self, done: Pass, targets: Targets, losses: Losses) -> None:
-        """Probe the batch, whose heads have run."""
-        self._enter("probe")
-        self.statistics.add(self._probe.measure(self._model, done, targets, losses, self._kept))
+        """Probe the batch, whose heads have run, if it has all losses."""
+        if all(loss != 0 and math.isfinite(loss) for loss in losses.values()):
+            self._enter("probe")
+            self.statistics.add(self._probe.measure(self._model, done, targets, losses, self._kept))
+            self.is_due = False
+            self._enter("train")
         self._kept = {}
-        self._enter("train")
 
 
 class _MeanLosses:

@@ -44,8 +44,9 @@ def test_enrol_takes_the_url_of_the_server_that_ran_last(tmp_path):
 
 
 def test_enrol_for_a_device_that_shares_its_machine_and_trusts_a_certificate(tmp_path):
-    _, config = enrolled(tmp_path, threads=1, ca_file="ca.pem", engine="auto")
+    _, config = enrolled(tmp_path, threads=1, ca_file="ca.pem", engine="auto", meter="pmic")
     assert (config["threads"], config["ca_file"], config["engine"]) == (1, "ca.pem", "auto")
+    assert config["meter"] == "pmic"
 
 
 def test_enrol_before_a_server_ran(tmp_path):

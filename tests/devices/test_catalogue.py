@@ -22,9 +22,11 @@ def test_show_gives_each_fact_with_its_source_and_says_what_is_not_stated(capsys
     assert "first boot by cloud-init (Raspberry Pi OS release notes" in out
 
 
-def test_show_jetson_says_what_it_is_flashed_as(capsys):
+def test_show_jetson_says_how_it_is_flashed(capsys):
     assert main(["show", "orin-nano"]) == 0
-    assert "flashed as: jetson-orin-nano-devkit, root internal, external nvme0n1p1 (" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "  flashed by: R36: ./tools/kernel_flash/l4t_initrd_flash.sh --external-device nvme0n1p1 " in out
+    assert " -p '-c bootloader/generic/cfg/flash_t234_qspi.xml' " in out
 
 
 def test_show_json(capsys):

@@ -131,7 +131,7 @@ def test_decode_wrong_file_is_refused_with_its_name(old, new, said):
 
 
 def test_decode_flash_without_a_source_is_refused():
-    text = MINIMAL + '\n[flash]\nboard = "b"\nroot = "internal"\nsource = "nobody"\n'
+    text = MINIMAL + '\n[flash]\nrelease = 36\ncommand = ["flash"]\nsource = "nobody"\n'
     with pytest.raises(ProfileInvalid, match="flash names a source 'nobody'"):
         decode("mine", text.encode())
 

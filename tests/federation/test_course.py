@@ -56,6 +56,8 @@ def check_report(report, tasks, clients):
         for energy in row["energy_by_device"].values():  # what it was spent on is known, if not how much
             assert (energy["source"], energy["energy_j"]) == (None, None)
             assert {"download", "train"} <= set(energy["phases"])
+            # The first round of training is probed, and what that took is told.
+            assert (energy["phases"].get("probe", {"seconds": 0})["seconds"] > 0) == (row["round"] == 1)
     affinity, split = report["affinity"], report["split"]
     assert list(affinity) == ["tasks", "values", "counts"]
     assert affinity["tasks"] == list(tasks)

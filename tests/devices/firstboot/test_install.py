@@ -130,7 +130,9 @@ def test_unit_is_one_that_systemd_accepts(tmp_path):
     assert (done.returncode, done.stderr.strip()) == (0, "")
 
 
-@pytest.mark.parametrize("directive", ["MemoryMax", "Restart", "ProtectSystem", "NoNewPrivileges", "User"])
+@pytest.mark.parametrize(
+    "directive", ["MemoryMax", "Restart", "WatchdogSec", "ProtectSystem", "NoNewPrivileges", "User"]
+)
 def test_unit_is_hardened(directive):
     text = Path(__file__).parents[3].joinpath("devices/firstboot/mas-edge.service").read_text()
     assert re.search(rf"^{directive}=\S+$", text, re.MULTILINE)

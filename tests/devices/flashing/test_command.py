@@ -59,7 +59,7 @@ def test_flash_without_yes_shows_everything_secret_left_out_and_writes_nothing(w
     assert "not compared: give --sha256" in said
     assert f"  to       {out} (a file)\n" in said
     assert "set up by cloud-init\n" in said
-    assert "user     mas, who enters by 1 SSH keys\n" in said
+    assert "user     mas, who enters by 1 SSH key(s)\n" in said
     assert "Wi-Fi 'my net; é' (DE)\n" in said
     assert "pi-01 of home at mqtts://server.lan:8883; of the memory all but 400 MiB" in said
     assert said.endswith("nothing was written: the same command with --yes writes\n")
@@ -150,7 +150,7 @@ REFUSALS = [
     ({"agent": None}, 2, "pi-01 needs a token: give --agent .* or --enrol"),
     ({"agent": "/nowhere/agent.toml"}, 2, "/nowhere/agent.toml cannot be read: No such file"),
     ({"board": "rpi6"}, 2, "there is no board 'rpi6'"),
-    ({"board": "orin-nano"}, 2, "Jetson Orin Nano is not flashed from a card's image"),
+    ({"board": "orin-nano"}, 2, "Jetson Orin Nano is not set up by a card"),
     ({"board": "x86-64"}, 2, "are for aarch64, not for an x86-64 computer"),
     ({"board": None}, 2, "pi-01 needs --board"),
     ({"to": None}, 2, "pi-01 needs --to"),

@@ -111,3 +111,9 @@ def test_plug_without_a_client_is_none():
 def test_plug_without_host_or_topic_is_refused(source):
     with pytest.raises(ValueError, match="names no plug"):
         open_source(source, listen=lambda *_: lambda: None)
+
+
+def test_none_is_no_meter_and_no_reason(board):
+    board.rapl("0", "package-0", 1)
+    found = open_source("none", root=board.root)
+    assert (found.meter, found.reasons) == (None, ())

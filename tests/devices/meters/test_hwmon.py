@@ -69,7 +69,7 @@ def test_ina_with_a_power_of_its_own_reads_it(board, name):
     board.hwmon(0, name, in0_input=1, in1_input=5100, curr1_input=900, power1_input=4_590_000, update_interval=35)
     meter = opened(board)
     assert meter.read() == (pytest.approx(4.59),)
-    assert meter.facts.rate_hz == 50.0
+    assert meter.facts.rate_hz >= 50
     assert meter.facts.gain_error == 0.02
 
 

@@ -335,6 +335,7 @@ def world(tmp_path):
         refuse=WorkRefused,
         agent=None,
         account=None,
+        beat=lambda: None,
         clock=time.monotonic,
     )
 
@@ -352,6 +353,7 @@ def world(tmp_path):
             server_key=signing.public_hex(KEY),
             max_download_bytes=it.max_bytes,
             account=it.account,
+            beat=it.beat,
             clock=it.clock,
         )
         if connect:

@@ -1,6 +1,7 @@
 import argparse
 import os
 import signal
+import socket
 import threading
 
 import pytest
@@ -182,6 +183,7 @@ def test_run_that_was_cut_off_at_work_keeps_its_baseline(arguments, world, make_
     cut.measure_idle(0.2, lambda seconds: [cut.sample() for _ in range(9)])
     cut.begin(0, "a")
     cut.sample()
+    assert cut.rounds() == {(0, "a")}  # all that it knows is in the journal now
 
     world.server.connect()
     options = {
@@ -192,3 +194,25 @@ def test_run_that_was_cut_off_at_work_keeps_its_baseline(arguments, world, make_
         assert run(arguments, lambda _config: world.worker, **options) == EXIT_OK
     assert "energy is measured by fake" in caplog.text
     assert "the idle board" not in caplog.text
+
+
+def test_run_gives_signs_of_life_while_it_measures_the_idle_board(
+    config_file, arguments, world, make_meter, tmp_path, monkeypatch
+):
+    config_file.write_text(config_file.read_text() + "meter_idle_s = 3\n")
+    address = tmp_path / "notify"
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(address))
+    manager.settimeout(60)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(address))
+    monkeypatch.setenv("WATCHDOG_USEC", "4000")
+    account = EnergyAccount(make_meter())
+    options = {"make_link": lambda _config: world.link, "make_account": lambda _config: account}
+    thread = threading.Thread(target=lambda: run(arguments, lambda _config: world.worker, **options))
+    thread.start()
+    assert manager.recv(100) == b"WATCHDOG=1"
+    assert account.idle_w is None  # it is still being measured
+    world.server.connect()
+    thread.join(60)
+    manager.close()
+    assert account.idle_w == pytest.approx(5.0)

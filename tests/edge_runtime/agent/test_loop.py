@@ -44,6 +44,13 @@ def test_agent_trains_evaluates_and_finishes(world):
     assert not world.agent.session.errors
 
 
+def test_agent_gives_signs_of_life_while_it_runs(world):
+    beats = []
+    world.beat = lambda: beats.append(len(world.server.results))
+    assert world.run(plans=[world.bundle.plan(0), world.bundle.plan(1, value=7.0)]).kind == "finished"
+    assert {0, 1} <= set(beats)
+
+
 def test_agent_drops_weights_of_closed_rounds(world):
     world.run(plans=[world.bundle.plan(r) for r in range(4)])
     last = world.server.results[-1]

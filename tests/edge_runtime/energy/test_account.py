@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.energy.account import HEALTH_S, MAX_JOURNAL_BYTES, EnergyAccount
+from devices.meters.rapl import RaplMeter
+from edge_runtime.energy.account import HEALTH_S, KEEP_S, MAX_JOURNAL_BYTES, EnergyAccount
 from edge_runtime.energy.records import Sample, from_lines
 
 ROOT = Path(__file__).parents[3]
@@ -139,7 +140,7 @@ def test_restart_goes_on_with_what_was_counted(tmp_path, meter, clock):
     second.begin(3, "depth")
     run(second, clock, 1.0)
     report = second.report(3, "depth")
-    assert report.energy_j == pytest.approx(10.0)
+    assert 10.0 - 5.0 * (KEEP_S + 0.02) <= report.energy_j <= 10.0
     assert report.idle_w == pytest.approx(5.0)
     second.forget(3, "depth")
     assert EnergyAccount(meter, path=path, clock=clock).report(3, "depth").energy_j is None
@@ -154,7 +155,8 @@ def test_torn_journal_is_taken_up(tmp_path, meter, clock, caplog):
     with caplog.at_level("INFO"):
         second = EnergyAccount(meter, path=path, clock=clock)
     assert "torn" in caplog.text
-    assert second.report(3, "depth").energy_j == pytest.approx(5.0, rel=0.05)
+    left_j = 5.0 - 5.0 * 2 * (KEEP_S + 0.02)  # the last ones of the process, and those of the torn line's time
+    assert left_j <= second.report(3, "depth").energy_j < 5.0
 
 
 def test_journal_stays_small_and_loses_nothing(tmp_path, meter, clock):
@@ -214,6 +216,7 @@ def test_running_account_samples_by_itself_and_closes_its_meter(tmp_path, meter)
 JOURNALLING = """
 import os, sys, time
 from pathlib import Path
+from devices.meters.rapl import RaplMeter
 from edge_runtime.energy.account import EnergyAccount
 
 class Facts:
@@ -224,7 +227,7 @@ class Meter:
     facts, n = Facts(), 0
     def read(self):
         self.n += 1
-        os.write(1, b"%d\\n" % self.n)
+        os.write(1, b"%d %.6f\\n" % (self.n, time.monotonic()))
         return (float(self.n),)
     def close(self):
         pass
@@ -234,25 +237,79 @@ with EnergyAccount(Meter(), path=Path(sys.argv[1])) as account:
     while True:
         for phase in ("train", "probe"):
             with account.phase(phase):
-                time.sleep(0.003)
+                time.sleep(0.05)
 """
 
 
-def test_killed_process_loses_at_most_one_sample(tmp_path):
+def test_killed_process_loses_at_most_a_quarter_of_a_second(tmp_path):
     path, chance = tmp_path / "energy.journal", random.Random(7)
     seconds = 0.0
     for _ in range(8):
         process = subprocess.Popen([sys.executable, "-c", JOURNALLING, str(path)], cwd=ROOT, stdout=subprocess.PIPE)
-        assert process.stdout.readline() == b"1\n"
+        first = process.stdout.readline()
         time.sleep(chance.uniform(0, 0.25))
         process.send_signal(signal.SIGKILL)
-        taken = 1 + process.stdout.read().count(b"\n")
+        lines = [first, *process.stdout.read().splitlines(keepends=True)]
+        taken_s = [float(line.split()[1]) for line in lines if line.endswith(b"\n")]
         assert process.wait() == -signal.SIGKILL
         records, torn = from_lines(path.read_bytes())
         kept = sum(isinstance(record, Sample) for record in records)
         assert torn <= 1
-        assert taken - 1 <= kept <= taken
+        assert kept <= len(taken_s)
+        lost_s = taken_s[max(0, kept - 1) : -1]  # from the last one kept to the one before the kill
+        assert not lost_s or lost_s[-1] - lost_s[0] < KEEP_S
         report = EnergyAccount(None, path=path).report(4, "depth")
         assert report.seconds >= seconds
         seconds = report.seconds
     assert report.energy_j > 0
+
+
+def test_what_held_the_board_back_before_a_round_is_not_the_round_s(meter, clock, health):
+    """A probe that says once what has happened since it was asked before, as counters make it."""
+    events = []
+
+    def probe():
+        said = tuple(events)
+        events.clear()
+        return health(throttled=said)
+
+    account = EnergyAccount(meter, health=probe, clock=clock)
+    account.begin(1, "a")
+    events.append("over_current")
+    account.begin(2, "a")
+    assert account.report(1, "a").throttled == ("over_current",)
+    assert account.report(2, "a").throttled == ()
+    events.append("throttled")
+    assert account.report(2, "a").throttled == ("throttled",)
+
+
+def test_counters_that_wrap_jitter_and_stand_still_in_the_journal_give_the_joules(tmp_path, clock):
+    """RAPL's files from end to end: 20 s at 25 to 35 W, a range of 60 J, uneven readings and a second without any."""
+    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
+    zone.mkdir(parents=True)
+    for name, text in {"name": "package-0", "energy_uj": "0", "max_energy_range_uj": "60000000"}.items():
+        (zone / name).write_text(f"{text}\n")
+    chance, power_w, total_j = random.Random(3), 30.0, 0.0
+    account = EnergyAccount(RaplMeter(tmp_path), path=tmp_path / "energy.journal", clock=clock)
+    account.begin(1, "a")
+    began_s = clock.now_s
+    while clock.now_s < began_s + 20:
+        step_s = 1.0 if 0.05 < chance.random() < 0.06 else chance.uniform(0.05, 0.15)
+        power_w = min(35.0, max(25.0, power_w + chance.uniform(-2, 2)))
+        total_j += power_w * step_s
+        clock.now_s += step_s
+        (zone / "energy_uj").write_text(f"{total_j % 60 * 1e6:.0f}\n")
+        account.sample()
+    assert total_j > 8 * 60
+    for found in (account, EnergyAccount(None, path=tmp_path / "energy.journal", clock=clock)):
+        assert found.report(1, "a").energy_j == pytest.approx(total_j, rel=0.03)
+
+
+def test_account_says_what_it_knows_of_its_source(tmp_path, meter, clock, facts):
+    account = EnergyAccount(meter, path=tmp_path / "energy.journal", clock=clock)
+    assert (account.source, account.is_estimated, account.idle_w) == ("fake", False, None)
+    account.measure_idle(1.0, lambda seconds: run(account, clock, seconds))
+    assert account.idle_w == pytest.approx(5.0)
+    meter.facts = facts(source="other", estimated=True)
+    other = EnergyAccount(meter, path=tmp_path / "energy.journal", clock=clock)
+    assert (other.source, other.is_estimated, other.idle_w) == ("other", True, None)

@@ -310,3 +310,16 @@ def test_all_energy_of_a_steady_board_is_somebody_s(events):
     found = [ledger.report(round_, "a") for round_ in (1, 2)]
     assert sum(report.seconds for report in found) == pytest.approx(inside_s)
     assert sum(report.energy_j or 0.0 for report in found) == pytest.approx(5.0 * inside_s, abs=1e-9)
+
+
+def test_rounds_are_those_that_something_is_known_of():
+    ledger = fold(
+        Start(0.0, facts()),
+        Mark(0.0, 1, "a", "train"),
+        Sample(0.1, (4.0,)),
+        Mark(0.2, 2, "b", "idle"),
+        Condition(0.2, 50.0, None, None, None),
+    )
+    assert ledger.rounds() == {(1, "a"), (2, "b")}
+    ledger.apply(Forget(1, "a"))
+    assert ledger.rounds() == {(2, "b")}

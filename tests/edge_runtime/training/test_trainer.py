@@ -252,6 +252,25 @@ def test_probe_waits_for_a_batch_with_labels_of_every_task(tiny, mixed):
     assert np.isfinite(list(result.loss.values())).all()
 
 
+def test_probe_waits_where_the_loss_itself_ignores_every_label(tiny, data_copy):
+    """Class 0 is no class: samples 0 to 8 have a loss of segmentation of zero, so the probe falls on the ninth."""
+    path = data_copy / "train" / "segmentation.npy"
+    classes = np.load(path)
+    path.unlink()
+    classes[:9] = 0
+    np.save(path, classes)
+    found = []
+    Trainer(tiny.model(), Dataset.open(data_copy).train).train(
+        tiny.change(epochs=1, batch=1, probe_every=10),
+        tiny.velocity(),
+        report=lambda done, _: found.append(done),
+        enter=found.append,
+    )
+    place = order(tiny.settings.seed, 0, 10).tolist().index(9)
+    assert found.index("probe") == place
+    assert found.count("probe") == 1
+
+
 def test_evaluation_is_over_labelled_samples(tiny, mixed):
     model = tiny.model()
     whole, one = evaluate(model, mixed.val, 5), evaluate(model, mixed.val, 1)

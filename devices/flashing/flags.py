@@ -1,0 +1,53 @@
+"""The flags that say what a board is to be, the same for every way onto it."""
+
+import argparse
+from collections.abc import Iterable
+
+from devices.flashing.card import Card
+from devices.flashing.kind import WAYS
+
+HELP = {
+    "device": ("--device-id", "NAME", "the device's name, as it was enrolled"),
+    "board": ("--board", "BOARD", "the kind of board: a name that `list` prints"),
+    "image": ("--image", "FILE", "the system's image, plain or as .xz, .gz or .zip"),
+    "sha256": ("--sha256", "HEX", "the image's SHA-256 as its maker states it, packed or unpacked"),
+    "to": ("--to", "TARGET", "a disk such as /dev/sdX, or a file to write"),
+    "server": ("--server", "URL", "the broker's address on the board: mqtts://host:8883"),
+    "agent": ("--agent", "FILE", "agent.toml from `python -m broker_server enrol`"),
+    "enrol": ("--enrol", "FOLDER", "the server's state folder: the device is enrolled now"),
+    "ca": ("--ca", "FILE", "with --enrol: certificates to trust for mqtts://"),
+    "wheels": ("--wheels", "FOLDER", "from `python -m devices wheelhouse`"),
+    "data": ("--data", "FOLDER", "a data set to take along, if it is small"),
+    "user": ("--user", "NAME", "the person's user on the board (default: mas)"),
+    "ssh_key": ("--ssh-key", "FILE", "public keys by which that user enters"),
+    "password_hash_file": ("--password-hash-file", "FILE", "a hash from `openssl passwd -6`, for a password"),
+    "wifi": ("--wifi", "SSID", "a Wi-Fi network"),
+    "wifi_password_file": ("--wifi-password-file", "FILE", "its password; asked for in a terminal"),
+    "wifi_country": ("--wifi-country", "CC", "the country whose rules for radio hold: DE, GB, US …"),
+    "wifi_hidden": ("--wifi-hidden", "", "the network does not announce itself"),
+    "timezone": ("--timezone", "ZONE", "as in Europe/Berlin"),
+    "ntp": ("--ntp", "HOST", "a time server, for a network without the internet's"),
+    "memory_max_mib": ("--memory-max-mib", "MIB", "what the agent may use (default: all but the board's reserve)"),
+    "python_path": ("--python-path", "FILE", "on the board: a Python beside the system's, which the wheels are for"),
+    "first_boot": ("--first-boot", "WAY", "how the image is told, if it cannot be seen"),
+}
+"""Of each entry of a Card: its flag, what stands for the value, and what it is."""
+ONLY_A_CARD = ("image", "sha256", "to", "first_boot")
+
+
+def add(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Add the flags of these entries."""
+    for name in names:
+        flag, metavar, text = HELP[name]
+        if name == "wifi_hidden":
+            parser.add_argument(flag, dest=name, action="store_true", default=None, help=text)
+        elif name == "first_boot":
+            parser.add_argument(flag, dest=name, choices=WAYS, help=text)
+        else:
+            kind = int if name == "memory_max_mib" else str
+            parser.add_argument(flag, dest=name, metavar=metavar, type=kind, help=text)
+
+
+def card(args: argparse.Namespace) -> Card:
+    """What was said; entries without a flag were not."""
+    return Card(**{name: getattr(args, name, None) for name in HELP})

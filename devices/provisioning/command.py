@@ -1,0 +1,90 @@
+"""`python -m devices jetson` and `python -m devices provision`. Without --yes both only say what they would do."""
+
+import argparse
+import getpass
+import sys
+import tempfile
+from pathlib import Path
+
+from devices.firstboot.bundle import bundle
+from devices.firstboot.settings import SettingsInvalid
+from devices.flashing import flags
+from devices.flashing.card import Decided, Enrol, decide
+from devices.provisioning.jetson import SCRIPT, check, place, placement
+from devices.provisioning.ssh import Host, HostUnusable, discard, install, look, send
+
+NOT_CONFIRMED = 1
+_NEEDED = ("device", "board", "wheels")
+_BOARD = [name for name in flags.HELP if name not in flags.ONLY_A_CARD]
+_OF_A_PERSON = ("user", "ssh_key", "password_hash_file", "timezone", "wifi", "wifi_password_file", "wifi_country")
+"""What a board that runs already has."""
+
+
+def add_arguments(jetson: argparse.ArgumentParser, provision: argparse.ArgumentParser, enrol: Enrol) -> None:
+    """The arguments of both commands."""
+    flags.add(jetson, [name for name in _BOARD if name != "password_hash_file"])
+    jetson.add_argument(
+        "--l4t", type=Path, required=True, metavar="FOLDER", help="Linux_for_Tegra, with the sample root file system"
+    )
+    flags.add(provision, [name for name in _BOARD if name not in {*_OF_A_PERSON, "wifi_hidden"}])
+    provision.add_argument("--ssh", required=True, metavar="HOST", help="the board, as ssh takes it: me@pi-01.local")
+    provision.add_argument("--port", type=int, metavar="N", help="the port of its SSH server (default: ssh's)")
+    provision.add_argument("--ssh-config", type=Path, metavar="FILE", help="a configuration for ssh, in place of yours")
+    for parser, run in ((jetson, _jetson), (provision, _provision)):
+        parser.add_argument("--yes", action="store_true", help="do it")
+        parser.set_defaults(run=lambda args, run=run: run(args, enrol))
+
+
+def _jetson(args: argparse.Namespace, enrol: Enrol) -> int:
+    """0 placed, 1 not confirmed."""
+    with tempfile.TemporaryDirectory(prefix="mas-edge-jetson-") as name:
+        decided = _decided(args, Path(name), enrol)
+        if decided.profile.family != "jetson":
+            raise SettingsInvalid(f"{decided.profile.title} is no Jetson: use `python -m devices flash`")
+        rootfs = check(args.l4t, decided.profile, decided.settings)
+        files = bundle(decided.settings, decided.agent, decided.wheels, decided.data, start=True)
+        found = placement(args.l4t, rootfs, decided.profile, decided.settings, files)
+        size_bytes = sum(len(d) if isinstance(d, bytes) else d.stat().st_size for d, _mode in found.files.values())
+        print(f"{decided.settings.device}: {decided.profile.title}")
+        print(f"  into     {rootfs}: {len(found.files)} files, {size_bytes / 1e6:.1f} MB")
+        print(f"  agent    {decided.agent.device} of {decided.agent.federation} at {decided.agent.url}")
+        print(f"  commands in {args.l4t / SCRIPT}, which were not tried on a board:")
+        print("".join(f"    {line}\n" for line in found.script.splitlines() if not line.startswith("#")), end="")
+        if not args.yes:
+            print("nothing was written: the same command with --yes writes the files; the commands you run yourself")
+            return NOT_CONFIRMED
+        place(found)
+    print(f"written: now run PASSWORD=… sh {args.l4t / SCRIPT}")
+    return 0
+
+
+def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
+    """0 set up, 1 not confirmed."""
+    host = Host(name=args.ssh, port=args.port, config=args.ssh_config)
+    with tempfile.TemporaryDirectory(prefix="mas-edge-provision-") as name:
+        decided = _decided(args, Path(name), enrol)
+        settings, wheels = decided.settings, decided.wheels
+        files = bundle(settings, decided.agent, wheels, decided.data, start=True)
+        seen = look(host, settings.python, settings.python_path)
+        try:
+            if seen.machine != wheels.architecture or seen.python != settings.python:
+                raise HostUnusable(
+                    f"{host.name} has {seen.machine} and Python {seen.python}, and the wheels are for "
+                    f"{wheels.architecture} and Python {settings.python}: make them for it with "
+                    "`python -m devices wheelhouse`"
+                )
+            print(f"{settings.device}: {decided.profile.title} at {host.name}, {seen.machine}, Python {seen.python}")
+            print(f"  agent    {decided.agent.device} of {decided.agent.federation} at {decided.agent.url}")
+            print(f"  wheels   {len(wheels.files)}, {wheels.size_bytes / 1e6:.1f} MB")
+            if not args.yes:
+                print("nothing was changed there: the same command with --yes sets it up")
+                return NOT_CONFIRMED
+            send(host, seen.folder, files)
+            print(install(host, seen.folder))
+        finally:
+            discard(host, seen.folder)
+    return 0
+
+
+def _decided(args: argparse.Namespace, scratch: Path, enrol: Enrol) -> Decided:
+    return decide(flags.card(args), scratch, enrol, getpass.getpass if sys.stdin.isatty() else None, _NEEDED)
