@@ -17,23 +17,28 @@ PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.p
 	$(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
 	$(addprefix edge_runtime/training/, gradient.py gram.py learnt.py optimizer.py probe.py schedule.py weighting.py) \
 	$(addprefix devices/, detection.py health.py profile.py throttling.py) $(addprefix devices/flashing/, kind.py partitions.py) \
-	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
+	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) \
+	$(addprefix devices/metering/, calibration.py recording.py sheet.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
 	$(addprefix broker_server/, affinity.py aggregation.py answers.py coordinator.py energy.py split.py strategy.py \
 		transfers.py) \
 	$(addprefix broker_server/mqtt/, auth.py codec.py flow.py hub.py local.py outbox.py packets.py retained.py \
 		router.py session.py topics.py)
 
+PREFIX := /opt/mas-edge
+EXTRAS := board
+
 empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help venv venv-board venv-official board lint test test-workstation test-board apt demo bench bench-device clean
+.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board apt demo bench bench-device clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
 	@echo "make venv-board   .venv-board: what a board installs, without torch"
 	@echo "make venv-official  .venv-official: onnxruntime-training 1.19.2 (x86-64), for official artifacts"
 	@echo "make board        measures what a board installs and checks our own wheel"
+	@echo "make install      an environment at PREFIX with EXTRAS (board, server, export …), as the Dockerfile has it"
 	@echo "make lint         style, types and import contracts"
 	@echo "make test         lint, and the tests in both environments"
 	@echo "make apt          Mosquitto, Chromium, mtools and dosfstools for the tests that use them, where apt-get may be used"
@@ -89,6 +94,11 @@ board: $(BOARD)/.stamp
 	@$(BOARD)/bin/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir $(WHEELS) .
 	@$(BOARD)/bin/python -m pip install --quiet --no-index --no-deps --force-reinstall $(WHEELS)/mas_edge-*.whl
 	@$(BOARD)/bin/python benchmarks/board_install.py --wheels $(WHEELS)
+
+# An environment of its own, as the Dockerfile installs it: make install PREFIX=/opt/mas-edge EXTRAS=board
+install:
+	python3 -m venv $(PREFIX)
+	$(PREFIX)/bin/python -m pip install --no-cache-dir '.[$(EXTRAS)]'
 
 lint: $(VENV)/.stamp
 	$(VENV)/bin/ruff check .

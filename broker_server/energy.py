@@ -80,17 +80,26 @@ def joules(value: float) -> str:
 
 def label(found: EnergySum | PhaseSum) -> str:
     """The sum for people: joules, with what they leave out and whether they are estimated; – for none."""
+    words = notes(found)
+    return f"{figure(found)} ({words})" if words else figure(found)
+
+
+def figure(found: EnergySum | PhaseSum) -> str:
+    """The joules of a label."""
     if found.energy_j is None:
         return "–"
-    partial = found.measured < found.plans
-    words = f"{'≥ ' if partial else ''}{joules(found.energy_j)}"
-    notes = []
+    return f"{'≥ ' if found.measured < found.plans else ''}{joules(found.energy_j)}"
+
+
+def notes(found: EnergySum | PhaseSum) -> str:
+    """What a label says beside the joules; empty for a sum of measured plans, all of them."""
+    said = []
     if found.estimated_j:
         whole = found.estimated_j == found.energy_j
-        notes.append("estimated" if whole else f"{joules(found.estimated_j)} of it estimated")
-    if partial:
-        notes.append(f"{found.measured} of {found.plans} measured")
-    return f"{words} ({', '.join(notes)})" if notes else words
+        said.append("estimated" if whole else f"{joules(found.estimated_j)} of it estimated")
+    if 0 < found.measured < found.plans:
+        said.append(f"{found.measured} of {found.plans} measured")
+    return ", ".join(said)
 
 
 def _phases(known: Iterable[Energy]) -> dict[Phase, PhaseSum]:

@@ -7,13 +7,15 @@ import html
 from collections.abc import Sequence
 from typing import get_args
 
-from broker_server.energy import EnergySum, above_idle_j, joules, label
+from broker_server.energy import EnergySum, PhaseSum, above_idle_j, figure, joules, notes
 from broker_server.report import EnergyReport, Report, RoundReport
 from edge_runtime.wire.energy import Energy, Phase
 
 MAX_PLANS = 200
 """Devices' parts in rounds that the page lists, the newest; report.json has all."""
 _PHASES: tuple[Phase, ...] = get_args(Phase)
+Cell = str | tuple[str, str]
+"""What stands in a table: a text, or one with a note below it."""
 _NOTE = (
     "Joules over all rounds, measuring rounds and plans that came to nothing included. “estimated” is from a model of "
     "the processor's use, not from a meter. “≥” is a sum that leaves out plans without a meter. ± is a bound on the "
@@ -43,31 +45,38 @@ def section(report: Report) -> str:
 def card(report: Report) -> tuple[str, str] | None:
     """The figure that stands above everything, and its words; None where nothing was measured."""
     found = report.energy.total
-    return None if found.energy_j is None else (label(found), "energy of the devices")
+    if found.energy_j is None:
+        return None
+    words = notes(found)
+    return figure(found), f"energy: {words}" if words else "energy"
 
 
 def cell(row: RoundReport) -> str:
     """A round's energy in the table of rounds."""
-    return html.escape(label(row.energy))
+    return _html(_label(row.energy))
 
 
 def _groups(energy: EnergyReport) -> str:
+    """A column for each group, and one for all."""
+    sums = [*energy.groups.values(), energy.total]
     phases = [phase for phase in _PHASES if phase in energy.total.phases]
-    head = ("group", *phases, "in all", "±", "above idle", "at most", "held back by")
-    lines = [_sum(group, found, phases) for group, found in energy.groups.items()]
-    return _table(head, [*lines, _sum("all", energy.total, phases)], words={0, len(head) - 1})
+    lines = [(phase, *(_label(found.phases.get(phase)) for found in sums)) for phase in phases]
+    lines += [
+        ("in all", *(_label(found) for found in sums)),
+        ("±", *(_part(found, found.uncertainty_j) for found in sums)),
+        ("above idle", *(_part(found, found.above_idle_j) for found in sums)),
+        ("hottest", *(_celsius(found.temperature_max_c) for found in sums)),
+        ("held back by", *(_flags(found.throttled) for found in sums)),
+    ]
+    return _table(("", *energy.groups, "all"), lines, words={0})
 
 
-def _sum(name: str, found: EnergySum, phases: Sequence[Phase]) -> tuple[str, ...]:
-    return (
-        name,
-        *(label(part) if (part := found.phases.get(phase)) else "–" for phase in phases),
-        label(found),
-        _joules(found.uncertainty_j, is_estimated=found.estimated, is_partial=found.partial),
-        _joules(found.above_idle_j, is_estimated=found.estimated, is_partial=found.partial),
-        _celsius(found.temperature_max_c),
-        _flags(found.throttled),
-    )
+def _label(found: EnergySum | PhaseSum | None) -> Cell:
+    return "–" if found is None else (figure(found), notes(found))
+
+
+def _part(found: EnergySum, value: float | None) -> Cell:
+    return _joules(value, is_estimated=found.estimated, is_partial=found.partial)
 
 
 def _devices(plans: Sequence[tuple[int, str, str, Energy]]) -> str:
@@ -82,8 +91,8 @@ def _devices(plans: Sequence[tuple[int, str, str, Energy]]) -> str:
         "by",
         "Hz",
         "seen",
-        "at most",
-        "held back",
+        "hottest",
+        "held back by",
     )
     lines = [
         (
@@ -105,11 +114,9 @@ def _devices(plans: Sequence[tuple[int, str, str, Energy]]) -> str:
     return _table(head, lines, words={1, 2, 7, 11})
 
 
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]], words: set[int]) -> str:
-    def row(cells: Sequence[str], tag: str) -> str:
-        parts = (
-            f"<{tag}{'' if i in words else ' class=n'}>{html.escape(text)}</{tag}>" for i, text in enumerate(cells)
-        )
+def _table(head: Sequence[Cell], lines: Sequence[Sequence[Cell]], words: set[int]) -> str:
+    def row(cells: Sequence[Cell], tag: str) -> str:
+        parts = (f"<{tag}{'' if i in words else ' class=n'}>{_html(cell)}</{tag}>" for i, cell in enumerate(cells))
         return f"<tr>{''.join(parts)}</tr>"
 
     return f"<table>{row(head, 'th')}{''.join(row(line, 'td') for line in lines)}</table>"
@@ -119,18 +126,19 @@ def _number(value: float | None, digits: int) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
 
 
-def _joules(value: float | None, *, is_estimated: bool, is_partial: bool = False) -> str:
+def _joules(value: float | None, *, is_estimated: bool, is_partial: bool = False) -> Cell:
     if value is None:
         return "–"
-    return _estimate(f"{'≥ ' if is_partial else ''}{joules(value)}", is_estimated=is_estimated)
+    return f"{'≥ ' if is_partial else ''}{joules(value)}", "estimated" if is_estimated else ""
 
 
-def _watts(value: float | None, *, is_estimated: bool) -> str:
-    return "–" if value is None else _estimate(f"{value:.2f} W", is_estimated=is_estimated)
+def _watts(value: float | None, *, is_estimated: bool) -> Cell:
+    return "–" if value is None else (f"{value:.2f} W", "estimated" if is_estimated else "")
 
 
-def _estimate(text: str, *, is_estimated: bool) -> str:
-    return f"{text} (estimated)" if is_estimated else text
+def _html(cell: Cell) -> str:
+    text, note = (cell, "") if isinstance(cell, str) else cell
+    return html.escape(text) + (f"<small>{html.escape(note)}</small>" if note else "")
 
 
 def _celsius(value: float | None) -> str:

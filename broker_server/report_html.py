@@ -36,6 +36,7 @@ section{background:#fff;border:1px solid #e1e7ec;border-radius:10px;padding:20px
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:13.5px}
 th{color:#5b6b7b;font-weight:600;text-align:left;border-bottom:2px solid #e1e7ec;padding:6px 10px}
 td{border-bottom:1px solid #eef2f5;padding:6px 10px}td.n,th.n{text-align:right}
+td small{display:block;color:#5b6b7b;white-space:nowrap}
 .scroll{overflow-x:auto}img{max-width:100%;height:auto;display:block}
 .group{display:inline-block;border-radius:8px;padding:10px 14px;margin:0 10px 10px 0;color:#fff}
 .group small{display:block;opacity:.85}

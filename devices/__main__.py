@@ -1,7 +1,8 @@
-"""Boards: `python -m devices list|show|detect|wheelhouse|flash|jetson|provision`.
+"""Boards: `python -m devices list|show|detect|wheelhouse|flash|jetson|provision|meter|calibrate|energy-report`.
 
 Exit codes: 0 done · 1 not confirmed, nothing was written · 2 wrong usage or configuration · 3 an image, a card or
-wheels cannot be used, nothing was written · 4 a target could not be written to its end · 130 stopped.
+wheels cannot be used and nothing was written, or nothing measures · 4 a target could not be written to its end · 130
+stopped.
 """
 
 import argparse
@@ -21,6 +22,12 @@ from devices.flashing.fat import FatUnusable
 from devices.flashing.image import ImageInvalid
 from devices.flashing.kind import KindUnknown
 from devices.flashing.target import WriteFailed
+from devices.metering import command as metering
+from devices.metering.calibration import CalibrationInvalid
+from devices.metering.choice import NoMeter, Open
+from devices.metering.costs import ReportUnusable
+from devices.metering.plots import PlotImpossible
+from devices.metering.sheet import SheetInvalid
 from devices.profile import ProfileInvalid, load
 from devices.provisioning import command as provisioning
 from devices.provisioning.jetson import RootfsUnusable
@@ -31,6 +38,11 @@ OK, USAGE, BAD_INPUT, HALF_WRITTEN, STOPPED = 0, 2, 3, 4, 130
 _FAULTS: dict[type[Exception], int] = {
     ProfileInvalid: USAGE,
     SettingsInvalid: USAGE,
+    CalibrationInvalid: USAGE,
+    SheetInvalid: USAGE,
+    NoMeter: BAD_INPUT,
+    ReportUnusable: BAD_INPUT,
+    PlotImpossible: BAD_INPUT,
     ImageInvalid: BAD_INPUT,
     KindUnknown: BAD_INPUT,
     FatUnusable: BAD_INPUT,
@@ -79,6 +91,14 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("provision", help="set up a board that runs already, by SSH"),
         _enrol,
     )
+    metering.add_arguments(
+        commands.add_parser("meter", help="record a board's power into a CSV file"),
+        commands.add_parser("calibrate", help="hold a meter against known loads"),
+        commands.add_parser(
+            "energy-report", help="joules of a federation by group, phase and task, and for what was gained"
+        ),
+        _open_for,
+    )
     return whole
 
 
@@ -92,6 +112,22 @@ def _wheelhouse(args: argparse.Namespace) -> int:
     made = wheelhouse.make(profile, system, args.out or Path("wheels") / profile.name, args.sources)
     print(f"{made.folder}: {len(made.files)} wheels for Python {made.python}, {made.size_bytes / 1e6:.1f} MB")
     return OK
+
+
+def _open_for(args: argparse.Namespace) -> Open:
+    """Opens meters, with MQTT for those that need it."""
+    from devices.meters import Found, open_source
+    from edge_runtime.energy.command import read_password
+    from edge_runtime.energy.listener import listen
+
+    def hear(url: str, topic: str, take: Callable[[bytes], None]) -> Callable[[], None]:
+        password = read_password(args.mqtt_password_file)
+        return listen(url, topic, take, username=args.mqtt_user, password=password, ca_file=args.mqtt_ca)
+
+    def open_(source: str) -> Found:
+        return open_source(source, root=args.root, listen=hear)
+
+    return open_
 
 
 def _enrol(device: str, out: Path, card: Card) -> None:

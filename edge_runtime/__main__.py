@@ -48,7 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _worker(config: AgentConfig) -> "LocalWorker":
     from edge_runtime.training.worker import LocalWorker
 
-    return LocalWorker(config.data, config.state, config.threads, official=config.official)
+    return LocalWorker(
+        config.data, config.state, config.threads, official=config.official, checkpoint_s=config.checkpoint_s
+    )
 
 
 def _account(config: AgentConfig) -> "EnergyAccount":

@@ -1,9 +1,9 @@
 """Where the encoder is cut into stages, so that its backward pass needs the activations of one stage at a time.
 
 Recomputing stage by stage (Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174) holds the
-values that cross from stage to stage, and at any time the activations of one stage. The cuts are those with the lowest
-peak of the two together, found exactly by dynamic programming over the operators of the forward pass; of the numbers of
-stages that come close to the best, the smallest is taken.
+values that cross from stage to stage, and at any time the activations of one stage and the gradients of what crosses at
+its two ends. The cuts are those with the lowest peak of these together, found exactly by dynamic programming over the
+operators of the forward pass; of the numbers of stages that come close to the best, the smallest is taken.
 
 A cut may be where all that crosses it is a batch of float32 arrays that depends on parameters, and where no parameter
 and no state is used on both sides.
@@ -118,7 +118,7 @@ def _bounds(flow: _Flow, stages: int | None) -> list[int]:
     # best[i]: the lowest peak of the operators before places[i] in so many stages, the held values that lead there, and
     # the place before. What is held at a stage is what crosses all cuts up to its end.
     best: list[tuple[float, float, list[int]]] = [
-        (flow.inner_bytes[at] + flow.crossing_bytes[at], flow.crossing_bytes[at], [0, at]) for at in places
+        (flow.inner_bytes[at] + 2 * flow.crossing_bytes[at], flow.crossing_bytes[at], [0, at]) for at in places
     ]
     found = [best[-1]]
     for _ in range(1, most):
@@ -128,7 +128,8 @@ def _bounds(flow: _Flow, stages: int | None) -> list[int]:
             for j in range(1, i):
                 peak, held, bounds = best[j]
                 here = held + flow.crossing_bytes[at]
-                peak = max(peak, here + flow.inner_bytes[at] - flow.inner_bytes[places[j]])
+                ends = flow.crossing_bytes[at] + flow.crossing_bytes[places[j]]
+                peak = max(peak, here + ends + flow.inner_bytes[at] - flow.inner_bytes[places[j]])
                 if (peak, here) < chosen[:2]:
                     chosen = (peak, here, [*bounds, at])
             following.append(chosen)

@@ -10,6 +10,8 @@ state = "state/kitchen"
 engine = "portable"           # optional: "official" trains with onnxruntime-training alone, "auto" where it can
 threads = 2                   # optional: for the computation; the engine decides where it is not given
 ca_file = "ca.pem"            # optional: certificates to trust for mqtts://
+checkpoint_s = 120            # optional: seconds between checkpoints of training; a power cut loses what came after
+                              #   the last one, and each writes the model and its momentum to the card
 max_download_bytes = 500000000  # optional: the most that one plan may need
 meter = "auto"                # optional: what measures energy: the best that is here, "none", or a source as
                               #   `energy --source` takes it: "rapl", "i2c:ina226@0x40,bus=1,shunt=0.1",
@@ -57,6 +59,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     engine: Literal["portable", "auto", "official"] = "portable"
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     ca_file: Path | None = None
+    checkpoint_s: Annotated[float, Meta(ge=0, le=1e6)] = 120.0
     max_download_bytes: Annotated[int, Meta(ge=1, le=2**50)] = MAX_BLOB_BYTES
     meter: Annotated[str, Meta(min_length=1, max_length=500)] = "auto"
     meter_user: Annotated[str, Meta(min_length=1, max_length=200)] = "energy"

@@ -61,8 +61,13 @@ class Encoder:
             done.values |= written
         return done
 
-    def backward(self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs) -> None:
-        """The gradients of the parameters for ∂L/∂z, into the arrays of `gradients`."""
+    def backward(
+        self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs, *, release: bool = False
+    ) -> None:
+        """The gradients of the parameters for ∂L/∂z, into the arrays of `gradients`.
+
+        With `release` each stage's values are given up when they have been used: the pass cannot be gone back again.
+        """
         batch = len(done.values["x"])
         arriving: dict[str, Array] = {f"dz.{i}": array for i, array in enumerate(dz)}
         for k in reversed(range(len(self._stages))):
@@ -72,6 +77,10 @@ class Encoder:
             graph.run({**done.values, **arriving, **inputs, **(saved or {})}, {**leaving, **gradients})
             for name in stage.writes:
                 del arriving[f"d{name}"]
+                if release:
+                    del done.values[name]
+            if release:
+                done.saved[k] = saved = None
             for name, array in leaving.items():
                 arriving[name] = arriving[name] + array if name in arriving else array
 

@@ -119,7 +119,7 @@ class Model:
             return losses
         done = self.forward(x)
         losses, total = self.heads(done.z, targets, weights, keep)
-        self.backward(done, total)
+        self.backward(done, total, release=True)
         return losses
 
     def heads(
@@ -215,9 +215,12 @@ class Model:
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
-    def backward(self, done: Pass, dz: Representation) -> Vector:
-        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves."""
-        self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"])
+    def backward(self, done: Pass, dz: Representation, *, release: bool = False) -> Vector:
+        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves.
+
+        With `release` the pass is used up, and its memory free for what follows.
+        """
+        self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
         return self.gradient[self.encoder]
 
     def _loss(self, task: str, kind: str, z: Representation, target: Target) -> float:

@@ -19,6 +19,7 @@ from edge_runtime.training.encoder import Pass, Representation
 from edge_runtime.training.gram import first_order, gram, pull
 from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.optimizer import look_ahead
+from edge_runtime.training.position import ProbesSoFar
 from edge_runtime.wire.messages import Affinity, ProbeMethod
 
 Matrix = NDArray[np.float64]
@@ -83,11 +84,12 @@ def relative_gain(before: float, after: float, lr: float) -> float:
 class AffinityStatistics:
     """Mean and variance over batches, by Welford's recurrence; a batch with a value that is not finite is left out."""
 
-    def __init__(self, tasks: tuple[str, ...]) -> None:
+    def __init__(self, tasks: tuple[str, ...], before: ProbesSoFar | None = None) -> None:
         self.tasks = tasks
-        self.count = 0
-        self._mean = np.zeros((len(tasks), len(tasks)))
-        self._squares = np.zeros_like(self._mean)
+        shape = (len(tasks), len(tasks))
+        self.count = before.count if before else 0
+        self._mean = np.array(before.mean).reshape(shape) if before else np.zeros(shape)
+        self._squares = np.array(before.squares).reshape(shape) if before else np.zeros(shape)
 
     def add(self, values: Matrix) -> None:
         """Take one batch's values (T, T)."""
@@ -97,6 +99,10 @@ class AffinityStatistics:
         difference = values - self._mean
         self._mean += difference / self.count
         self._squares += difference * (values - self._mean)
+
+    def so_far(self, *, is_due: bool) -> ProbesSoFar:
+        """All that goes on from here; `is_due` says whether a probe waits for its batch."""
+        return ProbesSoFar(count=self.count, mean=_rows(self._mean), squares=_rows(self._squares), is_due=is_due)
 
     def result(self) -> Affinity | None:
         """What was measured; None if nothing was."""

@@ -14,9 +14,13 @@ def order(seed: int, epoch: int, samples: int) -> Indices:
 
 
 def batches(indices: Indices, batch: int) -> Iterator[Indices]:
-    """Consecutive batches; the last may be smaller."""
-    for start in range(0, len(indices), batch):
-        yield indices[start : start + batch]
+    """The batches of an epoch."""
+    return (batch_at(indices, batch, step) for step in range(batch_count(len(indices), batch)))
+
+
+def batch_at(indices: Indices, batch: int, step: int) -> Indices:
+    """The batch of a step, of consecutive ones; the last may be smaller."""
+    return indices[step * batch : (step + 1) * batch]
 
 
 def batch_count(samples: int, batch: int) -> int:

@@ -8,6 +8,7 @@ The optimizer's state is a vector that the caller keeps, so a round can go on wh
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -19,8 +20,9 @@ from edge_runtime.training.gradient import add_proximal, clip, norm_of
 from edge_runtime.training.learnt import Learnt
 from edge_runtime.training.model import Labelled, Losses, Model, Target, Targets
 from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.position import Position, ProbesSoFar
 from edge_runtime.training.probe import AffinityStatistics, Probe
-from edge_runtime.training.schedule import batch_count, batches, order
+from edge_runtime.training.schedule import batch_at, batch_count, order
 from edge_runtime.training.weighting import Weighting, weighting
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
@@ -28,6 +30,8 @@ from edge_runtime.wire.tensors import Vector
 
 Report = Callable[[int, int], None]
 """Called with steps done and steps in all."""
+Save = Callable[[Callable[[], Position]], None]
+"""Called after each step with how to get the position, which is cheap, but not for nothing."""
 Enter = Callable[[Literal["train", "probe"]], None]
 """Called when probing begins, and when training goes on after it."""
 
@@ -59,35 +63,43 @@ class Trainer:
         state: Vector,
         *,
         learnt: Learnt | None = None,
+        received: Vector | None = None,
+        after: Position | None = None,
+        save: Save = lambda _: None,
         report: Report = lambda *_: None,
         enter: Enter = lambda _: None,
     ) -> Trained:
         """Train for `settings.epochs`; changes the model's weights and the optimizer's `state` in place.
 
-        FedProx holds to the weights as they are now. Raises EngineError, and whatever `report` and `enter` raise.
+        FedProx holds to the parameters `received` (P,), by default as they are now. With `after`, training goes on from
+        there: weights and state are then those of that position, which `save` has seen. Raises EngineError, and
+        whatever `save`, `report` and `enter` raise.
         """
         model, split = self.model, self._split
         steps = batch_count(len(split), settings.batch)
+        learnt = learnt if after is None else after.learnt
         optimize, weigh = optimizer(settings), weighting(model.tasks, settings.weighting, learnt)
-        received = model.parameters.copy() if settings.proximal_mu else None
-        prober = _Prober(model, settings, enter)
-        mean = _MeanLosses(model.tasks)
-        done = 0
-        for epoch in range(settings.first_epoch, settings.first_epoch + settings.epochs):
-            for step, chosen in enumerate(batches(order(settings.seed, epoch, len(split)), settings.batch)):
-                model.reseed(settings.seed, epoch, step)
-                x, targets = load(model, split, chosen.tolist())
-                prober.pass_batch(epoch * steps + step)
-                losses, norms = self._gradient(x, targets, weigh, prober)
-                if received is not None:
-                    add_proximal(model.gradient, model.parameters, received, settings.proximal_mu)
-                if settings.clip_norm:
-                    clip(model.gradient, settings.clip_norm)
-                optimize.step(model.parameters, model.gradient, state)
-                weigh.update(np.array([losses[task] for task in model.tasks]), norms)
-                mean.add(losses, targets, len(chosen))
-                done += 1
-                report(done, settings.epochs * steps)
+        if received is None and settings.proximal_mu:
+            received = model.parameters.copy()
+        prober = _Prober(model, settings, enter, after.probes if after else None)
+        mean = _MeanLosses(model.tasks, after)
+        total = settings.epochs * steps
+        for done in range(after.steps if after else 0, total):
+            epoch, step = settings.first_epoch + done // steps, done % steps
+            chosen = batch_at(order(settings.seed, epoch, len(split)), settings.batch, step)
+            model.reseed(settings.seed, epoch, step)
+            x, targets = load(model, split, chosen.tolist())
+            prober.pass_batch(epoch * steps + step)
+            losses, norms = self._gradient(x, targets, weigh, prober)
+            if received is not None and settings.proximal_mu:
+                add_proximal(model.gradient, model.parameters, received, settings.proximal_mu)
+            if settings.clip_norm:
+                clip(model.gradient, settings.clip_norm)
+            optimize.step(model.parameters, model.gradient, state)
+            weigh.update(np.array([losses[task] for task in model.tasks]), norms)
+            mean.add(losses, targets, len(chosen))
+            save(partial(_position, done + 1, mean, prober, weigh))
+            report(done + 1, total)
         return Trained(
             loss=mean.result(),
             samples=settings.epochs * len(split),
@@ -112,8 +124,12 @@ class Trainer:
         done = model.forward(x)
         losses, total = model.heads(done.z, targets, weigh.weights, keep)
         prober.measure(done, targets, losses)
-        model.backward(done, total)
+        model.backward(done, total, release=True)
         return losses, norms
+
+
+def _position(steps: int, mean: "_MeanLosses", prober: "_Prober", weigh: Weighting) -> Position:
+    return Position(steps=steps, loss_sums=mean.sums, labelled=mean.counts, probes=prober.so_far, learnt=weigh.learnt)
 
 
 class _Prober:
@@ -123,14 +139,19 @@ class _Prober:
     of every task: without labels there is nothing to gain on.
     """
 
-    def __init__(self, model: Model, settings: Training, enter: Enter) -> None:
+    def __init__(self, model: Model, settings: Training, enter: Enter, before: ProbesSoFar | None) -> None:
         self._model = model
         self._every = settings.probe_every
         self._probe = Probe(method=settings.probe, lr=settings.lr, weight_decay=settings.weight_decay)
         self._enter = enter
         self._kept: dict[str, Representation] = {}
-        self.statistics = AffinityStatistics(model.tasks)
-        self.is_due = False
+        self.statistics = AffinityStatistics(model.tasks, before)
+        self.is_due = before is not None and before.is_due
+
+    @property
+    def so_far(self) -> ProbesSoFar:
+        """All that goes on from here."""
+        return self.statistics.so_far(is_due=self.is_due)
 
     def pass_batch(self, position: int) -> None:
         """The batch at a position in the group's rounds comes next."""
@@ -154,21 +175,21 @@ class _Prober:
 class _MeanLosses:
     """Mean losses by task, each batch weighted by its labelled samples."""
 
-    def __init__(self, tasks: Sequence[str]) -> None:
-        self._sums = dict.fromkeys(tasks, 0.0)
-        self._counts = dict.fromkeys(tasks, 0)
+    def __init__(self, tasks: Sequence[str], before: Position | None = None) -> None:
+        self.sums = dict.fromkeys(tasks, 0.0) | (before.loss_sums if before else {})
+        self.counts = dict.fromkeys(tasks, 0) | (before.labelled if before else {})
 
     def add(self, losses: Losses, targets: Targets, samples: int) -> None:
         """Take the losses of a batch."""
         for task, loss in losses.items():
             target = targets[task]
             if count := len(target.rows) if isinstance(target, Labelled) else samples:
-                self._sums[task] += loss * count
-                self._counts[task] += count
+                self.sums[task] += loss * count
+                self.counts[task] += count
 
     def result(self) -> dict[str, float]:
         """The means; a task without any label is left out."""
-        return {task: value / self._counts[task] for task, value in self._sums.items() if self._counts[task]}
+        return {task: value / self.counts[task] for task, value in self.sums.items() if self.counts[task]}
 
 
 def evaluate(model: Model, split: Split, batch: int, *, report: Report = lambda *_: None) -> dict[str, float]:

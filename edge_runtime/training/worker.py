@@ -3,6 +3,7 @@
 import logging
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.engine import Engine, EngineError, engine_version, trains
 from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
 from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_installed
+from edge_runtime.training.checkpoint import Checkpoint, Header, key_of
 from edge_runtime.training.learnt import LearntStore
 from edge_runtime.training.model import GraphShelf, Model, Step
 from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.position import Position
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BundleInvalid
@@ -25,13 +28,23 @@ from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan
 from edge_runtime.wire.tensors import Vector, transfer
 
 EVALUATION_BATCH = 16
+CHECKPOINT_S = 120.0
 _log = logging.getLogger(__name__)
 
 
 class LocalWorker:
     """Trains and evaluates on the data set in a folder. Raises WorkerUnusable if it cannot be used."""
 
-    def __init__(self, data: Path, state: Path, threads: int | None = None, *, official: OfficialUse = "off") -> None:
+    def __init__(
+        self,
+        data: Path,
+        state: Path,
+        threads: int | None = None,
+        *,
+        official: OfficialUse = "off",
+        checkpoint_s: float = CHECKPOINT_S,
+    ) -> None:
+        """`checkpoint_s` is at least between two checkpoints of training; 0 makes one after every step."""
         try:
             self._dataset = Dataset.open(data)
             if official == "require":
@@ -46,6 +59,7 @@ class LocalWorker:
         self._official = None if self._use == "off" else OfficialShelf(self._engine)
         self._momentum = CarriedVectors(state / "momentum")
         self._learnt = LearntStore(state / "weighting")
+        self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
 
     def hello(self) -> Hello:
         """What this device has."""
@@ -78,16 +92,32 @@ class LocalWorker:
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
         model = self._model(manifest, store, start, split, whole)
         layout = optimizer(settings).table(manifest.table.parameters)
+        key = key_of(plan, len(split), f"{engine_version()} {'portable' if whole is None else 'official'}")
+        state = self._momentum.load(layout, plan.round - 1)
+        if state is None:
+            state = np.zeros(layout.size, np.float32)
+        before = self._checkpoint.load(key, model.weights, state)
+        spent_s = before.wall_s if before else 0.0
+
+        def save(position: Callable[[], Position]) -> None:
+            if self._checkpoint.is_due:
+                wall_s = spent_s + time.monotonic() - started_s
+                header = Header(key=key, position=position(), val_loss=val_loss, wall_s=wall_s)
+                try:
+                    self._checkpoint.save(header, model.weights, state)
+                except OSError as exc:
+                    _log.warning("no checkpoint of round %d could be written: %s", plan.round, exc.strerror)
+
         try:
-            val_loss = self._loss(model, self._dataset.val, report)
+            val_loss = before.val_loss if before else self._loss(model, self._dataset.val, report)
             report("train", 0, 1)
-            state = self._momentum.load(layout, plan.round - 1)
-            if state is None:
-                state = np.zeros(layout.size, np.float32)
             trained = Trainer(model, split).train(
                 settings,
                 state,
                 learnt=self._learnt.load(plan.bundle.digest, plan.round),
+                received=start[: len(model.parameters)],
+                after=before.position if before else None,
+                save=save,
                 report=lambda done, total: report("train", done, total),
                 enter=lambda stage: report(stage, 0, 1),
             )
@@ -102,7 +132,7 @@ class LocalWorker:
             train_loss=trained.loss,
             val_loss=val_loss,
             affinity=trained.affinities.result(),
-            wall_s=time.monotonic() - started_s,
+            wall_s=spent_s + time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
         )
 

@@ -3,7 +3,10 @@
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 READ_BYTES = 1 << 20
 
@@ -13,12 +16,19 @@ def write_whole(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> N
 
     Raises OSError as the file system does.
     """
+    with whole_file(path, mode=mode) as file:
+        file.write(data)
+
+
+@contextmanager
+def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A file to write to, which takes its place at the end of the block, and is gone if that raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, sibling = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             os.fchmod(file.fileno(), mode)
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         Path(sibling).replace(path)

@@ -123,6 +123,10 @@ class Context:
             return self.add("Reshape", name, self.ints(*(-1 if isinstance(d, Batch) else d for d in shape)))
         return self.add("Reshape", name, self.dims(shape))
 
+    def reshape_to(self, name: str, *dims: int) -> str:
+        """Reshape to numbers as ONNX takes them: 0 keeps a dimension, -1 is inferred."""
+        return self.add("Reshape", name, self.ints(*dims))
+
     def filled(self, shape: Sequence[Dim], value: Number, dtype: torch.dtype) -> str:
         """A tensor of one value."""
         return self.add("Expand", self.number(value, dtype), self.dims(shape)) if shape else self.number(value, dtype)

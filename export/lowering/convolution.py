@@ -3,14 +3,17 @@
 Data gradient: for stride one, a convolution with the kernel turned round and its channels exchanged; otherwise the
 transposed convolution.
 
-Weight gradient: one batched matrix product for each tap of the kernel, of the gradient and the input that the tap
-meets. Of a depthwise convolution of small images, or with strides: one grouped convolution of the input with the
-gradient as its kernel, the samples taking the place of the channels and stride and dilation changing places (2 to 5
-times faster, and a fifth of the nodes).
+Weight gradient: for each tap of the kernel one matrix product of the gradient with the input that the tap meets, over
+samples and pixels at once (channels first). That is up to three times faster, and takes less memory, than a product for
+each sample, except where a kernel of one tap is small beside the image. Steps of the window larger than one are taken
+out of the input once, not at each tap. Of images (up to IMAGE_CHANNELS) and of small or strided depthwise convolutions:
+one convolution of the input with the gradient as its kernel, the samples taking the place of the channels and stride
+and dilation changing places (2 to 5 times faster, and a fifth of the nodes).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
@@ -22,6 +25,9 @@ RULES = RuleBook()
 
 SMALL_IMAGE = 1024
 """Pixels below which the grouped convolution is the faster weight gradient of a depthwise one."""
+
+
+IMAGE_CHANNELS = 4
 
 
 @dataclass(frozen=True)
@@ -178,34 +184,52 @@ def _weight_gradient(
     """Σ over samples and pixels of gradient × shifted input, tap by tap: (O, I/g, h, w)."""
     outputs, inputs, height, width = (size(d) for d in weight.shape)
     pixels = size(gradient.shape[2]) * size(gradient.shape[3])
-    if inputs == 1 and outputs == window.groups and (pixels < SMALL_IMAGE or window.stride != [1, 1]):
-        return _depthwise_weight_gradient(context, gradient, x, weight, window)
-    taps = [(i * window.dilation[0], j * window.dilation[1]) for i in range(height) for j in range(width)]
-    shifted = _shifts(context, gradient, x, window, taps)
-    left = context.add("Reshape", gradient.name, context.ints(0, window.groups, outputs // window.groups, -1))
+    depthwise = inputs == 1 and outputs == window.groups
+    if depthwise and (pixels < SMALL_IMAGE or window.stride != [1, 1]):
+        return _weight_gradient_as_convolution(context, gradient, x, weight, window)
+    if window.groups > 1 or (height * width == 1 and outputs * inputs < (outputs + inputs) * pixels):
+        return _weight_gradient_by_sample(context, gradient, x, weight, window)
+    if inputs <= IMAGE_CHANNELS:
+        return _weight_gradient_as_convolution(context, gradient, x, weight, window)
+    left = context.reshape_to(_channels_first(context, gradient), outputs, -1)
     products = []
-    for name in shifted:
-        right = context.add("Reshape", name, context.ints(0, window.groups, inputs, -1))
-        products.append(context.add("MatMul", left, context.add("Transpose", right, perm=[0, 1, 3, 2])))
+    for name in _shifts(context, gradient, x, window, weight, _channels_first(context, x)):
+        right = context.add("Transpose", context.reshape_to(name, inputs, -1), perm=[1, 0])
+        products.append(context.add("MatMul", left, right))
+    return _by_tap(context, products, weight)
+
+
+def _weight_gradient_by_sample(context: Context, gradient: Value, x: Value, weight: Value, window: Window) -> str:
+    outputs, inputs, _, _ = (size(d) for d in weight.shape)
+    left = context.reshape_to(gradient.name, 0, window.groups, outputs // window.groups, -1)
+    products = []
+    for name in _shifts(context, gradient, x, window, weight, x.name):
+        right = context.add("Transpose", context.reshape_to(name, 0, window.groups, inputs, -1), perm=[0, 1, 3, 2])
+        products.append(context.add("MatMul", left, right))
     taken = context.add("Concat", *products, axis=3) if len(products) > 1 else products[0]  # (B, g, O/g, taps · I/g)
-    summed = context.add("ReduceSum", taken, context.ints(0), keepdims=0)
-    if len(products) > 1 and inputs > 1:
-        by_tap = context.add("Reshape", summed, context.ints(outputs, height * width, inputs))
-        summed = context.add("Transpose", by_tap, perm=[0, 2, 1])
-    return context.add("Reshape", summed, context.ints(outputs, inputs, height, width))
+    return _by_tap(context, [context.add("ReduceSum", taken, context.ints(0), keepdims=0)], weight)
 
 
-def _depthwise_weight_gradient(
-    context: Context,
-    gradient: Value,
-    x: Value,
-    weight: Value,
-    window: Window,
-) -> str:
-    channels, _, height, width = (size(d) for d in weight.shape)
-    image = context.add("Transpose", x.name, perm=[1, 0, 2, 3])
-    image = context.add("Reshape", image, context.ints(1, -1, size(x.shape[2]), size(x.shape[3])))
-    kernel = context.add("Transpose", gradient.name, perm=[1, 0, 2, 3])  # (C, B, H, W)
+def _by_tap(context: Context, products: Sequence[str], weight: Value) -> str:
+    """(O, taps · I/g), in one piece or tap by tap, as the weight."""
+    outputs, inputs, height, width = (size(d) for d in weight.shape)
+    found = context.add("Concat", *products, axis=1) if len(products) > 1 else products[0]
+    if height * width > 1 and inputs > 1:
+        by_tap = context.reshape_to(found, outputs, height * width, inputs)
+        found = context.add("Transpose", by_tap, perm=[0, 2, 1])
+    return context.reshape_to(found, outputs, inputs, height, width)
+
+
+def _channels_first(context: Context, x: Value) -> str:
+    return context.add("Transpose", x.name, perm=[1, 0, 2, 3])
+
+
+def _weight_gradient_as_convolution(context: Context, gradient: Value, x: Value, weight: Value, window: Window) -> str:
+    """Of one group, or of a depthwise convolution."""
+    outputs, inputs, height, width = (size(d) for d in weight.shape)
+    image, kernel = _channels_first(context, x), _channels_first(context, gradient)  # (O, B, H, W)
+    if window.groups > 1:
+        image = context.reshape_to(image, 1, -1, size(x.shape[2]), size(x.shape[3]))
     # Rows that the forward convolution never reached would give taps that the kernel does not have: cut them off.
     pads = []
     for i, taps in enumerate((height, width)):
@@ -218,33 +242,37 @@ def _depthwise_weight_gradient(
         "Conv",
         image,
         kernel,
-        group=channels,
+        group=window.groups,
         kernel_shape=[size(d) for d in gradient.shape[2:]],
         pads=[*window.padding, *(max(p, 0) for p in pads)],
         strides=window.dilation,
         dilations=window.stride,
     )
-    return context.add("Reshape", result, context.ints(channels, 1, height, width))
+    if window.groups == 1:
+        return context.add("Transpose", result, perm=[1, 0, 2, 3])
+    return context.reshape_to(result, outputs, inputs, height, width)
 
 
-def _shifts(
-    context: Context,
-    gradient: Value,
-    x: Value,
-    window: Window,
-    taps: Sequence[tuple[int, int]],
-) -> list[str]:
-    """For each tap, the pixels of the padded input that it meets, as large as the gradient."""
-    name = x.name
+def _shifts(context: Context, gradient: Value, x: Value, window: Window, weight: Value, image: str) -> list[str]:
+    """For each tap, the pixels of the padded input that it meets, as large as the gradient.
+
+    `image` is x, or x with its first two dimensions exchanged.
+    """
     if any(window.padding):
         pads = context.ints(0, 0, *window.padding, 0, 0, *window.padding)
-        name = context.add("Pad", name, pads, context.number(0.0, x.dtype))
-    height, width = size(gradient.shape[2]), size(gradient.shape[3])
-    if len(taps) == 1 and window.stride == [1, 1]:
-        return [name]
+        image = context.add("Pad", image, pads, context.number(0.0, x.dtype))
+    kernel, reached = ([size(d) for d in value.shape[2:]] for value in (weight, gradient))
+    if kernel == [1, 1] and window.stride == [1, 1]:
+        return [image]
+    axes, steps = context.ints(2, 3), context.ints(*window.stride)
     shifted = []
-    for down, right in taps:
-        ends = context.ints(down + (height - 1) * window.stride[0] + 1, right + (width - 1) * window.stride[1] + 1)
-        starts, steps = context.ints(down, right), context.ints(*window.stride)
-        shifted.append(context.add("Slice", name, starts, ends, context.ints(2, 3), steps))
+    for tap in product(*map(range, kernel)):
+        first = [tap[i] * window.dilation[i] for i in range(2)]
+        phase = image
+        if window.stride != [1, 1]:
+            start = context.ints(*(first[i] % window.stride[i] for i in range(2)))
+            phase = context.add("Slice", image, start, context.ints(2**62, 2**62), axes, steps)
+            first = [first[i] // window.stride[i] for i in range(2)]
+        ends = context.ints(*(first[i] + reached[i] for i in range(2)))
+        shifted.append(context.add("Slice", phase, context.ints(*first), ends, axes))
     return shifted

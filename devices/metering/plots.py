@@ -1,0 +1,78 @@
+"""Pictures of recordings and costs. matplotlib is a workstation's: a board records, and draws elsewhere."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from devices.metering.costs import Costs
+from devices.metering.recording import IDLE, Row, segments
+
+
+class PlotImpossible(Exception):
+    """There is no matplotlib, or the file cannot be written; the sentence says which."""
+
+
+def recording(rows: Sequence[Row], source: str, path: Path) -> None:
+    """Watts over time, the marks, and the idle baseline. Raises PlotImpossible."""
+    figure = _figure()
+    axes = figure.subplots()
+    axes.plot([row.seconds for row in rows], [row.watts for row in rows], linewidth=0.8, color="tab:blue")
+    seen: set[str] = set()
+    for row in rows:
+        if row.mark not in seen:
+            seen.add(row.mark)
+            axes.axvline(row.seconds, color="grey", linewidth=0.6)
+            axes.text(row.seconds, axes.get_ylim()[1], f" {row.mark}", rotation=90, va="top", fontsize=8)
+    for segment in segments(rows):
+        if segment.mark == IDLE and segment.mean_w is not None:
+            axes.axhline(segment.mean_w, color="tab:green", linestyle="--", label=f"idle {segment.mean_w:.2f} W")
+            axes.legend()
+    axes.set_xlabel("seconds")
+    axes.set_ylabel("watts")
+    axes.set_title(source)
+    _save(figure, path)
+
+
+def costs(found: Costs, path: Path) -> None:
+    """Joules by group and phase, and training loss over the energy spent. Raises PlotImpossible."""
+    figure = _figure()
+    left, right = figure.subplots(1, 2)
+    bottom = dict.fromkeys(found.groups, 0.0)
+    for phase in found.phases:
+        heights = {
+            name: (each.phases[phase].energy_j or 0.0) if phase in each.phases else 0.0
+            for name, each in found.groups.items()
+        }
+        left.bar(range(len(heights)), list(heights.values()), bottom=list(bottom.values()), label=phase)
+        bottom = {name: bottom[name] + height for name, height in heights.items()}
+    left.set_xticks(range(len(bottom)), [name.replace("+", "+\n") for name in bottom], fontsize=7)
+    left.set_ylabel("joules")
+    if found.phases:
+        left.legend(fontsize=7)
+    spent: dict[str, float] = {}
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in found.rounds:
+        spent[row.group] = spent.get(row.group, 0.0) + (row.energy.energy_j or 0.0)
+        lines.setdefault(row.group, []).append((spent[row.group], sum(row.train_loss.values())))
+    for group, points in lines.items():
+        right.plot([point[0] for point in points], [point[1] for point in points], marker="o", label=group)
+    right.set_xlabel("joules spent on the group")
+    right.set_ylabel("training loss")
+    if lines:
+        right.legend(fontsize=7)
+    _save(figure, path)
+
+
+def _figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as exc:
+        raise PlotImpossible("matplotlib is not installed: draw on the workstation, from the CSV file") from exc
+    return Figure(figsize=(10, 5), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> None:
+    try:
+        figure.savefig(path, dpi=120)
+    except (OSError, ValueError) as exc:
+        raise PlotImpossible(f"{path} cannot be drawn: {exc}") from exc
