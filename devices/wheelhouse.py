@@ -220,8 +220,9 @@ def _pip(*words: str) -> None:
     except subprocess.TimeoutExpired as exc:
         raise WheelhouseInvalid(f"pip {words[0]} took over {_TIMEOUT_S:.0f} s") from exc
     if done.returncode != 0:
-        said = [line for line in done.stderr.strip().splitlines() if line.strip()]
-        raise WheelhouseInvalid(f"pip {words[0]} failed: {said[-1][:400] if said else done.returncode}")
+        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in said if line.lower().startswith("error")]
+        raise WheelhouseInvalid(f"pip {words[0]} failed: {(errors or said or ['it said nothing'])[0][:400]}")
 
 
 def _digest(path: Path) -> str:

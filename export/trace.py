@@ -14,29 +14,15 @@ from typing import Any
 import torch
 import torch.fx.traceback
 from torch import fx, nn
-from torch._decomp import get_decompositions
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from export.decompositions import DECOMPOSED
 from export.errors import ExportError, ModelInvalid
 
 SIZES = (3, 5)
 """The two batch sizes: coprime, so that a multiple of one is told from a multiple of the other."""
-
-aten = torch.ops.aten
-DECOMPOSED: Any = get_decompositions(
-    [
-        *(aten.mse_loss, aten.mse_loss_backward, aten.smooth_l1_loss, aten.smooth_l1_loss_backward),
-        *(aten.huber_loss, aten.huber_loss_backward, aten.binary_cross_entropy, aten.binary_cross_entropy_backward),
-        *(aten.binary_cross_entropy_with_logits, aten.log_sigmoid_forward, aten.log_sigmoid_backward),
-        *(aten.elu, aten.elu_backward, aten.celu, aten.softplus, aten.softplus_backward, aten.mish, aten.mish_backward),
-        *(aten._prelu_kernel, aten._prelu_kernel_backward, aten.glu, aten.glu_backward),  # noqa: SLF001
-        *(aten.lerp, aten.addcmul, aten.xlogy, aten.logsumexp, aten.linalg_vector_norm),
-        *(aten.stack, aten.unbind, aten.pixel_shuffle, aten.pixel_unshuffle, aten.channel_shuffle),
-    ]
-)
-"""Operators that torch itself writes with others."""
 
 
 @dataclass(frozen=True)
@@ -211,7 +197,7 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
             module=modules[node],
             draw=draw,
         )
-        draw += node.target is aten.bernoulli.p
+        draw += node.target is torch.ops.aten.bernoulli.p
         (inputs if node.op == "placeholder" else steps).append(step)
     return Trace(inputs=tuple(inputs), constants=tuple(constants), steps=tuple(steps), outputs=outputs)
 

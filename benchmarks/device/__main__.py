@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import Any, Protocol
 
-from benchmarks.device import compression, probes
+from benchmarks.device import compression, probes, recovery
 from benchmarks.measure import RESULTS, ROOT, write
 
 PAGE = ROOT / "docs" / "device.md"
@@ -32,13 +32,15 @@ class Section(Protocol):
         ...
 
 
-SECTIONS: dict[str, Section] = {"compression": compression, "probes": probes}
+SECTIONS: dict[str, Section] = {"compression": compression, "probes": probes, "recovery": recovery}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.device", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("section", nargs="*", choices=[*SECTIONS, []], help="default: all of them")
-    for name in parser.parse_args().section or SECTIONS:
+    parser.add_argument("--page", action="store_true", help="measure nothing, make the page of what was measured")
+    args = parser.parse_args()
+    for name in [] if args.page else args.section or SECTIONS:
         print(f"== {name}", flush=True)
         result = SECTIONS[name].measure()
         print(json.dumps(result, indent=1))

@@ -23,7 +23,6 @@ VARIANTS: dict[str, dict[str, object]] = {
     "int8": {"update_scheme": "int8"},
     f"topk, {100 * TOPK_FRACTION:g} %": {"update_scheme": "topk"},
     "fp16": {"update_scheme": "fp16"},
-    "topk, 1 %": {"update_scheme": "topk", "topk_fraction": 0.01},
 }
 BUILDINGS = 4
 
@@ -75,4 +74,9 @@ def document(result: dict[str, Any]) -> str:
             f"| {100 * figures['file_ratio']:.2f} % | {figures['test_loss']['total']:.4f} "
             f"| {100 * figures['loss_against_fp32']:+.2f} % |"
         )
-    return "\n".join(lines)
+    state = (
+        "This model has no running statistics. They go in full by every scheme, so a model of which they are the "
+        "share s of all elements is sent as int8 in about 0.25 + 0.75 · s of its size; weights to the devices are "
+        "always fp32."
+    )
+    return "\n".join([*lines, "", textwrap.fill(state, 120)])

@@ -79,25 +79,25 @@ class SqueezeExcitation(nn.Module):
 
 
 class Inverted(nn.Module):
-    """The inverted residual of MobileNetV2 and V3 and of EfficientNet."""
+    """The inverted residual of MobileNetV2 and V3 and of EfficientNet: `hidden` channels, a gate of `squeezed` ones."""
 
     def __init__(
         self,
         inputs: int,
         outputs: int,
         stride: int,
-        expand: int,
+        hidden: int,
         *,
         kernel: int = 3,
         act: Activation = nn.ReLU6,
-        squeeze: Activation | None = None,
+        squeezed: int = 0,
+        gate: Activation = nn.Sigmoid,
     ) -> None:
         super().__init__()
-        hidden = inputs * expand
-        layers: list[nn.Module] = [] if expand == 1 else [conv(inputs, hidden, 1, act=act)]
+        layers: list[nn.Module] = [] if hidden == inputs else [conv(inputs, hidden, 1, act=act)]
         layers.append(conv(hidden, hidden, kernel, stride, groups=hidden, act=act))
-        if squeeze is not None:
-            layers.append(SqueezeExcitation(hidden, max(hidden // 4, 2), squeeze))
+        if squeezed:
+            layers.append(SqueezeExcitation(hidden, squeezed, gate))
         self.layers = nn.Sequential(*layers, conv(hidden, outputs, 1, act=None))
         self.residual = stride == 1 and inputs == outputs
 
@@ -114,51 +114,69 @@ def mobilenet_v2(width: float = 1.0, last: int = 1280) -> tuple[nn.Sequential, i
     for expand, channels, repeats, stride in plan:
         outputs = int(channels * width)
         for i in range(repeats):
-            layers.append(Inverted(inputs, outputs, stride if i == 0 else 1, expand))
+            layers.append(Inverted(inputs, outputs, stride if i == 0 else 1, inputs * expand))
             inputs = outputs
     return nn.Sequential(*layers, conv(inputs, last, 1, act=nn.ReLU6)), last
 
 
-def mobilenet_v3_small() -> tuple[nn.Sequential, int]:
-    """(Howard et al., ICCV 2019): kernel, expansion, channels, squeeze, activation, stride, half as wide."""
-    inputs = 8
+def mobilenet_v3_small(width: float = 1.0) -> tuple[nn.Sequential, int]:
+    """(Howard et al., ICCV 2019, table 2): kernel, hidden and outgoing channels, squeeze, activation and stride."""
+    inputs = int(16 * width)
     layers: list[nn.Module] = [conv(3, inputs, stride=2, act=nn.Hardswish)]
     plan: tuple[tuple[int, int, int, bool, Activation, int], ...] = (
-        (3, 1, 8, True, nn.ReLU, 2),
-        (3, 4, 12, False, nn.ReLU, 2),
-        (3, 4, 12, False, nn.ReLU, 1),
-        (5, 4, 20, True, nn.Hardswish, 2),
-        (5, 6, 20, True, nn.Hardswish, 1),
-        (5, 3, 24, True, nn.Hardswish, 1),
-        (5, 6, 48, True, nn.Hardswish, 2),
-        (5, 6, 48, True, nn.Hardswish, 1),
+        (3, 16, 16, True, nn.ReLU, 2),
+        (3, 72, 24, False, nn.ReLU, 2),
+        (3, 88, 24, False, nn.ReLU, 1),
+        (5, 96, 40, True, nn.Hardswish, 2),
+        (5, 240, 40, True, nn.Hardswish, 1),
+        (5, 240, 40, True, nn.Hardswish, 1),
+        (5, 120, 48, True, nn.Hardswish, 1),
+        (5, 144, 48, True, nn.Hardswish, 1),
+        (5, 288, 96, True, nn.Hardswish, 2),
+        (5, 576, 96, True, nn.Hardswish, 1),
+        (5, 576, 96, True, nn.Hardswish, 1),
     )
-    for kernel, expand, outputs, squeeze, act, stride in plan:
-        gate = nn.Hardsigmoid if squeeze else None
-        layers.append(Inverted(inputs, outputs, stride, expand, kernel=kernel, act=act, squeeze=gate))
+    for kernel, expanded, channels, squeeze, act, stride in plan:
+        hidden, outputs = int(expanded * width), int(channels * width)
+        squeezed = max(hidden // 4, 2) if squeeze else 0
+        layers.append(
+            Inverted(inputs, outputs, stride, hidden, kernel=kernel, act=act, squeezed=squeezed, gate=nn.Hardsigmoid)
+        )
         inputs = outputs
-    return nn.Sequential(*layers, conv(inputs, 96, 1, act=nn.Hardswish)), 96
+    last = int(576 * width)
+    return nn.Sequential(*layers, conv(inputs, last, 1, act=nn.Hardswish)), last
 
 
-def efficientnet_b0() -> tuple[nn.Sequential, int]:
-    """(Tan and Le, ICML 2019): kernel, expansion, channels, repeats, stride, a fourth as wide."""
-    inputs = 8
+def efficientnet_b0(width: float = 1.0) -> tuple[nn.Sequential, int]:
+    """(Tan and Le, ICML 2019, table 1): kernel, expansion, channels, repeats and stride of each stage."""
+    inputs = int(32 * width)
     layers: list[nn.Module] = [conv(3, inputs, stride=2, act=nn.SiLU)]
     plan = (
-        (3, 1, 4, 1, 1),
-        (3, 6, 6, 2, 2),
-        (5, 6, 10, 2, 2),
-        (3, 6, 20, 3, 2),
-        (5, 6, 28, 3, 1),
-        (5, 6, 48, 4, 2),
-        (3, 6, 80, 1, 1),
+        (3, 1, 16, 1, 1),
+        (3, 6, 24, 2, 2),
+        (5, 6, 40, 2, 2),
+        (3, 6, 80, 3, 2),
+        (5, 6, 112, 3, 1),
+        (5, 6, 192, 4, 2),
+        (3, 6, 320, 1, 1),
     )
-    for kernel, expand, outputs, repeats, stride in plan:
+    for kernel, expand, channels, repeats, stride in plan:
+        outputs = int(channels * width)
         for i in range(repeats):
-            step = stride if i == 0 else 1
-            layers.append(Inverted(inputs, outputs, step, expand, kernel=kernel, act=nn.SiLU, squeeze=nn.Sigmoid))
+            layers.append(
+                Inverted(
+                    inputs,
+                    outputs,
+                    stride if i == 0 else 1,
+                    inputs * expand,
+                    kernel=kernel,
+                    act=nn.SiLU,
+                    squeezed=max(inputs // 4, 2),
+                )
+            )
             inputs = outputs
-    return nn.Sequential(*layers, conv(inputs, 96, 1, act=nn.SiLU)), 96
+    last = int(1280 * width)
+    return nn.Sequential(*layers, conv(inputs, last, 1, act=nn.SiLU)), last
 
 
 def twice(inputs: int, outputs: int) -> nn.Sequential:

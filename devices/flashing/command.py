@@ -11,9 +11,9 @@ from pathlib import Path
 
 from devices.firstboot.settings import SettingsInvalid
 from devices.flashing import flags
-from devices.flashing.card import Ask, Card, Enrol, order, over, read_fleet
+from devices.flashing.card import Card, Enrol, order, over, read_fleet
 from devices.flashing.image import Survey, survey
-from devices.flashing.job import Plan, describe, execute, prepare
+from devices.flashing.job import Order, describe, execute, prepare
 from devices.flashing.progress import bar
 
 NOT_CONFIRMED = 1
@@ -37,34 +37,33 @@ def run(args: argparse.Namespace, enrol: Enrol) -> int:
     with tempfile.TemporaryDirectory(prefix="mas-edge-flash-") as name:
         scratch = Path(name)
         seen: dict[tuple[str, str | None], Survey] = {}
-        plans = []
-        for card in cards:
-            plans.append(_plan(card, scratch, enrol, ask, seen))
-            print(describe(plans[-1], stated=card.sha256 is not None), flush=True)
+        orders = [(order(card, scratch, enrol, ask), card) for card in cards]
+        for ordered, card in orders:
+            plan = prepare(ordered, _survey(card, scratch, seen), scratch)
+            print(describe(plan, stated=card.sha256 is not None), flush=True)
+            plan.boot.unlink()  # one boot partition at a time: a fleet's would fill the disk
         if not args.yes:
             print("nothing was written: the same command with --yes writes", flush=True)
             return NOT_CONFIRMED
-        for number, plan in enumerate(plans, 1):
-            _next_card(plans, number)
+        again = _again([ordered for ordered, _card in orders])
+        for ordered, card in orders:
+            if ordered.settings.device in again:
+                input(f"put in the card for {ordered.settings.device} and press Enter ")
+            plan = prepare(ordered, _survey(card, scratch, seen), scratch)
             execute(plan, bar)
-            print(f"{plan.order.settings.device}: written and read back", flush=True)
+            plan.boot.unlink()
+            print(f"{ordered.settings.device}: written and read back", flush=True)
     return 0
 
 
-def _plan(
-    card: Card,
-    scratch: Path,
-    enrol: Enrol,
-    ask: Ask | None,
-    seen: dict[tuple[str, str | None], Survey],
-) -> Plan:
-    ordered = order(card, scratch, enrol, ask)
+def _survey(card: Card, scratch: Path, seen: dict[tuple[str, str | None], Survey]) -> Survey:
+    """The card's image, read once however many cards it is for."""
     key = (str(card.image), card.sha256)
     if key not in seen:
         image = Path(str(card.image)).expanduser()
         with bar("checking", None) as progress:
             seen[key] = survey(image, scratch / f"boot-{len(seen)}.img", sha256=card.sha256, progress=progress)
-    return prepare(ordered, seen[key], scratch)
+    return seen[key]
 
 
 def _fleet(args: argparse.Namespace) -> tuple[Card, ...]:
@@ -78,13 +77,12 @@ def _fleet(args: argparse.Namespace) -> tuple[Card, ...]:
     return tuple(card for card in cards if card.device in args.only)
 
 
-def _next_card(plans: list[Plan], number: int) -> None:
-    """Wait for a person to change the card, where the same reader is to be written again."""
-    places = [plan.order.target.describe() for plan in plans]
-    if number > 1 and places[number - 1] in places[: number - 1]:
-        device = plans[number - 1].order.settings.device
-        if not sys.stdin.isatty():
-            raise SettingsInvalid(
-                f"{device} goes to the same place as a device before it: write it alone, with --only {device}"
-            )
-        input(f"put in the card for {device} and press Enter ")
+def _again(orders: list[Order]) -> set[str]:
+    """Devices that go to the same place as one before them: a person changes the card. Raises SettingsInvalid."""
+    places = [each.target.describe() for each in orders]
+    again = {each.settings.device for number, each in enumerate(orders) if places[number] in places[:number]}
+    if again and not sys.stdin.isatty():
+        raise SettingsInvalid(
+            f"{min(again)} goes to the same place as a device before it: write it alone, with --only {min(again)}"
+        )
+    return again

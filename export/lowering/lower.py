@@ -48,6 +48,9 @@ ADVICE = {
     "dropout": "use nn.Dropout, nn.Dropout2d or their functions",
     "bernoulli": "use nn.Dropout, nn.Dropout2d or their functions",
     "rand": "use nn.Dropout, nn.Dropout2d or their functions",
+    "grid_sampler": "use F.interpolate: where pixels come from may not depend on the data",
+    "_aa.": "use antialias=False",
+    "aten.unfold": "use F.unfold, or slices",
     "in1d": "use comparisons and torch.where",
     "nonzero": "the shape depends on the data: use a mask and torch.where",
 }

@@ -27,6 +27,8 @@ UNARY = {
     aten.cos.default: "Cos",
     aten.erf.default: "Erf",
     aten.floor.default: "Floor",
+    aten.ceil.default: "Ceil",
+    aten.round.default: "Round",
     aten.isnan.default: "IsNaN",
     aten.isinf.default: "IsInf",
     aten.logical_not.default: "Not",
@@ -58,6 +60,8 @@ LOGICAL = {
     aten.bitwise_and.Tensor: "And",
     aten.logical_or.default: "Or",
     aten.bitwise_or.Tensor: "Or",
+    aten.logical_xor.default: "Xor",
+    aten.bitwise_xor.Tensor: "Xor",
 }
 
 
@@ -90,6 +94,16 @@ def binary(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
             raise Unfit("truth values cannot be computed with: convert them to float32")
         return context.add("And", context.operand(x, call.dtype), context.operand(y, call.dtype))
     return context.add(_of(call, BINARY), context.operand(x, call.dtype), context.operand(y, call.dtype))
+
+
+@RULES.rule(aten.remainder.Scalar, aten.remainder.Tensor)
+def remainder(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
+    """x − y · ⌊x / y⌋, of the sign of y."""
+    left, right = context.operand(x, call.dtype), context.operand(y, call.dtype)
+    if not call.dtype.is_floating_point:
+        return context.add("Mod", left, right)
+    whole = context.add("Floor", context.add("Div", left, right))
+    return context.add("Sub", left, context.add("Mul", right, whole))
 
 
 @RULES.rule(*COMPARISON)

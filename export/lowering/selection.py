@@ -1,11 +1,12 @@
 """Operators that pick elements: slices, and the losses that look a class up."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, axis, size
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Unfit, Value, axis, size
 from export.onnx_graph import ELEMENT
 from export.trace import Dim
 
@@ -103,6 +104,13 @@ def scatter(context: Context, call: Call, x: Value, dim: int, index: Value, sour
     return context.add("ScatterElements", x.name, index.name, source.name, axis=axis(dim, x.rank), **extra)
 
 
+@RULES.rule(aten.scatter.value)
+def scatter_number(context: Context, call: Call, x: Value, dim: int, index: Value, value: Number) -> Result:
+    """The tensor with elements overwritten by a number where an index says along a dimension."""
+    source = context.filled(index.shape, value, call.dtype)
+    return context.add("ScatterElements", x.name, index.name, source, axis=axis(dim, x.rank))
+
+
 @RULES.rule(aten.embedding.default)
 def embedding(context: Context, _: Call, weight: Value, index: Value, *__: Any) -> Result:
     """A row of the weight for each index."""
@@ -139,9 +147,15 @@ def add_at(
     dim, index = _only(indices)
     if not accumulate:
         raise Unfit("it overwrites elements by an index: use torch.where or torch.scatter")
-    if dim:
-        raise Unfit("gradients of a look-up flow along the first dimension alone: move the dimension there")
-    return context.add("Add", x.name, _added_rows(context, call, index, source.name))
+    if not dim:
+        return context.add("Add", x.name, _added_rows(context, call, index, source.name))
+    # The dimension is brought to the front, where ScatterND looks, and back.
+    order = [dim, *(d for d in range(x.rank) if d != dim)]
+    places = [dim + i for i in range(index.rank)]
+    rows = context.add("Transpose", source.name, perm=[*places, *(d for d in range(source.rank) if d not in places)])
+    turned = dataclasses.replace(call, shapes=(tuple(call.shape[d] for d in order),))
+    added = _added_rows(context, turned, index, rows)
+    return context.add("Add", x.name, context.add("Transpose", added, perm=[order.index(d) for d in range(x.rank)]))
 
 
 def _only(indices: Sequence[Value | None]) -> tuple[int, Value]:

@@ -127,6 +127,13 @@ def count(context: Context, call: Call, *bounds: Number, **_: Any) -> Result:
     return context.graph.constant(torch.arange(*fixed, dtype=call.dtype).numpy())
 
 
+@RULES.rule(aten.eye.default, aten.eye.m)
+def identity(context: Context, call: Call, *_: Any, **__: Any) -> Result:
+    """Ones on the diagonal, as a constant."""
+    rows, columns = map(size, call.shape)
+    return context.graph.constant(torch.eye(rows, columns, dtype=call.dtype).numpy())
+
+
 @RULES.rule(aten.constant_pad_nd.default)
 def pad(context: Context, call: Call, x: Value, padding: Sequence[int], value: Number = 0.0) -> Result:
     """Pad the last dimensions with a value; a negative width cuts."""

@@ -35,12 +35,8 @@ def test_section_shows_groups_phases_and_devices(report, make_energy):
     lines = rows(section(found))
     table, devices = {line[0]: line[1:] for line in lines[:8]}, lines[9:]
     assert table[""] == ["a+b+c", "a+b", "c", "all"]
-    assert table["download"] == [
-        "4.00 J",
-        "3.00 J",
-        "3.00 J",
-        "10.0 J",
-    ]  # a+b+c: two rounds of training, two of measuring
+    # Each group has two rounds of training and one of measuring, a+b+c two of these.
+    assert table["download"] == ["4.00 J", "3.00 J", "3.00 J", "10.0 J"]
     assert table["train"] == ["116 J", "87.0 J", "87.0 J", "290 J"]
     assert table["in all"] == ["120 J", "90.0 J", "90.0 J", "300 J"]
     assert table["±"] == ["12.0 J", "9.00 J", "9.00 J", "30.0 J"]

@@ -8,15 +8,20 @@ from devices.wheelhouse import WheelhouseInvalid, board_environment, closure, ma
 
 PROJECT = """
 [build-system]
-requires = ["setuptools"]
-build-backend = "setuptools.build_meta"
-[project]
-name = "mas-edge"
-version = "0.1.0"
-[project.optional-dependencies]
-board = ["first>=1"]
-[tool.setuptools]
-packages = ["edge_runtime"]
+requires = []
+build-backend = "backend"
+backend-path = ["edge_runtime"]
+"""
+BACKEND = """
+import zipfile
+def build_wheel(folder, config_settings=None, metadata_directory=None):
+    name, info = "mas_edge-0.1.0-py3-none-any.whl", "mas_edge-0.1.0.dist-info"
+    requires = 'Provides-Extra: board\\nRequires-Dist: first>=1; extra == "board"\\n'
+    with zipfile.ZipFile(f"{folder}/{name}", "w") as wheel:
+        wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: mas-edge\\nVersion: 0.1.0\\n" + requires)
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return name
 """
 
 
@@ -31,7 +36,6 @@ def index(tmp_path, wheel, monkeypatch):
         wheel(folder, name)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
-    monkeypatch.setenv("PIP_NO_BUILD_ISOLATION", "0")  # pip reads it as: no isolation
     return folder
 
 
@@ -40,6 +44,7 @@ def sources(tmp_path):
     folder = tmp_path / "project"
     (folder / "edge_runtime").mkdir(parents=True)
     (folder / "edge_runtime/__init__.py").write_text("")
+    (folder / "edge_runtime/backend.py").write_text(BACKEND)
     (folder / "pyproject.toml").write_text(PROJECT)
     return folder
 
@@ -82,6 +87,12 @@ def test_make_for_another_python_beside_the_system_s(tmp_path, sources, capsys):
 def test_make_what_cannot_be_had_is_one_sentence(index, tmp_path, sources):
     next(index.glob("fourth*")).unlink()
     with pytest.raises(WheelhouseInvalid, match="pip download failed: .*fourth"):
+        make(load("rpi5"), load("rpi5").system(), tmp_path / "out", sources)
+
+
+def test_make_of_a_project_that_cannot_be_built_says_why(tmp_path, sources):
+    (sources / "edge_runtime/backend.py").write_text("raise RuntimeError('broken')")
+    with pytest.raises(WheelhouseInvalid, match=r"pip wheel failed: (error|ERROR)"):
         make(load("rpi5"), load("rpi5").system(), tmp_path / "out", sources)
 
 

@@ -118,6 +118,14 @@ def test_install_another_python_than_the_wheels_are_for(folder, tmp_path):
     assert not (tmp_path / "root/opt").exists()
 
 
+def test_script_passes_shellcheck():
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed here")
+    script = Path(__file__).parents[3] / "devices/firstboot/install.sh"
+    done = subprocess.run(["shellcheck", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
 def test_unit_is_one_that_systemd_accepts(tmp_path):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed here")

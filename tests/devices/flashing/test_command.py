@@ -340,6 +340,7 @@ def test_fleet_wrong_is_one_sentence(fleet, old, new, said, capsys, tmp_path):
     err = capsys.readouterr().err
     assert re.search(said, err), err
     assert err.count("\n") == 1
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_fleet_with_unknown_device_or_a_single_one(fleet, capsys):

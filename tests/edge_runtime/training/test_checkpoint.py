@@ -149,40 +149,11 @@ def test_training_goes_on_bit_for_bit_from_every_step(tiny, tmp_path, options):
         assert rest.learnt == whole.learnt
 
 
-# A process that trains one round as the agent does, slowly, with a checkpoint after every step.
-ROUND = """
-import sys, time
-from pathlib import Path
-import msgspec
-from edge_runtime.training.worker import LocalWorker
-from edge_runtime.wire import manifest as manifests
-from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.messages import Plan
-from edge_runtime.wire.tensors import unpack
-
-bundle, data, state, plan, out, pause_s = sys.argv[1:]
-manifest = manifests.read_folder(Path(bundle))
-store = BlobStore(Path(state) / "blobs")
-for name in manifest.graphs:
-    store.add(manifests.graph_path(Path(bundle), name).read_bytes())
-weights = unpack(manifest.table, (Path(bundle) / manifests.WEIGHTS).read_bytes())
-worker = LocalWorker(Path(data), Path(state), 1, checkpoint_s=0)
-
-def report(stage, done, total):
-    if stage == "train" and done:
-        print(done, flush=True)
-        time.sleep(float(pause_s))
-
-result = worker.train(msgspec.json.decode(Path(plan).read_bytes(), type=Plan), manifest, store, weights, report)
-Path(out).write_bytes(result.weights.tobytes() + msgspec.json.encode([result.train_loss, result.affinity]))
-"""
-
-
 def run_round(tiny, folder, plan, pause_s):
     out = folder / "out"
     arguments = [tiny.folder, tiny.data, folder / "state", plan, out, pause_s]
     process = subprocess.Popen(
-        [sys.executable, "-c", ROUND, *map(str, arguments)],
+        [sys.executable, "-m", "benchmarks.device.round", *map(str, arguments)],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

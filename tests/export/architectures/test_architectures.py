@@ -18,6 +18,10 @@ from export.parity import TOLERANCE, check_parity  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 STEPS = 20
+LR = 0.02
+ALONE = ("resnet18", "unet", "vit", "xception")
+"""Not those with deep stacks of batch normalisation over few values, which amplify rounding: there PyTorch in float32
+leaves the path of float64 within a few steps (MobileNetV2 here at the third)."""
 
 
 def load(name):
@@ -74,30 +78,38 @@ def deeplab():
 ARCHITECTURES = {
     "resnet18": lambda: classified(*nets.resnet18(width=8), 64, 6),
     "mobilenet_v2": lambda: classified(*nets.mobilenet_v2(width=0.25, last=96), 64, 6),
-    "mobilenet_v3_small": lambda: classified(*nets.mobilenet_v3_small(), 64, 6),
-    "efficientnet_b0": lambda: classified(*nets.efficientnet_b0(), 64, 6),
+    "mobilenet_v3_small": lambda: classified(*nets.mobilenet_v3_small(width=0.5), 64, 6),
+    "efficientnet_b0": lambda: classified(*nets.efficientnet_b0(width=0.25), 64, 6),
     "unet": lambda: dense(nets.UNetEncoder(), nets.UNetHead, 24, 3),
     "deeplab": deeplab,
     "vit": vit,
     "swin": lambda: classified(tokens.Swin(), 12, 16, 4),
-    "xception": lambda: xception.make(("depth", "segmentation"), width=0.1, size=32, batch=3),
+    "xception": lambda: xception.make(("depth", "segmentation"), width=1.0, size=32, batch=2),
 }
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_architecture_trains_as_in_pytorch(name, side_by_side, run_graph_bytes):
     torch.manual_seed(0)
-    model = ARCHITECTURES[name]()
-    both = side_by_side(model)
-    parity = check_parity(both.compiled, run_graph_bytes)
-    assert parity.max_relative_error <= TOLERANCE
-    ours, theirs, exact = both.train(STEPS, lr=0.0003)
-    # Deep stacks of batch normalisation over few values amplify rounding: PyTorch in float32 then leaves the path of
-    # float64 within a few steps (MobileNetV2 here at the third). Ours may do so no sooner and by little more.
+    both = side_by_side(ARCHITECTURES[name]())
+    assert check_parity(both.compiled, run_graph_bytes).max_relative_error <= TOLERANCE
+    # From PyTorch's own weights at each of its steps, losses and all gradients: no rounding is carried over.
+    losses = []
+    for loss, errors in both.follow(STEPS, lr=LR):
+        worst = max(errors, key=errors.get)
+        assert errors[worst] <= TOLERANCE, (len(losses), worst)
+        losses.append(sum(loss))
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_architecture_trained_alone_goes_pytorchs_way(name, side_by_side):
+    """Each goes its own way from the same weights, and rounding is carried over."""
+    torch.manual_seed(0)
+    ours, theirs, exact = side_by_side(ARCHITECTURES[name]()).train(STEPS, lr=0.0003)
     amplified = np.maximum.accumulate(np.abs(theirs / exact - 1).max(axis=1))
-    ours_apart = np.maximum.accumulate(np.abs(ours / theirs - 1).max(axis=1))
-    assert (ours_apart <= 1e-3 + 10 * amplified).all(), (ours_apart, amplified)
-    assert ours_apart[0] <= 1e-4
-    if name != "mobilenet_v2":
-        assert ours_apart[-1] <= 1e-3
+    apart = np.maximum.accumulate(np.abs(ours / theirs - 1).max(axis=1))
+    assert (apart <= 1e-3 + 10 * amplified).all(), (apart, amplified)
+    assert apart[0] <= 1e-4
+    assert apart[-1] <= 1e-3
     assert theirs[-1].sum() < theirs[0].sum()

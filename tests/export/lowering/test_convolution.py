@@ -63,6 +63,16 @@ CASES = {
     "transposed_depthwise_stride_one": (lambda: nn.ConvTranspose2d(4, 4, 3, groups=4, padding=1), (4, 5, 6)),
     "transposed_depthwise_multiplied": (lambda: nn.ConvTranspose2d(3, 6, 2, groups=3, stride=2), (3, 5, 6)),
     "transposed_without_bias": (lambda: nn.ConvTranspose2d(2, 3, 4, stride=4, bias=False), (2, 3, 3)),
+    "of_one_dimension": (lambda: nn.Conv1d(3, 4, 3, padding=1, stride=2, dilation=2), (3, 11)),
+    "of_one_dimension_grouped": (lambda: nn.Conv1d(4, 6, 3, groups=2, bias=False), (4, 9)),
+    "of_one_dimension_depthwise": (lambda: nn.Conv1d(4, 4, 5, padding=2, groups=4), (4, 9)),
+    "transposed_of_one_dimension": (lambda: nn.ConvTranspose1d(3, 4, 3, 2, 1, output_padding=1), (3, 6)),
+    "padded_asymmetrically": (lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(3, 4, 3, 2)), (3, 7, 8)),
+    "unfolded": (lambda: nn.Unfold((3, 2), dilation=(1, 2), padding=1, stride=(2, 1)), (3, 7, 6)),
+    "unfolded_and_folded": (
+        lambda: nn.Sequential(nn.Unfold(3, padding=1, stride=2), nn.Tanh(), nn.Fold((7, 8), 3, padding=1, stride=2)),
+        (2, 7, 8),
+    ),
     "transposed_1x1": (lambda: nn.ConvTranspose2d(4, 3, 1), (4, 3, 4)),
 }
 
@@ -92,8 +102,6 @@ def test_convolution_with_another_padding_is_right_or_refused(mode, same_as_torc
 @pytest.mark.parametrize(
     ("make", "shape"),
     [
-        (lambda: nn.Conv1d(3, 4, 3, padding=1), (3, 9)),
-        (lambda: nn.ConvTranspose1d(3, 4, 3, stride=2), (3, 9)),
         (lambda: nn.Conv3d(2, 3, 3, padding=1), (2, 5, 5, 5)),
     ],
 )

@@ -61,6 +61,11 @@ CASES = {
     "bilinear_to_a_size": larger(size=(11, 4), mode="bilinear"),
     "bilinear_aligned_to_a_size": larger(size=(11, 4), mode="bilinear", align_corners=True),
     "bilinear_by_a_fraction": larger(scale_factor=(1.3, 2.6), mode="bilinear"),
+    "linear_of_one_dimension": lambda x: F.interpolate(x.flatten(2), scale_factor=1.7, mode="linear"),
+    "linear_aligned": lambda x: F.interpolate(x.flatten(2), size=50, mode="linear", align_corners=True),
+    "nearest_of_one_dimension": lambda x: F.interpolate(x.flatten(2), scale_factor=2),
+    "nearest_of_one_dimension_to_a_size": lambda x: F.interpolate(x.flatten(2), size=13),
+    "adaptive_of_one_dimension": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 4),
     "bicubic": larger(scale_factor=2, mode="bicubic"),
     "bicubic_aligned_to_a_size": larger(size=(5, 12), mode="bicubic", align_corners=True),
 }
@@ -76,23 +81,24 @@ def test_nearest_by_a_rounded_scale_is_pytorchs(same_as_torch):
     same_as_torch(Fn(larger(scale_factor=2.4)), (2, 5, 2))
 
 
+@pytest.mark.parametrize("function", [lambda x: F.max_pool1d(x.flatten(2), 2), lambda x: F.avg_pool1d(x.flatten(2), 2)])
+def test_pool_of_one_dimension_is_pytorchs(function, same_as_torch):
+    same_as_torch(Fn(function), (3, 6, 4))
+
+
 @pytest.mark.parametrize(
-    "function",
+    ("function", "advice"),
     [
-        larger(scale_factor=2, mode="nearest-exact"),
-        larger(scale_factor=2, mode="bilinear", antialias=True),
-        lambda x: F.interpolate(x.flatten(2), scale_factor=2),
-        lambda x: F.max_pool1d(x.flatten(2), 2),
-        lambda x: F.avg_pool1d(x.flatten(2), 2),
-        lambda x: F.adaptive_max_pool2d(x, 2),
+        (larger(scale_factor=0.5, mode="bilinear", antialias=True), "use antialias=False"),
+        (larger(scale_factor=0.5, mode="bicubic", antialias=True), "use antialias=False"),
+        (lambda x: F.grid_sample(x, torch.tanh(x[:, :2].permute(0, 2, 3, 1)), align_corners=False), "F.interpolate"),
+        (lambda x: x.unfold(2, 3, 2), "use F.unfold"),
     ],
 )
-def test_other_resampling_is_right_or_refused_by_name(function, same_as_torch):
-    try:
-        same_as_torch(Fn(function), (3, 6, 4))
-    except OperatorUnsupported as exc:
-        assert exc.operator.startswith("aten.")
-        assert exc.module == "net"
+def test_resampling_that_cannot_be_translated_says_what_to_use(function, advice, translate):
+    with pytest.raises(OperatorUnsupported, match=advice) as caught:
+        translate(Fn(function), torch.randn(2, 3, 8, 6))
+    assert caught.value.module == "net"
 
 
 def test_adaptive_max_pool_of_uneven_windows_is_refused(translate):

@@ -46,6 +46,12 @@ CASES = {
     "all_overwritten": lambda x: overwritten(x, slice(None)),
     "scatter_added": lambda x: x.scatter_add(1, (x[:, :2] > 0).long(), x[:, 2:4]),
     "looked_up_first": lambda x: (x * 2)[:, torch.tensor([4, 0, 2, 0])].detach() * x[:, :4],
+    "looked_up_along_a_later_dimension": lambda x: x[:, torch.tensor([2, 0, 2])] * 3,
+    "looked_up_by_a_matrix": lambda x: x[:, :, torch.tensor([[1, 0], [1, 5]])],
+    "index_select": lambda x: x.index_select(2, torch.tensor([3, 3, 0])),
+    "index_add": lambda x: (2 * x).index_add(1, torch.tensor([0, 2]), x[:, :2]),
+    "taken_along": lambda x: torch.take_along_dim(x, (x > 0).long(), 1),
+    "scatter_of_a_number": lambda x: x.scatter(1, (x[:, :2] > 0).long(), 0.5),
     "extreme": lambda x: x.max(1)[0] + x.min(1)[0],
     "circular": lambda x: F.pad(x, (1, 2, 2, 0), mode="circular"),
 }
@@ -99,7 +105,6 @@ def stepped(x):
 REFUSED = {
     "index_put": (lambda x: x.index_put((torch.tensor([0]),), x[:1].detach()), "neither fixed|use torch.where"),
     "two_indices": (lambda x: x[:, torch.tensor([0, 1]), torch.tensor([2, 3])], "one int64 index"),
-    "gradient_of_a_later_dimension": (lambda x: x[:, torch.tensor([0, 1])], "move the dimension"),
     "every_other": (stepped, "use torch.where"),
 }
 
