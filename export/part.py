@@ -41,11 +41,14 @@ class Run:
     ) -> Results:
         """The gradients of those inputs that have an effect, and of all parameters, as the outputs of a graph.
 
-        Raises ModelInvalid for a parameter without effect.
+        Raises ModelInvalid for a parameter without effect, and where there is no gradient.
         """
         leaves = leaves or {}
         sought = [*leaves.values(), *self.parameters.values()]
-        found = torch.autograd.grad(values, sought, weights, allow_unused=True)
+        try:
+            found = torch.autograd.grad(values, sought, weights, allow_unused=True)
+        except RuntimeError as exc:  # a value that the gradient needs was changed in place
+            raise ModelInvalid(f"{part} cannot be differentiated: {str(exc).splitlines()[0]}") from exc
         results = {f"d{name}": gradient for name, gradient in zip(leaves, found, strict=False) if gradient is not None}
         for name, gradient in zip(self.parameters, found[len(leaves) :], strict=True):
             if gradient is None:
