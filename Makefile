@@ -31,7 +31,8 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board apt demo bench bench-device bench-export clean
+.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board apt demo bench \
+	bench-device bench-export bench-footprint clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -46,6 +47,7 @@ help:
 	@echo "make bench        measurements against peers into benchmarks/results/"
 	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
 	@echo "make bench-export  steps of whole networks against PyTorch and onnxruntime-training (10 minutes)"
+	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
 	@echo "make clean        removes environments, caches and runs"
 
 venv: $(VENV)/.stamp
@@ -110,7 +112,8 @@ lint: $(VENV)/.stamp
 test: lint test-workstation test-board
 
 test-workstation: $(VENV)/.stamp $(BOARD)/.stamp apt
-	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov-branch --cov-report=
+	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov=export.arena \
+		--cov=export.liveness --cov-branch --cov-report=
 	@ls $(PURE) > /dev/null
 	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100
 
@@ -141,6 +144,9 @@ bench-device: $(VENV)/.stamp
 
 bench-export: $(VENV)/.stamp $(OFFICIAL)/.stamp
 	$(VENV)/bin/python -m benchmarks.export
+
+bench-footprint: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.footprint
 
 clean:
 	rm -rf $(VENV) $(BOARD) $(OFFICIAL) build dist runs htmlcov .coverage .hypothesis *.egg-info

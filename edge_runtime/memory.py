@@ -7,14 +7,23 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 
+def rss_bytes() -> int | None:
+    """The resident set now; None where the system does not say."""
+    return _status_bytes("VmRSS:")
+
+
 def peak_rss_bytes() -> int | None:
     """The largest resident set since the process began, or since `restart_peak`; None where the system does not say."""
+    return _status_bytes("VmHWM:")
+
+
+def _status_bytes(key: str) -> int | None:
     try:
         text = _STATUS.read_text()
     except OSError:
         return None
     for line in text.splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(key):
             return int(line.split()[1]) * 1024
     return None
 

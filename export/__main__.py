@@ -1,4 +1,4 @@
-"""The exporter's commands: `python -m export compile|split|deploy`.
+"""The exporter's commands: `python -m export compile|split|deploy|footprint`.
 
 Exit codes: 0 done, 2 wrong command line, 3 the model or the bundle cannot be used, 4 the graphs disagree with PyTorch.
 """
@@ -15,15 +15,17 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from edge_runtime.engine import Engine
+from edge_runtime.engine import SPARE_BYTES, Arrays, Engine, Observed
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.tensors import TensorTable, pack, transfer, unpack
+from export import footprint_command
 from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
 from export.deploy import inference_model
 from export.errors import ExportError, OfficialImpossible, OperatorUnsupported, ParityFailed
+from export.footprint import footprint
 from export.groups import compiled_official, described, official_python, split, write_official
 from export.official import forward_graph
 from export.parity import check_parity
@@ -78,9 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deploys.add_argument("--weights", type=Path, help="trained weights (.safetensors; default: the bundle's own)")
     deploys.add_argument("--tasks", help="tasks, with commas (default: all of the bundle)")
     deploys.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
+    footprints = commands.add_parser("footprint", help="memory that training takes, and the plan for a budget")
+    footprint_command.add_arguments(footprints)
     args = parser.parse_args(arguments)
+    run = {"compile": _compile, "split": _split, "deploy": _deploy, "footprint": _footprint}
     try:
-        return {"compile": _compile, "split": _split, "deploy": _deploy}[args.command](args)
+        return run[args.command](args)
     except ParityFailed as exc:
         print(exc, file=sys.stderr)
         return NO_PARITY
@@ -106,6 +111,8 @@ def _compile(args: argparse.Namespace) -> int:
         run = _Runner(Engine(), Path(folder))
         parity = check_parity(compiled, run)
         manifest = describe(compiled, args.name or args.out.name, parity)
+        taken = footprint(compiled.graphs, run.observe, SPARE_BYTES)
+        manifest = msgspec.structs.replace(manifest, footprint=taken)
         manifest = _with_official(args, compiled, manifest, run)
     wire.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
     if args.json:
@@ -170,6 +177,11 @@ def _deploy(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _footprint(args: argparse.Namespace) -> int:
+    footprint_command.run(args)
+    return DONE
+
+
 class _Runner:
     """Runs graphs on the engine that devices use, one file at a time."""
 
@@ -180,6 +192,11 @@ class _Runner:
     def __call__(self, graph: bytes, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
         self._path.write_bytes(graph)
         return self._engine.load(self._path).call(inputs)
+
+    def observe(self, graph: bytes, runs: Sequence[tuple[Arrays, Arrays]]) -> Observed:
+        """Run a graph some times and tell what its nodes allocate."""
+        self._path.write_bytes(graph)
+        return self._engine.observe(self._path, runs)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edge_runtime.wire.names import TaskName
 from export.errors import ModelInvalid
-from export.running import check_normalization, unchanged
+from export.running import BATCH_NORM, check_normalization, unchanged
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -94,6 +94,7 @@ class MultiTaskModel:
                 f"example_input is {x.dtype} of shape {tuple(x.shape)}: a float32 batch (B, …) is needed"
             )
         with torch.no_grad(), unchanged(*self.parts().values()):
+            before = {name: value.clone() for name, value in self._kept()}
             for module in self.parts().values():
                 module.train()
             with _naming("the encoder fails on example_input"):
@@ -123,6 +124,23 @@ class MultiTaskModel:
                     loss = self.losses[task](prediction, target)
                 if not isinstance(loss, Tensor) or loss.shape != () or loss.dtype != torch.float32:
                     raise ModelInvalid(f"the loss of {task} must be a float32 scalar: take the mean over the batch")
+            self._check_unchanged(before)
+
+    def _check_unchanged(self, before: Mapping[str, Tensor]) -> None:
+        for name, value in self._kept():
+            if name not in before or not torch.equal(before[name], value):
+                raise ModelInvalid(
+                    f"{name} changes while the model runs: training moves parameters and the statistics of BatchNorm, "
+                    "and nothing else may change"
+                )
+
+    def _kept(self) -> Iterator[tuple[str, Tensor]]:
+        """Parameters and buffers that no forward pass may change, by the paths of their modules."""
+        for part, module in self.parts().items():
+            for path, child in module.named_modules(prefix=part):
+                if not isinstance(child, BATCH_NORM):
+                    for name, value in (*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)):
+                        yield f"{path}.{name}", value
 
 
 def represent(model: MultiTaskModel) -> tuple[Tensor, ...]:

@@ -10,6 +10,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+MERGE = "merge"
+"""The phase of a federation that trains all tasks merged; what comes after it is the split's."""
 MAX_REPORT_BYTES = 256 << 20
 _PLACES = ("report.json", "report/report.json", "state/report/report.json", "server/report/report.json")
 
@@ -113,9 +115,9 @@ def costs(report: Report) -> Costs:
         for task in members:
             if found.energy_j is not None:
                 tasks[task] = tasks.get(task, 0.0) + found.energy_j / len(members)
-    merged = [row.energy.energy_j for row in report.rounds if row.phase == "merged"]
-    later = [row.energy.energy_j for row in report.rounds if row.phase != "merged"]
-    stages = [("merged", "before", "merged", merged), ("split", "merged", "end", later)]
+    merged = [row.energy.energy_j for row in report.rounds if row.phase == MERGE]
+    later = [row.energy.energy_j for row in report.rounds if row.phase != MERGE]
+    stages = [(MERGE, "before", "merged", merged), ("split", "merged", "end", later)]
     gains = [_gain(report, stage, a, b, _sum(parts)) for stage, a, b, parts in stages if parts]
     gains.append(_gain(report, "all", "before", "end", report.energy.total.energy_j))
     return Costs(

@@ -35,11 +35,17 @@ class Pass:
 
 
 class Encoder:
-    """The stages of a manifest's encoder. `keep` says which of them keep their activations; by default none does."""
+    """The stages of a manifest's encoder.
 
-    def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], keep: Sequence[bool] = ()) -> None:
+    `keep` says which of them keep their activations; by default none does. The first `frozen` have no backward pass.
+    """
+
+    def __init__(
+        self, manifest: Manifest, graph: Callable[[str], Graph], keep: Sequence[bool] = (), frozen: int = 0
+    ) -> None:
         self._stages = manifest.stages
         self._keep = tuple(keep) or (False,) * len(manifest.stages)
+        self._frozen = frozen
         self._graph = graph
         z = {f"z.{i}": array.shape for i, array in enumerate(manifest.representation)}
         v = {f"v.{i}": array.shape for i, array in enumerate(manifest.values)}
@@ -54,7 +60,7 @@ class Encoder:
         done = Pass(x, self._representations)
         for k, stage in enumerate(self._stages):
             written = {name: self._empty(name, len(x)) for name in stage.writes}
-            keep = backward and self._keep[k]
+            keep = backward and self._keep[k] and k >= self._frozen
             graph = self._graph(f"encoder.{k}.{'keep' if keep else 'forward'}")
             held = graph.run({**done.values, **inputs}, {**written, **following}, hold=keep)
             done.saved.append(held if keep else None)
@@ -70,7 +76,7 @@ class Encoder:
         """
         batch = len(done.values["x"])
         arriving: dict[str, Array] = {f"dz.{i}": array for i, array in enumerate(dz)}
-        for k in reversed(range(len(self._stages))):
+        for k in reversed(range(self._frozen, len(self._stages))):
             stage, saved = self._stages[k], done.saved[k]
             leaving = {f"d{name}": self._empty(name, batch) for name in stage.reads if name != "x"}
             graph = self._graph(f"encoder.{k}.{'backward' if saved is None else 'kept'}")

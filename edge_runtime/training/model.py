@@ -5,10 +5,10 @@ step maps them and a target to a loss, ∂L/∂z and the gradients of its own pa
 `gradient`; nothing is copied but the state, where it moves.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,26 @@ Targets = Mapping[str, Target]
 Losses = dict[str, float]
 Keep = Callable[[str, float, Representation], None]
 """Called with a task, its loss and ∂L_i/∂z, which the next task overwrites; no loss (NaN) where nothing is labelled."""
-Step = Callable[[Batch, Mapping[str, Array], Vector, Vector, Weights | None], dict[str, float]]
-"""Another engine's whole step: x, targets, parameters, a vector for all gradients and the weights to losses by task."""
+
+
+class Step(Protocol):
+    """A seam: another engine's whole step."""
+
+    def __call__(
+        self,
+        x: Batch,
+        targets: Mapping[str, Array],
+        *,
+        weights: Vector,
+        gradient: Vector,
+        moved: Vector,
+        seeds: Mapping[str, Array],
+        loss_weights: Weights | None,
+    ) -> Losses:
+        """The losses by task, all gradients into `gradient` (P,), and what the state becomes into `moved` (D,).
+
+        `seeds` are by part; loss weights (T,) are 1 where none are given.
+        """
 
 
 class Model:
@@ -53,11 +71,13 @@ class Model:
         weights: Vector,
         whole: Step | None = None,
         keep: Sequence[bool] = (),
+        frozen: int = 0,
     ) -> None:
         """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied.
 
         `whole` computes what `learn` needs in one run; without it the parts' graphs do. `keep` says which stages of the
-        encoder keep their activations for the backward pass; the others recompute them.
+        encoder keep their activations for the backward pass; the others recompute them. The first `frozen` stages are
+        not trained: they have no gradient.
         """
         self.manifest = manifest
         self.tasks = manifest.task_names
@@ -65,13 +85,16 @@ class Model:
         self.table.check(weights)
         self.weights = np.array(weights)
         self.gradient = np.zeros(self.table.parameters.size, np.float32)
-        self._moved = np.zeros_like(self.weights)  # of which only the state is ever touched
+        self._moved = np.zeros(len(self.weights), np.float32)  # only the state of it is ever touched, and so in memory
         self._inputs = _named(self.table, self.weights, "param")
         self._outputs = _named(self.table.parameters, self.gradient, "grad")
         self._next = _named(self.table, self._moved, "param")
         self._graph = graph
         self._whole = whole
-        self._encoder = Encoder(manifest, graph, keep)
+        self._encoder = Encoder(manifest, graph, keep, frozen)
+        still = {f"encoder.{name}" for stage in manifest.stages[:frozen] for name in stage.parameters}
+        self.trained = _ranges(self.table.parameters, still)
+        """Where the trained parameters are in the vectors, in order."""
         self.reseed(0, 0, 0)
 
     @property
@@ -87,7 +110,18 @@ class Model:
     def learn(self, x: Batch, targets: Targets, weights: Weights | None = None, keep: Keep | None = None) -> Losses:
         """The losses by task, with all gradients of Σ w_i · L_i in `gradient`; see `heads`."""
         if self._whole is not None and keep is None and not any(isinstance(t, Labelled) for t in targets.values()):
-            return self._whole(x, cast("Mapping[str, Array]", targets), self.parameters, self.gradient, weights)
+            losses = self._whole(
+                x,
+                cast("Mapping[str, Array]", targets),
+                weights=self.weights,
+                gradient=self.gradient,
+                moved=self._moved,
+                seeds={part: inputs["seed"] for part, inputs in self._inputs.items()},
+                loss_weights=weights,
+            )
+            for part in self._inputs:
+                self._move(part)
+            return losses
         done = self.forward(x)
         losses, total = self.heads(done.z, targets, weights, keep)
         self.backward(done, total, release=True)
@@ -116,9 +150,9 @@ class Model:
             np.multiply(summed, np.float32(1 / np.sqrt(len(self.tasks))), out=summed)
         return losses, total
 
-    def reseed(self, seed: int, epoch: int, step: int) -> None:
-        """What is random in training from now on, in every part another: a pure function of the three numbers."""
-        drawn = np.random.SeedSequence([seed, epoch, step]).generate_state(1 + len(self.tasks))
+    def reseed(self, *numbers: int) -> None:
+        """What is random in training from now on, in every part another: a pure function of these numbers."""
+        drawn = np.random.SeedSequence(numbers).generate_state(1 + len(self.tasks))
         parts = ("encoder", *(f"head.{task}" for task in self.tasks))
         for part, value in zip(parts, drawn, strict=True):
             self._inputs[part]["seed"] = np.array(value, np.int64)
@@ -215,6 +249,20 @@ class Model:
     def _move(self, part: str) -> None:
         if where := self.table.parts.get(f"{STATE}{part}"):
             self.weights[where] = self._moved[where]
+
+
+def _ranges(table: TensorTable, left_out: Collection[str]) -> tuple[slice, ...]:
+    """The parts of a vector without some tensors, as few as there are."""
+    ranges: list[slice] = []
+    for tensor in table.tensors:
+        if tensor.name in left_out:
+            continue
+        end = tensor.offset + tensor.size
+        if ranges and ranges[-1].stop == tensor.offset:
+            ranges[-1] = slice(ranges[-1].start, end)
+        else:
+            ranges.append(slice(tensor.offset, end))
+    return tuple(ranges)
 
 
 def numbered(name: str, arrays: Sequence[Array]) -> dict[str, Array]:

@@ -6,6 +6,7 @@ they. A gradient may be the sum over micro-batches: a step is taken once for all
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,6 +15,8 @@ import numpy as np
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import TensorTable, Vector
 
+Ranges = Sequence[slice]
+"""Parts of a vector, in order."""
 BLOCK = 16_384
 """Elements in a block: three float32 blocks stay in a first-level cache pair of 256 KiB."""
 
@@ -25,8 +28,11 @@ class Optimizer(Protocol):
         """The layout of the state that goes with these parameters."""
         ...
 
-    def step(self, weights: Vector, gradient: Vector, state: Vector) -> None:
-        """Update `weights` (P,) and `state` in place. `gradient` (P,) is used as scratch."""
+    def step(self, weights: Vector, gradient: Vector, state: Vector, trained: Ranges | None = None) -> None:
+        """Update `weights` (P,) and `state` in place. `gradient` (P,) is used as scratch.
+
+        With `trained` the rest of them, and what belongs to it, stays as it is.
+        """
         ...
 
 
@@ -47,12 +53,11 @@ class Sgd:
         return parameters
 
     @np.errstate(over="ignore", invalid="ignore")  # training that diverges shows in its losses and weights
-    def step(self, weights: Vector, gradient: Vector, state: Vector) -> None:
+    def step(self, weights: Vector, gradient: Vector, state: Vector, trained: Ranges | None = None) -> None:
         """Update `weights` and the velocity (P,) in place. `gradient` is used as scratch."""
         lr, momentum, decay = np.float32(self.lr), np.float32(self.momentum), np.float32(self.weight_decay)
         scratch = np.empty(min(BLOCK, len(weights)), np.float32)
-        for start in range(0, len(weights), BLOCK):
-            part = slice(start, start + BLOCK)
+        for part in _blocks(trained or (slice(0, len(weights)),)):
             w, g, v = weights[part], gradient[part], state[part]
             work = scratch[: len(w)]
             np.multiply(w, decay, out=work)
@@ -88,7 +93,7 @@ class AdamW:
         return TensorTable.of(shapes)
 
     @np.errstate(over="ignore", invalid="ignore")
-    def step(self, weights: Vector, gradient: Vector, state: Vector) -> None:
+    def step(self, weights: Vector, gradient: Vector, state: Vector, trained: Ranges | None = None) -> None:
         """Update `weights` (P,) and `state` (2P + 1,) in place. `gradient` is used as scratch."""
         size = len(weights)
         first, second = state[:size], state[size : 2 * size]
@@ -100,8 +105,7 @@ class AdamW:
         beta1, beta2, epsilon = np.float32(self.beta1), np.float32(self.beta2), np.float32(self.epsilon)
         new1, new2 = np.float32(1 - self.beta1), np.float32(1 - self.beta2)
         scratch = np.empty(min(BLOCK, size), np.float32)
-        for start in range(0, size, BLOCK):
-            part = slice(start, start + BLOCK)
+        for part in _blocks(trained or (slice(0, size),)):
             w, g, m, v = weights[part], gradient[part], first[part], second[part]
             work = scratch[: len(w)]
             m *= beta1
@@ -118,6 +122,12 @@ class AdamW:
             work *= rate
             w *= keep
             w -= work
+
+
+def _blocks(ranges: Ranges) -> Iterator[slice]:
+    for whole in ranges:
+        for start in range(whole.start, whole.stop, BLOCK):
+            yield slice(start, min(start + BLOCK, whole.stop))
 
 
 def optimizer(settings: Training) -> Optimizer:

@@ -2,6 +2,7 @@
 
 For T tasks the gradient that flows into the encoder is Σ w_i · ∂L_i/∂z · 1/√T (the released code of MAS; w_i are 1 but
 where a plan weights tasks). What follows the gradient (proximal term, clipping, the optimizer's step) sees it whole.
+A batch may be worked through in micro-batches; a probe is then of one of them.
 The optimizer's state is a vector that the caller keeps, so a round can go on where the one before it stopped.
 """
 
@@ -12,9 +13,9 @@ from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
+from edge_runtime.training.accumulation import Row, micro_batches
 from edge_runtime.training.encoder import Batch, Pass, Representation
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
 from edge_runtime.training.learnt import Learnt
@@ -53,9 +54,11 @@ class Trained:
 class Trainer:
     """Trains a model on one split of a data set."""
 
-    def __init__(self, model: Model, split: Split) -> None:
+    def __init__(self, model: Model, split: Split, micro_batch: int | None = None) -> None:
+        """With `micro_batch`, gradients are summed over parts of a batch that have at most so many samples."""
         self.model = model
         self._split = split
+        self._micro_batch = micro_batch
 
     def train(
         self,
@@ -87,15 +90,14 @@ class Trainer:
         for done in range(after.steps if after else 0, total):
             epoch, step = settings.first_epoch + done // steps, done % steps
             chosen = batch_at(order(settings.seed, epoch, len(split)), settings.batch, step)
-            model.reseed(settings.seed, epoch, step)
             x, targets = load(model, split, chosen.tolist())
             prober.pass_batch(epoch * steps + step)
-            losses, norms = self._gradient(x, targets, weigh, prober)
+            losses, norms = self._gradient(x, targets, weigh, prober, (settings.seed, epoch, step))
             if received is not None and settings.proximal_mu:
                 add_proximal(model.gradient, model.parameters, received, settings.proximal_mu)
             if settings.clip_norm:
                 clip(model.gradient, settings.clip_norm)
-            optimize.step(model.parameters, model.gradient, state)
+            optimize.step(model.parameters, model.gradient, state, model.trained)
             weigh.update(np.array([losses[task] for task in model.tasks]), norms)
             mean.add(losses, targets, len(chosen))
             save(partial(_position, done + 1, mean, prober, weigh))
@@ -108,24 +110,46 @@ class Trainer:
         )
 
     def _gradient(
-        self, x: Batch, targets: Targets, weigh: Weighting, prober: "_Prober"
-    ) -> tuple[Losses, NDArray[np.float64]]:
-        """The losses of a batch and the norms ‖∂L_i/∂z‖ (T,), with all gradients in `model.gradient`."""
+        self, x: Batch, targets: Targets, weigh: Weighting, prober: "_Prober", place: tuple[int, int, int]
+    ) -> tuple[Losses, Row]:
+        """The losses of a batch and the norms ‖∂L_i/∂z‖ (T,), with all gradients in `model.gradient`.
+
+        What is random is drawn for the `place` of the batch: seed, epoch and step.
+        """
         model = self.model
-        norms = np.full(len(model.tasks), np.nan)
+        model.reseed(*place)
+        if self._micro_batch is None or self._micro_batch >= len(x):
+            return self._part(x, targets, weigh.weights, prober, norms=weigh.needs_norms)
+        summed = np.zeros_like(model.gradient)
+        total, squares = np.full(len(model.tasks), np.nan), np.zeros(len(model.tasks))
+        for number, (some, wanted, share) in enumerate(micro_batches(x, targets, self._micro_batch)):
+            if number:
+                model.reseed(*place, number)
+            losses, norms = self._part(some, wanted, weigh.weights * share, prober, norms=weigh.needs_norms)
+            summed += model.gradient
+            found = share > 0
+            total[found] = np.nan_to_num(total[found]) + (share * list(losses.values()))[found]
+            squares[found] += (share * norms)[found] ** 2
+        model.gradient[:] = summed
+        return dict(zip(model.tasks, total.tolist(), strict=True)), np.sqrt(squares)
+
+    def _part(self, x: Batch, targets: Targets, weights: Row, prober: "_Prober", *, norms: bool) -> tuple[Losses, Row]:
+        """The same of what is run at once; NaN for norms that are not asked for."""
+        model = self.model
+        found = np.full(len(model.tasks), np.nan)
 
         def keep(task: str, _: float, dz: Representation) -> None:
-            if weigh.needs_norms:
-                norms[model.tasks.index(task)] = math.hypot(*(norm_of(array.reshape(-1)) for array in dz))
+            if norms:
+                found[model.tasks.index(task)] = math.hypot(*(norm_of(array.reshape(-1)) for array in dz))
             prober.keep(task, dz)
 
         if not prober.is_due:
-            return model.learn(x, targets, weigh.weights, keep if weigh.needs_norms else None), norms
+            return model.learn(x, targets, weights, keep if norms else None), found
         done = model.forward(x)
-        losses, total = model.heads(done.z, targets, weigh.weights, keep)
+        losses, total = model.heads(done.z, targets, weights, keep)
         prober.measure(done, targets, losses)
         model.backward(done, total, release=True)
-        return losses, norms
+        return losses, found
 
 
 def _position(steps: int, mean: "_MeanLosses", prober: "_Prober", weigh: Weighting) -> Position:

@@ -6,6 +6,7 @@
     ├── BlobInvalid           a chunk or an assembled blob does not match its description
     ├── TensorsInvalid        a tensor file does not match the tensor table
     ├── BundleInvalid         a manifest or a file it names is missing, altered or not understood
+    ├── BudgetTooSmall        no way to train a bundle fits a memory budget
     ├── SignatureInvalid      a manifest was not signed by the pinned server key
     └── TokenRefused          a token is missing, malformed, expired or meant for somebody else
 
@@ -37,6 +38,19 @@ class TensorsInvalid(WireError):
 
 class BundleInvalid(WireError):
     """A manifest, or a file that it names, is missing, altered or not understood."""
+
+
+class BudgetTooSmall(WireError):
+    """No way to train a bundle fits a memory budget; says what would fit."""
+
+    def __init__(self, budget_bytes: int, needed_bytes: int, plan: object) -> None:
+        super().__init__(
+            f"{budget_bytes / 2**20:.0f} MiB of memory are too little for this bundle: "
+            f"{-(-needed_bytes // 2**20)} MiB would do ({plan})"
+        )
+        self.budget_bytes = budget_bytes
+        self.needed_bytes = needed_bytes
+        self.plan = plan
 
 
 class SignatureInvalid(WireError):

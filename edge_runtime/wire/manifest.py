@@ -48,6 +48,7 @@ from msgspec import Meta
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
 from edge_runtime.wire.files import digest_file, write_whole
+from edge_runtime.wire.footprint import Footprint
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
 from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable, part_of
 
@@ -118,8 +119,9 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Artifacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The official ONNX Runtime training artifacts of one group, and their largest relative difference to the graphs.
 
-    The training model has the inputs x, target.<task>, loss_weights (T,) and the parameters by their names, and the
-    outputs loss and loss.<task>; what flows into the encoder is Σ weight_i · ∂L_i/∂z · 1/√T, as in the portable engine.
+    The training model has the inputs x, target.<task>, loss_weights (T,), the parameters and the state by their names
+    and, where it draws, seed.<part>; and the outputs loss, loss.<task> and, for the state, next.<part>.<name>. What
+    flows into the encoder is Σ weight_i · ∂L_i/∂z · 1/√T, as in the portable engine.
     """
 
     training_model: File
@@ -159,6 +161,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     parity: Parity
     versions: Annotated[dict[Text, Text], Meta(max_length=100)]
     official: Official | None = None
+    footprint: Footprint | None = None
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -191,13 +194,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         kept = tuple(self.task(name) for name in sorted(set(tasks)))
         parts = _parts(tasks)
         table = self.table
+        graphs = {name: file for name, file in self.graphs.items() if _part(name) in parts}
+        digests = {file.digest for file in graphs.values()}
         return msgspec.structs.replace(
             self,
             tasks=kept,
             tensors=table.select(part for part in table.parts if part.removeprefix(STATE) in parts).tensors,
-            graphs={name: file for name, file in self.graphs.items() if _part(name) in parts},
+            graphs=graphs,
             weights=weights,
             official=None if artifacts is None else Official(groups={group: artifacts}),
+            footprint=None if self.footprint is None else self.footprint.of(digests),
         )
 
 
@@ -247,6 +253,10 @@ def decode(data: bytes) -> Manifest:
     if odd:
         raise BundleInvalid(f"the tensor table and the tasks disagree about part {odd[0]!r}")
     _check_stages(manifest)
+    if manifest.footprint is not None:
+        known = manifest.footprint.graphs.keys()
+        if odd := sorted(name for name, file in manifest.graphs.items() if file.digest not in known):
+            raise BundleInvalid(f"the manifest's footprint does not know graph {odd[0]!r}")
     return manifest
 
 

@@ -32,7 +32,7 @@ DIFFERENTIABLE: frozenset[str] = frozenset(
         *("Concat", "Expand", "Pad", "Reshape", "Slice", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
         *("Gather", "GatherElements"),
         *("LogSoftmax", "ReduceMean", "ReduceSum", "Softmax", "Gemm", "MatMul"),
-        *("BatchNormalization", "Conv", "GlobalAveragePool", "LayerNormalization"),
+        *("Conv", "GlobalAveragePool", "LayerNormalization"),
     }
 )
 """Operators whose gradient 1.19.2 has, with a kernel for the CPU: tests hold each to finite differences."""
@@ -63,34 +63,6 @@ def group_norm(context: Context, call: Call, x: Value, weight: Value | None, bia
     if bias is not None:
         result = context.add("Add", result, context.add("Reshape", bias.name, context.ints(channels, 1)))
     return context.reshape(result, x.shape), names[1], names[2]
-
-
-@RULES.rule(aten.native_batch_norm.default)
-def batch_norm(
-    context: Context,
-    _: Call,
-    x: Value,
-    weight: Value | None,
-    bias: Value | None,
-    mean: Value | None,
-    variance: Value | None,
-    training: bool,
-    __: float,
-    eps: float,
-) -> Result:
-    """BatchNormalization by the statistics of the batch; the running ones, which it also gives, are not used."""
-    if x.rank != 4:
-        raise Unfit("official artifacts normalise batches of images alone: use GroupNorm or LayerNorm")
-    if mean is not None or variance is not None or not training:
-        raise Unfit("running statistics are not kept in official artifacts: use track_running_stats=False or GroupNorm")
-    shape = (size(x.shape[1]),)
-    scale = context.filled(shape, 1.0, x.dtype) if weight is None else weight.name
-    shift = context.filled(shape, 0.0, x.dtype) if bias is None else bias.name
-    zeros, ones = (context.graph.constant([value] * shape[0], "float32") for value in (0.0, 1.0))
-    names = context.graph.add_many(
-        "BatchNormalization", x.name, scale, shift, zeros, ones, outputs=3, training_mode=1, epsilon=float(eps)
-    )
-    return names[0], None, None
 
 
 @RULES.rule(aten.native_layer_norm.default)
@@ -135,6 +107,45 @@ def _filled(context: Context, name: str, value: float, shape: Sequence[int], x: 
     if len(shape) > 1:
         length = context.add("Concat", length, context.ints(*shape[1:]), axis=0)
     return context.graph.add_many("Expand", context.number(value, x.dtype), length, outputs=1)[0]
+
+
+@RULES.rule(aten.native_batch_norm.default)
+def batch_norm(
+    context: Context,
+    _: Call,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value | None,
+    variance: Value | None,
+    training: bool,
+    __: float,
+    eps: float,
+) -> Result:
+    """Mean and variance by sums: y like x, and where they are the batch's, mean (C,) and reciprocal deviation (C,)."""
+    add = context.add
+    channels = size(x.shape[1])
+    column = context.ints(channels, *[1] * (x.rank - 2))
+    axes = context.ints(0, *range(2, x.rank))
+    if training:
+        if mean is not None:
+            raise Unfit("it changes a buffer: use a BatchNorm module, whose running statistics are kept")
+        level = add("ReduceMean", x.name, axes, keepdims=0)
+        centred = add("Sub", x.name, add("Reshape", level, column))
+        spread = add("ReduceMean", add("Mul", centred, centred), axes, keepdims=0)
+    else:
+        assert mean is not None
+        assert variance is not None
+        level, spread = mean.name, variance.name
+        centred = add("Sub", x.name, add("Reshape", level, column))
+    deviation = add("Sqrt", add("Add", spread, context.number(eps, x.dtype)))
+    one = context.number(1.0, x.dtype)
+    reciprocal = add("Div", one, deviation)
+    scale = reciprocal if weight is None else add("Mul", reciprocal, weight.name)
+    y = add("Mul", centred, add("Reshape", scale, column))
+    if bias is not None:
+        y = add("Add", y, add("Reshape", bias.name, column))
+    return (y, level, reciprocal) if training else (y, None, None)
 
 
 @RULES.rule(aten.max_pool2d_with_indices.default)

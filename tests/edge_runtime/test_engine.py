@@ -107,3 +107,14 @@ def test_memory_does_not_grow_with_runs(graph):
     before = resident()
     runs(200)
     assert resident() - before < 8 * 2**20
+
+
+def test_engine_observes_what_each_node_takes():
+    runs = [({"image": image(batch)}, outputs(batch)) for batch in (2, 3)]
+    found = Engine().observe(FIXTURES / "model.onnx", runs)
+    assert found.optimised
+    first, second = found.runs
+    assert [one.operator for one in first] == [one.operator for one in second]
+    assert any(one.operator == "Conv" for one in first)
+    assert {dict(one.outputs)["float"][0] for one in second if one.operator == "Conv"} == {3}
+    assert 0 < sum(one.allocated_bytes for one in first) < sum(one.allocated_bytes for one in second)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
+from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,3 +38,7 @@ def test_peak_is_measured_here():
 
 def test_installed_memory_is_more_than_a_process_uses():
     assert installed_bytes() > peak_rss_bytes()
+
+
+def test_resident_memory_is_no_more_than_its_peak():
+    assert 0 < rss_bytes() <= peak_rss_bytes()

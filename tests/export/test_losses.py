@@ -39,6 +39,11 @@ CASES = {
     "cross_entropy_smoothed": (losses.cross_entropy(smoothing=0.1), classes),
     "cosine": (losses.cosine, dense),
     "dice": (losses.dice, dense),
+    "torch_binary_weighted": (
+        nn.BCEWithLogitsLoss(pos_weight=torch.tensor([0.5, 1.0, 2.0, 3.0]).reshape(4, 1, 1)),
+        torch.rand,
+    ),
+    "torch_huber": (nn.HuberLoss(delta=0.3), torch.rand),
 }
 
 

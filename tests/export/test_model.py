@@ -5,7 +5,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from export.compile import compile_model  # noqa: E402
-from export.errors import ModelInvalid, OperatorUnsupported  # noqa: E402
+from export.errors import ExportError, ModelInvalid, OperatorUnsupported  # noqa: E402
 from export.losses import l1  # noqa: E402
 
 pytestmark = pytest.mark.workstation
@@ -151,3 +151,54 @@ def test_control_flow_on_the_batch_size_is_refused(make):
     function = lambda m, x: m.inner[0](x) if x.shape[0] > 4 else m.inner[0](x.exp())  # noqa: E731
     with pytest.raises(ModelInvalid, match="another batch size"):
         compile_model(make(encoder=Fn(function)))
+
+
+class InPlace(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function, self.inner = function, nn.Conv2d(3, 4, 1)
+        self.register_buffer("count", torch.zeros(4, 1, 1))
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def counted(module, x):
+    module.count.add_(1.0)
+    return module.inner(x) * module.count
+
+
+def replaced(module, x):
+    module.count = module.count + 1
+    return module.inner(x) * module.count
+
+
+def decayed(module, x):
+    module.inner.weight.data.mul_(0.9)
+    return module.inner(x)
+
+
+def saved(module, x):
+    return torch.sigmoid(module.inner(x)).mul_(2.0)
+
+
+def view(module, x):
+    y = module.inner(x)
+    y[:, 0].mul_(3.0)
+    return y * y
+
+
+@pytest.mark.parametrize(
+    ("function", "text"),
+    [
+        (counted, r"encoder\.1\.count changes while the model runs"),
+        (replaced, r"encoder\.1\.count changes while the model runs"),
+        (decayed, r"encoder\.1\.inner\.weight changes while the model runs"),
+        (saved, "encoder cannot be differentiated: .* modified by an inplace operation"),
+        (view, r"select_scatter.* in encoder\.1 cannot be exported"),
+        (lambda m, x: m.inner(x).half().float(), r"in encoder\.1 cannot be exported: its result is torch.float16"),
+    ],
+)
+def test_trick_that_no_graph_can_follow_is_refused_with_the_module(function, text, make):
+    with pytest.raises(ExportError, match=text):
+        compile_model(make(encoder=nn.Sequential(nn.Conv2d(3, 3, 1), InPlace(function))))

@@ -33,6 +33,13 @@ def test_read_refuses(agent_toml, changes, said):
         read(agent_toml(**changes))
 
 
+def test_read_for_another_device_or_server_is_refused(agent_toml):
+    with pytest.raises(SettingsInvalid, match="is for the device pi-01, not for pi-02: each has a token of its own"):
+        read(agent_toml(), device="pi-02")
+    with pytest.raises(SettingsInvalid, match="enrol pi-01 with --url mqtt://other:1883"):
+        read(agent_toml(), server="mqtt://other:1883")
+
+
 def test_read_something_else(tmp_path):
     (tmp_path / "big").write_bytes(bytes(100_000))
     (tmp_path / "binary").write_bytes(b"\xff\xfe")

@@ -27,8 +27,8 @@ def report(**changes):
         "rounds": [
             {"round": n, "phase": phase, "group": group, "train_loss": {"depth": loss}, "energy": energy(joules)}
             for n, phase, group, loss, joules in [
-                (0, "merged", "depth+edges+normals", 3.0, 40.0),
-                (1, "merged", "depth+edges+normals", 2.0, 60.0),
+                (0, "merge", "depth+edges+normals", 3.0, 40.0),
+                (1, "merge", "depth+edges+normals", 2.0, 60.0),
                 (2, "split", "depth+normals", 1.5, 30.0),
                 (3, "split", "edges", 0.5, 20.0),
             ]
@@ -56,7 +56,7 @@ def test_costs_by_group_phase_and_task():
 
 def test_costs_for_what_was_gained():
     merged, split, whole = costs(report()).gains
-    assert (merged.stage, merged.energy_j, merged.j_per_point) == ("merged", 100.0, 50.0)
+    assert (merged.stage, merged.energy_j, merged.j_per_point) == ("merge", 100.0, 50.0)
     assert (split.stage, split.energy_j, split.j_per_point) == ("split", 50.0, 100.0)
     assert whole.j_per_point == pytest.approx(160 / 2.5)
 
@@ -79,7 +79,7 @@ def test_costs_not_measured_are_none_and_never_zero():
     found = costs(
         report(
             energy={"total": nothing, "groups": {"depth": nothing}},
-            rounds=[{"round": 0, "phase": "merged", "group": "depth", "train_loss": {}, "energy": nothing}],
+            rounds=[{"round": 0, "phase": "merge", "group": "depth", "train_loss": {}, "energy": nothing}],
         )
     )
     assert (found.phases, found.tasks) == ({}, {})
@@ -96,7 +96,7 @@ def test_words_say_what_is_left_out():
     assert "in all 160.0 J (± 1.5 J)\n  above the idle boards 100.0 J\n" in said
     assert "  edges: 22.0 J (± 1.5 J, 1 of 2 plans measured, estimated in part)\n" in said
     assert "by task, each group's divided evenly\n" in said
-    assert "  merged: 50.0 J (6.0000 → 4.0000, 100.0 J)\n" in said
+    assert "  merge: 50.0 J (6.0000 → 4.0000, 100.0 J)\n" in said
 
 
 def test_read_finds_the_report(tmp_path):
@@ -142,10 +142,19 @@ def test_energy_report_plot(tmp_path):
 @pytest.mark.workstation
 def test_report_of_the_server_has_all_that_is_read_here():
     pytest.importorskip("jwt")
+    import numpy as np
+
     from broker_server import energy as server_energy
     from broker_server import report as server_report
+    from broker_server.affinity import Affinities
+    from broker_server.strategy import Mas
     from devices.metering import costs as ours
 
+    mas = Mas(("a", "b"), merged_rounds=1, split_rounds=1, probe_rounds=1, groups=2)
+    zeros = np.zeros((2, 2))
+    known = Affinities(tasks=("a", "b"), values=zeros, counts=zeros.astype(int), variance=zeros, standard_error=zeros)
+    before = mas.next([], known)
+    assert mas.next([before], known).name == ours.MERGE
     for mine, theirs in (
         (ours.Report, server_report.Report),
         (ours.Round, server_report.RoundReport),

@@ -1,0 +1,181 @@
+"""`make bench-footprint`: what plans are said to take, held to the peak of real training processes.
+
+For every architecture at several micro-batches, with every stage of the encoder recomputed and with every stage kept:
+benchmarks/results/footprint.json and the table in docs/footprint.md. `python -m benchmarks.footprint [NAME …]` measures
+some architectures again and leaves the others in the file.
+"""
+
+import argparse
+import importlib.util
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from torch import nn
+
+from benchmarks.measure import RESULTS, ROOT, WORK, run_json, write
+from benchmarks.models import convolutional as nets
+from edge_runtime.engine import SPARE_BYTES, Arrays, Engine, Observed
+from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.budget import MemoryPlan, Work, predict
+from edge_runtime.wire.tensors import pack
+from export.compile import compile_model, describe
+from export.footprint import footprint
+from export.losses import cross_entropy, l2, masked_l1
+from export.model import MultiTaskModel
+from export.models import xception
+
+PAGE = ROOT / "docs" / "footprint.md"
+MARK = "<!-- made by python -m benchmarks.footprint -->\n"
+MICRO_BATCHES = (1, 4, 8)
+MIB = 2**20
+
+
+def _attention() -> Any:
+    path = ROOT / "tests" / "export" / "architectures" / "attention.py"
+    spec = importlib.util.spec_from_file_location("attention", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _classified(encoder: nn.Module, width: int, size: int) -> MultiTaskModel:
+    return MultiTaskModel(
+        encoder=encoder,
+        heads={"kind": nets.Classifier(width, 5), "value": nets.Classifier(width, 1)},
+        losses={"kind": cross_entropy(), "value": l2},
+        example_input=torch.randn(2, 3, size, size),
+        example_targets={"kind": torch.randint(0, 5, (2,)), "value": torch.rand(2, 1)},
+    )
+
+
+def _dense(encoder: nn.Module, head: Callable[[int], nn.Module], size: int) -> MultiTaskModel:
+    return MultiTaskModel(
+        encoder=encoder,
+        heads={"depth": head(1), "parts": head(4)},
+        losses={"depth": masked_l1, "parts": cross_entropy(ignore=0)},
+        example_input=torch.randn(2, 3, size, size),
+        example_targets={"depth": torch.rand(2, 1, size, size), "parts": torch.randint(0, 4, (2, size, size))},
+    )
+
+
+def _deeplab() -> MultiTaskModel:
+    stem = nn.Sequential(nets.conv(3, 32, stride=2), nets.conv(32, 64, stride=2), nets.conv(64, 64, dilation=2))
+    return _dense(stem, lambda outputs: nets.Aspp(64, outputs, 32), 128)
+
+
+def _vit() -> MultiTaskModel:
+    tokens = _attention()
+    return MultiTaskModel(
+        encoder=tokens.ViT(96, 8, 128, 6),
+        heads={"kind": tokens.FirstToken(128, 5)},
+        losses={"kind": cross_entropy(smoothing=0.1)},
+        example_input=torch.randn(2, 3, 96, 96),
+        example_targets={"kind": torch.randint(0, 5, (2,))},
+    )
+
+
+ARCHITECTURES: dict[str, tuple[str, Callable[[], MultiTaskModel]]] = {
+    "resnet18": ("ResNet-18, 224 px", lambda: _classified(*nets.resnet18(), 224)),
+    "mobilenet_v2": ("MobileNetV2, 224 px", lambda: _classified(*nets.mobilenet_v2(), 224)),
+    "mobilenet_v3_small": (
+        "MobileNetV3-small, half width, 224 px",
+        lambda: _classified(*nets.mobilenet_v3_small(), 224),
+    ),
+    "efficientnet_b0": ("EfficientNet-B0, quarter width, 224 px", lambda: _classified(*nets.efficientnet_b0(), 224)),
+    "unet": ("U-Net, 128 px", lambda: _dense(nets.UNetEncoder(16), lambda outputs: nets.UNetHead(outputs, 16), 128)),
+    "deeplab": ("DeepLab's ASPP, 128 px", _deeplab),
+    "vit": ("ViT, 6 blocks of 128, 96 px", _vit),
+    "swin": ("Swin, 2 blocks of 48, 64 px", lambda: _classified(_attention().Swin(32, 4, 48), 48, 64)),
+    "xception": (
+        "MAS Xception, half width, 128 px, 3 tasks",
+        lambda: xception.make(("depth", "normals", "segmentation"), width=0.5, size=128, batch=2),
+    ),
+}
+
+
+def bundle(name: str) -> Path:
+    """An architecture's bundle, compiled where it is not there yet; its parity is not checked."""
+    folder = WORK / "footprint" / name
+    if (folder / wire.MANIFEST).is_file():
+        return folder
+    torch.manual_seed(0)
+    compiled = compile_model(ARCHITECTURES[name][1]())
+    manifest = describe(compiled, name, wire.Parity(max_relative_error=0.0, worst="", compared=0))
+    with tempfile.TemporaryDirectory() as scratch:
+        engine, path = Engine(), Path(scratch) / "graph.onnx"
+
+        def observe(graph: bytes, runs: Any) -> Observed:
+            path.write_bytes(graph)
+            found: list[tuple[Arrays, Arrays]] = list(runs)
+            return engine.observe(path, found)
+
+        taken = footprint(compiled.graphs, observe, SPARE_BYTES)
+    manifest = msgspec.structs.replace(manifest, footprint=taken)
+    shutil.rmtree(folder, ignore_errors=True)
+    wire.write_folder(folder, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
+    return folder
+
+
+def measure(name: str) -> list[dict[str, Any]]:
+    """Predicted and measured peaks of an architecture."""
+    folder = bundle(name)
+    manifest = wire.read_folder(folder)
+    found = []
+    for kept in (False, True):
+        for batch in MICRO_BATCHES:
+            plan = MemoryPlan(micro_batch=batch, keep=(kept,) * len(manifest.stages))
+            arena = predict(manifest, plan, Work(batch=batch, base_bytes=0, evaluates=False)).arena_bytes
+            keep = "".join("01"[kept] for kept in plan.keep)
+            options = ["--batch", str(batch), "--keep", keep, "--arena", str(arena)]
+            ran = run_json(["-m", "benchmarks.train_peak", str(folder), *options])
+            work = Work(batch=batch, base_bytes=ran["base_bytes"], evaluates=False)
+            predicted = predict(manifest, plan, work)
+            parts = {f"{part}_bytes": value for part, value in msgspec.to_builtins(predicted).items()}
+            row = {"kept": kept, "stages": len(manifest.stages), "micro_batch": batch}
+            row |= {"predicted_bytes": predicted.peak, "measured_bytes": ran["peak_bytes"], **parts}
+            found.append(row)
+            print(f"{name} {row}", flush=True)
+    return found
+
+
+def document(results: dict[str, list[dict[str, Any]]]) -> str:
+    """The table: Markdown."""
+    head = " | ".join(f"{way}, {batch}" for way in ("recomputed", "kept") for batch in MICRO_BATCHES)
+    lines = [f"| model | stages | {head} |", "|" + "---|" * (2 + 2 * len(MICRO_BATCHES))]
+    worst = 0.0
+    for name, (title, _) in ARCHITECTURES.items():
+        if name not in results:
+            continue
+        cells = []
+        for row in results[name]:
+            off = row["predicted_bytes"] / row["measured_bytes"] - 1
+            worst = max(worst, abs(off))
+            said, was = row["predicted_bytes"] / MIB, row["measured_bytes"] / MIB
+            cells.append(f"{said:.0f} / {was:.0f} ({100 * off:+.1f} %)".replace("-", "−"))
+        lines.append(f"| {title} | {results[name][0]['stages']} | {' | '.join(cells)} |")
+    return "\n".join([*lines, "", f"The largest difference is {100 * worst:.1f} %.", ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.footprint", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("name", nargs="*", choices=[*ARCHITECTURES, []], help="default: all of them")
+    chosen = parser.parse_args().name
+    path = RESULTS / "footprint.json"
+    results = json.loads(path.read_text())["peaks"] if chosen and path.is_file() else {}
+    for name in chosen or ARCHITECTURES:
+        results[name] = measure(name)
+        write("footprint", "python -m benchmarks.footprint", {"peaks": results})
+        text, _, _ = PAGE.read_text().partition(MARK)
+        PAGE.write_text(text + MARK + "\n" + document(results))
+
+
+if __name__ == "__main__":
+    main()

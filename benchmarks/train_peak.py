@@ -1,0 +1,70 @@
+"""What training takes of the memory: a few steps of a bundle by a plan, on random data, as a process of its own.
+
+`python -m benchmarks.train_peak BUNDLE --batch 8 --keep 0110` prints what was resident before the first graph was
+loaded, and the peak, as JSON. Both are what a device measures of itself.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+
+from edge_runtime.datasets.dataset import Split
+from edge_runtime.engine import ARENA_BYTES, Engine
+from edge_runtime.memory import peak_rss_bytes, restart_peak, rss_bytes
+from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.trainer import Trainer
+from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.messages import Training
+from edge_runtime.wire.tensors import unpack
+
+STEPS = 3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--keep", default="", help="for each stage of the encoder 1 or 0; default: none is kept")
+    parser.add_argument("--arena", type=int, default=ARENA_BYTES, help="bytes that the engine's arena begins with")
+    args = parser.parse_args()
+    manifest = wire.read_folder(args.bundle)
+    split = random_split(manifest, args.batch)
+    base = rss_bytes()
+    restart_peak()
+    weights = unpack(manifest.table, (args.bundle / wire.WEIGHTS).read_bytes())
+    graphs = GraphShelf(Engine(2, args.arena)).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
+    model = Model(manifest, graphs, weights, keep=[digit == "1" for digit in args.keep])
+    del weights
+    settings = Training(
+        epochs=STEPS,
+        first_epoch=0,
+        batch=args.batch,
+        lr=1e-4,
+        momentum=0.9,
+        weight_decay=1e-4,
+        seed=0,
+        probe_every=0,
+    )
+    table = optimizer(settings).table(manifest.table.parameters)
+    Trainer(model, split).train(settings, np.zeros(table.size, np.float32))
+    print(json.dumps({"base_bytes": base, "peak_bytes": peak_rss_bytes()}))
+
+
+def random_split(manifest: wire.Manifest, images: int) -> Split:
+    """So many random images as a data set holds them, with labels of every task."""
+    generator = np.random.default_rng(0)
+    labels = {}
+    for task in manifest.tasks:
+        shape = (images, *task.target.shape)
+        if task.target.dtype == "int64":
+            labels[task.name] = generator.integers(0, 2, shape, np.uint8)
+        else:
+            labels[task.name] = generator.random(shape, np.float32)
+    return Split(image=generator.integers(0, 256, (images, *manifest.input.shape), np.uint8), labels=labels)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""How a bundle can be trained in a given amount of memory: what a plan takes, and the fastest plan that fits.
+
+A plan has three means. Micro-batches: the gradients of a batch are summed over several runs. Recomputing: a stage of
+the encoder does its forward pass twice instead of keeping its activations. Freezing: the first stages are not trained,
+so their backward pass is left out. They are used in this order, because the first costs a little time, the second up to
+a third of it, and the third changes what is learnt.
+
+What a process that trains has resident at its peak is the sum of
+
+- what it had before the first graph was loaded (measured by the device itself);
+- the engine, and its sessions, which grow with the nodes of their graphs;
+- the vectors: weights, state that moves, gradient, the optimizer's state;
+- the arrays that the step holds: the batch, the values between stages and their gradients;
+- the engine's arena: what kept stages have saved, and what the running graph takes. It does not give back what it has
+  taken once, and keeps a table of its chunks. The prediction is for an arena that begins with `arena_bytes`, which is
+  what an engine for this plan is started with.
+
+The sizes of arrays and graphs are exact or worked out by the exporter, ENGINE_BYTES and NODE_BYTES are measured with
+onnxruntime 1.31 on x86-64.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+
+from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
+from edge_runtime.wire.footprint import Footprint, GraphFootprint
+from edge_runtime.wire.manifest import Array, Manifest, Stage
+
+ENGINE_BYTES = 13_000_000
+"""The first session and its first run: onnxruntime's code and tables, and the threads."""
+NODE_BYTES = 5_000
+"""A node of a loaded graph."""
+TABLE_SHARE = 32
+"""The arena's table is a 32nd part of the arena: 8 bytes for each 256."""
+SLACK = 1.05
+MIB = 1024**2
+FREE_CHOICE = 8
+"""Up to so many stages any of them may be kept; of more stages the last ones are."""
+ELEMENT_BYTES = {"float32": 4, "int64": 8}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """How to train: samples in a run, which stages keep their activations, how many first stages are frozen."""
+
+    micro_batch: int
+    keep: tuple[bool, ...]
+    frozen: int = 0
+
+    def __str__(self) -> str:
+        """In words."""
+        kept = sum(self.keep)
+        return (
+            f"micro-batches of {self.micro_batch}, {kept} of {len(self.keep)} stages kept, "
+            f"{len(self.keep) - self.frozen - kept} recomputed, {self.frozen} frozen"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What is to be trained, besides the bundle."""
+
+    batch: int
+    """Samples in a step."""
+    base_bytes: int
+    """Resident before the first graph is loaded."""
+    state_vectors: int = 1
+    """Vectors as long as the parameters, besides weights and gradient: 1 for momentum, 2 for AdamW, 1 for FedProx."""
+    evaluates: bool = True
+    """Whether losses are also measured in evaluation mode, in micro-batches as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prediction:
+    """What a plan takes at its peak, in bytes, by what takes it."""
+
+    base: int
+    sessions: int
+    vectors: int
+    arrays: int
+    kept: int
+    transient: int
+
+    @property
+    def arena_bytes(self) -> int:
+        """What the engine's arena is to begin with, in whole MiB: a little more, because saved values leave gaps."""
+        return -(-int((self.kept + self.transient) * SLACK) // MIB) * MIB
+
+    @property
+    def table(self) -> int:
+        """The arena's table of its chunks."""
+        return self.arena_bytes // TABLE_SHARE
+
+    @property
+    def peak(self) -> int:
+        """All of it."""
+        return self.base + self.sessions + self.vectors + self.arrays + self.kept + self.transient + self.table
+
+
+def predict(manifest: Manifest, plan: MemoryPlan, work: Work) -> Prediction:
+    """The peak of the resident memory of training by a plan. Raises BundleInvalid for a bundle without footprint."""
+    return _Model(manifest, work).predict(plan)
+
+
+def choose(manifest: Manifest, budget_bytes: int, work: Work, *, most_frozen: int | None = None) -> MemoryPlan:
+    """The first plan that fits, in the order of plans above; no more than `most_frozen` stages are frozen (all).
+
+    Raises BudgetTooSmall, which says what would fit, and BundleInvalid for a bundle without footprint.
+    """
+    model = _Model(manifest, work)
+    best: tuple[int, MemoryPlan] | None = None
+    for plan in plans(manifest, work.batch, most_frozen):
+        peak = model.predict(plan).peak
+        if peak <= budget_bytes:
+            return plan
+        if best is None or peak < best[0]:
+            best = peak, plan
+    assert best is not None
+    raise BudgetTooSmall(budget_bytes, *best)
+
+
+def plans(manifest: Manifest, batch: int, most_frozen: int | None = None) -> Iterator[MemoryPlan]:
+    """All plans that are considered, the preferred first: least frozen, least recomputed, largest micro-batch."""
+    stages = len(manifest.stages)
+    micro_batches = [batch]
+    while micro_batches[-1] > 1:
+        micro_batches.append(-(-micro_batches[-1] // 2))
+    for frozen in range(min(stages, stages if most_frozen is None else most_frozen) + 1):
+        for keep in _kept(manifest, frozen):
+            for micro_batch in micro_batches:
+                yield MemoryPlan(micro_batch=micro_batch, keep=keep, frozen=frozen)
+
+
+def _kept(manifest: Manifest, frozen: int) -> list[tuple[bool, ...]]:
+    """Which stages may be kept, in order of what is then computed twice."""
+    stages = len(manifest.stages)
+    left = stages - frozen
+    if left <= FREE_CHOICE:
+        chosen = [(False,) * frozen + keep for keep in product((True, False), repeat=left)]
+    else:
+        chosen = [(False,) * (stages - kept) + (True,) * kept for kept in range(left, -1, -1)]
+    work = _forward_nodes(manifest)
+    return sorted(chosen, key=lambda keep: sum(work[k] for k in range(frozen, stages) if not keep[k]))
+
+
+def _forward_nodes(manifest: Manifest) -> list[int]:
+    graphs = _footprint(manifest).graphs
+    return [graphs[manifest.graphs[f"encoder.{k}.forward"].digest].nodes for k in range(len(manifest.stages))]
+
+
+def _footprint(manifest: Manifest) -> Footprint:
+    if manifest.footprint is None:
+        raise BundleInvalid("the bundle does not say how much memory its graphs take: compile it again")
+    return manifest.footprint
+
+
+class _Model:
+    """One step of training as moments: what is held and what is running."""
+
+    def __init__(self, manifest: Manifest, work: Work) -> None:
+        self._manifest, self._work = manifest, work
+        self._graphs = _footprint(manifest).graphs
+        z = {f"z.{i}": array for i, array in enumerate(manifest.representation)}
+        v = {f"v.{i}": array for i, array in enumerate(manifest.values)}
+        self._sample_bytes = {name: _sample_bytes(a) for name, a in ({"x": manifest.input} | z | v).items()}
+        self._representation = sum(self._sample_bytes[name] for name in z)
+        self._targets = sum(_sample_bytes(task.target) for task in manifest.tasks)
+
+    def predict(self, plan: MemoryPlan) -> Prediction:
+        stages, batch = self._manifest.stages, plan.micro_batch
+        kinds = [
+            ("forward", None) if k < plan.frozen else ("keep", "kept") if plan.keep[k] else ("forward", "backward")
+            for k in range(len(stages))
+        ]
+        held = 0
+        peaks = [(0, 0)]
+        for k, (kind, _) in enumerate(kinds):
+            name = f"encoder.{k}.{kind}"
+            running = self._transient(name, batch)
+            held += self._graph(name).held(batch)
+            peaks.append((held, running))
+        steps = [f"head.{task}.step" for task in self._manifest.task_names]
+        behind = [f"encoder.{k}.{kind}" for k, (_, kind) in enumerate(kinds) if kind is not None]
+        peaks += [(held, self._transient(name, batch)) for name in (*steps, *behind)]
+        names = [*steps, *(f"encoder.{k}.{kind}" for k, both in enumerate(kinds) for kind in both if kind)]
+        if self._work.evaluates:
+            tasks = self._manifest.task_names
+            measured = ["encoder.predict", *(f"head.{task}.evaluate" for task in tasks)]
+            peaks += [(0, self._transient(name, batch)) for name in measured]
+            names += measured
+        kept, transient = max(peaks, key=sum)
+        return Prediction(
+            base=self._work.base_bytes,
+            sessions=self._sessions(names),
+            vectors=self._vectors(plan),
+            arrays=self._arrays(plan, stages),
+            kept=kept,
+            transient=transient,
+        )
+
+    def _graph(self, name: str) -> GraphFootprint:
+        return self._graphs[self._manifest.graphs[name].digest]
+
+    def _transient(self, name: str, batch: int) -> int:
+        return self._graph(name).transient(batch)
+
+    def _sessions(self, names: list[str]) -> int:
+        loaded = {self._manifest.graphs[name].digest for name in names}
+        return ENGINE_BYTES + sum(NODE_BYTES * self._graphs[digest].nodes for digest in loaded)
+
+    def _vectors(self, plan: MemoryPlan) -> int:
+        table = self._manifest.table
+        parameters, state = table.parameters.size, table.size - table.parameters.size
+        vectors = 2 + self._work.state_vectors + (plan.micro_batch < self._work.batch)
+        return 4 * (vectors * parameters + 2 * state)
+
+    def _arrays(self, plan: MemoryPlan, stages: tuple[Stage, ...]) -> int:
+        """The most that the step's arrays take at any time."""
+        batch = plan.micro_batch
+        sizes = self._sample_bytes
+        given = sizes["x"] + self._targets
+        values = sum(sizes.values()) - sizes["x"]
+        most = max(2 * given, given + values + 2 * self._representation)
+        gradients: set[str] = set()
+        for k in reversed(range(plan.frozen, len(stages))):
+            gradients |= set(stages[k].reads) - {"x"}
+            arriving = sum(sizes[name] for name in gradients)
+            most = max(most, given + values + self._representation + arriving)
+            gradients -= set(stages[k].writes)
+        return batch * most
+
+
+def _sample_bytes(array: Array) -> int:
+    return ELEMENT_BYTES[array.dtype] * prod(array.shape)

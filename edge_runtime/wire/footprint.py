@@ -1,0 +1,52 @@
+"""What a bundle's graphs take of a device's memory, as the exporter has worked it out.
+
+For each graph file, by its digest: its nodes, what a run takes at most while it lasts (beside the arrays that go in and
+out), and what it leaves in the engine's memory for another graph. edge_runtime.wire.budget makes plans of it.
+"""
+
+from collections.abc import Collection
+from itertools import pairwise
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from edge_runtime.wire.names import Digest
+
+MICRO_BATCHES = (1, 2, 4, 8, 16, 32)
+"""For which the exporter works out what a run takes."""
+MAX_GRAPHS = 4096
+
+Bytes = Annotated[int, Meta(ge=0, le=2**50)]
+
+
+class GraphFootprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one graph takes."""
+
+    nodes: Annotated[int, Meta(ge=0, le=10_000_000)]
+    """Of the graph as the engine runs it: each costs memory as long as it is loaded."""
+    transient_bytes: Annotated[tuple[Bytes, ...], Meta(min_length=len(MICRO_BATCHES), max_length=len(MICRO_BATCHES))]
+    """While it runs, for each of MICRO_BATCHES."""
+    held_bytes: tuple[Bytes, Bytes] = (0, 0)
+    """Afterwards, for the graph that takes what it saved: fixed, and for each sample."""
+
+    def transient(self, batch: int) -> int:
+        """Bytes while it runs on so many samples: on straight lines between and beyond those worked out."""
+        points = tuple(zip(MICRO_BATCHES, self.transient_bytes, strict=True))
+        segment = next((pair for pair in pairwise(points) if batch <= pair[1][0]), points[-2:])
+        (low, low_bytes), (high, high_bytes) = segment
+        return low_bytes + max(0, high_bytes - low_bytes) * (batch - low) // (high - low)
+
+    def held(self, batch: int) -> int:
+        """Bytes that stay held after a run on so many samples."""
+        return self.held_bytes[0] + self.held_bytes[1] * batch
+
+
+class Footprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all graphs of a bundle take, by the digests of their files."""
+
+    graphs: Annotated[dict[Digest, GraphFootprint], Meta(max_length=MAX_GRAPHS)]
+
+    def of(self, digests: Collection[str]) -> "Footprint":
+        """That of some of the files."""
+        return Footprint(graphs={digest: graph for digest, graph in self.graphs.items() if digest in digests})

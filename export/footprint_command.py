@@ -1,0 +1,105 @@
+"""`python -m export footprint`: what training a bundle takes of a device's memory, and the plan for a budget."""
+
+import argparse
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+
+from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.budget import MemoryPlan, Prediction, Work, choose, predict
+
+BASE_BYTES = 57_000_000
+"""Resident in a device's process before it loads the first graph, as measured on x86-64 with Python 3.11."""
+UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+STATE_VECTORS = {"sgd": 1, "adamw": 2}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `footprint`."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE")
+    parser.add_argument("--budget", type=size, metavar="SIZE", help="memory of the process, such as 220MiB")
+    parser.add_argument("--batch", type=_count, default=8, help="samples in a step (default 8)")
+    parser.add_argument("--tasks", help="tasks, with commas (default: all of the bundle)")
+    parser.add_argument("--optimizer", choices=tuple(STATE_VECTORS), default="sgd", help="(default sgd)")
+    parser.add_argument("--most-frozen", type=int, help="freeze no more than so many stages (default: any number)")
+    parser.add_argument(
+        "--base",
+        type=size,
+        default=BASE_BYTES,
+        metavar="SIZE",
+        help=f"of the device's process before it loads a graph (default {BASE_BYTES / 2**20:.0f}MiB)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the table as JSON, and nothing else")
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 220MiB, 512KiB, 1GiB or 230686720."""
+    found = re.fullmatch(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)", text)
+    if found is None or int(found[1]) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 220MiB, 512KiB, 1GiB or a number of bytes")
+    return int(found[1]) * UNITS[found[2]]
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or not 1 <= int(text) <= 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of samples: 1 to 65536")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the table, and the plan for the budget. Raises BundleInvalid or BudgetTooSmall."""
+    manifest = wire.read_folder(args.bundle)
+    if args.tasks:
+        manifest = manifest.group(tuple(sorted(args.tasks.split(","))), manifest.weights)
+    work = Work(batch=args.batch, base_bytes=args.base, state_vectors=STATE_VECTORS[args.optimizer])
+    rows = {name: [(plan, predict(manifest, plan, work)) for plan in plans] for name, plans in _shown(manifest, work)}
+    if not args.json:
+        _print_table(rows, work)
+    chosen = None if args.budget is None else choose(manifest, args.budget, work, most_frozen=args.most_frozen)
+    if args.json:
+        found = [_facts(plan, predicted) for column in rows.values() for plan, predicted in column]
+        plan = None if chosen is None else _facts(chosen, predict(manifest, chosen, work))
+        print(msgspec.json.encode({"work": work, "plans": found, "budget": args.budget, "plan": plan}).decode())
+    elif chosen is not None:
+        peak = predict(manifest, chosen, work).peak
+        print(f"plan for {_mib(args.budget)} MiB: {chosen}; {_mib(peak)} MiB")
+
+
+def _shown(manifest: wire.Manifest, work: Work) -> Iterator[tuple[str, list[MemoryPlan]]]:
+    """The columns of the table."""
+    stages = len(manifest.stages)
+    micro_batches = sorted({-(-work.batch // 2**i) for i in range(17)}, reverse=True)
+    ways = {
+        "all kept": ((True,) * stages, 0),
+        "recomputed": ((False,) * stages, 0),
+        "half frozen": ((False,) * stages, stages // 2),
+        "all frozen": ((False,) * stages, stages),
+    }
+    for name, (keep, frozen) in ways.items():
+        yield name, [MemoryPlan(micro_batch=batch, keep=keep, frozen=frozen) for batch in micro_batches]
+
+
+def _facts(plan: MemoryPlan, predicted: Prediction) -> dict[str, Any]:
+    parts = msgspec.to_builtins(predicted)
+    return {**msgspec.to_builtins(plan), "peak_bytes": predicted.peak, "arena_bytes": predicted.arena_bytes} | {
+        f"{name}_bytes": value for name, value in parts.items()
+    }
+
+
+def _print_table(rows: dict[str, list[tuple[MemoryPlan, Prediction]]], work: Work) -> None:
+    table = Table(title=f"Peak memory in MiB, steps of {work.batch} samples, {_mib(work.base_bytes)} MiB before")
+    table.add_column("micro-batch", justify="right")
+    for name in rows:
+        table.add_column(name, justify="right")
+    for line in zip(*rows.values(), strict=True):
+        table.add_row(str(line[0][0].micro_batch), *(_mib(predicted.peak) for _, predicted in line))
+    Console().print(table)
+
+
+def _mib(count: int) -> str:
+    return f"{count / 2**20:.0f}"

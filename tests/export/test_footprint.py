@@ -1,0 +1,132 @@
+"""What a plan is said to take, held to what training takes: real processes, the real trainer."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+
+from edge_runtime.wire import manifest as wire  # noqa: E402
+from edge_runtime.wire.budget import MemoryPlan, Work, predict  # noqa: E402
+from export.__main__ import main  # noqa: E402
+
+pytestmark = pytest.mark.workstation
+ROOT = Path(__file__).parents[2]
+TOLERANCE = 0.1
+
+MODEL = """
+import torch
+from torch import nn
+import torch.nn.functional as F
+from export.losses import cross_entropy, l2
+from export.model import MultiTaskModel
+
+
+def layer(inputs, outputs, norm):
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False), norm(outputs), nn.ReLU(inplace=True))
+
+
+class Head(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.fc = nn.Linear(32, outputs)
+
+    def forward(self, z):
+        return self.fc(F.adaptive_avg_pool2d(z, 1).flatten(1))
+
+
+def make(encoder):
+    return MultiTaskModel(
+        encoder=encoder,
+        heads={"kind": Head(5), "value": Head(1)},
+        losses={"kind": cross_entropy(), "value": l2},
+        example_input=torch.randn(3, 3, 64, 64),
+        example_targets={"kind": torch.randint(0, 5, (3,)), "value": torch.rand(3, 1)},
+    )
+
+
+def build():
+    layers = [layer(a, b, nn.BatchNorm2d) for a, b in ((3, 32), (32, 32), (32, 32))]
+    return make(nn.Sequential(layers[0], nn.MaxPool2d(3, 2, 1), *layers[1:]))
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("footprint")
+    (folder / "model.py").write_text(MODEL)
+    assert main(["compile", f"{folder / 'model.py'}:build", "--out", str(folder / "bundle"), "--stages", "2"]) == 0
+    return folder / "bundle"
+
+
+def measured(bundle, plan, arena_bytes):
+    keep = "".join("01"[kept] for kept in plan.keep)
+    command = [str(bundle), "--batch", str(plan.micro_batch), "--keep", keep, "--arena", str(arena_bytes)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.train_peak", *command], cwd=ROOT, stdout=subprocess.PIPE, check=True
+    )
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("batch", "keep"), [(4, False), (16, True), (16, False)])
+def test_prediction_agrees_with_the_peak_of_a_training_process(bundle, batch, keep):
+    manifest = wire.read_folder(bundle)
+    plan = MemoryPlan(micro_batch=batch, keep=(keep,) * len(manifest.stages))
+    arena_bytes = predict(manifest, plan, Work(batch=batch, base_bytes=0, evaluates=False)).arena_bytes
+    found = measured(bundle, plan, arena_bytes)
+    predicted = predict(manifest, plan, Work(batch=batch, base_bytes=found["base_bytes"], evaluates=False))
+    assert predicted.peak == pytest.approx(found["peak_bytes"], rel=TOLERANCE), predicted
+    # And the graphs' part of it alone, which at this size is most of it.
+    graphs = predicted.kept + predicted.transient
+    rest = predicted.peak - graphs
+    assert graphs == pytest.approx(found["peak_bytes"] - rest, rel=2 * TOLERANCE, abs=4e6), predicted
+
+
+def test_footprint_knows_every_graph_and_what_kept_stages_hold(bundle):
+    manifest = wire.read_folder(bundle)
+    graphs = manifest.footprint.graphs
+    assert graphs.keys() == {file.digest for file in manifest.graphs.values()}
+    for k in range(len(manifest.stages)):
+        kinds = {kind: graphs[manifest.graphs[f"encoder.{k}.{kind}"].digest] for kind in ("keep", "forward", "kept")}
+        assert kinds["keep"].held(1) > 0
+        assert kinds["forward"].held(1) == kinds["kept"].held(1) == 0
+
+
+def test_command_prints_the_table_and_a_plan(bundle, capsys):
+    assert main(["footprint", str(bundle), "--budget", "2GiB", "--batch", "4"]) == 0
+    found = capsys.readouterr().out
+    assert "micro-batch" in found
+    assert "plan for 2048 MiB: micro-batches of 4, 2 of 2 stages kept, 0 recomputed, 0 frozen" in found
+
+
+def test_command_as_json_has_all_plans_of_the_table(bundle, capsys):
+    assert main(["footprint", str(bundle), "--batch", "4", "--tasks", "kind", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["plans"]) == 4 * 3
+    assert found["plan"] is None
+    first, *_ = found["plans"]
+    parts = ("base", "sessions", "vectors", "arrays", "kept", "transient")
+    assert sum(first[f"{part}_bytes"] for part in parts) + first["arena_bytes"] // 32 == first["peak_bytes"]
+    assert main(["footprint", str(bundle), "--budget", "1GiB", "--optimizer", "adamw", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["keep"] == [True] * 2
+
+
+def test_command_refuses_a_budget_that_is_too_small(bundle, capsys):
+    assert main(["footprint", str(bundle), "--budget", "20MiB"]) == 3
+    assert "20 MiB of memory are too little for this bundle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("change", [["--budget", "220MB"], ["--budget", "0MiB"], ["--batch", "0"], ["--base", "-1"]])
+def test_command_refuses_sizes_that_make_no_sense(bundle, change, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["footprint", str(bundle), *change])
+    assert "is not a" in capsys.readouterr().err or change[0] == "--base"
+
+
+def test_command_without_a_bundle_says_so(tmp_path, capsys):
+    assert main(["footprint", str(tmp_path)]) == 3
+    assert "not a bundle" in capsys.readouterr().err
