@@ -164,6 +164,11 @@ class Graph:
         self._inputs = {i.name for i in session.get_inputs()}
         self._outputs = {o.name for o in session.get_outputs()}
 
+    @property
+    def inputs(self) -> frozenset[str]:
+        """The names of its inputs."""
+        return frozenset(self._inputs)
+
     def _check(self, kind: str, names: set[str], arrays: Mapping[str, Any]) -> None:
         if missing := sorted(names - arrays.keys()):
             raise EngineError(f"{self.name} has an {kind} {missing[0]!r} that is not known here: it is another graph")

@@ -18,7 +18,7 @@ from edge_runtime.engine import Engine, Graph, engine_version, trains
 from edge_runtime.wire.manifest import TRAINING, Artifacts, Manifest
 from edge_runtime.wire.names import group_id
 from edge_runtime.wire.operators import OFFICIAL, check_graph_file
-from edge_runtime.wire.tensors import Vector
+from edge_runtime.wire.tensors import STATE, Vector
 
 RELEASE = "1.19.2"
 
@@ -55,35 +55,50 @@ class OfficialStep:
         self._graph = graph
         self._table = manifest.table
         self._tasks = manifest.task_names
-        names = (tensor.name for tensor in self._table.tensors)
+        names = [tensor.name for tensor in self._table.parameters.tensors]
         self._done = {f"{name}_grad.accumulation.out": np.empty(1, np.bool_) for name in names}
+        self._untrained = [name for name in names if _buffer(name) not in graph.inputs]
 
     def __call__(
         self,
         x: NDArray[np.float32],
         targets: Mapping[str, NDArray[Any]],
+        *,
         weights: Vector,
         gradient: Vector,
+        moved: Vector,
+        seeds: Mapping[str, NDArray[Any]],
         loss_weights: NDArray[np.float64] | None = None,
     ) -> dict[str, float]:
-        """The loss of each task for x (B, …); its gradients replace what is in `gradient` (D,).
+        """The loss of each task for x (B, …); its gradients replace what is in `gradient` (P,).
 
-        The encoder's gradient is of Σ w_i · ∂L_i/∂z · 1/√T, which the artifact has in it; w are the `loss_weights`
-        (T,), or 1. Raises EngineError.
+        What the state of `weights` (D,) becomes goes into `moved` (D,); `seeds` are by part. The encoder's gradient is
+        of Σ w_i · ∂L_i/∂z · 1/√T, which the artifact has in it; w are the `loss_weights` (T,), or 1. Where no loss
+        depends on a parameter its gradient is zero. Raises EngineError.
         """
         count = np.ones(len(self._tasks)) if loss_weights is None else loss_weights
         losses = {f"loss.{task}": np.empty((), np.float32) for task in self._tasks}
-        buffers = {f"{n}_grad.accumulation.buffer": view for n, view in self._table.views(gradient).items()}
+        gradients = self._table.parameters.views(gradient)
+        for name in self._untrained:
+            gradients[name].fill(0)
         inputs = {
             "x": x,
             **{f"target.{task}": targets[task] for task in self._tasks},
             "loss_weights": count.astype(np.float32),
             "lazy_reset_grad": np.ones(1, np.bool_),
+            **{f"seed.{part}": seed for part, seed in seeds.items()},
             **self._table.views(weights),
-            **buffers,
+            **{_buffer(name): view for name, view in gradients.items()},
         }
-        self._graph.run(inputs, {"loss": np.empty((), np.float32), **losses, **self._done})
+        state = ((name, view) for name, view in self._table.views(moved).items() if name.startswith(STATE))
+        following = {f"next.{name.removeprefix(STATE)}": view for name, view in state}
+        self._graph.run(inputs, {"loss": np.empty((), np.float32), **losses, **following, **self._done})
         return {task: float(losses[f"loss.{task}"]) for task in self._tasks}
+
+
+def _buffer(parameter: str) -> str:
+    """The training model's input that it writes a parameter's gradient to."""
+    return f"{parameter}_grad.accumulation.buffer"
 
 
 class OfficialShelf:

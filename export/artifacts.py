@@ -1,12 +1,12 @@
 """Makes official artifacts of one group's graph: `python -m export.artifacts FOLDER`, in the official environment.
 
 This module runs where onnxruntime is onnxruntime-training 1.19.2, and imports nothing of ours. FOLDER has forward.onnx,
-job.json ({"parameters": names, "samples": count}) and inputs_<i>.npz; the artifacts and outputs_<i>.npz are written to
-it. Exit code 3 where the environment is another.
+job.json ({"trained": names, "frozen": names, "samples": count}) and inputs_<i>.npz; the artifacts and outputs_<i>.npz
+are written to it. Exit code 3 where the environment is another.
 
-The artifacts are those of `generate_artifacts`, with one change: the gradient that the encoder receives, z_grad, is
-multiplied by 1/√T, which a forward graph of plain ONNX cannot say (there is no operator whose gradient differs from
-its value's). So the official API, too, trains as the portable engine does.
+The artifacts are those of `generate_artifacts`, with one change: every gradient of the encoder is multiplied by 1/√T,
+which a forward graph of plain ONNX cannot say (there is no operator whose gradient differs from its value's). So the
+official API, too, trains as the portable engine does.
 """
 
 import json
@@ -22,6 +22,8 @@ from onnx import helper, numpy_helper
 
 RELEASE = "1.19.2"
 EXIT_ENVIRONMENT = 3
+ACCUMULATOR = "InPlaceAccumulatorV2"
+"""The operator that puts a parameter's gradient into its buffer."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,61 +39,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     job = json.loads((folder / "job.json").read_text())
     artifacts.generate_artifacts(
         onnx.load(folder / "forward.onnx"),
-        requires_grad=job["parameters"],
+        requires_grad=job["trained"],
+        frozen_params=job["frozen"],
         optimizer=artifacts.OptimType.SGD,
         artifact_directory=folder,
     )
     training = onnx.load(folder / "training_model.onnx")
     tasks = sum(output.name.startswith("loss.") for output in training.graph.output)
-    scale_encoder_gradient(training, 1 / math.sqrt(tasks))
+    scale_encoder_gradients(training, 1 / math.sqrt(tasks))
     for path, model in (("training_model", training), ("eval_model", onnx.load(folder / "eval_model.onnx"))):
-        drop_output(model, "z")
         for node in model.graph.node:
             node.doc_string = ""
         (folder / f"{path}.onnx").write_bytes(model.SerializeToString(deterministic=True))
     session = onnxruntime.InferenceSession(str(folder / "training_model.onnx"), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs() if output.name.startswith("loss")]
+    names = [output.name for output in session.get_outputs() if output.name.startswith(("loss", "next."))]
     forward = onnx.load(folder / "forward.onnx")
-    parameters = {t.name: numpy_helper.to_array(t) for t in forward.graph.initializer if t.name in job["parameters"]}
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in forward.graph.initializer}
+    frozen = {name: values[name] for name in job["frozen"]}
+    trained = {name: values[name] for name in job["trained"]}
     for i in range(job["samples"]):
         with np.load(folder / f"inputs_{i}.npz") as file:
             inputs = dict(file)
-        found = gradients(session, names, {**inputs, **parameters}, parameters)
+        found = gradients(session, names, {**inputs, **frozen, **trained}, trained)
         with (folder / f"outputs_{i}.npz").open("wb") as out:
             np.savez(out, **found)
     return 0
 
 
 def gradients(session: Any, names: list[str], inputs: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
-    """The losses, and the gradients by parameter name, of one run of a training model."""
+    """The losses and the next state, and the gradients by parameter name, of one run of a training model."""
     buffers = {name: np.zeros_like(value) for name, value in parameters.items()}
     feeds = {f"{name}_grad.accumulation.buffer": value for name, value in buffers.items()}
     outputs = [output.name for output in session.get_outputs()]
+    known = {value.name for value in session.get_inputs()}
     # The buffers are changed in place: that is how the operator hands gradients over.
-    results = session.run(outputs, {**inputs, **feeds, "lazy_reset_grad": np.array([True])})
+    given = {**inputs, **feeds, "lazy_reset_grad": np.array([True])}
+    results = session.run(outputs, {name: value for name, value in given.items() if name in known})
     losses = {name: value for name, value in zip(outputs, results, strict=True) if name in names}
     return {**losses, **{f"grad.{name}": value for name, value in buffers.items()}}
 
 
-def scale_encoder_gradient(model: onnx.ModelProto, factor: float) -> None:
-    """Multiply what flows into the encoder, z_grad, by a factor, where it is made."""
-    nodes = list(model.graph.node)
-    place = next(i for i, node in enumerate(nodes) if "z_grad" in node.output)
-    outputs = nodes[place].output
-    outputs[:] = ["z_grad.whole" if name == "z_grad" else name for name in outputs]
+def scale_encoder_gradients(model: onnx.ModelProto, factor: float) -> None:
+    """Multiply the gradients of the encoder's parameters by a factor, before they go into their buffers."""
     constant = numpy_helper.from_array(np.array(factor, np.float32), "encoder_gradient_factor")
-    scale = helper.make_node("Mul", ["z_grad.whole", constant.name], ["z_grad"], name="scale_encoder_gradient")
-    nodes.insert(place + 1, scale)
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type == ACCUMULATOR and node.input[0].startswith("encoder."):
+            gradient = node.input[1]
+            scaled = f"{gradient}.scaled"
+            nodes.append(helper.make_node("Mul", [gradient, constant.name], [scaled], name=f"scale {gradient}"))
+            node.input[1] = scaled
+        nodes.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    model.graph.node.extend(copies)
     model.graph.initializer.append(constant)
-
-
-def drop_output(model: onnx.ModelProto, name: str) -> None:
-    """Make an output of a model an inner value again."""
-    kept = [output for output in model.graph.output if output.name != name]
-    del model.graph.output[:]
-    model.graph.output.extend(kept)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.names import Tasks, group_id
-from edge_runtime.wire.tensors import TensorTable, Vector, part_of, transfer, unpack
+from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of, transfer, unpack
 from export import chain
 from export.errors import OfficialImpossible
 from export.model import MultiTaskModel
@@ -94,18 +94,26 @@ def make_group(
     """
     manifest = whole.group(tasks, whole.weights)
     vector = transfer(TensorTable(whole.tensors), weights, manifest.table)
-    parameters: Mapping[str, NDArray[Any]] = manifest.table.views(vector)
-    samples = [_sample(manifest, parameters, batch, graph, run) for batch in batches]
-    return make_artifacts(group_graph(forward, tasks, parameters), list(parameters), samples, python)
+    tensors: Mapping[str, NDArray[Any]] = manifest.table.views(vector)
+    samples = [_sample(manifest, tensors, batch, graph, run) for batch in batches]
+    parameters = {name: value for name, value in tensors.items() if not name.startswith(STATE)}
+    return make_artifacts(group_graph(forward, tasks, parameters), samples, python)
 
 
-def _sample(manifest: wire.Manifest, parameters: Arrays, batch: Arrays, graph: GraphBytes, run: Runner) -> Sample:
-    """One batch with the losses and gradients of the portable graphs, the encoder's from Σ ∂L_i/∂z · 1/√T."""
+def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: GraphBytes, run: Runner) -> Sample:
+    """One batch with what the portable graphs make of it: losses, gradients and the next state.
+
+    The encoder's gradients are of Σ ∂L_i/∂z · 1/√T.
+    """
     tasks = manifest.task_names
+    seeds = {part: np.array(i, np.int64) for i, part in enumerate(("encoder", *(f"head.{task}" for task in tasks)))}
 
     def of(part: str) -> dict[str, NDArray[Any]]:
-        own = {name: value for name, value in parameters.items() if part_of(name) == part}
-        return {f"param.{name.removeprefix(f'{part}.')}": value for name, value in own.items()}
+        found = {"seed": seeds[part]}
+        for kind, owner in (("param", part), ("state", f"{STATE}{part}")):
+            own = {name: value for name, value in tensors.items() if part_of(name) == owner}
+            found |= {f"{kind}.{name.removeprefix(f'{owner}.')}": value for name, value in own.items()}
+        return found
 
     def call(name: str, arrays: Arrays) -> Arrays:
         return run(graph(name), arrays)
@@ -113,23 +121,27 @@ def _sample(manifest: wire.Manifest, parameters: Arrays, batch: Arrays, graph: G
     expected: dict[str, NDArray[Any]] = {}
     x = {"x": batch["x"], **of("encoder")}
     passed = chain.forward(manifest.stages, call, x, "recompute")
-    z = passed["z.0"]  # one array, without state: forward_graph refuses any other
-    dz = np.zeros_like(z)
+    expected |= _of_part("encoder", "next", passed)
+    z = {name: value for name, value in passed.items() if name.startswith("z.")}
+    dz = {f"d{name}": np.zeros_like(value) for name, value in z.items()}
     for task in tasks:
         part = f"head.{task}"
-        found = call(f"{part}.step", {"z.0": z, "target": batch[f"target.{task}"], **of(part)})
+        found = call(f"{part}.step", {**z, "target": batch[f"target.{task}"], **of(part)})
         expected[f"loss.{task}"] = found["loss"]
-        expected |= _gradients(part, found)
-        dz += found["dz.0"]
-    dz *= np.float32(1 / np.sqrt(len(tasks)))
-    gradients = chain.backward(manifest.stages, call, x, {"dz.0": dz}, passed, "recompute")
-    expected |= _gradients("encoder", gradients)
-    targets = {f"target.{task}": batch[f"target.{task}"] for task in tasks}
-    return Sample({"x": batch["x"], **targets, "loss_weights": np.ones(len(tasks), np.float32)}, expected)
+        expected |= _of_part(part, "grad", found) | _of_part(part, "next", found)
+        dz = {name: summed + found[name] for name, summed in dz.items()}
+    dz = {name: summed * np.float32(1 / np.sqrt(len(tasks))) for name, summed in dz.items()}
+    expected |= _of_part("encoder", "grad", chain.backward(manifest.stages, call, x, dz, passed, "recompute"))
+    inputs = {"x": batch["x"], "loss_weights": np.ones(len(tasks), np.float32)}
+    inputs |= {f"target.{task}": batch[f"target.{task}"] for task in tasks}
+    inputs |= {name: value for name, value in tensors.items() if name.startswith(STATE)}
+    inputs |= {f"seed.{part}": value for part, value in seeds.items()}
+    return Sample(inputs, expected)
 
 
-def _gradients(part: str, found: Arrays) -> dict[str, NDArray[Any]]:
-    return {f"grad.{part}.{n.removeprefix('grad.')}": v for n, v in found.items() if n.startswith("grad.")}
+def _of_part(part: str, kind: str, found: Arrays) -> dict[str, NDArray[Any]]:
+    names = (name for name in found if name.startswith(f"{kind}."))
+    return {f"{kind}.{part}.{name.removeprefix(f'{kind}.')}": found[name] for name in names}
 
 
 def described(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks, Made]) -> wire.Manifest:

@@ -5,8 +5,12 @@ on a CPU (export.lowering.official). A group's graph is the part of it that the 
 `export.artifacts` makes the artifacts in an environment of its own, because onnxruntime-training and onnxruntime have
 the same import name. So a group that is decided later needs neither PyTorch nor the model's file.
 
-Forward graph: x, target.<task> …, parameters → z, loss.<task> …
-Group's graph: x, target.<task> …, loss_weights (T,), parameters → loss = Σ weight_i · L_i, loss.<task> …, z
+Forward graph: x, target.<task> …, parameters, state, seed.<part> … → loss.<task> …, next.<part>.<name> …
+Group's graph: the same of its tasks, and loss_weights (T,) → loss = Σ weight_i · L_i
+
+Running statistics are inputs (state.<part>.<name>) and outputs; where dropout draws, each part has a seed, and draws
+what its portable graphs draw with it. Parameters that no loss of a group depends on, such as those of a stage of the
+encoder that none of its heads takes, are not trained there: their gradient is zero, as in the portable graphs.
 """
 
 import json
@@ -27,15 +31,16 @@ from torch import Tensor, nn
 from edge_runtime.wire.manifest import TRAINING
 from edge_runtime.wire.operators import OFFICIAL as OFFICIAL_OPERATORS
 from edge_runtime.wire.operators import check_graph
-from edge_runtime.wire.tensors import part_of
-from export.errors import ModelInvalid, OfficialImpossible
+from edge_runtime.wire.tensors import STATE, part_of
+from export.errors import OfficialImpossible
 from export.lowering.context import SEED
 from export.lowering.lower import OFFICIAL, lower
 from export.lowering.official import DIFFERENTIABLE, NO_STEP
-from export.model import MultiTaskModel, represent
+from export.model import MultiTaskModel, tensors
 from export.onnx_graph import live
 from export.parity import relative_errors
-from export.running import running_statistics
+from export.part import Part
+from export.running import unchanged
 from export.trace import trace
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,11 +51,21 @@ SECONDS = 1800
 """How long the other process may take: the widest model of ours takes one minute."""
 
 Arrays = Mapping[str, NDArray[Any]]
+NEXT = "next."
+
+
+@dataclass(frozen=True)
+class Group:
+    """A group's graph, the parameters that its losses depend on, and those that only its next state depends on."""
+
+    graph: onnx.ModelProto
+    trained: tuple[str, ...]
+    frozen: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One batch to hold the artifacts to: its inputs, and the losses and gradients that are right for it."""
+    """One batch to hold the artifacts to: its inputs, and the losses, gradients and next state that are right."""
 
     inputs: Arrays
     expected: Arrays
@@ -65,55 +80,53 @@ class Made:
 
 
 def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
-    """The forward graph of all tasks, its parameters as inputs.
+    """The forward graph of all tasks in training mode, its parameters and its state as inputs.
 
     Raises OfficialImpossible, naming operator and module, where 1.19.2 could not differentiate it, and what the trace
     raises.
     """
-    parts = model.parts()
-    for part, module in parts.items():
-        module.train()
-        if names := sorted(running_statistics(module)):
-            raise OfficialImpossible(
-                f"official artifacts do not keep running statistics, as {part}.{names[0]} is: use GroupNorm, or do "
-                "without official artifacts (--official off)"
-            )
-    if (count := len(represent(model))) > 1:
-        raise OfficialImpossible(
-            f"official artifacts are made for a representation of one array, and the encoder returns {count}: do "
-            "without official artifacts (--official off)"
-        )
-    parameters = {n: p for part, module in parts.items() for n, p in sorted(module.named_parameters(prefix=part))}
-    names = sorted(parameters)
+    parts = {name: Part(name, module) for name, module in model.parts().items()}
+    held = {name: value for part in parts.values() for name, value in part.tensors().items()}
+    names = sorted(held)
+    following: list[str] = []
+    one_tensor = model.one_tensor  # which runs the encoder: not while it is traced
 
     def losses(x: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
         targets = dict(zip(model.tasks, rest, strict=False))
         values = dict(zip(names, rest[len(targets) :], strict=True))
+        state: dict[str, Tensor] = {}
 
-        def call(part: str, argument: Tensor) -> Tensor:
-            own = {n.removeprefix(f"{part}."): v for n, v in values.items() if part_of(n) == part}
-            result: Tensor = torch.func.functional_call(parts[part], own, (argument,))
-            return result
+        def call(part: Part, argument: Any) -> Any:
+            done = part.run(argument, part.own(values), part.own(values, STATE))
+            state.update({f"{NEXT}{part.name}.{name}": value for name, value in done.state.items()})
+            return done.result
 
-        z = call("encoder", x)
-        return z, *(model.losses[t](call(f"head.{t}", z), targets[t]) for t in model.tasks)
+        arrays = tensors(call(parts["encoder"], x))
+        z = arrays[0] if one_tensor else arrays
+        found = [model.losses[t](call(parts[f"head.{t}"], z), targets[t]) for t in model.tasks]
+        following[:] = state
+        return *found, *state.values()
 
     def inputs(batch: int) -> list[Tensor]:
         given = [model.example_input, *(model.example_targets[t] for t in model.tasks)]
         batched = [torch.zeros((batch, *tensor.shape[1:]), dtype=tensor.dtype) for tensor in given]
-        return [*batched, *(parameters[name] for name in names)]
+        return [*batched, *(held[name] for name in names)]
 
-    root = nn.ModuleDict({part.replace(".", "/"): module for part, module in parts.items()})
+    modules = {name.replace(".", "/"): part.module for name, part in parts.items()}
+    with unchanged(*modules.values()):
+        for module in modules.values():
+            module.train()
+        traced = trace(losses, inputs, nn.ModuleDict(modules))
     graph = lower(
-        trace(losses, inputs, root),
+        traced,
         inputs=["x", *(f"target.{task}" for task in model.tasks), *names],
-        outputs=["z", *(f"loss.{task}" for task in model.tasks)],
+        outputs=[*(f"loss.{task}" for task in model.tasks), *following],
+        optional=[name for name in names if name.startswith(STATE)],
         rules=OFFICIAL,
         located=True,
+        seed=lambda module: f"{SEED}.{module.partition('.')[0].replace('/', '.')}",
     )
-    if SEED in {value.name for value in graph.graph.input}:
-        raise OfficialImpossible("official artifacts have no seed for dropout: do without them (--official off)")
-    check_gradients(graph, names)
+    check_gradients(graph, [name for name in names if not name.startswith(STATE)])
     return graph
 
 
@@ -123,7 +136,7 @@ def check_gradients(model: onnx.ModelProto, parameters: Sequence[str]) -> None:
     for node in model.graph.node:
         if node.op_type not in NO_STEP and depends.intersection(_differentiable(node)):
             depends.update(node.output)
-    needed = {output.name for output in model.graph.output}
+    needed = {output.name for output in model.graph.output if output.name.startswith("loss.")}
     for node in reversed(model.graph.node):
         if not needed.intersection(node.output) or not depends.intersection(node.output):
             continue
@@ -143,62 +156,53 @@ def _differentiable(node: onnx.NodeProto) -> list[str]:
     return list(node.input[:1] if node.op_type in single else node.input)
 
 
-def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arrays) -> onnx.ModelProto:
-    """A group's graph with its parameters inside: only what its losses need of the forward graph of all tasks."""
-    wanted = ["z", *(f"loss.{task}" for task in tasks)]
-    loss, nodes = [], list(forward.graph.node)
-    boundary = next(node for node in nodes if node.output[0] == "z").input[0]
-    # The value itself is named z, without the Identity that makes it an output: its gradient is then named z_grad.
-    nodes = [_renamed(node, boundary, "z") for node in nodes if node.output[0] != "z"]
-    for task in tasks:
-        nodes.append(helper.make_node("Unsqueeze", [f"loss.{task}", "group.axis"], [f"group.{task}"]))
-        loss.append(f"group.{task}")
-    nodes.append(helper.make_node("Concat", loss, ["group.losses"], axis=0))
+def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arrays) -> Group:
+    """A group's graph with its parameters inside: what its losses and the next state of its parts need."""
+    losses = [f"loss.{task}" for task in tasks]
+    parts = {"encoder", *(f"head.{task}" for task in tasks)}
+    outputs = [o for o in forward.graph.output if o.name in losses or part_of(o.name.removeprefix(NEXT)) in parts]
+    nodes = list(forward.graph.node)
+    nodes += [helper.make_node("Unsqueeze", [name, "group.axis"], [f"group.{name}"]) for name in losses]
+    nodes.append(helper.make_node("Concat", [f"group.{name}" for name in losses], ["group.losses"], axis=0))
     nodes.append(helper.make_node("Mul", ["group.losses", "loss_weights"], ["group.weighted"]))
     nodes.append(helper.make_node("ReduceSum", ["group.weighted", "group.axis"], ["loss"], keepdims=0))
-    nodes = live(nodes, {"loss", *wanted})
+    of_loss = {name for node in live(nodes, {"loss"}) for name in node.input}
+    nodes = live(nodes, {"loss", *(output.name for output in outputs)})
     used = {name for node in nodes for name in node.input}
     inputs = [i for i in forward.graph.input if i.name in used and i.name not in parameters]
     inputs.append(helper.make_tensor_value_info("loss_weights", onnx.TensorProto.FLOAT, [len(tasks)]))
-    outputs = {output.name: output for output in forward.graph.output}
     total = helper.make_tensor_value_info("loss", onnx.TensorProto.FLOAT, [])
     constants = [tensor for tensor in forward.graph.initializer if tensor.name in used]
     constants.append(numpy_helper.from_array(np.array([0], np.int64), "group.axis"))
     constants += [numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in parameters.items() if n in used]
-    if missing := sorted(parameters.keys() - used):
-        raise ModelInvalid(f"parameter {missing[0]} has no effect on the losses of {', '.join(tasks)}")
-    graph = helper.make_graph(nodes, "mas-edge", inputs, [total, *(outputs[n] for n in (*wanted[1:], "z"))], constants)
+    graph = helper.make_graph(nodes, "mas-edge", inputs, [total, *outputs], constants)
     model = helper.make_model(
         graph, opset_imports=forward.opset_import, ir_version=forward.ir_version, producer_name=forward.producer_name
     )
     onnx.checker.check_model(model)
-    return model
+    trained = tuple(name for name in parameters if name in of_loss)
+    frozen = tuple(name for name in parameters if name in used - of_loss)
+    return Group(model, trained, frozen)
 
 
-def _renamed(node: onnx.NodeProto, old: str, new: str) -> onnx.NodeProto:
-    copy = onnx.NodeProto()
-    copy.CopyFrom(node)
-    for values in (copy.input, copy.output):
-        values[:] = [new if value == old else value for value in values]
-    return copy
-
-
-def make_artifacts(graph: onnx.ModelProto, parameters: Sequence[str], samples: Sequence[Sample], python: Path) -> Made:
+def make_artifacts(group: Group, samples: Sequence[Sample], python: Path) -> Made:
     """A group's artifacts, made by the Python of the official environment and held to the samples.
 
     Each tensor's smallest difference over the samples counts (export.parity says why). Raises OfficialImpossible.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "forward.onnx").write_bytes(graph.SerializeToString(deterministic=True))
-        (folder / "job.json").write_text(json.dumps({"parameters": list(parameters), "samples": len(samples)}))
+        (folder / "forward.onnx").write_bytes(group.graph.SerializeToString(deterministic=True))
+        job = {"trained": group.trained, "frozen": group.frozen, "samples": len(samples)}
+        (folder / "job.json").write_text(json.dumps(job))
         for i, sample in enumerate(samples):
             with (folder / f"inputs_{i}.npz").open("wb") as file:
                 np.savez(file, **sample.inputs)  # type: ignore[arg-type]
         _run(python, folder)
         errors: dict[str, float] = {}
         for i, sample in enumerate(samples):
-            with np.load(folder / f"outputs_{i}.npz") as found:
+            with np.load(folder / f"outputs_{i}.npz") as file:
+                found = {name: np.zeros_like(value) for name, value in sample.expected.items()} | dict(file)
                 for tensor, error in relative_errors(found, sample.expected).items():
                     errors[tensor] = min(errors.get(tensor, float("inf")), error)
         worst, error = max(errors.items(), key=lambda item: item[1])

@@ -8,6 +8,7 @@ import onnx
 import torch
 from torch import Tensor, fx, nn
 
+from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid
 from export.lowering import lower
 from export.running import moving, running_statistics, unchanged
@@ -103,6 +104,17 @@ class Part:
         parameters = {f"{self.name}.{name}": value.detach() for name, value in self.parameters.items()}
         return parameters | {f"state.{self.name}.{name}": value for name, value in self.state.items()}
 
+    def own(self, values: Mapping[str, Tensor], prefix: str = "") -> Results:
+        """Of tensors by their names on the wire, the parameters, or with `prefix` STATE the state, of this part."""
+        part = f"{prefix}{self.name}"
+        return {name.removeprefix(f"{part}."): value for name, value in values.items() if part_of(name) == part}
+
+    def run(self, value: Any, parameters: Results, state: Results) -> Run:
+        """Run the module, without side effects, in the mode in which it is."""
+        with moving() as moved:
+            result = torch.func.functional_call(self.module, parameters | state, (value,))
+        return Run(result, parameters, state | moved.of(self.module))
+
     def traced(
         self, sources: Sources, function: Callable[[Sources, Callable[[Any], Run]], Results], *, training: bool
     ) -> Traced:
@@ -110,16 +122,10 @@ class Part:
 
         Inputs are the sources and the part's parameters and state.
         """
-
-        def run(value: Any, parameters: Results, state: Results) -> Run:
-            with moving() as moved:
-                result = torch.func.functional_call(self.module, parameters | state, (value,))
-            return Run(result, parameters, state | moved.of(self.module))
-
         root = nn.ModuleDict({self.name.replace(".", "/"): self.module})
         with unchanged(self.module):
             self.module.train(training)
-            return traced(sources, self.parameters, self.state, run, function, root)
+            return traced(sources, self.parameters, self.state, self.run, function, root)
 
 
 def traced(

@@ -52,9 +52,9 @@ def document(result: dict[str, Any]) -> str:
     rows = [
         "## Memory budgets: `python -m benchmarks.device budget`",
         "",
-        f"The small Xception with five tasks (width 0.25, 64 px), batches of {result['batch']}, in a process under a hard",
-        "limit of its budget where the kernel allows one. *Peak* is the process's own measure (VmHWM), which counts the",
-        "pages of files and libraries too.",
+        f"The small Xception with five tasks (width 0.25, 64 px), batches of {result['batch']}, in a process under a",
+        "hard limit of its budget where the kernel allows one. *Peak* is the process's own measure (VmHWM), which counts",
+        "the pages of files and libraries too.",
         "",
         "| budget, MiB | at once | stages kept / recomputed / frozen | predicted, MiB | peak, MiB | limit |",
         "|---|---|---|---|---|---|",

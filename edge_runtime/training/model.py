@@ -8,7 +8,7 @@ step maps them and a target to a loss, ∂L/∂z and the gradients of its own pa
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +36,26 @@ Targets = Mapping[str, Target]
 Losses = dict[str, float]
 Keep = Callable[[str, float, Representation], None]
 """Called with a task, its loss and ∂L_i/∂z, which the next task overwrites; no loss (NaN) where nothing is labelled."""
-Step = Callable[[Batch, Mapping[str, Array], Vector, Vector, Weights | None], dict[str, float]]
-"""Another engine's whole step: x, targets, parameters, a vector for all gradients and the weights to losses by task."""
+
+
+class Step(Protocol):
+    """A seam: another engine's whole step."""
+
+    def __call__(
+        self,
+        x: Batch,
+        targets: Mapping[str, Array],
+        *,
+        weights: Vector,
+        gradient: Vector,
+        moved: Vector,
+        seeds: Mapping[str, Array],
+        loss_weights: Weights | None,
+    ) -> Losses:
+        """The losses by task, all gradients into `gradient` (P,), and what the state becomes into `moved` (D,).
+
+        `seeds` are by part; loss weights (T,) are 1 where none are given.
+        """
 
 
 class Model:
@@ -92,7 +110,18 @@ class Model:
     def learn(self, x: Batch, targets: Targets, weights: Weights | None = None, keep: Keep | None = None) -> Losses:
         """The losses by task, with all gradients of Σ w_i · L_i in `gradient`; see `heads`."""
         if self._whole is not None and keep is None and not any(isinstance(t, Labelled) for t in targets.values()):
-            return self._whole(x, cast("Mapping[str, Array]", targets), self.parameters, self.gradient, weights)
+            losses = self._whole(
+                x,
+                cast("Mapping[str, Array]", targets),
+                weights=self.weights,
+                gradient=self.gradient,
+                moved=self._moved,
+                seeds={part: inputs["seed"] for part, inputs in self._inputs.items()},
+                loss_weights=weights,
+            )
+            for part in self._inputs:
+                self._move(part)
+            return losses
         done = self.forward(x)
         losses, total = self.heads(done.z, targets, weights, keep)
         self.backward(done, total, release=True)

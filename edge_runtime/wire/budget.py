@@ -174,23 +174,22 @@ class _Model:
             ("forward", None) if k < plan.frozen else ("keep", "kept") if plan.keep[k] else ("forward", "backward")
             for k in range(len(stages))
         ]
-        held = 0
-        peaks = [(0, 0)]
+        held = [0]
+        peaks = []
         for k, (kind, _) in enumerate(kinds):
-            name = f"encoder.{k}.{kind}"
-            running = self._transient(name, batch)
-            held += self._graph(name).held(batch)
-            peaks.append((held, running))
+            peaks.append((held[-1], self._graph(f"encoder.{k}.{kind}")))
+            held.append(held[-1] + peaks[-1][1].held(batch))
         steps = [f"head.{task}.step" for task in self._manifest.task_names]
-        behind = [f"encoder.{k}.{kind}" for k, (_, kind) in enumerate(kinds) if kind is not None]
-        peaks += [(held, self._transient(name, batch)) for name in (*steps, *behind)]
+        peaks += [(held[-1], self._graph(name)) for name in steps]
+        # The backward pass gives up what a stage has saved when the stage is done.
+        peaks += [(held[k + 1], self._graph(f"encoder.{k}.{kind}")) for k, (_, kind) in enumerate(kinds) if kind]
         names = [*steps, *(f"encoder.{k}.{kind}" for k, both in enumerate(kinds) for kind in both if kind)]
         if self._work.evaluates:
             tasks = self._manifest.task_names
             measured = ["encoder.predict", *(f"head.{task}.evaluate" for task in tasks)]
-            peaks += [(0, self._transient(name, batch)) for name in measured]
+            peaks += [(0, self._graph(name)) for name in measured]
             names += measured
-        kept, transient = max(peaks, key=sum)
+        kept, transient = max(((held, graph.transient(batch)) for held, graph in peaks), key=sum)
         return Prediction(
             base=self._work.base_bytes,
             sessions=self._sessions(names),
@@ -203,9 +202,6 @@ class _Model:
     def _graph(self, name: str) -> GraphFootprint:
         return self._graphs[self._manifest.graphs[name].digest]
 
-    def _transient(self, name: str, batch: int) -> int:
-        return self._graph(name).transient(batch)
-
     def _sessions(self, names: list[str]) -> int:
         loaded = {self._manifest.graphs[name].digest for name in names}
         return ENGINE_BYTES + sum(NODE_BYTES * self._graphs[digest].nodes for digest in loaded)
@@ -217,19 +213,21 @@ class _Model:
         return 4 * (vectors * parameters + 2 * state)
 
     def _arrays(self, plan: MemoryPlan, stages: tuple[Stage, ...]) -> int:
-        """The most that the step's arrays take at any time."""
-        batch = plan.micro_batch
+        """The most that the step's arrays take at any time; the batch is there whole."""
         sizes = self._sample_bytes
-        given = sizes["x"] + self._targets
-        values = sum(sizes.values()) - sizes["x"]
-        most = max(2 * given, given + values + 2 * self._representation)
-        gradients: set[str] = set()
+        given = self._work.batch * (sizes["x"] + self._targets)
+        values = {name for stage in stages for name in stage.writes}
+        flowing: set[str] = set()
+        moments = [self._bytes(values) + 2 * self._representation]  # the heads
         for k in reversed(range(plan.frozen, len(stages))):
-            gradients |= set(stages[k].reads) - {"x"}
-            arriving = sum(sizes[name] for name in gradients)
-            most = max(most, given + values + self._representation + arriving)
-            gradients -= set(stages[k].writes)
-        return batch * most
+            flowing |= set(stages[k].reads) - {"x"}
+            moments.append(self._bytes(values) + self._representation + self._bytes(flowing))
+            flowing -= set(stages[k].writes)
+            values -= set(stages[k].writes)
+        return max(2 * given, given + plan.micro_batch * max(moments))
+
+    def _bytes(self, names: set[str]) -> int:
+        return sum(self._sample_bytes[name] for name in names)
 
 
 def _sample_bytes(array: Array) -> int:

@@ -119,8 +119,9 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Artifacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The official ONNX Runtime training artifacts of one group, and their largest relative difference to the graphs.
 
-    The training model has the inputs x, target.<task>, loss_weights (T,) and the parameters by their names, and the
-    outputs loss and loss.<task>; what flows into the encoder is Σ weight_i · ∂L_i/∂z · 1/√T, as in the portable engine.
+    The training model has the inputs x, target.<task>, loss_weights (T,), the parameters and the state by their names
+    and, where it draws, seed.<part>; and the outputs loss, loss.<task> and, for the state, next.<part>.<name>. What
+    flows into the encoder is Σ weight_i · ∂L_i/∂z · 1/√T, as in the portable engine.
     """
 
     training_model: File

@@ -53,8 +53,15 @@ OFFICIAL: Operators = {
     **PORTABLE,
     "com.microsoft": frozenset(
         {
-            *("ConcatTraining", "ConvGrad", "FusedMatMul", "GatherElementsGrad", "GatherGrad", "InPlaceAccumulatorV2"),
-            *("LayerNormalizationGrad", "LeakyReluGrad", "LogSoftmaxGrad_13", "QuickGelu", "QuickGeluGrad"),
+            *("ConcatTraining", "ConvGrad", "DivGrad", "FusedMatMul", "GatherElementsGrad", "GatherGrad"),
+            *(
+                "InPlaceAccumulatorV2",
+                "LayerNormalizationGrad",
+                "LeakyReluGrad",
+                "LogSoftmaxGrad_13",
+                "QuickGelu",
+                "QuickGeluGrad",
+            ),
             *("ReluGrad", "Scale", "SigmoidGrad", "SliceGrad", "SoftmaxGrad_13", "SplitTraining", "TanhGrad"),
         }
     ),

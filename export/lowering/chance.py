@@ -48,7 +48,7 @@ def bernoulli(context: Context, call: Call, x: Value, p: float, **_: Any) -> Res
     """Ones with probability p, else zeros, in the shape of x."""
     add, number = context.add, context.number
     int64 = torch.int64
-    moved = add("Add", context.seed(), number(call.draw * STEP, int64))
+    moved = add("Add", context.seed(call), number(call.draw * STEP, int64))
     start = _onnx_hash(context, add("BitwiseAnd", moved, number(MASK, int64)))
     length = number(1, int64)
     for dim in call.shape:

@@ -45,7 +45,9 @@ class Call:
     dtypes: tuple[torch.dtype | None, ...]
     used: frozenset[int]
     draw: int
-    """How many random operators came before it."""
+    """How many random operators with the same seed came before it."""
+    seed: str
+    """The input that fixes what it draws."""
 
     @property
     def shape(self) -> tuple[Dim, ...]:
@@ -68,13 +70,13 @@ class Context:
         self.add = graph.add
         self.ints = graph.ints
         self._batched_input = batched_input
-        self.seeded = False
-        """Whether the graph needs the input `seed`."""
+        self.seeds: dict[str, None] = {}
+        """The seeds that the graph needs as inputs."""
 
-    def seed(self) -> str:
-        """The seed of everything random in the graph, a scalar of int64."""
-        self.seeded = True
-        return SEED
+    def seed(self, call: Call) -> str:
+        """The seed of a random operator, a scalar of int64."""
+        self.seeds[call.seed] = None
+        return call.seed
 
     def batch(self) -> str:
         """The micro-batch as an int64 vector of one element."""

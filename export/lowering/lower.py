@@ -2,7 +2,7 @@
 
 import operator
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import onnx
@@ -73,12 +73,14 @@ def lower(
     optional: Collection[str] = (),
     rules: RuleBook = RULES,
     located: bool = False,
+    seed: Callable[[str], str] | None = None,
 ) -> onnx.ModelProto:
     """The ONNX model of a trace, with these names for its inputs and outputs, in order.
 
     The first input's first dimension is the micro-batch. An `optional` input that nothing uses is left out. `located`
-    writes into each node's doc_string which module it comes from. Raises OperatorUnsupported for an operator without a
-    rule.
+    writes into each node's doc_string which module it comes from. `seed` names the input that fixes what a module's
+    random operators draw, which are then counted for each such input; else there is one for all. Raises
+    OperatorUnsupported for an operator without a rule.
     """
     graph = OnnxGraph()
     context = Context(graph, inputs[0])
@@ -90,6 +92,7 @@ def lower(
     for node, tensor in trace.constants:
         values[node] = Value(graph.constant(tensor.detach().numpy()), tuple(tensor.shape), tensor.dtype)
     used = _used(trace)
+    first_draws: dict[str, int] = {}
     for step in trace.steps:
         if step.target is operator.getitem:
             values[step.node] = values[step.args[0]][step.args[1]]
@@ -97,7 +100,11 @@ def lower(
         rule = rules.get(step.target)
         if rule is None:
             raise unsupported(step)
-        call = Call(str(step.target), step.module, step.shapes, step.dtypes, used[step.node], step.draw)
+        name, draw = SEED, step.draw
+        if seed is not None:
+            name = seed(step.module)
+            draw -= first_draws.setdefault(name, step.draw)
+        call = Call(str(step.target), step.module, step.shapes, step.dtypes, used[step.node], draw, name)
         args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
         first = len(graph.nodes)
         try:
@@ -113,8 +120,7 @@ def lower(
         results[i] = Value(graph.add_many("Identity", value.name, outputs=1)[0], value.shape, value.dtype)
         graph.nodes[-1].output[0] = name
     sources = [(name, *_spec(values[step.node])) for name, step in zip(inputs, trace.inputs, strict=True)]
-    if context.seeded:
-        sources.append((SEED, ELEMENT[torch.int64], []))
+    sources += [(name, ELEMENT[torch.int64], []) for name in context.seeds]
     model = graph.model(
         sources,
         [(name, *_spec(value)) for name, value in zip(outputs, results, strict=True)],

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from export.lowering import resample
-from export.lowering.context import Call, Context, Result, RuleBook, Value, elements, size
+from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, elements, size
 from export.lowering.resample import between, linear_resample, pool_matrices, whole_factors
 
 aten = torch.ops.aten
@@ -107,6 +107,45 @@ def _filled(context: Context, name: str, value: float, shape: Sequence[int], x: 
     if len(shape) > 1:
         length = context.add("Concat", length, context.ints(*shape[1:]), axis=0)
     return context.graph.add_many("Expand", context.number(value, x.dtype), length, outputs=1)[0]
+
+
+@RULES.rule(aten.native_batch_norm.default)
+def batch_norm(
+    context: Context,
+    _: Call,
+    x: Value,
+    weight: Value | None,
+    bias: Value | None,
+    mean: Value | None,
+    variance: Value | None,
+    training: bool,
+    __: float,
+    eps: float,
+) -> Result:
+    """Mean and variance by sums: y like x, and where they are the batch's, mean (C,) and reciprocal deviation (C,)."""
+    add = context.add
+    channels = size(x.shape[1])
+    column = context.ints(channels, *[1] * (x.rank - 2))
+    axes = context.ints(0, *range(2, x.rank))
+    if training:
+        if mean is not None:
+            raise Unfit("it changes a buffer: use a BatchNorm module, whose running statistics are kept")
+        level = add("ReduceMean", x.name, axes, keepdims=0)
+        centred = add("Sub", x.name, add("Reshape", level, column))
+        spread = add("ReduceMean", add("Mul", centred, centred), axes, keepdims=0)
+    else:
+        assert mean is not None
+        assert variance is not None
+        level, spread = mean.name, variance.name
+        centred = add("Sub", x.name, add("Reshape", level, column))
+    deviation = add("Sqrt", add("Add", spread, context.number(eps, x.dtype)))
+    one = context.number(1.0, x.dtype)
+    reciprocal = add("Div", one, deviation)
+    scale = reciprocal if weight is None else add("Mul", reciprocal, weight.name)
+    y = add("Mul", centred, add("Reshape", scale, column))
+    if bias is not None:
+        y = add("Add", y, add("Reshape", bias.name, column))
+    return (y, level, reciprocal) if training else (y, None, None)
 
 
 @RULES.rule(aten.max_pool2d_with_indices.default)

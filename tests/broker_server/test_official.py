@@ -13,7 +13,7 @@ from broker_server.official import Maker, OfficialImpossible, asking
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.messages import Hello
 
-LIMIT_S = 60.0
+LIMIT_S = 300.0
 STAND_IN = """#!{python}
 import os, subprocess, sys, time
 from pathlib import Path

@@ -16,7 +16,8 @@ ARTIFACTS = wire.Artifacts(
 )
 
 
-def manifest(official=None):
+def manifest(official=None, *, state=False):
+    more = (Tensor(name="state.encoder.mean", shape=(2,), offset=4),) if state else ()
     return wire.Manifest(
         format=2,
         name="two",
@@ -29,6 +30,7 @@ def manifest(official=None):
             Tensor(name="encoder.w", shape=(2,), offset=0),
             Tensor(name="head.a.w", shape=(), offset=2),
             Tensor(name="head.b.w", shape=(), offset=3),
+            *more,
         ),
         graphs=dict.fromkeys(wire.graph_names(("a", "b"), 1), FILE),
         weights=FILE,
@@ -41,6 +43,8 @@ def manifest(official=None):
 
 class TrainingModel:
     """Adds one to every parameter for its gradient, and says loss 1 and 2."""
+
+    inputs = frozenset(f"{name}_grad.accumulation.buffer" for name in ("encoder.w", "head.a.w", "head.b.w"))
 
     def run(self, inputs, outputs):
         assert inputs["lazy_reset_grad"].all()
@@ -56,11 +60,35 @@ def test_step_writes_gradients_into_the_vector_and_returns_losses():
     weights, gradient = np.arange(4, dtype=np.float32), np.full(4, 9, np.float32)
     model = TrainingModel()
     step = OfficialStep(model, manifest())
-    assert step(x, targets, weights, gradient) == {"a": 1.0, "b": 2.0}
+    vectors = {"weights": weights, "gradient": gradient, "moved": np.zeros(4, np.float32), "seeds": {}}
+    assert step(x, targets, **vectors) == {"a": 1.0, "b": 2.0}
     assert gradient.tolist() == [1, 2, 3, 4]
     assert model.weights == [1.0, 1.0]
-    step(x, targets, weights, gradient, np.array([0.5, 2.0]))
+    step(x, targets, **vectors, loss_weights=np.array([0.5, 2.0]))
     assert model.weights == [0.5, 2.0]
+
+
+class StatefulModel:
+    """Trains the encoder alone, moves its state by one and puts its seed into the loss."""
+
+    inputs = frozenset({"encoder.w_grad.accumulation.buffer"})
+
+    def run(self, inputs, outputs):
+        inputs["encoder.w_grad.accumulation.buffer"][...] = 7
+        outputs["next.encoder.mean"][...] = inputs["state.encoder.mean"] + 1
+        outputs["loss.a"][...] = outputs["loss.b"][...] = inputs["seed.encoder"]
+
+
+def test_step_moves_state_draws_by_seed_and_leaves_the_gradient_of_what_has_no_effect_zero():
+    x, targets = np.zeros((1, 2), np.float32), {"a": np.zeros((1, 2)), "b": np.ones((1, 2))}
+    weights, gradient, moved = np.arange(6, dtype=np.float32), np.full(4, 9, np.float32), np.zeros(6, np.float32)
+    seeds = {"encoder": np.array(3), "head.a": np.array(4)}
+    step = OfficialStep(StatefulModel(), manifest(state=True))
+    found = step(x, targets, weights=weights, gradient=gradient, moved=moved, seeds=seeds)
+    assert found == {"a": 3.0, "b": 3.0}
+    assert gradient.tolist() == [7, 7, 0, 0]
+    assert weights.tolist() == [0, 1, 2, 3, 4, 5]
+    assert moved.tolist() == [0, 0, 0, 0, 5, 6]
 
 
 def test_group_without_artifacts_is_refused_by_name():

@@ -16,7 +16,8 @@ from torch import nn  # noqa: E402
 
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.errors import BundleInvalid  # noqa: E402
-from edge_runtime.wire.tensors import unpack  # noqa: E402
+from edge_runtime.wire.operators import OFFICIAL as OPERATORS  # noqa: E402
+from edge_runtime.wire.tensors import transfer, unpack  # noqa: E402
 from export import official  # noqa: E402
 from export.compile import compile_model  # noqa: E402
 from export.errors import OfficialImpossible  # noqa: E402
@@ -45,8 +46,17 @@ def command(*words, python=sys.executable):
 
 def tiny():
     """The model of tests/fixtures: GroupNorm, SiLU, MaxPool, masked L1, dense cross-entropy."""
-    path = ROOT / "tests" / "fixtures" / "make_bundle.py"
-    spec = importlib.util.spec_from_file_location("make_bundle", path)
+    return built("make_bundle")
+
+
+def stateful():
+    """Running statistics, dropout and a representation of three arrays."""
+    return built("stateful_model")
+
+
+def built(name):
+    path = ROOT / "tests" / "fixtures" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module.build()
@@ -77,8 +87,8 @@ def made(model, tasks):
     inputs = {"x": model.example_input.numpy(), "loss_weights": np.ones(len(tasks), np.float32)}
     inputs |= {f"target.{task}": model.example_targets[task].numpy() for task in tasks}
     sample = official.Sample(inputs, losses_and_gradients(model, tasks, parameters))
-    graph = official.group_graph(official.forward_graph(model), tasks, parameters)
-    return official.make_artifacts(graph, list(parameters), [sample], PYTHON), parameters, sample
+    group = official.group_graph(official.forward_graph(model), tasks, parameters)
+    return official.make_artifacts(group, [sample], PYTHON), parameters, sample
 
 
 @needs_environment
@@ -125,7 +135,11 @@ def test_gradient_of_each_operator_on_the_list_is_its_slope():
     script = ROOT / "tests" / "fixtures" / "official_gradients.py"
     done = command(script, *sorted(official.DIFFERENTIABLE), python=PYTHON)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["wrong:"]
+    wrong, _, operators = done.stdout.strip().partition("\noperators: ")
+    assert wrong == "wrong:"
+    for name in operators.split():
+        domain, _, operator = name.partition(":")
+        assert operator in OPERATORS[domain.removeprefix("ai.onnx")], f"a device refuses {name}"
 
 
 OFFICIAL_STEPS = """
@@ -209,6 +223,71 @@ def test_bundle_with_official_artifacts_trains_alike_on_both_engines(tmp_path, t
         wire.read_folder(bundle)
 
 
+@needs_environment
+def test_running_statistics_dropout_and_several_representations_train_alike_on_both_engines(tmp_path):
+    source = f"{ROOT / 'tests' / 'fixtures' / 'stateful_model.py'}:build"
+    bundle, data = tmp_path / "bundle", ROOT / "tests" / "fixtures" / "data"
+    done = command("-m", "export", "compile", source, "--out", bundle, "--official", "require")
+    assert done.returncode == 0, done.stderr
+    done = command("-m", "export", "split", bundle, "--groups", "normals")
+    assert done.returncode == 0, done.stderr
+    manifest = wire.read_folder(bundle)
+    assert all(each.max_relative_error < 2e-4 for each in manifest.official.groups.values())
+    options = ("--epochs", 2, "--batch", 4, "--lr", 0.02, "--seed", 3, "--bundle", bundle, "--data", data)
+    for tasks in ("depth,normals,segmentation", "normals"):
+        table = manifest.group(tuple(tasks.split(",")), manifest.weights).table
+        start = transfer(manifest.table, unpack(manifest.table, (bundle / wire.WEIGHTS).read_bytes()), table)
+        weights = {}
+        for engine, python in (("portable", sys.executable), ("official", PYTHON)):
+            out = tmp_path / f"{engine}.safetensors"
+            words = ("--tasks", tasks, "--engine", engine, "--out", out)
+            done = command("-m", "edge_runtime", "train", *options, *words, python=python)
+            assert done.returncode == 0, done.stderr
+            weights[engine] = unpack(table, out.read_bytes())
+        np.testing.assert_allclose(weights["official"], weights["portable"], atol=1e-5)
+        before, after = table.views(start), table.views(weights["official"])
+        moved = {name for name in before if (before[name] != after[name]).any()}
+        assert "state.encoder.norm.running_mean" in moved
+        assert "state.encoder.last.running_var" in moved  # by the batches, though no loss of `normals` depends on it
+        assert "state.encoder.frozen.running_var" not in moved
+
+
+def test_group_s_graph_has_the_state_and_the_seeds_of_its_parts():
+    model = stateful()
+    forward = official.forward_graph(model)
+    compiled = compile_model(model)
+    parameters = {n: v for n, v in compiled.table.views(compiled.weights).items() if not n.startswith("state.")}
+    own = {name: value for name, value in parameters.items() if name.startswith(("encoder.", "head.normals."))}
+    group = official.group_graph(forward, ("normals",), own)
+    inputs, outputs = ({value.name for value in each} for each in (group.graph.graph.input, group.graph.graph.output))
+    assert {"seed.encoder", "seed.head.normals", "state.encoder.last.running_mean"} <= inputs
+    assert not {"seed.head.depth", "state.head.depth.norm.running_mean"} & inputs
+    assert {"next.encoder.last.running_mean", "next.encoder.frozen.running_var"} <= outputs
+    assert "next.head.depth.norm.running_mean" not in outputs
+    trained = {"encoder.norm.bias", "encoder.norm.weight", "encoder.one.weight"}
+    assert set(group.trained) == trained | {"head.normals.out.bias", "head.normals.out.weight"}
+    assert "encoder.three.weight" in group.frozen  # the running statistics after it move
+    assert not set(group.trained) & set(group.frozen)
+
+
+@needs_environment
+def test_other_draws_than_those_of_the_portable_graphs_are_refused():
+    model = stateful()
+    compiled = compile_model(model)
+    tensors = compiled.table.views(compiled.weights)
+    parameters = {name: value for name, value in tensors.items() if not name.startswith("state.")}
+    group = official.group_graph(official.forward_graph(model), ("normals",), parameters)
+    inputs = {"x": model.example_input.numpy(), "loss_weights": np.ones(1, np.float32)}
+    inputs |= {"target.normals": model.example_targets["normals"].numpy()}
+    inputs |= {name: value for name, value in tensors.items() if name.startswith("state.")}
+    inputs |= {f"seed.{part}": np.array(5, np.int64) for part in model.parts()}
+    expected = {"loss.normals": np.array(2.0, np.float32)}
+    with pytest.raises(
+        OfficialImpossible, match=r"the official training model's loss\.normals differs from the portable"
+    ):
+        official.make_artifacts(group, [official.Sample(inputs, expected)], PYTHON)
+
+
 TRANSPOSED = """
 import torch
 from torch import nn
@@ -270,9 +349,9 @@ def test_environment_without_onnxruntime_training_is_said(make):
     model = make()
     compiled = compile_model(model)
     parameters = compiled.table.views(compiled.weights)
-    graph = official.group_graph(official.forward_graph(model), model.tasks, parameters)
+    group = official.group_graph(official.forward_graph(model), model.tasks, parameters)
     with pytest.raises(OfficialImpossible, match="has no onnxruntime-training 1.19.2"):
-        official.make_artifacts(graph, list(parameters), [], Path(sys.executable))
+        official.make_artifacts(group, [], Path(sys.executable))
 
 
 def test_groups_are_read_in_the_order_of_names_and_unknown_tasks_refused():

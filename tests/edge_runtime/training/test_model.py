@@ -170,10 +170,22 @@ def test_model_weights_the_losses_in_every_gradient(tiny):
 def test_model_with_another_engine_hands_it_the_weights(tiny):
     given = []
     manifest, weights = tiny.group("depth", "normals")
-    model = Model(manifest, lambda _: None, weights, lambda *arguments: given.append(arguments) or {"depth": 1.0})
+
+    def step(x, targets, **more):
+        given.append((x, more))
+        return {"depth": 1.0}
+
+    model = Model(manifest, lambda _: None, weights, step)
     x, targets = load(model, tiny.dataset.train, range(2))
     assert model.learn(x, targets, np.array([2.0, 1.0])) == {"depth": 1.0}
     assert given[0][0] is x
-    assert given[0][4].tolist() == [2.0, 1.0]
-    assert np.shares_memory(given[0][2], model.weights)
-    assert given[0][3] is model.gradient
+    more = given[0][1]
+    assert more["loss_weights"].tolist() == [2.0, 1.0]
+    assert more["weights"] is model.weights
+    assert more["gradient"] is model.gradient
+    assert more["moved"].shape == model.weights.shape
+    model.reseed(1, 2, 3)
+    model.learn(x, targets)
+    assert sorted(given[1][1]["seeds"]) == ["encoder", "head.depth", "head.normals"]
+    assert given[1][1]["seeds"]["encoder"] != more["seeds"]["encoder"]
+    assert given[1][1]["loss_weights"] is None

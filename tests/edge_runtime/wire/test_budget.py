@@ -95,6 +95,9 @@ def test_predict_keeping_holds_what_is_saved_while_others_run():
     assert (found.kept, found.transient) == (8 * 1200 * KB, 8 * 500 * KB)
     mixed = predict(manifest_of(), plan(keep=(True, False)), WORK)
     assert (mixed.kept, mixed.transient) == (8 * 600 * KB, 8 * 900 * KB)
+    # What the second stage saved is given up before the first recomputes.
+    last = predict(manifest_of(), plan(keep=(False, True)), WORK)
+    assert (last.kept, last.transient) == (8 * 600 * KB, 8 * 500 * KB)
 
 
 def test_predict_frozen_stages_have_no_backward_pass():
@@ -132,6 +135,8 @@ def test_predict_counts_the_arrays_of_a_step():
     x, target, value = 4 * 300, 2 * 8 * 50, 4000
     # The batch, v.0 and z.0, the sum of ∂L/∂z, and what flows back to v.0.
     assert predict(manifest_of(), plan(batch=8), WORK).arrays == 8 * (x + target + 2 * value + 2 * value)
+    # The batch is loaded whole, the values are those of the micro-batch.
+    assert predict(manifest_of(), plan(batch=2), WORK).arrays == 8 * (x + target) + 2 * 4 * value
 
 
 def test_predict_counts_the_next_batch_where_it_is_larger_than_the_values():
