@@ -32,7 +32,7 @@ comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-official board lint test test-workstation test-board apt demo bench \
-	bench-device bench-footprint clean
+	bench-device bench-export bench-footprint clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -46,6 +46,7 @@ help:
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
 	@echo "make bench        measurements against peers into benchmarks/results/"
 	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
+	@echo "make bench-export  steps of whole networks against PyTorch and onnxruntime-training (10 minutes)"
 	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
 	@echo "make clean        removes environments, caches and runs"
 
@@ -140,6 +141,9 @@ bench: $(VENV)/.stamp
 
 bench-device: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.device
+
+bench-export: $(VENV)/.stamp $(OFFICIAL)/.stamp
+	$(VENV)/bin/python -m benchmarks.export
 
 bench-footprint: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.footprint

@@ -15,22 +15,29 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 WORK = ROOT / "runs" / "bench"
 PYTHON = sys.executable
+XCEPTION = ROOT / "export" / "models" / "xception.py"
 
 
-def run_json(arguments: Sequence[str]) -> dict[str, Any]:
+def run_json(arguments: Sequence[str], python: str = PYTHON) -> dict[str, Any]:
     """Run a Python module as a process and read the JSON on its standard output. Raises CalledProcessError."""
-    done = subprocess.run([PYTHON, *arguments], cwd=ROOT, stdout=subprocess.PIPE, check=True)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([python, *arguments], cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
     result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
-def alternate(sides: Mapping[str, Sequence[str]], pairs: int) -> dict[str, list[dict[str, Any]]]:
-    """Run each side `pairs` times, A B A B …, so that a change in the machine's speed falls on both."""
+def alternate(
+    sides: Mapping[str, Sequence[str]], pairs: int, pythons: Mapping[str, str] | None = None
+) -> dict[str, list[dict[str, Any]]]:
+    """Run each side `pairs` times, A B A B …, so that a change in the machine's speed falls on both.
+
+    `pythons` names the interpreter of those sides that need another one.
+    """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for pair in range(pairs):
         for name, arguments in sides.items():
             print(f"  pair {pair + 1} of {pairs}: {name}", file=sys.stderr, flush=True)
-            found[name].append(run_json(arguments))
+            found[name].append(run_json(arguments, (pythons or {}).get(name, PYTHON)))
     return found
 
 
@@ -79,8 +86,19 @@ def rooms(buildings: int = 1, images: int = 200, size: int = 64) -> Path:
     return made
 
 
-def bundle(function: str) -> tuple[Path, dict[str, Any]]:
-    """A bundle of one of the ready models, compiled anew, and the exporter's summary."""
-    folder = WORK / function
-    source = f"{ROOT / 'export' / 'models' / 'xception.py'}:{function}"
-    return folder, run_json(["-m", "export", "compile", source, "--out", str(folder), "--json"])
+def bundle(source: str, *options: str) -> tuple[Path, dict[str, Any]]:
+    """A bundle of a model, FILE.py:function, compiled anew, and the exporter's summary."""
+    folder = WORK / source.rpartition(":")[2]
+    return folder, run_json(["-m", "export", "compile", source, "--out", str(folder), "--json", *options])
+
+
+def write_section(path: Path, heading: str, text: str) -> None:
+    """Replace a section of a Markdown file, or add it at the end; `heading` is its whole line, `## …`."""
+    lines = path.read_text().splitlines(keepends=True)
+    starts = [i for i, line in enumerate(lines) if line.startswith("## ")]
+    begin = next((i for i in starts if lines[i].rstrip("\n") == heading), len(lines))
+    end = next((i for i in starts if i > begin), len(lines))
+    before = "".join(lines[:begin]).rstrip("\n")
+    after = "".join(lines[end:])
+    path.write_text(f"{before}\n\n{heading}\n\n{text.strip()}\n" + (f"\n{after}" if after else ""))
+    print(f"{path.relative_to(ROOT)} written", flush=True)

@@ -4,9 +4,8 @@ import argparse
 import subprocess
 from typing import Any
 
-from benchmarks.measure import PYTHON, ROOT, WORK, alternate, bundle, ratios, rooms, run_json, spread, write
+from benchmarks.measure import PYTHON, ROOT, WORK, XCEPTION, alternate, bundle, ratios, rooms, run_json, spread, write
 
-MODELS = ROOT / "export" / "models" / "xception.py"
 SEEDS = (0, 1, 2)
 
 
@@ -14,7 +13,7 @@ def gradients(_pairs: int) -> None:
     """Every gradient against PyTorch, for each ready model that fits a short run."""
     found = {}
     for function in ("build", "build_nine", "build_views"):
-        _, summary = bundle(function)
+        _, summary = bundle(f"{XCEPTION}:{function}")
         found[function] = summary["parity"]
         print(f"{function}: {summary['parity']}")
     write("gradients", "python -m benchmarks.run gradients", {"parity": found})
@@ -23,11 +22,11 @@ def gradients(_pairs: int) -> None:
 def device(pairs: int) -> None:
     """A device process against a PyTorch process: the same model, batches and data."""
     data = rooms() / "building_00"
-    folder, _ = bundle("build")
+    folder, _ = bundle(f"{XCEPTION}:build")
     common = ["--data", str(data), "--batch", "16", "--epochs", "2"]
     sides = {
         "device": ["-m", "edge_runtime", "train", "--bundle", str(folder), *common, "--json"],
-        "pytorch": ["-m", "benchmarks.torch_train", "--model", f"{MODELS}:build", *common],
+        "pytorch": ["-m", "benchmarks.torch_train", "--model", f"{XCEPTION}:build", *common],
     }
     runs = alternate(sides, pairs)
     result: dict[str, Any] = {"model": "build: 5 tasks, width 0.25, 64 px, batch 16"}
@@ -48,9 +47,10 @@ def device(pairs: int) -> None:
 def tasks(pairs: int) -> None:
     """Peak memory of nine tasks against one, on the same data."""
     data = rooms() / "building_00"
+    bundles = {function: str(bundle(f"{XCEPTION}:{function}")[0]) for function in ("build_nine", "build_one")}
     sides = {
-        function: ["-m", "edge_runtime", "train", "--bundle", str(bundle(function)[0]), "--data", str(data), "--json"]
-        for function in ("build_nine", "build_one")
+        function: ["-m", "edge_runtime", "train", "--bundle", folder, "--data", str(data), "--json"]
+        for function, folder in bundles.items()
     }
     runs = alternate(sides, pairs)
     peaks = {name: [run["peak_rss_bytes"] / 2**20 for run in found] for name, found in runs.items()}

@@ -25,7 +25,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument("--threads", type=int, help="default: one for each core")
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
 
     model = build_model(args.model, seed=0)
     parameters = [p for module in model.parts().values() for p in module.parameters()]

@@ -49,7 +49,12 @@ def _worker(config: AgentConfig) -> "LocalWorker":
     from edge_runtime.training.worker import LocalWorker
 
     return LocalWorker(
-        config.data, config.state, config.threads, official=config.official, checkpoint_s=config.checkpoint_s
+        config.data,
+        config.state,
+        config.threads,
+        official=config.official,
+        checkpoint_s=config.checkpoint_s,
+        memory_budget_bytes=config.memory_budget_bytes,
     )
 
 

@@ -1,7 +1,6 @@
 """`python -m export footprint`: what training a bundle takes of a device's memory, and the plan for a budget."""
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,10 @@ from rich.table import Table
 
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.budget import MemoryPlan, Prediction, Work, choose, predict
+from edge_runtime.wire.sizes import parse_size
 
 BASE_BYTES = 57_000_000
 """Resident in a device's process before it loads the first graph, as measured on x86-64 with Python 3.11."""
-UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 STATE_VECTORS = {"sgd": 1, "adamw": 2}
 
 
@@ -38,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def size(text: str) -> int:
-    """Bytes of a size such as 220MiB, 512KiB, 1GiB or 230686720."""
-    found = re.fullmatch(r"([0-9]{1,15}) ?(KiB|MiB|GiB|)", text)
-    if found is None or int(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a size: write 220MiB, 512KiB, 1GiB or a number of bytes")
-    return int(found[1]) * UNITS[found[2]]
+    """Bytes of a size such as 220MiB."""
+    try:
+        return parse_size(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _count(text: str) -> int:

@@ -203,7 +203,7 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
         with Seeded(SEED):
             z = tensors(model.encoder(batch))
         forward = _arrays(numbered("z", z)) | _next_state(model.encoder)
-        live = [value for value in z if value.requires_grad]
+        total = [torch.zeros_like(value) for value in z]
         for task in model.tasks:
             leaves = tuple(value.detach().requires_grad_() for value in z)
             with Seeded(SEED):
@@ -211,13 +211,14 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
                 loss = model.losses[task](prediction, model.example_targets[task][: len(batch)])
             torch.autograd.backward(loss)
             dz = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-            pulled = [gradient for value, gradient in zip(z, dz, strict=True) if value.requires_grad]
-            torch.autograd.backward(live, pulled, retain_graph=True)
+            total = [summed + one for summed, one in zip(total, dz, strict=True)]
             head = model.heads[task]
             found[f"head.{task}.loss"] = _arrays({"loss": loss})
             found[f"head.{task}.step"] = (
                 _arrays({"loss": loss, **numbered("dz", dz)}) | _gradients(head) | _next_state(head)
             )
+        live = [value for value in z if value.requires_grad]
+        torch.autograd.backward(live, [dz for value, dz in zip(z, total, strict=True) if value.requires_grad])
         for kinds in chain.KINDS.values():
             found |= zip((f"encoder.{kind}" for kind in kinds), (forward, _gradients(model.encoder)), strict=True)
     return found

@@ -8,7 +8,7 @@ import textwrap
 from typing import Any
 
 from benchmarks.device.federation import run
-from benchmarks.measure import ROOT, WORK, bundle, rooms
+from benchmarks.measure import ROOT, WORK, XCEPTION, bundle, rooms
 from edge_runtime.wire.compression import TOPK_FRACTION
 
 SETTINGS: dict[str, object] = {
@@ -30,7 +30,7 @@ BUILDINGS = 4
 def measure() -> dict[str, Any]:
     """Each variant on the rendered rooms: same seed, same data, same number of rounds."""
     data = sorted(folder for folder in rooms(BUILDINGS).iterdir() if folder.is_dir())
-    folder, _ = bundle("build")
+    folder, _ = bundle(f"{XCEPTION}:build")
     found: dict[str, Any] = {}
     for number, (name, variant) in enumerate(VARIANTS.items()):
         outcome = run(WORK / f"compression-{number}", folder, data, SETTINGS | variant)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measure import bundle, rooms
+from benchmarks.measure import XCEPTION, bundle, rooms
 from broker_server.config import ServerConfig
 from broker_server.split import search
 from edge_runtime.datasets.dataset import Dataset
@@ -45,7 +45,7 @@ def measure() -> dict[str, Any]:
     every = ServerConfig().probe_every
     found: dict[str, Any] = {"probe_every": every, "batch": BATCH, "epochs": EPOCHS, "probed_every": EVERY}
     for name, (function, buildings) in MODELS.items():
-        folder, _ = bundle(function)
+        folder, _ = bundle(f"{XCEPTION}:{function}")
         cost = costs(folder, data[0])
         shares = {method: cost[method] / (every + cost[method]) for method in METHODS}
         matrices = affinities(folder, data[:buildings])

@@ -40,16 +40,6 @@ def xception_one() -> MultiTaskModel:
     return xception.make(("depth",), width=1.0, size=SIZE, batch=2)
 
 
-def resnet18_untracked() -> MultiTaskModel:
-    """ResNet-18 without running statistics, which official artifacts do not keep; training computes the same."""
-    return _untracked(resnet18())
-
-
-def mobilenet_v2_untracked() -> MultiTaskModel:
-    """MobileNetV2 without running statistics."""
-    return _untracked(mobilenet_v2())
-
-
 def _classified(encoder: nn.Module, width: int) -> MultiTaskModel:
     return MultiTaskModel(
         encoder=encoder,
@@ -58,11 +48,3 @@ def _classified(encoder: nn.Module, width: int) -> MultiTaskModel:
         example_input=torch.randn(2, 3, SIZE, SIZE),
         example_targets={"kind": torch.randint(0, CLASSES, (2,))},
     )
-
-
-def _untracked(model: MultiTaskModel) -> MultiTaskModel:
-    for module in model.encoder.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.track_running_stats = False
-            module.running_mean = module.running_var = module.num_batches_tracked = None
-    return model

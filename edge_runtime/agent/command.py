@@ -22,6 +22,7 @@ from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
 from edge_runtime.wire.link import Link, LinkInvalid, MqttLink
 from edge_runtime.wire.messages import Status, encode
+from edge_runtime.wire.sizes import parse_size
 from edge_runtime.wire.topics import Topics
 
 EXIT_OK = 0
@@ -42,7 +43,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SOURCE",
         help="what measures energy, in place of the file's `meter`: auto, none, or a source as `energy --source` takes",
     )
+    parser.add_argument(
+        "--memory-budget",
+        type=_size,
+        metavar="SIZE",
+        help="the most memory that the process may take, such as 220MiB, in place of the file's `memory_budget`",
+    )
     parser.add_argument("--verbose", action="store_true", help="log more")
+
+
+def _size(text: str) -> str:
+    try:
+        parse_size(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
+    return text
 
 
 def connect(config: AgentConfig) -> Link:
@@ -83,6 +98,8 @@ def run(
         config = read(args.config)
     except ConfigInvalid as exc:
         return _fail(EXIT_CONFIG, str(exc))
+    if args.memory_budget is not None:
+        config = msgspec.structs.replace(config, memory_budget=args.memory_budget)
     if args.meter is not None:
         config = msgspec.structs.replace(config, meter=args.meter)
     try:

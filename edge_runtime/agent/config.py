@@ -10,6 +10,8 @@ state = "state/kitchen"
 engine = "portable"           # optional: "official" trains with onnxruntime-training alone, "auto" where it can
 threads = 2                   # optional: for the computation; the engine decides where it is not given
 ca_file = "ca.pem"            # optional: certificates to trust for mqtts://
+memory_budget = "220MiB"      # optional: the most memory that the process may take; by default what the board has
+                              #   free when the agent starts, less a reserve
 checkpoint_s = 120            # optional: seconds between checkpoints of training; a power cut loses what came after
                               #   the last one, and each writes the model and its momentum to the card
 max_download_bytes = 500000000  # optional: the most that one plan may need
@@ -35,6 +37,7 @@ from msgspec import Meta
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.messages import OfficialUse
 from edge_runtime.wire.names import DeviceId, FederationName
+from edge_runtime.wire.sizes import parse_size
 
 MAX_CONFIG_BYTES = 64 * 1024
 
@@ -59,6 +62,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     engine: Literal["portable", "auto", "official"] = "portable"
     threads: Annotated[int, Meta(ge=1, le=1024)] | None = None
     ca_file: Path | None = None
+    memory_budget: Annotated[str, Meta(pattern=r"^[1-9][0-9]{0,14} ?(KiB|MiB|GiB|)\Z")] | None = None
     checkpoint_s: Annotated[float, Meta(ge=0, le=1e6)] = 120.0
     max_download_bytes: Annotated[int, Meta(ge=1, le=2**50)] = MAX_BLOB_BYTES
     meter: Annotated[str, Meta(min_length=1, max_length=500)] = "auto"
@@ -67,6 +71,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     meter_ca_file: Path | None = None
     meter_root: Path = Path("/")
     meter_idle_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
+
+    @property
+    def memory_budget_bytes(self) -> int | None:
+        """The most that the process may take; None where it is not set."""
+        return None if self.memory_budget is None else parse_size(self.memory_budget)
 
     @property
     def official(self) -> OfficialUse:

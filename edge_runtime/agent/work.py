@@ -14,7 +14,7 @@ from edge_runtime.wire.blob import Blob, BlobStore
 from edge_runtime.wire.compression import Scheme
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Affinity, Evaluation, Hello, Plan, Update
+from edge_runtime.wire.messages import Affinity, Evaluation, Hello, MemoryUse, Plan, Update
 from edge_runtime.wire.tensors import Vector
 
 MAX_LOSS = 1e18
@@ -59,6 +59,7 @@ class TrainResult:
     affinity: Affinity | None
     wall_s: float
     peak_rss_bytes: int | None
+    memory: MemoryUse | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,7 @@ def update_message(
         peak_rss_bytes=result.peak_rss_bytes,
         bytes_down=bytes_down,
         energy=energy,
+        memory=result.memory,
     )
 
 

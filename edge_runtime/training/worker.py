@@ -11,20 +11,22 @@ import numpy as np
 from edge_runtime import __version__
 from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.work import EvaluationResult, Report, Stage, TrainResult, WorkerUnusable, WorkRefused
+from edge_runtime.available import default_budget
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
-from edge_runtime.engine import Engine, EngineError, engine_version, trains
-from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak
+from edge_runtime.engine import ARENA_BYTES, Engine, EngineError, engine_version, trains
+from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_installed
 from edge_runtime.training.checkpoint import Checkpoint, Header, key_of
 from edge_runtime.training.learnt import LearntStore
 from edge_runtime.training.model import GraphShelf, Model, Step
 from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.position import Position
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan
+from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan, Training
 from edge_runtime.wire.tensors import Vector, transfer
 
 EVALUATION_BATCH = 16
@@ -43,8 +45,12 @@ class LocalWorker:
         *,
         official: OfficialUse = "off",
         checkpoint_s: float = CHECKPOINT_S,
+        memory_budget_bytes: int | None = None,
     ) -> None:
-        """`checkpoint_s` is at least between two checkpoints of training; 0 makes one after every step."""
+        """`checkpoint_s` is at least between two checkpoints of training; 0 makes one after every step.
+
+        `memory_budget_bytes` is the most that the process may take; None is what is free now, less a reserve.
+        """
         try:
             self._dataset = Dataset.open(data)
             if official == "require":
@@ -53,13 +59,18 @@ class LocalWorker:
             raise WorkerUnusable(str(exc)) from exc
         if official == "auto" and not trains():
             _log.info("%s is installed, not onnxruntime-training: this device trains portable graphs", engine_version())
-        self._engine = Engine(threads)
-        self._shelf = GraphShelf(self._engine)
+        self._threads = threads
         self._use: OfficialUse = official if trains() else "off"
-        self._official = None if self._use == "off" else OfficialShelf(self._engine)
+        self._engine: Engine | None = None
+        self._shelf: GraphShelf | None = None
+        self._official: OfficialShelf | None = None
         self._momentum = CarriedVectors(state / "momentum")
         self._learnt = LearntStore(state / "weighting")
         self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
+        self._base_bytes = rss_bytes()
+        self._budget_bytes = memory_budget_bytes
+        if memory_budget_bytes is None and self._base_bytes is not None:
+            self._budget_bytes = default_budget(self._base_bytes)
 
     def hello(self) -> Hello:
         """What this device has."""
@@ -90,9 +101,10 @@ class LocalWorker:
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        model = self._model(manifest, store, start, split, whole)
+        memory = self._planned(manifest, settings) if whole is None else None
+        model = self._model(manifest, store, start, split, whole, memory)
         layout = optimizer(settings).table(manifest.table.parameters)
-        key = key_of(plan, len(split), f"{engine_version()} {'portable' if whole is None else 'official'}")
+        key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
         state = self._momentum.load(layout, plan.round - 1)
         if state is None:
             state = np.zeros(layout.size, np.float32)
@@ -109,9 +121,9 @@ class LocalWorker:
                     _log.warning("no checkpoint of round %d could be written: %s", plan.round, exc.strerror)
 
         try:
-            val_loss = before.val_loss if before else self._loss(model, self._dataset.val, report)
+            val_loss = before.val_loss if before else self._loss(model, self._dataset.val, report, memory)
             report("train", 0, 1)
-            trained = Trainer(model, split).train(
+            trained = Trainer(model, split, memory.plan.micro_batch if memory else None).train(
                 settings,
                 state,
                 learnt=self._learnt.load(plan.bundle.digest, plan.round),
@@ -134,6 +146,7 @@ class LocalWorker:
             affinity=trained.affinities.result(),
             wall_s=spent_s + time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
+            memory=memory.use if memory else None,
         )
 
     def evaluate(
@@ -161,9 +174,31 @@ class LocalWorker:
             peak_rss_bytes=peak_rss_bytes(),
         )
 
+    def _planned(self, manifest: Manifest, settings: Training) -> Planned:
+        """How to train in the budget. Raises WorkRefused if nothing fits."""
+        came_bytes = 4 * manifest.table.size
+        try:
+            return planned(
+                manifest,
+                settings,
+                budget_bytes=self._budget_bytes,
+                base_bytes=None if self._base_bytes is None else self._base_bytes + came_bytes,
+                evaluates=self._dataset.val is not None,
+            )
+        except BudgetTooSmall as exc:
+            raise WorkRefused("memory", str(exc)) from exc
+
+    def _started(self, arena_bytes: int | None = None) -> Engine:
+        """The engine, which the first plan starts with the memory that it takes."""
+        if self._engine is None:
+            self._engine = Engine(self._threads, arena_bytes or ARENA_BYTES)
+        return self._engine
+
     def _whole(self, manifest: Manifest, store: BlobStore) -> Step | None:
-        if self._official is None or (self._use == "auto" and manifest.official is None):
+        if self._use == "off" or (self._use == "auto" and manifest.official is None):
             return None
+        if self._official is None:
+            self._official = OfficialShelf(self._started())
         return self._official.of(manifest, lambda _, digest: store.path(digest))
 
     @staticmethod
@@ -176,25 +211,39 @@ class LocalWorker:
         return manifest if tasks == manifest.task_names else manifest.group(tasks, manifest.weights)
 
     def _model(
-        self, manifest: Manifest, store: BlobStore, weights: Vector, split: Split, whole: Step | None = None
+        self,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        split: Split,
+        whole: Step | None = None,
+        memory: Planned | None = None,
     ) -> Model:
         try:
             check_fits(manifest, split)
         except DatasetInvalid as exc:
             raise WorkRefused("no_data", str(exc)) from exc
         try:
+            if self._shelf is None:
+                self._shelf = GraphShelf(self._started(memory.arena_bytes if memory else None))
             graphs = self._shelf.of(manifest, lambda _, digest: store.path(digest))
         except BundleInvalid as exc:
             raise WorkRefused("bundle", str(exc)) from exc
-        return Model(manifest, graphs, weights, whole)
+        plan = memory.plan if memory else None
+        return Model(
+            manifest, graphs, weights, whole, keep=plan.keep if plan else (), frozen=plan.frozen if plan else 0
+        )
 
     @staticmethod
-    def _loss(model: Model, split: Split | None, report: Report) -> dict[str, float] | None:
+    def _loss(
+        model: Model, split: Split | None, report: Report, memory: Planned | None = None
+    ) -> dict[str, float] | None:
         if split is None:
             return None
         stage: Stage = "evaluate"
         report(stage, 0, len(split))
-        return evaluate(model, split, EVALUATION_BATCH, report=lambda done, total: report(stage, done, total))
+        batch = min(EVALUATION_BATCH, memory.plan.micro_batch) if memory else EVALUATION_BATCH
+        return evaluate(model, split, batch, report=lambda done, total: report(stage, done, total))
 
 
 def _among(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:

@@ -208,6 +208,20 @@ class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     detail: Text
 
 
+class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a device has trained in its memory: samples at once, and the encoder's stages by what was done with them.
+
+    The budget is null where none was known, and what was predicted where the bundle or the system does not say.
+    """
+
+    budget_bytes: Count | None
+    predicted_peak_bytes: Count | None
+    micro_batch: Annotated[int, Meta(ge=1, le=2**31)]
+    kept: Annotated[int, Meta(ge=0, le=100)]
+    recomputed: Annotated[int, Meta(ge=0, le=100)]
+    frozen: Annotated[int, Meta(ge=0, le=100)]
+
+
 class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A device has trained: its weights, or how it changed them, wait to be fetched."""
 
@@ -230,6 +244,8 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bytes_down: Count
     energy: Energy | None
     """Up to this message; Spent says the rest."""
+    memory: MemoryUse | None = None
+    """Null for training by the official engine, which has no plan."""
 
     def __post_init__(self) -> None:
         if (self.scheme == "fp32") != (self.base is None):

@@ -1,8 +1,9 @@
 """Batch normalisation, by the statistics of the batch or by given ones.
 
-Every pass over the data is one operator: sums over samples and pixels, and affine maps for each channel, which
-BatchNormalization does in one pass where Mul and Add take two. The data are centred before they are squared, so a mean
-that is large against the deviation costs no accuracy, and both directions share the centred data.
+Every pass over the data is one operator: sums over samples and pixels, and affine maps for each channel. Of images
+those are depthwise 1×1 convolutions, one pass on all threads, with which the engine fuses the activation that follows;
+of other data BatchNormalization, which runs on one thread. The data are centred before they are squared, so a mean that
+is large against the deviation costs no accuracy, and both directions share the centred data.
 (Ioffe and Szegedy, Batch Normalization, ICML 2015; the gradient by the chain rule through mean and variance.)
 """
 
@@ -48,9 +49,8 @@ def batch_norm(
     level = _mean(context, x)
     centred = _centred(context, x, level)
     spread = _mean_product(context, x, centred, centred)
-    zeros = _constant(context, 0.0, channels)
-    y = add("BatchNormalization", centred, gamma, beta, zeros, spread, epsilon=float(eps))
     deviation = add("Reciprocal", add("Sqrt", add("Add", spread, context.number(eps, x.dtype))))
+    y = _affine(context, x, centred, deviation if weight is None else add("Mul", deviation, gamma), beta)
     return y, add("Reshape", level, context.ints(channels)), deviation
 
 
@@ -97,14 +97,23 @@ def batch_norm_backward(
             assert along is not None
             slope = add("Neg", add("Mul", add("Mul", add("Mul", deviation, deviation), along), scale))
             fixed = add("Neg", add("Mul", dy_mean, scale))
-            zeros, ones = _constant(context, 0.0, channels), _constant(context, 1.0, channels)
-            dx = add("Add", dx, add("BatchNormalization", centred, slope, fixed, zeros, ones, epsilon=0.0))
+            dx = add("Add", dx, _affine(context, x, centred, slope, fixed))
     count = _count(context, x)
     return (
         dx,
         add("Mul", add("Mul", along, deviation), count) if wanted[1] and along is not None else None,
         add("Mul", dy_mean, count) if wanted[2] else None,
     )
+
+
+def _affine(context: Context, x: Value, data: str, scale: str, shift: str) -> str:
+    """scale · data + shift by channel; `data` is like x, scale and shift are (C,)."""
+    channels = size(x.shape[1])
+    if x.rank != 4:
+        zeros, ones = _constant(context, 0.0, channels), _constant(context, 1.0, channels)
+        return context.add("BatchNormalization", data, scale, shift, zeros, ones, epsilon=0.0)
+    kernel = context.add("Reshape", scale, context.ints(channels, 1, 1, 1))
+    return context.add("Conv", data, kernel, shift, group=channels, kernel_shape=[1, 1])
 
 
 def _constant(context: Context, value: float, channels: int) -> str:

@@ -6,9 +6,9 @@ transposed convolution.
 Weight gradient: for each tap of the kernel one matrix product of the gradient with the input that the tap meets, over
 samples and pixels at once (channels first). That is up to three times faster, and takes less memory, than a product for
 each sample, except where a kernel of one tap is small beside the image. Steps of the window larger than one are taken
-out of the input once, not at each tap. Of images (up to IMAGE_CHANNELS) and of small or strided depthwise convolutions:
+out of the input once, not at each tap. Of images (up to IMAGE_CHANNELS) and of depthwise convolutions with such steps:
 one convolution of the input with the gradient as its kernel, the samples taking the place of the channels and stride
-and dilation changing places (2 to 5 times faster, and a fifth of the nodes).
+and dilation changing places (2 to 5 times faster, and a fifth of the nodes). Of groups: see _Taps.
 """
 
 from collections.abc import Sequence
@@ -23,11 +23,10 @@ from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Valu
 aten = torch.ops.aten
 RULES = RuleBook()
 
-SMALL_IMAGE = 1024
-"""Pixels below which the grouped convolution is the faster weight gradient of a depthwise one."""
-
-
+SMALL_IMAGE = 256
+"""Pixels up to which one product over all samples is faster, for convolutions of groups, than one for each of them."""
 IMAGE_CHANNELS = 4
+"""Up to which the weight gradient of a whole convolution is a convolution."""
 
 
 @dataclass(frozen=True)
@@ -184,10 +183,11 @@ def _weight_gradient(
     """Σ over samples and pixels of gradient × shifted input, tap by tap: (O, I/g, h, w)."""
     outputs, inputs, height, width = (size(d) for d in weight.shape)
     pixels = size(gradient.shape[2]) * size(gradient.shape[3])
-    depthwise = inputs == 1 and outputs == window.groups
-    if depthwise and (pixels < SMALL_IMAGE or window.stride != [1, 1]):
+    if inputs == 1 and outputs == window.groups and window.stride != [1, 1]:
         return _weight_gradient_as_convolution(context, gradient, x, weight, window)
-    if window.groups > 1 or (height * width == 1 and outputs * inputs < (outputs + inputs) * pixels):
+    if window.groups > 1:
+        return _Taps(context, gradient, x, weight, window).products()
+    if height * width == 1 and outputs * inputs < (outputs + inputs) * pixels:
         return _weight_gradient_by_sample(context, gradient, x, weight, window)
     if inputs <= IMAGE_CHANNELS:
         return _weight_gradient_as_convolution(context, gradient, x, weight, window)
@@ -199,15 +199,83 @@ def _weight_gradient(
     return _by_tap(context, products, weight)
 
 
+class _Taps:
+    """The products of the weight gradient of a convolution of groups.
+
+    A tap at row offset r and column offset c needs Σ dy[h, w] · x[s·h + r, s·w + c]. With s·a + p = r and s·b + q = c,
+    0 ≤ p, q < s, that is phase (p, q) of x, every s-th row and column, moved by a rows, times the gradient moved by b
+    columns: for a kernel of h × w, h + w arrays are made instead of h · w. Pad moves an array, with zeros where it
+    comes from outside.
+    """
+
+    def __init__(self, context: Context, gradient: Value, x: Value, weight: Value, window: Window) -> None:
+        self._context, self._gradient, self._x, self._window = context, gradient, x, window
+        self._outputs, self._inputs, self._height, self._width = (size(d) for d in weight.shape)
+        self._weight = weight
+        self._folded = size(gradient.shape[2]) * size(gradient.shape[3]) <= SMALL_IMAGE
+
+    def products(self) -> str:
+        """(O, I/g, h, w)."""
+        places = [(i, j) for i in range(self._height) for j in range(self._width)]
+        taps = [self._product(self._moved_gradient(j), self._moved_input(i, j)) for i, j in places]
+        found = self._context.add("Concat", *taps, axis=-1) if len(taps) > 1 else taps[0]
+        if not self._folded:
+            found = self._context.add("ReduceSum", found, self._context.ints(0), keepdims=0)
+        return _by_tap(self._context, [found], self._weight)  # (g, O/g, taps · I/g)
+
+    def _offset(self, tap: int, axis: int) -> tuple[int, int]:
+        """By how many rows (axis 0) or columns (1) of a phase a tap is moved, and of which phase."""
+        return divmod(tap * self._window.dilation[axis] - self._window.padding[axis], self._window.stride[axis])
+
+    def _moved_input(self, i: int, j: int) -> str:
+        rows, row_phase = self._offset(i, 0)
+        _, column_phase = self._offset(j, 1)
+        context, stride = self._context, self._window.stride
+        name = self._arranged(self._x)
+        if stride != [1, 1]:
+            starts, ends = context.ints(row_phase, column_phase), context.ints(2**62, 2**62)
+            name = context.add("Slice", name, starts, ends, context.ints(2, 3), context.ints(*stride))
+        height = self._phase(row_phase, 0)
+        return self._padded(name, 2, -rows, size(self._gradient.shape[2]) + rows - height)
+
+    def _moved_gradient(self, j: int) -> str:
+        columns, phase = self._offset(j, 1)
+        ahead = self._phase(phase, 1) - size(self._gradient.shape[3]) - columns
+        return self._padded(self._arranged(self._gradient), 3, columns, ahead)
+
+    def _phase(self, phase: int, axis: int) -> int:
+        """How many rows or columns of the input a phase has."""
+        return max(0, -(-(size(self._x.shape[2 + axis]) - phase) // self._window.stride[axis]))
+
+    def _arranged(self, value: Value) -> str:
+        return _channels_first(self._context, value) if self._folded else value.name
+
+    def _padded(self, name: str, dim: int, before: int, after: int) -> str:
+        if before == after == 0:
+            return name
+        pads = [0] * 8
+        pads[dim], pads[4 + dim] = before, after
+        return self._context.add("Pad", name, self._context.ints(*pads), self._context.number(0.0, self._x.dtype))
+
+    def _product(self, gradient: str, x: str) -> str:
+        """One sum of products, (B, g, O/g, I/g) or folded (g, O/g, I/g)."""
+        groups = self._window.groups
+        sample = [] if self._folded else [0]
+        left = self._context.reshape_to(gradient, *sample, groups, self._outputs // groups, -1)
+        right = self._context.reshape_to(x, *sample, groups, self._inputs, -1)
+        last = len(sample) + 1
+        turned = self._context.add("Transpose", right, perm=[*range(last), last + 1, last])
+        return self._context.add("MatMul", left, turned)
+
+
 def _weight_gradient_by_sample(context: Context, gradient: Value, x: Value, weight: Value, window: Window) -> str:
+    """Of a kernel of one tap, and one group."""
     outputs, inputs, _, _ = (size(d) for d in weight.shape)
-    left = context.reshape_to(gradient.name, 0, window.groups, outputs // window.groups, -1)
-    products = []
-    for name in _shifts(context, gradient, x, window, weight, x.name):
-        right = context.add("Transpose", context.reshape_to(name, 0, window.groups, inputs, -1), perm=[0, 1, 3, 2])
-        products.append(context.add("MatMul", left, right))
-    taken = context.add("Concat", *products, axis=3) if len(products) > 1 else products[0]  # (B, g, O/g, taps · I/g)
-    return _by_tap(context, [context.add("ReduceSum", taken, context.ints(0), keepdims=0)], weight)
+    left = context.reshape_to(gradient.name, 0, outputs, -1)
+    (image,) = _shifts(context, gradient, x, window, weight, x.name)
+    right = context.add("Transpose", context.reshape_to(image, 0, inputs, -1), perm=[0, 2, 1])
+    summed = context.add("ReduceSum", context.add("MatMul", left, right), context.ints(0), keepdims=0)
+    return context.reshape_to(summed, outputs, inputs, 1, 1)
 
 
 def _by_tap(context: Context, products: Sequence[str], weight: Value) -> str:

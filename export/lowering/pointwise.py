@@ -11,6 +11,9 @@ from export.onnx_graph import ELEMENT
 aten = torch.ops.aten
 RULES = RuleBook()
 
+STEEP = 1e37
+"""A slope at which HardSigmoid is a step for all that float32 tells from zero, and its sums stay finite."""
+
 UNARY = {
     aten.neg.default: "Neg",
     aten.abs.default: "Abs",
@@ -180,6 +183,10 @@ def clamp(
     if "clamp_max" in call.operator:
         low, high = None, low
     name = context.operand(x, call.dtype)
+    if call.dtype == torch.float32 and isinstance(low, int | float) and isinstance(high, int | float):
+        return context.add(
+            "Clip", name, context.number(float(low), call.dtype), context.number(float(high), call.dtype)
+        )
     if low is not None:
         name = context.add("Max", name, context.operand(low, call.dtype))
     return name if high is None else context.add("Min", name, context.operand(high, call.dtype))
@@ -201,12 +208,11 @@ def same(_: Context, __: Call, x: Value, **___: Any) -> Result:
 def threshold_backward(context: Context, call: Call, gradient: Value, result: Value, threshold: Number) -> Result:
     """The derivative of ReLU from its result, which is never negative: a multiplication by 0 or 1.
 
-    The factor is the result, scaled so that whatever is positive saturates at 1: four times faster than Sign.
+    The factor is the result, scaled so that whatever is positive saturates at 1: one pass, where a comparison and a
+    choice take two, the second of them on one thread.
     """
     assert threshold == 0  # another threshold is another operator, which has no rule
-    large = context.add("Mul", result.name, context.number(1e38, call.dtype))
-    step = context.add("Clip", large, context.number(0.0, call.dtype), context.number(1.0, call.dtype))
-    return context.add("Mul", gradient.name, step)
+    return context.add("Mul", gradient.name, context.add("HardSigmoid", result.name, alpha=STEEP, beta=0.0))
 
 
 @RULES.rule(aten.leaky_relu.default)
@@ -225,13 +231,16 @@ def leaky_relu_backward(context: Context, call: Call, gradient: Value, x: Value,
 
 @RULES.rule(aten.hardtanh_backward.default)
 def hardtanh_backward(context: Context, call: Call, gradient: Value, x: Value, low: float, high: float) -> Result:
-    """The derivative of ReLU6 and Hardtanh: one strictly between the bounds."""
-    inside = context.add(
-        "And",
-        context.add("Greater", x.name, context.number(low, call.dtype)),
-        context.add("Less", x.name, context.number(high, call.dtype)),
+    """The derivative of ReLU6 and Hardtanh: one strictly between the bounds, as a step down at half their distance.
+
+    It reads the result, which is between the bounds where x is, so that x need not be there any more.
+    """
+    result = context.add(
+        "Clip", x.name, context.number(float(low), call.dtype), context.number(float(high), call.dtype)
     )
-    return context.add("Where", inside, gradient.name, context.number(0.0, call.dtype))
+    distance = context.add("Abs", context.add("Sub", result, context.number((low + high) / 2, call.dtype)))
+    inside = context.add("HardSigmoid", distance, alpha=-STEEP, beta=STEEP * (high - low) / 2)
+    return context.add("Mul", gradient.name, inside)
 
 
 @RULES.rule(aten.sigmoid_backward.default)
@@ -333,6 +342,11 @@ def hardsigmoid_backward(context: Context, call: Call, gradient: Value, x: Value
     inside = context.add("Less", context.add("Abs", x.name), context.number(3.0, call.dtype))
     scaled = context.add("Mul", gradient.name, context.number(1 / 6, call.dtype))
     return context.add("Where", inside, scaled, context.number(0.0, call.dtype))
+
+
+def _clip(context: Context, call: Call, name: str, low: float, high: float) -> str:
+    bounds = (context.number(float(bound), call.dtype) for bound in (low, high))
+    return context.add("Clip", name, *bounds)
 
 
 def _comparable(context: Context, x: Value, y: Value | Number) -> tuple[str, str]:

@@ -1,0 +1,110 @@
+"""Budgets: what a device chooses for each, what it then takes, and whether it lives under a limit that kills.
+
+Where control groups can be made, the limit is one of the kernel's (memory.max, or version 1's): a process that needs
+more is killed. Training is the worker's, on rendered rooms.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import ROOT, WORK, bundle, rooms
+
+BUDGETS_MIB = (400, 160, 130, 110, 80)
+BATCH = 16
+IMAGES = 32
+ROUNDS = 200
+MIB = 2**20
+GROUPS = (
+    (Path("/sys/fs/cgroup"), "memory.max"),
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
+)
+
+
+def measure() -> dict[str, Any]:
+    """Each budget in a process of its own, under a limit of that budget; then many rounds in one process."""
+    data = next(folder for folder in sorted(rooms(1, IMAGES).iterdir()) if folder.is_dir())
+    folder, _ = bundle("build")
+    found = []
+    for budget in BUDGETS_MIB:
+        row = {"budget_mib": budget, **_bounded(folder, data, budget, 2)}
+        print(row, flush=True)
+        found.append(row)
+    many = _bounded(folder, data, 200, ROUNDS)
+    peaks = [row["peak_bytes"] for row in many["rounds"]]
+    return {
+        "batch": BATCH,
+        "budgets": found,
+        "growth": {
+            "rounds": ROUNDS,
+            "peak_bytes_of_round_10": peaks[min(9, len(peaks) - 1)],
+            "peak_bytes_of_the_last": peaks[-1],
+        },
+    }
+
+
+def document(result: dict[str, Any]) -> str:
+    """The table."""
+    rows = [
+        "## Memory budgets: `python -m benchmarks.device budget`",
+        "",
+        f"The small Xception with five tasks (width 0.25, 64 px), batches of {result['batch']}, in a process under a",
+        "hard limit of its budget where the kernel allows one. *Peak* is the process's own measure (VmHWM), which counts",
+        "the pages of files and libraries too.",
+        "",
+        "| budget, MiB | at once | stages kept / recomputed / frozen | predicted, MiB | peak, MiB | limit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in result["budgets"]:
+        limit = row["limit"]
+        if "declined" in row:
+            rows.append(f"| {row['budget_mib']} | declined: {row['declined']} | | | | {limit} |")
+            continue
+        last = row["rounds"][-1]
+        stages = f"{last['kept']} / {last['recomputed']} / {last['frozen']}"
+        predicted, peak = (last[name] / MIB for name in ("predicted_peak_bytes", "peak_bytes"))
+        rows.append(
+            f"| {row['budget_mib']} | {last['micro_batch']} | {stages} | {predicted:.0f} | {peak:.0f} | {limit} |"
+        )
+    growth = result["growth"]
+    tenth, last_peak = (growth[name] / MIB for name in ("peak_bytes_of_round_10", "peak_bytes_of_the_last"))
+    many = f"{growth['rounds']} rounds in one process"
+    return "\n".join([*rows, "", f"{many}: peak {tenth:.1f} MiB in the tenth, {last_peak:.1f} MiB in the last."])
+
+
+def _bounded(folder: Path, data: Path, budget_mib: int, rounds: int) -> dict[str, Any]:
+    arguments = [folder, data, WORK / f"budget-{budget_mib}-{rounds}", f"{budget_mib}MiB", BATCH, rounds]
+    command = [sys.executable, "-m", "benchmarks.device.bounded", *map(str, arguments)]
+    with _group(budget_mib * MIB) as group:
+        if group is not None:
+            command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *command]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    limit = "none here" if group is None else "kernel"
+    if done.returncode:
+        return {"limit": limit, "declined": f"KILLED, exit code {done.returncode}"}
+    result: dict[str, Any] = json.loads(done.stdout)
+    return {"limit": limit, **result}
+
+
+@contextmanager
+def _group(limit_bytes: int) -> Iterator[Path | None]:
+    """A control group with this limit; None where none can be made."""
+    for root, limit in GROUPS:
+        group = root / f"mas-edge-{limit_bytes}"
+        try:
+            if not (root / "cgroup.procs").exists():
+                continue
+            group.mkdir(exist_ok=True)
+            (group / limit).write_text(str(limit_bytes))
+        except OSError:
+            continue
+        try:
+            yield group
+        finally:
+            group.rmdir()
+        return
+    yield None

@@ -1,0 +1,67 @@
+"""How a round is trained in the memory that there is, decided before anything is allocated.
+
+The bundle's footprint says what each plan takes (edge_runtime.wire.budget); this adds what the device knows: what its
+process has already, what the plan's options take, and how much it may have. Where nobody sets a budget and the system
+does not say what is free, the fastest plan is taken; a bundle without footprint is trained in one piece, recomputed.
+"""
+
+from dataclasses import dataclass
+
+from edge_runtime.training.optimizer import optimizer
+from edge_runtime.wire.budget import MemoryPlan, Work, choose, predict
+from edge_runtime.wire.errors import BudgetTooSmall
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.messages import MemoryUse, Training
+
+UNBOUNDED = 2**60
+MARGIN = 0.9
+"""The part of a budget that a plan may fill by prediction, which is within a tenth of what is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """A plan with what it was made of, None where nothing is known. `arena_bytes` is what the engine starts with."""
+
+    plan: MemoryPlan
+    budget_bytes: int | None = None
+    predicted_bytes: int | None = None
+    arena_bytes: int | None = None
+
+    @property
+    def use(self) -> MemoryUse:
+        """What an update says of it."""
+        kept = sum(self.plan.keep)
+        return MemoryUse(
+            budget_bytes=self.budget_bytes,
+            predicted_peak_bytes=self.predicted_bytes,
+            micro_batch=self.plan.micro_batch,
+            kept=kept,
+            recomputed=len(self.plan.keep) - self.plan.frozen - kept,
+            frozen=self.plan.frozen,
+        )
+
+
+def planned(
+    manifest: Manifest, settings: Training, *, budget_bytes: int | None, base_bytes: int | None, evaluates: bool
+) -> Planned:
+    """The fastest plan that fits. `base_bytes` is resident before a graph is loaded, with the weights that came.
+
+    Raises BudgetTooSmall, which says what would fit.
+    """
+    if manifest.footprint is None or base_bytes is None:
+        return Planned(plan=MemoryPlan(micro_batch=settings.batch, keep=(False,) * len(manifest.stages)))
+    parameters = manifest.table.parameters
+    state = optimizer(settings).table(parameters).size
+    work = Work(
+        batch=settings.batch,
+        base_bytes=base_bytes,
+        state_vectors=-(-state // parameters.size),
+        evaluates=evaluates,
+    )
+    try:
+        plan = choose(manifest, UNBOUNDED if budget_bytes is None else int(MARGIN * budget_bytes), work)
+    except BudgetTooSmall as exc:
+        assert budget_bytes is not None
+        raise BudgetTooSmall(budget_bytes, int(exc.needed_bytes / MARGIN) + 1, exc.plan) from exc
+    found = predict(manifest, plan, work)
+    return Planned(plan=plan, budget_bytes=budget_bytes, predicted_bytes=found.peak, arena_bytes=found.arena_bytes)

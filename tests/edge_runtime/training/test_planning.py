@@ -1,0 +1,90 @@
+import msgspec
+import pytest
+
+from edge_runtime.training.planning import MARGIN, planned
+from edge_runtime.training.worker import LocalWorker
+from edge_runtime.wire.budget import Work, plans, predict
+from edge_runtime.wire.errors import BudgetTooSmall
+from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
+
+MIB = 2**20
+BASE = 50 * MIB
+
+
+@pytest.fixture
+def manifest(tiny):
+    """The tiny manifest with a footprint of megabytes, in which keeping takes more than recomputing."""
+    taken = {}
+    for name, file in tiny.manifest.graphs.items():
+        held = (0, 3 * MIB) if name.endswith(".keep") else (0, 0)
+        transient = tuple(MIB * (1 + batch) for batch in MICRO_BATCHES)
+        taken[file.digest] = GraphFootprint(nodes=10, transient_bytes=transient, held_bytes=held)
+    return msgspec.structs.replace(tiny.manifest, footprint=Footprint(graphs=taken))
+
+
+def plan(manifest, tiny, budget, base=BASE, **change):
+    return planned(manifest, tiny.change(batch=8, **change), budget_bytes=budget, base_bytes=base, evaluates=True)
+
+
+def peaks(manifest):
+    work = Work(batch=8, base_bytes=BASE)
+    return [predict(manifest, option, work).peak for option in plans(manifest, 8)]
+
+
+def test_plan_without_a_budget_is_the_fastest(manifest, tiny):
+    found = plan(manifest, tiny, None)
+    assert (found.plan.micro_batch, all(found.plan.keep), found.plan.frozen) == (8, True, 0)
+    assert found.use.kept == len(manifest.stages)
+    assert (found.use.recomputed, found.use.budget_bytes) == (0, None)
+    assert found.use.predicted_peak_bytes == found.predicted_bytes > BASE
+
+
+def test_plan_of_every_budget_fits_it_or_says_what_would(manifest, tiny):
+    lowest, highest = min(peaks(manifest)), max(peaks(manifest))
+    seen = set()
+    for fits in range(lowest, highest + MIB, MIB):
+        budget = int(fits / MARGIN) + 1
+        found = plan(manifest, tiny, budget)
+        assert found.predicted_bytes <= fits + 1
+        assert found.use.budget_bytes == budget
+        assert found.use.kept + found.use.recomputed + found.use.frozen == len(manifest.stages)
+        seen.add((found.plan.micro_batch, found.plan.keep))
+    assert len(seen) > 2
+    with pytest.raises(BudgetTooSmall, match="MiB would do") as caught:
+        plan(manifest, tiny, lowest - 1)
+    assert plan(manifest, tiny, caught.value.needed_bytes).predicted_bytes == lowest
+
+
+def test_plan_counts_the_moments_of_adamw(manifest, tiny):
+    one, two = (plan(manifest, tiny, None, optimizer=name).predicted_bytes for name in ("sgd", "adamw"))
+    assert two - one >= 4 * manifest.table.parameters.size
+
+
+def test_plan_of_what_says_nothing_of_its_memory_is_in_one_piece(manifest, tiny):
+    for found in (plan(tiny.manifest, tiny, MIB), plan(manifest, tiny, MIB, base=None)):
+        assert (found.plan.micro_batch, any(found.plan.keep)) == (8, False)
+        assert found.use.predicted_peak_bytes is None
+
+
+def test_worker_trains_in_its_budget_or_declines(manifest, tiny, tmp_path):
+    from edge_runtime.agent.work import WorkRefused
+
+    store = tiny.store(tmp_path / "blobs")
+    order = tiny.plan(training=tiny.change(batch=8, epochs=1))
+    report = lambda *_: None  # noqa: E731
+    plenty = LocalWorker(tiny.data, tmp_path / "plenty", 1, memory_budget_bytes=2**40)
+    result = plenty.train(order, manifest, store, tiny.weights, report)
+    assert (result.memory.micro_batch, result.memory.recomputed) == (8, 0)
+    # What the process has already depends on the tests before: a budget just under what all kept would take.
+    tight = LocalWorker(
+        tiny.data, tmp_path / "tight", 1, memory_budget_bytes=int(result.memory.predicted_peak_bytes / MARGIN) - 3 * MIB
+    )
+    smaller = tight.train(order, manifest, store, tiny.weights, report)
+    assert smaller.memory.predicted_peak_bytes <= smaller.memory.budget_bytes
+    assert (smaller.memory.micro_batch, smaller.memory.kept) < (8, len(manifest.stages))
+    nothing = LocalWorker(tiny.data, tmp_path / "nothing", 1, memory_budget_bytes=MIB)
+    with pytest.raises(
+        WorkRefused, match=r"1 MiB of memory are too little for this bundle: \d+ MiB would do"
+    ) as caught:
+        nothing.train(order, manifest, store, tiny.weights, report)
+    assert caught.value.reason == "memory"
