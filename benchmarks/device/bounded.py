@@ -1,7 +1,7 @@
 """Some rounds of training as the agent does them, within a memory budget, as a process that may be under a hard limit.
 
-`python -m benchmarks.device.bounded BUNDLE DATA STATE BUDGET BATCH ROUNDS` prints JSON: for each round what was planned,
-what was predicted and what was measured; or why the device declined.
+`python -m benchmarks.device.bounded BUNDLE DATA STATE BUDGET BATCH ROUNDS` prints JSON: for each round what was
+planned, what was predicted and what was measured; or why the device declined.
 """
 
 import json
