@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from edge_runtime.engine import SPARE_BYTES, Arrays, Engine, Observed
+from edge_runtime.engine import SPARE_BYTES, Arrays, Engine, Graph, Observed
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import write_whole
@@ -183,15 +183,18 @@ def _footprint(args: argparse.Namespace) -> int:
 
 
 class _Runner:
-    """Runs graphs on the engine that devices use, one file at a time."""
+    """Runs graphs on the engine that devices use; each is loaded once."""
 
     def __init__(self, engine: Engine, folder: Path) -> None:
         self._engine = engine
         self._path = folder / "graph.onnx"
+        self._loaded: dict[bytes, Graph] = {}
 
     def __call__(self, graph: bytes, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
-        self._path.write_bytes(graph)
-        return self._engine.load(self._path).call(inputs)
+        if graph not in self._loaded:
+            self._path.write_bytes(graph)
+            self._loaded[graph] = self._engine.load(self._path)
+        return self._loaded[graph].call(inputs)
 
     def observe(self, graph: bytes, runs: Sequence[tuple[Arrays, Arrays]]) -> Observed:
         """Run a graph some times and tell what its nodes allocate."""
