@@ -23,6 +23,8 @@ class Planned:
     """A plan with what it was made of, None where nothing is known. `arena_bytes` is what the engine starts with."""
 
     plan: MemoryPlan
+    in_parts: bool
+    """Whether micro-batches are smaller than the batch: memory is short, and evaluation keeps to them too."""
     budget_bytes: int | None = None
     predicted_bytes: int | None = None
     arena_bytes: int | None = None
@@ -49,7 +51,8 @@ def planned(
     Raises BudgetTooSmall, which says what would fit.
     """
     if manifest.footprint is None or base_bytes is None:
-        return Planned(plan=MemoryPlan(micro_batch=settings.batch, keep=(False,) * len(manifest.stages)))
+        whole = MemoryPlan(micro_batch=settings.batch, keep=(False,) * len(manifest.stages))
+        return Planned(plan=whole, in_parts=False)
     parameters = manifest.table.parameters
     state = optimizer(settings).table(parameters).size
     work = Work(
@@ -64,4 +67,10 @@ def planned(
         assert budget_bytes is not None
         raise BudgetTooSmall(budget_bytes, int(exc.needed_bytes / MARGIN) + 1, exc.plan) from exc
     found = predict(manifest, plan, work)
-    return Planned(plan=plan, budget_bytes=budget_bytes, predicted_bytes=found.peak, arena_bytes=found.arena_bytes)
+    return Planned(
+        plan=plan,
+        in_parts=plan.micro_batch < settings.batch,
+        budget_bytes=budget_bytes,
+        predicted_bytes=found.peak,
+        arena_bytes=found.arena_bytes,
+    )

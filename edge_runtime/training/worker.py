@@ -242,7 +242,7 @@ class LocalWorker:
             return None
         stage: Stage = "evaluate"
         report(stage, 0, len(split))
-        batch = min(EVALUATION_BATCH, memory.plan.micro_batch) if memory else EVALUATION_BATCH
+        batch = min(EVALUATION_BATCH, memory.plan.micro_batch) if memory and memory.in_parts else EVALUATION_BATCH
         return evaluate(model, split, batch, report=lambda done, total: report(stage, done, total))
 
 
