@@ -196,11 +196,13 @@ def run_graph_bytes(tmp_path):
     """Runs a graph's bytes on the engine that devices use."""
     from edge_runtime.engine import Engine
 
-    engine = Engine()
+    engine, loaded = Engine(), {}
 
     def call(graph, inputs):
-        path = tmp_path / "graph.onnx"
-        path.write_bytes(graph)
-        return engine.load(path).call(inputs)
+        if graph not in loaded:
+            path = tmp_path / "graph.onnx"
+            path.write_bytes(graph)
+            loaded[graph] = engine.load(path)
+        return loaded[graph].call(inputs)
 
     return call
