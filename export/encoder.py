@@ -38,10 +38,10 @@ class StagedEncoder:
     """An encoder cut into stages: at most so many, or, with None, as many as keep its peak low."""
 
     def __init__(self, part: Part, x: Tensor, stages: int | None = None) -> None:
-        _check_effect(part, x)
         self._part = part
         self._x = x
         self._whole = part.traced({"x": x}, _forward, training=True)
+        _check_effect(part, x)
         self._steps = {step.node: step for step in self._whole.trace.steps}
         z = [name for name in self._whole.outputs if name.startswith("z.")]
         self._names: dict[fx.Node, list[str]] = {}
