@@ -6,8 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
 
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.budget import MemoryPlan, Prediction, Work, choose, predict
@@ -91,6 +89,9 @@ def _facts(plan: MemoryPlan, predicted: Prediction) -> dict[str, Any]:
 
 
 def _print_table(rows: dict[str, list[tuple[MemoryPlan, Prediction]]], work: Work) -> None:
+    from rich.console import Console  # the official environment, which runs `split`, does without
+    from rich.table import Table
+
     table = Table(title=f"Peak memory in MiB, steps of {work.batch} samples, {_mib(work.base_bytes)} MiB before")
     table.add_column("micro-batch", justify="right")
     for name in rows:
