@@ -104,7 +104,7 @@ def test_report_has_what_a_device_spent_before_it_was_killed_in_the_middle_of_a_
     energy = site.report()["rounds"][0]["energy_by_device"]["kitchen"]
     before_s = (energy["energy_j"] - 1.0 * energy["seconds"]) / 4.0
     assert 1.9 < before_s < energy["seconds"]
-    assert energy["phases"]["train"]["energy_j"] > 5.0
+    assert energy["phases"]["train"]["energy_j"] > 3.0
     assert energy["phases"]["upload"]["energy_j"] == pytest.approx(energy["phases"]["upload"]["seconds"], rel=0.02)
 
 
