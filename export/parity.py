@@ -36,8 +36,7 @@ MARGIN = 4
 ROUGH = 0.05
 NOTHING = 1e-5
 """Where PyTorch is that far from itself, MARGIN times as much is allowed, but never more than the part ROUGH of the
-tensor, or the part NOTHING of the largest one in its graph: a tensor of no more than that is rounding alone. How far is
-taken over all tensors of a graph, because which of them a single activation moves is chance."""
+tensor, or the part NOTHING of the largest one in its graph: a tensor of no more than that is rounding alone."""
 
 Runner = Callable[[bytes, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Runs a graph once: its bytes and its inputs, to its outputs by name."""
@@ -111,18 +110,13 @@ def relative_errors(
 
     With `others`, the reference after rounding otherwise, the scale is raised to fit their differences (see NUDGES).
     """
-    largest = max(float(np.abs(array).max()) for array in reference.values())
-    smallest = max(FLOOR * largest, float(np.finfo(np.float32).tiny))
-    scales = {name: max(float(np.abs(expected).max()), smallest) for name, expected in reference.items()}
-    differences = (
-        float(np.abs(reference[name] - other[name]).max()) / scales[name] for other in others for name in reference
-    )
-    noise = max(differences, default=0.0)
     errors = {}
+    largest = max(float(np.abs(array).max()) for array in reference.values())
     for name, expected in reference.items():
         own = float(np.abs(expected).max())
-        allowed = min(MARGIN * noise * scales[name], max(ROUGH * own, NOTHING * largest))
-        scale = max(scales[name], allowed / TOLERANCE)
+        scale = max(own, FLOOR * largest, float(np.finfo(np.float32).tiny))
+        noise = max((float(np.abs(expected - other[name]).max()) for other in others), default=0.0)
+        scale = max(scale, min(MARGIN * noise, max(ROUGH * own, NOTHING * largest)) / TOLERANCE)
         error = float(np.abs(found[name] - expected).max()) / scale
         errors[name] = error if np.isfinite(error) else float("inf")
     return errors

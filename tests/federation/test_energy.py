@@ -89,10 +89,10 @@ def test_report_has_the_joules_of_the_device_that_measures_and_none_of_the_other
 
 def test_report_has_what_a_device_spent_before_it_was_killed_in_the_middle_of_a_round(site, board):
     """5 W before SIGKILL and 1 W after it: so the report says by itself how much of the time before is in it."""
-    server = site.serve(min_devices=1, quorum=1, local_epochs=150, merged_rounds=1, probe_rounds=1, groups=1)
+    server = site.serve(min_devices=1, quorum=1, local_epochs=300, merged_rounds=1, probe_rounds=1, groups=1)
     device = site.device("kitchen", meter="hwmon", meter_root=board.root)
     site.until(device, "round 1: train")
-    time.sleep(2.0)
+    time.sleep(3.0)  # of which the meter has 15 J, most of them spent on training
     assert device.process.poll() is None
     device.kill()
     board.watts(1.0)
@@ -103,8 +103,8 @@ def test_report_has_what_a_device_spent_before_it_was_killed_in_the_middle_of_a_
     assert device.said.count("round 1: train") == 2
     energy = site.report()["rounds"][0]["energy_by_device"]["kitchen"]
     before_s = (energy["energy_j"] - 1.0 * energy["seconds"]) / 4.0
-    assert 1.9 < before_s < energy["seconds"]
-    assert energy["phases"]["train"]["energy_j"] > 3.0
+    assert 2.9 < before_s < energy["seconds"]
+    assert energy["phases"]["train"]["energy_j"] > 5.0
     assert energy["phases"]["upload"]["energy_j"] == pytest.approx(energy["phases"]["upload"]["seconds"], rel=0.02)
 
 
