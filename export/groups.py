@@ -19,6 +19,7 @@ from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.names import Tasks, group_id
+from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of, transfer, unpack
 from export import chain
 from export.errors import OfficialImpossible
@@ -171,6 +172,8 @@ def split(
     laid out by the bundle's table; None for the bundle's own. Raises BundleInvalid, OfficialImpossible.
     """
     manifest = wire.read_folder(folder)
+    for name in manifest.graphs:
+        check_graph_file(wire.graph_path(folder, name), name)
     chosen = parse_groups(groups, manifest)
     path = folder / wire.OFFICIAL / wire.FORWARD
     if manifest.official is None or manifest.official.forward is None:

@@ -1,11 +1,14 @@
 """Official artifacts: what can be made of which model, and what another environment makes of it."""
 
+import hashlib
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -362,6 +365,20 @@ def test_groups_are_read_in_the_order_of_names_and_unknown_tasks_refused():
     ]
     with pytest.raises(BundleInvalid, match="no task 'rain'"):
         parse_groups("depth,rain", manifest)
+
+
+def test_split_of_a_bundle_with_a_graph_that_none_may_have_is_refused(tmp_path):
+    bundle = Path(shutil.copytree(ROOT / "tests" / "fixtures" / "bundle", tmp_path / "bundle"))
+    path = wire.graph_path(bundle, "encoder.0.backward")
+    data = path.read_bytes().replace(b"Conv", b"Loop")
+    path.write_bytes(data)
+    file = wire.File(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
+    manifest = wire.decode((bundle / wire.MANIFEST).read_bytes())
+    changed = msgspec.structs.replace(manifest, graphs=manifest.graphs | {"encoder.0.backward": file})
+    (bundle / wire.MANIFEST).write_bytes(wire.encode(changed))
+    done = command("-m", "export", "split", bundle, "--groups", "depth,normals")
+    assert done.returncode == 3
+    assert "graph encoder.0.backward is refused: operator 'Loop'" in done.stderr
 
 
 def test_split_of_a_bundle_without_a_forward_graph_is_refused(tmp_path):
