@@ -59,6 +59,7 @@ def planned(
         batch=settings.batch,
         base_bytes=base_bytes,
         state_vectors=-(-state // parameters.size),
+        merges=settings.merging != "sum",
         evaluates=evaluates,
     )
     try:

@@ -68,6 +68,8 @@ class Work:
     """Resident before the first graph is loaded."""
     state_vectors: int = 1
     """Vectors as long as the parameters, besides weights and gradient: 1 for momentum, 2 for AdamW, 1 for FedProx."""
+    merges: bool = False
+    """Whether conflicting gradients are merged: then ∂L_i/∂z of every task is held while the heads run."""
     evaluates: bool = True
     """Whether losses are also measured in evaluation mode, in micro-batches as well."""
 
@@ -218,7 +220,8 @@ class _Model:
         given = self._work.batch * (sizes["x"] + self._targets)
         values = {name for stage in stages for name in stage.writes}
         flowing: set[str] = set()
-        moments = [self._bytes(values) + 2 * self._representation]  # the heads
+        gradients = max(2, len(self._manifest.tasks)) if self._work.merges else 2
+        moments = [self._bytes(values) + gradients * self._representation]  # the heads
         for k in reversed(range(plan.frozen, len(stages))):
             flowing |= set(stages[k].reads) - {"x"}
             moments.append(self._bytes(values) + self._representation + self._bytes(flowing))
