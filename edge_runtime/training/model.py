@@ -95,6 +95,7 @@ class Model:
         still = {f"encoder.{name}" for stage in manifest.stages[:frozen] for name in stage.parameters}
         self.trained = _ranges(self.table.parameters, still)
         """Where the trained parameters are in the vectors, in order."""
+        self.trains_encoder = frozen < len(manifest.stages)
         self.reseed(0, 0, 0)
 
     @property
