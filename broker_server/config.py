@@ -26,8 +26,10 @@ from broker_server.coordinator import Rules
 from broker_server.strategy import Mas, Strategy
 from edge_runtime.wire.compression import TOPK_FRACTION, AnyScheme, TopkFraction, Updates
 from edge_runtime.wire.messages import (
+    CAGradRadius,
     FixedWeighting,
     GradNormWeighting,
+    Merging,
     ProbeMethod,
     Rate,
     TaskWeighting,
@@ -58,6 +60,8 @@ _TRAINING = (
     "task_weights",
     "gradnorm_alpha",
     "weighting_lr",
+    "merging",
+    "cagrad_c",
 )
 TABLES = {
     "training": {key: key for key in _TRAINING},
@@ -132,6 +136,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weighting_lr: Rate = 0.025
     """How fast GradNorm or uncertainty weighting learns its weights."""
 
+    merging: Merging = "sum"
+    """How tasks' gradients become one in the encoder: added, or by a rule for those that conflict."""
+    cagrad_c: CAGradRadius = 0.4
+    """How far CAGrad may go from the mean, in parts of its length."""
+
     update_scheme: AnyScheme = "fp32"
     """How devices send what they trained; `auto` leaves it to the measured speed of each one's link."""
     topk_fraction: TopkFraction = TOPK_FRACTION
@@ -166,6 +175,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             clip_norm=self.clip_norm,
             proximal_mu=self.proximal_mu,
             weighting=self._weighting,
+            merging=self.merging,
+            cagrad_c=self.cagrad_c,
         )
 
     @property

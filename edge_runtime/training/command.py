@@ -75,6 +75,12 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task-weights", type=_by_task, default={}, help="a=2,b=0.5,… (default: 1 for each)")
     parser.add_argument(
+        "--merging",
+        choices=("sum", "pcgrad", "cagrad"),
+        default="sum",
+        help="of the tasks' gradients at the representation (default sum)",
+    )
+    parser.add_argument(
         "--engine",
         choices=("portable", "official"),
         default="portable",
@@ -274,6 +280,7 @@ def _settings(args: argparse.Namespace, epoch: int) -> Training:
         "beta2": args.beta2,
         "clip_norm": args.clip_norm,
         "weighting": _weighting(args),
+        "merging": args.merging,
     }
     try:
         return msgspec.convert(settings, Training)

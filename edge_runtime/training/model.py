@@ -36,6 +36,8 @@ Targets = Mapping[str, Target]
 Losses = dict[str, float]
 Keep = Callable[[str, float, Representation], None]
 """Called with a task, its loss and ∂L_i/∂z, which the next task overwrites; no loss (NaN) where nothing is labelled."""
+Merge = Callable[[list[Representation]], Representation]
+"""From the tasks' w_i · ∂L_i/∂z to what takes the place of their sum; it may use up its arguments."""
 
 
 class Step(Protocol):
@@ -108,9 +110,17 @@ class Model:
         """The parameters, a view of `weights` as long as `gradient`."""
         return self.weights[: len(self.gradient)]
 
-    def learn(self, x: Batch, targets: Targets, weights: Weights | None = None, keep: Keep | None = None) -> Losses:
+    def learn(
+        self,
+        x: Batch,
+        targets: Targets,
+        weights: Weights | None = None,
+        keep: Keep | None = None,
+        merge: Merge | None = None,
+    ) -> Losses:
         """The losses by task, with all gradients of Σ w_i · L_i in `gradient`; see `heads`."""
-        if self._whole is not None and keep is None and not any(isinstance(t, Labelled) for t in targets.values()):
+        labelled = not any(isinstance(target, Labelled) for target in targets.values())
+        if self._whole is not None and keep is None and merge is None and labelled:
             losses = self._whole(
                 x,
                 cast("Mapping[str, Array]", targets),
@@ -124,29 +134,43 @@ class Model:
                 self._move(part)
             return losses
         done = self.forward(x)
-        losses, total = self.heads(done.z, targets, weights, keep)
+        losses, total = self.heads(done.z, targets, weights, keep, merge)
         self.backward(done, total, release=True)
         return losses
 
     def heads(
-        self, z: Representation, targets: Targets, weights: Weights | None = None, keep: Keep | None = None
+        self,
+        z: Representation,
+        targets: Targets,
+        weights: Weights | None = None,
+        keep: Keep | None = None,
+        merge: Merge | None = None,
     ) -> tuple[Losses, Representation]:
         """Every head's step in turn: the losses by task, and what the encoder receives, Σ w_i · ∂L_i/∂z · 1/√T.
 
         A head's own gradients are of w_i · L_i. Losses, and what `keep` is shown, are without the weights; `weights`
-        are 1 where none are given.
+        are 1 where none are given. With `merge`, the gradients of all tasks are held and merged by it instead of added.
         """
-        total, dz = tuple(map(np.zeros_like, z)), tuple(map(np.empty_like, z))
+        total = tuple(map(np.zeros_like, z)) if merge is None else ()
+        dz = tuple(map(np.empty_like, z))
+        held: list[Representation] = []  # w_i · ∂L_i/∂z of the tasks so far, where they are merged
         losses: dict[str, float] = {}
         for i, task in enumerate(self.tasks):
+            if held:
+                dz = tuple(map(np.empty_like, z))
             losses[task] = self.step(task, z, targets[task], dz)
             if keep is not None:
                 keep(task, losses[task], dz)
             if weights is not None and weights[i] != 1:
                 for array in (*dz, self.gradient[self.table.parts[f"head.{task}"]]):
                     np.multiply(array, np.float32(weights[i]), out=array)
+            if merge is not None:
+                held.append(dz)
+                continue
             for summed, part in zip(total, dz, strict=True):
                 np.add(summed, part, out=summed)
+        if merge is not None:
+            total = merge(held)
         for summed in total:
             np.multiply(summed, np.float32(1 / np.sqrt(len(self.tasks))), out=summed)
         return losses, total

@@ -67,6 +67,7 @@ def planned(
         batch=settings.batch,
         base_bytes=base_bytes,
         state_vectors=-(-state // parameters.size),
+        merges=settings.merging != "sum",
         evaluates=evaluates,
         probe=settings.probe if settings.probe_every else None,
         update=update,

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.training.encoder import Pass, Representation
-from edge_runtime.training.gram import first_order, gram, pull
+from edge_runtime.training.gram import first_order, pull
 from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.optimizer import look_ahead
 from edge_runtime.training.position import ProbesSoFar
+from edge_runtime.wire.conflict import gram
 from edge_runtime.wire.messages import Affinity, ProbeMethod
 
 Matrix = NDArray[np.float64]

@@ -75,6 +75,8 @@ class Work:
     """Resident before the first graph is loaded."""
     state_vectors: int = 1
     """Vectors as long as the parameters, besides weights and gradient: 1 for momentum, 2 for AdamW, 1 for FedProx."""
+    merges: bool = False
+    """Whether conflicting gradients are merged: then ∂L_i/∂z of every task is held while the heads run."""
     evaluates: bool = True
     """Whether losses are also measured in evaluation mode, in micro-batches as well."""
     probe: ProbeMethod | None = None
@@ -264,7 +266,8 @@ class _Model:
         values = {name for stage in stages for name in stage.writes}
         held = self._bytes(values)  # while a probe lasts, nothing of it is given up
         flowing: set[str] = set()
-        moments = [held + 2 * self._representation]  # the heads
+        gradients = max(2, len(self._manifest.tasks)) if self._work.merges else 2
+        moments = [held + gradients * self._representation]  # the heads
         probing = 0
         for k in reversed(range(plan.frozen, len(stages))):
             flowing |= set(stages[k].reads) - {"x"}
@@ -276,7 +279,7 @@ class _Model:
             tasks = len(self._manifest.tasks)
             more: dict[ProbeMethod, int] = {"representation": 0, "exact": max(held, probing), "encoder": probing}
             kept = held + tasks * self._representation
-            moments.append(kept + self._representation + max(self._representation, more[probe]))
+            moments.append(kept + max(gradients * self._representation, self._representation + more[probe]))
         return max(2 * given, given + plan.micro_batch * max(moments))
 
     def _bytes(self, names: set[str]) -> int:

@@ -112,6 +112,17 @@ def test_config_weighting(keys, expected):
     assert read(None, **keys).training.weighting == expected
 
 
+def test_config_merging(tmp_path):
+    path = tmp_path / "server.toml"
+    path.write_text("[training]\nmerging = 'cagrad'\ncagrad_c = 0.2\n")
+    assert (read(path).training.merging, read(path).training.cagrad_c) == ("cagrad", 0.2)
+    assert ServerConfig().training.merging == "sum"
+    with pytest.raises(ConfigInvalid, match="merging"):
+        read(None, merging="mean")
+    with pytest.raises(ConfigInvalid, match="cagrad_c"):
+        read(None, cagrad_c=1.0)
+
+
 def test_config_keys_of_the_training_table_are_keys():
     assert all(set(ServerConfig.__struct_fields__) >= set(keys.values()) for keys in TABLES.values())
 
