@@ -24,6 +24,7 @@ class Pass:
     """One forward pass in training mode: what it was given, what its stages wrote, and what those to be kept saved."""
 
     def __init__(self, given: Inputs, representations: int) -> None:
+        self.given = given
         self.values: dict[str, Array] = dict(given)
         self.saved: list[Held | None] = []
         self._representations = representations

@@ -101,6 +101,7 @@ class Model:
         still |= {tensor.name for tensor in manifest.tensors if frozen and tensor.part == "stem"}
         self.trained = _ranges(self.table.parameters, still)
         """Where the trained parameters are in the vectors, in order."""
+        self.trains_encoder = frozen < len(manifest.stages)
         self.reseed(0, 0, 0)
 
     @property
@@ -191,13 +192,13 @@ class Model:
         self._move("encoder")
         return done
 
-    def look_ahead(self, x: Batch, encoder: Vector) -> Representation:
-        """The representation z in training mode with other parameters; nothing moves.
+    def look_ahead(self, done: Pass, encoder: Vector) -> Representation:
+        """The representation z of a pass in training mode, had the encoder other parameters; nothing moves.
 
         `encoder` is the encoder's part of a vector of parameters.
         """
         inputs = self._inputs["encoder"] | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
-        return self._encoder.forward(self._embed(x), inputs, self._next_state("encoder"), backward=False).z
+        return self._encoder.forward(done.given, inputs, self._next_state("encoder"), backward=False).z
 
     def encode(self, x: Batch) -> Representation:
         """The representation z in evaluation mode."""
@@ -249,14 +250,14 @@ class Model:
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
-    def backward(self, done: Pass, dz: Representation, *, release: bool = False) -> Vector:
+    def backward(self, done: Pass, dz: Representation, *, release: bool = False, stem: bool = True) -> Vector:
         """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves.
 
-        A stem's gradient is written there as well. With `release` the pass is used up, and its memory free for what
-        follows.
+        The gradient of a stem is written there as well, unless `stem` is false. With `release` the pass is used up, and
+        its memory free for what follows.
         """
         de = self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
-        if self._stem is not None and de is not None:
+        if stem and self._stem is not None and de is not None:
             self._stem.backward(done.values["x"], de, self._inputs["stem"], self._outputs["stem"])
         return self.gradient[self.encoder]
 

@@ -172,12 +172,12 @@ class _Prober:
     """When affinities are probed, with what, and what came of it.
 
     A probe is due at every so many batches of the group, counted through its rounds. It waits for a batch with a loss
-    of every task: without labels there is nothing to gain on.
+    of every task: without labels there is nothing to gain on. Nor is there for an encoder that is frozen whole.
     """
 
     def __init__(self, model: Model, settings: Training, enter: Enter, before: ProbesSoFar | None) -> None:
         self._model = model
-        self._every = settings.probe_every
+        self._every = settings.probe_every if model.trains_encoder else 0
         self._probe = Probe(method=settings.probe, lr=settings.lr, weight_decay=settings.weight_decay)
         self._enter = enter
         self._kept: dict[str, Representation] = {}

@@ -24,6 +24,7 @@ from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.position import Position
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan, Training
@@ -101,7 +102,7 @@ class LocalWorker:
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        memory = self._planned(manifest, settings) if whole is None else None
+        memory = self._planned(manifest, settings, plan.updates) if whole is None else None
         model = self._model(manifest, store, start, split, whole, memory)
         layout = optimizer(settings).table(manifest.table.parameters)
         key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
@@ -174,7 +175,7 @@ class LocalWorker:
             peak_rss_bytes=peak_rss_bytes(),
         )
 
-    def _planned(self, manifest: Manifest, settings: Training) -> Planned:
+    def _planned(self, manifest: Manifest, settings: Training, update: Updates) -> Planned:
         """How to train in the budget. Raises WorkRefused if nothing fits."""
         came_bytes = 4 * manifest.table.size
         try:
@@ -184,6 +185,7 @@ class LocalWorker:
                 budget_bytes=self._budget_bytes,
                 base_bytes=None if self._base_bytes is None else self._base_bytes + came_bytes,
                 evaluates=self._dataset.val is not None,
+                update=update,
             )
         except BudgetTooSmall as exc:
             raise WorkRefused("memory", str(exc)) from exc
