@@ -1,7 +1,8 @@
 """A multi-task model on the engine: its graphs, bound to flat vectors of parameters, state and gradients.
 
 Shapes: B samples, T tasks. The encoder maps x (B, …) to the representation, one or more arrays z (B, …); each head's
-step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. The graphs write into views of
+step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. Where the model has a stem, that
+comes before the encoder and is trained with it. The graphs write into views of
 `gradient`; nothing is copied but the state, where it moves.
 """
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.engine import Engine, Graph
 from edge_runtime.training.encoder import Array, Batch, Encoder, Pass, Representation
+from edge_runtime.training.stem import Stem
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
@@ -79,7 +81,7 @@ class Model:
 
         `whole` computes what `learn` needs in one run; without it the parts' graphs do. `keep` says which stages of the
         encoder keep their activations for the backward pass; the others recompute them. The first `frozen` stages are
-        not trained: they have no gradient.
+        not trained: they have no gradient, and nor has a stem before them.
         """
         self.manifest = manifest
         self.tasks = manifest.task_names
@@ -94,7 +96,9 @@ class Model:
         self._graph = graph
         self._whole = whole
         self._encoder = Encoder(manifest, graph, keep, frozen)
+        self._stem = None if manifest.embedding is None else Stem(manifest.embedding, graph)
         still = {f"encoder.{name}" for stage in manifest.stages[:frozen] for name in stage.parameters}
+        still |= {tensor.name for tensor in manifest.tensors if frozen and tensor.part == "stem"}
         self.trained = _ranges(self.table.parameters, still)
         """Where the trained parameters are in the vectors, in order."""
         self.trains_encoder = frozen < len(manifest.stages)
@@ -177,29 +181,30 @@ class Model:
 
     def reseed(self, *numbers: int) -> None:
         """What is random in training from now on, in every part another: a pure function of these numbers."""
-        drawn = np.random.SeedSequence(numbers).generate_state(1 + len(self.tasks))
-        parts = ("encoder", *(f"head.{task}" for task in self.tasks))
+        parts = ("encoder", *(f"head.{task}" for task in self.tasks), *(("stem",) if self._stem else ()))
+        drawn = np.random.SeedSequence(numbers).generate_state(len(parts))
         for part, value in zip(parts, drawn, strict=True):
             self._inputs[part]["seed"] = np.array(value, np.int64)
 
     def forward(self, x: Batch) -> Pass:
-        """The encoder's forward pass in training mode; moves its state."""
-        done = self._encoder.forward(x, self._inputs["encoder"], self._next_state("encoder"))
+        """The forward pass up to the representation in training mode; moves the encoder's state."""
+        done = self._encoder.forward(self._embed(x), self._inputs["encoder"], self._next_state("encoder"))
         self._move("encoder")
         return done
 
-    def look_ahead(self, x: Batch, encoder: Vector) -> Representation:
-        """The representation z in training mode with other parameters; nothing moves.
+    def look_ahead(self, done: Pass, encoder: Vector) -> Representation:
+        """The representation z of a pass in training mode, had the encoder other parameters; nothing moves.
 
         `encoder` is the encoder's part of a vector of parameters.
         """
         inputs = self._inputs["encoder"] | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
-        return self._encoder.forward(x, inputs, self._next_state("encoder"), backward=False).z
+        return self._encoder.forward(done.given, inputs, self._next_state("encoder"), backward=False).z
 
     def encode(self, x: Batch) -> Representation:
         """The representation z in evaluation mode."""
         z = self._empty(x)
-        self._graph("encoder.predict").run({"x": x, **self._inputs["encoder"]}, z)
+        given = {"x": x} if self._stem is None else {"e": self._stem.predict(x, self._inputs["stem"])}
+        self._graph("encoder.predict").run({**given, **self._inputs["encoder"]}, z)
         return tuple(z.values())
 
     def step(self, task: str, z: Representation, target: Target, dz: Representation) -> float:
@@ -245,12 +250,15 @@ class Model:
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
-    def backward(self, done: Pass, dz: Representation, *, release: bool = False) -> Vector:
+    def backward(self, done: Pass, dz: Representation, *, release: bool = False, stem: bool = True) -> Vector:
         """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves.
 
-        With `release` the pass is used up, and its memory free for what follows.
+        The gradient of a stem is written there as well, unless `stem` is false. With `release` the pass is used up, and
+        its memory free for what follows.
         """
-        self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
+        de = self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
+        if stem and self._stem is not None and de is not None:
+            self._stem.backward(done.values["x"], de, self._inputs["stem"], self._outputs["stem"])
         return self.gradient[self.encoder]
 
     def _loss(self, task: str, kind: str, z: Representation, target: Target) -> float:
@@ -262,6 +270,10 @@ class Model:
         inputs = {"target": target, **numbered("z", z), **self._inputs[f"head.{task}"]}
         self._graph(f"head.{task}.{kind}").run(inputs, {"loss": loss})
         return float(loss)
+
+    def _embed(self, x: Batch) -> dict[str, Array]:
+        """What the encoder is given in training mode; x is there in any case."""
+        return {"x": x} if self._stem is None else {"x": x, "e": self._stem.forward(x, self._inputs["stem"])}
 
     def _empty(self, x: Batch) -> dict[str, Array]:
         arrays = self.manifest.representation

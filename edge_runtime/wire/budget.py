@@ -180,7 +180,9 @@ class _Model:
         self._graphs = _footprint(manifest).graphs
         z = {f"z.{i}": array for i, array in enumerate(manifest.representation)}
         v = {f"v.{i}": array for i, array in enumerate(manifest.values)}
-        self._sample_bytes = {name: _sample_bytes(a) for name, a in ({"x": manifest.input} | z | v).items()}
+        e = {} if manifest.embedding is None else {"e": manifest.embedding}
+        self._sample_bytes = {name: _sample_bytes(a) for name, a in ({"x": manifest.input} | e | z | v).items()}
+        self._embedded = set(e)
         self._representation = sum(self._sample_bytes[name] for name in z)
         self._targets = sum(_sample_bytes(task.target) for task in manifest.tasks)
 
@@ -191,7 +193,10 @@ class _Model:
             for k in range(len(stages))
         ]
         held = [0]
-        peaks = []
+        peaks: list[tuple[int, GraphFootprint]] = []
+        # The stem runs when nothing is saved yet, and again when all that was saved is given up.
+        before = [f"stem.{kind}" for kind in ("forward", *(() if plan.frozen else ("backward",))) if self._embedded]
+        peaks += [(0, self._graph(name)) for name in before]
         for k, (kind, _) in enumerate(kinds):
             peaks.append((held[-1], self._graph(f"encoder.{k}.{kind}")))
             held.append(held[-1] + peaks[-1][1].held(batch))
@@ -199,7 +204,7 @@ class _Model:
         peaks += [(held[-1], self._graph(name)) for name in steps]
         # The backward pass gives up what a stage has saved when the stage is done.
         peaks += [(held[k + 1], self._graph(f"encoder.{k}.{kind}")) for k, (_, kind) in enumerate(kinds) if kind]
-        names = [*steps, *(f"encoder.{k}.{kind}" for k, both in enumerate(kinds) for kind in both if kind)]
+        names = [*before, *steps, *(f"encoder.{k}.{kind}" for k, both in enumerate(kinds) for kind in both if kind)]
         probe = self._probed(plan)
         probe_peaks, probe_names = self._probe(probe, held[-1], kinds)
         peaks += probe_peaks
@@ -207,6 +212,7 @@ class _Model:
         if self._work.evaluates:
             tasks = self._manifest.task_names
             measured = ["encoder.predict", *(f"head.{task}.evaluate" for task in tasks)]
+            measured += ["stem.predict"] * len(self._embedded)
             peaks += [(0, self._graph(name)) for name in measured]
             names += measured
         kept, transient = max(((held, graph.transient(batch)) for held, graph in peaks), key=sum)
@@ -263,7 +269,7 @@ class _Model:
         """The most that the step's arrays take at any time; the batch is there whole."""
         sizes = self._sample_bytes
         given = self._work.batch * (sizes["x"] + self._targets)
-        values = {name for stage in stages for name in stage.writes}
+        values = {name for stage in stages for name in stage.writes} | self._embedded
         held = self._bytes(values)  # while a probe lasts, nothing of it is given up
         flowing: set[str] = set()
         gradients = max(2, len(self._manifest.tasks)) if self._work.merges else 2

@@ -4,10 +4,10 @@ Rules
 - A table lists tensors in the order of their names, without gaps: the vector is then byte for byte the data
   section of the safetensors file, so loading needs no copy and the same values give the same bytes.
 - The first component of a name, or the first two where it is `head`, is the tensor's part: `encoder`,
-  `head.depth`. A part is one contiguous slice of the vector.
+  `head.depth`, `stem`. A part is one contiguous slice of the vector.
 - What training changes without a gradient (running statistics of batch normalisation) is state. Its names begin with
   `state.` and then with a part's name: `state.encoder.stem.running_mean` is in part `state.encoder`. State sorts after
-  all parameters, so the parameters are the front of the vector.
+  all parameters, so the parameters are the front of the vector; where there is a stem, no part has state.
 - A file is checked against the table (names, shapes, dtype, length, finite values) before it is used.
 """
 
@@ -47,7 +47,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def part(self) -> str:
-        """The part of the model that the tensor belongs to: `encoder` or `head.<task>`, or the state of one."""
+        """The part of the model that the tensor belongs to: `encoder`, `head.<task>` or `stem`, or the state of one."""
         return part_of(self.name)
 
 

@@ -177,13 +177,15 @@ def test_report_of_the_server_has_all_that_is_read_here():
     from broker_server import energy as server_energy
     from broker_server import report as server_report
     from broker_server.affinity import Affinities
-    from broker_server.strategy import Mas
+    from broker_server.config import ServerConfig
+    from broker_server.strategy import Measured
     from devices.metering import costs as ours
     from edge_runtime.wire.energy import Energy, PhaseEnergy
 
-    mas = Mas(("a", "b"), merged_rounds=1, split_rounds=1, probe_rounds=1, groups=2)
+    mas = ServerConfig().planner(("a", "b"))
     zeros = np.zeros((2, 2))
-    known = Affinities(tasks=("a", "b"), values=zeros, counts=zeros.astype(int), variance=zeros, standard_error=zeros)
+    none = Affinities(tasks=("a", "b"), values=zeros, counts=zeros.astype(int), variance=zeros, standard_error=zeros)
+    known = Measured(affinities=none)
     before = mas.next([], known)
     assert mas.next([before], known).name == ours.MERGE
     for mine, theirs in (

@@ -24,6 +24,8 @@ from edge_runtime.wire.tensors import TensorTable
 
 KB = 1000
 WORK = Work(batch=8, base_bytes=50_000 * KB)
+STEM = {"forward": 950 * KB, "backward": 1000 * KB, "predict": 100 * KB}
+"""What the graphs of a stem take for a sample."""
 
 
 def graph(per_sample, *, nodes=10, held=0):
@@ -203,6 +205,28 @@ def test_predict_peak_has_the_update_in_place_of_what_training_held():
 def test_predict_counts_the_next_batch_where_it_is_larger_than_the_values():
     manifest = manifest_of(input=Array(shape=(3, 100, 100), dtype="float32"))
     assert predict(manifest, plan(), WORK).arrays == 8 * 2 * (4 * 30_000 + 2 * 8 * 50)
+
+
+def test_predict_counts_a_stem():
+    """Its graphs, and the embedding as one more value that crosses; frozen, it has no backward pass."""
+    before = manifest_of()
+    files = {f"stem.{k}": File(digest=hashlib.sha256(k.encode()).hexdigest(), size_bytes=1) for k in STEM}
+    footprints = {files[f"stem.{kind}"].digest: graph(per_sample) for kind, per_sample in STEM.items()}
+    first, last = before.stages
+    manifest = msgspec.structs.replace(
+        before,
+        embedding=Array(shape=(500,), dtype="float32"),
+        graphs=before.graphs | files,
+        stages=(msgspec.structs.replace(first, reads=("e",)), last),
+        footprint=Footprint(graphs=before.footprint.graphs | footprints),
+    )
+    found, without = (predict(one, plan(), WORK) for one in (manifest, before))
+    assert found.transient == 8 * STEM["backward"] > without.transient
+    assert found.sessions == without.sessions + 3 * NODE_BYTES * 10
+    assert found.arrays == without.arrays + 8 * 4 * 500  # e is there while the last stage goes back
+    frozen = predict(manifest, plan(frozen=2), WORK)
+    assert frozen.transient == 8 * STEM["forward"]
+    assert frozen.sessions == predict(before, plan(frozen=2), WORK).sessions + 2 * NODE_BYTES * 10
 
 
 def test_predict_peak_is_the_sum_and_has_the_table_of_the_arena():

@@ -111,8 +111,8 @@ def by_part(tasks, losses, gradients):
         **{f"head.{task}": {"loss": np.array(loss)} for task, loss in zip(tasks, losses, strict=True)},
     }
     for name, gradient in gradients.items():
-        part = next(part for part in found if name.startswith(f"{part}."))
-        found[part][name] = np.array(gradient)
+        part = next((part for part in found if name.startswith(f"{part}.")), "stem")
+        found.setdefault(part, {})[name] = np.array(gradient)
     return found
 
 
@@ -135,8 +135,8 @@ class Eager:
 
         import torch
 
-        encoder, heads = copy.deepcopy((model.encoder, dict(model.heads)))
-        self.model, self.lr, self.dtype = replace(model, encoder=encoder, heads=heads), lr, torch.float32
+        encoder, heads, stem = copy.deepcopy((model.encoder, dict(model.heads), model.stem))
+        self.model, self.lr, self.dtype = replace(model, encoder=encoder, heads=heads, stem=stem), lr, torch.float32
         if double:
             self.dtype = torch.float64
         self.parts = self.model.parts()
@@ -152,7 +152,7 @@ class Eager:
     def _losses(self, x):
         model = self.model
         self.optimizer.zero_grad()
-        z = model.encoder(x.to(self.dtype))
+        z = model.encode(x.to(self.dtype))
         losses = [model.losses[task](model.heads[task](z), self.targets[task]) for task in model.tasks]
         sum(losses).backward()
         return [loss.item() for loss in losses]
