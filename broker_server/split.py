@@ -116,6 +116,12 @@ def score_in_table(tasks: Sequence[str], table: Values, groups: Sequence[Sequenc
     return float(np.mean(best))
 
 
+def task_score(tasks: Sequence[str], values: ArrayLike, group: Sequence[str], task: str) -> float:
+    """The score of one task in one group. Raises SplitImpossible."""
+    mask = sum(1 << _index(tasks, member) for member in set(group))
+    return float(task_scores(check(tasks, values))[mask, _index(tasks, task)])
+
+
 def search(tasks: Sequence[str], values: ArrayLike, groups: int, mode: Mode) -> Split:
     """The best split of `tasks` into `groups` groups. `values` is (T, T), i→j.
 

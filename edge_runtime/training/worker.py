@@ -47,8 +47,11 @@ class LocalWorker:
         official: OfficialUse = "off",
         checkpoint_s: float = CHECKPOINT_S,
         memory_budget_bytes: int | None = None,
+        shelf: GraphShelf | None = None,
     ) -> None:
-        """`checkpoint_s` is at least between two checkpoints of training; 0 makes one after every step.
+        """`shelf` is one that others use too, and with it their engine; without it the worker makes its own.
+
+        `checkpoint_s` is at least between two checkpoints of training; 0 makes one after every step.
 
         `memory_budget_bytes` is the most that the process may take; None is what is free now, less a reserve.
         """
@@ -63,7 +66,7 @@ class LocalWorker:
         self._threads = threads
         self._use: OfficialUse = official if trains() else "off"
         self._engine: Engine | None = None
-        self._shelf: GraphShelf | None = None
+        self._shelf = shelf
         self._official: OfficialShelf | None = None
         self._momentum = CarriedVectors(state / "momentum")
         self._learnt = LearntStore(state / "weighting")
@@ -106,7 +109,8 @@ class LocalWorker:
         model = self._model(manifest, store, start, split, whole, memory)
         layout = optimizer(settings).table(manifest.table.parameters)
         key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
-        state = self._momentum.load(layout, plan.round - 1)
+        begins = settings.first_epoch == 0  # a group's first round: nothing is carried over from another phase
+        state = None if begins else self._momentum.load(layout, plan.round - 1)
         if state is None:
             state = np.zeros(layout.size, np.float32)
         before = self._checkpoint.load(key, model.weights, state)
@@ -127,7 +131,7 @@ class LocalWorker:
             trained = Trainer(model, split, memory.plan.micro_batch if memory else None).train(
                 settings,
                 state,
-                learnt=self._learnt.load(plan.bundle.digest, plan.round),
+                learnt=None if begins else self._learnt.load(plan.bundle.digest, plan.round),
                 received=start[: len(model.parameters)],
                 after=before.position if before else None,
                 save=save,

@@ -72,7 +72,7 @@ def test_read_missing_file_or_folder(tmp_path):
 
 def test_config_strategy_for_too_few_tasks():
     with pytest.raises(SplitImpossible):
-        ServerConfig(groups=3).strategy(("a", "b"))
+        ServerConfig(groups=3).planner(("a", "b"))
 
 
 def test_read_how_devices_train_in_a_table_of_its_own(tmp_path):
