@@ -14,14 +14,16 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 # Modules without I/O or clock, and all that reads what comes from outside: every branch is tested.
 PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
 	$(addprefix edge_runtime/agent/, session.py uplink.py) \
-	$(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
-	$(addprefix edge_runtime/training/, accumulation.py gradient.py gram.py learnt.py optimizer.py planning.py \
+	edge_runtime/general/desk.py $(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
+	$(addprefix edge_runtime/training/, accumulation.py gradient.py gram.py learnt.py merging.py optimizer.py planning.py \
 		probe.py schedule.py weighting.py) \
 	$(addprefix devices/, detection.py health.py profile.py throttling.py) $(addprefix devices/flashing/, kind.py partitions.py) \
 	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) \
-	$(addprefix devices/metering/, calibration.py recording.py sheet.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
-	$(addprefix broker_server/, affinity.py aggregation.py answers.py coordinator.py energy.py split.py strategy.py \
-		transfers.py) \
+	$(addprefix devices/metering/, calibrated.py calibration.py journals.py recording.py sheet.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
+	$(addprefix broker_server/, affinity.py aggregation.py alternatives.py answers.py confidence.py coordinator.py \
+		energy.py gpaggregation.py pairs.py split.py strategy.py transfers.py worth.py) \
+	$(wildcard broker_server/strategies/*.py) $(addprefix broker_server/simulation/, fleet.py network.py timeline.py) \
+	edge_runtime/simulation/account.py \
 	$(addprefix broker_server/mqtt/, auth.py codec.py flow.py hub.py local.py outbox.py packets.py retained.py \
 		router.py session.py topics.py)
 
@@ -32,8 +34,8 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board apt demo bench \
-	bench-device bench-export bench-footprint clean
+.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board test-arm test-boards \
+	apt apt-emulation demo bench bench-device bench-export bench-footprint clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -43,6 +45,8 @@ help:
 	@echo "make install      an environment at PREFIX with EXTRAS (board, server, export …), as the Dockerfile has it"
 	@echo "make lint         style, types and import contracts"
 	@echo "make test         lint, and the tests in both environments"
+	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
+	@echo "make test-boards  an emulated board from an image to the report, as root (half an hour at first)"
 	@echo "make apt          Mosquitto, Chromium, mtools and dosfstools for the tests that use them, where apt-get may be used"
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
 	@echo "make bench        measurements against peers into benchmarks/results/"
@@ -122,17 +126,34 @@ test-workstation: $(VENV)/.stamp $(BOARD)/.stamp apt
 test-board: board
 	PYTHONPATH=$(CURDIR) $(BOARD)/bin/python -m pytest -p no:cacheprovider
 
+# What of the packages that hold these programs is not here is installed, where apt-get may be used.
+define apt_get
+@missing=""; \
+for need in $(1); do \
+	PATH="$$PATH:/usr/sbin" command -v $${need%:*} > /dev/null || missing="$$missing $${need#*:}"; \
+done; \
+test -n "$$missing" || exit 0; \
+sudo=""; test "$$(id -u)" = 0 || sudo="sudo -n"; \
+if command -v apt-get > /dev/null && $$sudo true 2> /dev/null; then \
+	$$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends $$missing && exit 0; \
+fi; \
+echo "not installed here:$$missing; the tests that need them are skipped, or fail and say so"
+endef
+
 apt:
-	@missing=""; \
-	for need in mosquitto:mosquitto chromium:chromium mcopy:mtools mkfs.vfat:dosfstools; do \
-		PATH="$$PATH:/usr/sbin" command -v $${need%:*} > /dev/null || missing="$$missing $${need#*:}"; \
-	done; \
-	test -n "$$missing" || exit 0; \
-	sudo=""; test "$$(id -u)" = 0 || sudo="sudo -n"; \
-	if command -v apt-get > /dev/null && $$sudo true 2> /dev/null; then \
-		$$sudo apt-get update -qq && $$sudo apt-get install -y -qq --no-install-recommends $$missing && exit 0; \
-	fi; \
-	echo "not installed here:$$missing; the tests that need them are skipped"
+	$(call apt_get,mosquitto:mosquitto chromium:chromium mcopy:mtools mkfs.vfat:dosfstools)
+
+apt-emulation:
+	$(call apt_get,mmdebstrap:mmdebstrap qemu-aarch64-static:qemu-user-static qemu-system-aarch64:qemu-system-arm \
+		mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs sfdisk:fdisk xz:xz-utils)
+
+# A board's install in Debian for arm64 under user emulation: minutes. It needs a network, and no root.
+test-arm: $(VENV)/.stamp apt-emulation
+	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_arm.py
+
+# A whole board, from an image to a report: half an hour, and root, because a root file system has files of root's.
+test-boards: $(VENV)/.stamp apt-emulation
+	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_board.py
 
 demo: $(VENV)/.stamp
 	$(VENV)/bin/python -m broker_server demo --out runs/demo
@@ -150,6 +171,6 @@ bench-footprint: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.footprint
 
 clean:
-	rm -rf $(VENV) $(BOARD) $(OFFICIAL) build dist runs htmlcov .coverage .hypothesis *.egg-info
+	rm -rf $(VENV) $(BOARD) $(OFFICIAL) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find $(SOURCES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

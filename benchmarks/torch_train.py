@@ -46,7 +46,7 @@ def main() -> None:
             started = time.perf_counter()
             x, labels = split.batch(chosen, model.tasks)
             optimizer.zero_grad()
-            z = model.encoder(torch.from_numpy(x))
+            z = model.encode(torch.from_numpy(x))
             if z.requires_grad:
                 z.register_hook(lambda gradient: gradient * share)
             total = torch.zeros(())

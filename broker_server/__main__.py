@@ -25,6 +25,10 @@ from broker_server.keys import KeyInvalid
 from broker_server.mqtt.broker import BrokerNotStarted
 from broker_server.report import ReportImpossible
 from broker_server.serve import serve, write_report
+from broker_server.simulation import command as simulation
+from broker_server.simulation.grid import Parts
+from broker_server.simulation.hosts import ClusterUnavailable
+from broker_server.simulation.run import SimulationFailed
 from broker_server.split import Mode, SplitImpossible, search
 from broker_server.state import StateBusy, StateFolder
 from broker_server.store import StoreInvalid
@@ -47,6 +51,8 @@ _FAULTS: dict[type[Exception], int] = {
     StateBusy: UNAVAILABLE,
     BrokerNotStarted: UNAVAILABLE,
     BrokerRefused: UNAVAILABLE,
+    ClusterUnavailable: UNAVAILABLE,
+    SimulationFailed: FAILED,
     OSError: UNAVAILABLE,
 }
 
@@ -104,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_arguments(show)
     show.set_defaults(command=demo.run)
 
+    simulated = commands.add_parser("simulate", help="whole federations on this machine, by experiment.toml")
+    simulation.add_arguments(simulated)
+    simulated.set_defaults(command=_simulate)
+
     report = commands.add_parser("report", help="write the report of a federation: report.json, report.html, models/")
     report.add_argument("--state", type=Path, default=None, help="the server's state folder")
     report.add_argument("--config", type=Path, default=None, help="server.toml")
@@ -128,6 +138,8 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         default = "" if field.default in {None, ()} else f"(default: {field.default})"
         if field.name == "tasks":
             settings.add_argument(flag, type=lambda text: tuple(text.split(",")), help="a,b,… (default: all)")
+        elif field.name == "fixed_groups":
+            settings.add_argument(flag, type=_groups, help="a,b;c;… (the strategy `fixed` alone)")
         elif field.name == "task_weights":
             settings.add_argument(flag, type=_by_task, help="a=2,b=0.5,… (default: 1 for each)")
         elif isinstance(field.default, bool):
@@ -141,6 +153,10 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
 
 def _by_task(text: str) -> dict[str, float]:
     return {task: float(weight) for task, _, weight in (part.partition("=") for part in text.split(","))}
+
+
+def _groups(text: str) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(part.strip() for part in group.split(",")) for group in text.split(";"))
 
 
 def _settings(options: argparse.Namespace) -> ServerConfig:
@@ -189,6 +205,15 @@ def _split(options: argparse.Namespace) -> int:
         print("  ".join("+".join(group) for group in found.groups))
         print(f"score {found.score:.5f}, {mode.replace('_', ' ')} {options.groups} groups")
     return OK
+
+
+def _simulate(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGTERM, _interrupt)
+    # Composition: the devices' side of a simulation, which brings the engine.
+    from edge_runtime.simulation.device import SimulatedDevice
+    from edge_runtime.simulation.host import measure
+
+    return simulation.run(options, Parts(make_device=SimulatedDevice, measure=measure))
 
 
 def _report(options: argparse.Namespace) -> int:

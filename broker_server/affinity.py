@@ -58,32 +58,72 @@ class AffinityLedger:
         self._rows[round_number, device] = affinity
         return True
 
+    @property
+    def rounds(self) -> tuple[int, ...]:
+        """The rounds in which something was measured, in order."""
+        return tuple(sorted({round_number for round_number, _ in self._rows}))
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that measured something, in order."""
+        return tuple(sorted({device for _, device in self._rows}))
+
+    def between(self, first: int, last: int) -> "AffinityLedger":
+        """What was measured in the rounds from `first` to `last`, both included."""
+        part = AffinityLedger(self.tasks)
+        part._rows = {key: row for key, row in self._rows.items() if first <= key[0] <= last}
+        return part
+
     def result(self) -> Affinities:
         """Mean over devices, then over rounds; the order in which devices were heard does not matter."""
         T = len(self.tasks)
-        place = {task: i for i, task in enumerate(self.tasks)}
-        by_round: dict[int, list[Array]] = {}
         counts = np.zeros((T, T), np.int64)
         squares, freedom = np.zeros((T, T)), np.zeros((T, T))
-        for (round_number, _), row in sorted(self._rows.items()):
-            where = np.ix_([place[t] for t in row.tasks], [place[t] for t in row.tasks])
-            means = np.full((T, T), np.nan)
-            means[where] = row.mean
-            by_round.setdefault(round_number, []).append(means)
+        for _, row in sorted(self._rows.items()):
+            where = self._where(row)
             counts[where] += row.count
             if row.variance is not None:
                 squares[where] += np.asarray(row.variance) * (row.count - 1)
                 freedom[where] += row.count - 1
-        rounds = [_mean(devices) for devices in by_round.values()]
-        values = _mean(rounds) if rounds else np.full((T, T), np.nan)
         variance = np.divide(squares, freedom, out=np.full((T, T), np.nan), where=freedom > 0)
+        means = [matrix for devices in self._means().values() for matrix in devices.values()]
         return Affinities(
             tasks=self.tasks,
-            values=values,
+            values=self.weighted(np.ones((1, len(self.devices))))[0],
             counts=counts,
             variance=variance,
-            standard_error=_standard_error([m for devices in by_round.values() for m in devices], variance, counts),
+            standard_error=_standard_error(means, variance, counts),
         )
+
+    def weighted(self, weights: Array) -> Array:
+        """The averaged affinities (W, T, T) by each of W weightings of the `devices`, (W, devices).
+
+        A round in which nobody who counts has measured a pair does not count for it; NaN where no round does.
+        """
+        place = {device: i for i, device in enumerate(self.devices)}
+        rounds = [
+            _mean(np.stack(list(devices.values())), weights[:, [place[device] for device in devices]])
+            for devices in self._means().values()
+        ]
+        T = len(self.tasks)
+        if not rounds:
+            return np.full((len(weights), T, T), np.nan)
+        each = np.stack(rounds, axis=1)  # (W, rounds, T, T)
+        return np.stack([_mean(values, np.ones((1, len(values))))[0] for values in each])
+
+    def _means(self) -> dict[int, dict[str, Array]]:
+        """What each device measured in each round, (T, T), NaN for what it did not; in order of both."""
+        T = len(self.tasks)
+        found: dict[int, dict[str, Array]] = {}
+        for (round_number, device), row in sorted(self._rows.items()):
+            means = np.full((T, T), np.nan)
+            means[self._where(row)] = row.mean
+            found.setdefault(round_number, {})[device] = means
+        return found
+
+    def _where(self, row: Affinity) -> tuple[NDArray[np.intp], ...]:
+        places = [self.tasks.index(task) for task in row.tasks]
+        return np.ix_(places, places)
 
 
 def check(affinity: Affinity, tasks: Sequence[str]) -> None:
@@ -94,12 +134,12 @@ def check(affinity: Affinity, tasks: Sequence[str]) -> None:
         raise ValueError("affinities have a negative variance")
 
 
-def _mean(matrices: list[Array]) -> Array:
-    """Mean of those that measured each pair; NaN where none did."""
-    stack = np.stack(matrices)  # (N, T, T)
-    here = np.isfinite(stack)
-    total, number = np.where(here, stack, 0.0).sum(axis=0), here.sum(axis=0)
-    mean: Array = np.divide(total, number, out=np.full(total.shape, np.nan), where=number > 0)
+def _mean(matrices: Array, weights: Array) -> Array:
+    """Means (W, T, T) of N matrices (N, T, T) by W weightings (W, N), of those that measured each pair; else NaN."""
+    here = np.isfinite(matrices).astype(np.float64)
+    total = np.einsum("wn,nij->wij", weights, np.where(here, matrices, 0.0))
+    weight = np.einsum("wn,nij->wij", weights, here)
+    mean: Array = np.divide(total, weight, out=np.full(total.shape, np.nan), where=weight > 0)
     return mean
 
 

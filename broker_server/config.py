@@ -23,11 +23,18 @@ import msgspec
 from msgspec import Meta
 
 from broker_server.coordinator import Rules
-from broker_server.strategy import Mas, Strategy
+from broker_server.split import Mode  # noqa: TC001  (a union of it is read by msgspec)
+from broker_server.strategies.fixed import Fixed
+from broker_server.strategies.hoa import Hoa
+from broker_server.strategies.mas import Choice, Mas, Schedule, Start, finder
+from broker_server.strategies.tag import Tag
+from broker_server.strategy import Strategy
 from edge_runtime.wire.compression import TOPK_FRACTION, AnyScheme, TopkFraction, Updates
 from edge_runtime.wire.messages import (
+    CAGradRadius,
     FixedWeighting,
     GradNormWeighting,
+    Merging,
     ProbeMethod,
     Rate,
     TaskWeighting,
@@ -58,6 +65,8 @@ _TRAINING = (
     "task_weights",
     "gradnorm_alpha",
     "weighting_lr",
+    "merging",
+    "cagrad_c",
 )
 TABLES = {
     "training": {key: key for key in _TRAINING},
@@ -66,6 +75,8 @@ TABLES = {
 """The tables of the file: which key each of their keys stands for."""
 Rounds = Annotated[int, Meta(ge=1, le=100_000)]
 Many = Annotated[int, Meta(ge=0, le=100_000)]
+StrategyName = Literal["mas", "one_by_one", "all_in_one", "fixed", "tag", "hoa"]
+Groups = Annotated[tuple[Annotated[tuple[TaskName, ...], Meta(min_length=1)], ...], Meta(max_length=64)]
 _KEY = re.compile(r"`\$\.?([^`]*)`")
 
 
@@ -93,6 +104,23 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     tasks: tuple[TaskName, ...] = ()
     """The tasks to train; all of the bundle's where none is named."""
+    strategy: StrategyName = "mas"
+    """How tasks are grouped: see broker_server.strategies. Every strategy trains each task for `merged_rounds` +
+    `split_rounds` rounds in the model that serves it in the end."""
+    fixed_groups: Groups = ()
+    """The groups of the strategy `fixed`."""
+    start: Start = "merged"
+    """With `mas`: what the groups begin with, the merged weights or the bundle's."""
+    lr_schedule: Schedule = "restart"
+    """With `mas`: whether the learning rate's schedule begins anew at the split or goes on."""
+    choice: Choice = "best"
+    """With `mas`: how the groups are found; see broker_server.strategies.mas."""
+    head_cost: Annotated[float, Meta(ge=0, le=100)] = 0.25
+    """What training a head costs, the encoder being 1: for `choice` = worth."""
+    confidence: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """With `mas`: split as soon as the best split was the best with this confidence (bootstrap over devices) …"""
+    confidence_rounds: Rounds = 3
+    """… in so many rounds, and after `merged_rounds` at the latest; 0 to split then."""
     merged_rounds: Rounds = 20
     probe_from: Many = 0
     """Affinities are probed from this round of the merged phase on …"""
@@ -132,6 +160,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weighting_lr: Rate = 0.025
     """How fast GradNorm or uncertainty weighting learns its weights."""
 
+    merging: Merging = "sum"
+    """How tasks' gradients become one in the encoder: added, or by a rule for those that conflict."""
+    cagrad_c: CAGradRadius = 0.4
+    """How far CAGrad may go from the mean, in parts of its length."""
+
     update_scheme: AnyScheme = "fp32"
     """How devices send what they trained; `auto` leaves it to the measured speed of each one's link."""
     topk_fraction: TopkFraction = TOPK_FRACTION
@@ -166,6 +199,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             clip_norm=self.clip_norm,
             proximal_mu=self.proximal_mu,
             weighting=self._weighting,
+            merging=self.merging,
+            cagrad_c=self.cagrad_c,
         )
 
     @property
@@ -188,23 +223,50 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """Where the bundle is, or is waited for."""
         return self.bundle or self.state / "bundle"
 
-    def strategy(self, tasks: Tasks) -> Strategy:
-        """The planner for these tasks. Raises SplitImpossible."""
-        return Mas(
-            tasks,
-            merged_rounds=self.merged_rounds,
-            split_rounds=self.split_rounds,
-            probe_from=self.probe_from,
-            probe_rounds=self.probe_rounds,
-            groups=self.groups,
-            mode="at_most" if self.at_most else "exactly",
-        )
+    def planner(self, tasks: Tasks) -> Strategy:
+        """The strategy for these tasks. Raises SplitImpossible."""
+        rounds = self.merged_rounds + self.split_rounds
+        mode: Mode = "at_most" if self.at_most else "exactly"
+        match self.strategy:
+            case "one_by_one":
+                return Fixed(tasks, tuple((task,) for task in sorted(tasks)), rounds=rounds)
+            case "all_in_one":
+                return Fixed(tasks, (tasks,), rounds=rounds)
+            case "fixed":
+                return Fixed(tasks, self.fixed_groups, rounds=rounds)
+            case "hoa":
+                return Hoa(tasks, rounds=rounds, groups=self.groups)
+            case "tag":
+                return Tag(
+                    tasks,
+                    rounds=rounds,
+                    groups=self.groups,
+                    probe_from=self.probe_from,
+                    probe_rounds=self.probe_rounds,
+                )
+            case "mas":
+                return Mas(
+                    tasks,
+                    merged_rounds=self.merged_rounds,
+                    split_rounds=self.split_rounds,
+                    probe_from=self.probe_from,
+                    probe_rounds=self.probe_rounds,
+                    groups=self.groups,
+                    mode=mode,
+                    find=finder(self.choice, self.groups, mode, seed=self.seed, head_cost=self.head_cost),
+                    start=self.start,
+                    schedule=self.lr_schedule,
+                    confidence=self.confidence,
+                    confidence_rounds=self.confidence_rounds,
+                    seed=self.seed,
+                )
 
     def fingerprint(self) -> str:
         """The settings that a federation cannot change once it has begun, as JSON."""
         kept = ["federation", "tasks", "merged_rounds", "probe_from", "probe_rounds", "probe", "split_rounds", "groups"]
-        kept += ["at_most", "seed"]
-        return msgspec.json.encode({"strategy": "mas"} | {name: getattr(self, name) for name in kept}).decode()
+        kept += ["at_most", "seed", "fixed_groups", "start", "lr_schedule", "choice"]
+        kept += ["head_cost", "confidence", "confidence_rounds"]
+        return msgspec.json.encode({name: getattr(self, name) for name in ("strategy", *kept)}).decode()
 
 
 def read(path: Path | None, **flags: object) -> ServerConfig:
@@ -234,7 +296,7 @@ def read(path: Path | None, **flags: object) -> ServerConfig:
         config = msgspec.convert({**keys, **given}, ServerConfig, dec_hook=_decode)
     except msgspec.ValidationError as exc:
         raise ConfigInvalid(_sentence(path, str(exc))) from exc
-    _check(config)
+    check(config)
     return config
 
 
@@ -259,7 +321,8 @@ def _decode(kind: type, value: object) -> object:
     raise ValueError("Expected a path as `str`")
 
 
-def _check(config: ServerConfig) -> None:
+def check(config: ServerConfig) -> None:
+    """Raises ConfigInvalid for settings that do not go together."""
     if len(set(config.tasks)) != len(config.tasks):
         raise ConfigInvalid("tasks: one of them is there twice")
     if (config.certificate is None) != (config.key is None):
@@ -273,13 +336,16 @@ def _check(config: ServerConfig) -> None:
         raise ConfigInvalid(
             f"task_weights: with weighting = {config.weighting!r} the weights are learnt: leave them out"
         )
-    if config.probe_rounds and config.probe_from >= config.merged_rounds:
+    splits = config.strategy in {"mas", "tag"} and config.groups > 1
+    if splits and config.probe_rounds and config.probe_from >= config.merged_rounds:
         raise ConfigInvalid(
             f"probe_from: the merged phase has {config.merged_rounds} rounds, so none is probed from round "
             f"{config.probe_from} on"
         )
-    if config.groups > 1 and not (config.probe_rounds and config.probe_every):
+    if splits and not (config.probe_rounds and config.probe_every):
         raise ConfigInvalid("probe_rounds and probe_every: a split needs affinities, so neither may be 0")
+    if (config.strategy == "fixed") != bool(config.fixed_groups):
+        raise ConfigInvalid("fixed_groups: the strategy `fixed` needs them, and no other may have them")
 
 
 def _sentence(path: Path | None, problem: str) -> str:

@@ -305,8 +305,12 @@ class Coordinator:
         return able if able or about.work == "train" else self.online
 
     def _draw(self, current: OpenRound, names: list[str], number: int) -> list[str]:
-        """A sample that depends on the seed, the round and what the round has drawn before, not on the clock."""
-        token = f"{self._rules.seed}/{current.work.assignment.round}/{sorted(current.members)}"
+        """A sample by the seed, the group's round and what it has drawn before: not by the clock or by other groups.
+
+        So strategies that train the same group draw the same devices.
+        """
+        about = current.work.assignment
+        token = f"{self._rules.seed}/{about.group}/{about.index}/{sorted(current.members)}"
         return sorted(random.Random(token).sample(names, max(0, min(number, len(names)))))  # noqa: S311
 
     def _plan(self, device: str, now_s: float) -> Send:

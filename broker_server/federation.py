@@ -4,7 +4,8 @@ Everything here is derived from the journal and the blobs, so that a process tha
 one stopped. Weights are written before they are journalled; what they replace is deleted after.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -12,10 +13,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.actions import Result, Work
 from broker_server.affinity import Affinities, AffinityLedger
-from broker_server.aggregation import FedAvg
+from broker_server.aggregation import FedAvg, weighted_losses
 from broker_server.official import Made
 from broker_server.store import RoundRow, Store
-from broker_server.strategy import Assignment, Phase, Strategy, assignment, learning_rate, source_group
+from broker_server.strategy import (
+    Assignment,
+    Measured,
+    Phase,
+    Strategy,
+    assignment,
+    learning_rate,
+    source_group,
+)
 from edge_runtime.wire.blob import Blob, BlobStore, describe
 from edge_runtime.wire.compression import Updates, decode
 from edge_runtime.wire.manifest import (
@@ -29,7 +38,7 @@ from edge_runtime.wire.manifest import (
     graph_path,
     official_path,
 )
-from edge_runtime.wire.messages import Training, Update
+from edge_runtime.wire.messages import Evaluation, Training, Update
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.signing import sign
 from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
@@ -122,18 +131,35 @@ class Federation:
         Begins a new phase where the last is done. Raises SplitImpossible.
         """
         phases = self._store.phases()
-        closed = [row.assignment.round for row in self._store.rounds() if row.closed_s is not None]
+        closed = [row for row in self._store.rounds() if row.closed_s is not None]
+        measured = self._measured(closed)
         if phases:
             phase, first = phases[-1]
-            step = sum(number >= first for number in closed)
-            if step < phase.steps:
+            step = sum(row.assignment.round >= first for row in closed)
+            if step < phase.steps and not (step and self._strategy.enough(phase, measured)):
                 return self._work(phase, assignment(phase, step, first))
-        following = self._strategy.next([phase for phase, _ in phases], self.affinities)
+        following = self._strategy.next([phase for phase, _ in phases], measured)
         if following is None:
             return None
-        first = phases[-1][1] + phases[-1][0].steps if phases else 0
+        first = len(closed)
         self._store.begin_phase(following, first, self._starts(following))
         return self._work(following, assignment(following, 0, first))
+
+    def _measured(self, closed: Sequence[RoundRow]) -> Measured:
+        """What the closed rounds have measured."""
+        losses: dict[str, dict[Tasks, dict[str, float]]] = {}
+        for row in closed:
+            about = row.assignment
+            if about.work == "evaluate":
+                results = self._store.results(about.round).values()
+                found = [(each.loss, each.examples) for each in results if isinstance(each, Evaluation)]
+                losses.setdefault(about.phase, {})[about.tasks] = weighted_losses(found)
+        return Measured(
+            affinities=self.affinities,
+            losses=losses,
+            ledger=self._ledger,
+            rounds=Counter(row.assignment.phase for row in closed if row.assignment.work == "train"),
+        )
 
     def lacking(self, work: Work) -> tuple[Tasks, ...]:
         """The groups of the phase of a round of training that have no official artifacts."""
@@ -227,12 +253,12 @@ class Federation:
         source = next((earlier for earlier in self.phases if earlier.name == phase.start), None)
         current = self._store.weights()
         starts = {}
-        for tasks in phase.groups:
+        for number, tasks in enumerate(phase.groups):
             table = self._manifest(tasks).table
             if source is None:
                 vector = transfer(self._bundle.table, self._initial, table)
             else:
-                origin = source_group(tasks, source.groups)
+                origin = phase.sources[number] if phase.sources else source_group(tasks, source.groups)
                 digest = current[source.name, group_id(origin)].digest
                 vector = transfer_file(self._blobs.read(digest), self._manifest(origin), self._manifest(tasks))
             starts[group_id(tasks)] = self._blobs.add(pack(table, vector))
@@ -245,16 +271,16 @@ class Federation:
             bundle=self._blobs.add(manifest),
             signature=sign(self._key, manifest),
             weights=self._store.weights()[phase.name, about.group],
-            training=self._train(about) if about.work == "train" else None,
+            training=self._train(phase, about) if about.work == "train" else None,
             updates=self._updates,
         )
 
-    def _train(self, about: Assignment) -> Training:
+    def _train(self, phase: Phase, about: Assignment) -> Training:
         settings = self._training
         return msgspec.structs.replace(
             settings,
             first_epoch=about.index * settings.epochs,
-            lr=learning_rate(settings.lr, about.index, about.rounds),
+            lr=learning_rate(settings.lr, about.index, phase),
             probe_every=settings.probe_every if about.probe else 0,
         )
 

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from broker_server import report_energy
 from broker_server.affinity import Affinities
+from broker_server.confidence import by_errors
 from broker_server.report import STAGES, AffinityReport, OfficialReport, Report, RoundReport
-from broker_server.split import MAX_SPLIT_TASKS, Split, confidence
+from broker_server.split import MAX_SPLIT_TASKS, Split
 from edge_runtime.wire.files import write_whole
 
 PAGE = "report.html"
@@ -228,7 +229,7 @@ def _split(report: Report, affinities: Affinities | None) -> str:
         and np.isfinite(affinities.standard_error).all()
     ):
         split = Split(groups=found.groups, score=found.score, mode=found.mode)
-        sure = confidence(
+        sure = by_errors(
             affinities.tasks, affinities.values, affinities.standard_error, split, groups=len(found.groups)
         )
         note += f" With affinities drawn anew within their standard errors it wins {100 * sure:.0f} times of 100."

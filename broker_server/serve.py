@@ -185,7 +185,7 @@ def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed255
         bundle=bundle,
         folder=config.bundle_path,
         key=key,
-        strategy=config.strategy(tasks),
+        strategy=config.planner(tasks),
         training=config.training,
         updates=config.updates,
         tasks=tasks,

@@ -13,10 +13,13 @@ That is a table over all subsets of T tasks and all their subsets, 3^T steps, wh
 than exponentially many. With overlap a task counts in its best group only; the tasks that count in group G are some
 block B ⊆ G, and f(B) becomes the best over all G ⊇ B with two or more members.
 
+The search asks nothing of affinities but the score of each task in each group: `search_table` takes these, whatever
+they were made of.
+
 Sources: MAS (Zhuang et al., ICCV 2023, section 3.3); TAG (Fifty et al., NeurIPS 2021) for overlapping groups.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -45,14 +48,19 @@ class Split:
     mode: Mode
 
 
-def check(tasks: Sequence[str], values: ArrayLike) -> Values:
-    """The affinities as a (T, T) float64 array. Raises SplitImpossible if they are not that, or not finite."""
+def check_tasks(tasks: Sequence[str]) -> None:
+    """Raises SplitImpossible for no tasks, too many, or one that is there twice."""
     if not tasks:
         raise SplitImpossible("there are no tasks to split")
     if len(tasks) > MAX_SPLIT_TASKS:
         raise SplitImpossible(f"{len(tasks)} tasks are more than the {MAX_SPLIT_TASKS} that an exact split can search")
     if twice := sorted({task for task in tasks if list(tasks).count(task) > 1}):
         raise SplitImpossible(f"task {twice[0]!r} is there twice")
+
+
+def check(tasks: Sequence[str], values: ArrayLike) -> Values:
+    """The affinities as a (T, T) float64 array. Raises SplitImpossible if they are not that, or not finite."""
+    check_tasks(tasks)
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as exc:
@@ -75,21 +83,30 @@ def self_affinity(values: Values) -> Values:
 
 def task_scores(values: Values) -> Values:
     """(2^T, T) the score of each task in each group, a group being a bit mask; 0 where it is not a member."""
-    T = len(values)
+    return score_table(values, self_affinity(values))
+
+
+def score_table(incoming: Values, alone: Values) -> Values:
+    """(2^T, T) the same from what comes in to a task (column) from each other one (row), (T, T), and alone, (T,)."""
+    T = len(incoming)
     member = (np.arange(2**T)[:, None] >> np.arange(T)) & 1  # (2^T, T)
-    others = values.copy()
+    others = incoming.copy()
     np.fill_diagonal(others, 0.0)
     size = member.sum(axis=1, keepdims=True)  # (2^T, 1)
     scores: Values = member * (member @ others) / np.maximum(size - 1, 1)
-    alone = 1 << np.arange(T)
-    scores[alone, np.arange(T)] = self_affinity(values)
+    single = 1 << np.arange(T)
+    scores[single, np.arange(T)] = alone
     return scores
 
 
 def score(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[str]]) -> float:
     """The score of a given division; a task in several groups counts in its best. Raises SplitImpossible."""
-    table = task_scores(check(tasks, values))
-    masks = [sum(1 << _index(tasks, task) for task in set(group)) for group in groups]
+    return score_in_table(tasks, task_scores(check(tasks, values)), groups)
+
+
+def score_in_table(tasks: Sequence[str], table: Values, groups: Sequence[Sequence[str]]) -> float:
+    """The same by the scores of each task in each group, (2^T, T)."""
+    masks = [group_mask(tasks, group) for group in groups]
     best = []
     for i, task in enumerate(tasks):
         mine = [float(table[mask, i]) for mask in masks if mask >> i & 1]
@@ -99,6 +116,12 @@ def score(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[str
     return float(np.mean(best))
 
 
+def task_score(tasks: Sequence[str], values: ArrayLike, group: Sequence[str], task: str) -> float:
+    """The score of one task in one group. Raises SplitImpossible."""
+    mask = sum(1 << _index(tasks, member) for member in set(group))
+    return float(task_scores(check(tasks, values))[mask, _index(tasks, task)])
+
+
 def search(tasks: Sequence[str], values: ArrayLike, groups: int, mode: Mode) -> Split:
     """The best split of `tasks` into `groups` groups. `values` is (T, T), i→j.
 
@@ -106,16 +129,22 @@ def search(tasks: Sequence[str], values: ArrayLike, groups: int, mode: Mode) -> 
     fewer, in which a task may be several times and no group is a single task. Where scores are equal the fewest
     groups win. Raises SplitImpossible.
     """
-    array = check(tasks, values)
+    return search_table(tasks, task_scores(check(tasks, values)), groups, mode, smallest=2)
+
+
+def search_table(tasks: Sequence[str], table: Values, groups: int, mode: Mode, *, smallest: int = 1) -> Split:
+    """The best split by the scores of each task in each group, (2^T, T), 0 where it is not a member.
+
+    Overlapping groups have at least `smallest` members. Raises SplitImpossible.
+    """
     T = len(tasks)
     if groups < 1:
         raise SplitImpossible(f"{groups} groups cannot be made: one is the least")
     if groups > T and mode == "exactly":
         raise SplitImpossible(f"{T} tasks cannot be split into exactly {groups} groups")
     most = min(groups, T)
-    table = task_scores(array)  # (2^T, T)
-    if mode == "overlap" and T > 1:
-        block, group_of = _best_supersets(table)
+    if mode == "overlap":
+        block, group_of = _best_supersets(table, min(smallest, T))
     else:
         block, group_of = table.sum(axis=1), np.arange(2**T)
     best, choice = _divide(block, T, most)
@@ -132,36 +161,19 @@ def search(tasks: Sequence[str], values: ArrayLike, groups: int, mode: Mode) -> 
         taken = int(choice[k, rest])
         masks.append(int(group_of[taken]))
         rest ^= taken
-    found = sorted(dict.fromkeys(masks), key=lambda mask: _members(mask, T))
-    return Split(
-        groups=tuple(tuple(tasks[i] for i in _members(mask, T)) for mask in found),
-        score=float(best[count, full]) / T,
-        mode=mode,
-    )
+    return Split(groups=in_order(tasks, dict.fromkeys(masks)), score=float(best[count, full]) / T, mode=mode)
 
 
-def confidence(
-    tasks: Sequence[str],
-    values: ArrayLike,
-    standard_error: ArrayLike,
-    split: Split,
-    *,
-    groups: int,
-    draws: int = 100,
-    seed: int = 0,
-) -> float:
-    """How sure a split is, 0 to 1: the share of `draws` in which it wins when the affinities vary by their errors.
+def group_mask(tasks: Sequence[str], group: Sequence[str]) -> int:
+    """A group as a bit mask over the tasks. Raises SplitImpossible for a task that is not one of them."""
+    return sum(1 << _index(tasks, task) for task in set(group))
 
-    `standard_error` is (T, T); affinities are drawn as independent normal values. Raises SplitImpossible.
-    """
-    array, error = check(tasks, values), check(tasks, standard_error)
-    random = np.random.default_rng(seed)
-    same = sum(
-        set(search(tasks, array + error * random.standard_normal(array.shape), groups, split.mode).groups)
-        == set(split.groups)
-        for _ in range(draws)
-    )
-    return same / draws
+
+def in_order(tasks: Sequence[str], masks: Iterable[int]) -> tuple[tuple[str, ...], ...]:
+    """Groups given as bit masks, in the order of the tasks."""
+    T = len(tasks)
+    members = sorted(_members(mask, T) for mask in masks)
+    return tuple(tuple(tasks[i] for i in group) for group in members)
 
 
 def _index(tasks: Sequence[str], task: str) -> int:
@@ -176,16 +188,16 @@ def _members(mask: int, T: int) -> tuple[int, ...]:
 
 
 @lru_cache(maxsize=4)
-def _blocks(T: int) -> tuple[NDArray[np.int32], ...]:
+def blocks(T: int) -> tuple[NDArray[np.int32], ...]:
     """For every set of tasks its blocks that hold its first task, smallest first."""
     result = [np.zeros(0, np.int32)]
     for mask in range(1, 2**T):
         first = mask & -mask
-        blocks = np.array([first], np.int32)
+        parts = np.array([first], np.int32)
         for i in range(T):
             if (mask ^ first) >> i & 1:
-                blocks = np.concatenate([blocks, blocks | (1 << i)])
-        result.append(blocks)
+                parts = np.concatenate([parts, parts | (1 << i)])
+        result.append(parts)
     return tuple(result)
 
 
@@ -194,22 +206,22 @@ def _divide(block: Values, T: int, most: int) -> tuple[Values, NDArray[np.int64]
     best = np.full((most + 1, 2**T), -np.inf)
     choice = np.zeros((most + 1, 2**T), np.int64)
     best[0, 0] = 0.0
-    for mask, blocks in enumerate(_blocks(T)):
+    for mask, parts in enumerate(blocks(T)):
         if not mask:
             continue
-        totals = block[blocks] + best[:most, mask ^ blocks]  # (most, blocks)
+        totals = block[parts] + best[:most, mask ^ parts]  # (most, parts)
         winners = totals.argmax(axis=1)  # (most,)
         best[1:, mask] = totals[np.arange(most), winners]
-        choice[1:, mask] = blocks[winners]
+        choice[1:, mask] = parts[winners]
     return best, choice
 
 
-def _best_supersets(table: Values) -> tuple[Values, NDArray[np.int64]]:
-    """(2^T,) the best summed score that each block can have inside a group of two or more, and that group."""
+def _best_supersets(table: Values, smallest: int) -> tuple[Values, NDArray[np.int64]]:
+    """(2^T,) the best summed score that each block can have inside a group of that size or more, and that group."""
     T = table.shape[1]
     every = np.arange(2**T)
     size = ((every[:, None] >> np.arange(T)) & 1).sum(axis=1)
-    groups = every[size >= 2]
+    groups = every[size >= smallest]
     groups = groups[np.argsort(size[groups], kind="stable")]  # the smallest group wins a tie
     best = np.full(2**T, -np.inf)
     group_of = np.zeros(2**T, np.int64)

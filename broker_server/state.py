@@ -10,6 +10,8 @@ state/lock                    held while a server runs
 import fcntl
 import os
 import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 from broker_server.store import Store
@@ -47,9 +49,9 @@ class StateFolder:
             path.unlink()
         shutil.rmtree(self.path / BLOBS, ignore_errors=True)
 
-    def open(self) -> tuple[Store, BlobStore]:
-        """The journal and the blobs. Raises StoreInvalid."""
-        return Store(self.path / JOURNAL), BlobStore(self.path / BLOBS)
+    def open(self, clock: Callable[[], float] = time.time) -> tuple[Store, BlobStore]:
+        """The journal, whose times are `clock`'s, and the blobs. Raises StoreInvalid."""
+        return Store(self.path / JOURNAL, clock), BlobStore(self.path / BLOBS)
 
     def set_url(self, url: str) -> None:
         """Keep where devices find the server, for those enrolled later."""

@@ -10,7 +10,7 @@ Rules
 
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -64,10 +64,19 @@ class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int | None
 
 
-class Store:
-    """A federation's journal. Used from one thread."""
+class RoundFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A round with what devices made of it and what it has cost them."""
 
-    def __init__(self, path: Path) -> None:
+    row: RoundRow
+    results: dict[str, Update | Evaluation]
+    energy: dict[str, Energy]
+
+
+class Store:
+    """A federation's journal. Used from one thread. `clock` is in seconds, since the epoch or a simulation's start."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         path.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(path, isolation_level=None)
         try:
@@ -132,7 +141,7 @@ class Store:
             database.execute(
                 "INSERT INTO rounds (round, body, members, quorum, started_s) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (round) DO UPDATE SET members = excluded.members, quorum = excluded.quorum",
-                (assignment.round, _json(assignment), _json(members), quorum, time.time()),
+                (assignment.round, _json(assignment), _json(members), quorum, self._clock()),
             )
 
     def add_result(self, round_number: int, device: str, result: Update | Evaluation) -> bool:
@@ -177,13 +186,47 @@ class Store:
         with self._transaction() as database:
             database.execute(
                 "UPDATE rounds SET closed_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
-                (time.time(), bytes_up, bytes_down, assignment.round),
+                (self._clock(), bytes_up, bytes_down, assignment.round),
             )
             if weights is not None:
                 database.execute(
                     "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)",
                     (assignment.phase, assignment.group, _json(weights)),
                 )
+
+    def add_rounds(self, rounds: Sequence[RoundFacts], weights: Blob | None) -> None:
+        """Closed rounds of one group all at once, with what the last of them made of it."""
+        with self._transaction() as database:
+            for facts in rounds:
+                row = facts.row
+                about = row.assignment
+                database.execute(
+                    "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        about.round,
+                        _json(about),
+                        _json(row.members),
+                        row.quorum,
+                        row.started_s,
+                        row.closed_s,
+                        row.bytes_up,
+                        row.bytes_down,
+                    ),
+                )
+                for device, result in facts.results.items():
+                    database.execute("INSERT INTO results VALUES (?, ?, ?)", (about.round, device, _json(result)))
+                for device, energy in facts.energy.items():
+                    database.execute("INSERT INTO energy VALUES (?, ?, ?)", (about.round, device, _json(energy)))
+            if weights is not None:
+                about = rounds[-1].row.assignment
+                database.execute(
+                    "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)", (about.phase, about.group, _json(weights))
+                )
+
+    def facts_of(self, row: RoundRow) -> RoundFacts:
+        """All that is known of a round."""
+        number = row.assignment.round
+        return RoundFacts(row=row, results=self.results(number), energy=self.energy(number))
 
     def rounds(self) -> list[RoundRow]:
         """Every round that has begun, in order."""
@@ -217,7 +260,7 @@ class Store:
     def note(self, text: str) -> None:
         """Keep something that people should be able to read later; the oldest of too many are dropped."""
         with self._transaction() as database:
-            number = database.execute("INSERT INTO events (at_s, text) VALUES (?, ?)", (time.time(), text)).lastrowid
+            number = database.execute("INSERT INTO events (at_s, text) VALUES (?, ?)", (self._clock(), text)).lastrowid
             database.execute("DELETE FROM events WHERE number <= ?", ((number or 0) - MAX_EVENTS,))
 
     def notes(self) -> list[tuple[float, str]]:

@@ -1,21 +1,21 @@
 """Strategies: pure planners that look at what has happened and return the next phase.
 
 A phase is some rounds of one kind of work on one or more groups of tasks, one group after another. Everything else
-(who takes part, what is sent, aggregation, state) is the same machinery for every strategy. MAS is: measure the
-untrained model, train all tasks merged and probe affinities, measure, split by affinity, train each group from the
-merged weights, measure. With one group there is nothing to split: it ends with the merged model.
+(who takes part, what is sent, aggregation, state) is the same machinery for every strategy. The strategies themselves
+are in `broker_server.strategies`.
 
-Source: MAS (Zhuang, Wen, Lyu, Zhang, ICCV 2023), section 3 and its released code.
+Source of the learning rate's schedule: MAS (Zhuang, Wen, Lyu, Zhang, ICCV 2023), its released code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Annotated, Literal, Protocol
 
 import msgspec
 from msgspec import Meta
 
-from broker_server.affinity import Affinities
-from broker_server.split import Mode, Split, SplitImpossible, search
+from broker_server.affinity import Affinities, AffinityLedger
+from broker_server.split import Split
 from edge_runtime.wire.messages import DataSplit, Round
 from edge_runtime.wire.names import GroupId, Tasks, group_id
 
@@ -33,11 +33,17 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     groups: Annotated[tuple[Tasks, ...], Meta(min_length=1)]
     start: PhaseName | None
     """The training phase whose weights the groups start from, or are measured with; null for the bundle's."""
+    sources: tuple[Tasks, ...] | None = None
+    """For each group, the group of `start` whose weights it takes; null for the smallest that holds all its tasks."""
     rounds: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     """Rounds for each group."""
     probe_from: int = 0
     probe_rounds: int = 0
     """Affinities are probed in so many rounds of each group, from round `probe_from` of its own on."""
+    rounds_before: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """The learning rate's schedule goes on as if each group had trained for so many rounds before; 0 begins it anew."""
+    open_ended: bool = False
+    """Whether the strategy may end the phase before its last round."""
     data_split: DataSplit | None = None
     split: Split | None = None
     """How the groups were found, where they were searched."""
@@ -65,80 +71,30 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     data_split: DataSplit | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a federation has measured so far, for a strategy to decide by."""
+
+    affinities: Affinities
+    """Over all rounds that probed."""
+    losses: Mapping[str, Mapping[Tasks, Mapping[str, float]]] = field(default_factory=dict)
+    """Of each evaluation that is done, by its phase, group and task: means over examples of all devices."""
+    ledger: AffinityLedger | None = None
+    """What each device measured in each round."""
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    """How many rounds each phase of training has had."""
+
+
 class Strategy(Protocol):
     """A seam, because strategies differ in nothing but this: what comes next."""
 
-    def next(self, done: Sequence[Phase], affinities: Affinities) -> Phase | None:
+    def next(self, done: Sequence[Phase], measured: Measured, /) -> Phase | None:
         """The phase after those that are done; None when the federation is finished. Raises SplitImpossible."""
         ...
 
-
-class Mas:
-    """Merge, measure, split."""
-
-    def __init__(
-        self,
-        tasks: Tasks,
-        *,
-        merged_rounds: int,
-        split_rounds: int,
-        probe_rounds: int,
-        groups: int,
-        mode: Mode = "exactly",
-        probe_from: int = 0,
-    ) -> None:
-        if mode == "exactly" and groups > len(tasks):
-            raise SplitImpossible(f"{len(tasks)} tasks cannot be split into exactly {groups} groups")
-        self._tasks = tuple(sorted(tasks))
-        self._merged_rounds = merged_rounds
-        self._split_rounds = split_rounds
-        self._probe_from = probe_from
-        self._probe_rounds = probe_rounds
-        self._groups = groups
-        self._mode: Mode = mode
-
-    def next(self, done: Sequence[Phase], affinities: Affinities) -> Phase | None:
-        """The phase after those that are done; None after the last. Raises SplitImpossible."""
-        match [phase.name for phase in done]:
-            case []:
-                return self._test("before", (self._tasks,), None)
-            case [*_, "before"]:
-                return Phase(
-                    name="merge",
-                    work="train",
-                    groups=(self._tasks,),
-                    start=None,
-                    rounds=self._merged_rounds,
-                    probe_from=self._probe_from,
-                    probe_rounds=self._probe_rounds,
-                )
-            case [*_, "merge"]:
-                return self._test("merged", (self._tasks,), "merge")
-            case [*_, "merged"] if self._groups > 1:
-                found = self._search(affinities)
-                return Phase(
-                    name="split",
-                    work="train",
-                    groups=found.groups,
-                    start="merge",
-                    rounds=self._split_rounds,
-                    split=found,
-                )
-            case [*_, "split"]:
-                return self._test("end", done[-1].groups, "split")
-        return None
-
-    def _search(self, affinities: Affinities) -> Split:
-        if not affinities.complete:
-            raise SplitImpossible(
-                "no device measured the affinities of all pairs of tasks, so there is nothing to split by: "
-                "look at the devices' logs, or probe more rounds or batches"
-            )
-        return search(affinities.tasks, affinities.values, self._groups, self._mode)
-
-    @staticmethod
-    def _test(name: str, groups: tuple[Tasks, ...], start: str | None) -> Phase:
-        return Phase(name=name, work="evaluate", groups=groups, start=start, data_split="test")
+    def enough(self, phase: Phase, measured: Measured, /) -> bool:
+        """Whether a phase that is going on may end before its last round. Asked after each of its rounds."""
+        ...
 
 
 def assignment(phase: Phase, step: int, first_round: int) -> Assignment:
@@ -169,6 +125,20 @@ def source_group(group: Tasks, groups: Sequence[Tasks]) -> Tasks:
     return min(holding, key=len)
 
 
-def learning_rate(lr: float, index: int, rounds: int) -> float:
-    """lr·(1 - r/R)^0.9 for round r of R; the schedule restarts with every phase."""
-    return float(lr * (1.0 - index / rounds) ** DECAY_POWER)
+def learning_rate(lr: float, index: int, phase: Phase) -> float:
+    """lr·(1 - r/R)^0.9 for round r of R: of those of the group in the phase, and those that it goes on from."""
+    return float(lr * (1.0 - (phase.rounds_before + index) / (phase.rounds_before + phase.rounds)) ** DECAY_POWER)
+
+
+def serving(groups: Sequence[Tasks], better: Callable[[Tasks, str], float]) -> tuple[tuple[Tasks, Tasks], ...]:
+    """What each of some groups, which may overlap, is used for: (the tasks that it serves, the group), disjoint.
+
+    A task is served by the group with the largest `better(group, task)`, of equal ones the first. A group that serves
+    nothing is left out.
+    """
+    best: dict[str, Tasks] = {}
+    for task in sorted({task for group in groups for task in group}):
+        holding = [group for group in groups if task in group]
+        best[task] = holding[max(range(len(holding)), key=[better(group, task) for group in holding].__getitem__)]
+    blocks = ((tuple(task for task in group if best[task] == group), group) for group in dict.fromkeys(groups))
+    return tuple((block, group) for block, group in blocks if block)

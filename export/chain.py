@@ -28,7 +28,7 @@ def forward(stages: Sequence[Stage], run: RunByName, x: Arrays, mode: Mode) -> d
 def backward(
     stages: Sequence[Stage], run: RunByName, x: Arrays, dz: Arrays, found: Arrays, mode: Mode
 ) -> dict[str, NDArray[Any]]:
-    """The gradients of all parameters, by their names on the graphs, for ∂L/∂z and what `forward` found."""
+    """The gradients of all parameters, by their names on the graphs, for ∂L/∂z and what `forward` found; and of e."""
     arriving = dict(dz)
     gradients: dict[str, NDArray[Any]] = {}
     for k in reversed(range(len(stages))):
@@ -39,4 +39,4 @@ def backward(
                 gradients[name] = array
             else:
                 arriving[name] = np.add(arriving[name], array) if name in arriving else array
-    return gradients
+    return gradients | {name: array for name, array in arriving.items() if name == "de"}

@@ -1,4 +1,4 @@
-"""The graphs of a multi-task model: encoder forward and backward, a step for each head, and evaluation.
+"""The graphs of a multi-task model: stem and encoder forward and backward, a step for each head, and evaluation.
 
 PyTorch's autograd differentiates the model while it is traced (export.trace); the operators of both directions are then
 translated (export.lowering). Graph names, inputs and outputs are those of edge_runtime.wire.manifest.
@@ -21,7 +21,7 @@ from edge_runtime.wire.operators import OPSET, check_graph
 from edge_runtime.wire.tensors import TensorTable, Vector, pack
 from export.encoder import StagedEncoder
 from export.errors import ModelInvalid
-from export.model import MultiTaskModel, numbered, represent
+from export.model import MultiTaskModel, embed, numbered, represent
 from export.part import Lowered, Part, Results, Run, Sources
 from export.running import unchanged
 
@@ -51,13 +51,22 @@ def compile_model(
     OperatorUnsupported, naming the module, and BundleInvalid for a graph that no device takes.
     """
     model.check()
-    encoder = StagedEncoder(Part("encoder", model.encoder), model.example_input, stages)
+    embedding = embed(model)
+    encoder = (
+        StagedEncoder(Part("encoder", model.encoder), model.example_input, stages)
+        if embedding is None
+        else StagedEncoder(Part("encoder", model.encoder), embedding, stages, source="e")
+    )
     parts = [*(f"encoder.{k}" for k in range(len(encoder.stages))), *(f"head.{task}" for task in model.tasks)]
+    parts += [] if model.stem is None else ["stem"]
     made = {"encoder.predict": encoder.predict()}
     for i, part in enumerate(parts):
         progress(part, i, len(parts))
         kind, _, rest = part.partition(".")
-        found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest)
+        if kind == "stem":
+            found = _stem(model)
+        else:
+            found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest)
         made |= {f"{part}.{name}": graph for name, graph in found.items()}
     progress("", len(parts), len(parts))
     graphs = {name: graph.translation.model.SerializeToString(deterministic=True) for name, graph in made.items()}
@@ -91,6 +100,7 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
     """The manifest of a compiled model."""
     model = compiled.model
     z = represent(model)
+    e = embed(model)
     with torch.no_grad(), unchanged(*model.parts().values()):
         predictions = {task: model.heads[task](model.packed(z)) for task in model.tasks}
     tasks = tuple(
@@ -102,6 +112,7 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
         name=name,
         tasks=tasks,
         input=_array(model.example_input),
+        embedding=None if e is None else _array(e),
         representation=tuple(map(_array, z)),
         values=compiled.values,
         stages=compiled.stages,
@@ -121,6 +132,25 @@ def _file(data: bytes) -> wire.File:
 def _array(tensor: Tensor) -> wire.Array:
     spec = {"shape": tuple(tensor.shape[1:]), "dtype": str(tensor.dtype).removeprefix("torch.")}
     return msgspec.convert(spec, wire.Array)
+
+
+def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
+    """The stem's graphs by their kinds."""
+    assert model.stem is not None
+    part, e = Part("stem", model.stem), embed(model)
+    assert e is not None
+
+    def step(data: Sources, run: Callable[[Any], Run]) -> Results:
+        done = run(data["x"])
+        return {"e": done.result, **done.gradients(part.name, [done.result], [data["de"]])}
+
+    both = part.traced({"x": model.example_input, "de": e}, step, training=True)
+    predict = part.traced({"x": model.example_input}, lambda data, run: {"e": run(data["x"]).result}, training=False)
+    return {
+        "forward": both.graph(["e"]),
+        "backward": both.graph([name for name in both.outputs if name != "e"]),
+        "predict": predict.graph(),
+    }
 
 
 def _head(model: MultiTaskModel, task: str) -> dict[str, Lowered]:

@@ -24,7 +24,10 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
     parameters = manifest.table.views(weights)
     z = {f"z.{i}": f"z.{i}" for i in range(len(manifest.representation))}
     encoder = _load(folder, "encoder.predict")
-    nodes, constants = _renamed(encoder, "encoder", {"x": "image", **z})
+    nodes, constants = _renamed(encoder, "encoder", {"x": "image", "e": "e", **z})
+    if manifest.embedding is not None:
+        before = _renamed(_load(folder, "stem.predict"), "stem", {"x": "image", "e": "e"})
+        nodes, constants = before[0] + nodes, before[1] + constants
     outputs = []
     for task in manifest.task_names:
         head = _load(folder, f"head.{task}.predict")

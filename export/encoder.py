@@ -9,6 +9,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edge_runtime.wire import manifest as wire
+from export.errors import ModelInvalid
 from export.kept import kept_nodes
 from export.model import numbered, tensors
 from export.part import Lowered, Part, Results, Run, Sources, Traced, traced
@@ -34,19 +35,23 @@ class Stage:
 
 
 class StagedEncoder:
-    """An encoder cut into stages: at most so many, or, with None, as many as keep its peak low."""
+    """An encoder cut into stages: at most so many, or, with None, as many as keep its peak low.
 
-    def __init__(self, part: Part, x: Tensor, stages: int | None = None) -> None:
+    What it starts from, `x`, is called x in its graphs, or e where a stem has made it: then the graphs give ∂L/∂e too.
+    """
+
+    def __init__(self, part: Part, x: Tensor, stages: int | None = None, *, source: str = "x") -> None:
         self._part = part
         self._x = x
-        self._whole = part.traced({"x": x}, _forward, training=True)
-        _check_effect(part, x)
+        self._source = source
+        self._whole = part.traced({source: x}, _forward, training=True)
+        _check_effect(part, x, of_source=source != "x")
         self._steps = {step.node: step for step in self._whole.trace.steps}
         z = [name for name in self._whole.outputs if name.startswith("z.")]
         self._names: dict[fx.Node, list[str]] = {}
         for name in z:
             self._names.setdefault(self._whole.node(name), []).append(name)
-        segments = cut(self._whole.trace, self._whole.node("x"), [self._whole.node(name) for name in z], stages)
+        segments = cut(self._whole.trace, self._whole.node(source), [self._whole.node(name) for name in z], stages)
         crossing = [node for segment in segments for node in segment.writes if node not in self._names]
         self._names |= {node: [f"v.{i}"] for i, node in enumerate(crossing)}
         self.values = tuple(wire.Array(shape=self._shape(node), dtype="float32") for node in crossing)
@@ -54,7 +59,7 @@ class StagedEncoder:
 
     def predict(self) -> Lowered:
         """The graph of the whole encoder in evaluation mode."""
-        return self._part.traced({"x": self._x}, _represent, training=False).graph()
+        return self._part.traced({self._source: self._x}, _represent, training=False).graph()
 
     def graphs(self, k: int) -> dict[str, Lowered]:
         """A stage's graphs by their kinds. Raises ModelInvalid or OperatorUnsupported."""
@@ -98,7 +103,7 @@ class StagedEncoder:
         ]
         return Stage(
             segment=segment,
-            reads={self._names[node][0] if node in self._steps else "x": node for node in segment.reads},
+            reads={self._names[node][0] if node in self._steps else self._source: node for node in segment.reads},
             writes={name: node for node in segment.writes for name in self._names[node]},
             parameters=mine("param."),
             state=tuple(sorted({*state, *mine("state.")})),
@@ -150,19 +155,25 @@ class StagedEncoder:
         return tuple(dim for dim in shape[1:] if not isinstance(dim, Batch))
 
 
-def _check_effect(part: Part, x: Tensor) -> None:
-    """Raises ModelInvalid for a parameter without effect on the representation."""
+def _check_effect(part: Part, x: Tensor, *, of_source: bool) -> None:
+    """Raises ModelInvalid for a parameter without effect on the representation, or for an embedding without any."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, moving():
         leaves = {name: mode.from_tensor(value.detach()).requires_grad_() for name, value in part.parameters.items()}
-        z = tensors(torch.func.functional_call(part.module, leaves, (mode.from_tensor(x),)))
+        given = mode.from_tensor(x.detach()).requires_grad_(of_source)
+        z = tensors(torch.func.functional_call(part.module, leaves, (given,)))
         live = [value for value in z if value.requires_grad]
-        Run(z, leaves, {}).gradients(part.name, live, [torch.ones_like(value) for value in live])
+        sources = {"e": given} if of_source else {}
+        found = Run(z, leaves, {}).gradients(part.name, live, [torch.ones_like(value) for value in live], sources)
+        if of_source and "de" not in found:
+            raise ModelInvalid("the stem's embedding gets no gradient: it has no effect on the representation")
 
 
 def _forward(data: Sources, run: Callable[[Any], Run]) -> Results:
-    done = run(data["x"])
+    (given,) = data.values()
+    done = run(given)
     return numbered("z", tensors(done.result)) | done.next_state()
 
 
 def _represent(data: Sources, run: Callable[[Any], Run]) -> Results:
-    return numbered("z", tensors(run(data["x"]).result))
+    (given,) = data.values()
+    return numbered("z", tensors(run(given).result))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from edge_runtime.wire.names import TaskName
 from export.errors import ModelInvalid
-from export.running import BATCH_NORM, check_normalization, unchanged
+from export.running import BATCH_NORM, check_normalization, running_statistics, unchanged
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -25,6 +25,9 @@ class MultiTaskModel:
     stages. `heads[task]` maps z, a tensor or a tuple as the encoder returned it, to a prediction;
     `losses[task]` maps a prediction and a target to a scalar, the mean over the batch. `example_input` is a float32
     batch, `example_targets[task]` a float32 or int64 one. Parameters are float32 and belong to one part alone.
+
+    With a `stem`, which maps x to an embedding e, one tensor (B, …), the encoder maps e instead of x. The encoder can
+    then be computed elsewhere than stem and heads. Such a model keeps no running statistics.
     """
 
     encoder: nn.Module
@@ -32,6 +35,7 @@ class MultiTaskModel:
     losses: Mapping[str, Loss]
     example_input: Tensor
     example_targets: Mapping[str, Tensor]
+    stem: nn.Module | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -41,15 +45,20 @@ class MultiTaskModel:
     @cached_property
     def one_tensor(self) -> bool:
         """Whether the encoder returns a tensor, not a tuple."""
-        return isinstance(_run(self, self.encoder, self.example_input), Tensor)
+        return isinstance(_run(self, self.encode, self.example_input), Tensor)
+
+    def encode(self, x: Tensor) -> Any:
+        """What the encoder returns for x, or for what the stem makes of it."""
+        return self.encoder(x if self.stem is None else self.stem(x))
 
     def packed(self, z: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         """The representation as the heads take it."""
         return z[0] if self.one_tensor else z
 
     def parts(self) -> dict[str, nn.Module]:
-        """The modules by part: `encoder` and `head.<task>`."""
-        return {"encoder": self.encoder, **{f"head.{task}": self.heads[task] for task in self.tasks}}
+        """The modules by part: `encoder`, `head.<task>` and `stem`, where there is one."""
+        stem = {} if self.stem is None else {"stem": self.stem}
+        return {"encoder": self.encoder, **{f"head.{task}": self.heads[task] for task in self.tasks}, **stem}
 
     def check(self) -> None:
         """Raises ModelInvalid, or OperatorUnsupported, with what is wrong and where."""
@@ -63,6 +72,11 @@ class MultiTaskModel:
         owners: dict[int, str] = {}
         for part, module in self.parts().items():
             self._check_part(part, module, owners)
+            if self.stem is not None and (statistics := running_statistics(module)):
+                raise ModelInvalid(
+                    f"{part}.{next(iter(statistics))}: a model with a stem keeps no running statistics: normalise by "
+                    "layers or groups instead of batches"
+                )
         self._check_batch()
 
     @staticmethod
@@ -97,8 +111,7 @@ class MultiTaskModel:
             before = {name: value.clone() for name, value in self._kept()}
             for module in self.parts().values():
                 module.train()
-            with _naming("the encoder fails on example_input"):
-                z = self.encoder(x)
+            z = self._checked_encoder(x)
             for value in z if isinstance(z, tuple | list) and z else [z]:
                 if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.shape[:1] != x.shape[:1]:
                     raise ModelInvalid(
@@ -126,6 +139,17 @@ class MultiTaskModel:
                     raise ModelInvalid(f"the loss of {task} must be a float32 scalar: take the mean over the batch")
             self._check_unchanged(before)
 
+    def _checked_encoder(self, x: Tensor) -> Any:
+        source, given = x, "example_input"
+        if self.stem is not None:
+            with _naming("the stem fails on example_input"):
+                source = self.stem(x)
+            if not isinstance(source, Tensor) or source.dtype != torch.float32 or source.shape[:1] != x.shape[:1]:
+                raise ModelInvalid("the stem must return one float32 tensor whose first dimension is the batch")
+            given = f"the stem's embedding, of shape {tuple(source.shape)}"
+        with _naming(f"the encoder fails on {given}"):
+            return self.encoder(source)
+
     def _check_unchanged(self, before: Mapping[str, Tensor]) -> None:
         for name, value in self._kept():
             if name not in before or not torch.equal(before[name], value):
@@ -145,7 +169,12 @@ class MultiTaskModel:
 
 def represent(model: MultiTaskModel) -> tuple[Tensor, ...]:
     """The representation of the example batch, in the mode in which the encoder is."""
-    return tensors(_run(model, model.encoder, model.example_input))
+    return tensors(_run(model, model.encode, model.example_input))
+
+
+def embed(model: MultiTaskModel) -> Tensor | None:
+    """The embedding of the example batch, in the mode in which the stem is; None without a stem."""
+    return None if model.stem is None else cast("Tensor", _run(model, model.stem, model.example_input))
 
 
 def tensors(z: Any) -> tuple[Tensor, ...]:
@@ -158,7 +187,7 @@ def numbered(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
     return {f"{name}.{i}": value for i, value in enumerate(values)}
 
 
-def _run(model: MultiTaskModel, module: nn.Module, value: Any) -> Any:
+def _run(model: MultiTaskModel, module: Callable[[Any], Any], value: Any) -> Any:
     with torch.no_grad(), unchanged(*model.parts().values()):
         return module(value)
 

@@ -85,6 +85,8 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
     Raises OfficialImpossible, naming operator and module, where 1.19.2 could not differentiate it, and what the trace
     raises.
     """
+    if model.stem is not None:
+        raise OfficialImpossible("official artifacts train a model in one piece, and this one has a stem")
     parts = {name: Part(name, module) for name, module in model.parts().items()}
     held = {name: value for part in parts.values() for name, value in part.tensors().items()}
     names = sorted(held)

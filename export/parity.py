@@ -14,7 +14,7 @@ therefore held to PyTorch in two steps, neither of which knows jumps:
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ SEED = 5
 FLOOR = 1e-3
 """A gradient tensor that is smaller than this part of the largest one in its graph is compared on that scale: what is
 left there is rounding, as in a bias before a normalisation."""
-GRADIENTS = ("grad", "dz", "dv")
+GRADIENTS = ("grad", "dz", "dv", "de")
 MARGIN = 4
 ROUNDING = 1e-6
 """A tensor may also be MARGIN times as far from PyTorch in float64 as PyTorch in float32 is, all deciding alike, up to
@@ -181,9 +181,13 @@ def outputs(compiled: Compiled, call: chain.RunByName, batch: Tensor) -> Tensors
     inputs = _inputs(compiled)
     size = len(batch)
     x = {"x": batch.numpy(), **inputs["encoder"]}
+    training, stem = x, {}
+    if model.stem is not None:
+        stem = {kind: call(f"stem.{kind}", {"x": x["x"], **inputs["stem"]}) for kind in ("forward", "predict")}
+        training, x = ({**stem[kind], **inputs["encoder"]} for kind in ("forward", "predict"))
     names = [f"z.{i}" for i in range(len(represent(model)))]
     found = {"encoder.predict": call("encoder.predict", x)}
-    passes = {mode: chain.forward(compiled.stages, call, x, mode) for mode in chain.KINDS}
+    passes = {mode: chain.forward(compiled.stages, call, training, mode) for mode in chain.KINDS}
     for mode, (kind, _) in chain.KINDS.items():
         found[f"encoder.{kind}"] = passes[mode]
     total = {f"d{name}": np.zeros_like(passes["recompute"][name]) for name in names}
@@ -197,7 +201,11 @@ def outputs(compiled: Compiled, call: chain.RunByName, batch: Tensor) -> Tensors
         for name in total:
             total[name] += found[f"{part}.step"][name]
     for mode, (_, kind) in chain.KINDS.items():
-        found[f"encoder.{kind}"] = chain.backward(compiled.stages, call, x, total, passes[mode], mode)
+        found[f"encoder.{kind}"] = chain.backward(compiled.stages, call, training, total, passes[mode], mode)
+    if model.stem is not None:
+        de = {"de": found["encoder.backward"]["de"], "x": batch.numpy(), **inputs["stem"]}
+        found |= {f"stem.{kind}": results for kind, results in stem.items()}
+        found["stem.backward"] = call("stem.backward", de)
     return found
 
 
@@ -215,11 +223,12 @@ def _inputs(compiled: Compiled) -> dict[str, dict[str, NDArray[Any]]]:
 def _exact(model: MultiTaskModel) -> MultiTaskModel:
     """The model in float64."""
     targets = {task: y.double() if y.is_floating_point() else y for task, y in model.example_targets.items()}
-    encoder, *heads = (copy.deepcopy(module).double() for module in model.parts().values())
+    parts = {part: copy.deepcopy(module).double() for part, module in model.parts().items()}
     return replace(
         model,
-        encoder=encoder,
-        heads=dict(zip(model.tasks, heads, strict=True)),
+        encoder=parts["encoder"],
+        heads={task: parts[f"head.{task}"] for task in model.tasks},
+        stem=parts.get("stem"),
         example_input=model.example_input.double(),
         example_targets=targets,
     )
@@ -233,8 +242,13 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
         for module in model.parts().values():
             module.train()
             module.zero_grad(set_to_none=True)
+        source = batch
+        if model.stem is not None:
+            with Seeded(SEED):
+                e = model.stem(batch)
+            source = e.detach().requires_grad_()
         with Seeded(SEED):
-            z = tensors(model.encoder(batch))
+            z = tensors(model.encoder(source))
         forward = _arrays(numbered("z", z)) | _next_state(model.encoder)
         total = [torch.zeros_like(value) for value in z]
         for task in model.tasks:
@@ -252,15 +266,22 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
             )
         live = [value for value in z if value.requires_grad]
         torch.autograd.backward(live, [dz for value, dz in zip(z, total, strict=True) if value.requires_grad])
+        gradients = _gradients(model.encoder)
+        if model.stem is not None:
+            torch.autograd.backward(e, source.grad)
+            gradients |= _arrays({"de": cast("Tensor", source.grad)})
+            found |= {"stem.forward": _arrays({"e": e}), "stem.backward": _gradients(model.stem)}
         for kinds in chain.KINDS.values():
-            found |= zip((f"encoder.{kind}" for kind in kinds), (forward, _gradients(model.encoder)), strict=True)
+            found |= zip((f"encoder.{kind}" for kind in kinds), (forward, gradients), strict=True)
     return found
 
 
 def _evaluated(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDArray[Any]]]:
     with torch.no_grad():
-        z = tensors(model.encoder(batch))
+        z = tensors(model.encode(batch))
         found = {"encoder.predict": _arrays(numbered("z", z))}
+        if model.stem is not None:
+            found["stem.predict"] = _arrays({"e": model.stem(batch)})
         for task in model.tasks:
             prediction = model.heads[task](model.packed(z))
             loss = model.losses[task](prediction, model.example_targets[task][: len(batch)])

@@ -19,6 +19,7 @@ MAY_IMPORT = {
     "edge_runtime": ("edge_runtime",),
     "edge_runtime.__main__": ("edge_runtime", "devices"),  # hands the board's meters to the runtime
     "broker_server": ("broker_server", "edge_runtime.wire"),
+    "broker_server.__main__": ("broker_server", "edge_runtime.wire", "edge_runtime.simulation"),  # simulated devices
     "export": ("export", "edge_runtime.wire"),
     "export.__main__": ("export", "edge_runtime"),  # holds what it compiled to the engine that will run it
     "devices": ("devices",),

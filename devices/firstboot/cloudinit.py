@@ -53,10 +53,14 @@ def user_data(settings: Settings) -> bytes:
 
 
 def network_config(settings: Settings) -> bytes:
-    """Any wired interface by DHCP, and the wireless one if there is a network for it; no boot waits for either."""
+    """Any wired interface by DHCP, and the wireless one if there is a network for it.
+
+    A boot waits for the one that is meant, as long as the system does; if both were optional, systemd-networkd would
+    wait for nothing, and for its full two minutes.
+    """
     network: dict[str, object] = {
         "version": 2,
-        "ethernets": {"wired": {"match": {"name": "e*"}, "dhcp4": True, "optional": True}},
+        "ethernets": {"wired": {"match": {"name": "e*"}, "dhcp4": True, "optional": settings.wifi is not None}},
     }
     if settings.wifi is not None:
         point: dict[str, object] = {} if settings.wifi.psk is None else {"password": settings.wifi.psk}
@@ -65,7 +69,6 @@ def network_config(settings: Settings) -> bytes:
         network["wifis"] = {
             "wlan0": {
                 "dhcp4": True,
-                "optional": True,
                 "regulatory-domain": settings.wifi.country,
                 "access-points": {settings.wifi.ssid: point},
             }

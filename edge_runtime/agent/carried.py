@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime.wire.errors import TensorsInvalid
-from edge_runtime.wire.files import write_whole
-from edge_runtime.wire.tensors import TensorTable, Vector, pack, unpack
+from edge_runtime.wire.files import whole_file
+from edge_runtime.wire.tensors import TensorTable, Vector, parts_of_file, unpack
 
 
 class CarriedVectors:
@@ -40,7 +40,9 @@ class CarriedVectors:
         if vector is None:
             self._path(of_round).unlink(missing_ok=True)  # the round may have been done before, otherwise
         else:
-            write_whole(self._path(of_round), pack(table, vector))
+            with whole_file(self._path(of_round)) as file:
+                for part in parts_of_file(table, vector):
+                    file.write(part)
         for path in self._folder.glob("*.safetensors"):
             if path not in (self._path(of_round), self._path(of_round - 1)):
                 path.unlink()

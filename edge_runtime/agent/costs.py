@@ -3,16 +3,45 @@
 A plan's figures go on where a killed process left them; they are kept until another plan begins.
 """
 
-from edge_runtime.energy.account import EnergyAccount
+from typing import Protocol
+
 from edge_runtime.energy.report import RoundEnergy
 from edge_runtime.wire.energy import MAX_COVERS, MAX_FLAGS, MAX_J, MAX_SOURCE, MAX_W, Energy, Phase, PhaseEnergy
 from edge_runtime.wire.messages import Plan, Spent
 
 
+class Account(Protocol):
+    """A seam: what keeps the books, a device's EnergyAccount or a simulation's rules."""
+
+    def rounds(self) -> set[tuple[int, str]]:
+        """The rounds and groups that there are figures of."""
+        ...
+
+    def forget(self, round_: int, group: str) -> None:
+        """Drop the figures of one."""
+        ...
+
+    def begin(self, round_: int, group: str) -> None:
+        """From now on time and energy are this one's."""
+        ...
+
+    def switch(self, phase: Phase) -> None:
+        """Go on in another phase."""
+        ...
+
+    def end(self) -> None:
+        """What follows belongs to no round."""
+        ...
+
+    def report(self, round_: int, group: str) -> RoundEnergy:
+        """The figures of one, up to now."""
+        ...
+
+
 class Costs:
     """Books energy by plan, one at a time. `switch` and `energy` may be used from any thread."""
 
-    def __init__(self, account: EnergyAccount) -> None:
+    def __init__(self, account: Account) -> None:
         self._account = account
         self._plan: Plan | None = None
 

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.costs import Costs
@@ -51,35 +52,44 @@ class Stopped:
 
 
 Outcome = Done | Failed | Stopped
+Submit = Callable[[Plan, Callable[[], Outcome]], "Future[Outcome]"]
+"""A seam: where the work on a plan is run, and when its outcome is known. It must not run on the caller's thread."""
 
 
 class Job:
     """Runs a worker's calls. `graphs` is where the graphs of a plan's manifest are whole.
 
-    `residuals` is where what an update leaves out waits for the next one.
+    `residuals` is where what an update leaves out waits for the next one. Without `submit` the work has a thread here.
     """
 
     def __init__(
-        self, worker: Worker, downloads: Downloads, graphs: BlobStore, residuals: CarriedVectors, costs: Costs
+        self,
+        worker: Worker,
+        downloads: Downloads,
+        graphs: BlobStore,
+        residuals: CarriedVectors,
+        costs: Costs,
+        submit: Submit | None = None,
     ) -> None:
         self._worker = worker
         self._downloads = downloads
         self._graphs = graphs
         self._residuals = residuals
         self._costs = costs
-        self._executor = ThreadPoolExecutor(1, "work")
+        self._executor = ThreadPoolExecutor(1, "work")  # has no thread before it is used
+        self._submit = submit or (lambda _, work: self._executor.submit(work))
         self._future: Future[Outcome] | None = None
         self._cancelled = threading.Event()
         self._progress: tuple[Stage, int, int] | None = None
 
-    def start(self, plan: Plan, bytes_down: Callable[[], int], upload_bytes_per_s: float | None = None) -> None:
-        """Begin to work on a plan whose files are all here. `bytes_down` is asked when it has ended.
+    def start(self, plan: Plan, bytes_down: int, upload_bytes_per_s: float | None = None) -> None:
+        """Begin to work on a plan whose files are all here. `bytes_down` is what they took on the link.
 
         `upload_bytes_per_s` is how fast the link is, where that was measured.
         """
         self._cancelled, self._progress = threading.Event(), None
         scheme = compression.choose(plan.updates, upload_bytes_per_s)
-        self._future = self._executor.submit(self._work, plan, scheme, bytes_down, self._cancelled)
+        self._future = self._submit(plan, partial(self._work, plan, scheme, bytes_down, self._cancelled))
 
     def cancel(self) -> None:
         """Make the work end at its next report."""
@@ -102,7 +112,7 @@ class Job:
         self.cancel()
         self._executor.shutdown(wait=True)
 
-    def _work(self, plan: Plan, scheme: Scheme, bytes_down: Callable[[], int], cancelled: threading.Event) -> Outcome:
+    def _work(self, plan: Plan, scheme: Scheme, bytes_down: int, cancelled: threading.Event) -> Outcome:
         def report(stage: Stage, done: int, total: int) -> None:
             self._progress = (stage, done, total)
             if cancelled.is_set():
@@ -121,32 +131,31 @@ class Job:
         except MessageInvalid as exc:
             return Failed("error", f"the result cannot be sent: {exc}")
 
-    def _result(
-        self, plan: Plan, scheme: Scheme, bytes_down: Callable[[], int], report: Callable[[Stage, int, int], None]
-    ) -> Done:
+    def _result(self, plan: Plan, scheme: Scheme, bytes_down: int, report: Callable[[Stage, int, int], None]) -> Done:
         manifest, vector = self._downloads.load(plan)
         if plan.work == "evaluate":
             evaluation = self._worker.evaluate(plan, manifest, self._graphs, vector, report)
-            message = evaluation_message(plan, evaluation, bytes_down=bytes_down(), energy=self._costs.energy(plan))
+            message = evaluation_message(plan, evaluation, bytes_down=bytes_down, energy=self._costs.energy(plan))
             encode(message)
             return Done(message, None)
         result = self._worker.train(plan, manifest, self._graphs, vector, report)
-        report("upload", 0, 1)
+        self._costs.switch("upload")
         check_trained(result)
         file = self._write(plan, scheme, manifest.table, vector, result.weights)
         blob = describe(file, chunk_bytes=plan.weights.chunk_bytes)
-        update = update_message(plan, result, blob, scheme, bytes_down=bytes_down(), energy=self._costs.energy(plan))
+        update = update_message(plan, result, blob, scheme, bytes_down=bytes_down, energy=self._costs.energy(plan))
         encode(update)
         return Done(update, file)
 
     def _write(self, plan: Plan, scheme: Scheme, table: TensorTable, received: Vector, trained: Vector) -> bytes:
         """The update's file; what it leaves out is kept for the round after. Raises WorkRefused."""
+        begins = plan.training is not None and plan.training.first_epoch == 0
         try:
             file, residual = compression.encode(
                 table,
                 received=received,
                 trained=trained,
-                residual=self._residuals.load(table.parameters, plan.round - 1),
+                residual=None if begins else self._residuals.load(table.parameters, plan.round - 1),
                 scheme=scheme,
                 topk_fraction=plan.updates.topk_fraction,
             )

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from edge_runtime.agent.actions import (
@@ -28,9 +27,9 @@ from edge_runtime.agent.actions import (
 )
 from edge_runtime.agent.activity import Activity
 from edge_runtime.agent.carried import CarriedVectors
-from edge_runtime.agent.costs import Costs
+from edge_runtime.agent.costs import Account, Costs
 from edge_runtime.agent.downloads import Downloads
-from edge_runtime.agent.job import Done, Failed, Job
+from edge_runtime.agent.job import Done, Failed, Job, Submit
 from edge_runtime.agent.session import Session
 from edge_runtime.agent.state import State
 from edge_runtime.agent.uplink import Uplink
@@ -65,6 +64,8 @@ class Agent:
     """One device, from joining until the federation ends. `clock` is in seconds and only goes forward.
 
     Without an `account` times and nothing else are known of what a plan costs. `beat` is called while the loop runs.
+    `run` is `begin`, `step` until there is an ending, `end`; a simulation takes the steps itself, and says with
+    `submit` where the work is run.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class Agent:
         topics: Topics,
         server_key: str,
         max_download_bytes: int,
-        account: EnergyAccount | None = None,
+        account: Account | None = None,
         beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
+        submit: Submit | None = None,
     ) -> None:
         self._link = link
         self._state = state
@@ -92,7 +94,9 @@ class Agent:
             state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
         )
         self._costs = Costs(account or EnergyAccount(None))
-        self._job = Job(worker, self._downloads, state.blobs, CarriedVectors(state.root / "residual"), self._costs)
+        self._job = Job(
+            worker, self._downloads, state.blobs, CarriedVectors(state.root / "residual"), self._costs, submit
+        )
         self._uplink = Uplink(state.upload_bytes_per_s())
         pending = state.pending()
         self._session = Session(hello, pending=pending)
@@ -116,21 +120,35 @@ class Agent:
 
         In every case the status is offline afterwards, the link closed and the work ended.
         """
-        self._link.subscribe(self._topics.command(self._device))
+        self.begin()
         try:
             while self._ending is None and not stop.is_set():
                 self._beat()
-                self._step()
+                self.step(BUSY_TICK_S if self._session.busy else TICK_S)
         finally:
-            self._job.cancel()
-            self._say_goodbye()
-            self._link.close()
-            self._job.close()
-            self._costs.close()
+            self.end()
         return self._ending or Ending("stopped", "the agent was told to stop")
 
-    def _step(self) -> None:
-        event = self._link.receive(BUSY_TICK_S if self._session.busy else TICK_S)
+    @property
+    def ending(self) -> Ending | None:
+        """Why the loop ended, once it has."""
+        return self._ending
+
+    def begin(self) -> None:
+        """Listen to the server."""
+        self._link.subscribe(self._topics.command(self._device))
+
+    def end(self) -> None:
+        """End the work, say offline and close the link."""
+        self._job.cancel()
+        self._say_goodbye()
+        self._link.close()
+        self._job.close()
+        self._costs.close()
+
+    def step(self, timeout_s: float) -> None:
+        """Take one event from the link, if one comes in time, and do what follows from it, the work and the clock."""
+        event = self._link.receive(timeout_s)
         if isinstance(event, Delivery):
             self._on_delivery(event)
         elif isinstance(event, Connected):
@@ -262,7 +280,7 @@ class Agent:
                     self._fetch(plan)
                 case StartWork(plan):
                     _log.info("round %d: %s %s", plan.round, plan.work, plan.group)
-                    self._job.start(plan, partial(self._bytes_since, self._bytes_before), self._uplink.bytes_per_s)
+                    self._job.start(plan, self._link.bytes_in - self._bytes_before, self._uplink.bytes_per_s)
                 case CancelWork():
                     self._job.cancel()
                 case Keep(pending):
@@ -295,9 +313,6 @@ class Agent:
             size = sum(blob.blob.length(index) for blob in wanted for index in blob.missing)
             _log.info("round %d: fetching %d bytes", plan.round, size)
         self._do(self._session.wanted(wanted, self._clock()))
-
-    def _bytes_since(self, before: int) -> int:
-        return self._link.bytes_in - before
 
     def _say(self, message: DeviceMessage | Status) -> None:
         if isinstance(message, Refusal):

@@ -18,19 +18,21 @@ import msgspec
 import numpy as np
 
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
-from edge_runtime.engine import Engine, EngineError, engine_version
-from edge_runtime.memory import peak_rss_bytes
+from edge_runtime.engine import ARENA_BYTES, Engine, EngineError, engine_version
+from edge_runtime.memory import peak_rss_bytes, rss_bytes
 from edge_runtime.official import OfficialShelf, OfficialUnavailable
 from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.training.worker import EVALUATION_BATCH
 from edge_runtime.wire import manifest as wire
-from edge_runtime.wire.errors import WireError
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.errors import BundleInvalid, WireError
+from edge_runtime.wire.files import whole_file
 from edge_runtime.wire.messages import Training
-from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
+from edge_runtime.wire.sizes import parse_size
+from edge_runtime.wire.tensors import TensorTable, Vector, parts_of_file, transfer, unpack
 
 DONE, USAGE, BAD_DATA = 0, 2, 3
 
@@ -73,12 +75,25 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task-weights", type=_by_task, default={}, help="a=2,b=0.5,… (default: 1 for each)")
     parser.add_argument(
+        "--merging",
+        choices=("sum", "pcgrad", "cagrad"),
+        default="sum",
+        help="of the tasks' gradients at the representation (default sum)",
+    )
+    parser.add_argument(
         "--engine",
         choices=("portable", "official"),
         default="portable",
         help="official: the bundle's official artifacts, on onnxruntime-training (default portable)",
     )
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one for each core)")
+    parser.add_argument(
+        "--memory-budget",
+        type=_size,
+        metavar="SIZE",
+        help="the most memory that the process may take, such as 220MiB: the fastest way to train that stays below it "
+        "(default: every stage recomputed, no micro-batches)",
+    )
     parser.add_argument("--weights", type=Path, help="start from these weights instead of the bundle's")
     parser.add_argument("--out", type=Path, help="write the trained weights here (.safetensors)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
@@ -87,23 +102,26 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 def train(args: argparse.Namespace) -> int:
     """Train locally; the exit code."""
     with _one_sentence() as failed:
-        manifest, model, dataset = _open(args)
+        manifest, model, dataset, memory = _open(args)
         if unknown := sorted(set(args.task_weights) - set(model.tasks)):
             raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
         epochs, step_ms = [], []
         state = np.zeros(optimizer(_settings(args, 0)).table(model.table.parameters).size, np.float32)
-        learnt = None
+        learnt, micro_batch, evaluated = None, None, EVALUATION_BATCH
+        if memory is not None and memory.in_parts:
+            micro_batch = memory.plan.micro_batch
+            evaluated = min(EVALUATION_BATCH, micro_batch)
         for epoch in range(args.epochs):
             settings = _settings(args, epoch)
             clock = [time.perf_counter()]
-            trained = Trainer(model, dataset.train).train(
+            trained = Trainer(model, dataset.train, micro_batch).train(
                 settings, state, learnt=learnt, report=lambda *_, clock=clock: clock.append(time.perf_counter())
             )
             learnt = trained.learnt
             if not all(map(math.isfinite, trained.loss.values())) or not np.isfinite(model.weights).all():
                 raise UsageError(f"training diverged in epoch {epoch + 1}: a lower learning rate may help (--lr)")
             step_ms += [1000 * (after - before) for before, after in pairwise(clock)]
-            val_loss = None if dataset.val is None else evaluate(model, dataset.val, EVALUATION_BATCH)
+            val_loss = None if dataset.val is None else evaluate(model, dataset.val, evaluated)
             affinity = trained.affinities.result()
             epochs.append(
                 {
@@ -116,7 +134,7 @@ def train(args: argparse.Namespace) -> int:
             )
             if not args.json:
                 _print_epoch(epoch, trained.loss, val_loss)
-        test_loss = None if dataset.test is None else evaluate(model, dataset.test, EVALUATION_BATCH)
+        test_loss = None if dataset.test is None else evaluate(model, dataset.test, evaluated)
         result = {
             "tasks": model.tasks,
             "examples": len(dataset.train),
@@ -126,15 +144,20 @@ def train(args: argparse.Namespace) -> int:
             "test_loss": test_loss,
             "step_ms_median": statistics.median(step_ms),
             "peak_rss_bytes": peak_rss_bytes(),
+            "memory": None if memory is None else memory.use,
         }
         if args.out is not None:
-            write_whole(args.out, pack(manifest.table, model.weights))
+            with whole_file(args.out) as file:
+                for part in parts_of_file(manifest.table, model.weights):
+                    file.write(part)
         if args.json:
             print(msgspec.json.encode(result).decode())
         else:
             peak = peak_rss_bytes()
-            memory = "not measured" if peak is None else f"{peak / 2**20:.0f} MiB"
-            print(f"step {result['step_ms_median']:.1f} ms (median), peak memory {memory}")
+            said = "not measured" if peak is None else f"{peak / 2**20:.0f} MiB"
+            print(f"step {result['step_ms_median']:.1f} ms (median), peak memory {said}")
+            if memory is not None and memory.predicted_bytes is not None:
+                print(f"trained in {memory.plan}; {memory.predicted_bytes / 2**20:.0f} MiB were predicted")
     return failed.code
 
 
@@ -191,7 +214,7 @@ def _one_sentence() -> Iterator[_Outcome]:
         print(f"{exc.filename}: {exc.strerror}", file=sys.stderr)
 
 
-def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset]:
+def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, Planned | None]:
     for name in ("epochs", "batch"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1")
@@ -203,13 +226,33 @@ def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset]:
     for split in (dataset.train, dataset.val, dataset.test):
         if split is not None:
             check_fits(manifest, split)
-    engine = Engine(args.threads)
+    memory = _planned(args, manifest, dataset)
+    engine = Engine(args.threads, (memory and memory.arena_bytes) or ARENA_BYTES)
     graphs = GraphShelf(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
     step = None
     if args.engine == "official":
         path = lambda group, _: wire.official_path(args.bundle, group, wire.TRAINING)  # noqa: E731
         step = OfficialShelf(engine).of(manifest, path)
-    return manifest, Model(manifest, graphs, weights, step), dataset
+    plan = memory.plan if memory else None
+    model = Model(manifest, graphs, weights, step, keep=plan.keep if plan else (), frozen=plan.frozen if plan else 0)
+    return manifest, model, dataset, memory
+
+
+def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset) -> Planned | None:
+    """How to train in the budget that was given. Raises BudgetTooSmall, BundleInvalid and UsageError."""
+    if args.memory_budget is None:
+        return None
+    if args.engine == "official":
+        raise UsageError("--memory-budget: the official engine does not plan its memory: leave out one of them")
+    if manifest.footprint is None:
+        raise BundleInvalid(f"{args.bundle} does not say how much memory its graphs take: compile it again")
+    return planned(
+        manifest,
+        _settings(args, 0),
+        budget_bytes=args.memory_budget,
+        base_bytes=rss_bytes(),
+        evaluates=dataset.val is not None or dataset.test is not None,
+    )
 
 
 def _select(whole: wire.Manifest, args: argparse.Namespace) -> tuple[wire.Manifest, Vector]:
@@ -237,6 +280,7 @@ def _settings(args: argparse.Namespace, epoch: int) -> Training:
         "beta2": args.beta2,
         "clip_norm": args.clip_norm,
         "weighting": _weighting(args),
+        "merging": args.merging,
     }
     try:
         return msgspec.convert(settings, Training)
@@ -250,6 +294,13 @@ def _weighting(args: argparse.Namespace) -> dict[str, object] | None:
             raise UsageError(f"--task-weights: --weighting {args.weighting} learns its weights, so leave them out")
         return {"type": args.weighting}
     return {"type": "fixed", "weights": args.task_weights} if args.task_weights else None
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from exc
 
 
 def _by_task(text: str) -> dict[str, float]:

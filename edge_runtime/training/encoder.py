@@ -2,11 +2,11 @@
 
 Shapes: B samples. Recomputing holds the values that cross from stage to stage and, in the backward pass, the
 activations of one stage at a time. Keeping a stage saves its second forward pass and holds its activations while the
-heads run.
+heads run. Where the model has a stem, the encoder starts from the stem's embedding e instead of x, and gives ∂L/∂e.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +21,11 @@ Inputs = Mapping[str, Array]
 
 
 class Pass:
-    """One forward pass in training mode: the values that its stages wrote, and what those to be kept saved."""
+    """One forward pass in training mode: what it was given, what its stages wrote, and what those to be kept saved."""
 
-    def __init__(self, x: Batch, representations: int) -> None:
-        self.values: dict[str, Array] = {"x": x}
+    def __init__(self, given: Inputs, representations: int) -> None:
+        self.given = given
+        self.values: dict[str, Array] = dict(given)
         self.saved: list[Held | None] = []
         self._representations = representations
 
@@ -32,6 +33,28 @@ class Pass:
     def z(self) -> Representation:
         """The representation."""
         return tuple(self.values[f"z.{i}"] for i in range(self._representations))
+
+
+class Encodes(Protocol):
+    """A seam: the encoder may be computed here, or by somebody else."""
+
+    def at(self, *place: int) -> None:
+        """What comes next is of the batch of this place: seed, epoch, step and, of a later micro-batch, its number."""
+        ...
+
+    def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:
+        """The forward pass in training mode."""
+        ...
+
+    def backward(
+        self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs, *, release: bool = False
+    ) -> Batch | None:
+        """The gradients for ∂L/∂z; the result is ∂L/∂e, if there is an e and it is wanted."""
+        ...
+
+    def predict(self, given: Inputs, inputs: Inputs) -> Representation:
+        """The representation in evaluation mode."""
+        ...
 
 
 class Encoder:
@@ -49,17 +72,23 @@ class Encoder:
         self._graph = graph
         z = {f"z.{i}": array.shape for i, array in enumerate(manifest.representation)}
         v = {f"v.{i}": array.shape for i, array in enumerate(manifest.values)}
-        self._shapes = {"x": manifest.input.shape, **z, **v}
+        self._source = manifest.source
+        given = manifest.input if manifest.embedding is None else manifest.embedding
+        self._shapes = {self._source: given.shape, **z, **v}
         self._representations = len(z)
 
-    def forward(self, x: Batch, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:
-        """The forward pass, with parameters, state and seed as `inputs`; the next state goes to `following`.
+    def at(self, *place: int) -> None:
+        """What is random comes with the inputs: nothing else depends on the place."""
 
-        Without `backward` nothing is kept for a backward pass.
+    def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:
+        """The forward pass from x or e, by name, with parameters, state and seed as `inputs`.
+
+        The next state goes to `following`. Without `backward` nothing is kept for a backward pass.
         """
-        done = Pass(x, self._representations)
+        done = Pass(given, self._representations)
+        batch = len(given[self._source])
         for k, stage in enumerate(self._stages):
-            written = {name: self._empty(name, len(x)) for name in stage.writes}
+            written = {name: self._empty(name, batch) for name in stage.writes}
             keep = backward and self._keep[k] and k >= self._frozen
             graph = self._graph(f"encoder.{k}.{'keep' if keep else 'forward'}")
             held = graph.run({**done.values, **inputs}, {**written, **following}, hold=keep)
@@ -69,12 +98,13 @@ class Encoder:
 
     def backward(
         self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs, *, release: bool = False
-    ) -> None:
-        """The gradients of the parameters for ∂L/∂z, into the arrays of `gradients`.
+    ) -> Batch | None:
+        """The gradients of the parameters for ∂L/∂z, into the arrays of `gradients`; the result is ∂L/∂e.
 
-        With `release` each stage's values are given up when they have been used: the pass cannot be gone back again.
+        None where there is no e, or where the first stage is frozen. With `release` each stage's values are given up
+        when they have been used: the pass cannot be gone back again.
         """
-        batch = len(done.values["x"])
+        batch = len(done.values[self._source])
         arriving: dict[str, Array] = {f"dz.{i}": array for i, array in enumerate(dz)}
         for k in reversed(range(self._frozen, len(self._stages))):
             stage, saved = self._stages[k], done.saved[k]
@@ -89,6 +119,14 @@ class Encoder:
                 done.saved[k] = saved = None
             for name, array in leaving.items():
                 arriving[name] = arriving[name] + array if name in arriving else array
+        return arriving.get("de")
+
+    def predict(self, given: Inputs, inputs: Inputs) -> Representation:
+        """The representation in evaluation mode."""
+        batch = len(given[self._source])
+        z = {name: self._empty(name, batch) for name in (f"z.{i}" for i in range(self._representations))}
+        self._graph("encoder.predict").run({**given, **inputs}, z)
+        return tuple(z.values())
 
     def _empty(self, name: str, batch: int) -> Batch:
         return np.empty((batch, *self._shapes[name]), np.float32)

@@ -24,20 +24,6 @@ Matrix = NDArray[np.float64]
 Row = NDArray[np.float64]
 
 
-def gram(gradients: Sequence[Array]) -> Matrix:
-    """Inner products ⟨g_i, g_j⟩, (T, T), of T arrays of one size, summed in float64."""
-    flat = [gradient.reshape(-1) for gradient in gradients]
-    tasks, size = len(flat), flat[0].size
-    total = np.zeros((tasks, tasks))
-    rows = np.empty((tasks, min(BLOCK, size)), np.float64)
-    for start in range(0, size, BLOCK):
-        block = rows[:, : min(BLOCK, size - start)]
-        for i, gradient in enumerate(flat):
-            block[i] = gradient[start : start + BLOCK]
-        total += block @ block.T  # (T, T)
-    return total
-
-
 def pull(weights: Array, gradients: Sequence[Array], weight_decay: float) -> Row:
     """What weight decay adds for every source alike: decay · ⟨θ, g_j⟩, (T,); `weights` is as each gradient, (P,)."""
     totals = np.zeros(len(gradients))

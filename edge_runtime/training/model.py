@@ -1,7 +1,8 @@
 """A multi-task model on the engine: its graphs, bound to flat vectors of parameters, state and gradients.
 
 Shapes: B samples, T tasks. The encoder maps x (B, …) to the representation, one or more arrays z (B, …); each head's
-step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. The graphs write into views of
+step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. Where the model has a stem, that
+comes before the encoder and is trained with it. The graphs write into views of
 `gradient`; nothing is copied but the state, where it moves.
 """
 
@@ -14,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.engine import Engine, Graph
-from edge_runtime.training.encoder import Array, Batch, Encoder, Pass, Representation
+from edge_runtime.training.encoder import Array, Batch, Encoder, Encodes, Pass, Representation
+from edge_runtime.training.stem import Stem
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
@@ -36,6 +38,8 @@ Targets = Mapping[str, Target]
 Losses = dict[str, float]
 Keep = Callable[[str, float, Representation], None]
 """Called with a task, its loss and ∂L_i/∂z, which the next task overwrites; no loss (NaN) where nothing is labelled."""
+Merge = Callable[[list[Representation]], Representation]
+"""From the tasks' w_i · ∂L_i/∂z to what takes the place of their sum; it may use up its arguments."""
 
 
 class Step(Protocol):
@@ -72,12 +76,14 @@ class Model:
         whole: Step | None = None,
         keep: Sequence[bool] = (),
         frozen: int = 0,
+        encoder: Encodes | None = None,
     ) -> None:
         """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied.
 
         `whole` computes what `learn` needs in one run; without it the parts' graphs do. `keep` says which stages of the
         encoder keep their activations for the backward pass; the others recompute them. The first `frozen` stages are
-        not trained: they have no gradient.
+        not trained: they have no gradient, and nor has a stem before them. With `encoder`, that computes the encoder,
+        of which the manifest's table has nothing then.
         """
         self.manifest = manifest
         self.tasks = manifest.task_names
@@ -86,30 +92,43 @@ class Model:
         self.weights = np.array(weights)
         self.gradient = np.zeros(self.table.parameters.size, np.float32)
         self._moved = np.zeros(len(self.weights), np.float32)  # only the state of it is ever touched, and so in memory
-        self._inputs = _named(self.table, self.weights, "param")
-        self._outputs = _named(self.table.parameters, self.gradient, "grad")
-        self._next = _named(self.table, self._moved, "param")
+        self._inputs = named(self.table, self.weights, "param")
+        self._outputs = named(self.table.parameters, self.gradient, "grad")
+        self._next = named(self.table, self._moved, "param")
+        for arrays in (self._inputs, self._outputs, self._next):
+            arrays.setdefault("encoder", {})
         self._graph = graph
         self._whole = whole
-        self._encoder = Encoder(manifest, graph, keep, frozen)
+        self._encoder: Encodes = encoder or Encoder(manifest, graph, keep, frozen)
+        self._stem = None if manifest.embedding is None else Stem(manifest.embedding, graph)
         still = {f"encoder.{name}" for stage in manifest.stages[:frozen] for name in stage.parameters}
+        still |= {tensor.name for tensor in manifest.tensors if frozen and tensor.part == "stem"}
         self.trained = _ranges(self.table.parameters, still)
         """Where the trained parameters are in the vectors, in order."""
+        self.trains_encoder = encoder is not None or frozen < len(manifest.stages)
         self.reseed(0, 0, 0)
 
     @property
     def encoder(self) -> slice:
-        """Where the encoder's parameters are in the vectors."""
-        return self.table.parts["encoder"]
+        """Where the encoder's parameters are in the vectors; nowhere, if it is computed elsewhere."""
+        return self.table.parts.get("encoder", slice(0, 0))
 
     @property
     def parameters(self) -> Vector:
         """The parameters, a view of `weights` as long as `gradient`."""
         return self.weights[: len(self.gradient)]
 
-    def learn(self, x: Batch, targets: Targets, weights: Weights | None = None, keep: Keep | None = None) -> Losses:
+    def learn(
+        self,
+        x: Batch,
+        targets: Targets,
+        weights: Weights | None = None,
+        keep: Keep | None = None,
+        merge: Merge | None = None,
+    ) -> Losses:
         """The losses by task, with all gradients of Σ w_i · L_i in `gradient`; see `heads`."""
-        if self._whole is not None and keep is None and not any(isinstance(t, Labelled) for t in targets.values()):
+        labelled = not any(isinstance(target, Labelled) for target in targets.values())
+        if self._whole is not None and keep is None and merge is None and labelled:
             losses = self._whole(
                 x,
                 cast("Mapping[str, Array]", targets),
@@ -123,59 +142,73 @@ class Model:
                 self._move(part)
             return losses
         done = self.forward(x)
-        losses, total = self.heads(done.z, targets, weights, keep)
+        losses, total = self.heads(done.z, targets, weights, keep, merge)
         self.backward(done, total, release=True)
         return losses
 
     def heads(
-        self, z: Representation, targets: Targets, weights: Weights | None = None, keep: Keep | None = None
+        self,
+        z: Representation,
+        targets: Targets,
+        weights: Weights | None = None,
+        keep: Keep | None = None,
+        merge: Merge | None = None,
     ) -> tuple[Losses, Representation]:
         """Every head's step in turn: the losses by task, and what the encoder receives, Σ w_i · ∂L_i/∂z · 1/√T.
 
         A head's own gradients are of w_i · L_i. Losses, and what `keep` is shown, are without the weights; `weights`
-        are 1 where none are given.
+        are 1 where none are given. With `merge`, the gradients of all tasks are held and merged by it instead of added.
         """
-        total, dz = tuple(map(np.zeros_like, z)), tuple(map(np.empty_like, z))
+        total = tuple(map(np.zeros_like, z)) if merge is None else ()
+        dz = tuple(map(np.empty_like, z))
+        held: list[Representation] = []  # w_i · ∂L_i/∂z of the tasks so far, where they are merged
         losses: dict[str, float] = {}
         for i, task in enumerate(self.tasks):
+            if held:
+                dz = tuple(map(np.empty_like, z))
             losses[task] = self.step(task, z, targets[task], dz)
             if keep is not None:
                 keep(task, losses[task], dz)
             if weights is not None and weights[i] != 1:
                 for array in (*dz, self.gradient[self.table.parts[f"head.{task}"]]):
                     np.multiply(array, np.float32(weights[i]), out=array)
+            if merge is not None:
+                held.append(dz)
+                continue
             for summed, part in zip(total, dz, strict=True):
                 np.add(summed, part, out=summed)
+        if merge is not None:
+            total = merge(held)
         for summed in total:
             np.multiply(summed, np.float32(1 / np.sqrt(len(self.tasks))), out=summed)
         return losses, total
 
     def reseed(self, *numbers: int) -> None:
         """What is random in training from now on, in every part another: a pure function of these numbers."""
-        drawn = np.random.SeedSequence(numbers).generate_state(1 + len(self.tasks))
-        parts = ("encoder", *(f"head.{task}" for task in self.tasks))
+        parts = ("encoder", *(f"head.{task}" for task in self.tasks), *(("stem",) if self._stem else ()))
+        drawn = np.random.SeedSequence(numbers).generate_state(len(parts))
         for part, value in zip(parts, drawn, strict=True):
             self._inputs[part]["seed"] = np.array(value, np.int64)
+        self._encoder.at(*numbers)
 
     def forward(self, x: Batch) -> Pass:
-        """The encoder's forward pass in training mode; moves its state."""
-        done = self._encoder.forward(x, self._inputs["encoder"], self._next_state("encoder"))
+        """The forward pass up to the representation in training mode; moves the encoder's state."""
+        done = self._encoder.forward(self._embed(x), self._inputs["encoder"], self._next_state("encoder"))
         self._move("encoder")
         return done
 
-    def look_ahead(self, x: Batch, encoder: Vector) -> Representation:
-        """The representation z in training mode with other parameters; nothing moves.
+    def look_ahead(self, done: Pass, encoder: Vector) -> Representation:
+        """The representation z of a pass in training mode, had the encoder other parameters; nothing moves.
 
         `encoder` is the encoder's part of a vector of parameters.
         """
-        inputs = self._inputs["encoder"] | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
-        return self._encoder.forward(x, inputs, self._next_state("encoder"), backward=False).z
+        inputs = self._inputs["encoder"] | named(self.table.select(["encoder"]), encoder, "param")["encoder"]
+        return self._encoder.forward(done.given, inputs, self._next_state("encoder"), backward=False).z
 
     def encode(self, x: Batch) -> Representation:
         """The representation z in evaluation mode."""
-        z = self._empty(x)
-        self._graph("encoder.predict").run({"x": x, **self._inputs["encoder"]}, z)
-        return tuple(z.values())
+        given = {"x": x} if self._stem is None else {"e": self._stem.predict(x, self._inputs["stem"])}
+        return self._encoder.predict(given, self._inputs["encoder"])
 
     def step(self, task: str, z: Representation, target: Target, dz: Representation) -> float:
         """One head's loss; ∂L/∂z goes to `dz`, the head's gradients to `gradient`; moves the head's state.
@@ -220,12 +253,15 @@ class Model:
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
-    def backward(self, done: Pass, dz: Representation, *, release: bool = False) -> Vector:
+    def backward(self, done: Pass, dz: Representation, *, release: bool = False, stem: bool = True) -> Vector:
         """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves.
 
-        With `release` the pass is used up, and its memory free for what follows.
+        The gradient of a stem is written there as well, unless `stem` is false. With `release` the pass is used up, and
+        its memory free for what follows.
         """
-        self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
+        de = self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
+        if stem and self._stem is not None and de is not None:
+            self._stem.backward(done.values["x"], de, self._inputs["stem"], self._outputs["stem"])
         return self.gradient[self.encoder]
 
     def _loss(self, task: str, kind: str, z: Representation, target: Target) -> float:
@@ -238,9 +274,9 @@ class Model:
         self._graph(f"head.{task}.{kind}").run(inputs, {"loss": loss})
         return float(loss)
 
-    def _empty(self, x: Batch) -> dict[str, Array]:
-        arrays = self.manifest.representation
-        return numbered("z", [np.empty((len(x), *array.shape), np.float32) for array in arrays])
+    def _embed(self, x: Batch) -> dict[str, Array]:
+        """What the encoder is given in training mode; x is there in any case."""
+        return {"x": x} if self._stem is None else {"x": x, "e": self._stem.forward(x, self._inputs["stem"])}
 
     def _next_state(self, part: str) -> dict[str, Array]:
         state = self._next[part].items()
@@ -270,7 +306,7 @@ def numbered(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
     return {f"{name}.{i}": array for i, array in enumerate(arrays)}
 
 
-def _named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, Array]]:
+def named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, Array]]:
     """Views of a vector by part, under the names that the graphs give them; a part's state is with the part."""
     named: dict[str, dict[str, Array]] = {}
     for name, view in table.views(vector).items():

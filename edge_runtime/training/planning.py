@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.wire.budget import MemoryPlan, Work, choose, predict
+from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.errors import BudgetTooSmall
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import MemoryUse, Training
@@ -44,11 +45,18 @@ class Planned:
 
 
 def planned(
-    manifest: Manifest, settings: Training, *, budget_bytes: int | None, base_bytes: int | None, evaluates: bool
+    manifest: Manifest,
+    settings: Training,
+    *,
+    budget_bytes: int | None,
+    base_bytes: int | None,
+    evaluates: bool,
+    update: Updates | None = None,
 ) -> Planned:
     """The fastest plan that fits. `base_bytes` is resident before a graph is loaded, with the weights that came.
 
-    Raises BudgetTooSmall, which says what would fit.
+    `update` is how what was trained is written afterwards, None where it is not. Raises BudgetTooSmall, which says
+    what would fit.
     """
     if manifest.footprint is None or base_bytes is None:
         whole = MemoryPlan(micro_batch=settings.batch, keep=(False,) * len(manifest.stages))
@@ -59,7 +67,10 @@ def planned(
         batch=settings.batch,
         base_bytes=base_bytes,
         state_vectors=-(-state // parameters.size),
+        merges=settings.merging != "sum",
         evaluates=evaluates,
+        probe=settings.probe if settings.probe_every else None,
+        update=update,
     )
     try:
         plan = choose(manifest, UNBOUNDED if budget_bytes is None else int(MARGIN * budget_bytes), work)

@@ -16,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.training.encoder import Pass, Representation
-from edge_runtime.training.gram import first_order, gram, pull
+from edge_runtime.training.gram import first_order, pull
 from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.optimizer import look_ahead
 from edge_runtime.training.position import ProbesSoFar
+from edge_runtime.wire.conflict import gram
 from edge_runtime.wire.messages import Affinity, ProbeMethod
 
 Matrix = NDArray[np.float64]
@@ -51,7 +52,7 @@ class Probe:
             return self._exact(model, done, targets, losses, dz)
         before = [losses[task] for task in model.tasks]
         if self.method == "encoder":
-            gradients = [model.backward(done, dz[task]).copy() for task in model.tasks]
+            gradients = [model.backward(done, dz[task], stem=False).copy() for task in model.tasks]
             pulls = pull(model.weights[model.encoder], gradients, self.weight_decay)
             return first_order(gram(gradients), before, pulls)
         arrays = range(len(dz[model.tasks[0]]))
@@ -68,9 +69,9 @@ class Probe:
         ahead = np.empty_like(model.weights[model.encoder])
         values = np.empty((len(model.tasks), len(model.tasks)))
         for i, source in enumerate(model.tasks):
-            gradient = model.backward(done, dz[source])
+            gradient = model.backward(done, dz[source], stem=False)
             look_ahead(model.weights[model.encoder], gradient, lr=self.lr, weight_decay=self.weight_decay, out=ahead)
-            z = model.look_ahead(done.values["x"], ahead)
+            z = model.look_ahead(done, ahead)
             for j, target in enumerate(model.tasks):
                 values[i, j] = relative_gain(losses[target], model.loss(target, z, targets[target]), self.lr)
         return values

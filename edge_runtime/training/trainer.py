@@ -1,9 +1,10 @@
 """The training loop: batches in a seeded order, one head at a time, one encoder step for all of them.
 
 For T tasks the gradient that flows into the encoder is Σ w_i · ∂L_i/∂z · 1/√T (the released code of MAS; w_i are 1 but
-where a plan weights tasks). What follows the gradient (proximal term, clipping, the optimizer's step) sees it whole.
-A batch may be worked through in micro-batches; a probe is then of one of them.
-The optimizer's state is a vector that the caller keeps, so a round can go on where the one before it stopped.
+where a plan weights tasks), or what merging.py makes of conflicting gradients in place of the sum. What follows the
+gradient (proximal term, clipping, the optimizer's step) sees it whole. A batch may be worked through in micro-batches;
+a probe is then of one of them. The optimizer's state is a vector that the caller keeps, so a round can go on where the
+one before it stopped.
 """
 
 import math
@@ -19,7 +20,8 @@ from edge_runtime.training.accumulation import Row, micro_batches
 from edge_runtime.training.encoder import Batch, Pass, Representation
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
 from edge_runtime.training.learnt import Learnt
-from edge_runtime.training.model import Labelled, Losses, Model, Target, Targets
+from edge_runtime.training.merging import merging
+from edge_runtime.training.model import Labelled, Losses, Merge, Model, Target, Targets
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.position import Position, ProbesSoFar
 from edge_runtime.training.probe import AffinityStatistics, Probe
@@ -92,7 +94,8 @@ class Trainer:
             chosen = batch_at(order(settings.seed, epoch, len(split)), settings.batch, step)
             x, targets = load(model, split, chosen.tolist())
             prober.pass_batch(epoch * steps + step)
-            losses, norms = self._gradient(x, targets, weigh, prober, (settings.seed, epoch, step))
+            place = (settings.seed, epoch, step)
+            losses, norms = self._gradient(x, targets, weigh, prober, partial(merging, settings), place)
             if received is not None and settings.proximal_mu:
                 add_proximal(model.gradient, model.parameters, received, settings.proximal_mu)
             if settings.clip_norm:
@@ -110,7 +113,13 @@ class Trainer:
         )
 
     def _gradient(
-        self, x: Batch, targets: Targets, weigh: Weighting, prober: "_Prober", place: tuple[int, int, int]
+        self,
+        x: Batch,
+        targets: Targets,
+        weigh: Weighting,
+        prober: "_Prober",
+        merge_at: Callable[[Sequence[int]], Merge | None],
+        place: tuple[int, int, int],
     ) -> tuple[Losses, Row]:
         """The losses of a batch and the norms ‖∂L_i/∂z‖ (T,), with all gradients in `model.gradient`.
 
@@ -119,13 +128,14 @@ class Trainer:
         model = self.model
         model.reseed(*place)
         if self._micro_batch is None or self._micro_batch >= len(x):
-            return self._part(x, targets, weigh.weights, prober, norms=weigh.needs_norms)
+            return self._part(x, targets, weigh.weights, prober, merge_at(place), norms=weigh.needs_norms)
         summed = np.zeros_like(model.gradient)
         total, squares = np.full(len(model.tasks), np.nan), np.zeros(len(model.tasks))
         for number, (some, wanted, share) in enumerate(micro_batches(x, targets, self._micro_batch)):
             if number:
                 model.reseed(*place, number)
-            losses, norms = self._part(some, wanted, weigh.weights * share, prober, norms=weigh.needs_norms)
+            merge = merge_at((*place, number))
+            losses, norms = self._part(some, wanted, weigh.weights * share, prober, merge, norms=weigh.needs_norms)
             summed += model.gradient
             found = share > 0
             total[found] = np.nan_to_num(total[found]) + (share * list(losses.values()))[found]
@@ -133,7 +143,9 @@ class Trainer:
         model.gradient[:] = summed
         return dict(zip(model.tasks, total.tolist(), strict=True)), np.sqrt(squares)
 
-    def _part(self, x: Batch, targets: Targets, weights: Row, prober: "_Prober", *, norms: bool) -> tuple[Losses, Row]:
+    def _part(
+        self, x: Batch, targets: Targets, weights: Row, prober: "_Prober", merge: Merge | None, *, norms: bool
+    ) -> tuple[Losses, Row]:
         """The same of what is run at once; NaN for norms that are not asked for."""
         model = self.model
         found = np.full(len(model.tasks), np.nan)
@@ -144,9 +156,9 @@ class Trainer:
             prober.keep(task, dz)
 
         if not prober.is_due:
-            return model.learn(x, targets, weights, keep if norms else None), found
+            return model.learn(x, targets, weights, keep if norms else None, merge), found
         done = model.forward(x)
-        losses, total = model.heads(done.z, targets, weights, keep)
+        losses, total = model.heads(done.z, targets, weights, keep, merge)
         prober.measure(done, targets, losses)
         model.backward(done, total, release=True)
         return losses, found
@@ -160,12 +172,12 @@ class _Prober:
     """When affinities are probed, with what, and what came of it.
 
     A probe is due at every so many batches of the group, counted through its rounds. It waits for a batch with a loss
-    of every task: without labels there is nothing to gain on.
+    of every task: without labels there is nothing to gain on. Nor is there for an encoder that is frozen whole.
     """
 
     def __init__(self, model: Model, settings: Training, enter: Enter, before: ProbesSoFar | None) -> None:
         self._model = model
-        self._every = settings.probe_every
+        self._every = settings.probe_every if model.trains_encoder else 0
         self._probe = Probe(method=settings.probe, lr=settings.lr, weight_decay=settings.weight_decay)
         self._enter = enter
         self._kept: dict[str, Representation] = {}

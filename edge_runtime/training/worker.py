@@ -24,6 +24,7 @@ from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.position import Position
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan, Training
@@ -46,8 +47,11 @@ class LocalWorker:
         official: OfficialUse = "off",
         checkpoint_s: float = CHECKPOINT_S,
         memory_budget_bytes: int | None = None,
+        shelf: GraphShelf | None = None,
     ) -> None:
-        """`checkpoint_s` is at least between two checkpoints of training; 0 makes one after every step.
+        """`shelf` is one that others use too, and with it their engine; without it the worker makes its own.
+
+        `checkpoint_s` is at least between two checkpoints of training; 0 makes one after every step.
 
         `memory_budget_bytes` is the most that the process may take; None is what is free now, less a reserve.
         """
@@ -62,7 +66,7 @@ class LocalWorker:
         self._threads = threads
         self._use: OfficialUse = official if trains() else "off"
         self._engine: Engine | None = None
-        self._shelf: GraphShelf | None = None
+        self._shelf = shelf
         self._official: OfficialShelf | None = None
         self._momentum = CarriedVectors(state / "momentum")
         self._learnt = LearntStore(state / "weighting")
@@ -101,11 +105,12 @@ class LocalWorker:
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        memory = self._planned(manifest, settings) if whole is None else None
+        memory = self._planned(manifest, settings, plan.updates) if whole is None else None
         model = self._model(manifest, store, start, split, whole, memory)
         layout = optimizer(settings).table(manifest.table.parameters)
         key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
-        state = self._momentum.load(layout, plan.round - 1)
+        begins = settings.first_epoch == 0  # a group's first round: nothing is carried over from another phase
+        state = None if begins else self._momentum.load(layout, plan.round - 1)
         if state is None:
             state = np.zeros(layout.size, np.float32)
         before = self._checkpoint.load(key, model.weights, state)
@@ -126,7 +131,7 @@ class LocalWorker:
             trained = Trainer(model, split, memory.plan.micro_batch if memory else None).train(
                 settings,
                 state,
-                learnt=self._learnt.load(plan.bundle.digest, plan.round),
+                learnt=None if begins else self._learnt.load(plan.bundle.digest, plan.round),
                 received=start[: len(model.parameters)],
                 after=before.position if before else None,
                 save=save,
@@ -174,7 +179,7 @@ class LocalWorker:
             peak_rss_bytes=peak_rss_bytes(),
         )
 
-    def _planned(self, manifest: Manifest, settings: Training) -> Planned:
+    def _planned(self, manifest: Manifest, settings: Training, update: Updates) -> Planned:
         """How to train in the budget. Raises WorkRefused if nothing fits."""
         came_bytes = 4 * manifest.table.size
         try:
@@ -184,6 +189,7 @@ class LocalWorker:
                 budget_bytes=self._budget_bytes,
                 base_bytes=None if self._base_bytes is None else self._base_bytes + came_bytes,
                 evaluates=self._dataset.val is not None,
+                update=update,
             )
         except BudgetTooSmall as exc:
             raise WorkRefused("memory", str(exc)) from exc

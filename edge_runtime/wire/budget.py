@@ -11,6 +11,9 @@ What a process that trains has resident at its peak is the sum of
 - the engine, and its sessions, which grow with the nodes of their graphs;
 - the vectors: weights, state that moves, gradient, the optimizer's state;
 - the arrays that the step holds: the batch, the values between stages and their gradients;
+- what a probe adds while it lasts: a copy of every task's ∂L/∂z, and by the method used the encoder's parameters or
+  every task's gradient of them, the sessions of the graphs that it alone runs, and the arena with nothing given up;
+- in place of vectors and arrays, if that is more: the weights and what writing the update takes, when all is trained;
 - the engine's arena: what kept stages have saved, and what the running graph takes. It does not give back what it has
   taken once, and keeps a table of its chunks. The prediction is for an arena that begins with `arena_bytes`, which is
   what an engine for this plan is started with.
@@ -24,9 +27,11 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 
+from edge_runtime.wire.compression import Updates, working_bytes
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.footprint import Footprint, GraphFootprint
 from edge_runtime.wire.manifest import Array, Manifest, Stage
+from edge_runtime.wire.messages import ProbeMethod
 
 ENGINE_BYTES = 13_000_000
 """The first session and its first run: onnxruntime's code and tables, and the threads."""
@@ -38,6 +43,8 @@ SLACK = 1.05
 MIB = 1024**2
 FREE_CHOICE = 8
 """Up to so many stages any of them may be kept; of more stages the last ones are."""
+GRAM_BLOCK = 16_384
+"""Elements of every task's gradient that are multiplied at once, as float64."""
 ELEMENT_BYTES = {"float32": 4, "int64": 8}
 
 
@@ -68,8 +75,14 @@ class Work:
     """Resident before the first graph is loaded."""
     state_vectors: int = 1
     """Vectors as long as the parameters, besides weights and gradient: 1 for momentum, 2 for AdamW, 1 for FedProx."""
+    merges: bool = False
+    """Whether conflicting gradients are merged: then ∂L_i/∂z of every task is held while the heads run."""
     evaluates: bool = True
     """Whether losses are also measured in evaluation mode, in micro-batches as well."""
+    probe: ProbeMethod | None = None
+    """By what affinities are probed, None if they are not."""
+    update: Updates | None = None
+    """How the update is written, None if none is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +95,8 @@ class Prediction:
     arrays: int
     kept: int
     transient: int
+    update: int = 0
+    """When training is over, instead of vectors and arrays: the weights and what writing the update takes."""
 
     @property
     def arena_bytes(self) -> int:
@@ -95,8 +110,9 @@ class Prediction:
 
     @property
     def peak(self) -> int:
-        """All of it."""
-        return self.base + self.sessions + self.vectors + self.arrays + self.kept + self.transient + self.table
+        """All that there is at once."""
+        ours = max(self.vectors + self.arrays, self.update)
+        return self.base + self.sessions + ours + self.kept + self.transient + self.table
 
 
 def predict(manifest: Manifest, plan: MemoryPlan, work: Work) -> Prediction:
@@ -164,18 +180,23 @@ class _Model:
         self._graphs = _footprint(manifest).graphs
         z = {f"z.{i}": array for i, array in enumerate(manifest.representation)}
         v = {f"v.{i}": array for i, array in enumerate(manifest.values)}
-        self._sample_bytes = {name: _sample_bytes(a) for name, a in ({"x": manifest.input} | z | v).items()}
+        e = {} if manifest.embedding is None else {"e": manifest.embedding}
+        self._sample_bytes = {name: _sample_bytes(a) for name, a in ({"x": manifest.input} | e | z | v).items()}
+        self._embedded = set(e)
         self._representation = sum(self._sample_bytes[name] for name in z)
         self._targets = sum(_sample_bytes(task.target) for task in manifest.tasks)
 
     def predict(self, plan: MemoryPlan) -> Prediction:
         stages, batch = self._manifest.stages, plan.micro_batch
-        kinds = [
+        kinds: list[tuple[str, str | None]] = [
             ("forward", None) if k < plan.frozen else ("keep", "kept") if plan.keep[k] else ("forward", "backward")
             for k in range(len(stages))
         ]
         held = [0]
-        peaks = []
+        peaks: list[tuple[int, GraphFootprint]] = []
+        # The stem runs when nothing is saved yet, and again when all that was saved is given up.
+        before = [f"stem.{kind}" for kind in ("forward", *(() if plan.frozen else ("backward",))) if self._embedded]
+        peaks += [(0, self._graph(name)) for name in before]
         for k, (kind, _) in enumerate(kinds):
             peaks.append((held[-1], self._graph(f"encoder.{k}.{kind}")))
             held.append(held[-1] + peaks[-1][1].held(batch))
@@ -183,10 +204,15 @@ class _Model:
         peaks += [(held[-1], self._graph(name)) for name in steps]
         # The backward pass gives up what a stage has saved when the stage is done.
         peaks += [(held[k + 1], self._graph(f"encoder.{k}.{kind}")) for k, (_, kind) in enumerate(kinds) if kind]
-        names = [*steps, *(f"encoder.{k}.{kind}" for k, both in enumerate(kinds) for kind in both if kind)]
+        names = [*before, *steps, *(f"encoder.{k}.{kind}" for k, both in enumerate(kinds) for kind in both if kind)]
+        probe = self._probed(plan)
+        probe_peaks, probe_names = self._probe(probe, held[-1], kinds)
+        peaks += probe_peaks
+        names += probe_names
         if self._work.evaluates:
             tasks = self._manifest.task_names
             measured = ["encoder.predict", *(f"head.{task}.evaluate" for task in tasks)]
+            measured += ["stem.predict"] * len(self._embedded)
             peaks += [(0, self._graph(name)) for name in measured]
             names += measured
         kept, transient = max(((held, graph.transient(batch)) for held, graph in peaks), key=sum)
@@ -197,33 +223,69 @@ class _Model:
             arrays=self._arrays(plan, stages),
             kept=kept,
             transient=transient,
+            update=self._update(),
         )
+
+    def _probed(self, plan: MemoryPlan) -> ProbeMethod | None:
+        """By what is probed: nothing is where all of the encoder is frozen."""
+        return self._work.probe if plan.frozen < len(plan.keep) else None
+
+    def _probe(
+        self, probe: ProbeMethod | None, held_bytes: int, kinds: list[tuple[str, str | None]]
+    ) -> tuple[list[tuple[int, GraphFootprint]], list[str]]:
+        """What a probe runs while all that the forward pass has saved is held, and the graphs that it alone needs."""
+        if probe in {None, "representation"}:
+            return [], []
+        backward = [f"encoder.{k}.{kind}" for k, (_, kind) in enumerate(kinds) if kind]
+        names = []
+        if probe == "exact":
+            names = [f"encoder.{k}.forward" for k in range(len(kinds))]
+            names += [f"head.{task}.loss" for task in self._manifest.task_names]
+        return [(held_bytes, self._graph(name)) for name in [*names, *backward]], names
+
+    def _update(self) -> int:
+        if self._work.update is None:
+            return 0
+        return 4 * self._manifest.table.size + working_bytes(self._manifest.table, self._work.update)
 
     def _graph(self, name: str) -> GraphFootprint:
         return self._graphs[self._manifest.graphs[name].digest]
 
     def _sessions(self, names: list[str]) -> int:
-        loaded = {self._manifest.graphs[name].digest for name in names}
+        loaded = {self._manifest.graphs[name].digest for name in names}  # a file that several need is loaded once
         return ENGINE_BYTES + sum(NODE_BYTES * self._graphs[digest].nodes for digest in loaded)
 
     def _vectors(self, plan: MemoryPlan) -> int:
         table = self._manifest.table
         parameters, state = table.parameters.size, table.size - table.parameters.size
         vectors = 2 + self._work.state_vectors + (plan.micro_batch < self._work.batch)
-        return 4 * (vectors * parameters + 2 * state)
+        tasks, probe = len(self._manifest.tasks), self._probed(plan)
+        gradients: dict[ProbeMethod | None, int] = {"exact": 1, "encoder": tasks}
+        encoder = sum(tensor.size for tensor in table.tensors if tensor.part == "encoder")
+        rows = 8 * tasks * GRAM_BLOCK if probe in {"encoder", "representation"} else 0
+        return 4 * (vectors * parameters + 2 * state + gradients.get(probe, 0) * encoder) + rows
 
     def _arrays(self, plan: MemoryPlan, stages: tuple[Stage, ...]) -> int:
         """The most that the step's arrays take at any time; the batch is there whole."""
         sizes = self._sample_bytes
         given = self._work.batch * (sizes["x"] + self._targets)
-        values = {name for stage in stages for name in stage.writes}
+        values = {name for stage in stages for name in stage.writes} | self._embedded
+        held = self._bytes(values)  # while a probe lasts, nothing of it is given up
         flowing: set[str] = set()
-        moments = [self._bytes(values) + 2 * self._representation]  # the heads
+        gradients = max(2, len(self._manifest.tasks)) if self._work.merges else 2
+        moments = [held + gradients * self._representation]  # the heads
+        probing = 0
         for k in reversed(range(plan.frozen, len(stages))):
             flowing |= set(stages[k].reads) - {"x"}
             moments.append(self._bytes(values) + self._representation + self._bytes(flowing))
+            probing = max(probing, self._bytes(flowing))
             flowing -= set(stages[k].writes)
             values -= set(stages[k].writes)
+        if (probe := self._probed(plan)) is not None:
+            tasks = len(self._manifest.tasks)
+            more: dict[ProbeMethod, int] = {"representation": 0, "exact": max(held, probing), "encoder": probing}
+            kept = held + tasks * self._representation
+            moments.append(kept + max(gradients * self._representation, self._representation + more[probe]))
         return max(2 * given, given + plan.micro_batch * max(moments))
 
     def _bytes(self, names: set[str]) -> int:

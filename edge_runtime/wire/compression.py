@@ -67,6 +67,26 @@ def choose(updates: Updates, upload_bytes_per_s: float | None) -> Scheme:
     return "int8" if upload_bytes_per_s >= TOPK_BELOW_BYTES_PER_S else "topk"
 
 
+def working_bytes(table: TensorTable, updates: Updates) -> int:
+    """The most that writing an update allocates: its file, and the residuals before and after it, among the rest.
+
+    For each parameter: fp32 the file; fp16 the change, twice the delta and twice the file, and what is tested to be
+    finite; int8 and topk two residuals and a third vector (a tensor in steps, or the sizes of all changes) with its
+    mask, topk three times the places of what it sends. `auto` is the most of them. State is sent in full.
+    """
+    parameters = table.parameters.size
+    sent = max(1, int(updates.topk_fraction * parameters))
+    largest = {
+        "fp32": 4 * table.size,
+        "fp16": 11 * parameters,
+        "int8": 13 * parameters,
+        "topk": 13 * parameters + 24 * sent,
+    }
+    largest["auto"] = max(largest.values())
+    state_bytes = 0 if updates.scheme == "fp32" else 3 * 4 * (table.size - parameters)
+    return largest[updates.scheme] + state_bytes + MAX_HEADER_BYTES
+
+
 def max_bytes(full_bytes: int) -> int:
     """The most bytes that an update may have where the weights in full have `full_bytes`."""
     return full_bytes + MAX_HEADER_BYTES
@@ -166,7 +186,8 @@ def _to_int8(parameters: TensorTable, change: Vector) -> Arrays:
         part = change[where]
         scale = np.maximum(part.max(), -part.min()) / _LEVELS
         if scale >= _LEAST:
-            steps = np.rint(part / scale)  # in −127 … 127
+            steps = part / scale
+            np.rint(steps, out=steps)  # in −127 … 127
             delta[where], scales[i] = steps, scale
             steps *= scale
             part -= steps
@@ -175,7 +196,7 @@ def _to_int8(parameters: TensorTable, change: Vector) -> Arrays:
 
 def _to_topk(change: Vector, k: int) -> Arrays:
     """The k largest changes, of equal ones the first, zeros never; `change` becomes what is left."""
-    chosen = _largest(np.abs(change), k)  # (k,), ascending
+    chosen = _largest(change, k)  # (k,), ascending
     values = change[chosen]
     scale = np.abs(values).max(initial=0)
     if scale < _LEAST:
@@ -194,9 +215,12 @@ def _to_topk(change: Vector, k: int) -> Arrays:
     }
 
 
-def _largest(sizes: Vector, k: int) -> NDArray[np.intp]:
-    """Where the k largest of `sizes` (P,), none of them negative, are: ascending, without zeros."""
-    threshold = np.partition(sizes, len(sizes) - k)[len(sizes) - k]
+def _largest(change: Vector, k: int) -> NDArray[np.intp]:
+    """Where the k largest sizes of `change` (P,) are: ascending, without zeros."""
+    sizes = np.abs(change)
+    sizes.partition(len(sizes) - k)
+    threshold = sizes[len(sizes) - k]
+    np.abs(change, out=sizes)
     above = np.flatnonzero(sizes > threshold)
     equal = np.flatnonzero(sizes == threshold)[: k - len(above)] if threshold else above[:0]
     return np.sort(np.concatenate([above, equal]))

@@ -20,9 +20,12 @@ Graph names, inputs and outputs (B is the micro-batch, the only dimension that v
     encoder.<k>.kept       saved.0 …, d<write> …   → d<read> …, grad.<name> …     reads too, where it uses them
     head.<task>.step       z.0 …, target (B, …)    → loss (), dz.0 (B, …) …, grad.<name> …, next.<name> …
     head.<task>.loss       z.0 …, target           → loss ()
+    stem.forward           x (B, …)                → e (B, …)
+    stem.backward          x, de                   → grad.<name> …                recomputes the forward pass
 
     evaluation mode
-    encoder.predict        x                       → z.0 …
+    stem.predict           x                       → e
+    encoder.predict        x, or e                 → z.0 …
     head.<task>.evaluate   z.0 …, target           → loss ()
     head.<task>.predict    z.0 …                   → prediction (B, …)
 
@@ -30,6 +33,10 @@ In training the encoder is a chain of stages, k = 0, 1 …, so that its backward
 at a time. A stage reads and writes values: x, the arrays z.0, z.1 … of the representation, and those that only later
 stages want, v.0, v.1 …; d<value> is ∂L/∂value, a sum where several read it (nothing is for x). What a stage's backward
 pass needs is computed anew (forward, backward) or kept (keep, kept), as the device chooses for each stage.
+
+A model may have a stem before its encoder, a part of its own: the encoder's stages then read its embedding e in place
+of x, and give ∂L/∂e. So the encoder, which knows neither images nor labels, can be computed elsewhere. Without a stem
+there are neither its graphs nor `embedding`. With one no part has state.
 
 A graph has as inputs those parameters of its part that it uses, param.<name>, and, where it uses them, the state of its
 part as state.<name> and seed () int64, which fixes what is random (dropout). The names are the tensors' without their
@@ -67,11 +74,11 @@ MAX_VALUES = 256
 GraphName = Annotated[
     str,
     Meta(
-        pattern=r"^(encoder\.(predict|[0-9]{1,2}\.(forward|backward|keep|kept))"
+        pattern=r"^(encoder\.(predict|[0-9]{1,2}\.(forward|backward|keep|kept))|stem\.(forward|backward|predict)"
         r"|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|evaluate|predict))\Z"
     ),
 ]
-ValueName = Annotated[str, Meta(pattern=r"^(x|[zv]\.(0|[1-9][0-9]{0,2}))\Z")]
+ValueName = Annotated[str, Meta(pattern=r"^(x|e|[zv]\.(0|[1-9][0-9]{0,2}))\Z")]
 Text = Annotated[str, Meta(max_length=200)]
 
 
@@ -162,6 +169,13 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     versions: Annotated[dict[Text, Text], Meta(max_length=100)]
     official: Official | None = None
     footprint: Footprint | None = None
+    embedding: Array | None = None
+    """What the stem makes of the input for the encoder; null where there is no stem."""
+
+    @property
+    def source(self) -> str:
+        """The value that the encoder starts from: x, or what the stem makes of it, e."""
+        return "x" if self.embedding is None else "e"
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -180,6 +194,25 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 return task
         raise BundleInvalid(f"the bundle has no task {name!r}; it has {', '.join(self.task_names)}")
 
+    @property
+    def general(self) -> TensorTable:
+        """The table of the encoder's parameters alone: what the host of a general model has."""
+        return self.table.select(["encoder"])
+
+    def local(self) -> "Manifest":
+        """What a device has whose encoder is computed elsewhere: stem and heads, their tensors and graphs.
+
+        It describes a part of a bundle, and is no bundle's manifest.
+        """
+        table = self.table
+        return msgspec.structs.replace(
+            self,
+            tensors=table.select(part for part in table.parts if part != "encoder").tensors,
+            graphs={name: file for name, file in self.graphs.items() if _part(name) != "encoder"},
+            stages=(),
+            values=(),
+        )
+
     def needs(self, *, official: bool = False) -> dict[str, int]:
         """Digests and bytes of the files that a device trains with; `official` adds the official training model."""
         files = [*self.graphs.values()]
@@ -192,7 +225,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         group = group_id(tasks)
         artifacts = self.official.groups.get(group) if self.official else None
         kept = tuple(self.task(name) for name in sorted(set(tasks)))
-        parts = _parts(tasks)
+        parts = _parts(tasks, stem=self.embedding is not None)
         table = self.table
         graphs = {name: file for name, file in self.graphs.items() if _part(name) in parts}
         digests = {file.digest for file in graphs.values()}
@@ -207,15 +240,16 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
 
-def graph_names(tasks: Tasks, stages: int) -> tuple[str, ...]:
-    """The graphs that a bundle of these tasks and so many stages has."""
+def graph_names(tasks: Tasks, stages: int, *, stem: bool = False) -> tuple[str, ...]:
+    """The graphs that a bundle of these tasks and so many stages has, with a stem or without."""
     encoder = (f"encoder.{k}.{kind}" for k in range(stages) for kind in ("forward", "backward", "keep", "kept"))
     heads = (f"head.{task}.{kind}" for task in tasks for kind in ("step", "loss", "evaluate", "predict"))
-    return ("encoder.predict", *encoder, *heads)
+    before = ("stem.forward", "stem.backward", "stem.predict") if stem else ()
+    return ("encoder.predict", *encoder, *heads, *before)
 
 
-def _parts(tasks: Tasks) -> tuple[str, ...]:
-    return ("encoder", *(f"head.{task}" for task in tasks))
+def _parts(tasks: Tasks, *, stem: bool) -> tuple[str, ...]:
+    return ("encoder", *(f"head.{task}" for task in tasks), *(("stem",) if stem else ()))
 
 
 def _part(graph: str) -> str:
@@ -246,11 +280,12 @@ def decode(data: bytes) -> Manifest:
     names = manifest.task_names
     if names != tuple(sorted(set(names))):
         raise BundleInvalid("the manifest's tasks are not in the order of their names, or one is there twice")
-    if odd := sorted(set(graph_names(names, len(manifest.stages))) ^ set(manifest.graphs)):
+    stem = manifest.embedding is not None
+    if odd := sorted(set(graph_names(names, len(manifest.stages), stem=stem)) ^ set(manifest.graphs)):
         raise BundleInvalid(f"the manifest's graphs and tasks disagree about graph {odd[0]!r}")
     stateful = {part for part in parts if part.startswith(STATE)}
-    odd = sorted((parts - stateful) ^ set(_parts(names)) | {s for s in stateful if s.removeprefix(STATE) not in parts})
-    if odd:
+    unknown = {part for part in stateful if stem or part.removeprefix(STATE) not in parts}
+    if odd := sorted((parts - stateful) ^ set(_parts(names, stem=stem)) | unknown):
         raise BundleInvalid(f"the tensor table and the tasks disagree about part {odd[0]!r}")
     _check_stages(manifest)
     if manifest.footprint is not None:
@@ -263,7 +298,7 @@ def decode(data: bytes) -> Manifest:
 def _check_stages(manifest: Manifest) -> None:
     """Every value is written once, before it is read; every parameter of the encoder is in one stage."""
     wanted = {f"z.{i}" for i in range(len(manifest.representation))} | {f"v.{i}" for i in range(len(manifest.values))}
-    known = {"x"}
+    known = {manifest.source}
     for k, stage in enumerate(manifest.stages):
         if odd := sorted(set(stage.reads) - known):
             raise BundleInvalid(f"stage {k} of the encoder reads {odd[0]!r}, which no stage before it writes")

@@ -88,6 +88,11 @@ ProbeMethod = Literal["exact", "encoder", "representation"]
 """Affinities by look-ahead, or to first order from the encoder's or the representation's gradients."""
 
 
+Merging = Literal["sum", "pcgrad", "cagrad"]
+"""Tasks' gradients are added, or what pulls against others is taken out first, or the worst-off is helped most."""
+CAGradRadius = Annotated[float, Meta(ge=0, lt=1)]
+
+
 class FixedWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fixed"):
     """Each task's loss counts so much; 1 for a task that is not named."""
 
@@ -135,6 +140,10 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """FedProx: add mu · (w − w_received) to the gradient."""
     weighting: TaskWeighting | None = None
     """How much each task's loss counts; null for the plain sum."""
+    merging: Merging = "sum"
+    """How the tasks' gradients at the representation are merged."""
+    cagrad_c: CAGradRadius = 0.4
+    """For `cagrad`: how far from their mean it may go, in parts of the mean's length."""
 
 
 class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

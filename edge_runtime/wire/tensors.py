@@ -4,10 +4,10 @@ Rules
 - A table lists tensors in the order of their names, without gaps: the vector is then byte for byte the data
   section of the safetensors file, so loading needs no copy and the same values give the same bytes.
 - The first component of a name, or the first two where it is `head`, is the tensor's part: `encoder`,
-  `head.depth`. A part is one contiguous slice of the vector.
+  `head.depth`, `stem`. A part is one contiguous slice of the vector.
 - What training changes without a gradient (running statistics of batch normalisation) is state. Its names begin with
   `state.` and then with a part's name: `state.encoder.stem.running_mean` is in part `state.encoder`. State sorts after
-  all parameters, so the parameters are the front of the vector.
+  all parameters, so the parameters are the front of the vector; where there is a stem, no part has state.
 - A file is checked against the table (names, shapes, dtype, length, finite values) before it is used.
 """
 
@@ -18,7 +18,6 @@ from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
-import safetensors.numpy
 from msgspec import Meta
 from numpy.typing import NDArray
 
@@ -48,7 +47,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def part(self) -> str:
-        """The part of the model that the tensor belongs to: `encoder` or `head.<task>`, or the state of one."""
+        """The part of the model that the tensor belongs to: `encoder`, `head.<task>` or `stem`, or the state of one."""
         return part_of(self.name)
 
 
@@ -131,7 +130,23 @@ class TensorTable:
 
 def pack(table: TensorTable, vector: Vector) -> bytes:
     """The vector as a safetensors file: same values, same bytes."""
-    return safetensors.numpy.save(table.views(np.ascontiguousarray(vector)))
+    return b"".join(parts_of_file(table, vector))
+
+
+def parts_of_file(table: TensorTable, vector: Vector) -> tuple[bytes, memoryview]:
+    """The same file as its header and its data, a view of the vector: no copy of a model that memory is short for.
+
+    The header is what safetensors writes: the length in 8 bytes, little-endian, and JSON, filled up with spaces to a
+    multiple of 8.
+    """
+    table.check(vector)
+    entries = {
+        t.name: {"dtype": "F32", "shape": t.shape, "data_offsets": (4 * t.offset, 4 * (t.offset + t.size))}
+        for t in table.tensors
+    }
+    header = msgspec.json.encode(entries)
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header, np.ascontiguousarray(vector).data.cast("B")
 
 
 _Bytes = Annotated[int, Meta(ge=0, le=4 * MAX_ELEMENTS)]

@@ -346,7 +346,7 @@ class World:
             bundle=self.bundle,
             folder=self.root / "bundle",
             key=self.key,
-            strategy=config.strategy(self.bundle.task_names),
+            strategy=config.planner(self.bundle.task_names),
             training=config.training,
             updates=config.updates,
             tasks=self.bundle.task_names,

@@ -45,6 +45,16 @@ def test_ledger_task_order_and_missing_tasks():
     assert not result.complete
 
 
+def test_ledger_rounds_and_devices():
+    ledger = AffinityLedger(("a",))
+    for key in ((4, "y"), (0, "z"), (0, "x"), (2, "y")):
+        ledger.add(*key, affinity(((1.0 + key[0],),), tasks=("a",)))
+    assert (ledger.rounds, ledger.devices) == ((0, 2, 4), ("x", "y", "z"))
+    part = ledger.between(1, 4)
+    assert (part.rounds, part.devices, len(ledger)) == ((2, 4), ("y",), 4)
+    np.testing.assert_array_equal(part.result().values, [[4.0]])
+
+
 def test_ledger_empty():
     result = AffinityLedger(("a", "b")).result()
     assert not result.complete

@@ -72,7 +72,7 @@ def test_read_missing_file_or_folder(tmp_path):
 
 def test_config_strategy_for_too_few_tasks():
     with pytest.raises(SplitImpossible):
-        ServerConfig(groups=3).strategy(("a", "b"))
+        ServerConfig(groups=3).planner(("a", "b"))
 
 
 def test_read_how_devices_train_in_a_table_of_its_own(tmp_path):
@@ -110,6 +110,17 @@ def test_read_how_devices_train_in_a_table_of_its_own(tmp_path):
 )
 def test_config_weighting(keys, expected):
     assert read(None, **keys).training.weighting == expected
+
+
+def test_config_merging(tmp_path):
+    path = tmp_path / "server.toml"
+    path.write_text("[training]\nmerging = 'cagrad'\ncagrad_c = 0.2\n")
+    assert (read(path).training.merging, read(path).training.cagrad_c) == ("cagrad", 0.2)
+    assert ServerConfig().training.merging == "sum"
+    with pytest.raises(ConfigInvalid, match="merging"):
+        read(None, merging="mean")
+    with pytest.raises(ConfigInvalid, match="cagrad_c"):
+        read(None, cagrad_c=1.0)
 
 
 def test_config_keys_of_the_training_table_are_keys():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.split import SplitImpossible, confidence, score, search, self_affinity
+from broker_server.split import SplitImpossible, score, search, self_affinity
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "fixtures" / "split_golden.json").read_text())
 TASKS, VALUES = GOLDEN["tasks"], GOLDEN["values"]
@@ -124,11 +124,3 @@ def test_score_of_an_unknown_task_or_a_task_left_out():
         score(["a", "b"], np.zeros((2, 2)), [["a", "z"], ["b"]])
     with pytest.raises(SplitImpossible, match="'b' is in no group"):
         score(["a", "b"], np.zeros((2, 2)), [["a"]])
-
-
-def test_confidence_falls_as_the_errors_grow():
-    found = search(TASKS, VALUES, 2, "exactly")
-    sure = confidence(TASKS, VALUES, np.full((5, 5), 1e-6), found, groups=2)
-    unsure = confidence(TASKS, VALUES, np.full((5, 5), 5.0), found, groups=2)
-    assert sure == 1.0
-    assert unsure < 0.5

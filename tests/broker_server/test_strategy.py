@@ -1,75 +1,16 @@
-import msgspec
-import numpy as np
 import pytest
 
-from broker_server.affinity import Affinities
-from broker_server.split import SplitImpossible
-from broker_server.strategy import Mas, Phase, assignment, learning_rate, source_group
-
-TASKS = ("a", "b", "c")
-VALUES = np.array([[0, 5.0, 0], [5.0, 0, 0], [0, 0, 0]])
+from broker_server.strategy import Phase, assignment, learning_rate, serving, source_group
 
 
-def affinities(counts=1):
-    ones = np.ones((3, 3))
-    return Affinities(tasks=TASKS, values=VALUES, counts=np.full((3, 3), counts), variance=ones, standard_error=ones)
-
-
-def mas(**changes):
-    settings = {"merged_rounds": 4, "split_rounds": 2, "probe_rounds": 1, "groups": 2} | changes
-    return Mas(TASKS, **settings)
-
-
-def walk(strategy, measured):
-    done = []
-    while phase := strategy.next(done, measured):
-        done.append(phase)
-    return done
-
-
-def test_mas_phases_in_order():
-    done = walk(mas(), affinities())
-    assert [(p.name, p.work, p.start, p.steps) for p in done] == [
-        ("before", "evaluate", None, 1),
-        ("merge", "train", None, 4),
-        ("merged", "evaluate", "merge", 1),
-        ("split", "train", "merge", 4),
-        ("end", "evaluate", "split", 2),
-    ]
-    assert done[3].groups == done[4].groups == (("a", "b"), ("c",))
-    assert done[3].split.mode == "exactly"
-
-
-@pytest.mark.parametrize("mode", ["exactly", "at_most", "overlap"])
-def test_mas_with_one_group_ends_with_the_merged_model(mode):
-    done = walk(mas(groups=1, mode=mode), affinities(counts=0))
-    assert [p.name for p in done] == ["before", "merge", "merged"]
-
-
-def test_mas_without_affinities_cannot_split():
-    with pytest.raises(SplitImpossible, match="no device measured"):
-        walk(mas(), affinities(counts=0))
-
-
-def test_mas_more_groups_than_tasks():
-    with pytest.raises(SplitImpossible):
-        mas(groups=4)
-    assert len(walk(mas(groups=4, mode="at_most"), affinities())[3].groups) <= 3
-
-
-def test_mas_probes_in_a_window_of_rounds():
-    merge = walk(mas(probe_from=1, probe_rounds=2), affinities())[1]
-    assert [assignment(merge, step, 0).probe for step in range(4)] == [False, True, True, False]
-
-
-def test_mas_phase_survives_json():
-    for phase in walk(mas(), affinities()):
-        assert msgspec.json.decode(msgspec.json.encode(phase), type=Phase) == phase
+def phase(**changes):
+    settings = {"name": "split", "work": "train", "groups": (("a", "b"), ("c",)), "start": "merge", "rounds": 10}
+    return Phase(**(settings | changes))
 
 
 def test_assignment_walks_groups_one_after_another():
-    phase = Phase(name="split", work="train", groups=(("a", "b"), ("c",)), start="merge", rounds=2, probe_rounds=1)
-    rounds = [assignment(phase, step, 7) for step in range(phase.steps)]
+    some = phase(rounds=2, probe_rounds=1)
+    rounds = [assignment(some, step, 7) for step in range(some.steps)]
     assert [(r.round, r.group, r.index, r.probe) for r in rounds] == [
         (7, "a+b", 0, True),
         (8, "a+b", 1, False),
@@ -85,6 +26,21 @@ def test_source_group_is_the_smallest_that_holds_all():
 
 
 def test_learning_rate_schedule():
-    assert learning_rate(0.1, 0, 10) == 0.1
-    assert learning_rate(0.1, 5, 10) == pytest.approx(0.1 * 0.5**0.9)
-    assert all(learning_rate(0.1, r, 10) > learning_rate(0.1, r + 1, 10) for r in range(9))
+    assert learning_rate(0.1, 0, phase()) == 0.1
+    assert learning_rate(0.1, 5, phase()) == pytest.approx(0.1 * 0.5**0.9)
+    assert all(learning_rate(0.1, r, phase()) > learning_rate(0.1, r + 1, phase()) for r in range(9))
+
+
+def test_learning_rate_goes_on_from_rounds_before():
+    going_on = phase(rounds=4, rounds_before=6)
+    assert [learning_rate(0.1, r, going_on) for r in range(4)] == [learning_rate(0.1, 6 + r, phase()) for r in range(4)]
+
+
+def test_serving_takes_the_better_group_and_leaves_out_what_serves_nothing():
+    better = {(("a", "b"), "b"): 1.0, (("b", "c"), "b"): 2.0}
+    found = serving([("a", "b"), ("b", "c"), ("b",)], lambda group, task: better.get((group, task), 0.0))
+    assert found == ((("a",), ("a", "b")), (("b", "c"), ("b", "c")))
+
+
+def test_serving_of_equals_takes_the_first():
+    assert serving([("a", "b"), ("a",)], lambda *_: 0.0) == ((("a", "b"), ("a", "b")),)

@@ -42,6 +42,14 @@ def test_network_wired_alone_and_wireless():
     assert found["regulatory-domain"] == "DE"
 
 
+def test_network_a_boot_waits_for_the_one_that_is_meant():
+    wired = json.loads(network_config(make()))["network"]["ethernets"]["wired"]
+    assert not wired["optional"]
+    both = json.loads(network_config(make(wifi=wifi("x", "", "DE"))))["network"]
+    assert both["ethernets"]["wired"]["optional"]
+    assert "optional" not in both["wifis"]["wlan0"]
+
+
 def test_meta_data_names_instance_and_host():
     assert json.loads(meta_data(make(), "i-1")) == {
         "instance-id": "i-1",

@@ -88,7 +88,14 @@ class Bundle:
             signature=self.signature,
             weights=self.weights(float(round_number) if value is None else value),
             training=Training(
-                epochs=1, first_epoch=0, batch=4, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0
+                epochs=1,
+                first_epoch=round_number,
+                batch=4,
+                lr=0.1,
+                momentum=0.9,
+                weight_decay=0.0,
+                seed=0,
+                probe_every=0,
             ),
             deadline_s=100.0,
         )

@@ -570,6 +570,17 @@ def test_agent_drops_the_residual_when_it_has_missed_a_round(world):
     assert world.server.results[-1].weights.digest == expected
 
 
+def test_agent_begins_a_group_anew_without_what_another_phase_left_out(world):
+    uneven(world)
+    training = msgspec.structs.replace(world.bundle.plan(0).training, first_epoch=0)
+    first = world.bundle.plan(8, training=training, updates=Updates(scheme="int8"))
+    world.run(plans=[first])
+    expected = world.server.results.pop().weights.digest
+    shutil.rmtree(world.state_folder)
+    world.run(plans=[world.bundle.plan(7, updates=Updates(scheme="int8")), first])
+    assert world.server.results[-1].weights.digest == expected
+
+
 def test_agent_sends_weights_in_full_with_what_was_left_out_before(world):
     uneven(world)
     plans = [world.bundle.plan(0, updates=Updates(scheme="topk")), world.bundle.plan(1), world.bundle.plan(2)]

@@ -92,3 +92,20 @@ def test_frozen_stage_is_not_trained_and_the_rest_is(tiny):
             assert (whole[name] != view).any()
         else:  # one step, from the same weights
             np.testing.assert_allclose(some[name], whole[name], atol=1e-6)
+
+
+def test_encoder_that_is_frozen_whole_is_not_probed(tiny):
+    from edge_runtime.engine import Engine
+    from edge_runtime.training.model import GraphShelf, Model
+    from edge_runtime.wire import manifest as manifests
+
+    def affinity(frozen):
+        graphs = GraphShelf(Engine()).of(tiny.manifest, lambda name, _: manifests.graph_path(tiny.folder, name))
+        model = Model(tiny.manifest, graphs, tiny.weights, frozen=frozen)
+        settings = tiny.change(epochs=1, batch=5, probe_every=1)
+        trained = Trainer(model, tiny.dataset.train).train(settings, np.zeros_like(model.gradient))
+        return trained.affinities.result()
+
+    stages = len(tiny.manifest.stages)
+    assert affinity(stages) is None
+    assert affinity(stages - 1).count == 2

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer
 from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
 from edge_runtime.wire.messages import GradNormWeighting
 from edge_runtime.wire.tensors import unpack
 
@@ -188,6 +190,40 @@ def test_train_with_options_that_make_no_sense(tiny):
     assert "not one of the tasks depth, normals, segmentation" in sentence(train(tiny, "--task-weights", "edges=1"), 2)
     assert "weights" in sentence(train(tiny, "--task-weights", "depth=-1"), 2)
     assert "leave them out" in sentence(train(tiny, "--weighting", "gradnorm", "--task-weights", "depth=1"), 2)
+
+
+@pytest.fixture
+def measured_bundle(tiny, bundle_copy):
+    """The tiny bundle with a footprint: a megabyte for a graph and for each of its samples."""
+    taken = {
+        file.digest: GraphFootprint(nodes=10, transient_bytes=tuple(2**20 * (1 + batch) for batch in MICRO_BATCHES))
+        for file in tiny.manifest.graphs.values()
+    }
+    manifest = msgspec.structs.replace(tiny.manifest, footprint=Footprint(graphs=taken))
+    (bundle_copy / manifests.MANIFEST).write_bytes(manifests.encode(manifest))
+    return bundle_copy
+
+
+def test_train_keeps_to_a_memory_budget_or_says_what_would_do(tiny, measured_bundle):
+    whole = result_of(train(tiny, "--batch", 8, "--memory-budget", "4GiB", "--json", bundle=measured_bundle))
+    assert (whole["memory"]["micro_batch"], whole["memory"]["recomputed"]) == (8, 0)
+    assert whole["memory"]["budget_bytes"] == 4 * 2**30
+    tight = (whole["memory"]["predicted_peak_bytes"] - 3 * 2**20) / 0.9
+    small = result_of(
+        train(tiny, "--batch", 8, "--memory-budget", f"{tight / 2**10:.0f}KiB", "--json", bundle=measured_bundle)
+    )
+    assert small["memory"]["micro_batch"] < 8
+    # A loss is a mean over labelled pixels, of which micro-batches have some more and some less.
+    assert small["epochs"][0]["train_loss"] == pytest.approx(whole["epochs"][0]["train_loss"], rel=1e-2)
+    refused = train(tiny, "--memory-budget", "20MiB", bundle=measured_bundle)
+    assert re.match(r"20 MiB of memory are too little for this bundle: \d+ MiB would do \(", sentence(refused, 3))
+
+
+def test_train_with_a_memory_budget_that_cannot_be_kept(tiny):
+    assert sentence(train(tiny, "--memory-budget", "1GiB"), 3).endswith("compile it again")
+    said = sentence(train(tiny, "--memory-budget", "1GiB", "--engine", "official"), 2)
+    assert said.startswith("--memory-budget: the official engine does not plan its memory")
+    assert train(tiny, "--memory-budget", "much").returncode == 2
 
 
 def test_train_with_damaged_data(tiny, data_copy):

@@ -3,24 +3,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.training.gram import first_order, gram, pull
+from edge_runtime.training.gram import first_order, pull
 from edge_runtime.training.optimizer import BLOCK
+from edge_runtime.wire.conflict import gram
 
 
 def vectors(tasks, size, seed=0):
     return list(np.random.default_rng(seed).standard_normal((tasks, size)).astype(np.float32))
-
-
-@pytest.mark.parametrize("size", [1, 5, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 3])
-def test_gram_is_all_inner_products(size):
-    found = vectors(3, size)
-    expected = np.array([[np.dot(a.astype(np.float64), b.astype(np.float64)) for b in found] for a in found])
-    np.testing.assert_allclose(gram(found), expected, rtol=1e-9, atol=1e-9)
-
-
-def test_gram_of_arrays_takes_every_element():
-    found = [part.reshape(2, 3, 4) for part in vectors(2, 24)]
-    np.testing.assert_allclose(gram(found), gram([part.reshape(-1) for part in found]))
 
 
 @pytest.mark.parametrize("size", [3, BLOCK + 7])

@@ -1,11 +1,14 @@
+from math import prod
+
 import msgspec
 import pytest
 
 from edge_runtime.training.planning import MARGIN, planned
 from edge_runtime.training.worker import LocalWorker
-from edge_runtime.wire.budget import Work, plans, predict
+from edge_runtime.wire.budget import MemoryPlan, Work, plans, predict
 from edge_runtime.wire.errors import BudgetTooSmall
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
+from edge_runtime.wire.manifest import Array
 
 MIB = 2**20
 BASE = 50 * MIB
@@ -58,6 +61,20 @@ def test_plan_of_every_budget_fits_it_or_says_what_would(manifest, tiny):
 def test_plan_counts_the_moments_of_adamw(manifest, tiny):
     one, two = (plan(manifest, tiny, None, optimizer=name).predicted_bytes for name in ("sgd", "adamw"))
     assert two - one >= 4 * manifest.table.parameters.size
+
+
+def test_plan_counts_the_gradients_that_are_merged(manifest, tiny):
+    """Three tasks: PCGrad holds three gradients of the representation where the sum needs two arrays."""
+    small = Array(shape=(1,), dtype="float32")  # so that the batch does not decide
+    narrow = tuple(msgspec.structs.replace(task, target=small) for task in manifest.tasks)
+    few = msgspec.structs.replace(manifest, tasks=narrow, input=small)
+    stages = len(few.stages)
+    option = MemoryPlan(micro_batch=8, keep=(False,) * stages, frozen=stages)  # nor the backward pass
+    held = [predict(few, option, Work(batch=8, base_bytes=BASE, merges=merges)).arrays for merges in (False, True)]
+    size = 8 * sum(4 * prod(array.shape) for array in few.representation)
+    assert held[1] - held[0] == size
+    seen = [plan(manifest, tiny, None, merging=merging).predicted_bytes for merging in ("sum", "pcgrad", "cagrad")]
+    assert seen[0] <= seen[1] == seen[2]
 
 
 def test_plan_of_what_says_nothing_of_its_memory_is_in_one_piece(manifest, tiny):

@@ -209,15 +209,23 @@ def test_rounds_with_options_go_on_and_can_be_done_again(tiny, tmp_path, store, 
     assert result.weights.tobytes() == model.weights.tobytes()
 
 
+def test_worker_begins_a_group_anew_without_momentum_of_another_phase(tiny, worker, store):
+    training = tiny.change(epochs=1)
+    plans = [tiny.plan(round_number=number, training=training) for number in (1, 2)]
+    first, second = (worker.train(plan, tiny.manifest, store, weights_of(tiny), Reports()) for plan in plans)
+    assert first.weights.tobytes() == second.weights.tobytes()
+
+
 def test_worker_that_missed_rounds_keeps_what_its_weighting_has_learnt(tiny, worker, store):
     training = tiny.change(epochs=1, weighting=GradNormWeighting())
     first = worker.train(
         tiny.plan(round_number=1, training=training), tiny.manifest, store, weights_of(tiny), Reports()
     )
-    found = worker.train(tiny.plan(round_number=9, training=training), tiny.manifest, store, first.weights, Reports())
+    later = tiny.change(epochs=1, first_epoch=8, weighting=GradNormWeighting())
+    found = worker.train(tiny.plan(round_number=9, training=later), tiny.manifest, store, first.weights, Reports())
     model = tiny.model()
     learnt = Trainer(model, tiny.dataset.train).train(training, tiny.velocity()).learnt
-    Trainer(model, tiny.dataset.train).train(training, tiny.velocity(), learnt=learnt)
+    Trainer(model, tiny.dataset.train).train(later, tiny.velocity(), learnt=learnt)
     assert found.weights.tobytes() == model.weights.tobytes()
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from edge_runtime.wire.budget import (
     ENGINE_BYTES,
     FREE_CHOICE,
+    GRAM_BLOCK,
     NODE_BYTES,
     MemoryPlan,
     Work,
@@ -15,6 +16,7 @@ from edge_runtime.wire.budget import (
     plans,
     predict,
 )
+from edge_runtime.wire.compression import Updates, working_bytes
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
 from edge_runtime.wire.manifest import FORMAT, Array, File, Manifest, Parity, Stage, Task, decode, encode, graph_names
@@ -22,6 +24,8 @@ from edge_runtime.wire.tensors import TensorTable
 
 KB = 1000
 WORK = Work(batch=8, base_bytes=50_000 * KB)
+STEM = {"forward": 950 * KB, "backward": 1000 * KB, "predict": 100 * KB}
+"""What the graphs of a stem take for a sample."""
 
 
 def graph(per_sample, *, nodes=10, held=0):
@@ -139,9 +143,90 @@ def test_predict_counts_the_arrays_of_a_step():
     assert predict(manifest_of(), plan(batch=2), WORK).arrays == 8 * (x + target) + 2 * 4 * value
 
 
+def work(**change):
+    return Work(batch=8, base_bytes=0, evaluates=False, **change)
+
+
+def test_predict_probe_runs_while_all_that_was_saved_is_held():
+    """The first stage's backward pass, for which the second stage's values are otherwise given up."""
+    without = predict(manifest_of(), plan(keep=(False, True)), work())
+    assert (without.kept, without.transient) == (8 * 600 * KB, 8 * 500 * KB)
+    for method in ("exact", "encoder"):
+        found = predict(manifest_of(), plan(keep=(False, True)), work(probe=method))
+        assert (found.kept, found.transient) == (8 * 600 * KB, 8 * 900 * KB)
+    free = predict(manifest_of(), plan(keep=(False, True)), work(probe="representation"))
+    assert (free.kept, free.transient) == (without.kept, without.transient)
+
+
+def test_predict_counts_the_sessions_that_a_probe_alone_needs():
+    without = predict(manifest_of(), plan(keep=(True, True)), work()).sessions
+    # Both heads' losses, and the forward passes that keep nothing.
+    exact = predict(manifest_of(), plan(keep=(True, True)), work(probe="exact")).sessions
+    assert exact == without + NODE_BYTES * (2 * 10 + 20 + 10)
+    for method in ("encoder", "representation"):
+        assert predict(manifest_of(), plan(keep=(True, True)), work(probe=method)).sessions == without
+
+
+def test_predict_counts_the_vectors_and_arrays_of_a_probe():
+    encoder, rows = 4 * 2000, 8 * 2 * GRAM_BLOCK
+    without = predict(manifest_of(), plan(), work())
+    found = {m: predict(manifest_of(), plan(), work(probe=m)) for m in ("exact", "encoder", "representation")}
+    assert found["exact"].vectors == without.vectors + encoder
+    assert found["encoder"].vectors == without.vectors + 2 * encoder + rows
+    assert found["representation"].vectors == without.vectors + rows
+    # v.0 and z.0, the sum of ∂L/∂z and each task's, and z and v.0 again for the look-ahead, or what flows back.
+    given, value = 8 * (4 * 300 + 2 * 8 * 50), 8 * 4000
+    assert found["exact"].arrays == given + (2 + 1 + 2 + 2) * value
+    assert found["encoder"].arrays == found["representation"].arrays == given + (2 + 1 + 2 + 1) * value
+
+
+@pytest.mark.parametrize("method", ["exact", "encoder", "representation"])
+def test_predict_an_encoder_that_is_frozen_whole_is_not_probed(method):
+    assert predict(manifest_of(), plan(frozen=2), work(probe=method)) == predict(manifest_of(), plan(frozen=2), work())
+
+
+def test_predict_peak_has_the_update_in_place_of_what_training_held():
+    table = manifest_of().table
+    for scheme in ("fp32", "fp16", "int8", "topk", "auto"):
+        updates = Updates(scheme=scheme)
+        found = predict(manifest_of(), plan(), work(update=updates))
+        assert found.update == 4 * table.size + working_bytes(table, updates)
+    training = predict(manifest_of(), plan(), work())
+    assert found.peak == training.peak  # the arrays of a step are more than these 3,000 parameters
+    larger = TensorTable.of(
+        {"encoder.0.w": (9_000_000,), "encoder.1.w": (1,), "head.depth.w": (1,), "head.parts.w": (1,)}
+    )
+    large = manifest_of(tensors=larger.tensors)
+    more = predict(large, plan(), work(update=Updates(scheme="int8")))
+    assert more.vectors + more.arrays < more.update
+    assert more.peak == predict(large, plan(), work()).peak + more.update - more.vectors - more.arrays
+
+
 def test_predict_counts_the_next_batch_where_it_is_larger_than_the_values():
     manifest = manifest_of(input=Array(shape=(3, 100, 100), dtype="float32"))
     assert predict(manifest, plan(), WORK).arrays == 8 * 2 * (4 * 30_000 + 2 * 8 * 50)
+
+
+def test_predict_counts_a_stem():
+    """Its graphs, and the embedding as one more value that crosses; frozen, it has no backward pass."""
+    before = manifest_of()
+    files = {f"stem.{k}": File(digest=hashlib.sha256(k.encode()).hexdigest(), size_bytes=1) for k in STEM}
+    footprints = {files[f"stem.{kind}"].digest: graph(per_sample) for kind, per_sample in STEM.items()}
+    first, last = before.stages
+    manifest = msgspec.structs.replace(
+        before,
+        embedding=Array(shape=(500,), dtype="float32"),
+        graphs=before.graphs | files,
+        stages=(msgspec.structs.replace(first, reads=("e",)), last),
+        footprint=Footprint(graphs=before.footprint.graphs | footprints),
+    )
+    found, without = (predict(one, plan(), WORK) for one in (manifest, before))
+    assert found.transient == 8 * STEM["backward"] > without.transient
+    assert found.sessions == without.sessions + 3 * NODE_BYTES * 10
+    assert found.arrays == without.arrays + 8 * 4 * 500  # e is there while the last stage goes back
+    frozen = predict(manifest, plan(frozen=2), WORK)
+    assert frozen.transient == 8 * STEM["forward"]
+    assert frozen.sessions == predict(before, plan(frozen=2), WORK).sessions + 2 * NODE_BYTES * 10
 
 
 def test_predict_peak_is_the_sum_and_has_the_table_of_the_arena():

@@ -1,4 +1,5 @@
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from edge_runtime.wire.compression import (
     decode,
     encode,
     max_bytes,
+    working_bytes,
 )
 from edge_runtime.wire.errors import TensorsInvalid
 from edge_runtime.wire.tensors import TensorTable, pack
@@ -49,6 +51,26 @@ def drawn(table, seed=0, spread=0.01):
 def with_arrays(arrays, **changes):
     found = {**arrays, **changes}
     return safetensors.numpy.save({name: value for name, value in found.items() if value is not None})
+
+
+@pytest.mark.parametrize("fraction", [0.04, 0.5])
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_encode_allocates_no_more_than_it_says(scheme, fraction):
+    """Of one large tensor, whose steps are as long as the vector; the residual that came is counted, too."""
+    table = TensorTable.of({"encoder.w": (1_000_000,), "state.encoder.mean": (1000,)})
+    received, trained = drawn(table)
+    residual = np.full(table.parameters.size, 0.01, np.float32) if scheme in FEEDBACK else None
+    tracemalloc.start()
+    try:
+        send = {"scheme": scheme, "topk_fraction": fraction}
+        encode(table, received=received, trained=trained, residual=residual, **send)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    most = working_bytes(table, Updates(**send))
+    given = 0 if residual is None else residual.nbytes
+    assert 0.6 * most < peak_bytes + given <= most + 2**16  # and small objects
+    assert most <= working_bytes(table, Updates(scheme="auto", topk_fraction=fraction))
 
 
 # What arrives

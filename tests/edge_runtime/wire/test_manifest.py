@@ -211,6 +211,50 @@ def test_decode_refuses_state_of_a_part_that_is_not_there(part):
         encode(stateful(part))
 
 
+def with_stem(*tasks, **change):
+    shapes = {"encoder.w": (2,), "stem.w": (5,), **{f"head.{task}.w": (3,) for task in tasks}}
+    fields = {
+        "embedding": Array(shape=(8, 2), dtype="float32"),
+        "stages": (Stage(reads=("e",), writes=("z.0",), parameters=("w",)),),
+        "tensors": TensorTable.of(shapes).tensors,
+        "graphs": {name: file_of(name.encode()) for name in graph_names(tasks, 1, stem=True)},
+    }
+    return manifest_of(*tasks, **{**fields, **change})
+
+
+def test_manifest_with_a_stem_round_trips_and_its_groups_keep_it():
+    manifest = with_stem("depth", "normals")
+    assert decode(encode(manifest)) == manifest
+    assert (manifest.source, TWO.source) == ("e", "x")
+    group = manifest.group(("normals",), file_of(b"w"))
+    assert decode(encode(group)).task_names == ("normals",)
+    assert set(group.table.parts) == {"encoder", "head.normals", "stem"}
+    assert {"stem.forward", "stem.backward", "stem.predict"} <= set(group.graphs)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "sentence"),
+    [
+        (with_stem("depth", embedding=None), "disagree about graph 'stem.backward'"),
+        (with_stem("depth", graphs=manifest_of("depth").graphs), "disagree about graph 'stem.backward'"),
+        (with_stem("depth", tensors=manifest_of("depth").tensors), "disagree about part 'stem'"),
+        (with_stem("depth", stages=manifest_of("depth").stages), "reads 'x', which no stage before it writes"),
+        (
+            with_stem(
+                "depth",
+                tensors=TensorTable.of(
+                    {"encoder.w": (2,), "head.depth.w": (3,), "state.encoder.mean": (2,), "stem.w": (5,)}
+                ).tensors,
+            ),
+            "disagree about part 'state.encoder'",
+        ),
+    ],
+)
+def test_encode_refuses_a_stem_that_contradicts_the_rest(manifest, sentence):
+    with pytest.raises(BundleInvalid, match=sentence):
+        encode(manifest)
+
+
 @pytest.fixture
 def folder(tmp_path):
     folder = tmp_path / "bundle"

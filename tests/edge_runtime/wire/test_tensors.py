@@ -16,6 +16,7 @@ from edge_runtime.wire.tensors import (
     TensorTable,
     pack,
     part_of,
+    parts_of_file,
     transfer,
     unpack,
 )
@@ -57,6 +58,15 @@ def test_pack_writes_what_the_format_s_own_reader_reads(case):
     views = table.views(vector)
     assert loaded.keys() == views.keys()
     assert all(loaded[name].tobytes() == view.tobytes() for name, view in views.items())
+
+
+@given(tables_with_vectors())
+def test_pack_is_what_the_format_s_own_writer_writes(case):
+    table, vector = case
+    assert pack(table, vector) == safetensors.numpy.save(table.views(vector))
+    header, data = parts_of_file(table, vector)
+    assert data.obj is vector
+    assert pack(table, vector) == header + bytes(data)
 
 
 @given(tables_with_vectors(), st.data())

@@ -87,7 +87,7 @@ class SideBySide:
         largest = 0.0
         for name, gradient in self.device.table.parameters.views(self.device.gradient).items():
             part = part_of(name)
-            graph = f"{part}.{'backward' if part == 'encoder' else 'step'}"
+            graph = f"{part}.{'step' if part.startswith('head.') else 'backward'}"
             expected = found[graph][f"grad.{name.removeprefix(f'{part}.')}"]
             largest = max(largest, np.abs(gradient - expected).max() / np.abs(self.device.gradient).max())
         return largest
@@ -112,8 +112,8 @@ class Eager:
 
         import torch
 
-        encoder, heads = copy.deepcopy((model.encoder, dict(model.heads)))
-        self.model, self.lr, self.dtype = replace(model, encoder=encoder, heads=heads), lr, torch.float32
+        encoder, heads, stem = copy.deepcopy((model.encoder, dict(model.heads), model.stem))
+        self.model, self.lr, self.dtype = replace(model, encoder=encoder, heads=heads, stem=stem), lr, torch.float32
         if double:
             self.dtype = torch.float64
         self.parts = self.model.parts()
@@ -129,7 +129,7 @@ class Eager:
     def _losses(self, x):
         model = self.model
         self.optimizer.zero_grad()
-        z = model.encoder(x.to(self.dtype))
+        z = model.encode(x.to(self.dtype))
         losses = [model.losses[task](model.heads[task](z), self.targets[task]) for task in model.tasks]
         sum(losses).backward()
         return [loss.item() for loss in losses]

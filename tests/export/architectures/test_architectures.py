@@ -13,7 +13,8 @@ from torch import nn  # noqa: E402
 from benchmarks.models import convolutional as nets  # noqa: E402
 from export.losses import cross_entropy, l2, masked_l1  # noqa: E402
 from export.model import MultiTaskModel  # noqa: E402
-from export.models import xception  # noqa: E402
+from export.models import convnext, xception  # noqa: E402
+from export.models import vit as divided  # noqa: E402
 from export.parity import TOLERANCE, check_parity  # noqa: E402
 
 pytestmark = pytest.mark.workstation
@@ -84,6 +85,8 @@ ARCHITECTURES = {
     "deeplab": deeplab,
     "vit": vit,
     "swin": lambda: classified(tokens.Swin(), 12, 16, 4),
+    "vit_with_stem": lambda: divided.make(("depth", "kind"), width=16, heads=2, depth=2, size=16, patch=4),
+    "convnext_with_stem": lambda: convnext.make(("normals", "segmentation"), width=8, depths=(1, 1, 1), size=32),
     "xception": lambda: xception.make(("depth", "segmentation"), width=1.0, size=32, batch=2),
 }
 

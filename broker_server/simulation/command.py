@@ -1,0 +1,58 @@
+"""`python -m broker_server simulate`: run an experiment."""
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import msgspec
+
+from broker_server.config import ConfigInvalid
+from broker_server.simulation.experiment import Experiment, read_experiment
+from broker_server.simulation.grid import SUMMARY, Parts, Show, run_grid
+from broker_server.simulation.hosts import local_hosts, ray_hosts
+from broker_server.simulation.show import Bars, Lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `simulate`."""
+    parser.add_argument("experiment", type=Path, help="experiment.toml")
+    parser.add_argument("--out", type=Path, required=True, help="folder for everything; what is there goes on")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: %(default)s)"
+    )
+    parser.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster instead: auto, or ray://host:port")
+    parser.add_argument("--methods", type=_names, help="a,b,…: these of the experiment's alone")
+    parser.add_argument("--seeds", type=_numbers, help="0,1,…: these instead of the experiment's")
+    parser.add_argument("--quiet", action="store_true", help="lines instead of bars")
+
+
+def run(args: argparse.Namespace, parts: Parts) -> int:
+    """Run an experiment. Raises what run_grid and the hosts raise."""
+    experiment = _chosen(read_experiment(args.experiment), args)
+    with contextlib.ExitStack() as stack:
+        show: Show = Lines() if args.quiet or not sys.stderr.isatty() else stack.enter_context(Bars())
+        hosts = stack.enter_context(ray_hosts(args.ray) if args.ray else local_hosts(max(1, args.workers)))
+        run_grid(experiment, args.out, hosts, parts, show, at_once=max(1, args.workers) + 1)
+    print(args.out / SUMMARY)
+    return 0
+
+
+def _chosen(experiment: Experiment, args: argparse.Namespace) -> Experiment:
+    if args.seeds is not None:
+        experiment = msgspec.structs.replace(experiment, seeds=args.seeds)
+    if args.methods is not None:
+        if odd := [name for name in args.methods if name not in experiment.methods]:
+            raise ConfigInvalid(f"--methods: the experiment has no {odd[0]!r}; it has {', '.join(experiment.methods)}")
+        chosen = {name: experiment.methods[name] for name in args.methods}
+        experiment = msgspec.structs.replace(experiment, methods=chosen)
+    return experiment
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(","))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))

@@ -1,0 +1,109 @@
+"""The simulated boards: how fast, how much memory, how good a link, how many watts. And the rules made of it."""
+
+import math
+import random
+from collections.abc import Mapping
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from broker_server.simulation.network import LinkSpeed
+from edge_runtime.wire.messages import Plan, Training
+from edge_runtime.wire.names import DeviceId, TaskName, Tasks
+
+Speed = Annotated[float, Meta(gt=0, le=1e6)]
+Rate = Annotated[float, Meta(ge=0, le=1)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+BytesPerS = Annotated[float, Meta(gt=0)]
+UNBOUNDED_BYTES = 1 << 50
+
+
+class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One simulated board, or what all of a fleet have in common."""
+
+    speed: Speed = 1.0
+    """Of one core of the machine that simulates; 0.25 takes four times as long."""
+    memory_bytes: Annotated[int, Meta(ge=1)] = UNBOUNDED_BYTES
+    """The budget of the agent's memory plan."""
+    up_bytes_per_s: BytesPerS = math.inf
+    down_bytes_per_s: BytesPerS = math.inf
+    latency_s: Seconds = 0.0
+    busy_w: Annotated[float, Meta(ge=0, le=1e6)] = 6.4
+    idle_w: Annotated[float, Meta(ge=0, le=1e6)] = 2.7
+    drop_rate: Rate = 0.0
+    """How often a board loses its link while it works on a plan of training …"""
+    away_s: Seconds = 60.0
+    """… and for how long."""
+
+    @property
+    def link(self) -> LinkSpeed:
+        """The board's link."""
+        return LinkSpeed(
+            up_bytes_per_s=self.up_bytes_per_s, down_bytes_per_s=self.down_bytes_per_s, latency_s=self.latency_s
+        )
+
+
+class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What all boards have in common, and what some have of their own."""
+
+    board: Board = Board()
+    boards: dict[DeviceId, dict[str, float | int]] = {}
+
+    def of(self, device: str) -> Board:
+        """One device's board. Raises msgspec.ValidationError for a key that a board does not have."""
+        return msgspec.convert(msgspec.to_builtins(self.board) | self.boards.get(device, {}), Board)
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """CPU seconds on one core of the simulating machine, measured once for an experiment.
+
+    A training step of some tasks costs `train_s` + Σ `train_head_s` for each sample, an evaluation likewise; a probe of
+    all tasks costs `probe_s` for a batch.
+    """
+
+    train_s: float
+    train_head_s: dict[TaskName, float]
+    evaluate_s: float
+    evaluate_head_s: dict[TaskName, float]
+    probe_s: float
+
+
+def additive(whole: float, alone: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+    """The costs of the encoder and of each head from those of all tasks together and of each task alone.
+
+    `alone[i]` is encoder + head i and `whole` is encoder + all heads. Nothing is less than 0.
+    """
+    if len(alone) == 1:
+        return whole, dict.fromkeys(alone, 0.0)
+    encoder = min(max(0.0, (sum(alone.values()) - whole) / (len(alone) - 1)), *alone.values())
+    return encoder, {task: value - encoder for task, value in alone.items()}
+
+
+def work_seconds(plan: Plan, examples: int, tasks: Tasks, costs: Costs, speed: float) -> float:
+    """The rule: how long a board works on a plan over so many examples."""
+    here = [task for task in plan.tasks if task in tasks]
+    if plan.training is None:
+        return examples * (costs.evaluate_s + sum(costs.evaluate_head_s[task] for task in here)) / speed
+    settings = plan.training
+    seconds = settings.epochs * examples * (costs.train_s + sum(costs.train_head_s[task] for task in here))
+    share = (len(here) / max(1, len(costs.train_head_s))) ** 2  # a probe is of all ordered pairs
+    return (seconds + probes(settings, examples) * share * costs.probe_s) / speed
+
+
+def probes(settings: Training, examples: int) -> int:
+    """How many batches a plan probes."""
+    if not settings.probe_every:
+        return 0
+    steps = -(-examples // settings.batch)
+    first = settings.first_epoch * steps
+    last = first + settings.epochs * steps
+    return -(-last // settings.probe_every) - -(-first // settings.probe_every)
+
+
+def drop_after(plan: Plan, device: str, board: Board, seed: int, seconds: float) -> float | None:
+    """When in its work a board loses its link; None if it keeps it. Drawn for the device, the group and its round."""
+    if plan.training is None or not board.drop_rate:
+        return None
+    draw = random.Random(f"{seed}/{device}/{plan.group}/{plan.training.first_epoch}")  # noqa: S311
+    return draw.random() * seconds if draw.random() < board.drop_rate else None

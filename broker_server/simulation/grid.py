@@ -1,0 +1,233 @@
+"""All runs of an experiment: every method with every seed, some at once, each going on where it was stopped.
+
+OUT/costs.json               what the work costs on this machine, measured once
+OUT/bundles/SEED/            the compiled model
+OUT/courses/                 what need not be done twice
+OUT/runs/METHOD/SEED/        a run: server/ (its journal), report.json, models/, summary.json when it has finished
+OUT/summary.json             all summaries
+"""
+
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from broker_server.actions import Result
+from broker_server.aggregator import Aggregator
+from broker_server.simulation.courses import Library
+from broker_server.simulation.experiment import Experiment, data_sets
+from broker_server.simulation.fleet import Costs, additive
+from broker_server.simulation.run import (
+    SERVER,
+    MakeDevice,
+    Setting,
+    SimulationFailed,
+    SimulationStopped,
+    simulate,
+    write_json,
+)
+from broker_server.simulation.summary import Summary, summarise
+from broker_server.state import StateFolder
+from broker_server.store import RoundRow
+from edge_runtime.wire.manifest import MANIFEST, read_folder
+from edge_runtime.wire.messages import ProbeMethod
+from edge_runtime.wire.names import Tasks
+
+SUMMARY = "summary.json"
+
+
+class Cost(Protocol):
+    """CPU seconds of one thread: of a training step and of an evaluation by sample, of a probe by batch."""
+
+    @property
+    def train_s(self) -> float:
+        """Of a step, by sample."""
+        ...
+
+    @property
+    def evaluate_s(self) -> float:
+        """Of an evaluation, by sample."""
+        ...
+
+    @property
+    def probe_s(self) -> float | None:
+        """Of a probe, by batch; None where none was asked for."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """What the devices' side brings: how a device is made, and how its work is measured."""
+
+    make_device: MakeDevice
+    measure: Callable[[Path, Path, Tasks, int, ProbeMethod | None], Cost]
+    """(bundle, data set, tasks, batch, probe method) → cost; run by a host."""
+
+
+class Show(Protocol):
+    """A seam for people who watch."""
+
+    def begin(self, runs: int) -> None:
+        """So many runs are to be done."""
+        ...
+
+    def step(self, run: str, text: str) -> None:
+        """A run has got somewhere."""
+        ...
+
+    def done(self, run: str, summary: Summary) -> None:
+        """A run has finished, now or before."""
+        ...
+
+
+class _Watcher:
+    """A run's aggregator tells how far it is."""
+
+    def __init__(self, run: str, show: Show) -> None:
+        self._run = run
+        self._show = show
+
+    def note(self, text: str) -> None:
+        """What matters stands in the journal."""
+
+    def closed(self, row: RoundRow, _results: Mapping[str, Result]) -> None:
+        """A round has closed."""
+        about = row.assignment
+        self._show.step(self._run, f"{about.phase} {about.group} {about.index + 1}/{about.rounds}")
+
+    def refresh(self, aggregator: Aggregator) -> None:
+        """Nothing moves between rounds."""
+
+
+def run_grid(
+    experiment: Experiment, out: Path, hosts: Executor, parts: Parts, show: Show, *, at_once: int
+) -> list[Summary]:
+    """Every method with every seed; the summaries in the experiment's order.
+
+    Seeds run at once, `at_once` of them, the methods of a seed one after another, so that what they share is done once.
+    Raises SimulationFailed, ConfigInvalid, BundleInvalid, SplitImpossible, FederationChanged.
+    """
+    data = data_sets(Path(experiment.data))
+    configs = {
+        (method, seed): experiment.config(method, seed, len(data))
+        for seed in experiment.seeds
+        for method in experiment.methods
+    }
+    show.begin(len(configs))
+    bundles = {seed: _bundle(experiment, seed, out) for seed in experiment.seeds}
+    costs = _costs(out, hosts, parts, bundles[experiment.seeds[0]], data, experiment)
+    stop = threading.Event()
+    setting = Setting(
+        data=data,
+        fleet=experiment.fleet,
+        costs=costs,
+        library=Library(out / "courses"),
+        hosts=hosts,
+        make_device=parts.make_device,
+        stop=stop,
+    )
+
+    def run_seed(seed: int) -> list[Summary]:
+        found = []
+        for method in experiment.methods:
+            if stop.is_set():
+                break
+            name = f"{method} · seed {seed}"
+            folder = out / "runs" / _folder(method) / str(seed)
+            summary = _summary(folder)
+            if summary is None:
+                try:
+                    report = simulate(folder, configs[method, seed], bundles[seed], setting, _Watcher(name, show))
+                except SimulationStopped:
+                    break
+                state = StateFolder(folder / SERVER)
+                with closing(state):
+                    store, _ = state.open()
+                    with closing(store):
+                        summary = summarise(method, seed, report, store)
+                write_json(folder / SUMMARY, summary)
+            show.done(name, summary)
+            found.append(summary)
+        return found
+
+    with ThreadPoolExecutor(at_once, "seed") as pool:
+        futures = [pool.submit(run_seed, seed) for seed in experiment.seeds]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        finally:
+            stop.set()
+            for future in futures:
+                future.cancel()
+    place = {method: number for number, method in enumerate(experiment.methods)}
+    summaries = sorted(
+        (summary for future in futures for summary in future.result()), key=lambda each: (place[each.method], each.seed)
+    )
+    write_json(out / SUMMARY, summaries)
+    return summaries
+
+
+def read_summaries(out: Path) -> list[Summary]:
+    """The summaries of an experiment that has been run. Raises SimulationFailed."""
+    try:
+        return msgspec.json.decode((out / SUMMARY).read_bytes(), type=list[Summary])
+    except (OSError, msgspec.MsgspecError) as exc:
+        raise SimulationFailed(f"{out} holds no finished experiment: {exc}") from exc
+
+
+def _summary(folder: Path) -> Summary | None:
+    try:
+        return msgspec.json.decode((folder / SUMMARY).read_bytes(), type=Summary)
+    except FileNotFoundError:
+        return None
+
+
+def _bundle(experiment: Experiment, seed: int, out: Path) -> Path:
+    """The bundle of a seed, compiled if it is not there."""
+    if experiment.bundle is not None:
+        return Path(experiment.bundle)
+    folder = out / "bundles" / str(seed)
+    if not (folder / MANIFEST).is_file():
+        command = [sys.executable, "-m", "export", "compile", str(experiment.model)]
+        done = subprocess.run([*command, "--out", str(folder), "--seed", str(seed)], check=False)
+        if done.returncode != 0:
+            raise SimulationFailed(f"`python -m export compile` ended with exit code {done.returncode}")
+    return folder
+
+
+def _costs(
+    out: Path, hosts: Executor, parts: Parts, bundle: Path, data: Mapping[str, Path], experiment: Experiment
+) -> Costs:
+    """What the work costs this machine: measured once, then read."""
+    path = out / "costs.json"
+    if path.is_file():
+        return msgspec.json.decode(path.read_bytes(), type=Costs)
+    settings = experiment.config(next(iter(experiment.methods)), experiment.seeds[0], len(data))
+    tasks = settings.tasks or read_folder(bundle).task_names
+    first = data[min(data)]
+    whole = hosts.submit(parts.measure, bundle, first, tuple(sorted(tasks)), settings.batch, settings.probe).result()
+    alone = {task: hosts.submit(parts.measure, bundle, first, (task,), settings.batch, None).result() for task in tasks}
+    train_s, train_head_s = additive(whole.train_s, {task: cost.train_s for task, cost in alone.items()})
+    evaluate_s, evaluate_head_s = additive(whole.evaluate_s, {task: cost.evaluate_s for task, cost in alone.items()})
+    costs = Costs(
+        train_s=train_s,
+        train_head_s=train_head_s,
+        evaluate_s=evaluate_s,
+        evaluate_head_s=evaluate_head_s,
+        probe_s=whole.probe_s or 0.0,
+    )
+    write_json(path, costs)
+    return costs
+
+
+def _folder(method: str) -> str:
+    """A method's name as a folder's; other names stay other folders."""
+    return re.sub(r"[^A-Za-z0-9._-]", "_", method)

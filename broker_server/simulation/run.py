@@ -1,0 +1,277 @@
+"""One simulated federation: the server's aggregator and the devices' agents, on one timeline.
+
+What is on the disk is what the field has: the server's state folder and one for each device. So a run that was killed
+goes on from its journals, and ends with the same weights.
+"""
+
+import contextlib
+import hashlib
+import shutil
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from broker_server import report as reports
+from broker_server.aggregator import Aggregator, Watcher
+from broker_server.config import ServerConfig
+from broker_server.coordinator import Coordinator
+from broker_server.keys import load_or_create
+from broker_server.simulation.courses import Library, RecallingFederation
+from broker_server.simulation.fleet import Board, Costs, Fleet, drop_after, work_seconds
+from broker_server.simulation.network import LinkSpeed, MemoryLink, Network
+from broker_server.simulation.timeline import Timeline
+from broker_server.state import StateFolder
+from broker_server.store import Store
+from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.link import Link
+from edge_runtime.wire.manifest import read_folder
+from edge_runtime.wire.messages import Hello, Plan
+from edge_runtime.wire.signing import public_hex
+from edge_runtime.wire.topics import Topics
+
+TICK_S = 0.25
+PATIENCE = 5
+"""How many deadlines in a row may pass without a round that closes."""
+LINGER_S = 3600.0
+"""How long, of simulated time, a device that is away when the federation ends is waited for."""
+SERVER, DEVICES = "server", "devices"
+
+
+class SimulationFailed(RuntimeError):
+    """A simulated federation ended before its time; the sentence says why."""
+
+
+class SimulationStopped(Exception):
+    """The simulation is to end before its time; its state is kept."""
+
+
+class Device(Protocol):
+    """A seam: a simulated device, made of what the field's devices are made of."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the federation is over for it."""
+        ...
+
+    def step(self) -> None:
+        """Take what has come, and see what time it is."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the state folder."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """What a simulation gives a device."""
+
+    name: str
+    data: Path
+    state: Path
+    federation: str
+    server_key: str
+    link: Link
+    board: Board
+    clock: Callable[[], float]
+    after: Callable[[float, Callable[[], None]], None]
+    begin_work: Callable[[Plan, Hello], float]
+    """Work on a plan begins: how many simulated seconds it takes."""
+    computed: Callable[[Plan, float], None]
+    """Work on a plan has taken so many CPU seconds of a host."""
+    hosts: Executor
+    threads: Executor
+
+
+MakeDevice = Callable[[Place], Device]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the runs of an experiment share."""
+
+    data: Mapping[str, Path]
+    """The data set of each device."""
+    fleet: Fleet
+    costs: Costs
+    library: Library
+    hosts: Executor
+    make_device: MakeDevice
+    stop: threading.Event
+    """Set when all runs are to end where they are."""
+
+
+def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting, watcher: Watcher) -> reports.Report:
+    """Run a federation to its end, or go on with it; its report, also written to `folder`.
+
+    Raises SimulationFailed, SimulationStopped, SplitImpossible, FederationChanged, BundleInvalid; OSError as the file
+    system does.
+    """
+    with contextlib.ExitStack() as stack:
+        state = StateFolder(folder / SERVER)
+        stack.callback(state.close)
+        timeline = Timeline()
+        store, blobs = state.open(timeline.clock)
+        stack.callback(store.close)
+        timeline.now_s = _latest_s(store)
+        network = Network(timeline)
+        server = network.link(LinkSpeed())
+        aggregator = Aggregator(
+            link=server,
+            topics=Topics(config.federation),
+            store=store,
+            blobs=blobs,
+            coordinator=Coordinator(config.rules, store.hellos()),
+            watcher=watcher,
+            clock=timeline.clock,
+        )
+        manifest = read_folder(bundle)
+        tasks = config.tasks or manifest.task_names
+        key = load_or_create(folder / SERVER)
+        federation = RecallingFederation(
+            library=setting.library,
+            timeline=timeline,
+            context=_context(config, setting),
+            store=store,
+            blobs=blobs,
+            bundle=manifest,
+            folder=bundle,
+            key=key,
+            strategy=config.planner(tasks),
+            training=config.training,
+            updates=config.updates,
+            tasks=tasks,
+            settings=config.fingerprint(),
+        )
+        aggregator.run(federation)
+        if aggregator.finished is None:
+            devices = _seats(folder, config, public_hex(key), network, setting, federation, stack)
+            server.wake = lambda: aggregator.step(0.0)
+            _until_finished(aggregator, devices, timeline, PATIENCE * config.round_deadline_s, setting.stop)
+        if aggregator.failed:
+            raise SimulationFailed(str(aggregator.finished))
+        federation.keep_courses()
+        built = reports.build(store)
+        reports.write(folder, built, reports.models(store, blobs))
+    shutil.rmtree(folder / DEVICES, ignore_errors=True)
+    return built
+
+
+def _until_finished(
+    aggregator: Aggregator,
+    devices: Sequence[Device],
+    timeline: Timeline,
+    patience_s: float,
+    stop: threading.Event,
+) -> None:
+    """Let time pass until the federation has finished and every device knows.
+
+    Raises SimulationFailed, SimulationStopped.
+    """
+    begun, since_s = aggregator.work, timeline.now_s
+
+    def tick() -> None:
+        aggregator.step(0.0)
+        for device in devices:
+            device.step()
+        timeline.after(TICK_S, tick)
+
+    tick()
+    while not (aggregator.finished is not None and aggregator.quiet and all(device.ended for device in devices)):
+        if stop.is_set():
+            raise SimulationStopped
+        timeline.step()
+        if aggregator.work is not begun:
+            begun, since_s = aggregator.work, timeline.now_s
+        if aggregator.finished is not None and timeline.now_s > since_s + LINGER_S:
+            return
+        if aggregator.finished is None and timeline.now_s > since_s + patience_s:
+            counts = ", ".join(f"{count} × {what}" for what, count in sorted(aggregator.counts.items()))
+            raise SimulationFailed(f"no round has closed in {patience_s:g} simulated seconds ({counts})")
+
+
+def _seats(
+    folder: Path,
+    config: ServerConfig,
+    server_key: str,
+    network: Network,
+    setting: Setting,
+    federation: RecallingFederation,
+    stack: contextlib.ExitStack,
+) -> list[Device]:
+    timeline = network.timeline
+    threads = stack.enter_context(ThreadPoolExecutor(len(setting.data), "device"))
+    topics = Topics(config.federation)
+    devices = []
+    for name, data in sorted(setting.data.items()):
+        board = setting.fleet.of(name)
+        link = network.link(board.link, will=topics.status(name))
+        device = setting.make_device(
+            Place(
+                name=name,
+                data=data,
+                state=folder / DEVICES / name,
+                federation=config.federation,
+                server_key=server_key,
+                link=link,
+                board=board,
+                clock=timeline.clock,
+                after=timeline.after,
+                begin_work=_rule(name, board, link, setting.costs, config.seed, timeline),
+                computed=partial(federation.computed, name),
+                hosts=setting.hosts,
+                threads=threads,
+            )
+        )
+        stack.callback(device.close)
+        link.wake = device.step
+        devices.append(device)
+    return devices
+
+
+def _rule(
+    name: str, board: Board, link: MemoryLink, costs: Costs, seed: int, timeline: Timeline
+) -> Callable[[Plan, Hello], float]:
+    def begin(plan: Plan, hello: Hello) -> float:
+        examples = hello.examples.get("train" if plan.data_split is None else plan.data_split, 0)
+        seconds = work_seconds(plan, examples, hello.tasks, costs, board.speed)
+        lost_s = drop_after(plan, name, board, seed, seconds)
+        if lost_s is not None:
+            timeline.after(lost_s, lambda: link.lose(board.away_s))
+        return seconds
+
+    return begin
+
+
+def _latest_s(store: Store) -> float:
+    times = [time_s for row in store.rounds() for time_s in (row.started_s, row.closed_s) if time_s is not None]
+    return max(times, default=0.0)
+
+
+def _context(config: ServerConfig, setting: Setting) -> str:
+    """What all courses of a run depend on beyond what their plans say."""
+    boards = {name: setting.fleet.of(name) for name in sorted(setting.data)}
+    data = {name: _fingerprint(path) for name, path in sorted(setting.data.items())}
+    rules = [config.min_devices, config.clients_per_round, config.quorum, config.round_deadline_s, config.seed]
+    return msgspec.json.encode([rules, boards, data, setting.costs]).decode()
+
+
+def _fingerprint(data: Path) -> str:
+    """A data set by the names, sizes and times of its files."""
+    facts = [
+        [str(path.relative_to(data)), path.stat().st_size, path.stat().st_mtime_ns]
+        for path in sorted(data.rglob("*"))
+        if path.is_file()
+    ]
+    return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write something as indented JSON."""
+    write_whole(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")

@@ -1,0 +1,60 @@
+"""What a simulated run came to: loss, time, energy and bytes, each measured or by a stated rule."""
+
+import msgspec
+
+from broker_server.report import Report
+from broker_server.simulation.courses import computed_s
+from broker_server.store import Store
+
+
+class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """One run. Times and joules are of training alone, without the measuring rounds; None was not measured.
+
+    `compute_s` are CPU seconds on one core of the simulating machine, measured, over all devices; `critical_path_s` the
+    slowest device's of each round. `simulated_s` and `simulated_j` follow from the rules of the experiment's boards.
+    """
+
+    method: str
+    seed: int
+    strategy: str
+    test_loss: dict[str, float] | None
+    """By task, and `total`."""
+    groups: tuple[tuple[str, ...], ...]
+    """Of the last phase of training."""
+    rounds: int
+    compute_s: float | None
+    critical_path_s: float | None
+    simulated_s: float
+    simulated_j: float | None
+    bytes_up: int | None
+    bytes_down: int | None
+
+
+def summarise(method: str, seed: int, report: Report, store: Store) -> Summary:
+    """The summary of a finished run."""
+    rows = [row for row in store.rounds() if row.closed_s is not None and row.assignment.work == "train"]
+    facts = [store.facts_of(row) for row in rows]
+    computed = [computed_s(store, row) for row in rows]
+    missing = any(not each.results.keys() <= seconds.keys() for each, seconds in zip(facts, computed, strict=True))
+    trained = [phase for phase, _ in store.phases() if phase.work == "train"]
+    stages = [report.test_loss.get(stage) for stage in ("end", "merged")]
+    energies = [energy.energy_j for each in facts for energy in each.energy.values()]
+    ups, downs = [row.bytes_up for row in rows], [row.bytes_down for row in rows]
+    return Summary(
+        method=method,
+        seed=seed,
+        strategy=report.strategy,
+        test_loss=next((losses for losses in stages if losses is not None), None),
+        groups=trained[-1].groups,
+        rounds=len(rows),
+        compute_s=None if missing else sum(sum(seconds.values()) for seconds in computed),
+        critical_path_s=None if missing else sum(max(seconds.values()) for seconds in computed),
+        simulated_s=sum((row.closed_s or row.started_s) - row.started_s for row in rows),
+        simulated_j=None if None in energies else sum(energy for energy in energies if energy is not None),
+        bytes_up=_sum(ups),
+        bytes_down=_sum(downs),
+    )
+
+
+def _sum(values: list[int | None]) -> int | None:
+    return None if None in values else sum(value for value in values if value is not None)

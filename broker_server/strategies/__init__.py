@@ -1,0 +1,1 @@
+"""Strategies by name: pure planners over the same rounds. Each module holds one family of them."""

@@ -1,0 +1,65 @@
+"""Groups that are known before anything is trained, each from the bundle's weights, one after another.
+
+With every task in a group of its own this is one-by-one, with all tasks in one group all-in-one.
+"""
+
+from collections.abc import Sequence
+
+from broker_server.split import SplitImpossible
+from broker_server.strategy import Measured, Phase
+from edge_runtime.wire.names import Tasks
+
+
+class Fixed:
+    """Trains given groups from scratch, `rounds` each, and measures what serves each task. Raises SplitImpossible.
+
+    A task in several groups is served by the first of them. With `probe_rounds` affinities are probed in the first of
+    them, for the record.
+    """
+
+    def __init__(self, tasks: Tasks, groups: Sequence[Tasks], *, rounds: int, probe_rounds: int = 0) -> None:
+        self._groups = tuple(tuple(sorted(group)) for group in groups)
+        if odd := sorted({task for group in self._groups for task in group} - set(tasks)):
+            raise SplitImpossible(f"the groups have a task {odd[0]!r} that the federation does not train")
+        if missing := sorted(set(tasks) - {task for group in self._groups for task in group}):
+            raise SplitImpossible(f"task {missing[0]!r} is in none of the groups")
+        self._rounds = rounds
+        self._probe_rounds = probe_rounds
+
+    def next(self, done: Sequence[Phase], _measured: Measured) -> Phase | None:
+        """The phase after those that are done; None after the last."""
+        match [phase.name for phase in done]:
+            case []:
+                return Phase(
+                    name="train",
+                    work="train",
+                    groups=self._groups,
+                    start=None,
+                    rounds=self._rounds,
+                    probe_rounds=self._probe_rounds,
+                )
+            case ["train"]:
+                return self._end()
+        return None
+
+    def enough(self, _phase: Phase, _measured: Measured) -> bool:
+        """No phase ends early."""
+        return False
+
+    def _end(self) -> Phase:
+        blocks: list[Tasks] = []
+        sources: list[Tasks] = []
+        seen: set[str] = set()
+        for group in self._groups:
+            if block := tuple(task for task in group if task not in seen):
+                blocks.append(block)
+                sources.append(group)
+                seen.update(block)
+        return Phase(
+            name="end",
+            work="evaluate",
+            groups=tuple(blocks),
+            sources=tuple(sources),
+            start="train",
+            data_split="test",
+        )

@@ -1,0 +1,72 @@
+"""HOA: train every task and every pair, predict what larger groups would lose, train the best ones from scratch.
+
+Source: Standley et al., "Which Tasks Should Be Learned Together in Multi-task Learning?", ICML 2020, section 5.2
+(higher-order approximation).
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+
+from broker_server.pairs import choose, loss_scores
+from broker_server.split import SplitImpossible, group_mask
+from broker_server.strategy import Measured, Phase, serving
+from edge_runtime.wire.names import Tasks
+
+
+class Hoa:
+    """Train all singles and all pairs for `rounds`, measure them on the devices' validation data, choose, train, test.
+
+    The chosen groups are trained for `rounds` each from the bundle's weights, singles and pairs among them anew.
+    """
+
+    def __init__(self, tasks: Tasks, *, rounds: int, groups: int) -> None:
+        if not 2 <= groups <= len(tasks):
+            raise SplitImpossible(f"HOA divides {len(tasks)} tasks into 2 to {len(tasks)} groups, not {groups}")
+        self._tasks = tuple(sorted(tasks))
+        self._rounds = rounds
+        self._groups = groups
+
+    def next(self, done: Sequence[Phase], measured: Measured) -> Phase | None:
+        """The phase after those that are done; None after the last. Raises SplitImpossible."""
+        match [phase.name for phase in done]:
+            case []:
+                alone = tuple((task,) for task in self._tasks)
+                pairs = tuple(combinations(self._tasks, 2))
+                return Phase(name="pairs", work="train", groups=alone + pairs, start=None, rounds=self._rounds)
+            case ["pairs"]:
+                return Phase(name="measure", work="evaluate", groups=done[0].groups, start="pairs", data_split="val")
+            case ["pairs", "measure"]:
+                found = choose(self._tasks, *self._losses(measured), self._groups)
+                return Phase(
+                    name="groups", work="train", groups=found.groups, start=None, rounds=self._rounds, split=found
+                )
+            case ["pairs", "measure", "groups"]:
+                scores = loss_scores(self._tasks, *self._losses(measured))
+                served = serving(
+                    done[-1].groups,
+                    lambda group, task: float(scores[group_mask(self._tasks, group), self._tasks.index(task)]),
+                )
+                return Phase(
+                    name="end",
+                    work="evaluate",
+                    groups=tuple(block for block, _ in served),
+                    sources=tuple(group for _, group in served),
+                    start="groups",
+                    data_split="test",
+                )
+        return None
+
+    def enough(self, _phase: Phase, _measured: Measured) -> bool:
+        """No phase ends early."""
+        return False
+
+    def _losses(self, measured: Measured) -> tuple[dict[str, float], dict[tuple[str, str], tuple[float, float]]]:
+        """The losses of the singles and of the pairs. Raises SplitImpossible where some were not measured."""
+        found = measured.losses.get("measure", {})
+        alone = {group[0]: losses[group[0]] for group, losses in found.items() if len(group) == 1 and losses}
+        pairs = {
+            (group[0], group[1]): (losses[group[0]], losses[group[1]])
+            for group, losses in found.items()
+            if len(group) == 2 and len(losses) == 2
+        }
+        return alone, pairs

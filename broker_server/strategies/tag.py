@@ -1,0 +1,65 @@
+"""TAG: affinities over a whole all-in-one run, then groups that may overlap, each from scratch.
+
+Source: Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Learning", NeurIPS 2021.
+"""
+
+from collections.abc import Sequence
+
+from broker_server.split import SplitImpossible, search, task_score
+from broker_server.strategies.mas import checked
+from broker_server.strategy import Measured, Phase, serving
+from edge_runtime.wire.names import Tasks
+
+
+class Tag:
+    """Train all tasks merged for `rounds` and probe all the time, then train at most `groups` groups for `rounds` each.
+
+    A task counts in the group that scores best for it; that group serves it in the end.
+    """
+
+    def __init__(self, tasks: Tasks, *, rounds: int, groups: int, probe_from: int = 0, probe_rounds: int) -> None:
+        if groups < 2:
+            raise SplitImpossible("TAG divides tasks into groups: it needs two at least")
+        self._tasks = tuple(sorted(tasks))
+        self._rounds = rounds
+        self._groups = groups
+        self._probe_from = probe_from
+        self._probe_rounds = probe_rounds
+
+    def next(self, done: Sequence[Phase], measured: Measured) -> Phase | None:
+        """The phase after those that are done; None after the last. Raises SplitImpossible."""
+        match [phase.name for phase in done]:
+            case []:
+                return Phase(
+                    name="merge",
+                    work="train",
+                    groups=(self._tasks,),
+                    start=None,
+                    rounds=self._rounds,
+                    probe_from=self._probe_from,
+                    probe_rounds=self._probe_rounds,
+                )
+            case ["merge"]:
+                found = checked(
+                    measured.affinities,
+                    lambda affinities: search(affinities.tasks, affinities.values, self._groups, "overlap"),
+                )
+                return Phase(
+                    name="groups", work="train", groups=found.groups, start=None, rounds=self._rounds, split=found
+                )
+            case ["merge", "groups"]:
+                tasks, values = measured.affinities.tasks, measured.affinities.values
+                served = serving(done[-1].groups, lambda group, task: task_score(tasks, values, group, task))
+                return Phase(
+                    name="end",
+                    work="evaluate",
+                    groups=tuple(block for block, _ in served),
+                    sources=tuple(group for _, group in served),
+                    start="groups",
+                    data_split="test",
+                )
+        return None
+
+    def enough(self, _phase: Phase, _measured: Measured) -> bool:
+        """No phase ends early."""
+        return False

@@ -1,0 +1,213 @@
+"""A simulated device: a real agent, with its session and its state folder, whose work is done elsewhere.
+
+The agent's clock and link are the simulation's. Work takes as long as a rule says, on the simulation's clock; meanwhile
+a host does it, and its outcome is there when the simulated time is over.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from edge_runtime.agent.job import Outcome
+from edge_runtime.agent.loop import Agent
+from edge_runtime.agent.state import State
+from edge_runtime.agent.work import EvaluationResult, Report, TrainResult, WorkRefused
+from edge_runtime.simulation.account import Power, SimulatedAccount
+from edge_runtime.simulation.host import Refused, Task, perform
+from edge_runtime.training.worker import LocalWorker
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.link import Link
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.messages import Hello, Plan
+from edge_runtime.wire.tensors import Vector
+from edge_runtime.wire.topics import Topics
+
+MAX_DOWNLOAD_BYTES = 1 << 40
+
+
+class Board(Protocol):
+    """What a rule says of the board."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """The budget of the memory plan."""
+        ...
+
+    @property
+    def busy_w(self) -> float:
+        """Watts at work."""
+        ...
+
+    @property
+    def idle_w(self) -> float:
+        """Watts while it waits or transfers."""
+        ...
+
+
+class Place(Protocol):
+    """What a simulation gives a device."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def data(self) -> Path:
+        """Its data set."""
+        ...
+
+    @property
+    def state(self) -> Path:
+        """Its state folder."""
+        ...
+
+    @property
+    def federation(self) -> str:
+        """The federation's name."""
+        ...
+
+    @property
+    def server_key(self) -> str:
+        """The server's public key, hexadecimal."""
+        ...
+
+    @property
+    def link(self) -> Link:
+        """Its link."""
+        ...
+
+    @property
+    def board(self) -> Board:
+        """Its board."""
+        ...
+
+    @property
+    def clock(self) -> Callable[[], float]:
+        """Simulated seconds."""
+        ...
+
+    @property
+    def after(self) -> Callable[[float, Callable[[], None]], None]:
+        """Calls something when so many simulated seconds have passed."""
+        ...
+
+    @property
+    def begin_work(self) -> Callable[[Plan, Hello], float]:
+        """Told when work begins; how many simulated seconds it takes."""
+        ...
+
+    @property
+    def computed(self) -> Callable[[Plan, float], None]:
+        """Told how many CPU seconds of a host a plan's work took."""
+        ...
+
+    @property
+    def hosts(self) -> Executor:
+        """Where work is done."""
+        ...
+
+    @property
+    def threads(self) -> Executor:
+        """Threads of this process that wait for the hosts, one for each device at least."""
+        ...
+
+
+class SimulatedDevice:
+    """An agent that is stepped by the simulation. Raises WorkerUnusable, StateUnusable."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._state = State(place.state)
+        self._account = SimulatedAccount(Power(busy_w=place.board.busy_w, idle_w=place.board.idle_w), place.clock)
+        self._worker = worker = _HostedWorker(place)
+        self._hello = worker.hello()
+        self._agent = Agent(
+            place.link,
+            self._state,
+            worker,
+            device=place.name,
+            topics=Topics(place.federation),
+            server_key=place.server_key,
+            max_download_bytes=MAX_DOWNLOAD_BYTES,
+            account=self._account,
+            clock=place.clock,
+            submit=self._submit,
+        )
+        self._agent.begin()
+
+    @property
+    def ended(self) -> bool:
+        """Whether the federation is over for this device."""
+        return self._agent.ending is not None
+
+    def step(self) -> None:
+        """Take what has come, and see what time it is."""
+        if not self.ended:
+            self._agent.step(0.0)
+
+    def close(self) -> None:
+        """Let go of the state folder. Work that is going on is not waited for."""
+        self._state.close()
+
+    def _submit(self, plan: Plan, work: Callable[[], Outcome]) -> "Future[Outcome]":
+        seconds = self._worker.seconds = self._place.begin_work(plan, self._hello)
+        self._account.work(plan.work, seconds)
+        real = self._place.threads.submit(work)
+        outcome: Future[Outcome] = Future()
+
+        def over() -> None:
+            outcome.set_result(real.result())
+            if self._worker.cpu_s is not None:
+                self._place.computed(plan, self._worker.cpu_s)
+            self.step()
+
+        self._place.after(seconds, over)
+        return outcome
+
+
+class _HostedWorker:
+    """A worker whose training and evaluation is done by the hosts. What it says took `seconds`, as the rule has it."""
+
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self.seconds = 0.0
+        self.cpu_s: float | None = None
+        """What the last work took a host."""
+        self._local = LocalWorker(place.data, place.state, 1, memory_budget_bytes=place.board.memory_bytes)
+
+    def hello(self) -> Hello:
+        return self._local.hello()
+
+    def train(self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, _report: Report) -> TrainResult:
+        result = self._perform(plan, manifest, store, weights)
+        assert isinstance(result, TrainResult)
+        return result
+
+    def evaluate(
+        self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, _report: Report
+    ) -> EvaluationResult:
+        result = self._perform(plan, manifest, store, weights)
+        assert isinstance(result, EvaluationResult)
+        return result
+
+    def _perform(
+        self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector
+    ) -> TrainResult | EvaluationResult:
+        task = Task(
+            data=self._place.data,
+            state=self._place.state,
+            memory_budget_bytes=self._place.board.memory_bytes,
+            plan=plan,
+            manifest=manifest,
+            graphs=store.root,
+            weights=weights,
+        )
+        self.cpu_s = None
+        done = self._place.hosts.submit(perform, task).result()
+        if isinstance(done, Refused):
+            raise WorkRefused(done.reason, done.detail)
+        self.cpu_s = done.cpu_s
+        return replace(done.result, wall_s=self.seconds)

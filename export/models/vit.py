@@ -1,0 +1,86 @@
+"""A Vision Transformer to be trained in two places: patches and heads on the device, the blocks where there is room.
+
+The stem cuts an image into patches and embeds them with their positions; the encoder is the general model, a stack of
+attention blocks (Dosovitskiy et al., ICLR 2021). That is the division of FedBone (Chen et al., JCST 39(5), 2024).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from export.model import MultiTaskModel
+from export.models.adaptation import KIND, Attention, assemble
+from export.models.xception import NINE
+
+
+class Patches(nn.Module):
+    """(B, 3, H, W) to (B, N, C): N = H/P · W/P patches of P × P pixels, with learnt positions."""
+
+    def __init__(self, size: int, patch: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(3, width, patch, patch)
+        self.position = nn.Parameter(0.02 * torch.randn(1, (size // patch) ** 2, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Patches row by row."""
+        tokens: Tensor = self.project(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        return tokens + self.position
+
+
+class Block(nn.Module):
+    """(B, N, C) to the same shape: attention and a two-layer perceptron, each added to what it was given."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.before_attention, self.before_layers = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.attention = Attention(width, heads)
+        self.layers = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised before, not after."""
+        x = x + self.attention(self.before_attention(x))
+        result: Tensor = x + self.layers(self.before_layers(x))
+        return result
+
+
+class Encoder(nn.Module):
+    """(B, N, C) to (B, C, side, side), where N is side²."""
+
+    def __init__(self, width: int, heads: int, depth: int, side: int) -> None:
+        super().__init__()
+        self.side = side
+        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, e: Tensor) -> Tensor:
+        """The patches as an image of features."""
+        tokens: Tensor = self.norm(self.blocks(e))
+        return tokens.transpose(1, 2).reshape(e.shape[0], e.shape[2], self.side, self.side)
+
+
+def make(
+    tasks: Sequence[str], *, width: int, heads: int, depth: int, size: int, patch: int = 8, batch: int = 2
+) -> MultiTaskModel:
+    """A model for dense tasks of MAS, and `kind`, the class of an image; inputs of `size` × `size` pixels."""
+    stem = Patches(size, patch, width)
+    encoder = Encoder(width, heads, depth, size // patch)
+    return assemble(stem, encoder, tasks, width=width, scale=patch, size=size, batch=batch)
+
+
+def build() -> MultiTaskModel:
+    """Two dense tasks and the class of an image, 64 pixels."""
+    return make(("depth", "segmentation", KIND), width=64, heads=4, depth=4, size=64)
+
+
+def build_nine() -> MultiTaskModel:
+    """All nine tasks of MAS, 64 pixels."""
+    return make(NINE, width=128, heads=4, depth=6, size=64)
+
+
+def build_general() -> MultiTaskModel:
+    """Nine tasks over the 85 million parameters of ViT-Base's blocks, 224 pixels.
+
+    Weights, gradient and momentum alone are a gigabyte: more than a small board has.
+    """
+    return make(NINE, width=768, heads=12, depth=12, size=224, patch=16)

@@ -1,0 +1,282 @@
+"""A board from the image to the report by the documented commands alone, emulated from its first boot on.
+
+The image is made here as a distribution makes one: Debian for arm64, a FAT boot partition with kernel, cmdline.txt and
+cloud-init's files, an ext4 root. `python -m devices flash` sets it up; QEMU boots the result with what lies on its boot
+partition, as a board's firmware does; and this machine's server waits for the device to enrol, train and be reported.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+pytestmark = [pytest.mark.emulated, pytest.mark.workstation]
+
+DEVICE = "board-01"
+HOST = "10.0.2.2"
+"""This machine, as a guest of QEMU's user network sees it."""
+WRONG_TIME = "2024-02-03T04:05:06"
+"""What the board's clock says when it is switched on: without a time server it would stay there."""
+LIMIT_S = 3600.0
+MIB = 1 << 20
+BOOT_MIB = 192
+MEMORY_MIB = 1024
+PACKAGES = (
+    "python3", "libstdc++6", "systemd-sysv", "systemd-timesyncd", "udev", "dbus", "kmod", "iproute2", "netplan.io",
+    "cloud-init", "sudo", "ca-certificates", "initramfs-tools", "linux-image-cloud-arm64",
+)  # fmt: skip
+CMDLINE = "console=ttyAMA0 root=LABEL=rootfs rootfstype=ext4 rootwait systemd.journald.forward_to_console=1\n"
+BOOTFS = {"meta-data": "instance-id: as-shipped\n", "user-data": "#cloud-config\n", "cmdline.txt": CMDLINE}
+CLOUD = "datasource_list: [NoCloud, None]\ndatasource: {NoCloud: {fs_label: bootfs}}\n"
+FSTAB = "LABEL=rootfs / ext4 defaults 0 1\nLABEL=bootfs /boot/firmware vfat defaults 0 0\n"
+
+
+@pytest.fixture(scope="module")
+def image(needs, debian, run, say, tmp_path_factory):
+    """An image as a distribution ships it, packed."""
+    needs(
+        mmdebstrap=["mmdebstrap"], qemu_user_static=["qemu-aarch64-static"], qemu_system_arm=["qemu-system-aarch64"],
+        mtools=["mcopy", "mdir"], dosfstools=["mkfs.vfat", "fsck.fat"], e2fsprogs=["mke2fs", "e2fsck", "debugfs"],
+        fdisk=["sfdisk"], xz_utils=["xz"],
+    )  # fmt: skip
+    if os.geteuid() != 0:
+        pytest.fail("a root file system has files of root's: run this as root", pytrace=False)
+    root = debian("board", PACKAGES, extract=False)
+    folder = tmp_path_factory.mktemp("image")
+    say("making the image")
+    boot, system, disk = folder / "boot", folder / "system", folder / "debian.img"
+    run("mkfs.vfat", "-C", "-n", "bootfs", "-F", "32", boot, BOOT_MIB * 1024)
+    (kernel,), (initrd,) = root.glob("boot/vmlinuz-*"), root.glob("boot/initrd.img-*")
+    for source, name in ((kernel, "vmlinuz"), (initrd, "initrd.img")):
+        run("mcopy", "-i", boot, source, f"::/{name}")
+    for name, text in BOOTFS.items():
+        (folder / name).write_text(text)
+        run("mcopy", "-i", boot, folder / name, f"::/{name}")
+    (root / "etc/cloud/cloud.cfg.d/99-bootfs.cfg").write_text(CLOUD)
+    (root / "etc/fstab").write_text(FSTAB)
+    (root / "etc/machine-id").write_text("")
+    (root / "boot/firmware").mkdir(exist_ok=True)
+    used_mib = int(run("du", "-sm", root).split()[0])
+    run("mke2fs", "-q", "-t", "ext4", "-L", "rootfs", "-d", root, system, f"{used_mib * 5 // 4 + 500}M")
+    start, middle, size = 8192, 8192 + BOOT_MIB * 2048, system.stat().st_size // 512
+    table = f"label: dos\nstart={start},size={BOOT_MIB * 2048},type=c,bootable\nstart={middle},size={size},type=83\n"
+    disk.touch()
+    os.truncate(disk, (middle + size) * 512)
+    subprocess.run(["/usr/sbin/sfdisk", "--quiet", disk], input=table, text=True, check=True)
+    for part, at in ((boot, start), (system, middle)):
+        words = [f"if={part}", f"of={disk}", "bs=1M", f"seek={at * 512}", "oflag=seek_bytes"]
+        run("dd", "conv=sparse,notrunc", "status=none", *words)
+        part.unlink()
+    say(f"packing the image, {disk.stat().st_size / 1e6:.0f} MB")
+    run("xz", "-0", "--threads=0", disk)
+    return disk.with_name("debian.img.xz")
+
+
+@pytest.fixture
+def time_server(say):
+    """The time by SNTP (RFC 4330) on the port that every client asks, where that may be opened."""
+    stop, asked = threading.Event(), []
+    listening = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with listening:
+        try:
+            listening.bind(("127.0.0.1", 123))
+        except OSError as exc:
+            say(f"no time server ({exc.strerror}): the board will wait for one for five minutes, then start")
+            yield None
+            return
+        listening.settimeout(1.0)
+
+        def serve():
+            while not stop.is_set():
+                with contextlib.suppress(TimeoutError):
+                    data, client = listening.recvfrom(1024)
+                    now_s = time.time() + 2_208_988_800
+                    stamp = struct.pack(">II", int(now_s), int(now_s % 1 * 2**32))
+                    head = struct.pack(">BBbb", 0x24, 1, data[2], -20) + bytes(8) + b"GPS\0"
+                    listening.sendto(head + stamp + data[40:48] + stamp + stamp, client)
+                    asked.append(client)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield asked
+        stop.set()
+        thread.join()
+
+
+@pytest.fixture
+def started():
+    """Starts processes, and kills what is left of them."""
+    processes = []
+
+    def start(log, *words, **more):
+        with log.open("wb") as said:
+            process = subprocess.Popen(
+                [str(word) for word in words], stdin=subprocess.DEVNULL, stdout=said, stderr=said, **more
+            )
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture
+def serve(started, fixtures, port):
+    """Starts a server for one device and one round."""
+
+    def serve(state):
+        log = state.with_suffix(".log")
+        server = started(
+            log, sys.executable, "-m", "broker_server", "--bundle", fixtures / "bundle", "--state", state,
+            "--host", "127.0.0.1", "--port", port, "--quiet", "--exit-when-finished", "--merged-rounds", 1,
+            "--probe-rounds", 1, "--probe-every", 1, "--split-rounds", 1, "--groups", 1, "--min-devices", 1,
+            "--quorum", 1, "--batch", 4, "--lr", 0.02, "--seed", 3, "--round-deadline-s", 1800,
+            cwd=fixtures.parents[1],
+        )  # fmt: skip
+        wait((state / "server.key").is_file, server, log, 120.0)
+        return server
+
+    return serve
+
+
+def test_board_comes_from_an_image_to_the_report(
+    image, debian, wheels, fixtures, ours, run, started, serve, time_server, port, say, tmp_path
+):
+    # The server, and a card that it gives a token to.
+    state, card, console = tmp_path / "state", tmp_path / "card.img", tmp_path / "console.log"
+    server = serve(state)
+    say("flashing")
+    card_words = [
+        "flash", "--board", "aarch64", "--image", image, "--sha256", hashlib.sha256(image.read_bytes()).hexdigest(),
+        "--wheels", wheels, "--device-id", DEVICE, "--enrol", state, "--server", f"mqtt://{HOST}:{port}",
+        "--data", fixtures / "data", "--ntp", HOST, "--timezone", "Europe/Berlin", "--to", card,
+    ]  # fmt: skip
+    say(ours("devices", *card_words, "--yes").strip())
+
+    # What lies on the boot partition, by others' programs.
+    boot = tmp_path / "boot.img"
+    with card.open("rb") as file:
+        file.seek(8192 * 512)
+        boot.write_bytes(file.read(BOOT_MIB * MIB))
+    run("fsck.fat", "-n", boot)
+    assert "agent.toml" in run("mdir", "-b", "-i", boot, "::/mas-edge/")
+    for name in ("vmlinuz", "initrd.img", "cmdline.txt", "user-data", "network-config"):
+        run("mcopy", "-i", boot, f"::/{name}", tmp_path / name)
+    root = debian("board", PACKAGES, extract=False)
+    check = ["-m", "cloudinit.cmd.main", "schema", "--config-file", tmp_path / "user-data"]
+    run("qemu-aarch64-static", "-L", root, root / "usr/bin/python3", *check, env={"QEMU_CPU": "cortex-a72"})
+    words = (tmp_path / "cmdline.txt").read_text().strip()
+    assert "ds=nocloud;i=mas-edge-board-01-" in words
+
+    # The first boot.
+    say("switching the board on")
+    on_s = time.monotonic()
+    board = started(
+        console, "nice", "qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", "-smp", 2, "-m", MEMORY_MIB,
+        "-display", "none", "-monitor", "none", "-serial", "stdio", "-rtc", f"base={WRONG_TIME}",
+        "-kernel", tmp_path / "vmlinuz", "-initrd", tmp_path / "initrd.img", "-append", words,
+        "-drive", f"if=virtio,format=raw,file={card}",
+        "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
+    )  # fmt: skip
+    for what, sign in (
+        ("the kernel runs", r"Linux version"),
+        ("cloud-init has begun", r"Cloud-init v\.[^\n]*running"),
+        ("the agent is installed", r"mas-edge: board-01 is set up: at most (\d+) of \d+ MiB"),
+        ("the agent joins", r"device board-01 joins federation"),
+        ("it trains", r"round 1: train"),
+        ("its update is acknowledged", r"round 1: done"),
+    ):
+        wait(lambda sign=sign: re.search(sign, text(console)), board, console, LIMIT_S)
+        say(f"{what}, {time.monotonic() - on_s:.0f} s after power-on")
+    assert server.wait(600) == 0, text(state.with_suffix(".log"))
+
+    # The report, and the same federation with the device on this machine.
+    (row,) = (report := reported(state))["rounds"]
+    assert set(row["energy_by_device"]) == {DEVICE}
+    assert row["energy"]["measured"] == 0  # nothing measures on an emulated board, and nothing says so
+    other, config = tmp_path / "other", tmp_path / "agent.toml"
+    again = serve(other)
+    url = f"mqtt://127.0.0.1:{port}"
+    given = ["--out", config, "--url", url, "--state", other, "--data", fixtures / "data"]
+    ours("broker_server", "enrol", DEVICE, *given)
+    ours("edge_runtime", "run", "--config", config, "--meter", "none")
+    assert again.wait(600) == 0, text(other.with_suffix(".log"))
+    far = apart(report, reported(other))
+    say(f"losses and affinities are within {far:.1e} of those of the same device on this machine")
+    assert far <= 1e-4
+
+    # A power cut, and what is then on the card.
+    time.sleep(10)
+    board.kill()
+    board.wait()
+    said = text(console)
+    if time_server is not None:
+        assert time_server, "the board asked nobody for the time"
+        assert said.index("Initial clock synchronization") < said.index("device board-01 joins federation")
+    run("mcopy", "-o", "-i", f"{card}@@{8192 * 512}", "::/cmdline.txt", tmp_path / "cmdline.txt")
+    assert "agent.toml" not in run("mdir", "-b", "-i", f"{card}@@{8192 * 512}", "::/mas-edge/")
+    system = tmp_path / "system.img"
+    skip_sectors = 8192 + BOOT_MIB * 2048
+    run("dd", f"if={card}", f"of={system}", "bs=1M", f"skip={skip_sectors * 512}", "iflag=skip_bytes", "conv=sparse")
+    subprocess.run(["/usr/sbin/e2fsck", "-p", system], check=False, capture_output=True)  # replays its journal
+    stat = run("debugfs", "-R", "stat /var/lib/mas-edge/agent.toml", system)
+    assert re.search(r"Mode:\s+0600", stat)
+    assert not re.search(r"User:\s+0\s", stat)
+    unit = run("debugfs", "-R", "cat /etc/systemd/system/mas-edge.service", system)
+    limit_mib = re.search(r"is set up: at most (\d+) of", said)[1]
+    assert f"MemoryMax={limit_mib}M" in unit
+    say(f"the board was left with MemoryMax={limit_mib}M; boot to report took {time.monotonic() - on_s:.0f} s")
+
+
+def reported(state):
+    return json.loads((state / "report" / "report.json").read_text())
+
+
+def apart(*reports):
+    """The largest difference between what two federations have measured; what was not measured is so in both."""
+
+    def numbers(value):
+        if isinstance(value, dict):
+            return [number for each in value.values() for number in numbers(each)]
+        return [number for each in value for number in numbers(each)] if isinstance(value, list) else [value]
+
+    found = []
+    for report in reports:
+        losses = [report["test_loss"], [row["train_loss"] for row in report["rounds"]]]
+        found.append(numbers([*losses, report["affinity"]["values"]]))
+    one, other = found
+    assert [each is None for each in one] == [each is None for each in other]
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None]
+    assert len(pairs) > 10
+    return max(abs(a - b) for a, b in pairs)
+
+
+def text(log):
+    return log.read_text(errors="replace")
+
+
+def wait(happened, process, log, limit_s):
+    """Until something has happened, while its process runs."""
+    until_s = time.monotonic() + limit_s
+    while not happened():
+        assert process.poll() is None, f"it ended with {process.returncode}: {text(log)[-4000:]}"
+        assert time.monotonic() < until_s, f"not within {limit_s:.0f} s: {text(log)[-4000:]}"
+        time.sleep(1.0)

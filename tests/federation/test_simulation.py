@@ -1,0 +1,178 @@
+"""Simulated federations: the same state machines, so the same weights, as with processes over MQTT."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+pytest.importorskip("jwt")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[2]
+LIMIT_S = 240.0
+pytestmark = pytest.mark.workstation
+
+SETTINGS = """
+[settings]
+merged_rounds = 2
+split_rounds = 1
+probe_rounds = 1
+probe_every = 1
+batch = 4
+lr = 0.05
+round_deadline_s = 600.0
+"""
+MAS = '[methods."MAS-2"]\nstrategy = "mas"\ngroups = 2\n'
+
+
+class Bench:
+    """A folder with data sets and experiments."""
+
+    def __init__(self, site):
+        self.site, self.root = site, site.root
+        for name, count in (("attic", 10), ("cellar", 7)):
+            site.data(name, count)
+
+    def experiment(self, methods=MAS, fleet="", seeds="[7]"):
+        text = f'data = "data"\nbundle = "{self.site.bundle}"\nseeds = {seeds}\n{SETTINGS}\n{methods}\n{fleet}'
+        path = self.root / "experiment.toml"
+        path.write_text(text)
+        return path
+
+    def start(self, path, out, *flags):
+        command = [sys.executable, "-m", "broker_server", "simulate", str(path), "--out", str(self.root / out)]
+        return subprocess.Popen(
+            [*command, "--workers", "1", *flags],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, path, out="out", *flags):
+        process = self.start(path, out, *flags)
+        said, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, said[-3000:]
+        return said
+
+    def summaries(self, out="out"):
+        found = msgspec.json.decode((self.root / out / "summary.json").read_bytes())
+        return {(each["method"], each["seed"]): each for each in found}
+
+    def models(self, method, out="out", seed=7):
+        folder = self.root / out / "runs" / method / str(seed) / "models"
+        return {path.stem: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture
+def bench(make_site):
+    return Bench(make_site())
+
+
+def test_a_simulated_federation_ends_with_the_weights_of_real_processes_over_mqtt(bench):
+    server = bench.site.serve(min_devices=2)
+    devices = [bench.site.device(name, count) for name, count in (("attic", 10), ("cellar", 7))]
+    real = bench.site.ends(server, *devices)
+    said = bench.run(bench.experiment())
+    assert "MAS-2 · seed 7: test loss" in said
+    assert bench.models("MAS-2") == real
+    summary = bench.summaries()["MAS-2", 7]
+    assert summary["test_loss"] == pytest.approx(bench.site.report()["test_loss"]["end"])
+    assert summary["rounds"] == 4
+    assert summary["simulated_j"] > 0
+    assert summary["simulated_s"] > 0
+
+
+def test_links_that_are_lost_and_slow_boards_change_the_times_and_nothing_else(bench):
+    bench.run(bench.experiment())
+    fleet = "[fleet.board]\nspeed = 0.01\nlatency_s = 0.2\nup_bytes_per_s = 20000\ndown_bytes_per_s = 40000\n"
+    fleet += "drop_rate = 0.7\naway_s = 30\n"
+    (bench.root / "slow").mkdir()
+    shutil.copy(bench.root / "out" / "costs.json", bench.root / "slow")
+    bench.run(bench.experiment(fleet=fleet), "slow")
+    assert bench.models("MAS-2", "slow") == bench.models("MAS-2")
+    fast, slow = bench.summaries()["MAS-2", 7], bench.summaries("slow")["MAS-2", 7]
+    assert slow["simulated_s"] > fast["simulated_s"] + 30
+    assert slow["test_loss"] == fast["test_loss"]
+    shutil.rmtree(bench.root / "slow" / "runs")
+    shutil.rmtree(bench.root / "slow" / "courses")
+    bench.run(bench.experiment(fleet=fleet), "slow")
+    again = bench.summaries("slow")["MAS-2", 7]
+    assert {**again, "compute_s": 0, "critical_path_s": 0} == {**slow, "compute_s": 0, "critical_path_s": 0}
+
+
+METHODS = (
+    MAS
+    + '[methods.single]\nstrategy = "one_by_one"\n[methods.all]\nstrategy = "all_in_one"\n'
+    + '[methods."TAG-2"]\nstrategy = "tag"\ngroups = 2\nprobe_rounds = 3\n'
+    + '[methods."HOA-2"]\nstrategy = "hoa"\ngroups = 2\n'
+)
+
+
+def test_every_strategy_runs_and_what_several_share_is_done_once(bench):
+    bench.run(bench.experiment(METHODS))
+    found = bench.summaries()
+    assert [len(found[name, 7]["groups"]) for name in ("single", "all", "MAS-2")] == [3, 1, 2]
+    assert [found[name, 7]["rounds"] for name in ("single", "all", "MAS-2")] == [9, 3, 4]
+    assert all("total" in each["test_loss"] for each in found.values())
+    # HOA trains every task alone as one-by-one does: that work was taken over, and is charged all the same.
+    assert found["HOA-2", 7]["rounds"] == 18 + 3 * len(found["HOA-2", 7]["groups"])
+    assert found["HOA-2", 7]["compute_s"] > found["single", 7]["compute_s"]
+    alone = bench.run(bench.experiment('[methods."HOA-2"]\nstrategy = "hoa"\ngroups = 2\n'), "alone")
+    assert "HOA-2" in alone
+    assert bench.models("HOA-2", "alone") == bench.models("HOA-2")
+    assert bench.summaries("alone")["HOA-2", 7]["test_loss"] == found["HOA-2", 7]["test_loss"]
+
+
+def test_an_experiment_that_was_killed_goes_on_to_the_same_end(bench):
+    path = bench.experiment(METHODS)
+    bench.run(path)
+    (bench.root / "cut").mkdir()
+    shutil.copy(bench.root / "out" / "costs.json", bench.root / "cut")
+    for pause_s, number, code in (
+        (2.5, signal.SIGKILL, -9),
+        (3.5, signal.SIGTERM, 130),
+        (4.5, signal.SIGKILL, -9),
+        (3.0, signal.SIGINT, 130),
+    ):
+        process = bench.start(path, "cut")
+        time.sleep(pause_s)
+        process.send_signal(number)
+        process.communicate(timeout=LIMIT_S)
+        assert process.returncode in {code, 0}
+    bench.run(path, "cut")
+    assert {key: each["test_loss"] for key, each in bench.summaries("cut").items()} == {
+        key: each["test_loss"] for key, each in bench.summaries().items()
+    }
+    assert bench.models("MAS-2", "cut") == bench.models("MAS-2")
+
+
+@pytest.mark.parametrize(
+    ("methods", "fleet", "says"),
+    [
+        ("[methods.x]\nstrategy = 'magic'\n", "", "methods.x"),
+        ("[methods.x]\nport = 3\n", "", "a simulation decides this itself"),
+        (MAS, "[fleet.boards.attic]\nwings = 2\n", "wings"),
+        ("[methods.x]\nstrategy = 'fixed'\n", "", "fixed_groups"),
+    ],
+)
+def test_a_wrong_experiment_is_refused_with_its_place(bench, methods, fleet, says):
+    process = bench.start(bench.experiment(methods, fleet), "out")
+    said, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 2
+    assert says in said
+
+
+def test_boards_that_stay_away_end_the_run_with_a_reason(bench):
+    path = bench.experiment(fleet="[fleet.board]\ndrop_rate = 1.0\naway_s = 1e8\n")
+    process = bench.start(path, "out")
+    said, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 5
+    assert "no round has closed" in said
