@@ -25,7 +25,8 @@ from devices.flashing.target import WriteFailed
 from devices.metering import command as metering
 from devices.metering.calibration import CalibrationInvalid
 from devices.metering.choice import NoMeter, Open
-from devices.metering.costs import ReportUnusable
+from devices.metering.costs import Plan, ReportUnusable
+from devices.metering.journals import Journalled
 from devices.metering.plots import PlotImpossible
 from devices.metering.sheet import SheetInvalid
 from devices.profile import ProfileInvalid, load
@@ -98,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
             "energy-report", help="joules of a federation by group, phase and task, and for what was gained"
         ),
         _open_for,
+        _read_journal,
     )
     return whole
 
@@ -128,6 +130,24 @@ def _open_for(args: argparse.Namespace) -> Open:
         return open_source(source, root=args.root, listen=hear)
 
     return open_
+
+
+def _read_journal(path: Path) -> list[Journalled]:
+    """The plans that an agent's journal has figures of. Raises OSError."""
+    from edge_runtime.agent.costs import to_message
+    from edge_runtime.energy.journal import Journal
+    from edge_runtime.energy.ledger import Ledger
+
+    ledger = Ledger()
+    records, _torn = Journal(path).read()
+    for record in records:
+        ledger.apply(record)
+    found = []
+    for number, key in sorted(ledger.rounds()):
+        group, at, _weights = key.rpartition("@")
+        plan = msgspec.convert(to_message(ledger.report(number, key)), Plan, from_attributes=True)
+        found.append(Journalled(round=number, group=group if at else key, plan=plan))
+    return found
 
 
 def _enrol(device: str, out: Path, card: Card) -> None:

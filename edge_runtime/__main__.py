@@ -59,8 +59,10 @@ def _worker(config: AgentConfig) -> "LocalWorker":
 
 
 def _account(config: AgentConfig) -> "EnergyAccount":
-    """What books this device's energy. Raises ConfigInvalid for a meter that is none, and MeterUnusable."""
+    """What books this device's energy. Raises ConfigInvalid for a meter or calibration that is none, MeterUnusable."""
     from devices.health import HealthProbe
+    from devices.metering import calibration
+    from devices.metering.calibrated import CalibratedMeter
     from edge_runtime.energy.account import EnergyAccount
     from edge_runtime.energy.meter import MeterUnusable
 
@@ -72,8 +74,13 @@ def _account(config: AgentConfig) -> "EnergyAccount":
         raise ConfigInvalid(f"meter: {exc}") from exc
     if found.meter is None and config.meter not in {"auto", "none"}:
         raise MeterUnusable("; ".join(found.reasons))
-    path = config.state / "energy.journal"
-    return EnergyAccount(found.meter, health=HealthProbe(config.meter_root), path=path, reasons=found.reasons)
+    path, meter = config.state / "energy.journal", found.meter
+    try:
+        if meter is not None and config.meter_calibration is not None:
+            meter = CalibratedMeter(meter, calibration.read(config.meter_calibration))
+    except calibration.CalibrationInvalid as exc:
+        raise ConfigInvalid(f"meter_calibration: {exc}") from exc
+    return EnergyAccount(meter, health=HealthProbe(config.meter_root), path=path, reasons=found.reasons)
 
 
 def _meter(args: argparse.Namespace) -> "tuple[EnergyMeter | None, tuple[str, ...]]":

@@ -1,7 +1,8 @@
-"""Some rounds of training as the agent does them, within a memory budget, as a process that may be under a hard limit.
+"""Some rounds as the agent does them, within a memory budget, as a process that may be under a hard limit.
 
-`python -m benchmarks.device.bounded BUNDLE DATA STATE BUDGET BATCH ROUNDS` prints JSON: for each round what was
-planned, what was predicted and what was measured; or why the device declined.
+`python -m benchmarks.device.bounded BUNDLE DATA STATE BUDGET BATCH ROUNDS [PROBE SCHEME]` prints JSON: for each round
+what was planned, what was predicted and what was measured; or why the device declined. The second batch of a round is
+probed by PROBE, and its update is written by SCHEME with the residual of the round before (fp32).
 """
 
 import json
@@ -10,10 +11,13 @@ from pathlib import Path
 
 import msgspec
 
+from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.work import WorkRefused
+from edge_runtime.memory import peak_rss_bytes
 from edge_runtime.training.worker import LocalWorker
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.blob import BlobStore, describe
+from edge_runtime.wire.compression import Updates, choose, encode
 from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.wire.sizes import parse_size
 from edge_runtime.wire.tensors import unpack
@@ -22,6 +26,8 @@ from edge_runtime.wire.tensors import unpack
 def main(arguments: list[str]) -> None:
     bundle, data, state = map(Path, arguments[:3])
     budget, batch, rounds = parse_size(arguments[3]), int(arguments[4]), int(arguments[5])
+    probe, scheme = arguments[6:8] or (None, "fp32")
+    updates = msgspec.convert({"scheme": scheme}, Updates)
     worker = LocalWorker(data, state, memory_budget_bytes=budget, checkpoint_s=1e6)
     manifest = wire.read_folder(bundle)
     store = BlobStore(state / "blobs")
@@ -29,6 +35,7 @@ def main(arguments: list[str]) -> None:
         store.add(wire.graph_path(bundle, name).read_bytes())
     weights = unpack(manifest.table, (bundle / wire.WEIGHTS).read_bytes())
     blob = describe(b"weights")
+    residuals = CarriedVectors(state / "residual")
     found = []
     for number in range(1, rounds + 1):
         plan = Plan(
@@ -40,16 +47,21 @@ def main(arguments: list[str]) -> None:
             bundle=blob,
             signature="0" * 128,
             weights=blob,
-            training=Training(
-                epochs=1,
-                first_epoch=number,
-                batch=batch,
-                lr=0.001,
-                momentum=0.9,
-                weight_decay=1e-4,
-                seed=0,
-                probe_every=0,
+            training=msgspec.convert(
+                {
+                    "epochs": 1,
+                    "first_epoch": number,
+                    "batch": batch,
+                    "lr": 0.001,
+                    "momentum": 0.9,
+                    "weight_decay": 1e-4,
+                    "seed": 0,
+                    "probe_every": 2 if probe else 0,
+                    "probe": probe or "exact",
+                },
+                Training,
             ),
+            updates=updates,
             data_split=None,
             deadline_s=6000.0,
         )
@@ -58,7 +70,18 @@ def main(arguments: list[str]) -> None:
         except WorkRefused as refusal:
             print(json.dumps({"declined": str(refusal)}))
             return
-        found.append({"peak_bytes": result.peak_rss_bytes, **msgspec.to_builtins(result.memory)})
+        file, residual = encode(
+            manifest.table,
+            received=weights,
+            trained=result.weights,
+            residual=residuals.load(manifest.table.parameters, number - 1),
+            scheme=choose(updates, None),
+            topk_fraction=updates.topk_fraction,
+        )
+        residuals.save(manifest.table.parameters, residual, number)
+        probed = 0 if result.affinity is None else result.affinity.count
+        peak = {"peak_bytes": peak_rss_bytes(), "update_bytes": len(file), "probed": probed}
+        found.append({**peak, **msgspec.to_builtins(result.memory)})
     print(json.dumps({"rounds": found}))
 
 

@@ -1,10 +1,12 @@
 """Budgets: what a device chooses for each, what it then takes, and whether it lives under a limit that kills.
 
-Where control groups can be made, the limit is one of the kernel's (memory.max, or version 1's): a process that needs
-more is killed. Training is the worker's, on rendered rooms.
+Each budget is tried with plain training and fp32 updates, and with probes and updates that take more memory. Where
+control groups can be made, the limit is one of the kernel's (memory.max, or version 1's): a process that needs more is
+killed. Training is the worker's, on rendered rooms.
 """
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,9 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import ROOT, WORK, bundle, rooms
+from benchmarks.measure import ROOT, WORK, XCEPTION, bundle, rooms
 
 BUDGETS_MIB = (400, 160, 130, 110, 80)
+OPTIONS = (("", "fp32"), ("exact", "int8"), ("encoder", "topk"))
+"""How is probed, and how updates are written."""
 BATCH = 16
 IMAGES = 32
 ROUNDS = 200
@@ -28,12 +32,13 @@ GROUPS = (
 def measure() -> dict[str, Any]:
     """Each budget in a process of its own, under a limit of that budget; then many rounds in one process."""
     data = next(folder for folder in sorted(rooms(1, IMAGES).iterdir()) if folder.is_dir())
-    folder, _ = bundle("build")
+    folder, _ = bundle(f"{XCEPTION}:build")
     found = []
-    for budget in BUDGETS_MIB:
-        row = {"budget_mib": budget, **_bounded(folder, data, budget, 2)}
-        print(row, flush=True)
-        found.append(row)
+    for probe, scheme in OPTIONS:
+        for budget in BUDGETS_MIB:
+            about = {"budget_mib": budget, "probe": probe, "scheme": scheme}
+            found.append({**about, **_bounded(folder, data, budget, 2, probe, scheme)})
+            print(found[-1], flush=True)
     many = _bounded(folder, data, 200, ROUNDS)
     peaks = [row["peak_bytes"] for row in many["rounds"]]
     return {
@@ -54,30 +59,33 @@ def document(result: dict[str, Any]) -> str:
         "",
         f"The small Xception with five tasks (width 0.25, 64 px), batches of {result['batch']}, in a process under a",
         "hard limit of its budget where the kernel allows one. *Peak* is the process's own measure (VmHWM), which",
-        "counts the pages of files and libraries too.",
+        "counts the pages of files and libraries too, from the first graph to the written update.",
         "",
-        "| budget, MiB | at once | stages kept / recomputed / frozen | predicted, MiB | peak, MiB | limit |",
-        "|---|---|---|---|---|---|",
+        "| budget | probes | updates | at once | kept, recomputed, frozen | predicted, MiB | peak, MiB | limit |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in result["budgets"]:
         limit = row["limit"]
+        about = f"| {row['budget_mib']} | {row['probe'] or 'none'} | {row['scheme']} |"
         if "declined" in row:
-            rows.append(f"| {row['budget_mib']} | declined: {row['declined']} | | | | {limit} |")
+            rows.append(f"{about} declined: {row['declined']} | | | | {limit} |")
             continue
         last = row["rounds"][-1]
         stages = f"{last['kept']} / {last['recomputed']} / {last['frozen']}"
         predicted, peak = (last[name] / MIB for name in ("predicted_peak_bytes", "peak_bytes"))
-        rows.append(
-            f"| {row['budget_mib']} | {last['micro_batch']} | {stages} | {predicted:.0f} | {peak:.0f} | {limit} |"
-        )
+        rows.append(f"{about} {last['micro_batch']} | {stages} | {predicted:.0f} | {peak:.0f} | {limit} |")
     growth = result["growth"]
     tenth, last_peak = (growth[name] / MIB for name in ("peak_bytes_of_round_10", "peak_bytes_of_the_last"))
     many = f"{growth['rounds']} rounds in one process"
     return "\n".join([*rows, "", f"{many}: peak {tenth:.1f} MiB in the tenth, {last_peak:.1f} MiB in the last."])
 
 
-def _bounded(folder: Path, data: Path, budget_mib: int, rounds: int) -> dict[str, Any]:
-    arguments = [folder, data, WORK / f"budget-{budget_mib}-{rounds}", f"{budget_mib}MiB", BATCH, rounds]
+def _bounded(
+    folder: Path, data: Path, budget_mib: int, rounds: int, probe: str = "", scheme: str = "fp32"
+) -> dict[str, Any]:
+    state = WORK / f"budget-{budget_mib}-{rounds}-{probe}"
+    shutil.rmtree(state, ignore_errors=True)
+    arguments = [folder, data, state, f"{budget_mib}MiB", BATCH, rounds, probe, scheme]
     command = [sys.executable, "-m", "benchmarks.device.bounded", *map(str, arguments)]
     with _group(budget_mib * MIB) as group:
         if group is not None:

@@ -12,6 +12,10 @@ from devices.firstboot.settings import DEVICE, SettingsInvalid
 MAX_BYTES = 64 * 1024
 MAX_CA_BYTES = 1 << 20
 CA_NAME = "ca.pem"
+SPARE_MIB = 32
+"""What the service may take beyond the agent's budget: the kernel counts sockets and files, too."""
+_SIZE = re.compile(r"([1-9][0-9]{0,14}) ?(KiB|MiB|GiB|)\Z")
+_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _URL = re.compile(r"mqtts?://[^/\s@]+\Z")
 
 
@@ -26,6 +30,7 @@ class _Entries(msgspec.Struct, frozen=True):
     data: str
     state: str
     ca_file: str | None = None
+    memory_budget: str | None = None
 
 
 class AgentFile(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,6 +41,12 @@ class AgentFile(msgspec.Struct, frozen=True, kw_only=True):
     url: str
     content: bytes
     ca: bytes | None = None
+    memory_budget_bytes: int | None = None
+
+    @property
+    def memory_max_mib(self) -> int | None:
+        """What its service needs to keep to its budget; None without one."""
+        return None if self.memory_budget_bytes is None else -(-self.memory_budget_bytes // (1 << 20)) + SPARE_MIB
 
     def __repr__(self) -> str:
         """Without the token."""
@@ -71,7 +82,36 @@ def read(path: Path, *, device: str | None = None, server: str | None = None) ->
             f"{path}: the certificates are {CA_NAME} on a board: enrol {entries.device} with --ca-file {CA_NAME}"
         )
     ca = None if entries.ca_file is None else _bytes(path.parent / CA_NAME, MAX_CA_BYTES)
-    return AgentFile(device=entries.device, federation=entries.federation, url=entries.url, content=content, ca=ca)
+    budget_bytes = None if entries.memory_budget is None else _bytes_of(entries.memory_budget, f"{path}: memory_budget")
+    return AgentFile(
+        device=entries.device,
+        federation=entries.federation,
+        url=entries.url,
+        content=content,
+        ca=ca,
+        memory_budget_bytes=budget_bytes,
+    )
+
+
+def budgeted(agent: AgentFile, size: str) -> AgentFile:
+    """The file with a memory budget. Raises SettingsInvalid for what is no size, and where it has another already."""
+    budget_bytes = _bytes_of(size, "memory-budget")
+    if agent.memory_budget_bytes is not None:
+        if agent.memory_budget_bytes != budget_bytes:
+            raise SettingsInvalid(
+                f"agent.toml of {agent.device} has another memory budget, of {agent.memory_budget_bytes} bytes: leave "
+                "out --memory-budget"
+            )
+        return agent
+    content = f'memory_budget = "{size}"\n'.encode() + agent.content  # before any table of the file's
+    return msgspec.structs.replace(agent, content=content, memory_budget_bytes=budget_bytes)
+
+
+def _bytes_of(text: str, name: str) -> int:
+    found = _SIZE.match(text)
+    if found is None:
+        raise SettingsInvalid(f"{name} cannot be {text[:40]!r}: write a size such as 220MiB or 1GiB")
+    return int(found[1]) * _UNITS[found[2]]
 
 
 def _bytes(path: Path, limit: int) -> bytes:

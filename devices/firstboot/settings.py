@@ -9,6 +9,8 @@ from msgspec import Meta
 
 DEVICE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
 """What a device may be called; the server has the same rule."""
+MIN_MEMORY_MIB = 64
+"""No agent can do with less."""
 _HASH = r"^\$[0-9a-z]{1,10}\$[!-9;-~]{8,400}\Z"
 _KEY = r"^(ssh|ecdsa|sk)-[!-~]+ [A-Za-z0-9+/=]{40,16000}( [ -~]*)?\Z"
 _HOST = r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?\Z"
@@ -49,7 +51,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     wifi: Wifi | None = None
     timezone: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}\Z", max_length=60)] | None = None
     ntp: Annotated[str, Meta(pattern=_HOST)] | None = None
-    memory_max_mib: Annotated[int, Meta(ge=64, le=1 << 20)] | None = None
+    memory_max_mib: Annotated[int, Meta(ge=MIN_MEMORY_MIB, le=1 << 20)] | None = None
     python_path: Annotated[str, Meta(pattern=r"^/[A-Za-z0-9_./-]+\Z", max_length=200)] | None = None
 
     @property

@@ -30,7 +30,7 @@ from msgspec import Meta
 
 from devices.firstboot import agent as agents
 from devices.firstboot.agent import AgentFile
-from devices.firstboot.settings import Settings, SettingsInvalid, Wifi, settle, wifi
+from devices.firstboot.settings import MIN_MEMORY_MIB, Settings, SettingsInvalid, Wifi, settle, wifi
 from devices.flashing.job import Order
 from devices.flashing.kind import Way
 from devices.flashing.target import open_target
@@ -74,6 +74,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     wifi_hidden: bool | None = None
     timezone: str | None = None
     ntp: str | None = None
+    memory_budget: str | None = None
     memory_max_mib: int | None = None
     python_path: str | None = None
     first_boot: Way | None = None
@@ -144,6 +145,9 @@ def decide(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed: tup
         **{name: value for name in _PLAIN if (value := getattr(card, name)) is not None},
     )
     agent = agent_of(card, scratch, enrol)
+    if card.memory_budget is not None:
+        agent = agents.budgeted(agent, card.memory_budget)
+    settings = _limited(settings, agent)
     data = None if card.data is None else Path(card.data)
     return Decided(profile=profile, settings=settings, agent=agent, wheels=wheels, data=data)
 
@@ -179,6 +183,21 @@ def agent_of(card: Card, scratch: Path, enrol: Enrol) -> AgentFile:
         (folder / agents.CA_NAME).write_bytes(_bytes(card.ca, agents.MAX_CA_BYTES))
     enrol(str(card.device), folder / "agent.toml", card)
     return agents.read(folder / "agent.toml", device=card.device, server=card.server)
+
+
+def _limited(settings: Settings, agent: AgentFile) -> Settings:
+    """What the service may take follows the agent's budget where nothing else was said. Raises SettingsInvalid."""
+    needed_mib, given_mib = agent.memory_max_mib, settings.memory_max_mib
+    if needed_mib is None:
+        return settings
+    if given_mib is None:
+        return msgspec.structs.replace(settings, memory_max_mib=max(needed_mib, MIN_MEMORY_MIB))
+    if given_mib < needed_mib:
+        raise SettingsInvalid(
+            f"--memory-max-mib {given_mib} is too little for the memory budget of {settings.device}: its service needs "
+            f"{needed_mib} MiB"
+        )
+    return settings
 
 
 def _beside(card: Card, folder: Path) -> Card:

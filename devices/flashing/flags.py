@@ -27,7 +27,12 @@ HELP = {
     "wifi_hidden": ("--wifi-hidden", "", "the network does not announce itself"),
     "timezone": ("--timezone", "ZONE", "as in Europe/Berlin"),
     "ntp": ("--ntp", "HOST", "a time server, for a network without the internet's"),
-    "memory_max_mib": ("--memory-max-mib", "MIB", "what the agent may use (default: all but the board's reserve)"),
+    "memory_budget": ("--memory-budget", "SIZE", "what the agent plans its training for, such as 220MiB"),
+    "memory_max_mib": (
+        "--memory-max-mib",
+        "MIB",
+        "what the service may use (default: the budget and 32 MiB, or all but the board's reserve)",
+    ),
     "python_path": ("--python-path", "FILE", "on the board: a Python beside the system's, which the wheels are for"),
     "first_boot": ("--first-boot", "WAY", "how the image is told, if it cannot be seen"),
 }

@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,9 +15,11 @@ from types import FrameType
 import msgspec
 
 from devices.health import HealthProbe
-from devices.metering import calibration, costs, plots, sheet
-from devices.metering.calibration import Calibration, CalibrationInvalid
+from devices.metering import calibration, costs, journals, plots, sheet
+from devices.metering.calibrated import CalibratedMeter
+from devices.metering.calibration import CalibrationInvalid
 from devices.metering.choice import Open, choose
+from devices.metering.journals import Journalled
 from devices.metering.recording import IDLE, Power, Row, Segment, mean_w, segments
 from devices.meters import Meter
 
@@ -26,8 +28,15 @@ HEALTH_S = 2.0
 MAX_SECONDS = 7 * 86_400.0
 _MARK_LENGTH = 60
 
+JOURNAL = "energy.journal"
+_RUN = f"devices/*/state/{JOURNAL}"
+"""Where the devices of a run on one machine have theirs, each in a folder of its name."""
+
 OpenFor = Callable[[argparse.Namespace], Open]
 """What opens the sources that the arguments may name."""
+
+ReadJournal = Callable[[Path], Sequence[Journalled]]
+"""The plans that a device's journal has figures of. Raises OSError."""
 
 
 def add_arguments(
@@ -35,6 +44,7 @@ def add_arguments(
     calibrate: argparse.ArgumentParser,
     report: argparse.ArgumentParser,
     open_for: OpenFor,
+    read_journal: ReadJournal,
 ) -> None:
     """The arguments of the three commands."""
     meter.add_argument("--board", default="auto", metavar="BOARD", help="whose meter: a name of `list`, or auto")
@@ -59,9 +69,16 @@ def add_arguments(
     calibrate.add_argument("--out", type=Path, required=True, metavar="FILE", help="the calibration to write")
     calibrate.set_defaults(run=_calibrate)
     report.add_argument("folder", type=Path, metavar="RUN", help="a run's folder, the server's state, or report.json")
+    report.add_argument(
+        "--journal",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="a device's state folder, for what it has spent and never reported; may be repeated",
+    )
     report.add_argument("--plot", type=Path, metavar="FILE", help="draw it, as .png, .svg or .pdf")
     report.add_argument("--json", action="store_true", help="print JSON")
-    report.set_defaults(run=_report)
+    report.set_defaults(run=lambda args: _report(args, read_journal))
 
 
 def record(
@@ -72,7 +89,6 @@ def record(
     seconds: float,
     marks: "queue.SimpleQueue[str]",
     stop: threading.Event,
-    correct: Callable[[float], float] = lambda watts: watts,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Row]:
     """Read the meter for `idle_s` and then `seconds`, or until `stop` is set; every row is handed to `add` at once.
@@ -94,7 +110,7 @@ def record(
             mark = marks.get()
         watts = None if values is None else power(at_s, values)
         if watts is not None:
-            row = Row(seconds=at_s, watts=correct(watts), mark=mark)
+            row = Row(seconds=at_s, watts=watts, mark=mark)
             rows.append(row)
             add(row, time.time())
         if at_s >= idle_s + seconds:
@@ -110,15 +126,16 @@ def _meter(args: argparse.Namespace, open_: Open) -> int:
         if not (math.isfinite(value) and least <= value <= MAX_SECONDS):
             raise CalibrationInvalid(f"--{name} must be between {least:g} and {MAX_SECONDS:g}")
     made_true = None if args.calibration is None else calibration.read(args.calibration)
+    meter: Meter
     try:
         meter = choose(args.board, args.source, args.root, open_)
     except ValueError as exc:
         raise sheet.SheetInvalid(str(exc)) from exc
     try:
+        if made_true is not None:
+            meter = CalibratedMeter(meter, made_true)
         source = meter.facts.source
-        if made_true is not None and made_true.source != source:
-            raise CalibrationInvalid(f"{args.calibration} is for {made_true.source}, and this meter is {source}")
-        rows = _record(args, meter, made_true)
+        rows = _record(args, meter)
     finally:
         meter.close()
     if len(rows) < 2:
@@ -137,7 +154,7 @@ def _meter(args: argparse.Namespace, open_: Open) -> int:
     return 0
 
 
-def _record(args: argparse.Namespace, meter: Meter, made_true: Calibration | None) -> list[Row]:
+def _record(args: argparse.Namespace, meter: Meter) -> list[Row]:
     probe = HealthProbe(args.root)
     out = sheet.Sheet(args.csv, meter.facts.source)
     looked_s = -math.inf
@@ -151,10 +168,9 @@ def _record(args: argparse.Namespace, meter: Meter, made_true: Calibration | Non
 
     marks: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(marks,), name="marks", daemon=True).start()
-    correct = (lambda watts: watts) if made_true is None else made_true.true_w
     try:
         with _stopped_by_signals() as stop:
-            return record(meter, add, idle_s=args.idle, seconds=args.seconds, marks=marks, stop=stop, correct=correct)
+            return record(meter, add, idle_s=args.idle, seconds=args.seconds, marks=marks, stop=stop)
     finally:
         out.close()
 
@@ -214,13 +230,32 @@ def _calibrate(args: argparse.Namespace) -> int:
     )
     if made.source.startswith("i2c:"):
         print(f"  or, where the offset is small, divide the shunt that you state by {made.gain:.4f}")
-    print(f"{args.out}: for `python -m devices meter --calibration`")
+    print(f"{args.out}: for `python -m devices meter --calibration`, and for the agent's meter_calibration")
     return 0
 
 
-def _report(args: argparse.Namespace) -> int:
-    found = costs.read(args.folder)
+def _report(args: argparse.Namespace, read_journal: ReadJournal) -> int:
+    report = costs.read(args.folder)
+    for device, path in _journals(args):
+        report, said = journals.join(report, device, read_journal(path))
+        for sentence in said:
+            print(sentence, file=sys.stderr)
+    found = costs.costs(report)
     print(msgspec.json.encode(found).decode() if args.json else costs.words(found))
     if args.plot is not None:
         plots.costs(found, args.plot)
     return 0
+
+
+def _journals(args: argparse.Namespace) -> list[tuple[str, Path]]:
+    """Devices' names and journals: those that were named, and those of a run's folder. Raises ReportUnusable."""
+    found = []
+    for text in args.journal:
+        device, _, place = text.partition("=")
+        path = Path(place) / JOURNAL if Path(place).is_dir() else Path(place)
+        if not device or not place or not path.is_file():
+            raise costs.ReportUnusable(f"{text!r} is no device's journal: write NAME=FOLDER, the agent's state folder")
+        found.append((device, path))
+    named = {device for device, _ in found}
+    own = [(path.parent.parent.name, path) for path in sorted(args.folder.glob(_RUN))]
+    return found + [(device, path) for device, path in own if device not in named]

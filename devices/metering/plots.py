@@ -34,9 +34,22 @@ def recording(rows: Sequence[Row], source: str, path: Path) -> None:
 
 
 def costs(found: Costs, path: Path) -> None:
-    """Joules by group and phase, and training loss over the energy spent. Raises PlotImpossible."""
-    figure = _figure()
-    left, right = figure.subplots(1, 2)
+    """Joules by group and phase, training loss over the energy spent, and what a point of test loss has cost.
+
+    What has no price, because nothing was gained or measured, is left out. Raises PlotImpossible.
+    """
+    figure = _figure(height=9)
+    (left, right), (prices, by_task) = figure.subplots(2, 2)
+    for axes, title, gains in (
+        (prices, "stages and groups", [*found.gains, *found.group_gains.values()]),
+        (by_task, "tasks, each group's energy divided evenly", found.task_gains.values()),
+    ):
+        known = {gain.stage: gain.j_per_point for gain in gains if gain.j_per_point is not None}
+        axes.barh(range(len(known)), list(known.values()), color="tab:green")
+        axes.set_yticks(range(len(known)), [name.replace("+", "+\n") for name in known], fontsize=7)
+        axes.invert_yaxis()
+        axes.set_xlabel("joules for a point of test loss")
+        axes.set_title(title, fontsize=9)
     bottom = dict.fromkeys(found.groups, 0.0)
     for phase in found.phases:
         heights = {
@@ -63,12 +76,12 @@ def costs(found: Costs, path: Path) -> None:
     _save(figure, path)
 
 
-def _figure() -> Any:
+def _figure(height: float = 5) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as exc:
         raise PlotImpossible("matplotlib is not installed: draw on the workstation, from the CSV file") from exc
-    return Figure(figsize=(10, 5), layout="constrained")
+    return Figure(figsize=(10, height), layout="constrained")
 
 
 def _save(figure: Any, path: Path) -> None:

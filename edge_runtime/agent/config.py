@@ -21,6 +21,7 @@ meter = "auto"                # optional: what measures energy: the best that is
 meter_user = "energy"         # optional: user at a metering plug's broker
 meter_password_file = "plug"  # optional: file with the password for it
 meter_ca_file = "plugs.pem"   # optional: certificates to trust for a plug at mqtts://
+meter_calibration = "pmic.toml"  # optional: from `python -m devices calibrate`, which makes the meter's readings true
 meter_root = "/host"          # optional: where the sensors' /sys, /proc and /dev are, in a container that has others
 meter_idle_s = 10             # optional: how long the idle board is measured before it works; 0 for not at all
 """
@@ -69,6 +70,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     meter_user: Annotated[str, Meta(min_length=1, max_length=200)] = "energy"
     meter_password_file: Path | None = None
     meter_ca_file: Path | None = None
+    meter_calibration: Path | None = None
     meter_root: Path = Path("/")
     meter_idle_s: Annotated[float, Meta(ge=0, le=600)] = 10.0
 
@@ -118,6 +120,7 @@ def read(path: Path) -> AgentConfig:
         ca_file=_beside(folder, config.ca_file),
         meter_password_file=_beside(folder, config.meter_password_file),
         meter_ca_file=_beside(folder, config.meter_ca_file),
+        meter_calibration=_beside(folder, config.meter_calibration),
         meter_root=folder / config.meter_root,
     )
 

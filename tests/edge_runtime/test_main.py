@@ -75,3 +75,49 @@ def test_run_with_a_meter_that_cannot_be_opened_says_so(tmp_path, capsys, meter,
     assert main(["run", "--config", str(config), "--meter", meter]) == code
     (line,) = capsys.readouterr().err.splitlines()[-1:]
     assert words in line
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read: No such file"),
+        ("gain = 1", "is no calibration"),
+        ('source = "rapl"\ngain = 1.1\noffset_w = 0.0\nresidual_w = 0.0\n', "is for rapl, and this meter is model"),
+    ],
+)
+def test_run_with_a_calibration_that_is_none_of_its_meter_says_so(tmp_path, capsys, content, words):
+    pytest.importorskip("onnxruntime")
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'device = "a"\nfederation = "home"\nurl = "mqtt://127.0.0.1:1"\ntoken = "t"\nserver_key = "{"a" * 64}"\n'
+        f'data = "{ROOT / "tests" / "fixtures" / "data"}"\nstate = "state"\nmeter = "model:2,6"\n'
+        'meter_calibration = "true.toml"\n'
+    )
+    config.chmod(0o600)
+    if content is not None:
+        (tmp_path / "true.toml").write_text(content)
+    assert main(["run", "--config", str(config)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert "agent.toml: meter_calibration: " in line
+    assert words in line
+
+
+def test_agent_s_meter_is_made_true_by_its_calibration(tmp_path):
+    from edge_runtime.__main__ import _account
+    from edge_runtime.agent.config import read
+
+    config = tmp_path / "agent.toml"
+    config.write_text(
+        f'device = "a"\nfederation = "home"\nurl = "mqtt://127.0.0.1:1"\ntoken = "t"\nserver_key = "{"a" * 64}"\n'
+        'data = "data"\nstate = "state"\nmeter = "hwmon"\nmeter_root = "board"\nmeter_calibration = "true.toml"\n'
+    )
+    config.chmod(0o600)
+    chip = tmp_path / "board/sys/class/hwmon/hwmon0"
+    chip.mkdir(parents=True)
+    (chip / "name").write_text("ina226\n")
+    (chip / "power1_input").write_text("5000000\n")
+    (tmp_path / "state").mkdir()
+    (tmp_path / "true.toml").write_text('source = "hwmon:ina226"\ngain = 1.2\noffset_w = -1.0\nresidual_w = 0.0\n')
+    with _account(read(config)) as account:
+        assert account.source == "hwmon:ina226 (calibrated)"
+        assert account.measure_idle(0.5) == pytest.approx(5.0 * 1.2 - 1.0)

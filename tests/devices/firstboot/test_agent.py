@@ -1,6 +1,6 @@
 import pytest
 
-from devices.firstboot.agent import read
+from devices.firstboot.agent import budgeted, read
 from devices.firstboot.settings import SettingsInvalid
 
 
@@ -47,3 +47,32 @@ def test_read_something_else(tmp_path):
         read(tmp_path / "big")
     with pytest.raises(SettingsInvalid, match="broker_server enrol pi-07 --out"):
         read(tmp_path / "binary", device="pi-07")
+
+
+@pytest.mark.parametrize(
+    ("size", "size_bytes", "limit_mib"), [("220MiB", 220 << 20, 252), ("1 GiB", 1 << 30, 1056), ("1000000", 10**6, 33)]
+)
+def test_memory_budget_says_what_the_service_may_take(agent_toml, size, size_bytes, limit_mib):
+    found = read(agent_toml(memory_budget=size))
+    assert (found.memory_budget_bytes, found.memory_max_mib) == (size_bytes, limit_mib)
+    made = budgeted(read(agent_toml()), size)
+    assert made.memory_budget_bytes == size_bytes
+    assert made.content.splitlines()[0] == f'memory_budget = "{size}"'.encode()
+    assert made.content.endswith(agent_toml().read_bytes())
+    assert budgeted(found, size) == found
+
+
+def test_memory_budget_is_not_there_without_being_said(agent_toml):
+    found = read(agent_toml())
+    assert (found.memory_budget_bytes, found.memory_max_mib) == (None, None)
+
+
+def test_memory_budget_that_cannot_be_is_refused(agent_toml):
+    with pytest.raises(
+        SettingsInvalid, match=r"agent.toml: memory_budget cannot be 'much': write a size such as 220MiB"
+    ):
+        read(agent_toml(memory_budget="much"))
+    with pytest.raises(SettingsInvalid, match="memory-budget cannot be '-1'"):
+        budgeted(read(agent_toml()), "-1")
+    with pytest.raises(SettingsInvalid, match="agent.toml of pi-01 has another memory budget, of 104857600 bytes"):
+        budgeted(read(agent_toml(memory_budget="100MiB")), "200MiB")

@@ -352,6 +352,24 @@ def test_fleet_with_unknown_device_or_a_single_one(fleet, capsys):
     assert "/nowhere.toml cannot be read" in capsys.readouterr().err
 
 
+def test_flash_with_a_memory_budget_limits_the_service_by_it(words, out, fat_of, agent_toml, capsys):
+    assert main([*words(memory_budget="220MiB"), "--yes"]) == 0
+    assert "of the memory 252 MiB" in capsys.readouterr().out
+    fat = fat_of(out)
+    assert read(fat, "mas-edge/agent.toml").startswith(b'memory_budget = "220MiB"\n')
+    assert b"MEMORY_MAX_MIB=252\n" in read(fat, "mas-edge/settings")
+    from_file = words(agent=agent_toml("own.toml", memory_budget="100MiB"), wheels=out.parent.parent / "wheels")
+    assert main(from_file) == 1
+    assert "of the memory 132 MiB" in capsys.readouterr().out
+    assert main([*from_file, "--memory-max-mib", "200"]) == 1
+    assert "of the memory 200 MiB" in capsys.readouterr().out
+    assert main([*from_file, "--memory-max-mib", "100"]) == 2
+    said = capsys.readouterr().err
+    assert said == (
+        "error: --memory-max-mib 100 is too little for the memory budget of pi-01: its service needs 132 MiB\n"
+    )
+
+
 @pytest.mark.workstation
 def test_flash_enrols_with_the_server_s_state(words, tmp_path, out, fat_of, capsys):
     pytest.importorskip("jwt")

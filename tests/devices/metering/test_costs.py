@@ -61,6 +61,36 @@ def test_costs_for_what_was_gained():
     assert whole.j_per_point == pytest.approx(160 / 2.5)
 
 
+BY_TASK = {
+    "before": {"depth": 3.0, "edges": 2.0, "normals": 1.0, "total": 6.0},
+    "merged": {"depth": 2.0, "edges": 1.0, "normals": 1.0, "total": 4.0},
+    "end": {"depth": 1.0, "edges": 1.5, "normals": 0.9, "total": 3.4},
+}
+
+
+def test_costs_for_what_groups_and_tasks_gained():
+    found = costs(report(test_loss=BY_TASK))
+    merged, pair, alone = found.group_gains.values()
+    assert (merged.loss_before, merged.loss_after, merged.energy_j) == (6.0, 4.0, 105.0)
+    assert merged.j_per_point == pytest.approx(105 / 2)
+    assert pair.j_per_point == pytest.approx(33 / 1.1)  # depth and normals, from merged to the end
+    assert alone.j_per_point is None  # edges became worse by itself
+    by_task = found.task_gains
+    assert by_task["depth"].j_per_point == pytest.approx((35 + 16.5) / 2)
+    assert by_task["edges"].j_per_point == pytest.approx((35 + 22) / 0.5)
+    assert by_task["normals"].energy_j == pytest.approx(51.5)
+    said = words(found)
+    assert "by group\n  depth+edges+normals: 52.5 J (6.0000 → 4.0000, 105.0 J)" in said
+    assert "  edges: no price (1.0000 → 1.5000, 22.0 J)\n" in said
+
+
+def test_costs_of_a_run_without_a_split_are_for_what_the_merged_rounds_gained():
+    found = costs(report(test_loss={**BY_TASK, "end": None}))
+    assert found.gains[-1].j_per_point == pytest.approx(160 / 2)
+    assert found.task_gains["depth"].loss_after == 2.0
+    assert found.group_gains["edges"].loss_after is None
+
+
 @pytest.mark.parametrize(
     "losses",
     [
@@ -105,8 +135,8 @@ def test_read_finds_the_report(tmp_path):
         path = tmp_path / place.replace("/", "_") / place
         path.parent.mkdir(parents=True)
         path.write_bytes(data)
-        assert read(tmp_path / place.replace("/", "_")).total.energy_j == 160.0
-    assert read(tmp_path / "report.json/report.json").total.energy_j == 160.0
+        assert read(tmp_path / place.replace("/", "_")).energy.total.energy_j == 160.0
+    assert read(tmp_path / "report.json/report.json").energy.total.energy_j == 160.0
 
 
 def test_read_what_is_no_report_is_refused(tmp_path):
@@ -150,6 +180,7 @@ def test_report_of_the_server_has_all_that_is_read_here():
     from broker_server.config import ServerConfig
     from broker_server.strategy import Measured
     from devices.metering import costs as ours
+    from edge_runtime.wire.energy import Energy, PhaseEnergy
 
     mas = ServerConfig().planner(("a", "b"))
     zeros = np.zeros((2, 2))
@@ -162,5 +193,7 @@ def test_report_of_the_server_has_all_that_is_read_here():
         (ours.Round, server_report.RoundReport),
         (ours.Sum, server_energy.EnergySum),
         (ours.Part, server_energy.PhaseSum),
+        (ours.Plan, Energy),
+        (ours.Part, PhaseEnergy),
     ):
         assert set(mine.__struct_fields__) <= set(theirs.__struct_fields__), mine

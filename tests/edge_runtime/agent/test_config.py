@@ -51,6 +51,8 @@ def test_read_takes_a_meter_and_what_it_needs(tmp_path):
     config = read(path)
     assert (config.meter, config.meter_user) == ("mqtt://h/t", "me")
     assert (config.meter_password_file, config.meter_ca_file) == (tmp_path / "pw", tmp_path / "p.pem")
+    assert config.meter_calibration is None
+    assert read(write(tmp_path, meter_calibration='"pmic.toml"')).meter_calibration == tmp_path / "pmic.toml"
     assert read(write(tmp_path, meter_root='"host"', meter_idle_s="0")).meter_root == tmp_path / "host"
 
 
