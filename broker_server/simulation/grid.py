@@ -25,7 +25,15 @@ from broker_server.aggregator import Aggregator
 from broker_server.simulation.courses import Library
 from broker_server.simulation.experiment import Experiment, data_sets
 from broker_server.simulation.fleet import Costs, additive
-from broker_server.simulation.run import SERVER, MakeDevice, Setting, SimulationFailed, simulate, write_json
+from broker_server.simulation.run import (
+    SERVER,
+    MakeDevice,
+    Setting,
+    SimulationFailed,
+    SimulationStopped,
+    simulate,
+    write_json,
+)
 from broker_server.simulation.summary import Summary, summarise
 from broker_server.state import StateFolder
 from broker_server.store import RoundRow
@@ -116,6 +124,7 @@ def run_grid(
     show.begin(len(configs))
     bundles = {seed: _bundle(experiment, seed, out) for seed in experiment.seeds}
     costs = _costs(out, hosts, parts, bundles[experiment.seeds[0]], data, experiment)
+    stop = threading.Event()
     setting = Setting(
         data=data,
         fleet=experiment.fleet,
@@ -123,8 +132,8 @@ def run_grid(
         library=Library(out / "courses"),
         hosts=hosts,
         make_device=parts.make_device,
+        stop=stop,
     )
-    stop = threading.Event()
 
     def run_seed(seed: int) -> list[Summary]:
         found = []
@@ -135,7 +144,10 @@ def run_grid(
             folder = out / "runs" / _folder(method) / str(seed)
             summary = _summary(folder)
             if summary is None:
-                report = simulate(folder, configs[method, seed], bundles[seed], setting, _Watcher(name, show))
+                try:
+                    report = simulate(folder, configs[method, seed], bundles[seed], setting, _Watcher(name, show))
+                except SimulationStopped:
+                    break
                 state = StateFolder(folder / SERVER)
                 with closing(state):
                     store, _ = state.open()

@@ -7,6 +7,7 @@ goes on from its journals, and ends with the same weights.
 import contextlib
 import hashlib
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,6 +45,10 @@ SERVER, DEVICES = "server", "devices"
 
 class SimulationFailed(RuntimeError):
     """A simulated federation ended before its time; the sentence says why."""
+
+
+class SimulationStopped(Exception):
+    """The simulation is to end before its time; its state is kept."""
 
 
 class Device(Protocol):
@@ -98,12 +103,15 @@ class Setting:
     library: Library
     hosts: Executor
     make_device: MakeDevice
+    stop: threading.Event
+    """Set when all runs are to end where they are."""
 
 
 def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting, watcher: Watcher) -> reports.Report:
     """Run a federation to its end, or go on with it; its report, also written to `folder`.
 
-    Raises SimulationFailed, SplitImpossible, FederationChanged, BundleInvalid; OSError as the file system does.
+    Raises SimulationFailed, SimulationStopped, SplitImpossible, FederationChanged, BundleInvalid; OSError as the file
+    system does.
     """
     with contextlib.ExitStack() as stack:
         state = StateFolder(folder / SERVER)
@@ -145,7 +153,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
         if aggregator.finished is None:
             devices = _seats(folder, config, public_hex(key), network, setting, federation, stack)
             server.wake = lambda: aggregator.step(0.0)
-            _until_finished(aggregator, devices, timeline, PATIENCE * config.round_deadline_s)
+            _until_finished(aggregator, devices, timeline, PATIENCE * config.round_deadline_s, setting.stop)
         if aggregator.failed:
             raise SimulationFailed(str(aggregator.finished))
         federation.keep_courses()
@@ -155,8 +163,17 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
     return built
 
 
-def _until_finished(aggregator: Aggregator, devices: Sequence[Device], timeline: Timeline, patience_s: float) -> None:
-    """Let time pass until the federation has finished and every device knows. Raises SimulationFailed."""
+def _until_finished(
+    aggregator: Aggregator,
+    devices: Sequence[Device],
+    timeline: Timeline,
+    patience_s: float,
+    stop: threading.Event,
+) -> None:
+    """Let time pass until the federation has finished and every device knows.
+
+    Raises SimulationFailed, SimulationStopped.
+    """
     begun, since_s = aggregator.work, timeline.now_s
 
     def tick() -> None:
@@ -167,6 +184,8 @@ def _until_finished(aggregator: Aggregator, devices: Sequence[Device], timeline:
 
     tick()
     while not (aggregator.finished is not None and aggregator.quiet and all(device.ended for device in devices)):
+        if stop.is_set():
+            raise SimulationStopped
         timeline.step()
         if aggregator.work is not begun:
             begun, since_s = aggregator.work, timeline.now_s

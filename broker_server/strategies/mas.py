@@ -44,7 +44,7 @@ def finder(choice: Choice, groups: int, mode: Mode, *, seed: int, head_cost: flo
             return lambda found: worst(found.tasks, found.values, groups)
         case "random":
             return lambda found: _scored(found, random_groups(found.tasks, groups, seed))
-        case "worth":
+        case _:
             return lambda found: _worth(found, groups, head_cost)
 
 

@@ -6,7 +6,7 @@ heads run. Where the model has a stem, the encoder starts from the stem's embedd
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +35,28 @@ class Pass:
         return tuple(self.values[f"z.{i}"] for i in range(self._representations))
 
 
+class Encodes(Protocol):
+    """A seam: the encoder may be computed here, or by somebody else."""
+
+    def at(self, *place: int) -> None:
+        """What comes next is of the batch of this place: seed, epoch, step and, of a later micro-batch, its number."""
+        ...
+
+    def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:
+        """The forward pass in training mode."""
+        ...
+
+    def backward(
+        self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs, *, release: bool = False
+    ) -> Batch | None:
+        """The gradients for ∂L/∂z; the result is ∂L/∂e, if there is an e and it is wanted."""
+        ...
+
+    def predict(self, given: Inputs, inputs: Inputs) -> Representation:
+        """The representation in evaluation mode."""
+        ...
+
+
 class Encoder:
     """The stages of a manifest's encoder.
 
@@ -54,6 +76,9 @@ class Encoder:
         given = manifest.input if manifest.embedding is None else manifest.embedding
         self._shapes = {self._source: given.shape, **z, **v}
         self._representations = len(z)
+
+    def at(self, *place: int) -> None:
+        """What is random comes with the inputs: nothing else depends on the place."""
 
     def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:
         """The forward pass from x or e, by name, with parameters, state and seed as `inputs`.
@@ -95,6 +120,13 @@ class Encoder:
             for name, array in leaving.items():
                 arriving[name] = arriving[name] + array if name in arriving else array
         return arriving.get("de")
+
+    def predict(self, given: Inputs, inputs: Inputs) -> Representation:
+        """The representation in evaluation mode."""
+        batch = len(given[self._source])
+        z = {name: self._empty(name, batch) for name in (f"z.{i}" for i in range(self._representations))}
+        self._graph("encoder.predict").run({**given, **inputs}, z)
+        return tuple(z.values())
 
     def _empty(self, name: str, batch: int) -> Batch:
         return np.empty((batch, *self._shapes[name]), np.float32)

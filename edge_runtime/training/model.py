@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.engine import Engine, Graph
-from edge_runtime.training.encoder import Array, Batch, Encoder, Pass, Representation
+from edge_runtime.training.encoder import Array, Batch, Encoder, Encodes, Pass, Representation
 from edge_runtime.training.stem import Stem
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.operators import check_graph_file
@@ -76,12 +76,14 @@ class Model:
         whole: Step | None = None,
         keep: Sequence[bool] = (),
         frozen: int = 0,
+        encoder: Encodes | None = None,
     ) -> None:
         """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied.
 
         `whole` computes what `learn` needs in one run; without it the parts' graphs do. `keep` says which stages of the
         encoder keep their activations for the backward pass; the others recompute them. The first `frozen` stages are
-        not trained: they have no gradient, and nor has a stem before them.
+        not trained: they have no gradient, and nor has a stem before them. With `encoder`, that computes the encoder,
+        of which the manifest's table has nothing then.
         """
         self.manifest = manifest
         self.tasks = manifest.task_names
@@ -90,24 +92,26 @@ class Model:
         self.weights = np.array(weights)
         self.gradient = np.zeros(self.table.parameters.size, np.float32)
         self._moved = np.zeros(len(self.weights), np.float32)  # only the state of it is ever touched, and so in memory
-        self._inputs = _named(self.table, self.weights, "param")
-        self._outputs = _named(self.table.parameters, self.gradient, "grad")
-        self._next = _named(self.table, self._moved, "param")
+        self._inputs = named(self.table, self.weights, "param")
+        self._outputs = named(self.table.parameters, self.gradient, "grad")
+        self._next = named(self.table, self._moved, "param")
+        for arrays in (self._inputs, self._outputs, self._next):
+            arrays.setdefault("encoder", {})
         self._graph = graph
         self._whole = whole
-        self._encoder = Encoder(manifest, graph, keep, frozen)
+        self._encoder: Encodes = encoder or Encoder(manifest, graph, keep, frozen)
         self._stem = None if manifest.embedding is None else Stem(manifest.embedding, graph)
         still = {f"encoder.{name}" for stage in manifest.stages[:frozen] for name in stage.parameters}
         still |= {tensor.name for tensor in manifest.tensors if frozen and tensor.part == "stem"}
         self.trained = _ranges(self.table.parameters, still)
         """Where the trained parameters are in the vectors, in order."""
-        self.trains_encoder = frozen < len(manifest.stages)
+        self.trains_encoder = encoder is not None or frozen < len(manifest.stages)
         self.reseed(0, 0, 0)
 
     @property
     def encoder(self) -> slice:
-        """Where the encoder's parameters are in the vectors."""
-        return self.table.parts["encoder"]
+        """Where the encoder's parameters are in the vectors; nowhere, if it is computed elsewhere."""
+        return self.table.parts.get("encoder", slice(0, 0))
 
     @property
     def parameters(self) -> Vector:
@@ -185,6 +189,7 @@ class Model:
         drawn = np.random.SeedSequence(numbers).generate_state(len(parts))
         for part, value in zip(parts, drawn, strict=True):
             self._inputs[part]["seed"] = np.array(value, np.int64)
+        self._encoder.at(*numbers)
 
     def forward(self, x: Batch) -> Pass:
         """The forward pass up to the representation in training mode; moves the encoder's state."""
@@ -197,15 +202,13 @@ class Model:
 
         `encoder` is the encoder's part of a vector of parameters.
         """
-        inputs = self._inputs["encoder"] | _named(self.table.select(["encoder"]), encoder, "param")["encoder"]
+        inputs = self._inputs["encoder"] | named(self.table.select(["encoder"]), encoder, "param")["encoder"]
         return self._encoder.forward(done.given, inputs, self._next_state("encoder"), backward=False).z
 
     def encode(self, x: Batch) -> Representation:
         """The representation z in evaluation mode."""
-        z = self._empty(x)
         given = {"x": x} if self._stem is None else {"e": self._stem.predict(x, self._inputs["stem"])}
-        self._graph("encoder.predict").run({**given, **self._inputs["encoder"]}, z)
-        return tuple(z.values())
+        return self._encoder.predict(given, self._inputs["encoder"])
 
     def step(self, task: str, z: Representation, target: Target, dz: Representation) -> float:
         """One head's loss; ∂L/∂z goes to `dz`, the head's gradients to `gradient`; moves the head's state.
@@ -275,10 +278,6 @@ class Model:
         """What the encoder is given in training mode; x is there in any case."""
         return {"x": x} if self._stem is None else {"x": x, "e": self._stem.forward(x, self._inputs["stem"])}
 
-    def _empty(self, x: Batch) -> dict[str, Array]:
-        arrays = self.manifest.representation
-        return numbered("z", [np.empty((len(x), *array.shape), np.float32) for array in arrays])
-
     def _next_state(self, part: str) -> dict[str, Array]:
         state = self._next[part].items()
         return {f"next.{name.removeprefix(STATE)}": view for name, view in state if name.startswith(STATE)}
@@ -307,7 +306,7 @@ def numbered(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
     return {f"{name}.{i}": array for i, array in enumerate(arrays)}
 
 
-def _named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, Array]]:
+def named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, Array]]:
     """Views of a vector by part, under the names that the graphs give them; a part's state is with the part."""
     named: dict[str, dict[str, Array]] = {}
     for name, view in table.views(vector).items():

@@ -194,6 +194,25 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 return task
         raise BundleInvalid(f"the bundle has no task {name!r}; it has {', '.join(self.task_names)}")
 
+    @property
+    def general(self) -> TensorTable:
+        """The table of the encoder's parameters alone: what the host of a general model has."""
+        return self.table.select(["encoder"])
+
+    def local(self) -> "Manifest":
+        """What a device has whose encoder is computed elsewhere: stem and heads, their tensors and graphs.
+
+        It describes a part of a bundle, and is no bundle's manifest.
+        """
+        table = self.table
+        return msgspec.structs.replace(
+            self,
+            tensors=table.select(part for part in table.parts if part != "encoder").tensors,
+            graphs={name: file for name, file in self.graphs.items() if _part(name) != "encoder"},
+            stages=(),
+            values=(),
+        )
+
     def needs(self, *, official: bool = False) -> dict[str, int]:
         """Digests and bytes of the files that a device trains with; `official` adds the official training model."""
         files = [*self.graphs.values()]

@@ -153,6 +153,16 @@ def build_nine() -> MultiTaskModel:
     return make(NINE, width=0.25, size=64)
 
 
+def build_small() -> MultiTaskModel:
+    """Five tasks, a quarter of the width, 32 pixels: for comparisons of many runs."""
+    return make(FIVE, width=0.25, size=32)
+
+
+def build_small_nine() -> MultiTaskModel:
+    """Nine tasks, a quarter of the width, 32 pixels."""
+    return make(NINE, width=0.25, size=32)
+
+
 def build_one() -> MultiTaskModel:
     """Depth alone, a quarter of the width, 64 pixels."""
     return make(("depth",), width=0.25, size=64)

@@ -136,11 +136,17 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_end(bench):
     bench.run(path)
     (bench.root / "cut").mkdir()
     shutil.copy(bench.root / "out" / "costs.json", bench.root / "cut")
-    for pause_s in (2.5, 3.5, 4.5):
+    for pause_s, number, code in (
+        (2.5, signal.SIGKILL, -9),
+        (3.5, signal.SIGTERM, 130),
+        (4.5, signal.SIGKILL, -9),
+        (3.0, signal.SIGINT, 130),
+    ):
         process = bench.start(path, "cut")
         time.sleep(pause_s)
-        process.send_signal(signal.SIGKILL)
+        process.send_signal(number)
         process.communicate(timeout=LIMIT_S)
+        assert process.returncode in {code, 0}
     bench.run(path, "cut")
     assert {key: each["test_loss"] for key, each in bench.summaries("cut").items()} == {
         key: each["test_loss"] for key, each in bench.summaries().items()

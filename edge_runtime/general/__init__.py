@@ -1,0 +1,1 @@
+"""Split training: the general model computed on a host, stem and heads on devices."""
