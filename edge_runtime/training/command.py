@@ -31,6 +31,7 @@ from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
 from edge_runtime.wire.files import whole_file
 from edge_runtime.wire.messages import Training
+from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.sizes import parse_size
 from edge_runtime.wire.tensors import TensorTable, Vector, parts_of_file, transfer, unpack
 
@@ -173,7 +174,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Run a plain model over some images; the exit code."""
+    """Run a plain model, of allowed operators alone, over some images; the exit code."""
     with _one_sentence() as failed:
         split = Dataset.open(args.data).splits[args.split]
         if split is None:
@@ -181,6 +182,7 @@ def predict(args: argparse.Namespace) -> int:
         if args.count < 1:
             raise UsageError("--count must be at least 1")
         x, labels = split.batch(range(min(args.count, len(split))))
+        check_graph_file(args.model, args.model.name)
         found = Engine().load(args.model).call({"image": x})
         arrays = {"image": x}
         for task, prediction in found.items():

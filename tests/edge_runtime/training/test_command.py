@@ -275,9 +275,11 @@ def test_predict_of_fewer_images(tiny, tmp_path):
 def test_predict_says_what_is_wrong(tiny, data_copy, tmp_path):
     out = tmp_path / "predictions.npz"
     assert "--count" in sentence(predict(tiny, "--out", out, "--count", 0), 2)
-    assert "cannot be loaded" in sentence(predict(tiny, "--out", out, model=tmp_path / "nowhere.onnx"), 3)
+    assert "nowhere.onnx cannot be read" in sentence(predict(tiny, "--out", out, model=tmp_path / "nowhere.onnx"), 3)
     (tmp_path / "text.onnx").write_text("text")
-    assert "text.onnx cannot be loaded" in sentence(predict(tiny, "--out", out, model=tmp_path / "text.onnx"), 3)
+    assert "text.onnx is not an ONNX graph" in sentence(predict(tiny, "--out", out, model=tmp_path / "text.onnx"), 3)
+    hostile = Path(__file__).parents[2] / "attacks" / "wire" / "graphs" / "operator-python.onnx"
+    assert "operator-python.onnx is refused" in sentence(predict(tiny, "--out", out, model=hostile), 3)
     assert "is not a data set" in sentence(predict(tiny, "--out", out, data=tmp_path), 3)
     graph = tiny.folder / "graphs" / "encoder.0.forward.onnx"
     assert "encoder.0.forward.onnx has an input" in sentence(predict(tiny, "--out", out, model=graph), 3)
