@@ -1,8 +1,9 @@
 """`make bench-export`: training steps at full width, in PyTorch, in onnxruntime-training and on the portable engine.
 
 Each side is a process of its own that trains on the same random images, all with the same number of threads, one after
-another in turn. Peak memory is that of the whole process. Whole runs are written to benchmarks/results/export.json and,
-as tables, to docs/measurements.md; a run of some models only prints.
+another in turn; the portable engine once with all activations kept and once with all recomputed. Peak memory is that of
+the whole process. Whole runs are written to benchmarks/results/export.json and, as tables, to docs/measurements.md; a
+run of some models only prints.
 """
 
 import argparse
@@ -24,11 +25,16 @@ from edge_runtime.wire.manifest import Array, Manifest, read_folder
 SOURCE = ROOT / "benchmarks" / "models" / "measured.py"
 OFFICIAL_PYTHON = Path(os.environ.get("MAS_OFFICIAL_PYTHON") or ROOT / ".venv-official" / "bin" / "python")
 HEADING = "## Training steps at full width: `make bench-export`"
+PYTORCH, OFFICIAL, KEPT, RECOMPUTED = "PyTorch", "onnxruntime-training", "portable, kept", "portable, recomputed"
 PLANS = {
-    "pytorch": "keeps all activations",
-    "official": "onnxruntime-training 1.19.2; keeps all activations",
-    "portable": "one head at a time; the encoder's activations are recomputed stage by stage",
+    PYTORCH: "eager; keeps all activations",
+    OFFICIAL: "1.19.2; keeps all activations",
+    KEPT: "one head at a time; the encoder's activations are kept",
+    RECOMPUTED: "one head at a time; the encoder's activations are recomputed stage by stage",
 }
+FIGURES = (("step", "step_ms_median"), ("peak", "peak_rss_bytes"))
+ROOMY = "64GiB"
+"""A budget in which everything is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,12 +96,13 @@ def steps(name: str, settings: Settings) -> dict[str, Any]:
     data = random_data(WORK / f"noise-{name}", read_folder(folder), settings.batch * settings.steps)
     common = settings.common(data)
     sides = {
-        "pytorch": ["-m", "benchmarks.torch_train", "--model", f"{SOURCE}:{name}", *common],
-        "portable": train(folder, *common),
+        PYTORCH: ["-m", "benchmarks.torch_train", "--model", f"{SOURCE}:{name}", *common],
+        KEPT: train(folder, *common, "--memory-budget", ROOMY),
+        RECOMPUTED: train(folder, *common),
     }
     if official:
-        sides["official"] = train(folder, *common, "--engine", "official")
-    runs = alternate(sides, settings.pairs, {"official": str(OFFICIAL_PYTHON)})
+        sides[OFFICIAL] = train(folder, *common, "--engine", "official")
+    runs = alternate(sides, settings.pairs, {OFFICIAL: str(OFFICIAL_PYTHON)})
     result: dict[str, Any] = {"model": model.title}
     for side, found in runs.items():
         losses = [run["epochs"][-1]["train_loss"] if "epochs" in run else run["train_loss"] for run in found]
@@ -105,13 +112,14 @@ def steps(name: str, settings: Settings) -> dict[str, Any]:
             "peak_rss_mb": spread([run["peak_rss_bytes"] / 1e6 for run in found]),
             "train_loss": losses[-1],
         }
-    for side in sides.keys() - {"portable"}:
-        result[f"portable_to_{side}"] = {
-            figure: ratios(*([run[figure] for run in runs[of]] for of in ("portable", side)))
-            for figure in ("step_ms_median", "peak_rss_bytes")
-        }
+        for other in (PYTORCH, OFFICIAL):
+            if other in runs and other != side:
+                result[side][f"to {other}"] = {
+                    figure: ratios(*([run[figure] for run in of] for of in (found, runs[other])))
+                    for _, figure in FIGURES
+                }
     for side in runs:
-        print(f"{model.title}, {side}: {result[side]}")
+        print(f"{model.title}, {side}: {result[side]}", flush=True)
     return result
 
 
@@ -122,7 +130,7 @@ def tasks(settings: Settings) -> dict[str, Any]:
     export = {"wall_s": time.monotonic() - began_s, "cpu_s": _children_s() - used_s}
     one, _ = bundle(f"{SOURCE}:{ONE}")
     common = settings.common(random_data(WORK / f"noise-{NINE}", read_folder(nine), 2 * settings.batch))
-    runs = alternate({"nine": train(nine, *common), "one": train(one, *common)}, settings.pairs)
+    runs = alternate({"nine": train(nine, *common), "one": train(one, *common)}, 1)  # memory does not vary
     peaks = {name: [run["peak_rss_bytes"] / 1e6 for run in found] for name, found in runs.items()}
     result: dict[str, Any] = {
         "export": export,
@@ -141,17 +149,17 @@ def tables(result: dict[str, Any], settings: Settings) -> str:
         f"{settings.pairs} times; medians (least–largest). onnxruntime-training runs the bundle's "
         "official artifacts, whose batch normalisation is written as sums."
     )
-    columns = "| model | side | step, ms | peak memory, MB | step, portable against it | peak, portable against it |"
-    lines = [how, "", columns, "|---|---|---|---|---|---|"]
+    ratio = [(f"{figure} against {other}", other, key) for other in (PYTORCH, OFFICIAL) for figure, key in FIGURES]
+    columns = ["model", "side", "step, ms", "peak memory, MB", *(title for title, _, _ in ratio)]
+    lines = [how, "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for name in MODELS:
         found = result["models"][name]
         for side in (side for side in PLANS if side in found):
-            against = found.get(f"portable_to_{side}")
-            ratio = ["", ""]
-            if against is not None:
-                ratio = [f"{_text(against[figure], '.2f')}×" for figure in ("step_ms_median", "peak_rss_bytes")]
             row = [found["model"], side, _text(found[side]["step_ms"], ".0f"), _text(found[side]["peak_rss_mb"], ".0f")]
-            lines.append(f"| {' | '.join([*row, *ratio])} |")
+            for _, other, key in ratio:
+                against = found[side].get(f"to {other}")
+                row.append("" if against is None else f"{against[key]['median']:.2f}×")
+            lines.append(f"| {' | '.join(row)} |")
     nine = result[TASKS]
     peaks = {name: _text(values, ".0f") for name, values in nine["peak_rss_mb"].items()}
     plans = "; ".join(f"{side}: {plan}" for side, plan in PLANS.items())
@@ -184,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pairs", type=int, default=3, help="runs of each side, in turn (default 3)")
     parser.add_argument("--threads", type=int, default=2, help="of each side (default 2)")
     parser.add_argument("--batch", type=int, default=8, help="images in a step (default 8)")
-    parser.add_argument("--steps", type=int, default=6, help="of each run (default 6)")
+    parser.add_argument("--steps", type=int, default=5, help="of each run (default 5)")
     args = parser.parse_args(arguments)
     settings = Settings(pairs=args.pairs, threads=args.threads, batch=args.batch, steps=args.steps)
     if not OFFICIAL_PYTHON.is_file():

@@ -11,6 +11,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,8 @@ from export.models import xception
 PAGE = ROOT / "docs" / "footprint.md"
 MARK = "<!-- made by python -m benchmarks.footprint -->\n"
 MICRO_BATCHES = (1, 4, 8)
+OTHERS = ("resnet18", "xception")
+"""Architectures that are also measured by other plans."""
 MIB = 2**20
 
 
@@ -127,41 +130,75 @@ def bundle(name: str) -> Path:
 def measure(name: str) -> list[dict[str, Any]]:
     """Predicted and measured peaks of an architecture."""
     folder = bundle(name)
-    manifest = wire.read_folder(folder)
+    stages = len(wire.read_folder(folder).stages)
     found = []
     for kept in (False, True):
         for batch in MICRO_BATCHES:
-            plan = MemoryPlan(micro_batch=batch, keep=(kept,) * len(manifest.stages))
-            arena = predict(manifest, plan, Work(batch=batch, base_bytes=0, evaluates=False)).arena_bytes
-            keep = "".join("01"[kept] for kept in plan.keep)
-            options = ["--batch", str(batch), "--keep", keep, "--arena", str(arena)]
-            ran = run_json(["-m", "benchmarks.train_peak", str(folder), *options])
-            work = Work(batch=batch, base_bytes=ran["base_bytes"], evaluates=False)
-            predicted = predict(manifest, plan, work)
-            parts = {f"{part}_bytes": value for part, value in msgspec.to_builtins(predicted).items()}
-            row = {"kept": kept, "stages": len(manifest.stages), "micro_batch": batch}
-            row |= {"predicted_bytes": predicted.peak, "measured_bytes": ran["peak_bytes"], **parts}
-            found.append(row)
-            print(f"{name} {row}", flush=True)
+            plan = MemoryPlan(micro_batch=batch, keep=(kept,) * stages)
+            found.append({"kept": kept, **measure_plan(folder, plan, batch)})
+            print(f"{name} {found[-1]}", flush=True)
     return found
 
 
-def document(results: dict[str, list[dict[str, Any]]]) -> str:
-    """The table: Markdown."""
+def measure_others(name: str) -> list[dict[str, Any]]:
+    """Predicted and measured peaks of an architecture by other plans, and with another optimizer."""
+    folder = bundle(name)
+    stages = len(wire.read_folder(folder).stages)
+    nothing = (False,) * stages
+    half = stages // 2
+    plans = {
+        "8 in micro-batches of 2, recomputed": (MemoryPlan(micro_batch=2, keep=nothing), "sgd"),
+        "8 in micro-batches of 2, kept": (MemoryPlan(micro_batch=2, keep=(True,) * stages), "sgd"),
+        "the first half frozen, recomputed": (MemoryPlan(micro_batch=8, keep=nothing, frozen=half), "sgd"),
+        "all stages frozen": (MemoryPlan(micro_batch=8, keep=nothing, frozen=stages), "sgd"),
+        "one stage kept": (MemoryPlan(micro_batch=8, keep=(*nothing[1:], True)), "sgd"),
+        "AdamW, recomputed": (MemoryPlan(micro_batch=8, keep=nothing), "adamw"),
+    }
+    found = []
+    for way, (plan, optimizer) in plans.items():
+        found.append({"way": way, **measure_plan(folder, plan, 8, optimizer)})
+        print(f"{name} {found[-1]}", flush=True)
+    return found
+
+
+def measure_plan(folder: Path, plan: MemoryPlan, batch: int, optimizer: str = "sgd") -> dict[str, Any]:
+    """What a plan was said to take, and what a process that trained by it took."""
+    manifest = wire.read_folder(folder)
+    work = Work(batch=batch, base_bytes=0, evaluates=False, state_vectors=2 if optimizer == "adamw" else 1)
+    options = ["--batch", str(batch), "--micro", str(plan.micro_batch), "--frozen", str(plan.frozen)]
+    options += ["--keep", "".join("01"[kept] for kept in plan.keep), "--optimizer", optimizer]
+    options += ["--arena", str(predict(manifest, plan, work).arena_bytes)]
+    ran = run_json(["-m", "benchmarks.train_peak", str(folder), *options])
+    predicted = predict(manifest, plan, replace(work, base_bytes=ran["base_bytes"]))
+    parts = {f"{part}_bytes": value for part, value in msgspec.to_builtins(predicted).items()}
+    row = {"stages": len(plan.keep), "micro_batch": plan.micro_batch}
+    return {**row, "predicted_bytes": predicted.peak, "measured_bytes": ran["peak_bytes"], **parts}
+
+
+def document(peaks: dict[str, list[dict[str, Any]]], others: dict[str, list[dict[str, Any]]]) -> str:
+    """The tables: Markdown."""
     head = " | ".join(f"{way}, {batch}" for way in ("recomputed", "kept") for batch in MICRO_BATCHES)
     lines = [f"| model | stages | {head} |", "|" + "---|" * (2 + 2 * len(MICRO_BATCHES))]
-    worst = 0.0
     for name, (title, _) in ARCHITECTURES.items():
-        if name not in results:
-            continue
-        cells = []
-        for row in results[name]:
-            off = row["predicted_bytes"] / row["measured_bytes"] - 1
-            worst = max(worst, abs(off))
-            said, was = row["predicted_bytes"] / MIB, row["measured_bytes"] / MIB
-            cells.append(f"{said:.0f} / {was:.0f} ({100 * off:+.1f} %)".replace("-", "−"))
-        lines.append(f"| {title} | {results[name][0]['stages']} | {' | '.join(cells)} |")
+        if name in peaks:
+            cells = " | ".join(map(_cell, peaks[name]))
+            lines.append(f"| {title} | {peaks[name][0]['stages']} | {cells} |")
+    if others:
+        lines += ["", "Other plans, 8 samples in a step:", ""]
+        names = [row["way"] for row in next(iter(others.values()))]
+        lines += [f"| model | {' | '.join(names)} |", "|" + "---|" * (1 + len(names))]
+        lines += [f"| {ARCHITECTURES[name][0]} | {' | '.join(map(_cell, rows))} |" for name, rows in others.items()]
+    worst = max(abs(_off(row)) for rows in (*peaks.values(), *others.values()) for row in rows)
     return "\n".join([*lines, "", f"The largest difference is {100 * worst:.1f} %.", ""])
+
+
+def _cell(row: dict[str, Any]) -> str:
+    said, was = row["predicted_bytes"] / MIB, row["measured_bytes"] / MIB
+    return f"{said:.0f} / {was:.0f} ({100 * _off(row):+.1f} %)".replace("-", "−")
+
+
+def _off(row: dict[str, Any]) -> float:
+    return float(row["predicted_bytes"] / row["measured_bytes"] - 1)
 
 
 def main() -> None:
@@ -169,12 +206,15 @@ def main() -> None:
     parser.add_argument("name", nargs="*", choices=[*ARCHITECTURES, []], help="default: all of them")
     chosen = parser.parse_args().name
     path = RESULTS / "footprint.json"
-    results = json.loads(path.read_text())["peaks"] if chosen and path.is_file() else {}
+    before = json.loads(path.read_text()) if path.is_file() else {}
+    peaks, others = dict(before.get("peaks", {})), dict(before.get("others", {}))
     for name in chosen or ARCHITECTURES:
-        results[name] = measure(name)
-        write("footprint", "python -m benchmarks.footprint", {"peaks": results})
+        peaks[name] = measure(name)
+        if name in OTHERS:
+            others[name] = measure_others(name)
+        write("footprint", "python -m benchmarks.footprint", {"peaks": peaks, "others": others})
         text, _, _ = PAGE.read_text().partition(MARK)
-        PAGE.write_text(text + MARK + "\n" + document(results))
+        PAGE.write_text(text + MARK + "\n" + document(peaks, others))
 
 
 if __name__ == "__main__":

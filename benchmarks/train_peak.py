@@ -1,7 +1,7 @@
 """What training takes of the memory: a few steps of a bundle by a plan, on random data, as a process of its own.
 
-`python -m benchmarks.train_peak BUNDLE --batch 8 --keep 0110` prints what was resident before the first graph was
-loaded, and the peak, as JSON. Both are what a device measures of itself.
+`python -m benchmarks.train_peak BUNDLE --batch 8 --micro 2 --keep 0110` prints what was resident before the first graph
+was loaded, and the peak, as JSON. Both are what a device measures of itself.
 """
 
 import argparse
@@ -27,6 +27,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--micro", type=int, help="samples in a run; default: the batch")
+    parser.add_argument("--frozen", type=int, default=0, help="first stages that are not trained")
+    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd")
     parser.add_argument("--keep", default="", help="for each stage of the encoder 1 or 0; default: none is kept")
     parser.add_argument("--arena", type=int, default=ARENA_BYTES, help="bytes that the engine's arena begins with")
     args = parser.parse_args()
@@ -36,7 +39,7 @@ def main() -> None:
     restart_peak()
     weights = unpack(manifest.table, (args.bundle / wire.WEIGHTS).read_bytes())
     graphs = GraphShelf(Engine(2, args.arena)).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
-    model = Model(manifest, graphs, weights, keep=[digit == "1" for digit in args.keep])
+    model = Model(manifest, graphs, weights, keep=[digit == "1" for digit in args.keep], frozen=args.frozen)
     del weights
     settings = Training(
         epochs=STEPS,
@@ -47,9 +50,10 @@ def main() -> None:
         weight_decay=1e-4,
         seed=0,
         probe_every=0,
+        optimizer=args.optimizer,
     )
     table = optimizer(settings).table(manifest.table.parameters)
-    Trainer(model, split).train(settings, np.zeros(table.size, np.float32))
+    Trainer(model, split, args.micro).train(settings, np.zeros(table.size, np.float32))
     print(json.dumps({"base_bytes": base, "peak_bytes": peak_rss_bytes()}))
 
 

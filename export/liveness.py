@@ -186,8 +186,10 @@ class _Buffers:
         return moment
 
     def _in_place(self, node: onnx.NodeProto, size: Size) -> str | None:
-        buffers = (self._buffer.get(name) for name in node.input)
-        return next((b for b in buffers if b is not None and self._left[b] > 0 and self._size[b] == size), None)
+        """The input's buffer that a result is in: one that nothing else reads any more, or else a view of any."""
+        uses = Counter(self._buffer[name] for name in node.input if name in self._buffer)
+        fits = [buffer for buffer in uses if self._left[buffer] > 0 and self._size[buffer] == size]
+        return next((buffer for buffer in fits if self._left[buffer] == uses[buffer]), fits[0] if fits else None)
 
 
 def _bytes(value: Shaped) -> int:

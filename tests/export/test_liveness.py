@@ -81,6 +81,20 @@ def test_liveness_of_a_value_in_place_is_its_buffers():
     assert live.transient_bytes(4, SPARE) == 4 * KIB
 
 
+def test_liveness_of_a_result_in_place_is_in_the_buffer_that_nothing_else_reads():
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"]),
+        helper.make_node("Neg", ["x"], ["b"]),
+        helper.make_node("Mul", ["a", "b"], ["c"]),
+        helper.make_node("Neg", ["a"], ["d"]),
+        helper.make_node("Add", ["c", "d"], ["y"]),
+    ]
+    ran = [("Neg", [WIDE], WIDE, True)] * 2 + [("Mul", [WIDE, WIDE], WIDE, False), ("Neg", [WIDE], WIDE, True)]
+    live = liveness(model_of(nodes, ["y"]), BATCHES, runs_of(*ran, ("Add", [WIDE, WIDE], WIDE, False)))
+    assert [moment.freed for moment in live.moments] == [[], [], [], ["a"], ["b", "d"]]
+    assert live.transient_bytes(4, SPARE) == 12 * KIB
+
+
 def test_liveness_holds_outputs_that_the_engine_allocated():
     nodes = [
         helper.make_node("Neg", ["x"], ["saved.0"]),
