@@ -1,4 +1,4 @@
-"""The server: `python -m broker_server`, and its commands `enrol`, `split`, `report` and `demo`.
+"""The server: `python -m broker_server`, and its commands; `--help` lists them.
 
 Exit codes: 0 done · 2 wrong usage or configuration · 3 an input file or folder cannot be used · 4 a port, a folder or
 a broker is not available · 5 the federation ended before its time · 130 stopped (Ctrl-C or SIGTERM); state is kept.
@@ -18,6 +18,8 @@ import msgspec
 
 from broker_server import demo
 from broker_server.aggregator import BrokerRefused
+from broker_server.comparison import command as comparison
+from broker_server.comparison.comparison import ComparisonImpossible
 from broker_server.config import PATHS, ConfigInvalid, ServerConfig, read
 from broker_server.enrol import EnrolmentRefused, enrol
 from broker_server.federation import FederationChanged
@@ -48,6 +50,7 @@ _FAULTS: dict[type[Exception], int] = {
     TensorsInvalid: BAD_INPUT,
     SplitImpossible: BAD_INPUT,
     ReportImpossible: BAD_INPUT,
+    ComparisonImpossible: BAD_INPUT,
     StateBusy: UNAVAILABLE,
     BrokerNotStarted: UNAVAILABLE,
     BrokerRefused: UNAVAILABLE,
@@ -113,6 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     simulated = commands.add_parser("simulate", help="whole federations on this machine, by experiment.toml")
     simulation.add_arguments(simulated)
     simulated.set_defaults(command=_simulate)
+
+    compared = commands.add_parser("compare", help="tables and pictures of what `simulate` has run")
+    comparison.add_arguments(compared)
+    compared.set_defaults(command=comparison.run)
 
     report = commands.add_parser("report", help="write the report of a federation: report.json, report.html, models/")
     report.add_argument("--state", type=Path, default=None, help="the server's state folder")

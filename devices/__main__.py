@@ -19,7 +19,7 @@ from devices.flashing import command as flashing
 from devices.flashing.card import Card
 from devices.flashing.disk import TargetRefused
 from devices.flashing.fat import FatUnusable
-from devices.flashing.image import ImageInvalid
+from devices.flashing.image import ImageInvalid, ScratchFull
 from devices.flashing.kind import KindUnknown
 from devices.flashing.target import WriteFailed
 from devices.metering import command as metering
@@ -45,6 +45,7 @@ _FAULTS: dict[type[Exception], int] = {
     ReportUnusable: BAD_INPUT,
     PlotImpossible: BAD_INPUT,
     ImageInvalid: BAD_INPUT,
+    ScratchFull: BAD_INPUT,
     KindUnknown: BAD_INPUT,
     FatUnusable: BAD_INPUT,
     TargetRefused: BAD_INPUT,

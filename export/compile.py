@@ -12,7 +12,6 @@ from typing import Any
 
 import msgspec
 import numpy as np
-import onnx
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from edge_runtime.wire.tensors import TensorTable, Vector, pack
 from export.encoder import StagedEncoder
 from export.errors import ModelInvalid
 from export.model import MultiTaskModel, embed, numbered, represent
-from export.part import Part, Results, Run, Sources
+from export.part import Lowered, Part, Results, Run, Sources
 from export.running import unchanged
 
 Progress = Callable[[str, int, int], None]
@@ -37,6 +36,8 @@ class Compiled:
     stages: tuple[wire.Stage, ...]
     values: tuple[wire.Array, ...]
     graphs: dict[str, bytes]
+    lowered: dict[str, Lowered]
+    """What the graphs were translated from, by the same names."""
     table: TensorTable
     weights: Vector
 
@@ -68,7 +69,7 @@ def compile_model(
             found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest)
         made |= {f"{part}.{name}": graph for name, graph in found.items()}
     progress("", len(parts), len(parts))
-    graphs = {name: graph.SerializeToString(deterministic=True) for name, graph in made.items()}
+    graphs = {name: graph.translation.model.SerializeToString(deterministic=True) for name, graph in made.items()}
     for name, data in graphs.items():
         check_graph(data, name)
     held = named_tensors(model)
@@ -81,6 +82,7 @@ def compile_model(
         stages=tuple(stage.described for stage in encoder.stages),
         values=encoder.values,
         graphs=graphs,
+        lowered=made,
         table=table,
         weights=weights,
     )
@@ -132,7 +134,7 @@ def _array(tensor: Tensor) -> wire.Array:
     return msgspec.convert(spec, wire.Array)
 
 
-def _stem(model: MultiTaskModel) -> dict[str, onnx.ModelProto]:
+def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
     """The stem's graphs by their kinds."""
     assert model.stem is not None
     part, e = Part("stem", model.stem), embed(model)
@@ -151,7 +153,7 @@ def _stem(model: MultiTaskModel) -> dict[str, onnx.ModelProto]:
     }
 
 
-def _head(model: MultiTaskModel, task: str) -> dict[str, onnx.ModelProto]:
+def _head(model: MultiTaskModel, task: str) -> dict[str, Lowered]:
     """The graphs of a task by their kinds."""
     part = Part(f"head.{task}", model.heads[task])
     head = _Head(model, task, part.name)

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -13,7 +12,7 @@ from edge_runtime.wire import manifest as wire
 from export.errors import ModelInvalid
 from export.kept import kept_nodes
 from export.model import numbered, tensors
-from export.part import Part, Results, Run, Sources, Traced, traced
+from export.part import Lowered, Part, Results, Run, Sources, Traced, traced
 from export.running import moving
 from export.stages import Segment, cut
 from export.trace import Batch, replay
@@ -58,11 +57,11 @@ class StagedEncoder:
         self.values = tuple(wire.Array(shape=self._shape(node), dtype="float32") for node in crossing)
         self.stages = tuple(self._stage(segment, last=segment is segments[-1]) for segment in segments)
 
-    def predict(self) -> onnx.ModelProto:
+    def predict(self) -> Lowered:
         """The graph of the whole encoder in evaluation mode."""
         return self._part.traced({self._source: self._x}, _represent, training=False).graph()
 
-    def graphs(self, k: int) -> dict[str, onnx.ModelProto]:
+    def graphs(self, k: int) -> dict[str, Lowered]:
         """A stage's graphs by their kinds. Raises ModelInvalid or OperatorUnsupported."""
         stage = self.stages[k]
         joint = self._joint(stage)

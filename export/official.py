@@ -127,7 +127,7 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
         rules=OFFICIAL,
         located=True,
         seed=lambda module: f"{SEED}.{module.partition('.')[0].replace('/', '.')}",
-    )
+    ).model
     check_gradients(graph, [name for name in names if not name.startswith(STATE)])
     return graph
 

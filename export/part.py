@@ -4,13 +4,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor, fx, nn
 
 from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid
-from export.lowering import lower
+from export.lowering import Translation, lower
 from export.running import moving, running_statistics, unchanged
 from export.trace import Trace, trace
 
@@ -58,6 +57,16 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Lowered:
+    """Operators as a graph: what it computes, from named inputs to named outputs, and what it calls their results."""
+
+    trace: Trace
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    translation: Translation
+
+
+@dataclass(frozen=True)
 class Traced:
     """A function of a part as operators, from named inputs to named outputs."""
 
@@ -74,7 +83,7 @@ class Traced:
 
     def graph(
         self, outputs: Sequence[str] | None = None, given: Mapping[str, fx.Node] | None = None, first: str | None = None
-    ) -> onnx.ModelProto:
+    ) -> Lowered:
         """The graph of all outputs or of some, from the inputs that they need.
 
         `given` are nodes that it gets by these names instead of computing them; an output that is one of them is put
@@ -87,7 +96,8 @@ class Traced:
         first = first or self.inputs[0]
         inputs = {first: self.node(first)} | {name: self.node(name) for name in self.inputs} | taken
         part = self.trace.part(list(inputs.values()), results)
-        return lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first})
+        translation = lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first})
+        return Lowered(part, tuple(inputs), tuple(outputs), translation)
 
 
 class Part:

@@ -97,6 +97,16 @@ def replay(steps: Sequence[Step], known: Mapping[fx.Node, Any], batch: int) -> d
     `known` has what they use and do not compute. Their modules stay theirs.
     """
     found = dict(known)
+    for step in steps:
+        torch.fx.traceback.current_meta["nn_module_stack"] = {step.module: (step.module, "")}
+        args, kwargs = bound(step, found, batch)
+        found[step.node] = step.target(*args, **kwargs)
+    torch.fx.traceback.current_meta["nn_module_stack"] = {"": ("", "")}
+    return found
+
+
+def bound(step: Step, found: Mapping[fx.Node, Any], batch: int) -> tuple[list[Any], dict[str, Any]]:
+    """The arguments of an operator with what its nodes were found to be, for a batch size."""
 
     def value(argument: Any) -> Any:
         if isinstance(argument, fx.Node):
@@ -110,11 +120,7 @@ def replay(steps: Sequence[Step], known: Mapping[fx.Node, Any], batch: int) -> d
             return [value(item) for item in argument]
         return argument
 
-    for step in steps:
-        torch.fx.traceback.current_meta["nn_module_stack"] = {step.module: (step.module, "")}
-        found[step.node] = step.target(*(value(argument) for argument in step.args), **value(step.kwargs))
-    torch.fx.traceback.current_meta["nn_module_stack"] = {"": ("", "")}
-    return found
+    return [value(argument) for argument in step.args], value(step.kwargs)
 
 
 def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], root: nn.Module) -> fx.GraphModule:

@@ -12,6 +12,8 @@ from broker_server.config import ConfigInvalid
 from broker_server.simulation.experiment import Experiment, read_experiment
 from broker_server.simulation.grid import SUMMARY, Parts, Show, run_grid
 from broker_server.simulation.hosts import local_hosts, ray_hosts
+from broker_server.simulation.outline import OUTLINE
+from broker_server.simulation.run import write_json
 from broker_server.simulation.show import Bars, Lines
 
 
@@ -25,14 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster instead: auto, or ray://host:port")
     parser.add_argument("--methods", type=_names, help="a,b,…: these of the experiment's alone")
     parser.add_argument("--seeds", type=_numbers, help="0,1,…: these instead of the experiment's")
+    parser.add_argument("--devices", type=_names, help="a,b,…: these data sets instead of the experiment's")
     parser.add_argument("--quiet", action="store_true", help="lines instead of bars")
 
 
 def run(args: argparse.Namespace, parts: Parts) -> int:
     """Run an experiment. Raises what run_grid and the hosts raise."""
-    experiment = _chosen(read_experiment(args.experiment), args)
+    whole = read_experiment(args.experiment)
+    experiment = _chosen(whole, args)
     with contextlib.ExitStack() as stack:
         show: Show = Lines() if args.quiet or not sys.stderr.isatty() else stack.enter_context(Bars())
+        write_json(args.out / OUTLINE, whole.outline)
         hosts = stack.enter_context(ray_hosts(args.ray) if args.ray else local_hosts(max(1, args.workers)))
         run_grid(experiment, args.out, hosts, parts, show, at_once=max(1, args.workers) + 1)
     print(args.out / SUMMARY)
@@ -42,6 +47,8 @@ def run(args: argparse.Namespace, parts: Parts) -> int:
 def _chosen(experiment: Experiment, args: argparse.Namespace) -> Experiment:
     if args.seeds is not None:
         experiment = msgspec.structs.replace(experiment, seeds=args.seeds)
+    if args.devices is not None:
+        experiment = msgspec.structs.replace(experiment, devices=args.devices)
     if args.methods is not None:
         if odd := [name for name in args.methods if name not in experiment.methods]:
             raise ConfigInvalid(f"--methods: the experiment has no {odd[0]!r}; it has {', '.join(experiment.methods)}")

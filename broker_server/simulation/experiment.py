@@ -3,6 +3,7 @@
 data = "../../runs/rooms8"            # a folder with a data set for each device; paths are relative to this file
 model = "../../export/models/xception.py:build"   # compiled anew for each seed; or bundle = "…" for one that is there
 seeds = [0, 1, 2]
+devices = ["room-01", "room-03"]      # of the data sets in the folder, these alone; all where none is named
 
 [settings]                            # keys of server.toml that all methods share
 merged_rounds = 14
@@ -12,12 +13,16 @@ split_rounds = 6
 strategy = "mas"
 groups = 2
 
+[sections]                            # tables of their own in a comparison; the other methods come first
+ablations = ["MAS-2 from scratch"]
+
 [fleet.board]                         # what the simulated boards have in common
 speed = 0.2
 [fleet.boards.room-03]                # and what one of them has of its own
 speed = 0.1
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,9 +31,11 @@ from msgspec import Meta
 
 from broker_server.config import MAX_CONFIG_BYTES, ConfigInvalid, ServerConfig, check
 from broker_server.simulation.fleet import Fleet
-from edge_runtime.wire.names import is_device_id
+from broker_server.simulation.outline import Outline
+from edge_runtime.wire.names import DeviceId, is_device_id
 
 MethodName = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9 +._-]*\Z")]
+SectionName = Annotated[str, Meta(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ,+._-]*\Z")]
 NOT_HERE = {
     "federation",
     "state",
@@ -54,7 +61,16 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     settings: dict[str, Any] = {}
     methods: Annotated[dict[MethodName, dict[str, Any]], Meta(min_length=1, max_length=1000)]
     fleet: Fleet = Fleet()
-    title: str = ""
+    title: Annotated[str, Meta(max_length=100)] = ""
+    devices: Annotated[tuple[DeviceId, ...], Meta(max_length=100_000)] = ()
+    """The data sets that take part; all of the folder's where none is named."""
+    sections: Annotated[dict[SectionName, tuple[MethodName, ...]], Meta(max_length=100)] = {}
+    """Methods that are compared in tables of their own."""
+
+    @property
+    def outline(self) -> Outline:
+        """What is going to be run."""
+        return Outline(title=self.title, methods=tuple(self.methods), seeds=self.seeds, sections=self.sections)
 
     def config(self, method: str, seed: int, devices: int) -> ServerConfig:
         """How one method is run with one seed on so many devices. Raises ConfigInvalid."""
@@ -83,6 +99,11 @@ def read_experiment(path: Path) -> Experiment:
         raise ConfigInvalid(f"{path}: either a model to compile or a bundle is needed")
     if len(set(found.seeds)) != len(found.seeds):
         raise ConfigInvalid(f"{path}: seeds: one of them is there twice")
+    placed = [method for methods in found.sections.values() for method in methods]
+    if odd := [method for method in placed if method not in found.methods]:
+        raise ConfigInvalid(f"{path}: sections: there is no method {odd[0]!r}")
+    if len(set(placed)) != len(placed):
+        raise ConfigInvalid(f"{path}: sections: a method stands in two of them, or twice in one")
     home = path.resolve().parent
     try:
         for name in found.fleet.boards:
@@ -97,14 +118,19 @@ def read_experiment(path: Path) -> Experiment:
     )
 
 
-def data_sets(folder: Path) -> dict[str, Path]:
-    """The data sets in a folder, by name. Raises ConfigInvalid if there are none."""
+def data_sets(folder: Path, devices: Sequence[str] = ()) -> dict[str, Path]:
+    """The data sets in a folder by name, those of `devices` alone where any is named.
+
+    Raises ConfigInvalid if there are none, or one that is named is not there.
+    """
     found = {path.parent.name: path.parent for path in sorted(folder.glob("*/train"))}
     if not found:
         raise ConfigInvalid(f"data: {folder} holds no data sets: make some with `python -m edge_runtime datasets`")
     if odd := [name for name in found if not is_device_id(name)]:
         raise ConfigInvalid(f"data: {folder / odd[0]} cannot name a device")
-    return found
+    if absent := [name for name in devices if name not in found]:
+        raise ConfigInvalid(f"devices: {folder} has no data set {absent[0]!r}; it has {', '.join(found)}")
+    return {name: found[name] for name in devices} if devices else found
 
 
 def _model(home: Path, model: str) -> str:

@@ -5,6 +5,7 @@ OUT/bundles/SEED/            the compiled model
 OUT/courses/                 what need not be done twice
 OUT/runs/METHOD/SEED/        a run: server/ (its journal), report.json, models/, summary.json when it has finished
 OUT/summary.json             all summaries
+OUT/experiment.json          the names of all methods, in order, and the seeds
 """
 
 import re
@@ -41,7 +42,7 @@ from edge_runtime.wire.manifest import MANIFEST, read_folder
 from edge_runtime.wire.messages import ProbeMethod
 from edge_runtime.wire.names import Tasks
 
-SUMMARY = "summary.json"
+SUMMARY, RUNS = "summary.json", "runs"
 
 
 class Cost(Protocol):
@@ -115,7 +116,7 @@ def run_grid(
     Seeds run at once, `at_once` of them, the methods of a seed one after another, so that what they share is done once.
     Raises SimulationFailed, ConfigInvalid, BundleInvalid, SplitImpossible, FederationChanged.
     """
-    data = data_sets(Path(experiment.data))
+    data = data_sets(Path(experiment.data), experiment.devices)
     configs = {
         (method, seed): experiment.config(method, seed, len(data))
         for seed in experiment.seeds
@@ -141,7 +142,7 @@ def run_grid(
             if stop.is_set():
                 break
             name = f"{method} · seed {seed}"
-            folder = out / "runs" / _folder(method) / str(seed)
+            folder = out / RUNS / _folder(method) / str(seed)
             summary = _summary(folder)
             if summary is None:
                 try:
@@ -173,14 +174,6 @@ def run_grid(
     )
     write_json(out / SUMMARY, summaries)
     return summaries
-
-
-def read_summaries(out: Path) -> list[Summary]:
-    """The summaries of an experiment that has been run. Raises SimulationFailed."""
-    try:
-        return msgspec.json.decode((out / SUMMARY).read_bytes(), type=list[Summary])
-    except (OSError, msgspec.MsgspecError) as exc:
-        raise SimulationFailed(f"{out} holds no finished experiment: {exc}") from exc
 
 
 def _summary(folder: Path) -> Summary | None:

@@ -111,6 +111,9 @@ if [ -z "$root" ]; then
     systemctl --quiet enable mas-edge.service
     if [ "${START:-1}" = 1 ] && [ -d /run/systemd/system ]; then
         systemctl daemon-reload
+        # Enabled alone, both would heed this from the next boot on only, and the agent would start before the time is set.
+        systemctl --no-block restart systemd-timesyncd.service || true
+        systemctl --no-block start systemd-time-wait-sync.service || true
         [ "${SSH:-}" != 1 ] || systemctl --no-block start ssh || true
         systemctl --no-block restart mas-edge.service
     fi

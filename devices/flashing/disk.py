@@ -22,6 +22,11 @@ class TargetRefused(Exception):
     """The target may not or cannot be written; the sentence says why. Nothing has been written."""
 
 
+def size_words(size_bytes: int) -> str:
+    """A disk's or an image's size for people."""
+    return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 10e9 else f"{size_bytes / 1e6:.0f} MB"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Disk:
     """A whole disk. `mounts` are its own and its partitions' mount points, `holders` what is built upon them."""
@@ -37,7 +42,7 @@ class Disk:
     def __str__(self) -> str:
         """Name, model and size, for people."""
         kind = "removable" if self.is_removable else "fixed"
-        return f"/dev/{self.name} ({self.model or 'no model'}, {self.size_bytes / 1e9:.1f} GB, {kind})"
+        return f"/dev/{self.name} ({self.model or 'no model'}, {size_words(self.size_bytes)}, {kind})"
 
 
 def find_disk(path: Path, root: Path = Path("/")) -> Disk:
@@ -100,7 +105,7 @@ def refuse(disk: Disk, need_bytes: int) -> None:
     if disk.size_bytes == 0:
         raise TargetRefused(f"{disk} holds nothing: put a card into the reader")
     if disk.size_bytes < need_bytes:
-        raise TargetRefused(f"{disk} is too small: the image needs {need_bytes / 1e9:.1f} GB")
+        raise TargetRefused(f"{disk} is too small: the image needs {size_words(need_bytes)}")
 
 
 def _mounts(root: Path) -> list[tuple[str, str]]:

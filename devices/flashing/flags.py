@@ -1,8 +1,10 @@
 """The flags that say what a board is to be, the same for every way onto it."""
 
 import argparse
+import re
 from collections.abc import Iterable
 
+from devices.firstboot.settings import SettingsInvalid
 from devices.flashing.card import Card
 from devices.flashing.kind import WAYS
 
@@ -54,5 +56,8 @@ def add(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 
 
 def card(args: argparse.Namespace) -> Card:
-    """What was said; entries without a flag were not."""
+    """What was said; entries without a flag were not. Raises SettingsInvalid."""
+    stated = getattr(args, "sha256", None)
+    if stated is not None and re.fullmatch(r"[0-9a-fA-F]{64}", stated) is None:
+        raise SettingsInvalid(f"--sha256 is 64 hexadecimal digits, and {stated[:70]!r} is not")
     return Card(**{name: getattr(args, name, None) for name in HELP})

@@ -31,6 +31,16 @@ class ImageInvalid(Exception):
     """The image cannot be used; the sentence names the file and what is wrong with it."""
 
 
+class ScratchFull(Exception):
+    """There is no room for a copy of the boot partition, which is set up as a file; the sentence says where."""
+
+    def __init__(self, folder: Path, error: OSError) -> None:
+        super().__init__(
+            f"a copy of the boot partition cannot be written to {folder} ({error.strerror}), and the target is as it "
+            "was: name a folder with room in TMPDIR"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Survey:
     """What reading an image has shown. Its partition `boot` is copied to `boot_copy`.
@@ -49,8 +59,15 @@ class Survey:
 def survey(path: Path, boot_copy: Path, *, sha256: str | None = None, progress: Progress | None = None) -> Survey:
     """Read the whole image; `sha256` is what its maker states, of the file or of the image unpacked.
 
-    Raises ImageInvalid, and OSError where `boot_copy` cannot be written.
+    Raises ImageInvalid, and ScratchFull where `boot_copy` cannot be written.
     """
+    try:
+        return _survey(path, boot_copy, sha256, progress)
+    except OSError as exc:  # what the image's own file gives is ImageInvalid
+        raise ScratchFull(boot_copy.parent, exc) from exc
+
+
+def _survey(path: Path, boot_copy: Path, sha256: str | None, progress: Progress | None) -> Survey:
     told = progress or (lambda _count: None)
     file_sha256 = _digest(path)
     image = hashlib.sha256()

@@ -18,7 +18,7 @@ from devices.firstboot.bundle import bundle
 from devices.firstboot.settings import Settings, SettingsInvalid
 from devices.flashing.copying import ReadBackDiffers, read_back, replaced, write
 from devices.flashing.fat import Fat
-from devices.flashing.image import Progress, Survey, blocks
+from devices.flashing.image import Progress, ScratchFull, Survey, blocks
 from devices.flashing.kind import Way
 from devices.flashing.seed import Seeded, look, seed
 from devices.flashing.target import DiskTarget, FileTarget, WriteFailed
@@ -55,11 +55,14 @@ class Plan:
 def prepare(order: Order, surveyed: Survey, scratch: Path) -> Plan:
     """Check the target, and set up a copy of the boot partition.
 
-    Raises TargetRefused, FatUnusable, KindUnknown, ImageInvalid and SettingsInvalid.
+    Raises TargetRefused, FatUnusable, KindUnknown, ImageInvalid, ScratchFull and SettingsInvalid.
     """
     order.target.check(surveyed.size_bytes)
     boot = scratch / f"{order.settings.device}.boot.img"
-    shutil.copyfile(surveyed.boot_copy, boot)
+    try:
+        shutil.copyfile(surveyed.boot_copy, boot)
+    except OSError as exc:
+        raise ScratchFull(scratch, exc) from exc
     fat = Fat(boot)
     kind = look(fat, order.first_boot)
     _match(order, kind.system)

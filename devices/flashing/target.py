@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from devices.flashing.disk import TargetRefused, find_disk, refuse
+from devices.flashing.disk import TargetRefused, find_disk, refuse, size_words
 
 _DEV = Path("/dev")
 _RESERVE_BYTES = 1 << 20
@@ -79,7 +79,8 @@ class FileTarget:
         free_bytes = folder.f_bavail * folder.f_frsize
         if free_bytes < need_bytes + _RESERVE_BYTES:
             raise TargetRefused(
-                f"{self._path.parent} has {free_bytes / 1e9:.1f} GB free and the image needs {need_bytes / 1e9:.1f} GB"
+                f"{self._path.parent} has {size_words(free_bytes)} free and the image needs "
+                f"{size_words(need_bytes + _RESERVE_BYTES)}"
             )
         if not os.access(self._path.parent, os.W_OK):
             raise TargetRefused(f"{self._path.parent} may not be written by this user")

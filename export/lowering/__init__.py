@@ -1,5 +1,5 @@
 """From a trace of ATen operators to an ONNX model: one rule for each operator, in files by family."""
 
-from export.lowering.lower import lower, unsupported
+from export.lowering.lower import Translation, lower, unsupported
 
-__all__ = ["lower", "unsupported"]
+__all__ = ["Translation", "lower", "unsupported"]

@@ -108,7 +108,7 @@ def convolution_backward(
             dx = _data_gradient(context, gradient, x, weight, window)
         if wanted[1]:
             dw = _weight_gradient(context, gradient, x, weight, window)
-    db = context.add("ReduceSum", gradient.name, context.ints(0, 2, 3), keepdims=0) if wanted[2] else None
+    db = context.reduced("ReduceSum", gradient, (0, 2, 3)) if wanted[2] else None
     return dx, dw, db
 
 

@@ -2,7 +2,8 @@
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -56,6 +57,14 @@ ADVICE = {
 }
 
 
+@dataclass(frozen=True)
+class Translation:
+    """The ONNX model of a trace, and what it calls the results of operators that have one."""
+
+    model: onnx.ModelProto
+    names: Mapping[fx.Node, str]
+
+
 def unsupported(step: Step) -> OperatorUnsupported:
     """The error for an operator without a rule."""
     name = str(step.target)
@@ -74,8 +83,8 @@ def lower(
     rules: RuleBook = RULES,
     located: bool = False,
     seed: Callable[[str], str] | None = None,
-) -> onnx.ModelProto:
-    """The ONNX model of a trace, with these names for its inputs and outputs, in order.
+) -> Translation:
+    """Translate a trace into an ONNX model with these names for its inputs and outputs, in order.
 
     The first input's first dimension is the micro-batch. An `optional` input that nothing uses is left out. `located`
     writes into each node's doc_string which module it comes from. `seed` names the input that fixes what a module's
@@ -131,7 +140,7 @@ def lower(
     del model.graph.input[:]
     model.graph.input.extend(kept)
     onnx.checker.check_model(model)
-    return model
+    return Translation(model, {node: value.name for node, value in values.items() if isinstance(value, Value)})
 
 
 def _check_types(step: Step) -> None:

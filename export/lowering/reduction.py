@@ -23,9 +23,10 @@ def reduce(
         call.operator.split(".")[1]
     ]
     name = x.name if x.dtype == call.dtype else context.add("Cast", x.name, to=ELEMENT[call.dtype])
-    if not dims:
-        return context.add(op, name, keepdims=int(keep))
-    return context.add(op, name, context.ints(*(axis(d, x.rank) for d in dims)), keepdims=int(keep))
+    axes = [axis(d, x.rank) for d in dims or range(x.rank)]
+    if op in ("ReduceSum", "ReduceMean") and axes:
+        return context.reduced(op, Value(name, x.shape, call.dtype), axes, keepdims=keep)
+    return context.add(op, name, context.ints(*axes), keepdims=int(keep))
 
 
 @RULES.rule(aten.max.default, aten.min.default)

@@ -189,7 +189,7 @@ def nll_loss(
     total = context.add("ReduceSum", weights, keepdims=0)
     if reduction == 0:
         return loss, total
-    loss = context.add("ReduceSum", loss, keepdims=0)
+    loss = context.reduced("ReduceSum", Value(loss, target.shape, call.dtype), range(target.rank))
     return (context.add("Div", loss, total) if reduction == 1 else loss), total
 
 

@@ -1,3 +1,4 @@
+import dataclasses
 import importlib.util
 import json
 import os
@@ -130,16 +131,34 @@ def test_parity_finds_what_is_not_a_number(make, run):
         check_parity(compiled, spoil)
 
 
-def test_parity_forgives_a_jump_at_a_kink(make, run):
-    """A prediction that equals its target to the last bit: rounding decides on which side of zero L1 is."""
-    head = nn.Conv2d(4, 1, 1)
-    model = make(heads={"a": head, "b": nn.Conv2d(4, 2, 1)})
+def at_a_kink(make, **fields):
+    """A prediction that equals its target but for rounding: parity goes through the operators."""
+    heads = {"a": nn.Sequential(nn.Conv2d(4, 1, 1), nn.GELU()), "b": nn.Conv2d(4, 2, 1)}
+    model = make(heads=heads, **fields)
     with torch.no_grad():
-        target = head(model.encoder(model.example_input))
-    exact = make(
-        encoder=model.encoder, heads=dict(model.heads), example_targets={"a": target, "b": model.example_targets["b"]}
-    )
-    assert check_parity(compile_model(exact), run).max_relative_error <= TOLERANCE
+        target = heads["a"](model.encoder(model.example_input))
+    targets = {"a": target, "b": model.example_targets["b"]}
+    return make(encoder=model.encoder, heads=heads, example_targets=targets)
+
+
+def test_parity_does_not_count_a_jump_at_a_kink(make, run):
+    """Rounding decides on which side of zero L1 is."""
+    assert check_parity(compile_model(at_a_kink(make)), run).max_relative_error <= TOLERANCE
+
+
+def test_parity_finds_a_wrong_constant_beside_a_kink(make, run):
+    compiled = compile_model(at_a_kink(make))
+    compiled.graphs["head.a.step"] = corrupted(compiled.graphs["head.a.step"], wrong_constant)
+    with pytest.raises(ParityFailed, match=r"of head\.a\.step"):
+        check_parity(compiled, run)
+
+
+def test_parity_finds_operators_that_are_not_the_model_s(make, run):
+    """The graphs are right for their operators, and these are those of another model."""
+    ours = make(encoder=nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.LeakyReLU(0.2)))
+    other = compile_model(make(encoder=nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.LeakyReLU(0.3))))
+    with pytest.raises(ParityFailed, match="differs from PyTorch"):
+        check_parity(dataclasses.replace(other, model=ours), run)
 
 
 def test_deployed_model_is_pytorchs_in_stock_onnxruntime(make, tmp_path):

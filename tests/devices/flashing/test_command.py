@@ -158,6 +158,7 @@ REFUSALS = [
     ({"timezone": "../../etc"}, 2, "timezone cannot be"),
     ({"ntp": "a b"}, 2, "ntp cannot be"),
     ({"user": "Root!"}, 2, "user cannot be"),
+    ({"sha256": "a" * 63}, 2, "--sha256 is 64 hexadecimal digits, and 'a{63}' is not"),
     ({"sha256": "a" * 64}, 3, "has SHA-256 .*, not a{64}: download it again"),
     ({"image": "/nowhere.img"}, 3, "/nowhere.img cannot be read"),
     ({"to": "/dev/no-such-disk"}, 3, "there is no disk /dev/no-such-disk"),
@@ -268,6 +269,24 @@ def test_flash_disk_full_while_writing_leaves_what_was_there(words, out, capsys)
     assert err.endswith("is as it was before\n")
     assert out.read_text() == "before"
     assert [path.name for path in out.parent.iterdir()] == ["pi-01.img"]
+
+
+def test_flash_without_room_for_a_copy_of_the_boot_partition_says_where(words, make_image, out, capsys):
+    command = [*words(image=make_image(mib=12)), "--yes"]
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6 << 20, old[1]))
+    try:
+        assert main(command) == 3
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, ignored)
+    err = capsys.readouterr().err
+    assert re.match(
+        r"error: a copy of the boot partition cannot be written to \S+ \(File too large\), and the target", err
+    )
+    assert err.count("\n") == 1
+    assert not out.exists()
 
 
 FLEET = """

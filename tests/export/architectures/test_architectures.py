@@ -96,11 +96,11 @@ def test_architecture_trains_as_in_pytorch(name, side_by_side, run_graph_bytes):
     torch.manual_seed(0)
     both = side_by_side(ARCHITECTURES[name]())
     assert check_parity(both.compiled, run_graph_bytes).max_relative_error <= TOLERANCE
-    # From PyTorch's own weights at each of its steps, losses and all gradients: no rounding is carried over.
     losses = []
-    for loss, errors in both.follow(STEPS, lr=LR):
+    for loss, errors, apart in both.follow(STEPS, LR, run_graph_bytes):
         worst = max(errors, key=errors.get)
         assert errors[worst] <= TOLERANCE, (len(losses), worst)
+        assert apart <= 1e-6
         losses.append(sum(loss))
     assert losses[-1] < losses[0]
 

@@ -47,7 +47,7 @@ class Translated:
         self.trace = trace(function, inputs, torch.nn.ModuleDict({"net": module}))
         self.model = lower(
             self.trace, inputs=[*(name for name, _ in sources), "dy", *self.parameters], outputs=["y", *names]
-        )
+        ).model
 
     @property
     def operators(self) -> set[Any]:

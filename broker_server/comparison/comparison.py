@@ -1,0 +1,182 @@
+"""One experiment's methods beside one another, from the summaries of its runs. Pure: what is missing is named."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import msgspec
+
+from broker_server.comparison.published import TASKS, Published, published
+from broker_server.comparison.statistics import Estimate, difference, estimate, ratio
+from broker_server.simulation.outline import Outline
+from broker_server.simulation.summary import Summary
+
+TOTAL = "total"
+REFERENCE = "one_by_one"
+"""The strategy that times and joules are related to."""
+
+
+class ComparisonImpossible(ValueError):
+    """There is nothing to compare, or it contradicts itself; the sentence says why."""
+
+
+class Relative(msgspec.Struct, frozen=True, kw_only=True):
+    """A method in relation to one-by-one, paired by seed: ratios, and for the loss the difference."""
+
+    test_loss: Estimate | None
+    compute: Estimate | None
+    critical_path: Estimate | None
+    simulated_time: Estimate | None
+    simulated_energy: Estimate | None
+
+
+class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What a method came to, over its seeds. None was not measured."""
+
+    method: str
+    section: str
+    strategy: str | None
+    """None while no seed has finished."""
+    seeds: tuple[int, ...]
+    missing: tuple[int, ...]
+    """Seeds of the experiment that have not finished."""
+    best: bool
+    """Whether no other method with as many seeds has a lower mean of the total test loss."""
+    test_loss: dict[str, Estimate]
+    """By task, and `total`."""
+    rounds: Estimate | None
+    compute_s: Estimate | None
+    """Measured: CPU seconds of one core of the simulating machine, over all devices."""
+    critical_path_s: Estimate | None
+    """Measured: those of the slowest device of each round."""
+    simulated_s: Estimate | None
+    """By the rule of the simulated boards."""
+    simulated_j: Estimate | None
+    """By the rule of the simulated boards' power."""
+    bytes_up: Estimate | None
+    bytes_down: Estimate | None
+    relative: Relative | None
+    """None without one-by-one."""
+    groups: dict[int, tuple[tuple[str, ...], ...]]
+    """The groups of the last phase, by seed."""
+    published: Published | None
+
+
+class Comparison(msgspec.Struct, frozen=True, kw_only=True):
+    """One experiment."""
+
+    name: str
+    title: str
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    reference: str | None
+    """The method that the others are related to."""
+    methods: tuple[MethodResult, ...]
+
+    @property
+    def sections(self) -> tuple[str, ...]:
+        """The names of the sections, in the methods' order."""
+        return tuple(dict.fromkeys(each.section for each in self.methods))
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """The runs that have not finished."""
+        return tuple(f"{each.method} · seed {seed}" for each in self.methods for seed in each.missing)
+
+
+def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Comparison:
+    """The comparison of an experiment; methods that the outline does not have come last.
+
+    Raises ComparisonImpossible.
+    """
+    if not summaries:
+        raise ComparisonImpossible(f"{name}: no run has finished yet")
+    found: dict[str, dict[int, Summary]] = {method: {} for method in outline.methods}
+    for summary in summaries:
+        runs = found.setdefault(summary.method, {})
+        if summary.seed in runs:
+            raise ComparisonImpossible(f"{name}: {summary.method} with seed {summary.seed} is there twice")
+        runs[summary.seed] = summary
+    seeds = tuple(sorted({*outline.seeds, *(each.seed for each in summaries)}))
+    tasks = tuple(sorted({task for each in summaries for task in each.test_loss or {}} - {TOTAL}))
+    reference = next((m for m, runs in found.items() if any(r.strategy == REFERENCE for r in runs.values())), None)
+    sections = outline.section_of()
+    best = _best(found)
+    ordered = sorted(found, key=lambda method: _place(outline, sections.get(method, "")))
+    return Comparison(
+        name=name,
+        title=outline.title or name,
+        tasks=tasks,
+        seeds=seeds,
+        reference=reference,
+        methods=tuple(
+            MethodResult(
+                method=method,
+                section=sections.get(method, ""),
+                strategy=next((run.strategy for run in found[method].values()), None),
+                seeds=tuple(sorted(found[method])),
+                missing=_missing(outline, method, found[method]),
+                best=method in best,
+                test_loss=_losses(found[method], (*tasks, TOTAL)),
+                rounds=_mean(found[method], lambda run: run.rounds),
+                compute_s=_mean(found[method], lambda run: run.compute_s),
+                critical_path_s=_mean(found[method], lambda run: run.critical_path_s),
+                simulated_s=_mean(found[method], lambda run: run.simulated_s),
+                simulated_j=_mean(found[method], lambda run: run.simulated_j),
+                bytes_up=_mean(found[method], lambda run: run.bytes_up),
+                bytes_down=_mean(found[method], lambda run: run.bytes_down),
+                relative=None if reference is None else _relative(found[method], found[reference]),
+                groups={seed: found[method][seed].groups for seed in sorted(found[method])},
+                published=published(method) if set(tasks) == TASKS else None,
+            )
+            for method in ordered
+        ),
+    )
+
+
+def _missing(outline: Outline, method: str, runs: Mapping[int, Summary]) -> tuple[int, ...]:
+    return tuple(seed for seed in outline.seeds if seed not in runs) if method in outline.methods else ()
+
+
+Value = Callable[[Summary], float | None]
+
+
+def _total(run: Summary) -> float | None:
+    return (run.test_loss or {}).get(TOTAL)
+
+
+def _of(runs: Mapping[int, Summary], value: Value) -> dict[int, float | None]:
+    return {seed: value(run) for seed, run in runs.items()}
+
+
+def _mean(runs: Mapping[int, Summary], value: Value) -> Estimate | None:
+    return estimate(_of(runs, value).values())
+
+
+def _losses(runs: Mapping[int, Summary], names: Sequence[str]) -> dict[str, Estimate]:
+    means = {name: estimate((run.test_loss or {}).get(name) for run in runs.values()) for name in names}
+    return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def _relative(runs: Mapping[int, Summary], base: Mapping[int, Summary]) -> Relative:
+    def over(value: Value) -> Estimate | None:
+        return ratio(_of(runs, value), _of(base, value))
+
+    return Relative(
+        test_loss=difference(_of(runs, _total), _of(base, _total)),
+        compute=over(lambda run: run.compute_s),
+        critical_path=over(lambda run: run.critical_path_s),
+        simulated_time=over(lambda run: run.simulated_s),
+        simulated_energy=over(lambda run: run.simulated_j),
+    )
+
+
+def _best(found: Mapping[str, Mapping[int, Summary]]) -> set[str]:
+    """The methods with the lowest mean loss of those with the most seeds: a mean of fewer seeds is another mean."""
+    means = {method: each for method, runs in found.items() if (each := _mean(runs, _total)) is not None}
+    most = max((each.n for each in means.values()), default=0)
+    lowest = min((each.mean for each in means.values() if each.n == most), default=None)
+    return {method for method, each in means.items() if each.n == most and each.mean == lowest}
+
+
+def _place(outline: Outline, section: str) -> int:
+    """Methods in no section come first, then the sections in their order."""
+    return 0 if section == "" else 1 + tuple(outline.sections).index(section)

@@ -1,0 +1,171 @@
+"""A comparison as Markdown: tables of figures, of groups, and of the published figures beside ours."""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from broker_server.comparison.comparison import TOTAL, Comparison, MethodResult
+from broker_server.comparison.published import FIGURES, REFERENCE
+from broker_server.comparison.statistics import Estimate
+
+NOTHING = "–"
+FINDS_GROUPS = {"mas", "tag", "hoa"}
+"""The strategies whose groups are not known beforehand."""
+LEGEND = (
+    "Means over seeds ± half of the 95 % interval (Student's t; one seed has none). **Bold**: the lowest mean of the "
+    "total test loss among the methods with the most seeds. Δ and × are to {reference}, paired by seed. "
+    "**Measured**: CPU seconds of one core of the simulating machine in training, over all devices, and of the slowest "
+    "device of each round. **Simulated**: time and joules by the stated rules of the experiment's boards, estimates "
+    "without a meter."
+)
+
+
+def document(comparisons: Sequence[tuple[Comparison, str]]) -> str:
+    """A document of several comparisons, each with the address of its picture."""
+    parts = [f"## {escape(each.title)}\n\n{tables(each, picture)}" for each, picture in comparisons]
+    return "# Methods side by side\n\n" + "\n".join(parts)
+
+
+def tables(comparison: Comparison, picture: str) -> str:
+    """One comparison without its heading."""
+    reference = NOTHING if comparison.reference is None else escape(comparison.reference)
+    parts = [f"![Total test loss against training time and energy](<{picture}>)\n", LEGEND.format(reference=reference)]
+    for section in comparison.sections:
+        methods = [each for each in comparison.methods if each.section == section]
+        parts.append(f"\n**{escape(section)}**\n" if section else "")
+        parts += [_figures(methods), "", _losses(comparison, methods)]
+        if found := [each for each in methods if each.strategy in FINDS_GROUPS and each.groups]:
+            parts += ["", _groups(found)]
+    if any(each.published is not None for each in comparison.methods):
+        parts += ["", _published(comparison.methods)]
+    if comparison.missing:
+        parts += ["", f"Not finished, and left out: {escape(', '.join(comparison.missing))}."]
+    return "\n".join(parts) + "\n"
+
+
+def escape(text: str) -> str:
+    """Free text as Markdown that shows it as it is, on one line."""
+    line = re.sub(r"[\x00-\x1f\x7f\u0085\u2028\u2029]+", " ", text)
+    return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", line)
+
+
+def replace_between(text: str, name: str, tables: str) -> str | None:
+    """A document with the tables between the marks of a comparison replaced; None if it has no such marks."""
+    begin, end = marks(name)
+    before, found, rest = text.partition(begin)
+    _, ended, after = rest.partition(end)
+    return f"{before}{begin}\n\n{tables}\n{end}{after}" if found and ended else None
+
+
+def marks(name: str) -> tuple[str, str]:
+    """The lines that a comparison stands between in a document."""
+    return f"<!-- comparison {name} -->", f"<!-- end of comparison {name} -->"
+
+
+def _figures(methods: Iterable[MethodResult]) -> str:
+    head = (
+        *(
+            "method",
+            "seeds",
+            "total test loss",
+            "Δ loss",
+            "CPU s (measured)",
+            "×",
+            "critical path, CPU s (measured)",
+            "×",
+        ),
+        *("time, s (simulated)", "×", "energy, kJ (simulated)", "×"),
+    )
+    rows = []
+    for each in methods:
+        loss = _loss(each.test_loss.get(TOTAL))
+        relative = each.relative
+        rows.append(
+            (
+                escape(each.method),
+                str(len(each.seeds)),
+                f"**{loss}**" if each.best else loss,
+                NOTHING if relative is None else _loss(relative.test_loss, sign=True),
+                _amount(each.compute_s),
+                NOTHING if relative is None else _ratio(relative.compute),
+                _amount(each.critical_path_s),
+                NOTHING if relative is None else _ratio(relative.critical_path),
+                _amount(each.simulated_s),
+                NOTHING if relative is None else _ratio(relative.simulated_time),
+                _amount(each.simulated_j, 1e3),
+                NOTHING if relative is None else _ratio(relative.simulated_energy),
+            )
+        )
+    return table(head, rows)
+
+
+def _losses(comparison: Comparison, methods: Iterable[MethodResult]) -> str:
+    head = ("method: test loss by task", *map(escape, comparison.tasks), "rounds", "MB up", "MB down")
+    rows = [
+        (
+            escape(each.method),
+            *(_loss(each.test_loss.get(task)) for task in comparison.tasks),
+            _amount(each.rounds),
+            _amount(each.bytes_up, 1e6),
+            _amount(each.bytes_down, 1e6),
+        )
+        for each in methods
+    ]
+    return table(head, rows)
+
+
+def _groups(methods: Iterable[MethodResult]) -> str:
+    rows = []
+    for each in methods:
+        seeds_of: dict[str, list[str]] = {}
+        for seed, groups in each.groups.items():
+            seeds_of.setdefault(" / ".join(" + ".join(group) for group in groups), []).append(str(seed))
+        rows += [(escape(each.method), ", ".join(seeds), escape(groups)) for groups, seeds in seeds_of.items()]
+    return table(("method", "seeds", "groups of the last phase"), rows)
+
+
+def _published(methods: Iterable[MethodResult]) -> str:
+    head = ("method", "total test loss", "loss, published", "× CPU time (measured)", "× GPU hours, published")
+    hours = FIGURES[REFERENCE].gpu_h
+    rows = [
+        (
+            escape(each.method),
+            _loss(each.test_loss.get(TOTAL)),
+            f"{each.published.test_loss:.3f}",
+            NOTHING if each.relative is None else _ratio(each.relative.compute),
+            f"{each.published.gpu_h / hours:.2f} ({each.published.gpu_h:g} h)",
+        )
+        for each in methods
+        if each.published is not None
+    ]
+    note = (
+        "Beside the published figures (Zhuang et al., ICCV 2023, arXiv 2307.11285, five tasks on Taskonomy, 32 "
+        "clients, 100 rounds; read off the figure, ±0.001 loss, ±0.05 h). Losses are of other data and not comparable "
+        "as numbers: the order of the methods and the ratios are."
+    )
+    return f"{note}\n\n{table(head, rows)}"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table whose cells are Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _loss(value: Estimate | None, *, sign: bool = False) -> str:
+    return _written(value, f"{'+' if sign else ''}.4f", 1.0)
+
+
+def _ratio(value: Estimate | None) -> str:
+    return _written(value, ".2f", 1.0)
+
+
+def _amount(value: Estimate | None, unit: float = 1.0) -> str:
+    """In parts of `unit`, with a decimal where the number is small."""
+    return _written(value, ".1f" if value is not None and value.mean < 100 * unit else ".0f", unit)
+
+
+def _written(value: Estimate | None, form: str, unit: float) -> str:
+    if value is None:
+        return NOTHING
+    mean = format(value.mean / unit, form).replace("-", "−")
+    return mean if not value.half_width else f"{mean} ± {format(value.half_width / unit, form.lstrip('+'))}"

@@ -1,0 +1,20 @@
+"""OUT/experiment.json: what an experiment is going to run, for who reads its results before it has finished."""
+
+from collections.abc import Mapping
+
+import msgspec
+
+OUTLINE = "experiment.json"
+
+
+class Outline(msgspec.Struct, frozen=True, kw_only=True):
+    """The methods, in order, the seeds, and the methods that stand in sections of their own."""
+
+    title: str = ""
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    sections: Mapping[str, tuple[str, ...]] = {}
+
+    def section_of(self) -> dict[str, str]:
+        """The section of each method that has one."""
+        return {method: section for section, methods in self.sections.items() for method in methods}

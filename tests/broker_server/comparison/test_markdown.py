@@ -1,0 +1,106 @@
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker_server.comparison.comparison import compare
+from broker_server.comparison.markdown import document, escape, marks, replace_between, table, tables
+from broker_server.comparison.published import TASKS
+from broker_server.simulation.outline import Outline
+
+OUTLINE = Outline(methods=("single", "MAS-2", "slow"), seeds=(0, 1), sections={"ablations": ("slow",)})
+
+
+@pytest.fixture
+def runs(summary):
+    return [
+        *(summary("single", seed, "one_by_one", loss=2.0 + seed / 100, compute_s=1234.5) for seed in range(2)),
+        *(summary("MAS-2", seed, loss=1.5 + seed / 10, compute_s=40.0 + seed) for seed in range(2)),
+        summary("slow", 0, loss=3.0, bytes_up=None),
+    ]
+
+
+def test_tables_show_means_intervals_ratios_and_what_is_estimated(runs):
+    text = tables(compare("rooms", OUTLINE, runs), "a picture.png")
+    assert "(<a picture.png>)" in text
+    assert "| single | 2 | 2.0050 ± 0.0635 | +0.0000 | 1234 | 1.00 |" in text.replace("1235", "1234")
+    assert "| MAS-2 | 2 | **1.5500 ± 0.6353** | −0.4550 ± 0.5718 | 40.5 ± 6.4 | 0.03 ± 0.01 |" in text
+    assert "CPU s (measured)" in text
+    assert "energy, kJ (simulated)" in text
+    assert "estimates without a meter" in text
+    assert "Δ and × are to single, paired by seed" in text
+    assert text.index("**ablations**") > text.index("| MAS-2 |")
+    assert "| slow | 0.7500 | 2.2500 | 12.0 | – | 5.0 |" in text
+    assert "Not finished, and left out: slow · seed 1." in text
+
+
+def test_tables_show_groups_of_strategies_that_find_them_with_their_seeds(runs, summary):
+    runs.append(summary("MAS-2", 2, groups=(("depth", "edge_texture"),)))
+    text = tables(compare("rooms", OUTLINE, runs), "p.png")
+    assert r"| MAS-2 | 0, 1 | depth / edge\_texture |" in text
+    assert r"| MAS-2 | 2 | depth + edge\_texture |" in text
+    assert "| single | 0, 1 | depth" not in text
+
+
+def test_tables_of_one_seed_without_reference_have_neither_intervals_nor_ratios(summary):
+    text = tables(compare("rooms", Outline(), [summary("all", strategy="all_in_one")]), "p.png")
+    assert "| all | 1 | **1.0000** | – | 100 | – | 10.0 | – | 50.0 | – | 2.0 | – |" in text
+    assert "groups of the last phase" not in text
+    assert "left out" not in text
+    assert "published" not in text
+
+
+def test_tables_hold_the_paper_s_figures_beside_ours(summary):
+    losses = {"test_loss": dict.fromkeys(TASKS, 0.1) | {"total": 0.5}}
+    alone = compare("rooms", Outline(), [summary("MAS-2", **losses)])
+    assert "| MAS-2 | 0.5000 | 0.578 | – | 0.52 (8.8 h) |" in tables(alone, "p.png")
+    runs = [summary("MAS-2", **losses), summary("one-by-one", strategy="one_by_one", **losses), summary("x", **losses)]
+    text = tables(compare("rooms", Outline(), runs), "p.png")
+    assert "arXiv 2307.11285" in text
+    assert "| one-by-one | 0.5000 | 0.603 | 1.00 | 1.00 (16.9 h) |" in text
+    assert "| x | 0.5000 |" not in text
+
+
+def test_tables_of_a_method_that_has_not_finished_are_blank(summary):
+    outline = Outline(methods=("single", "MAS-2"), seeds=(0,))
+    text = tables(compare("rooms", outline, [summary("single", strategy="one_by_one")]), "p.png")
+    assert "| MAS-2 | 0 | – | – | – | – | – | – | – | – | – | – |" in text
+
+
+def test_document_has_a_heading_for_each_experiment(runs):
+    found = compare("rooms", OUTLINE, runs)
+    text = document([(found, "a.png"), (found, "b.png")])
+    assert text.startswith("# Methods side by side\n")
+    assert text.count("\n## rooms\n") == 2
+
+
+def test_escape_keeps_hostile_names_in_their_cell():
+    assert escape("a|b\n# *c* <img> [x](y) `z` $d$ &amp; ~~e~~ \\") == (
+        r"a\|b \# \*c\* \<img\> \[x\](y) \`z\` \$d\$ \&amp; \~\~e\~\~ " + "\\\\"
+    )
+
+
+@given(st.text(max_size=40))
+def test_escape_gives_one_line_in_which_no_sign_acts(text):
+    found = escape(text)
+    assert not re.search(r"[\n\r\x00-\x1f]", found)
+    assert not re.search(r"(?<!\\)(\\\\)*[|<`\[*_]", found)
+
+
+def test_table_has_a_line_for_each_row():
+    assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_replace_between_keeps_what_stands_around():
+    begin, end = marks("rooms")
+    text = f"before\n\n{begin}\nold\n{end}\n\nafter\n"
+    once = replace_between(text, "rooms", "| new |\n")
+    assert once == f"before\n\n{begin}\n\n| new |\n\n{end}\n\nafter\n"
+    assert replace_between(once, "rooms", "| new |\n") == once
+
+
+@pytest.mark.parametrize("text", ["", "{begin}\n", "{end}\n{begin}\n", "<!-- comparison other -->\n{end}"])
+def test_replace_between_needs_both_marks(text):
+    begin, end = marks("rooms")
+    assert replace_between(text.format(begin=begin, end=end), "rooms", "x") is None
