@@ -61,10 +61,10 @@ def _worth(found: Affinities, most: int, head_cost: float) -> Split:
 class Mas:
     """Merge, measure, split. Each task is trained for `merged_rounds` and `split_rounds` rounds.
 
-    With `start` = scratch the groups begin with the bundle's weights and train for both. With `schedule` = continue there
-    is one schedule of the learning rate over both phases, instead of one for each. With `confidence` above 0 the merged phase
-    ends as soon as the best split was the best with that confidence in `confidence_rounds` rounds; the rounds that are
-    left over are the groups'.
+    With `start` = scratch the groups begin with the bundle's weights and train for both. With `schedule` = continue
+    there is one schedule of the learning rate over both phases, instead of one for each. With `confidence` above 0 the
+    merged phase ends as soon as the best split was the best with that confidence in `confidence_rounds` rounds; the
+    rounds that are left over are the groups'.
     """
 
     def __init__(
