@@ -114,7 +114,11 @@ def test_layer_that_cannot_be_exported_is_named_with_its_path_and_advice(layer, 
 @pytest.mark.parametrize(
     ("function", "layer", "advice"),
     [
-        (lambda layer, x: layer(x.flatten(2))[0].reshape(x.shape), nn.GRU(64, 64), "recurrent layers"),
+        (
+            lambda layer, x: layer(x.flatten(2))[0].reshape(x.shape),
+            nn.GRU(64, 64, batch_first=True),
+            "recurrent layers",
+        ),
         (lambda layer, x: layer(x).topk(4, 1)[0], nn.Conv2d(3, 6, 1), "use max, argmax or a mask"),
         (lambda layer, x: layer(x), nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), "normalise the weight"),
         (lambda layer, x: layer(x.unsqueeze(2)).squeeze(2), nn.Conv3d(3, 4, 1), "view the data as an image"),
