@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from export.onnx_graph import ELEMENT
 from export.part import Lowered
@@ -43,18 +43,6 @@ DECIDES: Mapping[Any, tuple[int, ...]] = {
     ),
 }
 """The places of the arguments that decide, by operator. One that is missing here makes the parity check stricter."""
-
-
-def taken(step: Step, value: Tensor) -> Tensor:
-    """What a graph told that it decides by, as the operator's rule takes it.
-
-    That of ReLU6 and Hardtanh takes the distance to the middle of the bounds: what is nearer to a bound than a unit in
-    the last place of that (1e-7) is on it.
-    """
-    if step.target is not aten.hardtanh_backward.default:
-        return value
-    middle = torch.tensor((step.args[2] + step.args[3]) / 2)
-    return (value - middle) + middle
 
 
 def deciding(step: Step) -> dict[int, fx.Node]:

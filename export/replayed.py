@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from export.decisions import deciding, decisions, taken
+from export.decisions import deciding, decisions
 from export.lowering.chance import draws, threshold
 from export.part import Lowered
 from export.trace import Batch, bound
@@ -39,7 +39,7 @@ def replayed(
     }
     found = {node: _cast(value, dtype) for node, value in (*given.items(), *trace.constants)}
     told = {node: name for node, name in decisions(graph).items() if name in decided}
-    forced = {node: torch.from_numpy(decided[name]) for node, name in told.items()}
+    forced = {node: _cast(torch.from_numpy(decided[name]), dtype) for node, name in told.items()}
     batch = _batch(graph, arrays)
     seed = int(arrays["seed"]) if "seed" in arrays else 0
     wanted = {node for node in trace.outputs if isinstance(node, fx.Node)} | told.keys()
@@ -56,8 +56,7 @@ def replayed(
                 found[step.node] = torch.from_numpy(drawn).reshape(args[0].shape).to(args[0].dtype)
             else:
                 for place, node in deciding(step).items():
-                    if node in forced:
-                        args[place] = _cast(taken(step, forced[node]), dtype)
+                    args[place] = forced.get(node, args[place])
                 args, kwargs = _typed(args, dtype), _typed(kwargs, dtype)
                 found[step.node] = step.target(*args, **kwargs)
             for node in done[i]:

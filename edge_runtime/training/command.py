@@ -27,7 +27,6 @@ from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.training.worker import EVALUATION_BATCH
-from edge_runtime.wire import budget
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
 from edge_runtime.wire.files import whole_file
@@ -232,7 +231,7 @@ def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, Plan
         if split is not None:
             check_fits(manifest, split)
     memory = _planned(args, manifest, dataset)
-    engine = Engine(args.threads, (memory and memory.arena_bytes) or _arena_bytes(args, manifest))
+    engine = Engine(args.threads, (memory and memory.arena_bytes) or ARENA_BYTES)
     graphs = GraphShelf(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
     step = None
     if args.engine == "official":
@@ -258,15 +257,6 @@ def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset
         base_bytes=rss_bytes(),
         evaluates=dataset.val is not None or dataset.test is not None,
     )
-
-
-def _arena_bytes(args: argparse.Namespace, manifest: wire.Manifest) -> int:
-    """What the engine's arena begins with where no plan says it: what recomputing every stage takes, if it is known."""
-    if args.engine == "official" or manifest.footprint is None:
-        return ARENA_BYTES
-    plan = budget.MemoryPlan(micro_batch=args.batch, keep=(False,) * len(manifest.stages))
-    found = budget.predict(manifest, plan, budget.Work(batch=args.batch, base_bytes=0))
-    return max(ARENA_BYTES, found.arena_bytes)
 
 
 def _select(whole: wire.Manifest, args: argparse.Namespace) -> tuple[wire.Manifest, Vector]:

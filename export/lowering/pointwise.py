@@ -231,16 +231,14 @@ def leaky_relu_backward(context: Context, call: Call, gradient: Value, x: Value,
 
 @RULES.rule(aten.hardtanh_backward.default)
 def hardtanh_backward(context: Context, call: Call, gradient: Value, x: Value, low: float, high: float) -> Result:
-    """The derivative of ReLU6 and Hardtanh: one strictly between the bounds, as a step down at half their distance.
+    """The derivative of ReLU6 and Hardtanh: one strictly between the bounds, where (y − low) · (high − y) is positive.
 
-    It reads the result, which is between the bounds where x is, so that x need not be there any more. All is done in
-    place; that costs the bits of x that its distance to the middle has no room for (export.decisions).
+    It reads the result y, which is between the bounds where x is, so that x need not be there any more.
     """
-    result = context.add(
-        "Clip", x.name, context.number(float(low), call.dtype), context.number(float(high), call.dtype)
-    )
-    distance = context.add("Abs", context.add("Sub", result, context.number((low + high) / 2, call.dtype)))
-    inside = context.add("HardSigmoid", distance, alpha=-STEEP, beta=STEEP * (high - low) / 2)
+    y = context.add("Clip", x.name, context.number(float(low), call.dtype), context.number(float(high), call.dtype))
+    above = context.add("Sub", y, context.number(float(low), call.dtype)) if low else y
+    below = context.add("Sub", context.number(float(high), call.dtype), y)
+    inside = context.add("HardSigmoid", context.add("Mul", above, below), alpha=STEEP, beta=0.0)
     return context.add("Mul", gradient.name, inside)
 
 

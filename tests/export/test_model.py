@@ -2,7 +2,6 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from export.compile import compile_model  # noqa: E402
@@ -109,35 +108,6 @@ def test_layer_that_cannot_be_exported_is_named_with_its_path_and_advice(layer, 
     with pytest.raises(OperatorUnsupported, match=advice) as caught:
         model.check()
     assert caught.value.module == "encoder.1.1"
-
-
-@pytest.mark.parametrize(
-    ("function", "layer", "advice"),
-    [
-        (
-            lambda layer, x: layer(x.flatten(2))[0].reshape(x.shape),
-            nn.GRU(64, 64, batch_first=True),
-            "recurrent layers",
-        ),
-        (lambda layer, x: layer(x).topk(4, 1)[0], nn.Conv2d(3, 6, 1), "use max, argmax or a mask"),
-        (lambda layer, x: layer(x), nn.utils.parametrizations.weight_norm(nn.Conv2d(3, 4, 1)), "normalise the weight"),
-        (lambda layer, x: layer(x.unsqueeze(2)).squeeze(2), nn.Conv3d(3, 4, 1), "view the data as an image"),
-        (
-            lambda layer, x: F.grid_sample(layer(x), F.affine_grid(x[:, 0, :2, :3], [2, 4, 8, 8], align_corners=False)),
-            nn.Conv2d(3, 4, 1),
-            "where pixels come from",
-        ),
-    ],
-)
-def test_operator_that_is_not_exported_is_named_with_its_module_and_advice(function, layer, advice, make):
-    channels = 3 if isinstance(layer, nn.GRU) else 4
-    model = make(
-        encoder=Fn(lambda module, x: function(module.inner[0], x), layer),
-        heads={"a": nn.Conv2d(channels, 1, 1), "b": nn.Conv2d(channels, 2, 1)},
-    )
-    with pytest.raises(OperatorUnsupported, match=advice) as caught:
-        compile_model(model)
-    assert caught.value.module.startswith("encoder")
 
 
 def test_dropout_of_nothing_is_allowed(make):

@@ -74,6 +74,8 @@ CASES = {
     "relu_in_place": lambda x: F.relu(x * 2, inplace=True),
     "relu_of_small_values": (F.relu, lambda shape: torch.randn(shape) * 1e-30),
     "relu6": lambda x: F.relu6(8 * x),
+    "relu6_of_small_values": (F.relu6, lambda shape: torch.randn(shape) * 1e-8),
+    "relu6_near_its_bound": (F.relu6, lambda shape: 6 + torch.randn(shape) * 1e-6),
     "hardtanh": F.hardtanh,
     "hardtanh_bounds": lambda x: F.hardtanh(x, -0.3, 0.6),
     "leaky_relu": lambda x: F.leaky_relu(x, 0.2),
