@@ -3,6 +3,7 @@
 VENV := .venv
 BOARD := .venv-board
 OFFICIAL := .venv-official
+CLUSTER := .venv-cluster
 WHEELS := $(BOARD)/wheels
 SOURCES := edge_runtime broker_server export devices
 
@@ -36,7 +37,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board test-arm test-boards \
+.PHONY: help install venv venv-board venv-official venv-cluster board lint test test-workstation test-board test-arm test-boards test-cluster \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint clean
 
 help:
@@ -48,6 +49,7 @@ help:
 	@echo "make lint         style, types and import contracts"
 	@echo "make test         lint, and the tests in both environments"
 	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
+	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
 	@echo "make test-boards  an emulated board from an image to the report, as root (half an hour at first)"
 	@echo "make apt          Mosquitto, Chromium, mtools and dosfstools for the tests that use them, where apt-get may be used"
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
@@ -60,6 +62,7 @@ help:
 venv: $(VENV)/.stamp
 venv-board: $(BOARD)/.stamp board
 venv-official: $(OFFICIAL)/.stamp
+venv-cluster: $(CLUSTER)/.stamp
 
 # A half-made environment is made again.
 .DELETE_ON_ERROR:
@@ -87,6 +90,14 @@ $(OFFICIAL)/bin/python:
 $(OFFICIAL)/.stamp: pyproject.toml | $(OFFICIAL)/bin/python
 	$(OFFICIAL)/bin/python -m pip install '.[official]'
 	$(OFFICIAL)/bin/python -m pip uninstall --quiet --yes mas-edge
+	@touch $@
+
+$(CLUSTER)/bin/python:
+	$(make_venv)
+
+# Apart, because a workstation needs no Ray and not every Python has one.
+$(CLUSTER)/.stamp: pyproject.toml | $(CLUSTER)/bin/python
+	$(CLUSTER)/bin/python -m pip install --editable '.[workstation,dev,cluster]'
 	@touch $@
 
 # The wheels that `pip install .[board]` would fetch, kept to be counted and weighed, and installed from there alone.
@@ -153,6 +164,10 @@ apt-emulation:
 test-arm: $(VENV)/.stamp apt-emulation
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_arm.py
 
+# A simulation on a Ray cluster of two nodes on this machine, against worker processes: two minutes.
+test-cluster: $(CLUSTER)/.stamp
+	PYTHONPATH=$(CURDIR) $(CLUSTER)/bin/python -m pytest -q tests/federation/test_cluster.py
+
 # A whole board, from an image to a report: half an hour, and root, because a root file system has files of root's.
 test-boards: $(VENV)/.stamp apt-emulation
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_board.py
@@ -173,6 +188,6 @@ bench-footprint: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.footprint
 
 clean:
-	rm -rf $(VENV) $(BOARD) $(OFFICIAL) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
+	rm -rf $(VENV) $(BOARD) $(OFFICIAL) $(CLUSTER) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find $(SOURCES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
