@@ -1,4 +1,4 @@
-"""The runtime's commands: `python -m edge_runtime run|train|predict|datasets|energy`."""
+"""The runtime's commands: `python -m edge_runtime run|train|predict|train-apart|general|datasets|energy`."""
 
 import argparse
 import sys
@@ -25,7 +25,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     agent.add_arguments(commands.add_parser("run", help="join a federation over MQTT"))
     datasets.add_arguments(commands.add_parser("datasets", help="make data sets"))
     energy.add_arguments(commands.add_parser("energy", help="measure the energy of a command or of the idle machine"))
-    local = {"train": "train locally, without a network", "predict": "run a plain model over some images"}
+    local = {
+        "train": "train locally, without a network",
+        "predict": "run a plain model over some images",
+        "train-apart": "train stem and heads here, and the encoder in a process of its own",
+        "general": "that process: computes a bundle's encoder for who writes to its standard input",
+    }
     parsers = {name: commands.add_parser(name, help=text) for name, text in local.items()}
     # The engine is loaded by the commands that compute; the others work without it.
     if (arguments or sys.argv[1:])[:1] in (["train"], ["predict"]):
@@ -35,6 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training.add_predict_arguments(parsers["predict"])
         args = parser.parse_args(arguments)
         return training.train(args) if args.command == "train" else training.predict(args)
+    if (arguments or sys.argv[1:])[:1] in (["train-apart"], ["general"]):
+        from edge_runtime.general import command as apart
+
+        apart.add_train_arguments(parsers["train-apart"])
+        apart.add_general_arguments(parsers["general"])
+        args = parser.parse_args(arguments)
+        return apart.train(args) if args.command == "train-apart" else apart.general(args)
     if (arguments or sys.argv[1:])[:1] == ["energy"]:
         from devices.health import HealthProbe
 

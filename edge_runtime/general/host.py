@@ -6,7 +6,7 @@ caller's to set, because each takes the memory of a replica (replica.py) and of 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from edge_runtime.engine import EngineError, Graph
 from edge_runtime.general.desk import Action, Answer, Apply, Compute, Desk, GoBack, Keep, Leave
@@ -36,7 +36,9 @@ class Host:
         most_parts: int = 8,
         idle_s: float = 120.0,
         precision: Precision = "fp32",
+        states: Mapping[str, Vector] | None = None,
     ) -> None:
+        """`states` are optimizers' states by device, from an earlier round; others begin at zero."""
         self.errors: Counter[str] = Counter()
         """Messages that were dropped, by device."""
         self._manifest, self._graph, self._weights, self._settings = manifest, graph, weights, settings
@@ -44,6 +46,7 @@ class Host:
         self._round = round_number
         self._most_devices, self._most_parts = most_devices, most_parts
         self._idle_s, self._precision = idle_s, precision
+        self._states = states or {}
         self._desks: dict[str, Desk] = {}
         self._replicas: dict[str, Replica] = {}
 
@@ -52,6 +55,11 @@ class Host:
         """Of the devices that have finished, in the order of their names: start less end of their replicas, (P,)."""
         finished = sorted(device for device, desk in self._desks.items() if desk.ended == "finished")
         return {device: self._replicas[device].change for device in finished}
+
+    def trained(self, device: str) -> tuple[Vector, Vector]:
+        """A device's replica: its weights (P,) and the optimizer's state. Raises KeyError if it has none."""
+        replica = self._replicas[device]
+        return replica.weights, replica.state
 
     @property
     def working(self) -> tuple[str, ...]:
@@ -74,7 +82,9 @@ class Host:
             desk = self._desks[device] = Desk(
                 self._round, now_s, most_parts=self._most_parts, idle_s=self._idle_s, precision=self._precision
             )
-            self._replicas[device] = Replica(self._manifest, self._graph, self._weights, self._settings)
+            self._replicas[device] = Replica(
+                self._manifest, self._graph, self._weights, self._settings, self._states.get(device)
+            )
         return self._do(device, desk, desk.received(message, now_s), now_s)
 
     def tick(self, now_s: float) -> Sent:

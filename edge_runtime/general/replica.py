@@ -1,8 +1,8 @@
 """The general model as one device trains it in one round: the encoder's graphs on parameters of its own.
 
-What a replica holds, in bytes of the encoder's parameters (P): weights, the gradient of a part, the sum of a step and
-the optimizer's state (1 for SGD), and as much as weights and state again where a step is remembered. The weights that
-the round began with are one read-only vector for all replicas.
+What a replica holds, in vectors as long as the encoder's parameters (P): weights, the gradient of a part, the sum of a
+step, the optimizer's state twice, now and as the round began (1 for SGD, 2 for AdamW), and weights and state once more
+where a step is remembered. The weights that the round began with are one read-only vector for all replicas.
 """
 
 from collections.abc import Callable
@@ -21,16 +21,25 @@ from edge_runtime.wire.tensors import Vector
 
 
 class Replica:
-    """The encoder of a bundle with a stem, trained by one device. `start` (P,) is laid out by `manifest.general`."""
+    """The encoder of a bundle with a stem, trained by one device."""
 
-    def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], start: Vector, settings: Training) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        graph: Callable[[str], Graph],
+        start: Vector,
+        settings: Training,
+        state: Vector | None = None,
+    ) -> None:
+        """`start` (P,) is laid out by `manifest.general`; `state` is the optimizer's of an earlier round, or begins."""
         table = manifest.general
         table.check(start)
         self._start = start
         self.weights = np.array(start)
         self._gradient, self._sum = np.zeros_like(self.weights), np.zeros_like(self.weights)
         self._settings, self._optimizer = settings, optimizer(settings)
-        self._state = np.zeros(self._optimizer.table(table).size, np.float32)
+        self._first = np.zeros(self._optimizer.table(table).size, np.float32) if state is None else state
+        self.state = self._first.copy()
         self._inputs = named(table, self.weights, "param")["encoder"]
         self._outputs = named(table, self._gradient, "grad")["encoder"]
         self._encoder = Encoder(manifest, graph)
@@ -69,19 +78,19 @@ class Replica:
             add_proximal(self._sum, self.weights, self._start, self._settings.proximal_mu)
         if self._settings.clip_norm:
             clip(self._sum, self._settings.clip_norm)
-        self._optimizer.step(self.weights, self._sum, self._state)
+        self._optimizer.step(self.weights, self._sum, self.state)
         self._sum[:] = 0
 
     def keep(self) -> None:
         """Remember weights and the optimizer's state."""
-        self._kept = self.weights.copy(), self._state.copy()
+        self._kept = self.weights.copy(), self.state.copy()
 
     def go_back(self, step: int | None) -> None:
         """To the beginning (0), to what was remembered, or, with None, to the end of the last step."""
         self._passes.clear()
         self._sum[:] = 0
         if step == 0:
-            self.weights[:], self._state[:] = self._start, 0
+            self.weights[:], self.state[:] = self._start, self._first
         elif step is not None:
             assert self._kept is not None
-            self.weights[:], self._state[:] = self._kept
+            self.weights[:], self.state[:] = self._kept

@@ -101,7 +101,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(args: argparse.Namespace) -> int:
     """Train locally; the exit code."""
-    with _one_sentence() as failed:
+    with one_sentence() as failed:
         manifest, model, dataset, memory = _open(args)
         if unknown := sorted(set(args.task_weights) - set(model.tasks)):
             raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
@@ -133,7 +133,7 @@ def train(args: argparse.Namespace) -> int:
                 }
             )
             if not args.json:
-                _print_epoch(epoch, trained.loss, val_loss)
+                print_epoch(epoch, trained.loss, val_loss)
         test_loss = None if dataset.test is None else evaluate(model, dataset.test, evaluated)
         result = {
             "tasks": model.tasks,
@@ -174,7 +174,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Run a plain model over some images; the exit code."""
-    with _one_sentence() as failed:
+    with one_sentence() as failed:
         split = Dataset.open(args.data).splits[args.split]
         if split is None:
             raise DatasetInvalid(f"{args.data} has no {args.split} set")
@@ -193,14 +193,16 @@ def predict(args: argparse.Namespace) -> int:
     return failed.code
 
 
-class _Outcome:
+class Outcome:
+    """How a command ended."""
+
     code = DONE
 
 
 @contextmanager
-def _one_sentence() -> Iterator[_Outcome]:
+def one_sentence() -> Iterator[Outcome]:
     """Turn what a user can get wrong into one sentence and an exit code."""
-    outcome = _Outcome()
+    outcome = Outcome()
     try:
         yield outcome
     except UsageError as exc:
@@ -307,7 +309,8 @@ def _by_task(text: str) -> dict[str, float]:
     return {task: float(weight) for task, _, weight in (part.partition("=") for part in text.split(","))}
 
 
-def _print_epoch(epoch: int, loss: dict[str, float], val_loss: dict[str, float] | None) -> None:
+def print_epoch(epoch: int, loss: dict[str, float], val_loss: dict[str, float] | None) -> None:
+    """Losses for people."""
     print(
         f"epoch {epoch + 1}: train {_losses(loss)}" + ("" if val_loss is None else f" · val {_losses(val_loss)}"),
         flush=True,
