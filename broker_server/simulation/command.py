@@ -38,7 +38,7 @@ def run(args: argparse.Namespace, parts: Parts) -> int:
     with contextlib.ExitStack() as stack:
         show: Show = Lines() if args.quiet or not sys.stderr.isatty() else stack.enter_context(Bars())
         out = args.out.resolve()  # workers elsewhere have another working folder
-        write_json(out / OUTLINE, whole.outline)
+        write_json(out / OUTLINE, whole.outline(args.experiment.stem))
         hosts = stack.enter_context(ray_hosts(args.ray) if args.ray else local_hosts(max(1, args.workers)))
         run_grid(experiment, out, hosts.executor, parts, show, at_once=hosts.processors + 1)
     print(args.out / SUMMARY)

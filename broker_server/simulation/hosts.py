@@ -69,7 +69,7 @@ def ray_hosts(address: str) -> Iterator[Hosts]:
         from ray.exceptions import RayError, RayTaskError
     except ImportError as exc:
         raise ClusterUnavailable("Ray is not installed: pip install '.[cluster]'") from exc
-    _reach(os.environ.get("RAY_ADDRESS", address) if address == "auto" else address)
+    _reach((os.environ.get("RAY_ADDRESS") or address) if address == "auto" else address)
     try:
         ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError) as exc:
@@ -87,8 +87,10 @@ def ray_hosts(address: str) -> Iterator[Hosts]:
 def _reach(address: str) -> None:
     """Ray waits a minute for a cluster that is not there, and then ends the process. Raises ClusterUnavailable."""
     host, colon, port = address.rpartition(":")
-    if address == "auto" or not colon or not port.isdecimal():
+    if address == "auto":
         return
+    if not colon or not port.isdecimal():
+        raise ClusterUnavailable(f"no Ray cluster at {address!r}: an address is `auto` or host:port")
     try:
         socket.create_connection((host.strip("[]"), int(port)), REACH_S).close()
     except (OSError, OverflowError) as exc:
