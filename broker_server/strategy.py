@@ -42,6 +42,8 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Affinities are probed in so many rounds of each group, from round `probe_from` of its own on."""
     rounds_before: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     """The learning rate's schedule goes on as if each group had trained for so many rounds before; 0 begins it anew."""
+    schedule_rounds: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """The rounds that the schedule is over; null for those before and those of the phase."""
     open_ended: bool = False
     """Whether the strategy may end the phase before its last round."""
     data_split: DataSplit | None = None
@@ -126,8 +128,9 @@ def source_group(group: Tasks, groups: Sequence[Tasks]) -> Tasks:
 
 
 def learning_rate(lr: float, index: int, phase: Phase) -> float:
-    """lr·(1 - r/R)^0.9 for round r of R: of those of the group in the phase, and those that it goes on from."""
-    return float(lr * (1.0 - (phase.rounds_before + index) / (phase.rounds_before + phase.rounds)) ** DECAY_POWER)
+    """lr·(1 - r/R)^0.9 for round r of the R of the phase's schedule, where `index` is the round in the phase."""
+    rounds = phase.schedule_rounds or phase.rounds_before + phase.rounds
+    return float(lr * (1.0 - (phase.rounds_before + index) / rounds) ** DECAY_POWER)
 
 
 def serving(groups: Sequence[Tasks], better: Callable[[Tasks, str], float]) -> tuple[tuple[Tasks, Tasks], ...]:

@@ -9,7 +9,7 @@ import argparse
 import json
 from typing import Any, Protocol
 
-from benchmarks.device import budget, compression, probes, recovery
+from benchmarks.device import budget, compression, energy, probes, recovery
 from benchmarks.measure import RESULTS, ROOT, write
 
 PAGE = ROOT / "docs" / "device.md"
@@ -32,7 +32,13 @@ class Section(Protocol):
         ...
 
 
-SECTIONS: dict[str, Section] = {"budget": budget, "compression": compression, "probes": probes, "recovery": recovery}
+SECTIONS: dict[str, Section] = {
+    "budget": budget,
+    "compression": compression,
+    "energy": energy,
+    "probes": probes,
+    "recovery": recovery,
+}
 
 
 def main() -> None:

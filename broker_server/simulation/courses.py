@@ -53,7 +53,7 @@ class Library:
         write_whole(self._folder / f"{key}.json", msgspec.json.encode(course))
 
 
-class _Key(msgspec.Struct, frozen=True, kw_only=True):
+class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """Everything that a course's outcome depends on."""
 
     context: str
@@ -62,6 +62,7 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True):
     training: Training | None
     updates: object
     phase: tuple[object, ...]
+    schedule_rounds: int | None = None
 
 
 class RecallingFederation(Federation):
@@ -143,6 +144,7 @@ class RecallingFederation(Federation):
             training=work.training,
             updates=work.updates,
             phase=shape,
+            schedule_rounds=phase.schedule_rounds,
         )
         return hashlib.sha256(msgspec.json.encode(key)).hexdigest()
 

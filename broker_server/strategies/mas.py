@@ -61,10 +61,10 @@ def _worth(found: Affinities, most: int, head_cost: float) -> Split:
 class Mas:
     """Merge, measure, split. Each task is trained for `merged_rounds` and `split_rounds` rounds.
 
-    With `start` = scratch the groups begin with the bundle's weights and train for both. With `schedule` = continue the
-    learning rate goes on from the merged phase instead of beginning anew. With `confidence` above 0 the merged phase
-    ends as soon as the best split was the best with that confidence in `confidence_rounds` rounds; the rounds that are
-    left over are the groups'.
+    With `start` = scratch the groups begin with the bundle's weights and train for both. With `schedule` = continue
+    there is one schedule of the learning rate over both phases, instead of one for each. With `confidence` above 0 the
+    merged phase ends as soon as the best split was the best with that confidence in `confidence_rounds` rounds; the
+    rounds that are left over are the groups'.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Mas:
             raise SplitImpossible(f"{len(tasks)} tasks cannot be split into exactly {groups} groups")
         self._tasks = tuple(sorted(tasks))
         self._merged_rounds = merged_rounds
-        self._split_rounds = split_rounds
+        self._all_rounds = merged_rounds + split_rounds
         self._probe_from = probe_from
         self._probe_rounds = probe_rounds
         self._groups = groups
@@ -114,6 +114,7 @@ class Mas:
                     rounds=self._merged_rounds,
                     probe_from=self._probe_from,
                     probe_rounds=self._probe_rounds,
+                    schedule_rounds=self._all_rounds if self._schedule == "continue" else None,
                     open_ended=self._confidence > 0,
                 )
             case [*_, "merge"]:
@@ -141,14 +142,13 @@ class Mas:
     def _split(self, measured: Measured) -> Phase:
         found = checked(measured.affinities, self._find)
         merged = measured.rounds.get("merge", self._merged_rounds)
-        left = self._merged_rounds + self._split_rounds - merged
         is_scratch = self._start == "scratch"
         return Phase(
             name="split",
             work="train",
             groups=found.groups,
             start=None if is_scratch else "merge",
-            rounds=merged + left if is_scratch else left,
+            rounds=self._all_rounds if is_scratch else self._all_rounds - merged,
             rounds_before=merged if self._schedule == "continue" and not is_scratch else 0,
             split=found,
         )

@@ -32,6 +32,8 @@ from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import TensorTable, Vector
 
 NAME = "device"
+PATIENCE_S = 600.0
+"""For an answer of the host. A pipe loses nothing, so nothing is asked again."""
 
 
 class Epoch(msgspec.Struct, frozen=True, kw_only=True):
@@ -138,7 +140,15 @@ def _train(
     crossed = 0
     for epoch, one in enumerate(settings):
         host.open(Open(round=epoch, training=one, precision=args.precision, after=NAME if epoch else None))
-        encoder = RemoteEncoder(manifest, channel, epoch, args.batch, precision=args.precision)
+        encoder = RemoteEncoder(
+            manifest,
+            channel,
+            epoch,
+            args.batch,
+            precision=args.precision,
+            again_s=PATIENCE_S,
+            deadline_s=PATIENCE_S,
+        )
         model = Model(local, graph, weights, encoder=encoder)
         before = channel.bytes_up + channel.bytes_down
         clock = [time.perf_counter()]

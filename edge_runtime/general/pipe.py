@@ -14,9 +14,11 @@ import os
 import select
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import IO
 
 import msgspec
@@ -34,6 +36,7 @@ from edge_runtime.wire.tensors import Vector
 MAX_FRAME_BYTES = 2**30
 TICK_S = 1.0
 Frame = tuple[bytes, bytes]
+GONE = "the process of the general model's host has ended; it says why on standard error"
 
 
 class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,7 +117,11 @@ def serve(rounds: Rounds, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
 
 
 class HostProcess:
-    """A host that this process has started. `command` is what starts it."""
+    """A host that this process has started. `command` is what starts it.
+
+    A thread takes what the host says while this side is still writing: were both to write at once, each would wait for
+    the other to read.
+    """
 
     def __init__(self, command: list[str]) -> None:
         root = Path(__file__).resolve().parents[2]  # where the packages are, installed or not
@@ -122,6 +129,10 @@ class HostProcess:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={**os.environ, "PYTHONPATH": paths}
         )
+        self._came: SimpleQueue[Frame | str] = SimpleQueue()
+        """Frames, and last why there are no more."""
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     @classmethod
     def of_bundle(cls, bundle: Path, threads: int | None) -> "HostProcess":
@@ -147,37 +158,43 @@ class HostProcess:
         try:
             write_frame(self._process.stdin, frame)
         except OSError as exc:
-            raise HostUnavailable(self._gone) from exc
+            raise HostUnavailable(GONE) from exc
 
     def receive(self, tag: bytes, timeout_s: float | None) -> bytes | None:
         """The next frame with this tag; None if none comes in time. Raises HostUnavailable."""
-        incoming = self._process.stdout
-        assert incoming is not None
-        while select.select([incoming], [], [], timeout_s)[0]:
+        while True:
             try:
-                frame = read_frame(incoming)
-            except PipeClosed as exc:
-                raise HostUnavailable(str(exc)) from exc
-            if frame is None:
-                raise HostUnavailable(self._gone)
+                frame = self._came.get(timeout=timeout_s)
+            except Empty:
+                return None
+            if isinstance(frame, str):
+                self._came.put(frame)
+                raise HostUnavailable(frame)
             if frame[0] == tag:
                 return frame[1]
-        return None
 
     def close(self, patience_s: float = 10.0) -> None:
         """End the process, which its closed input tells to end; it is killed if it does not within `patience_s`."""
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            stream.close()
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.close()
         try:
             self._process.wait(timeout=patience_s)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+        self._reader.join()
+        self._process.stdout.close()
 
-    @property
-    def _gone(self) -> str:
-        return "the process of the general model's host has ended; it says why on standard error"
+    def _read(self) -> None:
+        incoming, why = self._process.stdout, GONE
+        assert incoming is not None
+        try:
+            while (frame := read_frame(incoming)) is not None:
+                self._came.put(frame)
+        except PipeClosed as exc:
+            why = str(exc)
+        self._came.put(why)
 
 
 class PipeChannel:

@@ -40,7 +40,11 @@ class Attention(nn.Module):
 
 
 class DenseHead(nn.Sequential):
-    """(B, C, h, w) to (B, outputs, scale · h, scale · w): channels mixed, a 7 × 7 neighbourhood, and enlarged."""
+    """(B, C, h, w) to (B, outputs, scale · h, scale · w): channels mixed, a 7 × 7 neighbourhood, then pixels.
+
+    Each place predicts its own scale × scale pixels at once (Shi et al., sub-pixel convolution, CVPR 2016). Nothing but
+    the prediction has the size of the image, which is what such a head would take most memory for.
+    """
 
     def __init__(self, width: int, outputs: int, scale: int) -> None:
         inner = max(8, width // 4)
@@ -48,9 +52,8 @@ class DenseHead(nn.Sequential):
             nn.Conv2d(width, inner, 1),
             nn.Conv2d(inner, inner, 7, padding=3, groups=inner),
             nn.GELU(),
-            nn.Conv2d(inner, inner, 1),
-            nn.Upsample(scale_factor=scale),
-            nn.Conv2d(inner, outputs, 3, padding=1),
+            nn.Conv2d(inner, outputs * scale**2, 1),
+            nn.PixelShuffle(scale),
         )
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from broker_server.split import SplitImpossible
 from broker_server.strategies.mas import Mas, finder
-from broker_server.strategy import Phase, assignment
+from broker_server.strategy import Phase, assignment, learning_rate
 
 TASKS = ("a", "b", "c")
 
@@ -61,8 +61,10 @@ def test_mas_from_scratch_trains_the_groups_for_all_rounds(measured, walk):
 
 
 def test_mas_that_continues_the_schedule_counts_the_merged_rounds(measured, walk):
-    split = walk(mas(schedule="continue"), measured(rounds={"merge": 4}))[3]
+    _, merge, _, split, _ = walk(mas(schedule="continue"), measured(rounds={"merge": 4}))
     assert (split.start, split.rounds, split.rounds_before) == ("merge", 2, 4)
+    rates = [learning_rate(0.1, r, merge) for r in range(4)] + [learning_rate(0.1, r, split) for r in range(2)]
+    assert rates == [0.1 * (1 - r / 6) ** 0.9 for r in range(6)]
 
 
 def test_mas_splits_when_it_is_sure_and_gives_the_rest_to_the_groups(measured, ledger):

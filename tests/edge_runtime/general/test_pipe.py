@@ -102,6 +102,23 @@ def test_host_process_that_ends_is_told_from_one_that_is_slow():
     slow.close()
 
 
+def test_both_sides_may_write_at_once():
+    """More than a pipe holds: the host says a megabyte while this side is still sending."""
+    script = (
+        "import sys\n"
+        "i, o = sys.stdin.buffer, sys.stdout.buffer\n"
+        "while head := i.read(5):\n"
+        "    o.write(b'm' + (10**6).to_bytes(4, 'little') + bytes(10**6))\n"
+        "    o.flush()\n"
+        "    i.read(int.from_bytes(head[1:], 'little'))\n"
+    )
+    host = HostProcess([sys.executable, "-c", script])
+    for _ in range(3):
+        host.send((b"m", bytes(10**6)))
+    assert [len(host.receive(b"m", 60.0)) for _ in range(3)] == [10**6] * 3
+    host.close()
+
+
 def test_host_process_that_does_not_end_is_killed():
     deaf = HostProcess([sys.executable, "-c", "import time; time.sleep(600)"])
     deaf.close(patience_s=0.1)
