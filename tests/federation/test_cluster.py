@@ -1,4 +1,7 @@
-"""Simulations on a Ray cluster: two nodes on this machine, each with one processor."""
+"""Simulations on a Ray cluster: two nodes on this machine, each with one processor.
+
+What is said where there is no cluster comes first: the cluster lives until the end of the module.
+"""
 
 import contextlib
 import os
@@ -104,6 +107,22 @@ def workers():
     return found
 
 
+@pytest.mark.parametrize("address", ["auto", "127.0.0.1:9", "nonsense"])
+def test_no_cluster_is_said_in_a_sentence(root, address):
+    pytest.importorskip("ray", reason="ray is not installed: pip install '.[cluster]'")
+    if address == "auto" and Path("/tmp/ray/ray_current_cluster").exists():
+        pytest.skip("a Ray cluster runs on this machine")
+    said = ended(simulate(root, "--out", "cluster", "--ray", address, address=""), 4)
+    assert f"no Ray cluster at {address!r}" in said
+    assert "Traceback" not in said
+
+
+def test_without_ray_its_installation_is_named(root):
+    (root / "ray.py").write_text("raise ImportError('blocked')\n")  # in the working folder, it hides the package
+    said = ended(simulate(root, "--out", "cluster", "--ray", "auto"), 4)
+    assert "Ray is not installed: pip install '.[cluster]'" in said
+
+
 def test_a_cluster_gives_the_weights_of_worker_processes_bit_for_bit(root, cluster):
     ended(simulate(root, "--out", "local", "--workers", "2"))
     ended(simulate(root, "--out", "cluster", "--ray", cluster))
@@ -128,19 +147,3 @@ def test_auto_finds_the_cluster_and_workers_that_are_killed_are_survived(root, c
     assert killed
     ended(simulate(root, "--out", "local", "--workers", "1"))
     assert models(root, "cluster") == models(root, "local")
-
-
-@pytest.mark.parametrize("address", ["auto", "127.0.0.1:9", "nonsense"])
-def test_no_cluster_is_said_in_a_sentence(root, address):
-    pytest.importorskip("ray", reason="ray is not installed: pip install '.[cluster]'")
-    if address == "auto" and Path("/tmp/ray/ray_current_cluster").exists():
-        pytest.skip("a Ray cluster runs on this machine")
-    said = ended(simulate(root, "--out", "cluster", "--ray", address, address=""), 4)
-    assert f"no Ray cluster at {address!r}" in said
-    assert "Traceback" not in said
-
-
-def test_without_ray_its_installation_is_named(root):
-    (root / "ray.py").write_text("raise ImportError('blocked')\n")  # in the working folder, it hides the package
-    said = ended(simulate(root, "--out", "cluster", "--ray", "auto"), 4)
-    assert "Ray is not installed: pip install '.[cluster]'" in said
