@@ -76,8 +76,8 @@ def render(report: Report, *, affinities: Affinities | None = None, predictions:
     wall = "" if report.wall_s is None else f" · {_duration(report.wall_s)}"
     groups = f" · split into {len(report.split.groups)} groups" if report.split else ""
     lead = f"{len(report.tasks)} tasks: {', '.join(report.tasks)}{groups} · seed {report.seed}{wall}"
-    strategy = report.strategy.upper().replace("_", "-")
-    parts = [f"<h1>MAS Edge: {_text(strategy)}</h1><p class=lead>{_text(lead)}</p>", _cards(report)]
+    name = _text(report.strategy.upper().replace("_", "-"))
+    parts = [f"<h1>MAS Edge: {name}</h1><p class=lead>{_text(lead)}</p>", _cards(report)]
     if report.rounds:
         parts.append(_section("Losses", _figure(loss_figure(report), "losses over the rounds")))
     if any(report.test_loss.values()):
