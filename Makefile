@@ -3,6 +3,7 @@
 VENV := .venv
 BOARD := .venv-board
 OFFICIAL := .venv-official
+CLUSTER := .venv-cluster
 WHEELS := $(BOARD)/wheels
 SOURCES := edge_runtime broker_server export devices
 
@@ -36,8 +37,8 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-official board lint test test-workstation test-board test-arm test-boards \
-	apt apt-emulation demo bench bench-device bench-export bench-footprint clean
+.PHONY: help install venv venv-board venv-official venv-cluster board lint test test-workstation test-board test-arm test-boards test-cluster \
+	apt apt-emulation demo bench bench-device bench-export bench-footprint compare compare-full clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -48,6 +49,7 @@ help:
 	@echo "make lint         style, types and import contracts"
 	@echo "make test         lint, and the tests in both environments"
 	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
+	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
 	@echo "make test-boards  an emulated board from an image to the report, as root (half an hour at first)"
 	@echo "make apt          Mosquitto, Chromium, mtools and dosfstools for the tests that use them, where apt-get may be used"
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
@@ -55,11 +57,14 @@ help:
 	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
 	@echo "make bench-export  steps of whole networks against PyTorch and onnxruntime-training (10 minutes)"
 	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
+	@echo "make compare      methods side by side on rendered rooms into docs/comparison.md; goes on where it was stopped"
+	@echo "make compare-full the same with five and nine tasks, more pixels and rounds: a night"
 	@echo "make clean        removes environments, caches and runs"
 
 venv: $(VENV)/.stamp
 venv-board: $(BOARD)/.stamp board
 venv-official: $(OFFICIAL)/.stamp
+venv-cluster: $(CLUSTER)/.stamp
 
 # A half-made environment is made again.
 .DELETE_ON_ERROR:
@@ -87,6 +92,14 @@ $(OFFICIAL)/bin/python:
 $(OFFICIAL)/.stamp: pyproject.toml | $(OFFICIAL)/bin/python
 	$(OFFICIAL)/bin/python -m pip install '.[official]'
 	$(OFFICIAL)/bin/python -m pip uninstall --quiet --yes mas-edge
+	@touch $@
+
+$(CLUSTER)/bin/python:
+	$(make_venv)
+
+# Apart, because a workstation needs no Ray and not every Python has one.
+$(CLUSTER)/.stamp: pyproject.toml | $(CLUSTER)/bin/python
+	$(CLUSTER)/bin/python -m pip install --editable '.[workstation,dev,cluster]'
 	@touch $@
 
 # The wheels that `pip install .[board]` would fetch, kept to be counted and weighed, and installed from there alone.
@@ -153,6 +166,10 @@ apt-emulation:
 test-arm: $(VENV)/.stamp apt-emulation
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_arm.py
 
+# A simulation on a Ray cluster of two nodes on this machine, against worker processes: two minutes.
+test-cluster: $(CLUSTER)/.stamp
+	PYTHONPATH=$(CURDIR) $(CLUSTER)/bin/python -m pytest -q tests/federation/test_cluster.py
+
 # A whole board, from an image to a report: half an hour, and root, because a root file system has files of root's.
 test-boards: $(VENV)/.stamp apt-emulation
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_board.py
@@ -172,7 +189,25 @@ bench-export: $(VENV)/.stamp $(OFFICIAL)/.stamp
 bench-footprint: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.footprint
 
+# Rendered buildings, as data sets of so many pixels. What is there stays: runs that go on know their data by its times.
+runs/rooms8-32/building_07/dataset.json: IMAGES := 72
+runs/rooms8-64/building_07/dataset.json: IMAGES := 200
+runs/rooms8-%/building_07/dataset.json: | $(VENV)/.stamp
+	$(VENV)/bin/python -m edge_runtime datasets rooms --out runs/rooms8-$*-src --buildings 8 --images $(IMAGES) --size $* --seed 0
+	$(VENV)/bin/python -m edge_runtime datasets import runs/rooms8-$*-src --out runs/rooms8-$* --size $*
+
+# What was stopped goes on: a run that has finished is not run again.
+COMPARE = $(VENV)/bin/python -m broker_server simulate docs/experiments/$(1).toml --out runs/$(1) && \
+	$(VENV)/bin/python -m broker_server compare runs/$(1) --out benchmarks/results/$(1) --into docs/comparison.md
+
+compare: runs/rooms8-32/building_07/dataset.json
+	$(call COMPARE,rooms5)
+
+compare-full: runs/rooms8-64/building_07/dataset.json
+	$(call COMPARE,rooms5-full)
+	$(call COMPARE,rooms9-full)
+
 clean:
-	rm -rf $(VENV) $(BOARD) $(OFFICIAL) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
+	rm -rf $(VENV) $(BOARD) $(OFFICIAL) $(CLUSTER) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find $(SOURCES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

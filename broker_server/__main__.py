@@ -29,7 +29,7 @@ from broker_server.report import ReportImpossible
 from broker_server.serve import serve, write_report
 from broker_server.simulation import command as simulation
 from broker_server.simulation.grid import Parts
-from broker_server.simulation.hosts import ClusterUnavailable
+from broker_server.simulation.hosts import ClusterUnavailable, HostLost
 from broker_server.simulation.run import SimulationFailed
 from broker_server.split import Mode, SplitImpossible, search
 from broker_server.state import StateBusy, StateFolder
@@ -56,6 +56,7 @@ _FAULTS: dict[type[Exception], int] = {
     BrokerRefused: UNAVAILABLE,
     ClusterUnavailable: UNAVAILABLE,
     SimulationFailed: FAILED,
+    HostLost: FAILED,
     OSError: UNAVAILABLE,
 }
 

@@ -76,7 +76,8 @@ def render(report: Report, *, affinities: Affinities | None = None, predictions:
     wall = "" if report.wall_s is None else f" · {_duration(report.wall_s)}"
     groups = f" · split into {len(report.split.groups)} groups" if report.split else ""
     lead = f"{len(report.tasks)} tasks: {', '.join(report.tasks)}{groups} · seed {report.seed}{wall}"
-    parts = [f"<h1>MAS Edge: {_text(report.strategy.upper())}</h1><p class=lead>{_text(lead)}</p>", _cards(report)]
+    name = _text(report.strategy.upper().replace("_", "-"))
+    parts = [f"<h1>MAS Edge: {name}</h1><p class=lead>{_text(lead)}</p>", _cards(report)]
     if report.rounds:
         parts.append(_section("Losses", _figure(loss_figure(report), "losses over the rounds")))
     if any(report.test_loss.values()):
@@ -238,10 +239,11 @@ def _split(report: Report, affinities: Affinities | None) -> str:
 
 def _test_table(report: Report) -> str:
     names = [*report.tasks, "total"]
-    head = "".join(f"<th class=n>{_text(stage)}</th>" for stage in STAGES)
+    stages = [stage for stage in STAGES if report.test_loss.get(stage)]
+    head = "".join(f"<th class=n>{_text(stage)}</th>" for stage in stages)
     rows = "".join(
         f"<tr><td>{_text(name)}</td>"
-        + "".join(f"<td class=n>{_number((report.test_loss.get(stage) or {}).get(name))}</td>" for stage in STAGES)
+        + "".join(f"<td class=n>{_number((report.test_loss.get(stage) or {}).get(name))}</td>" for stage in stages)
         + "</tr>"
         for name in names
     )

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare. Raises ComparisonImpossible, ConfigInvalid; OSError as the file system does."""
-    outline = None if args.experiment is None else read_experiment(args.experiment).outline
+    outline = None if args.experiment is None else read_experiment(args.experiment).outline(args.experiment.stem)
     found = read_all(args.folder, outline)
     pictures = {each.name: args.out / _picture(each, len(found)) for each in found}
     text = None if args.into is None else _replaced(args.into, found, pictures)

@@ -1,10 +1,15 @@
-"""The picture of a comparison: total test loss against training time and against energy, a row for each section."""
+"""The picture of a comparison: total test loss against training time and against energy, a row for each section.
+
+Seeds differ more than methods do, so a method stands where its difference to one-by-one, paired by seed, puts it, and
+its bar is the interval of that difference. Without one-by-one they are the plain means and their intervals.
+"""
 
 import io
 import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from broker_server.comparison.comparison import TOTAL, Comparison, MethodResult
@@ -48,12 +53,14 @@ def draw(comparison: Comparison) -> bytes:
     sections = [name for name in comparison.sections if _points(comparison, name)]
     figure = Figure(figsize=(14, 0.7 + 5.3 * max(1, len(sections))), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(f"{comparison.title}: total test loss, lower left is better (95 % intervals over seeds)")
+    over = "over seeds" if comparison.reference is None else f"of the difference to {comparison.reference} over seeds"
+    figure.suptitle(f"{comparison.title}: lower left is better (95 % intervals {over})".replace("$", r"\$"))
+    base = next((each.test_loss.get(TOTAL) for each in comparison.methods if each.method == comparison.reference), None)
     grid = figure.subplots(max(1, len(sections)), len(_PANELS), squeeze=False)
     placed = []
     for axes_row, section in zip(grid, sections, strict=False):
         for axes, (label, value, unit) in zip(axes_row, _PANELS, strict=True):
-            placed.append((axes, _panel(axes, _points(comparison, section), value, unit)))
+            placed.append((axes, _panel(axes, _points(comparison, section), base, value, unit)))
             axes.set_xlabel(label)
             axes.set_ylabel("total test loss")
             if section:
@@ -86,11 +93,21 @@ class Point:
     colour: str
 
 
-def _panel(axes: "Axes", methods: Sequence[MethodResult], value: Value, unit: float) -> list[Point]:
+def _loss(method: MethodResult, base: Estimate | None) -> Estimate:
+    """Where a method stands, and the interval that tells it from the others."""
+    apart = None if method.relative is None else method.relative.test_loss
+    if base is None or apart is None:
+        return method.test_loss[TOTAL]
+    return Estimate(n=apart.n, mean=base.mean + apart.mean, half_width=apart.half_width)
+
+
+def _panel(
+    axes: "Axes", methods: Sequence[MethodResult], base: Estimate | None, value: Value, unit: float
+) -> list[Point]:
     points: list[Point] = []
     lines: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for each in methods:
-        x, y = value(each), each.test_loss[TOTAL]
+        x, y = value(each), _loss(each, base)
         if x is None:
             continue
         kind = str(each.strategy)
@@ -118,9 +135,20 @@ def _panel(axes: "Axes", methods: Sequence[MethodResult], value: Value, unit: fl
     if points and max(each.x for each in points) > _LOG_FROM * max(min(each.x for each in points), 1e-9):
         _logarithmic(axes)
     axes.margins(0.12)
+    _keep_to_means(axes, points)
     axes.grid(visible=True, color="#e4e8ec", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
     return points
+
+
+def _keep_to_means(axes: "Axes", points: Sequence[Point]) -> None:
+    """Let wide intervals, of two seeds say, reach over the edge instead of pressing all points together."""
+    if not points:
+        return
+    means = [each.y for each in points]
+    room = 0.2 * (max(means) - min(means)) + 1.2 * median(each.reach[1] for each in points)
+    room = room or 0.05 * abs(means[0]) or 1.0
+    axes.set_ylim(min(means) - room, max(means) + room)
 
 
 def _logarithmic(axes: "Axes") -> None:

@@ -21,8 +21,8 @@ def read_all(folders: Sequence[Path], outline: Outline | None = None) -> list[Co
     """
     found: dict[str, tuple[str, Outline, list[Summary]]] = {}
     for folder in folders:
-        name = folder.resolve().name
         mine = outline or read_outline(folder)
+        name = mine.name or folder.resolve().name
         key = mine.title or name
         if key in found:
             first, theirs, summaries = found[key]
@@ -31,9 +31,7 @@ def read_all(folders: Sequence[Path], outline: Outline | None = None) -> list[Co
             found[key] = (name, mine, read_summaries(folder))
     names = [name for name, *_ in found.values()]
     if len(set(names)) != len(names):
-        raise ComparisonImpossible(
-            "two experiments lie in folders of the same name: their pictures would have one name"
-        )
+        raise ComparisonImpossible("two experiments have the same name: give the file of one of them another")
     return [compare(*each) for each in found.values()]
 
 

@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: %(default)s)"
     )
-    parser.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster instead: auto, or ray://host:port")
+    parser.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster instead: auto, or host:port")
     parser.add_argument("--methods", type=_names, help="a,b,…: these of the experiment's alone")
     parser.add_argument("--seeds", type=_numbers, help="0,1,…: these instead of the experiment's")
     parser.add_argument("--devices", type=_names, help="a,b,…: these data sets instead of the experiment's")
@@ -37,9 +37,10 @@ def run(args: argparse.Namespace, parts: Parts) -> int:
     experiment = _chosen(whole, args)
     with contextlib.ExitStack() as stack:
         show: Show = Lines() if args.quiet or not sys.stderr.isatty() else stack.enter_context(Bars())
-        write_json(args.out / OUTLINE, whole.outline)
+        out = args.out.resolve()  # workers elsewhere have another working folder
+        write_json(out / OUTLINE, whole.outline(args.experiment.stem))
         hosts = stack.enter_context(ray_hosts(args.ray) if args.ray else local_hosts(max(1, args.workers)))
-        run_grid(experiment, args.out, hosts, parts, show, at_once=max(1, args.workers) + 1)
+        run_grid(experiment, out, hosts.executor, parts, show, at_once=hosts.processors + 1)
     print(args.out / SUMMARY)
     return 0
 

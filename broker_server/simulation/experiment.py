@@ -67,10 +67,10 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     sections: Annotated[dict[SectionName, tuple[MethodName, ...]], Meta(max_length=100)] = {}
     """Methods that are compared in tables of their own."""
 
-    @property
-    def outline(self) -> Outline:
-        """What is going to be run."""
-        return Outline(title=self.title, methods=tuple(self.methods), seeds=self.seeds, sections=self.sections)
+    def outline(self, name: str) -> Outline:
+        """What is going to be run, by the name of its file."""
+        methods = tuple(self.methods)
+        return Outline(name=name, title=self.title, methods=methods, seeds=self.seeds, sections=self.sections)
 
     def config(self, method: str, seed: int, devices: int) -> ServerConfig:
         """How one method is run with one seed on so many devices. Raises ConfigInvalid."""

@@ -10,6 +10,8 @@ OUTLINE = "experiment.json"
 class Outline(msgspec.Struct, frozen=True, kw_only=True):
     """The methods, in order, the seeds, and the methods that stand in sections of their own."""
 
+    name: str = ""
+    """Of its file."""
     title: str = ""
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()

@@ -78,6 +78,11 @@ def build_nine() -> MultiTaskModel:
     return make(NINE, width=128, heads=4, depth=6, size=64)
 
 
+def build_small() -> MultiTaskModel:
+    """Two dense tasks over the 21 million parameters of ViT-Small's blocks, 224 pixels."""
+    return make(("depth", "segmentation"), width=384, heads=6, depth=12, size=224, patch=16)
+
+
 def build_general() -> MultiTaskModel:
     """Nine tasks over the 85 million parameters of ViT-Base's blocks, 224 pixels.
 

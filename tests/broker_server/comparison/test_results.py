@@ -52,8 +52,9 @@ def test_read_all_refuses_two_experiments_of_one_name(tmp_path, summary):
 
 def test_read_all_takes_a_given_outline_instead(tmp_path, summary):
     folder = fill(tmp_path / "rooms", [summary("MAS-2")])
-    (found,) = read_all([folder], Outline(title="T", methods=("TAG-2", "MAS-2"), seeds=(0,)))
+    (found,) = read_all([folder], Outline(name="N", title="T", methods=("TAG-2", "MAS-2"), seeds=(0,)))
     assert [each.method for each in found.methods] == ["TAG-2", "MAS-2"]
+    assert found.name == "N"
     assert found.title == "T"
 
 

@@ -1,0 +1,126 @@
+from pathlib import Path
+
+import pytest
+
+from broker_server.config import ConfigInvalid
+from broker_server.simulation.experiment import Experiment, data_sets, read_experiment
+from broker_server.simulation.outline import Outline
+
+ROOT = Path(__file__).parents[3]
+FILES = sorted((ROOT / "docs" / "experiments").glob("*.toml"))
+LEAST = 'data = "d"\nbundle = "b"\n[methods.MAS]\n'
+FIVE = ("depth", "edge_texture", "keypoints", "normals", "segmentation")
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_(text):
+        path = tmp_path / "experiment.toml"
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write_
+
+
+def test_read_experiment_makes_paths_absolute(write, tmp_path):
+    found = read_experiment(write('data = "../d"\nmodel = "m.py:build"\n[methods.MAS]\n'))
+    assert (found.data, found.model) == (str(tmp_path / ".." / "d"), f"{tmp_path / 'm.py'}:build")
+    assert read_experiment(write(LEAST)).bundle == str(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("data = [", "experiment.toml: "),
+        (b"\xff\xfe", "experiment.toml: "),
+        ("wings = 2\n" + LEAST, "wings"),
+        ('data = "d"\nbundle = "b"\n', "methods"),
+        ('data = "d"\nbundle = "b"\n[methods]\n', "methods"),
+        ('data = "d"\n[methods.MAS]\n', "either a model to compile or a bundle"),
+        ('model = "m.py"\n' + LEAST, "either a model to compile or a bundle"),
+        ("seeds = []\n" + LEAST, "seeds"),
+        ("seeds = [1, 1]\n" + LEAST, "seeds: one of them is there twice"),
+        ("seeds = [-1]\n" + LEAST, "seeds"),
+        (LEAST.replace("MAS", '"../MAS"'), "methods"),
+        (LEAST + "[fleet.board]\nspeed = 0\n", "speed"),
+        (LEAST + "[fleet.boards.attic]\nwings = 2\n", "fleet.boards"),
+        (LEAST + '[sections]\nablations = ["TAG"]\n', "sections: there is no method 'TAG'"),
+        (LEAST + '[sections]\na = ["MAS"]\nb = ["MAS"]\n', "stands in two"),
+        ('devices = ["../x"]\n' + LEAST, "devices"),
+    ],
+)
+def test_read_experiment_refuses_with_its_place(write, text, says):
+    with pytest.raises(ConfigInvalid) as raised:
+        read_experiment(write(text))
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value).strip()
+
+
+def test_read_experiment_needs_a_file(tmp_path):
+    with pytest.raises(ConfigInvalid, match="cannot be read"):
+        read_experiment(tmp_path / "nowhere.toml")
+
+
+def make(**methods):
+    return Experiment(data="d", bundle="b", settings={"merged_rounds": 3, "lr": 0.5}, methods=methods)
+
+
+def test_config_lets_a_method_s_keys_go_over_what_all_share():
+    experiment = make(single={"strategy": "one_by_one"}, MAS={"lr": 0.25})
+    assert experiment.config("single", 5, 8).lr == 0.5
+    config = experiment.config("MAS", 5, 8)
+    assert (config.lr, config.merged_rounds, config.seed, config.min_devices) == (0.25, 3, 5, 8)
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        ({"port": 1883}, "methods.MAS: port: a simulation decides this itself"),
+        ({"wings": 2}, "wings"),
+        ({"lr": "much"}, "lr"),
+        ({"strategy": "fixed"}, "fixed_groups"),
+    ],
+)
+def test_config_refuses_with_the_method_s_name(keys, says):
+    with pytest.raises(ConfigInvalid, match=r"^methods\.MAS: ") as raised:
+        make(MAS=keys).config("MAS", 0, 2)
+    assert says in str(raised.value)
+
+
+def test_outline_is_what_is_going_to_be_run():
+    assert make(MAS={}, TAG={}).outline("rooms") == Outline(name="rooms", methods=("MAS", "TAG"), seeds=(0,))
+
+
+def test_data_sets_are_the_folder_s_or_those_that_are_named(tmp_path):
+    for name in ("cellar", "attic", "notes"):
+        (tmp_path / name / ("train" if name != "notes" else "x")).mkdir(parents=True)
+    assert data_sets(tmp_path) == {"attic": tmp_path / "attic", "cellar": tmp_path / "cellar"}
+    assert list(data_sets(tmp_path, ("cellar",))) == ["cellar"]
+    with pytest.raises(ConfigInvalid, match="no data set 'notes'; it has attic, cellar"):
+        data_sets(tmp_path, ("cellar", "notes"))
+
+
+def test_data_sets_of_a_folder_without_any(tmp_path):
+    with pytest.raises(ConfigInvalid, match="holds no data sets"):
+        data_sets(tmp_path)
+
+
+def test_data_sets_must_be_able_to_name_devices(tmp_path):
+    (tmp_path / "at tic" / "train").mkdir(parents=True)
+    with pytest.raises(ConfigInvalid, match="cannot name a device"):
+        data_sets(tmp_path)
+
+
+def test_experiments_of_the_documents_are_there():
+    assert {path.stem for path in FILES} >= {"rooms5", "rooms5-full", "rooms9-full", "taskonomy", "views"}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_experiments_of_the_documents_have_methods_that_can_be_planned(path):
+    experiment = read_experiment(path)
+    for method in experiment.methods:
+        config = experiment.config(method, experiment.seeds[0], 8)
+        assert config.merged_rounds + config.split_rounds == sum(
+            experiment.settings[key] for key in ("merged_rounds", "split_rounds")
+        )
+        config.planner(config.tasks or FIVE)

@@ -1,0 +1,83 @@
+import msgspec
+import pytest
+
+from broker_server.config import ConfigInvalid
+from broker_server.simulation.experiment import Experiment
+from broker_server.simulation.fleet import Costs
+from broker_server.simulation.grid import Parts, run_grid
+from broker_server.simulation.run import SimulationFailed, write_json
+from edge_runtime.wire.errors import BundleInvalid
+
+COSTS = Costs(train_s=1.0, train_head_s={"depth": 1.0}, evaluate_s=1.0, evaluate_head_s={"depth": 1.0}, probe_s=1.0)
+
+
+class Watched:
+    """What was shown."""
+
+    def __init__(self):
+        self.runs, self.lines = None, []
+
+    def begin(self, runs):
+        self.runs = runs
+
+    def step(self, run, text):
+        self.lines.append((run, text))
+
+    def done(self, run, summary):
+        self.lines.append((run, summary.method))
+
+
+class NoWork:
+    """Hosts and parts that nobody may use."""
+
+    def __getattr__(self, name):
+        raise AssertionError(f"{name} was used")
+
+
+@pytest.fixture
+def experiment(tmp_path):
+    (tmp_path / "data" / "attic" / "train").mkdir(parents=True)
+    return Experiment(
+        data=str(tmp_path / "data"),
+        bundle=str(tmp_path / "bundle"),
+        seeds=(3, 1),
+        methods={"single +": {"strategy": "one_by_one"}, "MAS-2": {"strategy": "mas"}},
+    )
+
+
+def run(experiment, out, show):
+    parts = Parts(make_device=NoWork(), measure=NoWork())
+    return run_grid(experiment, out, NoWork(), parts, show, at_once=2)
+
+
+def test_run_grid_does_nothing_again_that_has_finished(experiment, tmp_path, make_summary):
+    out, show = tmp_path / "out", Watched()
+    write_json(out / "costs.json", COSTS)
+    for method, folder in (("single +", "single__"), ("MAS-2", "MAS-2")):
+        for seed in experiment.seeds:
+            write_json(out / "runs" / folder / str(seed) / "summary.json", make_summary(method, seed))
+    found = run(experiment, out, show)
+    order = [("single +", 1), ("single +", 3), ("MAS-2", 1), ("MAS-2", 3)]
+    assert [(each.method, each.seed) for each in found] == order
+    assert show.runs == len(show.lines) == 4
+    kept = msgspec.json.decode((out / "summary.json").read_bytes())
+    assert [(each["method"], each["seed"]) for each in kept] == order
+
+
+def test_run_grid_refuses_a_wrong_method_before_any_run(experiment, tmp_path):
+    wrong = msgspec.structs.replace(experiment, methods={**experiment.methods, "x": {"wings": 2}})
+    with pytest.raises(ConfigInvalid, match="methods.x"):
+        run(wrong, tmp_path / "out", Watched())
+    assert not (tmp_path / "out").exists()
+
+
+def test_run_grid_says_that_there_is_no_bundle(experiment, tmp_path):
+    with pytest.raises(BundleInvalid):
+        run(experiment, tmp_path / "out", Watched())
+
+
+def test_run_grid_says_that_a_model_cannot_be_compiled(experiment, tmp_path, capfd):
+    lost = msgspec.structs.replace(experiment, bundle=None, model=str(tmp_path / "nowhere.py:build"))
+    with pytest.raises(SimulationFailed, match="`python -m export compile` ended with exit code"):
+        run(lost, tmp_path / "out", Watched())
+    assert capfd.readouterr().err
