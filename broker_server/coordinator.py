@@ -222,8 +222,7 @@ class Coordinator:
             return [Send(device=device, message=Finished(detail=self._finished))]
         return [self._plan(device, now_s)] if self._asked(device) else []
 
-    # What follows is the round's own course.
-
+    # The round's own course
     def _advance(self, now_s: float) -> list[Action]:
         """Begin, close or extend the open round if it is time."""
         current = self.open
@@ -305,10 +304,7 @@ class Coordinator:
         return able if able or about.work == "train" else self.online
 
     def _draw(self, current: OpenRound, names: list[str], number: int) -> list[str]:
-        """A sample by the seed, the group's round and what it has drawn before: not by the clock or by other groups.
-
-        So strategies that train the same group draw the same devices.
-        """
+        """A sample by the seed, the group's round and what it has drawn before; the same with every strategy."""
         about = current.work.assignment
         token = f"{self._rules.seed}/{about.group}/{about.index}/{sorted(current.members)}"
         return sorted(random.Random(token).sample(names, max(0, min(number, len(names)))))  # noqa: S311

@@ -133,6 +133,18 @@ def learning_rate(lr: float, index: int, phase: Phase) -> float:
     return float(lr * (1.0 - (phase.rounds_before + index) / rounds) ** DECAY_POWER)
 
 
+def final(served: Sequence[tuple[Tasks, Tasks]], start: PhaseName) -> Phase:
+    """The last phase: what serves the tasks is measured on test data. `served` is of groups of the phase `start`."""
+    return Phase(
+        name="end",
+        work="evaluate",
+        groups=tuple(block for block, _ in served),
+        sources=tuple(group for _, group in served),
+        start=start,
+        data_split="test",
+    )
+
+
 def serving(groups: Sequence[Tasks], better: Callable[[Tasks, str], float]) -> tuple[tuple[Tasks, Tasks], ...]:
     """What each of some groups, which may overlap, is used for: (the tasks that it serves, the group), disjoint.
 

@@ -9,7 +9,7 @@ from itertools import combinations
 
 from broker_server.pairs import choose, loss_scores
 from broker_server.split import SplitImpossible, group_mask
-from broker_server.strategy import Measured, Phase, serving
+from broker_server.strategy import Measured, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
 
@@ -46,14 +46,7 @@ class Hoa:
                     done[-1].groups,
                     lambda group, task: float(scores[group_mask(self._tasks, group), self._tasks.index(task)]),
                 )
-                return Phase(
-                    name="end",
-                    work="evaluate",
-                    groups=tuple(block for block, _ in served),
-                    sources=tuple(group for _, group in served),
-                    start="groups",
-                    data_split="test",
-                )
+                return final(served, "groups")
         return None
 
     def enough(self, _phase: Phase, _measured: Measured) -> bool:

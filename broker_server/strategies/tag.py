@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from broker_server.split import SplitImpossible, search, task_score
 from broker_server.strategies.mas import checked
-from broker_server.strategy import Measured, Phase, serving
+from broker_server.strategy import Measured, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
 
@@ -50,14 +50,7 @@ class Tag:
             case ["merge", "groups"]:
                 tasks, values = measured.affinities.tasks, measured.affinities.values
                 served = serving(done[-1].groups, lambda group, task: task_score(tasks, values, group, task))
-                return Phase(
-                    name="end",
-                    work="evaluate",
-                    groups=tuple(block for block, _ in served),
-                    sources=tuple(group for _, group in served),
-                    start="groups",
-                    data_split="test",
-                )
+                return final(served, "groups")
         return None
 
     def enough(self, _phase: Phase, _measured: Measured) -> bool:
