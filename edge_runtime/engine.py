@@ -4,7 +4,8 @@ Rules that keep memory and time low, measured on two cores:
 - all sessions share one thread pool (idle pools of their own cost 40 % of the time) and one allocator;
 - the memory pattern is off, and so is the planned reuse of buffers: it holds a buffer from its first use to its last,
   idle in between or not (10 % more for the backward passes of ResNet-18 and MobileNetV2 at 224 pixels);
-- inputs and outputs are bound to the caller's arrays, so parameters and gradients are never copied.
+- inputs and outputs are bound to the caller's arrays, so parameters and gradients are never copied;
+- large arrays are given back to the system when they are freed (edge_runtime.memory).
 """
 
 import json
@@ -21,6 +22,8 @@ from numpy.typing import NDArray
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime as ort
 from onnxruntime.capi import _pybind_state
+
+from edge_runtime.memory import return_large_blocks
 
 Arrays = Mapping[str, NDArray[Any]]
 Held = Mapping[str, Any]
@@ -75,6 +78,7 @@ class Engine:
                 "max_dead_bytes_per_chunk": SPARE_BYTES,
             }
             ort.create_and_register_allocator(info, ort.OrtArenaCfg(arena))
+            return_large_blocks()
             Engine._started = True
 
     def load(self, path: Path) -> "Graph":

@@ -31,6 +31,8 @@ ELEMENT_BYTES = {"float": 4, "double": 8, "int64": 8, "int32": 4, "bool": 1, "ui
 THREADS = 4
 """That a device is assumed to compute with: each takes a part of a convolution's columns."""
 COLUMNS_BYTES = 64 * 1024
+SUMMAND = 3
+"""Where a fused convolution has what is added to its result, among its inputs."""
 RUNS = 2
 """After the first run, a second one finds the arena as the first one left it, and may place values elsewhere."""
 
@@ -186,8 +188,12 @@ class _Buffers:
         return moment
 
     def _in_place(self, node: onnx.NodeProto, size: Size) -> str | None:
-        """The input's buffer that a result is in: one that nothing else reads any more, or else a view of any."""
-        uses = Counter(self._buffer[name] for name in node.input if name in self._buffer)
+        """The input's buffer that a result is in: one that nothing else reads any more, or else a view of any.
+
+        A convolution never is in what it convolves: one that adds to its result is in what is added, its last input.
+        """
+        written = node.input[SUMMAND:] if node.op_type == "FusedConv" else node.input
+        uses = Counter(self._buffer[name] for name in written if name in self._buffer)
         fits = [buffer for buffer in uses if self._left[buffer] > 0 and self._size[buffer] == size]
         return next((buffer for buffer in fits if self._left[buffer] == uses[buffer]), fits[0] if fits else None)
 

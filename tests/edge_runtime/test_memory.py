@@ -29,6 +29,32 @@ print(after - again)
     assert int(done.stdout) >= 0
 
 
+def test_large_blocks_are_given_back_when_they_are_freed():
+    """In a process of its own: the setting is the process's."""
+    script = """
+from edge_runtime.memory import return_large_blocks, rss_bytes
+if not return_large_blocks():
+    print("no glibc")
+    raise SystemExit
+size = 8 << 20
+largest = bytearray(b"x" * size)
+del largest  # by default, blocks as large come from the heap from now on
+first, second = bytearray(size), bytearray(size)
+for block in (first, second):
+    block[::4096] = b"x" * len(range(0, size, 4096))
+before = rss_bytes()
+del first
+print(before - rss_bytes())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    if done.stdout.strip() == "no glibc":
+        pytest.skip("another C library")
+    assert int(done.stdout) > 7 << 20
+
+
 def test_peak_is_measured_here():
     if not Path("/proc/self/status").exists():
         pytest.skip("this system does not say")

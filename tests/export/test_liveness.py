@@ -95,6 +95,20 @@ def test_liveness_of_a_result_in_place_is_in_the_buffer_that_nothing_else_reads(
     assert live.transient_bytes(4, SPARE) == 12 * KIB
 
 
+def test_liveness_of_a_fused_convolution_is_in_place_of_what_it_adds():
+    image = ("B", 256, 1, 1)
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"]),
+        helper.make_node("Neg", ["x"], ["z"]),
+        helper.make_node("FusedConv", ["a", "w", "bias", "z"], ["b"]),
+        helper.make_node("Neg", ["b"], ["y"]),
+    ]
+    ran = [("Neg", [image], image, True)] * 2
+    ran += [("FusedConv", [image, (256, 1, 1, 1), (256,), image], image, False), ("Neg", [image], image, False)]
+    live = liveness(model_of(nodes, ["y"]), BATCHES, runs_of(*ran))
+    assert [moment.freed for moment in live.moments] == [[], [], ["a"], ["z"]]
+
+
 def test_liveness_holds_outputs_that_the_engine_allocated():
     nodes = [
         helper.make_node("Neg", ["x"], ["saved.0"]),
