@@ -76,8 +76,6 @@ class RecallingFederation(Federation):
         self._library = library
         self._timeline = timeline
         self._context = context
-        self.recalled = 0
-        """How many courses were not done anew."""
 
     def next(self) -> Work | None:
         """The round that is open, or the next one that nobody knows."""
@@ -132,7 +130,6 @@ class RecallingFederation(Federation):
         for each in facts:
             if each.row.assignment.probe:
                 self._learn(each.row.assignment.round, each.results)
-        self.recalled += 1
 
     def _course_key(self, work: Work, phase: Phase) -> str:
         about = work.assignment

@@ -13,18 +13,16 @@ from edge_runtime.wire.names import Tasks
 class Fixed:
     """Trains given groups from scratch, `rounds` each, and measures what serves each task. Raises SplitImpossible.
 
-    A task in several groups is served by the first of them. With `probe_rounds` affinities are probed in the first of
-    them, for the record.
+    A task in several groups is served by the first of them.
     """
 
-    def __init__(self, tasks: Tasks, groups: Sequence[Tasks], *, rounds: int, probe_rounds: int = 0) -> None:
+    def __init__(self, tasks: Tasks, groups: Sequence[Tasks], *, rounds: int) -> None:
         self._groups = tuple(tuple(sorted(group)) for group in groups)
         if odd := sorted({task for group in self._groups for task in group} - set(tasks)):
             raise SplitImpossible(f"the groups have a task {odd[0]!r} that the federation does not train")
         if missing := sorted(set(tasks) - {task for group in self._groups for task in group}):
             raise SplitImpossible(f"task {missing[0]!r} is in none of the groups")
         self._rounds = rounds
-        self._probe_rounds = probe_rounds
 
     def next(self, done: Sequence[Phase], _measured: Measured) -> Phase | None:
         """The phase after those that are done; None after the last."""
@@ -36,7 +34,6 @@ class Fixed:
                     groups=self._groups,
                     start=None,
                     rounds=self._rounds,
-                    probe_rounds=self._probe_rounds,
                 )
             case ["train"]:
                 return final(serving(self._groups, lambda *_: 0.0), "train")

@@ -5,8 +5,8 @@ from broker_server.strategies.fixed import Fixed
 
 
 def test_fixed_trains_each_group_from_the_bundle_and_tests_all(measured, walk):
-    train, end = walk(Fixed(("a", "b", "c"), (("c",), ("b", "a")), rounds=3, probe_rounds=2), measured())
-    assert (train.groups, train.start, train.rounds, train.probe_rounds) == ((("c",), ("a", "b")), None, 3, 2)
+    train, end = walk(Fixed(("a", "b", "c"), (("c",), ("b", "a")), rounds=3), measured())
+    assert (train.groups, train.start, train.rounds) == ((("c",), ("a", "b")), None, 3)
     assert (end.groups, end.sources, end.start, end.data_split) == (train.groups, train.groups, "train", "test")
 
 
