@@ -211,7 +211,8 @@ class _Model:
         names += probe_names
         if self._work.evaluates:
             tasks = self._manifest.task_names
-            measured = ["encoder.predict", *(f"head.{task}.evaluate" for task in tasks)]
+            measured = ["encoder.predict"] if stages else []
+            measured += [f"head.{task}.evaluate" for task in tasks]
             measured += ["stem.predict"] * len(self._embedded)
             peaks += [(0, self._graph(name)) for name in measured]
             names += measured
