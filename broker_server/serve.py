@@ -190,6 +190,7 @@ def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed255
         updates=config.updates,
         tasks=tasks,
         settings=config.fingerprint(),
+        aggregation=config.combining,
     )
 
 

@@ -148,6 +148,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
             updates=config.updates,
             tasks=tasks,
             settings=config.fingerprint(),
+            aggregation=config.combining,
         )
         aggregator.run(federation)
         if aggregator.finished is None:

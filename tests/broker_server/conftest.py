@@ -351,6 +351,7 @@ class World:
             updates=config.updates,
             tasks=self.bundle.task_names,
             settings=config.fingerprint(),
+            aggregation=config.combining,
         )
         self.aggregator.run(self.federation)
         return self.aggregator
