@@ -24,6 +24,7 @@ from msgspec import Meta
 
 from broker_server.combination import Aggregation, Rule
 from broker_server.coordinator import Rules
+from broker_server.federation import Terms
 from broker_server.server_step import ServerOptimizer, Share, StepRate, Tau
 from broker_server.split import Mode  # noqa: TC001  (a union of it is read by msgspec)
 from broker_server.strategies.fixed import Fixed
@@ -32,6 +33,7 @@ from broker_server.strategies.mas import Choice, Mas, Schedule, Start, finder
 from broker_server.strategies.tag import Tag
 from broker_server.strategy import Strategy
 from edge_runtime.wire.compression import TOPK_FRACTION, AnyScheme, TopkFraction, Updates
+from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import (
     CAGradRadius,
     FixedWeighting,
@@ -253,6 +255,22 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     def bundle_path(self) -> Path:
         """Where the bundle is, or is waited for."""
         return self.bundle or self.state / "bundle"
+
+    def terms(self, bundle: Manifest) -> Terms:
+        """What a federation over a bundle is begun with. Raises ConfigInvalid, SplitImpossible."""
+        tasks = self.tasks or bundle.task_names
+        if unknown := sorted(set(tasks) - set(bundle.task_names)):
+            raise ConfigInvalid(f"tasks: the bundle has no {unknown[0]!r}; it has {', '.join(bundle.task_names)}")
+        if unknown := sorted(set(self.task_weights) - set(tasks)):
+            raise ConfigInvalid(f"task_weights: {unknown[0]!r} is not one of the tasks {', '.join(tasks)}")
+        return Terms(
+            tasks=tasks,
+            strategy=self.planner(tasks),
+            training=self.training,
+            updates=self.updates,
+            aggregation=self.combining,
+            settings=self.fingerprint(),
+        )
 
     def planner(self, tasks: Tasks) -> Strategy:
         """The strategy for these tasks. Raises SplitImpossible."""

@@ -6,6 +6,7 @@ one stopped. Weights are written before they are journalled; what they replace i
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -49,10 +50,24 @@ class FederationChanged(ValueError):
     """The state folder holds a federation with another bundle or other settings."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a federation is begun with."""
+
+    tasks: Tasks
+    strategy: Strategy
+    training: Training
+    """How devices train in a first round that probes."""
+    updates: Updates
+    aggregation: Aggregation
+    settings: str
+    """What must not change once it has begun, as JSON."""
+
+
 class Federation:
     """A federation over one bundle. `folder` is the bundle's, already checked against `bundle`.
 
-    Raises FederationChanged if the journal was begun with another bundle or other `settings` (JSON).
+    Raises FederationChanged if the journal was begun with another bundle or other `terms.settings`.
     """
 
     def __init__(
@@ -63,24 +78,19 @@ class Federation:
         bundle: Manifest,
         folder: Path,
         key: Ed25519PrivateKey,
-        strategy: Strategy,
-        training: Training,
-        updates: Updates,
-        tasks: Tasks,
-        settings: str,
-        aggregation: Aggregation,
+        terms: Terms,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._bundle = bundle
         self._key = key
-        self._strategy = strategy
-        self._training = training
-        self._updates = updates
-        self._aggregation = aggregation
-        self.tasks: Tasks = tuple(sorted(tasks))
+        self._strategy = terms.strategy
+        self._training = terms.training
+        self._updates = terms.updates
+        self._aggregation = terms.aggregation
+        self.tasks: Tasks = tuple(sorted(terms.tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
-        self._claim("settings", settings)
+        self._claim("settings", terms.settings)
         store.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
         self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
         self._manifests: dict[Tasks, Manifest] = {}

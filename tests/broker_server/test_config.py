@@ -7,7 +7,10 @@ from broker_server.config import TABLES, ConfigInvalid, ServerConfig, read
 from broker_server.server_step import ServerOptimizer
 from broker_server.split import SplitImpossible
 from edge_runtime.wire.compression import Updates
+from edge_runtime.wire.manifest import read_folder
 from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, Training, UncertaintyWeighting
+
+BUNDLE = Path(__file__).parents[1] / "fixtures" / "bundle"
 
 
 def test_read_nothing_gives_the_defaults():
@@ -80,6 +83,23 @@ def test_read_missing_file_or_folder(tmp_path):
 def test_config_strategy_for_too_few_tasks():
     with pytest.raises(SplitImpossible):
         ServerConfig(groups=3).planner(("a", "b"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"tasks": ("depth", "smell")}, "tasks: the bundle has no 'smell'; it has depth, normals, segmentation"),
+        ({"tasks": ("depth", "normals"), "task_weights": {"segmentation": 2.0}}, "task_weights: 'segmentation' is not"),
+    ],
+)
+def test_terms_of_tasks_that_the_bundle_does_not_have(settings, why):
+    with pytest.raises(ConfigInvalid, match=why):
+        ServerConfig(**settings).terms(read_folder(BUNDLE))
+
+
+def test_terms_are_of_all_tasks_where_none_is_named():
+    assert ServerConfig().terms(read_folder(BUNDLE)).tasks == ("depth", "normals", "segmentation")
+    assert ServerConfig(tasks=("depth", "normals")).terms(read_folder(BUNDLE)).tasks == ("depth", "normals")
 
 
 def test_read_how_devices_train_in_a_table_of_its_own(tmp_path):
