@@ -21,7 +21,7 @@ PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.p
 	$(addprefix devices/, detection.py health.py profile.py throttling.py) $(addprefix devices/flashing/, kind.py partitions.py) \
 	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) \
 	$(addprefix devices/metering/, calibrated.py calibration.py journals.py recording.py sheet.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
-	$(addprefix broker_server/, affinity.py aggregation.py alternatives.py answers.py confidence.py coordinator.py \
+	$(addprefix broker_server/, affinity.py aggregation.py alternatives.py answers.py combination.py confidence.py coordinator.py \
 		energy.py gpaggregation.py pairs.py server_step.py split.py strategy.py transfers.py worth.py) \
 	$(wildcard broker_server/strategies/*.py) \
 	$(addprefix broker_server/simulation/, fleet.py network.py outline.py timeline.py) \

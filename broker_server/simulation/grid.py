@@ -204,7 +204,7 @@ def _costs(
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Costs)
     settings = experiment.config(next(iter(experiment.methods)), experiment.seeds[0], len(data))
-    tasks = settings.tasks or read_folder(bundle).task_names
+    tasks = settings.terms(read_folder(bundle)).tasks
     first = data[min(data)]
     whole = hosts.submit(parts.measure, bundle, first, tuple(sorted(tasks)), settings.batch, settings.probe).result()
     alone = {task: hosts.submit(parts.measure, bundle, first, (task,), settings.batch, None).result() for task in tasks}

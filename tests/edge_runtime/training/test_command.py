@@ -199,9 +199,9 @@ def test_train_with_options_that_make_no_sense(tiny):
 
 @pytest.fixture
 def measured_bundle(tiny, bundle_copy):
-    """The tiny bundle with a footprint: a megabyte for a graph and for each of its samples."""
+    """The tiny bundle with a footprint: eight megabytes for a graph and for each of its samples."""
     taken = {
-        file.digest: GraphFootprint(nodes=10, transient_bytes=tuple(2**20 * (1 + batch) for batch in MICRO_BATCHES))
+        file.digest: GraphFootprint(nodes=10, transient_bytes=tuple(2**23 * (1 + batch) for batch in MICRO_BATCHES))
         for file in tiny.manifest.graphs.values()
     }
     manifest = msgspec.structs.replace(tiny.manifest, footprint=Footprint(graphs=taken))
@@ -213,7 +213,8 @@ def test_train_keeps_to_a_memory_budget_or_says_what_would_do(tiny, measured_bun
     whole = result_of(train(tiny, "--batch", 8, "--memory-budget", "4GiB", "--json", bundle=measured_bundle))
     assert (whole["memory"]["micro_batch"], whole["memory"]["recomputed"]) == (8, 0)
     assert whole["memory"]["budget_bytes"] == 4 * 2**30
-    tight = (whole["memory"]["predicted_peak_bytes"] - 3 * 2**20) / 0.9
+    # By more than resident memory varies by, and less than micro-batches save.
+    tight = (whole["memory"]["predicted_peak_bytes"] - 20 * 2**20) / 0.9
     small = result_of(
         train(tiny, "--batch", 8, "--memory-budget", f"{tight / 2**10:.0f}KiB", "--json", bundle=measured_bundle)
     )
