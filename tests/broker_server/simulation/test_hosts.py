@@ -19,6 +19,10 @@ def test_local_hosts_of_which_one_is_ended_from_outside_are_lost():
 
 
 def test_local_hosts_are_left_at_once_when_something_else_goes_wrong():
-    with pytest.raises(KeyboardInterrupt), local_hosts(1) as hosts:
-        hosts.executor.submit(os.getpid).result()
-        raise KeyboardInterrupt
+    def interrupted():
+        with local_hosts(1) as hosts:
+            hosts.executor.submit(os.getpid).result()
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
