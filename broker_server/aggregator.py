@@ -208,6 +208,7 @@ class Aggregator:
 
     def _hello(self, device: str, hello: Hello) -> None:
         self._downloads.came(device)
+        self._uploads.came(device)
         known = self.coordinator.devices.get(device)
         if known is None or known.hello != hello:
             self._store.set_hello(device, hello)
@@ -262,6 +263,10 @@ class Aggregator:
         except BlobInvalid as exc:
             self._do(self.coordinator.rejected(device, str(exc), self._clock()))
             return
+        self._fetching(device, whole, need)
+
+    def _fetching(self, device: str, whole: bool, need: Need | None) -> None:
+        """An upload goes on: ask for more of it, or take what is here."""
         if need is not None:
             self._say(device, encode(need))
         if whole:
@@ -292,11 +297,7 @@ class Aggregator:
                 case Send(device=device, message=message):
                     self._say(device, encode(message))
                 case Fetch(device=device, update=update):
-                    need = self._uploads.begin(device, update.weights, self._clock())
-                    if need is None:
-                        self._whole(device)
-                    else:
-                        self._say(device, encode(need))
+                    self._fetching(device, *self._uploads.begin(device, update.weights, self._clock()))
                 case Abandon(device=device):
                     self._uploads.abandon(device)
                 case Record(device=device, result=result):

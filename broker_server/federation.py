@@ -6,6 +6,7 @@ one stopped. Weights are written before they are journalled; what they replace i
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -14,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.actions import Result, Work
 from broker_server.affinity import Affinities, AffinityLedger
-from broker_server.aggregation import FedAvg, weighted_losses
+from broker_server.aggregation import weighted_losses
+from broker_server.combination import Aggregation, Combination
 from broker_server.general import ENCODER, Apart
 from broker_server.official import Made
 from broker_server.store import RoundRow, Store
@@ -51,12 +53,26 @@ class FederationChanged(ValueError):
     """The state folder holds a federation with another bundle or other settings."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What a federation is begun with."""
+
+    tasks: Tasks
+    strategy: Strategy
+    training: Training
+    """How devices train in a first round that probes."""
+    updates: Updates
+    aggregation: Aggregation
+    settings: str
+    """What must not change once it has begun, as JSON."""
+    apart: Apart | None = None
+    """How the encoder is computed by a host; devices are then given the rest of the weights alone."""
+
+
 class Federation:
     """A federation over one bundle. `folder` is the bundle's, already checked against `bundle`.
 
-    With `apart` the encoder is computed by a host, and devices are given the rest of the weights alone.
-
-    Raises FederationChanged if the journal was begun with another bundle or other `settings` (JSON).
+    Raises FederationChanged if the journal was begun with another bundle or other `terms.settings`.
     """
 
     def __init__(
@@ -67,25 +83,21 @@ class Federation:
         bundle: Manifest,
         folder: Path,
         key: Ed25519PrivateKey,
-        strategy: Strategy,
-        training: Training,
-        updates: Updates,
-        tasks: Tasks,
-        settings: str,
-        apart: Apart | None = None,
+        terms: Terms,
     ) -> None:
         self._store = store
         self._blobs = blobs
         self._bundle = bundle
         self._key = key
-        self._strategy = strategy
-        self._training = training
-        self._updates = updates
-        self._apart = apart
+        self._strategy = terms.strategy
+        self._training = terms.training
+        self._updates = terms.updates
+        self._aggregation = terms.aggregation
+        self._apart = terms.apart
         self._lent: Blob | None = None
-        self.tasks: Tasks = tuple(sorted(tasks))
+        self.tasks: Tasks = tuple(sorted(terms.tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
-        self._claim("settings", settings)
+        self._claim("settings", terms.settings)
         store.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
         self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
         self._manifests: dict[Tasks, Manifest] = {}
@@ -225,9 +237,9 @@ class Federation:
         about = work.assignment
         journalled = self._store.results(about.round)
         results = {device: journalled[device] for device in sorted(devices)}
-        weights = self._fold(work, results) if about.work == "train" else None
+        weights, memory = self._fold(work, results) if about.work == "train" else (None, None)
         bytes_down = exchanged_down + sum(result.bytes_down for result in results.values())
-        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=bytes_down)
+        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=bytes_down, memory=memory)
         if about.probe:
             self._learn(about.round, results)
         if about.work == "train":
@@ -239,6 +251,7 @@ class Federation:
     def sweep(self, *, partial: bool) -> None:
         """Delete the blobs that the journal does not need, with `partial` also those still on their way."""
         kept = {blob.digest for blob in self._store.weights().values()} | {blob.digest for blob in self.graphs}
+        kept |= {blob.digest for blob in self._store.memories().values()}
         if self._lent is not None:
             kept.add(self._lent.digest)
         kept |= {file.digest for artifacts in self._artifacts.values() for file in artifacts.files.values()}
@@ -252,14 +265,29 @@ class Federation:
             if digest not in kept and (partial or digest in self._blobs):
                 self._blobs.discard(digest)
 
-    def _fold(self, work: Work, results: Mapping[str, Result]) -> Blob:
-        table = self._manifest(work.assignment.tasks).table
+    def _fold(self, work: Work, results: Mapping[str, Result]) -> tuple[Blob, Blob | None]:
+        """The round's weights, and what it leaves for the group's next one, as blobs that are here."""
+        about = work.assignment
+        table = self._manifest(about.tasks).table
         given = self._given(work.whole, table)
-        mean = FedAvg(table)
+        layout = self._aggregation.memory(table)
+        before = self._store.memories().get((about.phase, about.group))
+        combination = Combination(
+            table,
+            given,
+            self._aggregation,
+            memory=None if layout is None or before is None else unpack(layout, self._blobs.read(before.digest)),
+            seed=(self._training.seed, about.index),
+            folder=self._blobs.root,
+        )
         for device, result in results.items():
             if isinstance(result, Update):
-                mean.fold(self._trained(work, device, result, given), result.examples)
-        return self._blobs.add(pack(table, mean.result(given)))
+                combination.fold(self._trained(work, device, result, given), result.examples)
+        new, memory = combination.result()
+        if combination.diverged:
+            self._store.note(f"round {about.round}: the step of the encoder was not finite, and was not taken")
+        left = None if layout is None or memory is None else self._blobs.add(pack(layout, memory))
+        return self._blobs.add(pack(table, new)), left
 
     def _table(self, work: Work) -> TensorTable:
         """The table of what devices are given and send."""

@@ -188,25 +188,8 @@ def _is_bundle(folder: Path) -> bool:
 
 def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed25519PrivateKey) -> Federation:
     bundle = manifest.read_folder(config.bundle_path)
-    tasks = config.tasks or bundle.task_names
-    if unknown := sorted(set(tasks) - set(bundle.task_names)):
-        raise ConfigInvalid(f"tasks: the bundle has no {unknown[0]!r}; it has {', '.join(bundle.task_names)}")
-    if unknown := sorted(set(config.task_weights) - set(tasks)):
-        raise ConfigInvalid(f"task_weights: {unknown[0]!r} is not one of the tasks {', '.join(tasks)}")
-    if config.is_apart and bundle.embedding is None:
-        raise ConfigInvalid("general: the bundle's model has no stem, so its encoder cannot be computed by a host")
     return Federation(
-        store=store,
-        blobs=blobs,
-        bundle=bundle,
-        folder=config.bundle_path,
-        key=key,
-        strategy=config.planner(tasks),
-        training=config.training,
-        updates=config.updates,
-        tasks=tasks,
-        settings=config.fingerprint(),
-        apart=config.apart,
+        store=store, blobs=blobs, bundle=bundle, folder=config.bundle_path, key=key, terms=config.terms(bundle)
     )
 
 

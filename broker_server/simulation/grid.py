@@ -42,7 +42,7 @@ from edge_runtime.wire.manifest import MANIFEST, read_folder
 from edge_runtime.wire.messages import ProbeMethod
 from edge_runtime.wire.names import Tasks
 
-SUMMARY, RUNS = "summary.json", "runs"
+SUMMARY, RUNS, COSTS = "summary.json", "runs", "costs.json"
 
 
 class Cost(Protocol):
@@ -200,11 +200,11 @@ def _costs(
     out: Path, hosts: Executor, parts: Parts, bundle: Path, data: Mapping[str, Path], experiment: Experiment
 ) -> Costs:
     """What the work costs this machine: measured once, then read."""
-    path = out / "costs.json"
+    path = out / COSTS
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Costs)
     settings = experiment.config(next(iter(experiment.methods)), experiment.seeds[0], len(data))
-    tasks = settings.tasks or read_folder(bundle).task_names
+    tasks = settings.terms(read_folder(bundle)).tasks
     first = data[min(data)]
     whole = hosts.submit(parts.measure, bundle, first, tuple(sorted(tasks)), settings.batch, settings.probe).result()
     alone = {task: hosts.submit(parts.measure, bundle, first, (task,), settings.batch, None).result() for task in tasks}

@@ -132,7 +132,6 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
             clock=timeline.clock,
         )
         manifest = read_folder(bundle)
-        tasks = config.tasks or manifest.task_names
         key = load_or_create(folder / SERVER)
         federation = RecallingFederation(
             library=setting.library,
@@ -143,11 +142,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
             bundle=manifest,
             folder=bundle,
             key=key,
-            strategy=config.planner(tasks),
-            training=config.training,
-            updates=config.updates,
-            tasks=tasks,
-            settings=config.fingerprint(),
+            terms=config.terms(manifest),
         )
         aggregator.run(federation)
         if aggregator.finished is None:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from edge_runtime.agent.actions import (
     Action,
+    Answered,
     CancelWork,
     Exit,
     Fetch,
@@ -230,20 +231,17 @@ class Agent:
             return
         before = self._session.errors.copy()
         actions = self._session.received(message, self._clock())
-        odd = self._session.errors - before
-        for kind in odd:
+        for kind in self._session.errors - before:
             self._log_dropped(kind, f"{type(message).__name__} does not fit what this device is doing")
-        if isinstance(message, Ack) and not odd:
-            _log.info("round %d: %s %s", message.round, "accepted" if message.accepted else "dropped", message.detail)
-            self._on_ack(message)
-            self._settle()
         self._do(actions)
 
-    def _on_ack(self, ack: Ack) -> None:
+    def _answered(self, ack: Ack) -> None:
+        _log.info("round %d: %s %s", ack.round, "accepted" if ack.accepted else "dropped", ack.detail)
         if not ack.accepted:
             self._uplink.lost()
         elif self._uplink.acknowledged(self._clock()) and (speed := self._uplink.bytes_per_s) is not None:
             self._state.keep_upload_speed(speed)
+        self._settle()
 
     def _on_chunk(self, digest: str, index: int, payload: bytes) -> None:
         now_s = self._clock()
@@ -311,6 +309,8 @@ class Agent:
                     self._uplink.sending(blob, indices, self._clock())
                     room = max(0, MAX_WAITING - len(self._waiting))
                     self._waiting.extend((blob, index) for index in indices[:room])
+                case Answered(ack):
+                    self._answered(ack)
                 case Exit(detail):
                     self._settle()
                     self._ending = Ending("finished", detail)

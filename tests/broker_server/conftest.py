@@ -346,11 +346,7 @@ class World:
             bundle=self.bundle,
             folder=self.root / "bundle",
             key=self.key,
-            strategy=config.planner(self.bundle.task_names),
-            training=config.training,
-            updates=config.updates,
-            tasks=self.bundle.task_names,
-            settings=config.fingerprint(),
+            terms=config.terms(self.bundle),
         )
         self.aggregator.run(self.federation)
         return self.aggregator

@@ -72,18 +72,24 @@ def measured(bundle, plan, arena_bytes):
     return json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("batch", "keep"), [(4, False), (16, True), (16, False)])
-def test_prediction_agrees_with_the_peak_of_a_training_process(bundle, batch, keep):
+@pytest.mark.parametrize("keep", [True, False])
+def test_prediction_agrees_with_the_peak_of_a_training_process(bundle, keep):
     manifest = wire.read_folder(bundle)
-    plan = MemoryPlan(micro_batch=batch, keep=(keep,) * len(manifest.stages))
-    arena_bytes = predict(manifest, plan, Work(batch=batch, base_bytes=0, evaluates=False)).arena_bytes
-    found = measured(bundle, plan, arena_bytes)
-    predicted = predict(manifest, plan, Work(batch=batch, base_bytes=found["base_bytes"], evaluates=False))
-    assert predicted.peak == pytest.approx(found["peak_bytes"], rel=TOLERANCE), predicted
-    # And the graphs' part of it alone, which at this size is most of it.
-    graphs = predicted.kept + predicted.transient
-    rest = predicted.peak - graphs
-    assert graphs == pytest.approx(found["peak_bytes"] - rest, rel=2 * TOLERANCE, abs=4e6), predicted
+
+    def both(batch):
+        plan = MemoryPlan(micro_batch=batch, keep=(keep,) * len(manifest.stages))
+        arena_bytes = predict(manifest, plan, Work(batch=batch, base_bytes=0, evaluates=False)).arena_bytes
+        found = measured(bundle, plan, arena_bytes)
+        predicted = predict(manifest, plan, Work(batch=batch, base_bytes=found["base_bytes"], evaluates=False))
+        assert predicted.peak == pytest.approx(found["peak_bytes"], rel=TOLERANCE), predicted
+        return predicted, found["peak_bytes"] - found["base_bytes"]
+
+    (small, small_bytes), (large, large_bytes) = both(16), both(64)
+    # What 48 samples more take is mostly the graphs' part, and large beside what resident memory varies by.
+    graphs = (large.kept + large.transient) - (small.kept + small.transient)
+    grown = (large.peak - large.base) - (small.peak - small.base)
+    assert graphs > 0.75 * grown
+    assert grown == pytest.approx(large_bytes - small_bytes, rel=1.5 * TOLERANCE), (small, large)
 
 
 def test_footprint_knows_every_graph_and_what_kept_stages_hold(bundle):

@@ -69,6 +69,10 @@ def test_train_prints_its_result_as_json(tiny, tmp_path):
     expected = (tiny.reference["losses"][:3] * np.array([4, 4, 2])[:, None]).sum(axis=0) / 10
     np.testing.assert_allclose(list(found["epochs"][0]["train_loss"].values()), expected, rtol=1e-4)
     assert list(found["test_loss"]) == found["tasks"]
+    assert found["metrics"] == {"depth": "rmse", "normals": "angular_error_deg", "segmentation": "miou"}
+    for metrics in (*(epoch["val_metrics"] for epoch in found["epochs"]), found["test_metrics"]):
+        assert list(metrics) == found["tasks"]
+        assert 0 < metrics["segmentation"] < 1
     assert found["step_ms_median"] > 0
     assert found["peak_rss_bytes"] > 1e6
     assert unpack(tiny.table, out.read_bytes()).shape == tiny.weights.shape
@@ -108,6 +112,7 @@ def test_train_without_validation_and_test_images(tiny, data_copy):
     found = result_of(train(tiny, "--json", data=data_copy))
     assert found["epochs"][0]["val_loss"] is None
     assert found["test_loss"] is None
+    assert found["test_metrics"] is None
 
 
 @pytest.mark.parametrize(
@@ -194,9 +199,9 @@ def test_train_with_options_that_make_no_sense(tiny):
 
 @pytest.fixture
 def measured_bundle(tiny, bundle_copy):
-    """The tiny bundle with a footprint: a megabyte for a graph and for each of its samples."""
+    """The tiny bundle with a footprint: eight megabytes for a graph and for each of its samples."""
     taken = {
-        file.digest: GraphFootprint(nodes=10, transient_bytes=tuple(2**20 * (1 + batch) for batch in MICRO_BATCHES))
+        file.digest: GraphFootprint(nodes=10, transient_bytes=tuple(2**23 * (1 + batch) for batch in MICRO_BATCHES))
         for file in tiny.manifest.graphs.values()
     }
     manifest = msgspec.structs.replace(tiny.manifest, footprint=Footprint(graphs=taken))
@@ -208,7 +213,8 @@ def test_train_keeps_to_a_memory_budget_or_says_what_would_do(tiny, measured_bun
     whole = result_of(train(tiny, "--batch", 8, "--memory-budget", "4GiB", "--json", bundle=measured_bundle))
     assert (whole["memory"]["micro_batch"], whole["memory"]["recomputed"]) == (8, 0)
     assert whole["memory"]["budget_bytes"] == 4 * 2**30
-    tight = (whole["memory"]["predicted_peak_bytes"] - 3 * 2**20) / 0.9
+    # By more than resident memory varies by, and less than micro-batches save.
+    tight = (whole["memory"]["predicted_peak_bytes"] - 20 * 2**20) / 0.9
     small = result_of(
         train(tiny, "--batch", 8, "--memory-budget", f"{tight / 2**10:.0f}KiB", "--json", bundle=measured_bundle)
     )

@@ -66,7 +66,7 @@ def test_plan_counts_the_moments_of_adamw(manifest, tiny):
 def test_plan_counts_the_gradients_that_are_merged(manifest, tiny):
     """Three tasks: PCGrad holds three gradients of the representation where the sum needs two arrays."""
     small = Array(shape=(1,), dtype="float32")  # so that the batch does not decide
-    narrow = tuple(msgspec.structs.replace(task, target=small) for task in manifest.tasks)
+    narrow = tuple(msgspec.structs.replace(task, target=small, metric=None) for task in manifest.tasks)
     few = msgspec.structs.replace(manifest, tasks=narrow, input=small)
     stages = len(few.stages)
     option = MemoryPlan(micro_batch=8, keep=(False,) * stages, frozen=stages)  # nor the backward pass
@@ -92,10 +92,10 @@ def test_worker_trains_in_its_budget_or_declines(manifest, tiny, tmp_path):
     plenty = LocalWorker(tiny.data, tmp_path / "plenty", 1, memory_budget_bytes=2**40)
     result = plenty.train(order, manifest, store, tiny.weights, report)
     assert (result.memory.micro_batch, result.memory.recomputed) == (8, 0)
-    # What the process has already depends on the tests before: a budget just under what all kept would take.
-    tight = LocalWorker(
-        tiny.data, tmp_path / "tight", 1, memory_budget_bytes=int(result.memory.predicted_peak_bytes / MARGIN) - 3 * MIB
-    )
+    # What the process has already depends on the tests before: a budget under what all kept would take, by more than
+    # resident memory varies by and less than recomputing saves.
+    budget = int(result.memory.predicted_peak_bytes / MARGIN) - 12 * MIB
+    tight = LocalWorker(tiny.data, tmp_path / "tight", 1, memory_budget_bytes=budget)
     smaller = tight.train(order, manifest, store, tiny.weights, report)
     assert smaller.memory.predicted_peak_bytes <= smaller.memory.budget_bytes
     assert (smaller.memory.micro_batch, smaller.memory.kept) < (8, len(manifest.stages))
