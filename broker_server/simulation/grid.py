@@ -48,7 +48,7 @@ from edge_runtime.wire.manifest import MANIFEST, read_folder
 from edge_runtime.wire.messages import ProbeMethod
 from edge_runtime.wire.names import Tasks
 
-SUMMARY, RUNS, DATA, ALONE = "summary.json", "runs", "data", "alone"
+SUMMARY, RUNS, DATA, ALONE, COSTS = "summary.json", "runs", "data", "alone", "costs.json"
 
 
 class Cost(Protocol):
@@ -245,7 +245,7 @@ def _costs(
     out: Path, hosts: Executor, parts: Parts, bundle: Path, data: Mapping[str, Path], experiment: Experiment
 ) -> Costs:
     """What the work costs this machine: measured once, then read."""
-    path = out / "costs.json"
+    path = out / COSTS
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Costs)
     settings = experiment.config(next(iter(experiment.methods)), experiment.seeds[0], len(data))
