@@ -22,7 +22,7 @@ from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.manifest import Artifacts
 from edge_runtime.wire.messages import Evaluation, Update
 from edge_runtime.wire.metrics import MetricName
-from edge_runtime.wire.names import group_id
+from edge_runtime.wire.names import Tasks, group_id
 
 REPORT = "report.json"
 MODELS = "models"
@@ -131,14 +131,21 @@ class ReportImpossible(ValueError):
     """There is nothing to report on, or what is there cannot be read."""
 
 
-def build(store: Store) -> Report:
-    """The report of what the journal holds. Raises ReportImpossible if no federation has begun."""
+def build(store: Store, tasks_of: Mapping[str, Tasks] | None = None) -> Report:
+    """The report of what the journal holds. Raises ReportImpossible if no federation has begun.
+
+    Where `tasks_of` names a device, what it measured of other tasks does not count.
+    """
     phases = [phase for phase, _ in store.phases()]
     settings = msgspec.json.decode(store.fact("settings") or "{}", type=dict[str, object])
     if not phases:
         raise ReportImpossible("no federation has begun in this state folder, so there is nothing to report")
     tasks = _tasks(phases)
-    closed = [(row, store.results(row.assignment.round)) for row in store.rounds() if row.closed_s is not None]
+    closed = [
+        (row, _counting(store.results(row.assignment.round), tasks_of or {}))
+        for row in store.rounds()
+        if row.closed_s is not None
+    ]
     full = {group: blob.size_bytes for group, blob in store.weights().items()}
     measured = affinities(store)
     split = next((phase.split for phase in phases if phase.split is not None), None)
@@ -261,6 +268,16 @@ def energy_report(closed: Iterable[tuple[RoundRow, Mapping[str, Energy]]]) -> En
 def _energies(row: RoundRow, known: Mapping[str, Energy | None]) -> dict[str, Energy | None]:
     """Energy by member, in order; None for one that has not said."""
     return {device: known.get(device) for device in sorted({*row.members, *known})}
+
+
+def _counting(results: Mapping[str, Result], tasks_of: Mapping[str, Tasks]) -> dict[str, Result]:
+    """The results of a round, evaluations with the examples of some devices' own tasks alone."""
+    found = dict(results)
+    for device, result in results.items():
+        if device in tasks_of and isinstance(result, Evaluation):
+            examples = {task: number for task, number in result.examples.items() if task in tasks_of[device]}
+            found[device] = msgspec.structs.replace(result, examples=examples)
+    return found
 
 
 def _tasks(phases: Iterable[Phase]) -> tuple[str, ...]:

@@ -108,6 +108,25 @@ def test_metrics_of_a_foreign_task_do_not_count(world):
     world.until(lambda: any("'z'" in ack.detail for ack in x.acks))
 
 
+def test_report_of_devices_that_count_with_their_own_tasks(world):
+    world = world()
+    loss = {"x": 1.0, "y": 4.0}
+    for name, examples in (("x", 10), ("y", 30)):
+        device = world.device(name, examples=examples, metrics={"a": loss[name] / 8})
+        found = device.evaluate
+        device.evaluate = lambda plan, name=name, found=found: msgspec.structs.replace(
+            found(plan), loss=dict.fromkeys(plan.tasks, loss[name])
+        )
+        device.start()
+    world.until_finished()
+    assert reports.build(world.store).test_loss["end"] == {"a": 3.25, "b": 3.25, "c": 3.25, "total": 9.75}
+    counted = reports.build(world.store, {"x": ("a",), "y": ("b", "c")})
+    assert counted.test_loss["end"] == {"a": 1.0, "b": 4.0, "c": 4.0, "total": 9.0}
+    assert reports.build(world.store, {"x": ("a",)}).test_loss["end"] == {"a": 3.25, "b": 4.0, "c": 4.0, "total": 11.25}
+    assert counted.test_metrics["end"]["a"].value == 0.125
+    assert counted.rounds == reports.build(world.store).rounds
+
+
 def test_report_says_how_small_updates_were(world):
     world = world(update_scheme="int8")
     world.device("x").start()
