@@ -337,8 +337,9 @@ def print_epoch(epoch: int, loss: dict[str, float], val_loss: dict[str, float] |
 
 def metrics_text(manifest: wire.Manifest, values: dict[str, float] | None) -> str:
     """Metrics for people, to stand after losses; nothing where there are none."""
-    named = {task.name: METRICS[task.metric].title for task in manifest.tasks if task.metric is not None}
-    return "".join(f" · {task} {named[task]} {value:.4g}" for task, value in (values or {}).items())
+    named = {task.name: METRICS[task.metric] for task in manifest.tasks if task.metric is not None}
+    found = [(task, named[task], value) for task, value in (values or {}).items()]
+    return "".join(f" · {task} {about.title} {value:.{about.decimals}f}" for task, about, value in found)
 
 
 def _losses(loss: dict[str, float]) -> str:

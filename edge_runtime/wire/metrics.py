@@ -16,16 +16,24 @@ class About:
 
     title: str
     higher_is_better: bool
+    decimals: int
+    """As many as are worth showing."""
 
 
 METRICS: Mapping[MetricName, About] = {
-    "accuracy": About(title="accuracy", higher_is_better=True),
-    "angular_error_deg": About(title="angular error, °", higher_is_better=False),
-    "miou": About(title="mIoU", higher_is_better=True),
-    "rmse": About(title="RMSE", higher_is_better=False),
+    "accuracy": About(title="accuracy", higher_is_better=True, decimals=4),
+    "angular_error_deg": About(title="angular error, °", higher_is_better=False, decimals=2),
+    "miou": About(title="mIoU", higher_is_better=True, decimals=4),
+    "rmse": About(title="RMSE", higher_is_better=False, decimals=4),
 }
 _OF_CLASSES = {"accuracy", "miou"}
 _OF_VALUES = {"accuracy", "angular_error_deg", "rmse"}
+
+
+def headed(metric: MetricName) -> str:
+    """A metric's heading, with an arrow that points where it is better."""
+    about = METRICS[metric]
+    return f"{about.title} {'↑' if about.higher_is_better else '↓'}"
 
 
 def misfit(metric: MetricName, *, target: tuple[int, ...], classes: bool, prediction: tuple[int, ...]) -> str | None:
