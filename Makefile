@@ -16,7 +16,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
 	$(addprefix edge_runtime/agent/, session.py uplink.py) \
 	edge_runtime/general/desk.py $(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
-	$(addprefix edge_runtime/training/, accumulation.py gradient.py gram.py learnt.py merging.py optimizer.py planning.py \
+	$(addprefix edge_runtime/training/, accumulation.py gradient.py gram.py learnt.py merging.py metrics.py optimizer.py planning.py \
 		probe.py schedule.py weighting.py) \
 	$(addprefix devices/, detection.py health.py profile.py throttling.py) $(addprefix devices/flashing/, kind.py partitions.py) \
 	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) \

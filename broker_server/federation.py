@@ -92,6 +92,7 @@ class Federation:
         self._claim("bundle", describe(encode(bundle)).digest)
         self._claim("settings", terms.settings)
         store.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
+        store.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
         self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
         self._manifests: dict[Tasks, Manifest] = {}
         self._artifacts = self._whole(store.official())

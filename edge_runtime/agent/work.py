@@ -64,12 +64,13 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """The losses of the weights that came, by task, over `examples`."""
+    """The losses of the weights that came, by task, over `examples`, and the metrics of those tasks that have one."""
 
     loss: dict[str, float]
     examples: dict[str, int]
     wall_s: float
     peak_rss_bytes: int | None
+    metrics: dict[str, float] | None = None
 
 
 class Worker(Protocol):
@@ -90,7 +91,7 @@ class Worker(Protocol):
     def evaluate(
         self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report
     ) -> EvaluationResult:
-        """Measure the losses over `plan.data_split`."""
+        """Measure the losses, and metrics, over `plan.data_split`."""
         ...
 
 
@@ -98,8 +99,8 @@ def check_trained(result: TrainResult) -> None:
     """Raises WorkRefused if what was trained is not finite."""
     if not np.isfinite(result.weights).all():
         raise WorkRefused("diverged", "after training, weights were not finite: a lower learning rate may help")
-    _check_finite("training", result.train_loss)
-    _check_finite("validation", result.val_loss or {})
+    _check_finite("training loss", result.train_loss)
+    _check_finite("validation loss", result.val_loss or {})
     if result.affinity is not None and not _all_finite(result.affinity):
         raise WorkRefused("diverged", "an affinity was not finite: a lower learning rate may help")
 
@@ -127,12 +128,14 @@ def update_message(
 
 
 def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int, energy: Energy | None) -> Evaluation:
-    """The message with an evaluation's losses. Raises WorkRefused if one is not finite."""
-    _check_finite("evaluation", result.loss)
+    """The message with an evaluation's losses and metrics. Raises WorkRefused if one is not finite."""
+    _check_finite("evaluation loss", result.loss)
+    _check_finite("metric", result.metrics or {})
     return Evaluation(
         round=plan.round,
         group=plan.group,
         loss=result.loss,
+        metrics=result.metrics,
         examples=result.examples,
         wall_s=result.wall_s,
         peak_rss_bytes=result.peak_rss_bytes,
@@ -146,7 +149,7 @@ def _all_finite(affinity: Affinity) -> bool:
     return all(abs(value) <= MAX_LOSS for matrix in matrices for row in matrix for value in row)
 
 
-def _check_finite(which: str, losses: Mapping[str, float]) -> None:
-    for task, loss in sorted(losses.items()):
-        if not abs(loss) <= MAX_LOSS:
-            raise WorkRefused("diverged", f"the {which} loss of {task} is {loss}: a lower learning rate may help")
+def _check_finite(which: str, by_task: Mapping[str, float]) -> None:
+    for task, value in sorted(by_task.items()):
+        if not abs(value) <= MAX_LOSS:
+            raise WorkRefused("diverged", f"the {which} of {task} is {value}: a lower learning rate may help")

@@ -20,11 +20,11 @@ from edge_runtime.engine import Engine, engine_version
 from edge_runtime.general.pipe import HostProcess, Open, PipeChannel, PipeClosed, Rounds, serve
 from edge_runtime.general.remote import HostUnavailable, RemoteEncoder, check_settings
 from edge_runtime.memory import peak_rss_bytes
-from edge_runtime.training.command import BAD_DATA, UsageError, one_sentence, print_epoch
+from edge_runtime.training.command import BAD_DATA, UsageError, measured, metrics_text, one_sentence, print_epoch
 from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.schedule import learning_rate
-from edge_runtime.training.trainer import Trainer, check_fits, evaluate
+from edge_runtime.training.trainer import Trainer, check_fits
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.exchange import Precision
@@ -42,6 +42,7 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     train_loss: dict[str, float]
     val_loss: dict[str, float] | None
+    val_metrics: dict[str, float] | None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -157,12 +158,12 @@ def _train(
         )
         crossed += channel.bytes_up + channel.bytes_down - before
         step_ms += [1000 * (later - earlier) for earlier, later in pairwise(clock)]
-        val_loss = None if dataset.val is None else evaluate(model, dataset.val, args.batch)
+        val_loss, val_metrics = measured(model, dataset.val, args.batch)
         encoder.finish()
         weights = model.weights
-        epochs.append(Epoch(epoch=epoch, train_loss=trained.loss, val_loss=val_loss))
+        epochs.append(Epoch(epoch=epoch, train_loss=trained.loss, val_loss=val_loss, val_metrics=val_metrics))
         if not args.json:
-            print_epoch(epoch, trained.loss, val_loss)
+            print_epoch(epoch, trained.loss, val_loss, metrics_text(manifest, val_metrics))
     return Result(
         tasks=local.task_names,
         engine=engine_version(),

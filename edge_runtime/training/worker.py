@@ -22,6 +22,7 @@ from edge_runtime.training.model import GraphShelf, Model, Step
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.position import Position
+from edge_runtime.training.scores import Scores
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.compression import Updates
@@ -157,7 +158,7 @@ class LocalWorker:
     def evaluate(
         self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report
     ) -> EvaluationResult:
-        """Measure the losses over `plan.data_split`. Raises WorkRefused."""
+        """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
         started_s = time.monotonic()
         restart_peak()
         assert plan.data_split is not None
@@ -168,12 +169,14 @@ class LocalWorker:
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
         model = self._model(manifest, store, start, split)
         try:
-            loss = self._loss(model, split, report)
+            scores = Scores(model)
+            loss = self._loss(model, split, report, scores=scores)
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
         assert loss is not None
         return EvaluationResult(
             loss=loss,
+            metrics=scores.result() or None,
             examples=split.examples(model.tasks),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
@@ -242,14 +245,18 @@ class LocalWorker:
 
     @staticmethod
     def _loss(
-        model: Model, split: Split | None, report: Report, memory: Planned | None = None
+        model: Model,
+        split: Split | None,
+        report: Report,
+        memory: Planned | None = None,
+        scores: Scores | None = None,
     ) -> dict[str, float] | None:
         if split is None:
             return None
         stage: Stage = "evaluate"
         report(stage, 0, len(split))
         batch = min(EVALUATION_BATCH, memory.plan.micro_batch) if memory and memory.in_parts else EVALUATION_BATCH
-        return evaluate(model, split, batch, report=lambda done, total: report(stage, done, total))
+        return evaluate(model, split, batch, scores=scores, report=lambda done, total: report(stage, done, total))
 
 
 def _among(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:

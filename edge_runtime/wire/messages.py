@@ -262,7 +262,7 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device has measured the losses of the weights that it was given."""
+    """A device has measured the losses of the weights that it was given, and the metrics of their predictions."""
 
     round: Round
     group: GroupId
@@ -273,6 +273,8 @@ class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
     bytes_down: Count
     energy: Energy | None
     """Up to this message; Spent says the rest."""
+    metrics: Losses | None = None
+    """By task, of those whose bundle names a metric, over all of this device's examples; null where none was."""
 
 
 class Spent(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

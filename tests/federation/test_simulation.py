@@ -86,6 +86,14 @@ def test_a_simulated_federation_ends_with_the_weights_of_real_processes_over_mqt
     assert bench.models("MAS-2") == real
     summary = bench.summaries()["MAS-2", 7]
     assert summary["test_loss"] == pytest.approx(bench.site.report()["test_loss"]["end"])
+    measured = bench.site.report()["test_metrics"]["end"]
+    for task, mean in summary["test_metric"].items():
+        assert mean["value"] == pytest.approx(measured[task]["value"])
+    assert {task: mean["name"] for task, mean in measured.items()} == {
+        "depth": "rmse",
+        "normals": "angular_error_deg",
+        "segmentation": "miou",
+    }
     assert summary["rounds"] == 4
     assert summary["simulated_j"] > 0
     assert summary["simulated_s"] > 0
@@ -130,7 +138,10 @@ def test_every_strategy_runs_and_what_several_share_is_done_once(bench):
     alone = bench.run(bench.experiment('[methods."HOA-2"]\nstrategy = "hoa"\ngroups = 2\n'), "alone")
     assert "HOA-2" in alone
     assert bench.models("HOA-2", "alone") == bench.models("HOA-2")
-    assert bench.summaries("alone")["HOA-2", 7]["test_loss"] == found["HOA-2", 7]["test_loss"]
+    again = bench.summaries("alone")["HOA-2", 7]
+    assert [again[key] for key in ("test_loss", "test_metric")] == [
+        found["HOA-2", 7][key] for key in ("test_loss", "test_metric")
+    ]
 
 
 def test_an_experiment_that_was_killed_goes_on_to_the_same_end(bench):
@@ -186,6 +197,34 @@ def workers(parent):
     return found
 
 
+TASKS_OF = '[tasks_of]\nattic = ["depth"]\ncellar = ["normals", "segmentation"]\n'
+APART = TASKS_OF + (
+    '[methods.fedbone]\nstrategy = "fedbone"\n[methods.mean]\nstrategy = "fedbone"\naggregation = "mean"\n'
+    '[methods.averaged]\nstrategy = "all_in_one"\n[methods.everything]\nstrategy = "all_in_one"\ntasks_of = {}\n'
+    '[methods.local]\nstrategy = "all_in_one"\nalone = true\n'
+)
+
+
+def test_devices_with_tasks_of_their_own_together_and_each_for_itself(bench):
+    bench.run(bench.experiment(APART))
+    found = {method: each for (method, _), each in bench.summaries().items()}
+    assert bench.models("mean") == bench.models("averaged")
+    assert bench.models("fedbone") != bench.models("averaged") != bench.models("everything")
+    assert all(set(each["test_loss"]) == {"depth", "normals", "segmentation", "total"} for each in found.values())
+
+    local, rounds = found["local"], 3
+    assert (local["rounds"], local["bytes_up"], local["bytes_down"]) == (rounds, 0, 0)
+    assert 0 < local["critical_path_s"] < local["compute_s"]
+    assert 0 < local["simulated_s"] < found["averaged"]["simulated_s"] + 1
+    report = msgspec.json.decode((bench.root / "out" / "runs" / "local" / "7" / "report.json").read_bytes())
+    assert [each["clients"] for each in report["rounds"]] == [["attic", "cellar"]] * rounds
+
+    one = '[methods.attic]\nstrategy = "all_in_one"\n[tasks_of]\nattic = ["depth"]\n'
+    bench.run(bench.experiment(one), "one", "--devices", "attic")
+    alone = bench.summaries("one")["attic", 7]
+    assert alone["test_loss"] == {"depth": local["test_loss"]["depth"]}
+
+
 @pytest.mark.parametrize(
     ("methods", "fleet", "says"),
     [
@@ -193,6 +232,8 @@ def workers(parent):
         ("[methods.x]\nport = 3\n", "", "a simulation decides this itself"),
         (MAS, "[fleet.boards.attic]\nwings = 2\n", "wings"),
         ("[methods.x]\nstrategy = 'fixed'\n", "", "fixed_groups"),
+        ("[methods.x]\nalone = true\n", "", "methods.x: alone"),
+        (MAS, '[tasks_of]\nattic = ["wings"]\n', "no labels of 'wings'; it has depth"),
     ],
 )
 def test_a_wrong_experiment_is_refused_with_its_place(bench, methods, fleet, says):

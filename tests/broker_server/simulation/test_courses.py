@@ -2,6 +2,7 @@ from itertools import pairwise
 
 import pytest
 
+from broker_server import report as reports
 from broker_server.simulation.courses import Course, computed_s
 from edge_runtime.wire.blob import describe
 
@@ -48,6 +49,8 @@ def test_a_course_that_was_taken_over_is_journalled_and_charged_as_if_done_anew(
     for row in second.store.rounds():
         assert second.store.facts_of(row) == first.store.facts_of(row)
         assert computed_s(second.store, row) == {"attic": 1.0, "cellar": 2.0}
+    assert reports.build(second.store) == reports.build(first.store)
+    assert reports.build(second.store).test_metrics["end"]["depth"].value == 0.25
     assert second.timeline.now_s == first.timeline.now_s
     assert second.weights() == first.weights()
 

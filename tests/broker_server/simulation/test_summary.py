@@ -29,6 +29,8 @@ def test_summarise_counts_training_alone(play, summary_of, make_energy):
     assert found.bytes_up == 1000 * len(trained)
     assert found.bytes_down == 200 * len(trained)
     assert found.test_loss == {"depth": 0.5, "normals": 0.5, "segmentation": 0.5, "total": 1.5}
+    names = {"depth": "rmse", "normals": "angular_error_deg", "segmentation": "miou"}
+    assert found.test_metric == {task: reports.MetricMean(name=name, value=0.25) for task, name in names.items()}
 
 
 def test_summarise_does_not_guess_what_was_not_measured(play, summary_of, make_energy):

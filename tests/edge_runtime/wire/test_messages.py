@@ -169,7 +169,16 @@ DEVICE = st.one_of(
         bytes_down=COUNT,
         **MEASURED,
     ),
-    st.builds(Evaluation, round=ROUND, group=GROUP, loss=LOSSES, examples=COUNTS, bytes_down=COUNT, **MEASURED),
+    st.builds(
+        Evaluation,
+        round=ROUND,
+        group=GROUP,
+        loss=LOSSES,
+        examples=COUNTS,
+        bytes_down=COUNT,
+        metrics=st.none() | LOSSES,
+        **MEASURED,
+    ),
     st.builds(Spent, round=ROUND, group=GROUP, energy=ENERGY),
 )
 SERVER = st.one_of(
