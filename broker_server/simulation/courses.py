@@ -138,7 +138,7 @@ class RecallingFederation(Federation):
         key = _Key(
             context=self._context,
             manifest=work.bundle.digest,
-            weights=work.weights.digest,
+            weights=work.whole.digest,
             training=work.training,
             updates=work.updates,
             phase=shape,

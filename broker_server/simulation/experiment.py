@@ -109,7 +109,12 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         keys = self.settings | own
         if odd := sorted(NOT_HERE & keys.keys()):
             raise ConfigInvalid(f"methods.{method}: {odd[0]}: a simulation decides this itself")
-        fixed = {"federation": "simulation", "seed": seed, "min_devices": 1 if conduct.alone else devices}
+        fixed = {
+            "federation": "simulation",
+            "seed": seed,
+            "min_devices": 1 if conduct.alone else devices,
+            "general": "device",
+        }
         try:
             config = msgspec.convert(keys | fixed, ServerConfig)
             check(config)

@@ -30,6 +30,7 @@ from edge_runtime.agent.activity import Activity
 from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.costs import Account, Costs
 from edge_runtime.agent.downloads import Downloads
+from edge_runtime.agent.exchange import Exchange
 from edge_runtime.agent.job import Done, Failed, Job, Submit
 from edge_runtime.agent.session import Session
 from edge_runtime.agent.state import State
@@ -95,8 +96,15 @@ class Agent:
             state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
         )
         self._costs = Costs(account or EnergyAccount(None))
+        self._exchange = Exchange(link.interrupt)
         self._job = Job(
-            worker, self._downloads, state.blobs, CarriedVectors(state.root / "residual"), self._costs, submit
+            worker,
+            self._downloads,
+            state.blobs,
+            CarriedVectors(state.root / "residual"),
+            self._costs,
+            self._exchange,
+            submit,
         )
         self._uplink = Uplink(state.upload_bytes_per_s())
         pending = state.pending()
@@ -104,7 +112,7 @@ class Agent:
         if pending is not None:
             self._costs.begin(pending.plan, "idle")
         self._uploading = False
-        self._waiting: deque[DeviceMessage | Status | tuple[Blob, int]] = deque()
+        self._waiting: deque[DeviceMessage | Status | tuple[Blob, int] | bytes] = deque()
         self._file: bytes | None = None
         self._fetched: Plan | None = None
         self._bytes_before = 0
@@ -137,7 +145,7 @@ class Agent:
 
     def begin(self) -> None:
         """Listen to the server."""
-        self._link.subscribe(self._topics.command(self._device))
+        self._link.subscribe(self._topics.command(self._device), self._topics.down(self._device))
 
     def end(self) -> None:
         """End the work, say offline and close the link."""
@@ -157,6 +165,7 @@ class Agent:
         elif isinstance(event, Disconnected):
             self._on_disconnected(event)
         self._on_work()
+        self._waiting.extend(self._exchange.take())
         self._do(self._session.tick(self._clock()))
         self._flush()
         if phase := self._phase():
@@ -201,10 +210,18 @@ class Agent:
             return
         if address.digest is not None and address.index is not None and address.device is None:
             self._on_chunk(address.digest, address.index, delivery.payload)
+        elif address.kind == "down" and address.device == self._device:
+            self._on_piece(delivery.payload)
         elif address.kind == "command" and address.device == self._device and self._session.online:
             self._on_command(delivery.payload)
         else:
             self._drop("topic", f"{delivery.topic[:200]!r} is not for this device")
+
+    def _on_piece(self, piece: bytes) -> None:
+        try:
+            self._exchange.deliver(piece)
+        except MessageInvalid as exc:
+            self._drop("exchange", str(exc))
 
     def _on_command(self, payload: bytes) -> None:
         try:
@@ -340,8 +357,10 @@ class Agent:
                 self._drop("odd_need", f"a chunk of the update cannot be read: {exc}")
             self._waiting.popleft()
 
-    def _publish(self, item: DeviceMessage | Status | tuple[Blob, int]) -> None:
-        if isinstance(item, tuple):
+    def _publish(self, item: DeviceMessage | Status | tuple[Blob, int] | bytes) -> None:
+        if isinstance(item, bytes):
+            self._link.publish(self._topics.up(self._device), item)
+        elif isinstance(item, tuple):
             blob, index = item
             data = self._state.weights.chunk(blob, index)
             self._link.publish(self._topics.upload(self._device, blob.digest, index), data)

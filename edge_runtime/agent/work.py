@@ -19,7 +19,7 @@ from edge_runtime.wire.tensors import Vector
 
 MAX_LOSS = 1e18
 """What a message may carry; beyond it training has diverged."""
-Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "error"]
+Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "host", "error"]
 Stage = Literal["download", "train", "probe", "evaluate", "upload"]
 Report = Callable[[Stage, int, int], None]
 """Called with a stage, steps done and steps in all, when the stage begins and after each of its steps.
@@ -73,23 +73,54 @@ class EvaluationResult:
     metrics: dict[str, float] | None = None
 
 
+class Exchange(Protocol):
+    """A seam: a round's messages to and from the host of the general model, which may be lost on the way."""
+
+    def open(self, longest_bytes: int) -> None:
+        """A round begins, in which no message is longer than this."""
+        ...
+
+    def send(self, data: bytes) -> None:
+        """Send without waiting."""
+        ...
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """The next message, or None if none comes in that time. Raises WorkCancelled."""
+        ...
+
+
 class Worker(Protocol):
     """Does what a plan asks for with this device's data.
 
-    `weights` is a read-only vector in the layout of `manifest.table`; the manifest's graphs are whole in `store`.
-    Both calls may raise WorkRefused, and let WorkCancelled, which `report` raises, pass.
+    `weights` is a read-only vector in the layout of `manifest.table`; the manifest's graphs are whole in `store`. For a
+    plan of split training the manifest has no encoder, and `exchange` leads to the host that computes it; for others it
+    may be left out. Both calls may raise WorkRefused, and let WorkCancelled, which `report` and `exchange` raise, pass.
     """
 
     def hello(self) -> Hello:
         """What this device has."""
         ...
 
-    def train(self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report) -> TrainResult:
+    def train(
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        report: Report,
+        exchange: Exchange | None = None,
+    ) -> TrainResult:
         """Train locally as `plan.training` says."""
         ...
 
     def evaluate(
-        self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        report: Report,
+        exchange: Exchange | None = None,
     ) -> EvaluationResult:
         """Measure the losses, and metrics, over `plan.data_split`."""
         ...

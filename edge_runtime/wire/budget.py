@@ -213,7 +213,8 @@ class _Model:
         names += probe_names
         if self._work.evaluates:
             tasks = self._manifest.task_names
-            measured = ["encoder.predict", *(f"head.{task}.evaluate" for task in tasks)]
+            measured = ["encoder.predict"] if stages else []
+            measured += [f"head.{task}.evaluate" for task in tasks]
             measured += ["stem.predict"] * len(self._embedded)
             if self._work.predicts:
                 measured += [f"head.{task.name}.predict" for task in self._manifest.tasks if task.metric is not None]
