@@ -53,7 +53,7 @@ def test_tables_show_metrics_where_they_were_measured(runs, summary):
     runs = [summary("MAS-2", seed, test_metric=metrics(0.25, 20.0 + seed)) for seed in range(2)]
     runs += [summary("single", seed, test_metric=metrics(0.5, 20.0)) for seed in range(2)]
     text = tables(compare("rooms", OUTLINE, [*runs, summary("slow")]), "p.png")
-    assert r"| method: test metric by task | depth, RMSE ↓ | edge\_texture, angular error, ° ↓ |" in text
+    assert r"| method: test metric by task | depth, RMSE ↓ | edge\_texture, angular error (°) ↓ |" in text
     assert "| MAS-2 | **0.2500** | 20.50 ± 6.35 |" in text
     assert "| single | 0.5000 | **20.00** |" in text
     assert "bold** is the best of its task" in text
