@@ -67,6 +67,8 @@ class Terms:
     """What must not change once it has begun, as JSON."""
     apart: Apart | None = None
     """How the encoder is computed by a host; devices are then given the rest of the weights alone."""
+    own_stems: bool = False
+    """Whether each device trains a stem of its own, which it never sends."""
 
 
 class Federation:
@@ -94,6 +96,7 @@ class Federation:
         self._updates = terms.updates
         self._aggregation = terms.aggregation
         self._apart = terms.apart
+        self._own_stems = terms.own_stems
         self._lent: Blob | None = None
         self.tasks: Tasks = tuple(sorted(terms.tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
@@ -343,6 +346,7 @@ class Federation:
             weights=whole if self._apart is None else self._lend(self._manifest(about.tasks), whole),
             whole=whole,
             apart=None if self._apart is None else self._apart.settings,
+            own_stem=self._own_stems,
             training=self._train(phase, about) if about.work == "train" else None,
             updates=self._updates,
         )

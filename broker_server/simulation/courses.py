@@ -64,6 +64,7 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     updates: object
     phase: tuple[object, ...]
     schedule_rounds: int | None = None
+    own_stem: bool = False
     aggregation: object = None
 
 
@@ -143,6 +144,7 @@ class RecallingFederation(Federation):
             updates=work.updates,
             phase=shape,
             schedule_rounds=phase.schedule_rounds,
+            own_stem=work.own_stem,
             aggregation=None if self._aggregation.is_plain or work.training is None else self._aggregation,
         )
         return hashlib.sha256(msgspec.json.encode(key)).hexdigest()

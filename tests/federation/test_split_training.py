@@ -85,7 +85,14 @@ def child(process):
 
 def test_processes_cut_off_at_random_moments_end_as_if_they_had_not_been(make_site, bundle):
     """Devices, the server and its host, in the middle of a round and of a batch."""
-    settings = {"min_devices": 2, "quorum": 2, "local_epochs": 60, "strategy": "fedbone", "general_parts": 2}
+    settings = {
+        "min_devices": 2,
+        "quorum": 2,
+        "local_epochs": 60,
+        "strategy": "fedbone",
+        "general_parts": 2,
+        "stems": "own",
+    }
     counts = {"a": 10, "b": 6}
     calm = make_site("calm")
     calm.bundle = bundle
@@ -113,6 +120,10 @@ def test_processes_cut_off_at_random_moments_end_as_if_they_had_not_been(make_si
         hit.append(victim)
     assert {"host", server, *devices} <= set(hit), "the federation ended too early to be disturbed"
     assert site.ends(server, *devices) == expected
+    ((_, data),) = expected.items()
+    table, began = manifests.read_folder(bundle).table, (bundle / manifests.WEIGHTS).read_bytes()
+    changed = {part: (unpack(table, data)[at] != unpack(table, began)[at]).any() for part, at in table.parts.items()}
+    assert changed == {part: part != "stem" for part in table.parts}  # stems are the devices' own
     assert site.report()["test_loss"] == calm.report()["test_loss"]
 
 
