@@ -65,6 +65,7 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     phase: tuple[object, ...]
     schedule_rounds: int | None = None
     aggregation: object = None
+    apart: object = None
 
 
 class RecallingFederation(Federation):
@@ -144,6 +145,7 @@ class RecallingFederation(Federation):
             phase=shape,
             schedule_rounds=phase.schedule_rounds,
             aggregation=None if self._aggregation.is_plain or work.training is None else self._aggregation,
+            apart=work.apart,
         )
         return hashlib.sha256(msgspec.json.encode(key)).hexdigest()
 
