@@ -36,7 +36,7 @@ from edge_runtime.wire.tensors import Vector, transfer
 
 EVALUATION_BATCH = 16
 CHECKPOINT_S = 120.0
-ATTEMPTS = 3
+ATTEMPTS = 10
 """How often a round of split training is begun whose host has forgotten it."""
 _log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ class About:
 
 METRICS: Mapping[MetricName, About] = {
     "accuracy": About(title="accuracy", higher_is_better=True, decimals=4),
-    "angular_error_deg": About(title="angular error, °", higher_is_better=False, decimals=2),
+    "angular_error_deg": About(title="angular error (°)", higher_is_better=False, decimals=2),
     "miou": About(title="mIoU", higher_is_better=True, decimals=4),
     "rmse": About(title="RMSE", higher_is_better=False, decimals=4),
 }

@@ -53,7 +53,7 @@ def test_page_has_the_metrics_that_were_measured(finished):
     last = {"b": reports.MetricMean(name="angular_error_deg", value=12.25)}
     page = render(msgspec.structs.replace(report, test_metrics={"before": first, "merged": None, "end": last}))
     assert "<td>a</td><td>mIoU ↑</td><td class=n>0.5000</td><td class=n>–</td>" in page
-    assert "<td>b</td><td>angular error, ° ↓</td><td class=n>–</td><td class=n>12.25</td>" in page
+    assert "<td>b</td><td>angular error (°) ↓</td><td class=n>–</td><td class=n>12.25</td>" in page
 
 
 def test_page_of_a_federation_that_has_just_begun(world):

@@ -1,5 +1,6 @@
 """Simulated federations: the same state machines, so the same weights, as with processes over MQTT."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -104,7 +105,8 @@ def test_links_that_are_lost_and_slow_boards_change_the_times_and_nothing_else(b
     fleet += "drop_rate = 0.7\naway_s = 30\n"
     (bench.root / "slow").mkdir()
     shutil.copy(bench.root / "out" / "costs.json", bench.root / "slow")
-    bench.run(bench.experiment(fleet=fleet), "slow")
+    said = bench.run(bench.experiment(fleet=fleet), "slow")
+    assert "dropped" not in said  # what is announced and acknowledged twice is no fault of anybody
     assert bench.models("MAS-2", "slow") == bench.models("MAS-2")
     fast, slow = bench.summaries()["MAS-2", 7], bench.summaries("slow")["MAS-2", 7]
     assert slow["simulated_s"] > fast["simulated_s"] + 30
@@ -163,6 +165,35 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_end(bench):
         key: each["test_loss"] for key, each in bench.summaries().items()
     }
     assert bench.models("MAS-2", "cut") == bench.models("MAS-2")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="worker processes are found by /proc")
+def test_a_worker_that_is_killed_ends_the_run_with_a_sentence_and_the_same_command_goes_on(bench):
+    path = bench.experiment()
+    process, until = bench.start(path, "out"), time.monotonic() + LIMIT_S
+    while not (bench.root / "out" / "runs").exists():  # the first round is about to begin
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    (worker,) = workers(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    said, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 5
+    assert "error: a worker process was ended from outside" in said
+    assert "Traceback" not in said
+    bench.run(path)
+    assert bench.models("MAS-2")
+
+
+def workers(parent):
+    """The process ids of a simulation's worker processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            started_by = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if started_by == parent and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return found
 
 
 TASKS_OF = '[tasks_of]\nattic = ["depth"]\ncellar = ["normals", "segmentation"]\n'
