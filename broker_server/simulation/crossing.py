@@ -1,7 +1,7 @@
 """What crosses between a device and the host of the general model for one plan, by the form of their messages.
 
 The rule, one message after another: begin, ready; for each validation or test batch a probe and its representation; for
-each step of training e, z, ∂L/∂z and ∂L/∂e, in one part; finish, finished. Nothing is lost, and nothing said twice.
+each part of a step of training e, z, ∂L/∂z and ∂L/∂e; finish, finished. Nothing is lost, and nothing said twice.
 """
 
 from collections import Counter
@@ -41,7 +41,8 @@ def crossing(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) 
         return None
     training = plan.training
     layout = Layout.of(manifest, EVALUATED if training is None else training.batch)
-    trained = [] if training is None else training.epochs * _parts(examples.get("train", 0), training.batch)
+    steps = [] if training is None else training.epochs * _parts(examples.get("train", 0), training.batch)
+    trained = [size for step in steps for size in _parts(step, -(-layout.most // plan.apart.parts))]
     judged = examples.get(plan.data_split or "val", 0)
     probes = [size for whole in _parts(judged, EVALUATED) for size in _parts(whole, layout.most)]
     asked: list[tuple[Kind, Kind, int, int]] = [("begin", "ready", 0, 1), ("finish", "finished", 0, 1)]
@@ -53,7 +54,7 @@ def crossing(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) 
         header = Header(
             kind=kind,
             round=plan.round,
-            step=0 if kind in {"begin", "ready"} else len(trained),
+            step=0 if kind in {"begin", "ready"} else len(steps),
             part=MAX_PARTS // 2 if kind == "probe" else 0,
             samples=samples,
             precision=plan.apart.precision if plan.apart is not None and samples else "fp32",

@@ -59,6 +59,14 @@ def test_crossing_of_an_evaluation_is_its_split():
     assert crossing(measuring, {}, MANIFEST).messages == 4
 
 
+def test_crossing_of_a_step_in_parts_has_more_messages_about_the_same_samples():
+    whole, halves = (crossing(plan(apart=SplitTraining(parts=parts)), EXAMPLES, MANIFEST) for parts in (1, 2))
+    assert (
+        halves.messages - whole.messages == 2 * 4 * 2
+    )  # the four batches of ten come in two parts, those of four in one
+    assert 0 < halves.up_bytes - whole.up_bytes < 8 * MOST_HEADER_BYTES
+
+
 def test_crossing_of_more_epochs_is_more():
     longer = plan(training=msgspec.structs.replace(TRAINING, epochs=3))
     assert crossing(longer, EXAMPLES, MANIFEST).up_bytes > crossing(plan(), EXAMPLES, MANIFEST).up_bytes
