@@ -230,11 +230,12 @@ class Federation:
             self._apart.read(update.round, device, self._bundle.general)
 
     def close(
-        self, work: Work, devices: Iterable[str], *, bytes_up: int | None, exchanged_down: int = 0
+        self, work: Work, devices: Iterable[str], *, bytes_up: int | None, exchanged_down: int | None = 0
     ) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
 
-        `exchanged_down` bytes have gone to devices beyond what these say that they have downloaded.
+        `exchanged_down` bytes have gone to devices beyond what these say that they have downloaded;
+        None was not counted.
 
         Devices are folded in the order of their names, so the result does not depend on who was first.
         """
@@ -242,8 +243,9 @@ class Federation:
         journalled = self._store.results(about.round)
         results = {device: journalled[device] for device in sorted(devices)}
         weights, memory = self._fold(work, results) if about.work == "train" else (None, None)
-        bytes_down = exchanged_down + sum(result.bytes_down for result in results.values())
-        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=bytes_down, memory=memory)
+        bytes_down = sum(result.bytes_down for result in results.values())
+        whole_down = None if exchanged_down is None else exchanged_down + bytes_down
+        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=whole_down, memory=memory)
         if about.probe:
             self._learn(about.round, results)
         if about.work == "train":

@@ -66,6 +66,7 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     schedule_rounds: int | None = None
     own_stem: bool = False
     aggregation: object = None
+    apart: object = None
 
 
 class RecallingFederation(Federation):
@@ -146,6 +147,7 @@ class RecallingFederation(Federation):
             schedule_rounds=phase.schedule_rounds,
             own_stem=work.own_stem,
             aggregation=None if self._aggregation.is_plain or work.training is None else self._aggregation,
+            apart=work.apart,
         )
         return hashlib.sha256(msgspec.json.encode(key)).hexdigest()
 
