@@ -96,7 +96,8 @@ class Traced:
         first = first or self.inputs[0]
         inputs = {first: self.node(first)} | {name: self.node(name) for name in self.inputs} | taken
         part = self.trace.part(list(inputs.values()), results)
-        translation = lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first})
+        arriving = [name for name in inputs if name == "de" or name.startswith(("dz.", "dv."))]
+        translation = lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first}, late=arriving)
         return Lowered(part, tuple(inputs), tuple(outputs), translation)
 
 
