@@ -16,12 +16,12 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
 	$(addprefix edge_runtime/agent/, session.py uplink.py) \
 	edge_runtime/general/desk.py $(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
-	$(addprefix edge_runtime/training/, accumulation.py gradient.py gram.py learnt.py merging.py optimizer.py planning.py \
+	$(addprefix edge_runtime/training/, accumulation.py gradient.py gram.py learnt.py merging.py metrics.py optimizer.py planning.py \
 		probe.py schedule.py weighting.py) \
 	$(addprefix devices/, detection.py health.py profile.py throttling.py) $(addprefix devices/flashing/, kind.py partitions.py) \
 	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) \
 	$(addprefix devices/metering/, calibrated.py calibration.py journals.py recording.py sheet.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
-	$(addprefix broker_server/, affinity.py aggregation.py alternatives.py answers.py confidence.py coordinator.py \
+	$(addprefix broker_server/, affinity.py aggregation.py alternatives.py answers.py combination.py confidence.py coordinator.py \
 		energy.py gpaggregation.py pairs.py server_step.py split.py strategy.py transfers.py worth.py) \
 	$(wildcard broker_server/strategies/*.py) \
 	$(addprefix broker_server/simulation/, fleet.py network.py outline.py timeline.py) \
@@ -38,7 +38,7 @@ comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-official venv-cluster board lint test test-workstation test-board test-arm test-boards test-cluster \
-	apt apt-emulation demo bench bench-device bench-export bench-footprint compare compare-full clean
+	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-fedbone compare-full clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -57,7 +57,9 @@ help:
 	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
 	@echo "make bench-export  steps of whole networks against PyTorch and onnxruntime-training (10 minutes)"
 	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
+	@echo "make bench-split  split training against training on the device into docs/split_training.md"
 	@echo "make compare      methods side by side on rendered rooms into docs/comparison.md; goes on where it was stopped"
+	@echo "make compare-fedbone  a task for each client: FedBone beside others, into docs/comparison.md (half an hour)"
 	@echo "make compare-full the same with five and nine tasks, more pixels and rounds: a night"
 	@echo "make clean        removes environments, caches and runs"
 
@@ -189,6 +191,9 @@ bench-export: $(VENV)/.stamp $(OFFICIAL)/.stamp
 bench-footprint: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.footprint
 
+bench-split: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.split
+
 # Rendered buildings, as data sets of so many pixels. What is there stays: runs that go on know their data by its times.
 runs/rooms8-32/building_07/dataset.json: IMAGES := 72
 runs/rooms8-64/building_07/dataset.json: IMAGES := 200
@@ -196,12 +201,20 @@ runs/rooms8-%/building_07/dataset.json: | $(VENV)/.stamp
 	$(VENV)/bin/python -m edge_runtime datasets rooms --out runs/rooms8-$*-src --buildings 8 --images $(IMAGES) --size $* --seed 0
 	$(VENV)/bin/python -m edge_runtime datasets import runs/rooms8-$*-src --out runs/rooms8-$* --size $*
 
+# More of them for tests, where a task is measured on one building alone.
+runs/rooms8-32-many/building_07/dataset.json: | $(VENV)/.stamp
+	$(VENV)/bin/python -m edge_runtime datasets rooms --out runs/rooms8-32-many-src --buildings 8 --images 160 --size 32 --seed 0
+	$(VENV)/bin/python -m edge_runtime datasets import runs/rooms8-32-many-src --out runs/rooms8-32-many --size 32 --val 0.1 --test 0.4
+
 # What was stopped goes on: a run that has finished is not run again.
 COMPARE = $(VENV)/bin/python -m broker_server simulate docs/experiments/$(1).toml --out runs/$(1) && \
 	$(VENV)/bin/python -m broker_server compare runs/$(1) --out benchmarks/results/$(1) --into docs/comparison.md
 
 compare: runs/rooms8-32/building_07/dataset.json
 	$(call COMPARE,rooms5)
+
+compare-fedbone: runs/rooms8-32-many/building_07/dataset.json
+	$(call COMPARE,fedbone)
 
 compare-full: runs/rooms8-64/building_07/dataset.json
 	$(call COMPARE,rooms5-full)

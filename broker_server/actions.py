@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from broker_server.strategy import Assignment
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.compression import Updates
-from edge_runtime.wire.messages import Evaluation, ServerMessage, Training, Update
+from edge_runtime.wire.messages import Evaluation, ServerMessage, SplitTraining, Training, Update
 
 Result = Update | Evaluation
 """What a device makes of a round."""
@@ -19,8 +19,13 @@ class Work:
     bundle: Blob
     signature: str
     weights: Blob
+    """What devices are given."""
+    whole: Blob
+    """The group's weights in full: the same, unless the encoder is computed by a host."""
     training: Training | None
     updates: Updates
+    apart: SplitTraining | None = None
+    """How the encoder is computed by a host; None where devices have it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,7 @@ def part_weight(part: str, examples: Mapping[str, int]) -> int:
 
 
 def weighted_losses(reports: Iterable[tuple[Mapping[str, float], Mapping[str, int]]]) -> dict[str, float]:
-    """The mean of devices' losses by task, weighted by their examples; a task that nobody measured is left out."""
+    """The mean of devices' losses, or metrics, by task, weighted by their examples; without what nobody measured."""
     total: dict[str, float] = {}
     weight: dict[str, int] = {}
     for losses, examples in reports:

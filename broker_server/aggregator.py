@@ -15,6 +15,7 @@ from typing import Protocol
 from broker_server.actions import Abandon, Action, Close, Fetch, Note, Opened, Record, Result, Send, Work
 from broker_server.coordinator import Coordinator
 from broker_server.federation import Federation
+from broker_server.general import GeneralHost, GeneralUnavailable
 from broker_server.official import Maker, OfficialImpossible, asking, failure
 from broker_server.split import SplitImpossible
 from broker_server.store import RoundRow, Store
@@ -41,6 +42,8 @@ _LOG = logging.getLogger(__name__)
 TICK_S = 0.25
 MAX_SAYINGS = 4096
 MAX_CHUNKS = 1024
+MAX_PIECES = 1024
+"""Pieces of the host that wait for the link; until they have gone, what it says waits in its process."""
 """Chunks waiting for the link, each a few bytes until it is read."""
 UNMADE = "this server makes none of groups that it decides, because no --official-python was given"
 
@@ -78,6 +81,7 @@ class Aggregator:
         coordinator: Coordinator,
         watcher: Watcher,
         maker: Maker | None = None,
+        host: GeneralHost | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
@@ -87,6 +91,7 @@ class Aggregator:
         self.coordinator = coordinator
         self._watcher = watcher
         self._maker = maker
+        self._host = host
         self._making: tuple[Tasks, ...] = ()
         self._missed: set[Tasks] = set()
         self._clock = clock
@@ -103,7 +108,9 @@ class Aggregator:
         self._uploads = Uploads(blobs)
         self._sayings: deque[tuple[str, bytes]] = deque(maxlen=MAX_SAYINGS)
         self._chunks: deque[Chunk] = deque()
+        self._pieces: deque[tuple[str, bytes]] = deque()
         self._bytes_up: int | None = 0
+        self._exchanged_down = 0
         self._ticked_s = float("-inf")
         self._dropped: Counter[str] = Counter()
         link.subscribe(*topics.from_devices())
@@ -116,7 +123,7 @@ class Aggregator:
     @property
     def quiet(self) -> bool:
         """Whether everything that there was to say has been handed to the link."""
-        return not self._sayings and not self._chunks
+        return not self._sayings and not self._chunks and not self._pieces
 
     @property
     def making(self) -> tuple[Tasks, ...]:
@@ -147,6 +154,7 @@ class Aggregator:
             self.note(f"the connection to the broker is lost: {event.reason}")
         elif isinstance(event, Connected):
             _LOG.info("connected to the broker")
+        self._hear_host()
         now_s = self._clock()
         if now_s - self._ticked_s >= TICK_S:
             self._ticked_s = now_s
@@ -166,6 +174,8 @@ class Aggregator:
                     self._do(self.coordinator.status(device, online=online, now_s=self._clock()))
                 case Address(device=str(device), kind="event"):
                     self._message(device, delivery.payload)
+                case Address(device=str(device), kind="up"):
+                    self._tell_host(device, delivery.payload)
                 case Address(device=str(device), kind="blob", digest=str(digest), index=int(index)):
                     self._chunk(device, digest, index, delivery.payload)
                 case _:
@@ -198,6 +208,7 @@ class Aggregator:
 
     def _hello(self, device: str, hello: Hello) -> None:
         self._downloads.came(device)
+        self._uploads.came(device)
         known = self.coordinator.devices.get(device)
         if known is None or known.hello != hello:
             self._store.set_hello(device, hello)
@@ -212,6 +223,38 @@ class Aggregator:
         self._chunks.extend(wanted[:room])
         self._dropped["chunk that the link had no room for"] += len(wanted[room:])
 
+    def _tell_host(self, device: str, piece: bytes) -> None:
+        """A device at work said something to the host of the general model."""
+        if self._host is None or not self.coordinator.is_asked(device):
+            self._dropped["piece that nobody asked for"] += 1
+            return
+        assert self.federation is not None
+        assert self.work is not None
+        if self._bytes_up is not None:
+            self._bytes_up += len(piece)
+        try:
+            if not self._host.hear(self.federation.open(self.work), device, piece):
+                self._dropped["piece that the host had no room for"] += 1
+        except GeneralUnavailable as exc:
+            self._give_up(str(exc))
+
+    def _hear_host(self) -> None:
+        """Take what the host of the general model says, while devices take what it has said before."""
+        if self._host is None or len(self._pieces) > MAX_PIECES:
+            return
+        try:
+            said = self._host.poll()
+        except GeneralUnavailable as exc:
+            self._give_up(str(exc))
+            return
+        for device, piece in said:
+            self._exchanged_down += len(piece)
+            self._pieces.append((self._topics.down(device), piece))
+
+    def _give_up(self, why: str) -> None:
+        self.failed = True
+        self._finish(f"the federation cannot go on: {why}")
+
     def _chunk(self, device: str, digest: str, index: int, data: bytes) -> None:
         if self._bytes_up is not None:
             self._bytes_up += len(data)
@@ -220,6 +263,10 @@ class Aggregator:
         except BlobInvalid as exc:
             self._do(self.coordinator.rejected(device, str(exc), self._clock()))
             return
+        self._fetching(device, whole, need)
+
+    def _fetching(self, device: str, whole: bool, need: Need | None) -> None:
+        """An upload goes on: ask for more of it, or take what is here."""
         if need is not None:
             self._say(device, encode(need))
         if whole:
@@ -233,7 +280,7 @@ class Aggregator:
         update = current.results[device]
         assert isinstance(update, Update)
         try:
-            self.federation.check_update(current.work, update)
+            self.federation.check_update(current.work, device, update)
         except TensorsInvalid as exc:
             if update.weights.digest != current.work.weights.digest:
                 self._blobs.discard(update.weights.digest)
@@ -250,11 +297,7 @@ class Aggregator:
                 case Send(device=device, message=message):
                     self._say(device, encode(message))
                 case Fetch(device=device, update=update):
-                    need = self._uploads.begin(device, update.weights, self._clock())
-                    if need is None:
-                        self._whole(device)
-                    else:
-                        self._say(device, encode(need))
+                    self._fetching(device, *self._uploads.begin(device, update.weights, self._clock()))
                 case Abandon(device=device):
                     self._uploads.abandon(device)
                 case Record(device=device, result=result):
@@ -267,7 +310,9 @@ class Aggregator:
     def _close(self, devices: tuple[str, ...]) -> None:
         assert self.federation is not None
         assert self.work is not None
-        results = self.federation.close(self.work, devices, bytes_up=self._bytes_up)
+        results = self.federation.close(
+            self.work, devices, bytes_up=self._bytes_up, exchanged_down=self._exchanged_down
+        )
         row = self.federation.begun(self.work)
         assert row is not None
         self._downloads.withdraw(self.work.weights.digest)
@@ -281,14 +326,14 @@ class Aggregator:
         try:
             self.work = self.federation.next()
         except SplitImpossible as exc:
-            self.failed = True
-            self._finish(f"the federation cannot go on: {exc}")
+            self._give_up(str(exc))
             return
         if self.work is None:
             self._finish("all rounds are done")
             return
         self._downloads.offer(self.work.bundle, self.work.weights)
         begun = self.federation.begun(self.work)
+        self._exchanged_down = 0
         if begun is None:
             self._bytes_up = 0
             self._begin(now_s)
@@ -349,8 +394,7 @@ class Aggregator:
         self.federation.miss(missed, problem)
         requiring = asking(self.coordinator.devices)[1]
         if len(self.coordinator.devices) - len(requiring) < self.coordinator.needed and requiring:
-            self.failed = True
-            self._finish(f"the federation cannot go on: {failure(missed, problem, requiring)}")
+            self._give_up(failure(missed, problem, requiring))
             return
         self.note(failure(missed, problem, requiring))
         self._do(self.coordinator.offer(self.work, now_s))
@@ -370,11 +414,14 @@ class Aggregator:
         self._watcher.note(text)
 
     def _flush(self) -> None:
-        """Hand to the link what it has room for: messages first, then chunks, read from the disk one at a time."""
+        """Hand to the link what it has room for: messages, the host's pieces, then chunks, each read when it goes."""
         try:
             while self._sayings:
                 self._link.publish(*self._sayings[0])
                 self._sayings.popleft()
+            while self._pieces:
+                self._link.publish(*self._pieces[0])
+                self._pieces.popleft()
             while self._chunks:
                 chunk = self._chunks[0]
                 try:

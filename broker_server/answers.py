@@ -38,7 +38,7 @@ def _file_fault(work: Work, update: Update) -> str | None:
 
 def evaluation_fault(work: Work, evaluation: Evaluation) -> str | None:
     """Why an evaluation cannot count; None if it can."""
-    return _foreign_task(work, evaluation.loss, evaluation.examples)
+    return _foreign_task(work, evaluation.loss, evaluation.examples, evaluation.metrics or {})
 
 
 def _foreign_task(work: Work, *by_task: Mapping[str, object]) -> str | None:

@@ -22,8 +22,11 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from broker_server.combination import Aggregation, Rule
 from broker_server.coordinator import Rules
 from broker_server.federation import Terms
+from broker_server.general import Apart
+from broker_server.server_step import ServerOptimizer, Share, StepRate, Tau
 from broker_server.split import Mode  # noqa: TC001  (a union of it is read by msgspec)
 from broker_server.strategies.fixed import Fixed
 from broker_server.strategies.hoa import Hoa
@@ -37,18 +40,23 @@ from edge_runtime.wire.messages import (
     FixedWeighting,
     GradNormWeighting,
     Merging,
+    Precision,
     ProbeMethod,
     Rate,
+    SplitTraining,
     TaskWeighting,
     Training,
     UncertaintyWeighting,
     Weight,
 )
 from edge_runtime.wire.names import MAX_TASKS, FederationName, TaskName, Tasks
+from edge_runtime.wire.pipe import Provider
 
 MAX_CONFIG_BYTES = 64 * 1024
 PATHS = ("state", "bundle", "certificate", "key", "official_python")
 """The keys that are paths."""
+GENERAL = "general"
+"""The folder in the state folder for what devices teach a general model in a round."""
 _TRAINING = (
     "local_epochs",
     "batch",
@@ -77,7 +85,8 @@ TABLES = {
 """The tables of the file: which key each of their keys stands for."""
 Rounds = Annotated[int, Meta(ge=1, le=100_000)]
 Many = Annotated[int, Meta(ge=0, le=100_000)]
-StrategyName = Literal["mas", "one_by_one", "all_in_one", "fixed", "tag", "hoa"]
+StrategyName = Literal["mas", "one_by_one", "all_in_one", "fixed", "tag", "hoa", "fedbone"]
+AggregationName = Literal["auto", "mean", "gpaggregation", "pcgrad", "cagrad"]
 Groups = Annotated[tuple[Annotated[tuple[TaskName, ...], Meta(min_length=1)], ...], Meta(max_length=64)]
 _KEY = re.compile(r"`\$\.?([^`]*)`")
 
@@ -136,6 +145,17 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     groups: Annotated[int, Meta(ge=1, le=32)] = 2
     at_most: bool = False
 
+    aggregation: AggregationName = "auto"
+    """How devices' changes of the encoder are combined; `auto` is the strategy's own rule: with `fedbone`
+    GPAggregation, with all others the mean."""
+    server_optimizer: Literal["sgd", "adam"] = "sgd"
+    """How the server steps along what they are combined to."""
+    server_lr: StepRate = 1.0
+    server_momentum: Share = 0.0
+    """Adam's beta1, too."""
+    server_beta2: Share = 0.99
+    server_tau: Tau = 1e-3
+
     min_devices: Annotated[int, Meta(ge=1, le=100_000)] = 2
     clients_per_round: Many = 0
     quorum: Many = 0
@@ -170,6 +190,37 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     update_scheme: AnyScheme = "fp32"
     """How devices send what they trained; `auto` leaves it to the measured speed of each one's link."""
     topk_fraction: TopkFraction = TOPK_FRACTION
+
+    general: Literal["auto", "device", "host"] = "auto"
+    """Where the encoder is computed: on each device, or by a host process of this server, for boards that cannot hold
+    it (split training; the bundle needs a stem). `auto` is by the host with `fedbone`, on devices with all others."""
+    general_precision: Precision = "fp32"
+    """How activations and their gradients travel between a device and the host."""
+    general_devices: Annotated[int, Meta(ge=1, le=10_000)] = 16
+    """How many devices the host serves at once: each takes about six times the encoder's parameters of its memory."""
+    general_idle_s: Annotated[float, Meta(gt=0, le=86_400)] = 120.0
+    """After how long the host takes a silent device to have left: it begins its round anew when it comes back."""
+    general_threads: Annotated[int, Meta(ge=0, le=1024)] = 0
+    """What the host computes with; 0 for one thread for each core."""
+    general_provider: Provider = "cpu"
+    """cuda needs a build of onnxruntime that has it in the server's environment."""
+
+    @property
+    def is_apart(self) -> bool:
+        """Whether the encoder is computed by the server's host."""
+        return self.general == "host" or (self.general == "auto" and self.strategy == "fedbone")
+
+    @property
+    def apart(self) -> Apart | None:
+        """How it is, if it is."""
+        if not self.is_apart:
+            return None
+        return Apart(
+            results=self.state / GENERAL,
+            settings=SplitTraining(precision=self.general_precision),
+            most_devices=self.general_devices,
+            idle_s=self.general_idle_s,
+        )
 
     @property
     def rules(self) -> Rules:
@@ -221,6 +272,23 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
                 return UncertaintyWeighting(lr=self.weighting_lr)
 
     @property
+    def combining(self) -> Aggregation:
+        """How devices' changes of the encoder are combined, and the server's step with what comes out."""
+        own: Rule = "gpaggregation" if self.strategy == "fedbone" else "mean"
+        rule: Rule = own if self.aggregation == "auto" else self.aggregation
+        return Aggregation(
+            rule=rule,
+            optimizer=ServerOptimizer(
+                method=self.server_optimizer,
+                lr=self.server_lr,
+                momentum=self.server_momentum,
+                beta2=self.server_beta2,
+                tau=self.server_tau,
+            ),
+            cagrad_c=self.cagrad_c if rule == "cagrad" else Aggregation().cagrad_c,
+        )
+
+    @property
     def bundle_path(self) -> Path:
         """Where the bundle is, or is waited for."""
         return self.bundle or self.state / "bundle"
@@ -232,12 +300,16 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigInvalid(f"tasks: the bundle has no {unknown[0]!r}; it has {', '.join(bundle.task_names)}")
         if unknown := sorted(set(self.task_weights) - set(tasks)):
             raise ConfigInvalid(f"task_weights: {unknown[0]!r} is not one of the tasks {', '.join(tasks)}")
+        if self.is_apart and bundle.embedding is None:
+            raise ConfigInvalid("general: the bundle's model has no stem, so its encoder cannot be computed by a host")
         return Terms(
             tasks=tasks,
             strategy=self.planner(tasks),
             training=self.training,
             updates=self.updates,
+            aggregation=self.combining,
             settings=self.fingerprint(),
+            apart=self.apart,
         )
 
     def planner(self, tasks: Tasks) -> Strategy:
@@ -247,7 +319,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         match self.strategy:
             case "one_by_one":
                 return Fixed(tasks, tuple((task,) for task in sorted(tasks)), rounds=rounds)
-            case "all_in_one":
+            case "all_in_one" | "fedbone":
                 return Fixed(tasks, (tasks,), rounds=rounds)
             case "fixed":
                 return Fixed(tasks, self.fixed_groups, rounds=rounds)
@@ -282,8 +354,12 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """The settings that a federation cannot change once it has begun, as JSON."""
         kept = ["federation", "tasks", "merged_rounds", "probe_from", "probe_rounds", "probe", "split_rounds", "groups"]
         kept += ["at_most", "seed", "fixed_groups", "start", "lr_schedule", "choice"]
+        kept += ["general", "general_precision"] if self.is_apart else []
         kept += ["head_cost", "confidence", "confidence_rounds"]
-        return msgspec.json.encode({name: getattr(self, name) for name in ("strategy", *kept)}).decode()
+        facts = {name: getattr(self, name) for name in ("strategy", *kept)}
+        if not self.combining.is_plain:  # left out where it is as it was before there was anything else
+            facts["aggregation"] = self.combining
+        return msgspec.json.encode(facts).decode()
 
 
 def read(path: Path | None, **flags: object) -> ServerConfig:
@@ -352,6 +428,11 @@ def check(config: ServerConfig) -> None:
     if config.task_weights and config.weighting != "fixed":
         raise ConfigInvalid(
             f"task_weights: with weighting = {config.weighting!r} the weights are learnt: leave them out"
+        )
+    probes = config.strategy in {"mas", "tag"} and config.probe_rounds and config.probe_every
+    if config.is_apart and probes and config.probe != "representation":
+        raise ConfigInvalid(
+            f"probe: {config.probe!r} needs the encoder on devices: with general = 'host', only 'representation' can be"
         )
     splits = config.strategy in {"mas", "tag"} and config.groups > 1
     if splits and config.probe_rounds and config.probe_from >= config.merged_rounds:

@@ -152,9 +152,13 @@ class Coordinator:
         """How many devices must be online for a round to begin."""
         return max(self._rules.min_devices, self._rules.quorum, 1)
 
+    def is_asked(self, device: str) -> bool:
+        """Whether a device is in the open round and has not answered."""
+        return self.open is not None and self.open.members.get(device) in UNANSWERED
+
     def progress(self, device: str, progress: Progress) -> None:
         """How far a device is; for people who watch."""
-        if self._asked(device) and progress.round == self._round.work.assignment.round:
+        if self.is_asked(device) and progress.round == self._round.work.assignment.round:
             self.devices.setdefault(device, Device()).progress = progress
         else:
             self.counts["progress of another round"] += 1
@@ -220,7 +224,7 @@ class Coordinator:
         self.devices[device].online = self.devices[device].ready = True
         if self._finished is not None:
             return [Send(device=device, message=Finished(detail=self._finished))]
-        return [self._plan(device, now_s)] if self._asked(device) else []
+        return [self._plan(device, now_s)] if self.is_asked(device) else []
 
     # The round's own course
     def _advance(self, now_s: float) -> list[Action]:
@@ -325,6 +329,7 @@ class Coordinator:
                 weights=work.weights,
                 training=work.training,
                 updates=work.updates,
+                apart=work.apart,
                 data_split=about.data_split,
                 deadline_s=max(1.0, current.deadline_s - now_s),
             ),
@@ -348,9 +353,6 @@ class Coordinator:
         return Opened(
             round=current.work.assignment.round, members=tuple(sorted(current.members)), quorum=current.quorum
         )
-
-    def _asked(self, device: str) -> bool:
-        return self.open is not None and self.open.members.get(device) in UNANSWERED
 
     def _step(self, device: str, step: Step) -> bool:
         """Change a member's state if the table allows it."""

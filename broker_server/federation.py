@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.actions import Result, Work
 from broker_server.affinity import Affinities, AffinityLedger
-from broker_server.aggregation import FedAvg, weighted_losses
+from broker_server.aggregation import weighted_losses
+from broker_server.combination import Aggregation, Combination
+from broker_server.general import ENCODER, Apart
 from broker_server.official import Made
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import (
@@ -41,6 +44,7 @@ from edge_runtime.wire.manifest import (
 )
 from edge_runtime.wire.messages import Evaluation, Training, Update
 from edge_runtime.wire.names import Tasks, group_id
+from edge_runtime.wire.pipe import Open
 from edge_runtime.wire.signing import sign
 from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
 
@@ -58,8 +62,11 @@ class Terms:
     training: Training
     """How devices train in a first round that probes."""
     updates: Updates
+    aggregation: Aggregation
     settings: str
     """What must not change once it has begun, as JSON."""
+    apart: Apart | None = None
+    """How the encoder is computed by a host; devices are then given the rest of the weights alone."""
 
 
 class Federation:
@@ -85,10 +92,14 @@ class Federation:
         self._strategy = terms.strategy
         self._training = terms.training
         self._updates = terms.updates
+        self._aggregation = terms.aggregation
+        self._apart = terms.apart
+        self._lent: Blob | None = None
         self.tasks: Tasks = tuple(sorted(terms.tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
         self._claim("settings", terms.settings)
         store.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
+        store.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
         self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
         self._manifests: dict[Tasks, Manifest] = {}
         self._artifacts = self._whole(store.official())
@@ -197,34 +208,53 @@ class Federation:
                 return row
         return None
 
-    def check_update(self, work: Work, update: Update) -> None:
-        """Raises TensorsInvalid unless the fetched update is of the group's tensors and gives finite weights."""
-        table = self._manifest(work.assignment.tasks).table
+    def open(self, work: Work) -> Open:
+        """What the host of the general model is told of a round."""
+        assert self._apart is not None
+        return self._apart.open(work.assignment.round, work.training, self._blobs.path(work.whole.digest))
+
+    def check_update(self, work: Work, device: str, update: Update) -> None:
+        """Raises TensorsInvalid unless the fetched update is of the group's tensors and gives finite weights.
+
+        Of an encoder that was computed by the host, what the device has taught it must be there.
+        """
+        table = self._table(work)
         if update.scheme == "fp32":  # in full: what the device was given need not be in memory as well
             unpack(table, self._blobs.read(update.weights.digest))
         else:
-            self._weights(update, table, self._given(work, table))
+            decode(table, self._blobs.read(update.weights.digest), update.scheme, self._given(work.weights, table))
+        if self._apart is not None:
+            self._apart.read(update.round, device, self._bundle.general)
 
-    def close(self, work: Work, devices: Iterable[str], *, bytes_up: int | None) -> dict[str, Result]:
+    def close(
+        self, work: Work, devices: Iterable[str], *, bytes_up: int | None, exchanged_down: int = 0
+    ) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
+
+        `exchanged_down` bytes have gone to devices beyond what these say that they have downloaded.
 
         Devices are folded in the order of their names, so the result does not depend on who was first.
         """
         about = work.assignment
         journalled = self._store.results(about.round)
         results = {device: journalled[device] for device in sorted(devices)}
-        weights = self._fold(work, results) if about.work == "train" else None
-        bytes_down = sum(result.bytes_down for result in results.values())
-        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=bytes_down)
+        weights, memory = self._fold(work, results) if about.work == "train" else (None, None)
+        bytes_down = exchanged_down + sum(result.bytes_down for result in results.values())
+        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=bytes_down, memory=memory)
         if about.probe:
             self._learn(about.round, results)
         if about.work == "train":
             self.sweep(partial=True)
+            if self._apart is not None:
+                self._apart.sweep(about.round)
         return results
 
     def sweep(self, *, partial: bool) -> None:
         """Delete the blobs that the journal does not need, with `partial` also those still on their way."""
         kept = {blob.digest for blob in self._store.weights().values()} | {blob.digest for blob in self.graphs}
+        kept |= {blob.digest for blob in self._store.memories().values()}
+        if self._lent is not None:
+            kept.add(self._lent.digest)
         kept |= {file.digest for artifacts in self._artifacts.values() for file in artifacts.files.values()}
         for phase in self.phases:
             kept |= {describe(encode(self._manifest(tasks))).digest for tasks in phase.groups}
@@ -236,22 +266,51 @@ class Federation:
             if digest not in kept and (partial or digest in self._blobs):
                 self._blobs.discard(digest)
 
-    def _fold(self, work: Work, results: Mapping[str, Result]) -> Blob:
-        table = self._manifest(work.assignment.tasks).table
-        given = self._given(work, table)
-        mean = FedAvg(table)
-        for result in results.values():
+    def _fold(self, work: Work, results: Mapping[str, Result]) -> tuple[Blob, Blob | None]:
+        """The round's weights, and what it leaves for the group's next one, as blobs that are here."""
+        about = work.assignment
+        table = self._manifest(about.tasks).table
+        given = self._given(work.whole, table)
+        layout = self._aggregation.memory(table)
+        before = self._store.memories().get((about.phase, about.group))
+        combination = Combination(
+            table,
+            given,
+            self._aggregation,
+            memory=None if layout is None or before is None else unpack(layout, self._blobs.read(before.digest)),
+            seed=(self._training.seed, about.index),
+            folder=self._blobs.root,
+        )
+        for device, result in results.items():
             if isinstance(result, Update):
-                mean.fold(self._weights(result, table, given), result.examples)
-        return self._blobs.add(pack(table, mean.result(given)))
+                combination.fold(self._trained(work, device, result, given), result.examples)
+        new, memory = combination.result()
+        if combination.diverged:
+            self._store.note(f"round {about.round}: the step of the encoder was not finite, and was not taken")
+        left = None if layout is None or memory is None else self._blobs.add(pack(layout, memory))
+        return self._blobs.add(pack(table, new)), left
 
-    def _given(self, work: Work, table: TensorTable) -> Vector:
-        """The weights that the devices of a round were given."""
-        return unpack(table, self._blobs.read(work.weights.digest))
+    def _table(self, work: Work) -> TensorTable:
+        """The table of what devices are given and send."""
+        manifest = self._manifest(work.assignment.tasks)
+        return (manifest if work.apart is None else manifest.local()).table
 
-    def _weights(self, update: Update, table: TensorTable, given: Vector) -> Vector:
-        """The weights that an update says. Raises TensorsInvalid."""
-        return decode(table, self._blobs.read(update.weights.digest), update.scheme, given)
+    def _given(self, weights: Blob, table: TensorTable) -> Vector:
+        """Weights that a round began with."""
+        return unpack(table, self._blobs.read(weights.digest))
+
+    def _trained(self, work: Work, device: str, update: Update, given: Vector) -> Vector:
+        """The group's weights as a device has trained them, in full. Raises TensorsInvalid."""
+        whole, table = self._manifest(work.assignment.tasks).table, self._table(work)
+        start = given if work.apart is None else transfer(whole, given, table)
+        sent = decode(table, self._blobs.read(update.weights.digest), update.scheme, start)
+        if self._apart is None:
+            return sent
+        taught = self._apart.read(update.round, device, self._bundle.general)
+        trained = np.array(given)
+        for part, where in whole.parts.items():
+            trained[where] = taught if part == ENCODER else sent[table.parts[part]]
+        return trained
 
     def _learn(self, round_number: int, results: Mapping[str, Result]) -> None:
         for device, result in results.items():
@@ -276,14 +335,23 @@ class Federation:
 
     def _work(self, phase: Phase, about: Assignment) -> Work:
         manifest = encode(self._manifest(about.tasks))
+        whole = self._store.weights()[phase.name, about.group]
         return Work(
             assignment=about,
             bundle=self._blobs.add(manifest),
             signature=sign(self._key, manifest),
-            weights=self._store.weights()[phase.name, about.group],
+            weights=whole if self._apart is None else self._lend(self._manifest(about.tasks), whole),
+            whole=whole,
+            apart=None if self._apart is None else self._apart.settings,
             training=self._train(phase, about) if about.work == "train" else None,
             updates=self._updates,
         )
+
+    def _lend(self, manifest: Manifest, whole: Blob) -> Blob:
+        """The weights without the encoder. They are kept until others are lent."""
+        table = manifest.local().table
+        self._lent = self._blobs.add(pack(table, transfer(manifest.table, self._given(whole, manifest.table), table)))
+        return self._lent
 
     def _train(self, phase: Phase, about: Assignment) -> Training:
         settings = self._training

@@ -21,13 +21,15 @@ from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.manifest import Artifacts
 from edge_runtime.wire.messages import Evaluation, Update
-from edge_runtime.wire.names import group_id
+from edge_runtime.wire.metrics import MetricName
+from edge_runtime.wire.names import Tasks, group_id
 
 REPORT = "report.json"
 MODELS = "models"
 STAGES = ("before", "merged", "end")
 _PACKAGES = ("mas-edge", "numpy", "msgspec", "safetensors", "paho-mqtt", "cryptography", "pyjwt")
 Losses = dict[str, float]
+_Names = dict[str, MetricName | None]
 
 
 class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +53,27 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergySum
     """Over all members of the round, those whose work came to nothing among them."""
     energy_by_device: dict[str, Energy | None]
+
+
+class MetricMean(msgspec.Struct, frozen=True, kw_only=True):
+    """A task's metric: the mean over devices, weighted by examples.
+
+    So an mIoU is the mean of the devices', not that of all their pixels, and an RMSE likewise.
+    """
+
+    name: MetricName
+    value: float
+
+
+class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One evaluation of a group, by task. Losses and metrics are means over devices, weighted by examples."""
+
+    round: int
+    phase: str
+    group: str
+    loss: Losses
+    metrics: dict[str, MetricMean]
+    """Without the tasks that have none, or of which nothing was measured."""
 
 
 class EnergyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -99,23 +122,34 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     test_loss: dict[str, Losses | None]
     """For `before`, `merged` and `end`: by task, and `total` where every task was measured."""
     wall_s: float | None
+    evaluations: list[EvaluationReport] = []
+    test_metrics: dict[str, dict[str, MetricMean] | None] = {}
+    """For the stages of `test_loss`: by task, of the group whose loss it counts with."""
 
 
 class ReportImpossible(ValueError):
     """There is nothing to report on, or what is there cannot be read."""
 
 
-def build(store: Store) -> Report:
-    """The report of what the journal holds. Raises ReportImpossible if no federation has begun."""
+def build(store: Store, tasks_of: Mapping[str, Tasks] | None = None) -> Report:
+    """The report of what the journal holds. Raises ReportImpossible if no federation has begun.
+
+    Where `tasks_of` names a device, what it measured of other tasks does not count.
+    """
     phases = [phase for phase, _ in store.phases()]
     settings = msgspec.json.decode(store.fact("settings") or "{}", type=dict[str, object])
     if not phases:
         raise ReportImpossible("no federation has begun in this state folder, so there is nothing to report")
     tasks = _tasks(phases)
-    closed = [(row, store.results(row.assignment.round)) for row in store.rounds() if row.closed_s is not None]
+    closed = [
+        (row, _counting(store.results(row.assignment.round), tasks_of or {}))
+        for row in store.rounds()
+        if row.closed_s is not None
+    ]
     full = {group: blob.size_bytes for group, blob in store.weights().items()}
     measured = affinities(store)
     split = next((phase.split for phase in phases if phase.split is not None), None)
+    evaluations = _evaluations(closed, msgspec.json.decode(store.fact("metrics") or "{}", type=_Names))
     times = [time_s for row, _ in closed for time_s in (row.started_s, row.closed_s) if time_s is not None]
     return Report(
         strategy=str(settings.get("strategy")),
@@ -136,8 +170,10 @@ def build(store: Store) -> Report:
         affinity=None if measured is None else _affinity(measured),
         split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
         official={group: _official(outcome) for group, outcome in store.official().items()},
-        test_loss={stage: _test_loss(stage, closed, tasks) for stage in STAGES},
+        test_loss={stage: _test_loss(stage, evaluations, tasks) for stage in STAGES},
         wall_s=max(times) - min(times) if times else None,
+        evaluations=evaluations,
+        test_metrics={stage: _test_metrics(stage, evaluations) for stage in STAGES},
     )
 
 
@@ -234,6 +270,16 @@ def _energies(row: RoundRow, known: Mapping[str, Energy | None]) -> dict[str, En
     return {device: known.get(device) for device in sorted({*row.members, *known})}
 
 
+def _counting(results: Mapping[str, Result], tasks_of: Mapping[str, Tasks]) -> dict[str, Result]:
+    """The results of a round, evaluations with the examples of some devices' own tasks alone."""
+    found = dict(results)
+    for device, result in results.items():
+        if device in tasks_of and isinstance(result, Evaluation):
+            examples = {task: number for task, number in result.examples.items() if task in tasks_of[device]}
+            found[device] = msgspec.structs.replace(result, examples=examples)
+    return found
+
+
 def _tasks(phases: Iterable[Phase]) -> tuple[str, ...]:
     return tuple(sorted({task for phase in phases for group in phase.groups for task in group}))
 
@@ -249,16 +295,48 @@ def _affinity(measured: Affinities) -> AffinityReport:
     return AffinityReport(tasks=measured.tasks, values=values, counts=measured.counts.tolist())
 
 
-def _test_loss(
-    stage: str, closed: Iterable[tuple[RoundRow, Mapping[str, Result]]], tasks: tuple[str, ...]
-) -> Losses | None:
-    """The losses of one evaluation, its groups together; a task in several groups counts with its best."""
-    losses: Losses = {}
+def _evaluations(closed: Iterable[tuple[RoundRow, Mapping[str, Result]]], names: _Names) -> list[EvaluationReport]:
+    """What was evaluated; `names` are the tasks' metrics."""
+    found = []
     for row, results in closed:
-        if row.assignment.phase == stage and row.assignment.work == "evaluate":
-            found = [(r.loss, r.examples) for r in results.values() if isinstance(r, Evaluation)]
-            for task, loss in weighted_losses(found).items():
-                losses[task] = min(loss, losses.get(task, loss))
+        about = row.assignment
+        if about.work != "evaluate":
+            continue
+        said = [result for result in results.values() if isinstance(result, Evaluation)]
+        values = weighted_losses((each.metrics, each.examples) for each in said if each.metrics is not None)
+        named = [(task, name, values[task]) for task, name in names.items() if name is not None and task in values]
+        found.append(
+            EvaluationReport(
+                round=about.round,
+                phase=about.phase,
+                group=about.group,
+                loss=weighted_losses((each.loss, each.examples) for each in said),
+                metrics={task: MetricMean(name=name, value=value) for task, name, value in named},
+            )
+        )
+    return found
+
+
+def _serving(stage: str, evaluations: Iterable[EvaluationReport]) -> dict[str, EvaluationReport]:
+    """By task the evaluation of a stage that it counts with: of several groups the one with the least loss."""
+    best: dict[str, EvaluationReport] = {}
+    for each in evaluations:
+        if each.phase == stage:
+            for task, loss in each.loss.items():
+                if task not in best or loss < best[task].loss[task]:
+                    best[task] = each
+    return best
+
+
+def _test_loss(stage: str, evaluations: Iterable[EvaluationReport], tasks: tuple[str, ...]) -> Losses | None:
+    """The losses of one evaluation, its groups together; a task in several groups counts with its best."""
+    losses = {task: each.loss[task] for task, each in _serving(stage, evaluations).items()}
     if set(losses) == set(tasks):
         return losses | {"total": sum(losses.values())}
     return losses or None
+
+
+def _test_metrics(stage: str, evaluations: Iterable[EvaluationReport]) -> dict[str, MetricMean] | None:
+    """The metrics of one evaluation, each task's where its loss is from."""
+    serving = sorted(_serving(stage, evaluations).items())
+    return {task: each.metrics[task] for task, each in serving if task in each.metrics} or None

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from broker_server import report_energy
 from broker_server.affinity import Affinities
 from broker_server.confidence import by_errors
-from broker_server.report import STAGES, AffinityReport, OfficialReport, Report, RoundReport
+from broker_server.report import STAGES, AffinityReport, MetricMean, OfficialReport, Report, RoundReport
 from broker_server.split import MAX_SPLIT_TASKS, Split
 from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.metrics import METRICS, headed
 
 PAGE = "report.html"
 _COLOURS = mpl.colormaps["tab10"].colors  # type: ignore[attr-defined]
@@ -82,6 +83,8 @@ def render(report: Report, *, affinities: Affinities | None = None, predictions:
         parts.append(_section("Losses", _figure(loss_figure(report), "losses over the rounds")))
     if any(report.test_loss.values()):
         parts.append(_section("Test losses", _test_table(report)))
+    if any(report.test_metrics.values()):
+        parts.append(_section("Test metrics", _metrics_table(report)))
     if report.affinity is not None:
         note = "How a step on the task of a row helps (positive) or hurts (negative) the task of a column."
         picture = _figure(affinity_figure(report.affinity), "affinity matrix")
@@ -250,6 +253,20 @@ def _test_table(report: Report) -> str:
     return f"<table><tr><th>task</th>{head}</tr>{rows}</table>"
 
 
+def _metrics_table(report: Report) -> str:
+    stages = [(stage, found) for stage in STAGES if (found := report.test_metrics.get(stage))]
+    names = {task: mean.name for _, found in stages for task, mean in found.items()}
+    head = "".join(f"<th class=n>{_text(stage)}</th>" for stage, _ in stages)
+    rows = "".join(
+        f"<tr><td>{_text(task)}</td><td>{_text(headed(name))}</td>"
+        + "".join(f"<td class=n>{_metric(found.get(task))}</td>" for _, found in stages)
+        + "</tr>"
+        for task, name in sorted(names.items())
+    )
+    note = "Means over devices, weighted by examples; ↑ higher is better, ↓ lower."
+    return f"<table><tr><th>task</th><th>metric</th>{head}</tr>{rows}</table><p class=note>{note}</p>"
+
+
 def _rounds(rounds: Sequence[RoundReport]) -> str:
     columns = (
         "round",
@@ -328,6 +345,10 @@ def _text(text: str) -> str:
 
 def _number(value: float | None, digits: int = 4) -> str:
     return "–" if value is None else f"{value:.{digits}f}"
+
+
+def _metric(mean: MetricMean | None) -> str:
+    return _number(None) if mean is None else _number(mean.value, METRICS[mean.name].decimals)
 
 
 def _updates(row: RoundReport) -> str:

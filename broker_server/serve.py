@@ -14,6 +14,7 @@ from broker_server.config import ConfigInvalid, ServerConfig
 from broker_server.coordinator import Coordinator
 from broker_server.enrol import own_address
 from broker_server.federation import Federation
+from broker_server.general import GeneralHost
 from broker_server.keys import load_or_create
 from broker_server.mqtt.auth import TokenAuthorizer
 from broker_server.mqtt.broker import EmbeddedBroker
@@ -25,6 +26,7 @@ from edge_runtime.wire import manifest, tokens
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.link import Link, MqttLink
+from edge_runtime.wire.pipe import HostProcess
 from edge_runtime.wire.topics import Topics
 
 PORT_SEARCH = 20
@@ -76,6 +78,9 @@ def serve(
         maker = _maker(config)
         if maker is not None:
             stack.callback(maker.stop)
+        host = _host(config, link)
+        if host is not None:
+            stack.callback(host.close)
         aggregator = Aggregator(
             link=link,
             topics=Topics(config.federation),
@@ -84,6 +89,7 @@ def serve(
             coordinator=Coordinator(config.rules, store.hellos()),
             watcher=watcher,
             maker=maker,
+            host=host,
         )
         if config.bundle is not None or _is_bundle(config.bundle_path):
             aggregator.run(_federation(config, store, blobs, key))
@@ -166,6 +172,14 @@ def _maker(config: ServerConfig) -> Maker | None:
         folder=config.state / OFFICIAL,
         limit_s=config.official_limit_s,
     )
+
+
+def _host(config: ServerConfig, link: Link) -> GeneralHost | None:
+    """What computes the encoder for devices that do not have it."""
+    if not config.is_apart:
+        return None
+    bundle, threads = config.bundle_path, config.general_threads or None
+    return GeneralHost(lambda: HostProcess.of_bundle(bundle, threads, config.general_provider, link.interrupt))
 
 
 def _is_bundle(folder: Path) -> bool:

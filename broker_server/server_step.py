@@ -18,26 +18,37 @@ from msgspec import Meta
 from edge_runtime.wire.tensors import Vector
 
 Share = Annotated[float, Meta(ge=0, lt=1)]
+StepRate = Annotated[float, Meta(gt=0, le=1e3)]
+Tau = Annotated[float, Meta(gt=0, le=1)]
 
 
 class ServerOptimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the server steps; `momentum` is Adam's beta1."""
 
     method: Literal["sgd", "adam"] = "sgd"
-    lr: Annotated[float, Meta(gt=0, le=1e3)] = 1.0
+    lr: StepRate = 1.0
     momentum: Share = 0.0
     beta2: Share = 0.99
-    tau: Annotated[float, Meta(gt=0, le=1)] = 1e-3
+    tau: Tau = 1e-3
     """How far Adam adapts: a step is at most lr · |m| / tau."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether a step is the change itself, so that steps along means are federated averaging."""
+        return self.method == "sgd" and self.lr == 1.0 and not self.momentum
 
     def state_size(self, parameters: int) -> int:
         """Elements of the state that goes with so many parameters; it begins at zero."""
-        return parameters * (2 if self.method == "adam" else 1)
+        if self.method == "adam":
+            return 2 * parameters
+        return parameters if self.momentum else 0
 
     def step(self, weights: Vector, change: Vector, state: Vector) -> tuple[Vector, Vector]:
         """New weights (P,) and state for an aggregated `change` (P,), computed in float64."""
         w, g = weights.astype(np.float64), change.astype(np.float64)
         if self.method == "sgd":
+            if not self.momentum:
+                return (w - self.lr * g).astype(np.float32), state
             v = self.momentum * state + g
             return (w - self.lr * v).astype(np.float32), v.astype(np.float32)
         m, v = np.split(state.astype(np.float64), 2)

@@ -30,6 +30,7 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRI
 CREATE TABLE IF NOT EXISTS devices (device TEXT PRIMARY KEY, hello BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS phases (number INTEGER PRIMARY KEY, first_round INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS weights (phase TEXT, grp TEXT, blob BLOB NOT NULL, PRIMARY KEY (phase, grp)) STRICT;
+CREATE TABLE IF NOT EXISTS memories (phase TEXT, grp TEXT, blob BLOB NOT NULL, PRIMARY KEY (phase, grp)) STRICT;
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, body BLOB NOT NULL, members BLOB NOT NULL, quorum INTEGER NOT NULL,
     started_s REAL NOT NULL, closed_s REAL, bytes_up INTEGER, bytes_down INTEGER
@@ -118,8 +119,9 @@ class Store:
         return {device: msgspec.json.decode(body, type=Hello) for device, body in rows}
 
     def begin_phase(self, phase: Phase, first_round: int, weights: dict[str, Blob]) -> None:
-        """A phase begins; `weights` are those that its groups, by id, start from."""
+        """A phase begins; `weights` are those that its groups, by id, start from. Memories of earlier phases go."""
         with self._transaction() as database:
+            database.execute("DELETE FROM memories")
             number = database.execute("SELECT count(*) FROM phases").fetchone()[0]
             database.execute("INSERT INTO phases VALUES (?, ?, ?)", (number, first_round, _json(phase)))
             for group, blob in weights.items():
@@ -133,6 +135,11 @@ class Store:
     def weights(self) -> dict[tuple[str, str], Blob]:
         """The newest weights of every phase and group."""
         rows = self._database.execute("SELECT phase, grp, blob FROM weights")
+        return {(phase, group): msgspec.json.decode(blob, type=Blob) for phase, group, blob in rows}
+
+    def memories(self) -> dict[tuple[str, str], Blob]:
+        """What the last round of a phase and group left for the next one's aggregation."""
+        rows = self._database.execute("SELECT phase, grp, blob FROM memories")
         return {(phase, group): msgspec.json.decode(blob, type=Blob) for phase, group, blob in rows}
 
     def open_round(self, assignment: Assignment, members: tuple[str, ...], quorum: int) -> None:
@@ -180,9 +187,18 @@ class Store:
         return {device: result.energy for device, result in results if result.energy is not None} | spent
 
     def close_round(
-        self, assignment: Assignment, weights: Blob | None, *, bytes_up: int | None, bytes_down: int
+        self,
+        assignment: Assignment,
+        weights: Blob | None,
+        *,
+        bytes_up: int | None,
+        bytes_down: int,
+        memory: Blob | None = None,
     ) -> None:
-        """A round has closed; `weights` are what it made of its group, None for an evaluation."""
+        """A round has closed; `weights` are what it made of its group, None for an evaluation.
+
+        `memory` is what it leaves for the aggregation of the group's next round.
+        """
         with self._transaction() as database:
             database.execute(
                 "UPDATE rounds SET closed_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
@@ -192,6 +208,15 @@ class Store:
                 database.execute(
                     "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)",
                     (assignment.phase, assignment.group, _json(weights)),
+                )
+            if memory is None:
+                database.execute(
+                    "DELETE FROM memories WHERE phase = ? AND grp = ?", (assignment.phase, assignment.group)
+                )
+            else:
+                database.execute(
+                    "INSERT OR REPLACE INTO memories VALUES (?, ?, ?)",
+                    (assignment.phase, assignment.group, _json(memory)),
                 )
 
     def add_rounds(self, rounds: Sequence[RoundFacts], weights: Blob | None) -> None:

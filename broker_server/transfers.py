@@ -6,7 +6,8 @@ Rules
   who came too late get it together at the next tick.
 - Only blobs that the server offers are served, and only what a device announced, and was asked for, is taken.
 - An upload keeps WINDOW chunks in flight. When nothing has come for a while, what is missing is asked for again,
-  with growing pauses, so that a slow uplink is not filled with repetitions.
+  with pauses that follow the link and grow, so that a slow uplink is not filled with repetitions.
+- A device announces again what takes long to fetch: the upload goes on, and nothing on its way is asked for twice.
 """
 
 from collections import Counter
@@ -19,7 +20,9 @@ from edge_runtime.wire.messages import Need
 FRESH_S = 0.5
 """A chunk published so recently is not published again."""
 RETRY_S = 10.0
+"""How long nothing may come of an upload: this, or four times the usual gap between its chunks …"""
 MAX_RETRY_S = 120.0
+"""… and twice as long each time; never longer than this."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +97,20 @@ class Upload:
     assembly: Assembly
     in_flight: set[int] = field(default_factory=set)
     quiet_since_s: float = 0.0
-    retry_s: float = RETRY_S
+    gap_s: float = 0.0
+    """How long a chunk usually takes to come; 0 before the first."""
+    patience: float = 1.0
+
+    @property
+    def retry_s(self) -> float:
+        """How long nothing may come before chunks are asked for again."""
+        return min(MAX_RETRY_S, max(RETRY_S, 4 * self.gap_s) * self.patience)
+
+    def heard(self, now_s: float) -> None:
+        """A chunk has come."""
+        gap_s = now_s - self.quiet_since_s
+        self.gap_s = gap_s if self.gap_s == 0 else 0.8 * self.gap_s + 0.2 * gap_s
+        self.quiet_since_s, self.patience = now_s, 1.0
 
 
 class Uploads:
@@ -108,14 +124,23 @@ class Uploads:
     def __contains__(self, device: str) -> bool:
         return device in self._uploads
 
-    def begin(self, device: str, blob: Blob, now_s: float) -> Need | None:
-        """Fetch a blob that a device announced; None when it is here already. Replaces what the device sent before."""
-        self.abandon(device)
-        upload = Upload(Assembly(self._blobs, blob))
+    def begin(self, device: str, blob: Blob, now_s: float) -> tuple[bool, Need | None]:
+        """Fetch a blob that a device announced: whether it is here already, and what to ask for.
+
+        Goes on with the same blob where it is on its way, and else replaces what the device sent before.
+        """
+        upload = self._uploads.get(device)
+        if upload is None or upload.assembly.blob != blob:
+            upload = self._uploads[device] = Upload(Assembly(self._blobs, blob))
         if upload.assembly.whole:
-            return None
-        self._uploads[device] = upload
-        return self._ask(upload, now_s)
+            self.abandon(device)
+            return True, None
+        return False, self._ask(upload, now_s)
+
+    def came(self, device: str) -> None:
+        """A device has connected: nothing that it was asked for before is on its way."""
+        if device in self._uploads:
+            self._uploads[device].in_flight.clear()
 
     def abandon(self, device: str) -> None:
         """Fetch nothing more from a device; what has come stays on the disk."""
@@ -136,7 +161,7 @@ class Uploads:
             self.counts["chunk of a wrong index or length"] += 1
             return False, None
         upload.in_flight.discard(index)
-        upload.quiet_since_s, upload.retry_s = now_s, RETRY_S
+        upload.heard(now_s)
         try:
             whole = upload.assembly.accept(index, data)
         except BlobInvalid:
@@ -145,7 +170,7 @@ class Uploads:
         if whole or upload.assembly.whole:
             self.abandon(device)
             return True, None
-        return False, self._ask(upload, now_s) if len(upload.in_flight) <= WINDOW // 2 else None
+        return False, self._ask(upload, now_s)
 
     def tick(self, now_s: float) -> list[tuple[str, Need]]:
         """What to ask again, of whom."""
@@ -153,12 +178,14 @@ class Uploads:
         for device, upload in self._uploads.items():
             if now_s - upload.quiet_since_s >= upload.retry_s:
                 upload.in_flight.clear()
-                upload.retry_s = min(2 * upload.retry_s, MAX_RETRY_S)
+                upload.patience *= 2
                 needs.append((device, self._need(upload, now_s)))
         return needs
 
     def _ask(self, upload: Upload, now_s: float) -> Need | None:
-        """Fill the window, if anything is missing that is not in flight."""
+        """Fill the window if half of it is free and anything is missing that is not in flight."""
+        if len(upload.in_flight) > WINDOW // 2:
+            return None
         missing = upload.assembly.missing(2 * WINDOW)
         return self._need(upload, now_s) if set(missing) - upload.in_flight else None
 

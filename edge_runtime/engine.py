@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,8 +63,18 @@ class Engine:
 
     _started = False
 
-    def __init__(self, threads: int | None = None, arena_bytes: int = ARENA_BYTES) -> None:
-        """`arena_bytes`: what the arena begins with, which is resident as far as it is used; see ARENA_BYTES."""
+    def __init__(
+        self, threads: int | None = None, arena_bytes: int = ARENA_BYTES, provider: Literal["cpu", "cuda"] = "cpu"
+    ) -> None:
+        """`arena_bytes`: what the arena begins with, which is resident as far as it is used; see ARENA_BYTES.
+
+        Raises EngineError for a `provider` that this onnxruntime does not have.
+        """
+        self._providers = ["CPUExecutionProvider"]
+        if provider == "cuda":
+            self._providers.insert(0, "CUDAExecutionProvider")
+        if lacking := sorted(set(self._providers) - set(ort.get_available_providers())):
+            raise EngineError(f"{engine_version()} has no {lacking[0]}: install a build of onnxruntime that has it")
         self._threads = threads or len(os.sched_getaffinity(0))
         if not Engine._started:
             ort.set_default_logger_severity(3)
@@ -120,7 +130,7 @@ class Engine:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         options.add_session_config_entry("session.use_env_allocators", "1")
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            session = ort.InferenceSession(str(path), options, providers=self._providers)
         except Exception as exc:  # onnxruntime raises classes of its own that share no public base
             raise EngineError(f"{path.name} cannot be loaded: {_first_line(exc)}") from exc
         return Graph(path.name, session)

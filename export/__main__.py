@@ -119,11 +119,15 @@ def _compile(args: argparse.Namespace) -> int:
         print(msgspec.json.encode(_summary(manifest)).decode())
     else:
         print(
-            f"{args.out}: {', '.join(manifest.task_names)}; {manifest.table.parameters.size:,} parameters; "
+            f"{args.out}: {', '.join(map(_task, manifest.tasks))}; {manifest.table.parameters.size:,} parameters; "
             f"{len(manifest.graphs)} graphs; {parity.compared} tensors within {parity.max_relative_error:.1e} "
             "of PyTorch"
         )
     return DONE
+
+
+def _task(task: wire.Task) -> str:
+    return task.name if task.metric is None else f"{task.name} ({task.metric})"
 
 
 def _with_official(
@@ -224,6 +228,7 @@ def _summary(manifest: wire.Manifest) -> dict[str, Any]:
         "state": manifest.table.size - manifest.table.parameters.size,
         "input": manifest.input.shape,
         "representation": tuple(array.shape for array in manifest.representation),
+        "metrics": {task.name: task.metric for task in manifest.tasks},
         "graphs": len(manifest.graphs),
         "graph_bytes": sum(file.size_bytes for file in manifest.graphs.values()),
         "weights_bytes": manifest.weights.size_bytes,

@@ -104,7 +104,12 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
     with torch.no_grad(), unchanged(*model.parts().values()):
         predictions = {task: model.heads[task](model.packed(z)) for task in model.tasks}
     tasks = tuple(
-        wire.Task(name=task, target=_array(model.example_targets[task]), prediction=_array(predictions[task]))
+        wire.Task(
+            name=task,
+            target=_array(model.example_targets[task]),
+            prediction=_array(predictions[task]),
+            **model.metric(task, predictions[task])._asdict(),
+        )
         for task in model.tasks
     )
     return wire.Manifest(

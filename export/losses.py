@@ -4,13 +4,12 @@ A batch without any label has loss zero, not NaN, so that one empty crop does no
 the labelled elements of the batch. A loss with settings is a function that gives a loss: `cross_entropy(ignore=255)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def masked_l1(prediction: Tensor, target: Tensor) -> Tensor:
@@ -25,16 +24,23 @@ def masked_l2(prediction: Tensor, target: Tensor) -> Tensor:
     return torch.where(known, prediction - target, 0.0).square().sum() / count
 
 
-def masked_huber(delta: float = 1.0) -> Loss:
+@dataclass(frozen=True)
+class MaskedHuber:
     """Mean Huber loss over the labelled elements: squared up to an error of `delta`, linear above."""
 
-    def loss(prediction: Tensor, target: Tensor) -> Tensor:
+    delta: float = 1.0
+
+    def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar."""
         known, count = _known(prediction, target)
         error = torch.where(known, prediction - target, 0.0).abs()
-        bounded = error.clamp(max=delta)
+        bounded = error.clamp(max=self.delta)
         return (bounded * (error - 0.5 * bounded)).sum() / count
 
-    return loss
+
+def masked_huber(delta: float = 1.0) -> MaskedHuber:
+    """Mean Huber loss over the labelled elements: squared up to an error of `delta`, linear above."""
+    return MaskedHuber(delta)
 
 
 def masked_binary_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
@@ -61,16 +67,18 @@ def pixel_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(logits, target, ignore_index=0, reduction="sum") / count
 
 
-def cross_entropy(*, ignore: int | None = None, weights: Sequence[float] | None = None, smoothing: float = 0.0) -> Loss:
-    """Cross-entropy of logits (B, K, …) and classes (B, …).
+@dataclass(frozen=True, kw_only=True)
+class CrossEntropy:
+    """Cross-entropy of logits (B, K, …) and classes (B, …), with the settings of `cross_entropy`."""
 
-    An `ignore`d class counts for nothing; `weights` (K,) make classes count more or less, and the mean is over the
-    weights, as PyTorch's; `smoothing` is the part of the target that is spread over all classes.
-    """
+    ignore: int | None
+    weights: tuple[float, ...] | None
+    smoothing: float
 
-    def loss(logits: Tensor, target: Tensor) -> Tensor:
-        known = torch.ones_like(target, dtype=torch.bool) if ignore is None else target != ignore
-        scale = None if weights is None else torch.tensor(list(weights), dtype=logits.dtype)
+    def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
+        """The loss, a scalar."""
+        known = torch.ones_like(target, dtype=torch.bool) if self.ignore is None else target != self.ignore
+        scale = None if self.weights is None else torch.tensor(self.weights, dtype=logits.dtype)
         if scale is None:
             count = known.to(logits.dtype).sum()
         else:
@@ -80,13 +88,22 @@ def cross_entropy(*, ignore: int | None = None, weights: Sequence[float] | None 
             logits,
             target,
             scale,
-            ignore_index=-100 if ignore is None else ignore,
+            ignore_index=-100 if self.ignore is None else self.ignore,
             reduction="sum",
-            label_smoothing=smoothing,
+            label_smoothing=self.smoothing,
         )
         return total / count.clamp(min=1e-6)
 
-    return loss
+
+def cross_entropy(
+    *, ignore: int | None = None, weights: Sequence[float] | None = None, smoothing: float = 0.0
+) -> CrossEntropy:
+    """Cross-entropy of logits (B, K, …) and classes (B, …).
+
+    An `ignore`d class counts for nothing; `weights` (K,) make classes count more or less, and the mean is over the
+    weights, as PyTorch's; `smoothing` is the part of the target that is spread over all classes.
+    """
+    return CrossEntropy(ignore=ignore, weights=None if weights is None else tuple(weights), smoothing=smoothing)
 
 
 def cosine(prediction: Tensor, target: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edge_runtime.wire.names import TaskName
 from export.errors import ModelInvalid
+from export.metrics import Chosen, choose
 from export.running import BATCH_NORM, check_normalization, running_statistics, unchanged
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -26,6 +27,10 @@ class MultiTaskModel:
     `losses[task]` maps a prediction and a target to a scalar, the mean over the batch. `example_input` is a float32
     batch, `example_targets[task]` a float32 or int64 one. Parameters are float32 and belong to one part alone.
 
+    `metrics[task]` names what is measured of predictions besides the loss (edge_runtime.wire.metrics), None for
+    nothing; by default it is what is usual for the loss. `ignored_classes[task]` is the class that means no label
+    there, by default the one that the loss leaves out, as far as that is known.
+
     With a `stem`, which maps x to an embedding e, one tensor (B, …), the encoder maps e instead of x. The encoder can
     then be computed elsewhere than stem and heads. Such a model keeps no running statistics.
     """
@@ -36,6 +41,8 @@ class MultiTaskModel:
     example_input: Tensor
     example_targets: Mapping[str, Tensor]
     stem: nn.Module | None = None
+    metrics: Mapping[str, str | None] = field(default_factory=dict)
+    ignored_classes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -51,6 +58,17 @@ class MultiTaskModel:
         """What the encoder returns for x, or for what the stem makes of it."""
         return self.encoder(x if self.stem is None else self.stem(x))
 
+    def metric(self, task: str, prediction: Tensor) -> Chosen:
+        """The metric of a task, whose head gives `prediction` (B, …) for the example. Raises ModelInvalid."""
+        return choose(
+            task,
+            self.losses[task],
+            self.example_targets[task],
+            prediction,
+            metrics=self.metrics,
+            ignored_classes=self.ignored_classes,
+        )
+
     def packed(self, z: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
         """The representation as the heads take it."""
         return z[0] if self.one_tensor else z
@@ -64,9 +82,12 @@ class MultiTaskModel:
         """Raises ModelInvalid, or OperatorUnsupported, with what is wrong and where."""
         if not self.heads:
             raise ModelInvalid("the model has no heads: give at least one task")
-        for field in ("losses", "example_targets"):
-            if odd := sorted(self.heads.keys() ^ getattr(self, field).keys()):
-                raise ModelInvalid(f"task {odd[0]!r} is in heads or in {field}, but not in both")
+        for name in ("losses", "example_targets"):
+            if odd := sorted(self.heads.keys() ^ getattr(self, name).keys()):
+                raise ModelInvalid(f"task {odd[0]!r} is in heads or in {name}, but not in both")
+        for name in ("metrics", "ignored_classes"):
+            if odd := sorted(getattr(self, name).keys() - self.heads.keys()):
+                raise ModelInvalid(f"{name} has {odd[0]!r}, which is none of the tasks {', '.join(self.tasks)}")
         for task in self.tasks:
             self._check_task_name(task)
         owners: dict[int, str] = {}
@@ -137,6 +158,7 @@ class MultiTaskModel:
                     loss = self.losses[task](prediction, target)
                 if not isinstance(loss, Tensor) or loss.shape != () or loss.dtype != torch.float32:
                     raise ModelInvalid(f"the loss of {task} must be a float32 scalar: take the mean over the batch")
+                self.metric(task, prediction)
             self._check_unchanged(before)
 
     def _checked_encoder(self, x: Tensor) -> Any:

@@ -9,11 +9,10 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from benchmarks.limits import memory_limit, within
 from benchmarks.measure import ROOT, WORK, XCEPTION, bundle, rooms
 
 BUDGETS_MIB = (400, 160, 130, 110, 80)
@@ -23,10 +22,6 @@ BATCH = 16
 IMAGES = 32
 ROUNDS = 200
 MIB = 2**20
-GROUPS = (
-    (Path("/sys/fs/cgroup"), "memory.max"),
-    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes"),
-)
 
 
 def measure() -> dict[str, Any]:
@@ -87,32 +82,10 @@ def _bounded(
     shutil.rmtree(state, ignore_errors=True)
     arguments = [folder, data, state, f"{budget_mib}MiB", BATCH, rounds, probe, scheme]
     command = [sys.executable, "-m", "benchmarks.device.bounded", *map(str, arguments)]
-    with _group(budget_mib * MIB) as group:
-        if group is not None:
-            command = ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh", *command]
-        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=False)
+    with memory_limit(budget_mib * MIB) as group:
+        done = subprocess.run(within(group, command), cwd=ROOT, stdout=subprocess.PIPE, check=False)
     limit = "none here" if group is None else "kernel"
     if done.returncode:
         return {"limit": limit, "declined": f"KILLED, exit code {done.returncode}"}
     result: dict[str, Any] = json.loads(done.stdout)
     return {"limit": limit, **result}
-
-
-@contextmanager
-def _group(limit_bytes: int) -> Iterator[Path | None]:
-    """A control group with this limit; None where none can be made."""
-    for root, limit in GROUPS:
-        group = root / f"mas-edge-{limit_bytes}"
-        try:
-            if not (root / "cgroup.procs").exists():
-                continue
-            group.mkdir(exist_ok=True)
-            (group / limit).write_text(str(limit_bytes))
-        except OSError:
-            continue
-        try:
-            yield group
-        finally:
-            group.rmdir()
-        return
-    yield None

@@ -13,8 +13,9 @@ import msgspec
 
 from broker_server.comparison.comparison import Comparison, ComparisonImpossible
 from broker_server.comparison.markdown import document, marks, replace_between, tables
-from broker_server.comparison.results import read_all
+from broker_server.comparison.results import read_all, read_costs
 from broker_server.simulation.experiment import read_experiment
+from broker_server.simulation.fleet import Costs
 from broker_server.simulation.run import write_json
 from edge_runtime.wire.files import write_whole
 
@@ -26,6 +27,8 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
 
     experiments: list[Comparison]
     missing: list[str]
+    costs: list[Costs | None]
+    """By folder: what simulated time and energy are reckoned from."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Compare. Raises ComparisonImpossible, ConfigInvalid; OSError as the file system does."""
     outline = None if args.experiment is None else read_experiment(args.experiment).outline(args.experiment.stem)
     found = read_all(args.folder, outline)
+    costs = [read_costs(folder) for folder in args.folder]
     pictures = {each.name: args.out / _picture(each, len(found)) for each in found}
     text = None if args.into is None else _replaced(args.into, found, pictures)
     try:
@@ -53,7 +57,8 @@ def run(args: argparse.Namespace) -> int:
             write_whole(pictures[each.name], plot.draw(each))
     except ImportError as exc:
         raise ComparisonImpossible("matplotlib is not installed: pip install '.[server]'") from exc
-    write_json(args.out / JSON, _File(experiments=found, missing=[run for each in found for run in each.missing]))
+    missing = [run for each in found for run in each.missing]
+    write_json(args.out / JSON, _File(experiments=found, missing=missing, costs=costs))
     write_whole(args.out / MARKDOWN, document([(each, pictures[each.name].name) for each in found]).encode())
     if text is not None:
         write_whole(args.into, text.encode())

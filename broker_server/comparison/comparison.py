@@ -1,6 +1,6 @@
 """One experiment's methods beside one another, from the summaries of its runs. Pure: what is missing is named."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -8,6 +8,7 @@ from broker_server.comparison.published import TASKS, Published, published
 from broker_server.comparison.statistics import Estimate, difference, estimate, ratio
 from broker_server.simulation.outline import Outline
 from broker_server.simulation.summary import Summary
+from edge_runtime.wire.metrics import METRICS, MetricName
 
 TOTAL = "total"
 REFERENCE = "one_by_one"
@@ -42,6 +43,10 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
     """Whether no other method with as many seeds has a lower mean of the total test loss."""
     test_loss: dict[str, Estimate]
     """By task, and `total`."""
+    test_metric: dict[str, Estimate]
+    """By task, of those that have a metric."""
+    best_metrics: tuple[str, ...]
+    """The tasks whose metric is better with no other method with as many seeds."""
     rounds: Estimate | None
     compute_s: Estimate | None
     """Measured: CPU seconds of one core of the simulating machine, over all devices."""
@@ -66,6 +71,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     title: str
     tasks: tuple[str, ...]
+    metrics: dict[str, MetricName]
+    """By task, of those that have one."""
     seeds: tuple[int, ...]
     reference: str | None
     """The method that the others are related to."""
@@ -100,11 +107,14 @@ def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Compar
     reference = next((m for m, runs in found.items() if any(r.strategy == REFERENCE for r in runs.values())), None)
     sections = outline.section_of()
     best = _best(found)
+    metrics = _metrics(name, summaries)
+    best_metrics = {task: _best_by(found, task, metric) for task, metric in metrics.items()}
     ordered = sorted(found, key=lambda method: _place(outline, sections.get(method, "")))
     return Comparison(
         name=name,
         title=outline.title or name,
         tasks=tasks,
+        metrics=metrics,
         seeds=seeds,
         reference=reference,
         methods=tuple(
@@ -116,6 +126,8 @@ def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Compar
                 missing=_missing(outline, method, found[method]),
                 best=method in best,
                 test_loss=_losses(found[method], (*tasks, TOTAL)),
+                test_metric=_measured(found[method], metrics),
+                best_metrics=tuple(task for task in metrics if method in best_metrics[task]),
                 rounds=_mean(found[method], lambda run: run.rounds),
                 compute_s=_mean(found[method], lambda run: run.compute_s),
                 critical_path_s=_mean(found[method], lambda run: run.critical_path_s),
@@ -169,12 +181,46 @@ def _relative(runs: Mapping[int, Summary], base: Mapping[int, Summary]) -> Relat
     )
 
 
+def _metrics(name: str, summaries: Sequence[Summary]) -> dict[str, MetricName]:
+    """The tasks' metrics. Raises ComparisonImpossible where runs have measured a task by different ones."""
+    found: dict[str, MetricName] = {}
+    for summary in summaries:
+        for task, mean in (summary.test_metric or {}).items():
+            if found.setdefault(task, mean.name) != mean.name:
+                raise ComparisonImpossible(
+                    f"{name}: some runs have measured {task} by {found[task]}, others by {mean.name}"
+                )
+    return dict(sorted(found.items()))
+
+
+def _metric(task: str) -> Value:
+    def of(run: Summary) -> float | None:
+        mean = (run.test_metric or {}).get(task)
+        return None if mean is None else mean.value
+
+    return of
+
+
+def _measured(runs: Mapping[int, Summary], metrics: Iterable[str]) -> dict[str, Estimate]:
+    means = {task: _mean(runs, _metric(task)) for task in metrics}
+    return {task: mean for task, mean in means.items() if mean is not None}
+
+
+def _best_by(found: Mapping[str, Mapping[int, Summary]], task: str, metric: MetricName) -> set[str]:
+    sign = -1.0 if METRICS[metric].higher_is_better else 1.0
+    return _least({method: _mean(runs, _metric(task)) for method, runs in found.items()}, sign)
+
+
 def _best(found: Mapping[str, Mapping[int, Summary]]) -> set[str]:
-    """The methods with the lowest mean loss of those with the most seeds: a mean of fewer seeds is another mean."""
-    means = {method: each for method, runs in found.items() if (each := _mean(runs, _total)) is not None}
-    most = max((each.n for each in means.values()), default=0)
-    lowest = min((each.mean for each in means.values() if each.n == most), default=None)
-    return {method for method, each in means.items() if each.n == most and each.mean == lowest}
+    return _least({method: _mean(runs, _total) for method, runs in found.items()})
+
+
+def _least(means: Mapping[str, Estimate | None], sign: float = 1.0) -> set[str]:
+    """The methods with the lowest mean of those with the most seeds: a mean of fewer seeds is another mean."""
+    known = {method: mean for method, mean in means.items() if mean is not None}
+    most = max((each.n for each in known.values()), default=0)
+    lowest = min((sign * each.mean for each in known.values() if each.n == most), default=None)
+    return {method for method, each in known.items() if each.n == most and sign * each.mean == lowest}
 
 
 def _place(outline: Outline, section: str) -> int:

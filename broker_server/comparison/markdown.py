@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from broker_server.comparison.comparison import TOTAL, Comparison, MethodResult
 from broker_server.comparison.published import FIGURES, REFERENCE
 from broker_server.comparison.statistics import Estimate
+from edge_runtime.wire.metrics import METRICS, headed
 
 NOTHING = "–"
 FINDS_GROUPS = {"mas", "tag", "hoa"}
@@ -33,6 +34,8 @@ def tables(comparison: Comparison, picture: str) -> str:
         methods = [each for each in comparison.methods if each.section == section]
         parts.append(f"\n**{escape(section)}**\n" if section else "")
         parts += [_figures(methods), "", _losses(comparison, methods)]
+        if any(each.test_metric for each in methods):
+            parts += ["", _metrics(comparison, methods)]
         if found := [each for each in methods if each.strategy in FINDS_GROUPS and each.groups]:
             parts += ["", _groups(found)]
     if any(each.published is not None for each in comparison.methods):
@@ -111,6 +114,20 @@ def _losses(comparison: Comparison, methods: Iterable[MethodResult]) -> str:
         for each in methods
     ]
     return table(head, rows)
+
+
+def _metrics(comparison: Comparison, methods: Iterable[MethodResult]) -> str:
+    head = ("method: test metric by task", *(f"{escape(t)}, {headed(name)}" for t, name in comparison.metrics.items()))
+    rows = []
+    for each in methods:
+        values = {
+            task: _written(each.test_metric.get(task), f".{METRICS[name].decimals}f", 1.0)
+            for task, name in comparison.metrics.items()
+        }
+        cells = [f"**{value}**" if task in each.best_metrics else value for task, value in values.items()]
+        rows.append((escape(each.method), *cells))
+    note = "Test metrics, means over devices weighted by examples; **bold** is the best of its task."
+    return f"{table(head, rows)}\n\n{note}"
 
 
 def _groups(methods: Iterable[MethodResult]) -> str:

@@ -7,7 +7,8 @@ from typing import TypeVar
 import msgspec
 
 from broker_server.comparison.comparison import Comparison, ComparisonImpossible, compare
-from broker_server.simulation.grid import RUNS, SUMMARY
+from broker_server.simulation.fleet import Costs
+from broker_server.simulation.grid import COSTS, RUNS, SUMMARY
 from broker_server.simulation.outline import OUTLINE, Outline
 from broker_server.simulation.summary import Summary
 
@@ -56,11 +57,16 @@ def read_summaries(folder: Path) -> list[Summary]:
     return found if found or not (folder / SUMMARY).is_file() else _decode(folder / SUMMARY, list[Summary])
 
 
+def read_costs(folder: Path) -> Costs | None:
+    """What the work costs by the rules of a folder's runs; None where nothing was run. Raises ComparisonImpossible."""
+    return _decode(folder / COSTS, Costs) if (folder / COSTS).is_file() else None
+
+
 def _decode(path: Path, kind: type[Found]) -> Found:
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except (OSError, msgspec.MsgspecError, UnicodeDecodeError) as exc:
-        raise ComparisonImpossible(f"{path} is not a summary of a run: {exc}") from exc
+        raise ComparisonImpossible(f"{path} is not what a simulation writes: {exc}") from exc
 
 
 def _joined(one: Outline, other: Outline) -> Outline:

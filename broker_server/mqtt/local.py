@@ -33,6 +33,7 @@ class _Party:
         self.is_scheduled = False
         self.is_held = False
         self.is_closed = False
+        self.is_interrupted = False
 
     @property
     def is_full(self) -> bool:
@@ -115,7 +116,8 @@ class LocalLink:
         """The next event; None if there is none within `timeout_s` seconds (None: no limit) or the link is closed."""
         party = self._party
         with party.changed:
-            party.changed.wait_for(lambda: party.inbox or party.is_closed, timeout_s)
+            party.changed.wait_for(lambda: party.inbox or party.is_closed or party.is_interrupted, timeout_s)
+            party.is_interrupted = False
             if not party.inbox:
                 return None
             event = party.inbox.popleft()
@@ -129,6 +131,12 @@ class LocalLink:
             self._on_loop(party.hub.relieved, party)
         self.bytes_in += packet_bytes(event.topic, event.payload)
         return Delivery(event.topic, event.payload)
+
+    def interrupt(self) -> None:
+        """Let `receive` return None now, or the next time that it would wait."""
+        with self._party.changed:
+            self._party.is_interrupted = True
+            self._party.changed.notify_all()
 
     def close(self) -> None:
         """Leave the broker, once what was published has been passed on. No will."""

@@ -7,6 +7,7 @@ is charged for all of its own: rounds, results, seconds and joules are journalle
 """
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     updates: object
     phase: tuple[object, ...]
     schedule_rounds: int | None = None
+    aggregation: object = None
 
 
 class RecallingFederation(Federation):
@@ -93,9 +95,8 @@ class RecallingFederation(Federation):
 
     def computed(self, device: str, plan: Plan, cpu_s: float) -> None:
         """A device's work has taken so many CPU seconds of a host."""
-        key = _computed(plan.round)
-        known = msgspec.json.decode(self._store.fact(key) or "{}", type=dict[str, float])
-        self._store.set_fact(key, msgspec.json.encode(known | {device: cpu_s}).decode())
+        known = msgspec.json.decode(self._store.fact(_computed(plan.round)) or "{}", type=dict[str, float])
+        set_computed(self._store, plan.round, known | {device: cpu_s})
 
     def keep_courses(self) -> None:
         """Give the library the courses of a federation that has finished."""
@@ -125,7 +126,7 @@ class RecallingFederation(Federation):
         if course.weights is not None:
             self._blobs.add(self._library.blobs.read(course.weights.digest))
         for each, seconds in zip(facts, course.cpu_s, strict=True):
-            self._store.set_fact(_computed(each.row.assignment.round), msgspec.json.encode(seconds).decode())
+            set_computed(self._store, each.row.assignment.round, seconds)
         self._store.add_rounds(facts, course.weights)
         for each in facts:
             if each.row.assignment.probe:
@@ -137,11 +138,12 @@ class RecallingFederation(Federation):
         key = _Key(
             context=self._context,
             manifest=work.bundle.digest,
-            weights=work.weights.digest,
+            weights=work.whole.digest,
             training=work.training,
             updates=work.updates,
             phase=shape,
             schedule_rounds=phase.schedule_rounds,
+            aggregation=None if self._aggregation.is_plain or work.training is None else self._aggregation,
         )
         return hashlib.sha256(msgspec.json.encode(key)).hexdigest()
 
@@ -149,6 +151,11 @@ class RecallingFederation(Federation):
 def computed_s(store: Store, row: RoundRow) -> dict[str, float]:
     """CPU seconds of a host by device that a round took, where they were measured."""
     return msgspec.json.decode(store.fact(_computed(row.assignment.round)) or "{}", type=dict[str, float])
+
+
+def set_computed(store: Store, number: int, seconds: Mapping[str, float]) -> None:
+    """Keep the CPU seconds of a host by device that a round took."""
+    store.set_fact(_computed(number), msgspec.json.encode(seconds).decode())
 
 
 def _computed(number: int) -> str:

@@ -13,6 +13,13 @@ split_rounds = 6
 strategy = "mas"
 groups = 2
 
+[methods."local only"]                # each device for itself, from the same weights, without any exchange
+strategy = "all_in_one"
+alone = true
+
+[tasks_of]                            # devices that have labels of some tasks alone; in a method, other ones for it
+room-01 = ["depth"]
+
 [sections]                            # tables of their own in a comparison; the other methods come first
 ablations = ["MAS-2 from scratch"]
 
@@ -32,7 +39,7 @@ from msgspec import Meta
 from broker_server.config import MAX_CONFIG_BYTES, ConfigInvalid, ServerConfig, check
 from broker_server.simulation.fleet import Fleet
 from broker_server.simulation.outline import Outline
-from edge_runtime.wire.names import DeviceId, is_device_id
+from edge_runtime.wire.names import DeviceId, TaskName, is_device_id
 
 MethodName = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9 +._-]*\Z")]
 SectionName = Annotated[str, Meta(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ,+._-]*\Z")]
@@ -49,6 +56,16 @@ NOT_HERE = {
     "official_python",
 }
 """Keys of server.toml that a simulation decides itself."""
+TasksOf = Annotated[dict[DeviceId, Annotated[tuple[TaskName, ...], Meta(min_length=1)]], Meta(max_length=100_000)]
+
+
+class Conduct(msgspec.Struct, frozen=True, kw_only=True):
+    """What a method says of its runs besides the keys of server.toml."""
+
+    alone: bool = False
+    """Whether each device trains for itself."""
+    tasks_of: TasksOf | None = None
+    """The tasks that devices have labels of, instead of the experiment's; {} for all."""
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -64,6 +81,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     title: Annotated[str, Meta(max_length=100)] = ""
     devices: Annotated[tuple[DeviceId, ...], Meta(max_length=100_000)] = ()
     """The data sets that take part; all of the folder's where none is named."""
+    tasks_of: TasksOf = {}
+    """The tasks that a device has labels of, where not all that its data set has. Losses count on these alone."""
     sections: Annotated[dict[SectionName, tuple[MethodName, ...]], Meta(max_length=100)] = {}
     """Methods that are compared in tables of their own."""
 
@@ -72,17 +91,39 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         methods = tuple(self.methods)
         return Outline(name=name, title=self.title, methods=methods, seeds=self.seeds, sections=self.sections)
 
+    def conduct(self, method: str) -> Conduct:
+        """What a method says of its runs, the experiment's tasks_of where it says nothing of them.
+
+        Raises ConfigInvalid.
+        """
+        try:
+            found = msgspec.convert(self.methods[method], Conduct)
+        except msgspec.ValidationError as exc:
+            raise ConfigInvalid(f"methods.{method}: {exc}") from exc
+        return msgspec.structs.replace(found, tasks_of=self.tasks_of if found.tasks_of is None else found.tasks_of)
+
     def config(self, method: str, seed: int, devices: int) -> ServerConfig:
         """How one method is run with one seed on so many devices. Raises ConfigInvalid."""
-        keys = self.settings | self.methods[method]
+        conduct = self.conduct(method)
+        own = {key: value for key, value in self.methods[method].items() if key not in Conduct.__struct_fields__}
+        keys = self.settings | own
         if odd := sorted(NOT_HERE & keys.keys()):
             raise ConfigInvalid(f"methods.{method}: {odd[0]}: a simulation decides this itself")
-        fixed = {"federation": "simulation", "seed": seed, "min_devices": devices}
+        fixed = {
+            "federation": "simulation",
+            "seed": seed,
+            "min_devices": 1 if conduct.alone else devices,
+            "general": "device",
+        }
         try:
             config = msgspec.convert(keys | fixed, ServerConfig)
             check(config)
         except (msgspec.ValidationError, ConfigInvalid) as exc:
             raise ConfigInvalid(f"methods.{method}: {exc}") from exc
+        if conduct.alone and config.strategy != "all_in_one":
+            raise ConfigInvalid(
+                f"methods.{method}: alone: a device by itself trains its tasks together: give strategy = 'all_in_one'"
+            )
         return config
 
 

@@ -2,30 +2,36 @@
 
 OUT/costs.json               what the work costs on this machine, measured once
 OUT/bundles/SEED/            the compiled model
+OUT/data/DEVICE/             the labels of some tasks alone, by links, where tasks_of says so
 OUT/courses/                 what need not be done twice
-OUT/runs/METHOD/SEED/        a run: server/ (its journal), report.json, models/, summary.json when it has finished
+OUT/runs/METHOD/SEED/        a run: server/ (its journal), report.json, models/, summary.json when it has finished;
+                             alone/DEVICE/ has as much of each device that trained for itself
 OUT/summary.json             all summaries
 OUT/experiment.json          the names of all methods, in order, and the seeds
 """
 
+import contextlib
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
-from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
+from broker_server import report as reports
 from broker_server.actions import Result
-from broker_server.aggregator import Aggregator
+from broker_server.aggregator import Aggregator, Watcher
+from broker_server.config import ServerConfig
+from broker_server.simulation.alone import join, unconnected
 from broker_server.simulation.courses import Library
-from broker_server.simulation.experiment import Experiment, data_sets
+from broker_server.simulation.experiment import Experiment, TasksOf, data_sets
 from broker_server.simulation.fleet import Costs, additive
+from broker_server.simulation.labels import labelled
 from broker_server.simulation.run import (
     SERVER,
     MakeDevice,
@@ -37,12 +43,12 @@ from broker_server.simulation.run import (
 )
 from broker_server.simulation.summary import Summary, summarise
 from broker_server.state import StateFolder
-from broker_server.store import RoundRow
+from broker_server.store import RoundRow, Store
 from edge_runtime.wire.manifest import MANIFEST, read_folder
 from edge_runtime.wire.messages import ProbeMethod
 from edge_runtime.wire.names import Tasks
 
-SUMMARY, RUNS = "summary.json", "runs"
+SUMMARY, RUNS, DATA, ALONE, COSTS = "summary.json", "runs", "data", "alone", "costs.json"
 
 
 class Cost(Protocol):
@@ -117,11 +123,13 @@ def run_grid(
     Raises SimulationFailed, ConfigInvalid, BundleInvalid, SplitImpossible, FederationChanged.
     """
     data = data_sets(Path(experiment.data), experiment.devices)
+    conducts = {method: experiment.conduct(method) for method in experiment.methods}
     configs = {
         (method, seed): experiment.config(method, seed, len(data))
         for seed in experiment.seeds
         for method in experiment.methods
     }
+    own = {method: labelled(data, conduct.tasks_of or {}, out / DATA) for method, conduct in conducts.items()}
     show.begin(len(configs))
     bundles = {seed: _bundle(experiment, seed, out) for seed in experiment.seeds}
     costs = _costs(out, hosts, parts, bundles[experiment.seeds[0]], data, experiment)
@@ -145,15 +153,18 @@ def run_grid(
             folder = out / RUNS / _folder(method) / str(seed)
             summary = _summary(folder)
             if summary is None:
+                simulated = _alone if conducts[method].alone else simulate
                 try:
-                    report = simulate(folder, configs[method, seed], bundles[seed], setting, _Watcher(name, show))
+                    simulated(
+                        folder,
+                        configs[method, seed],
+                        bundles[seed],
+                        replace(setting, data=own[method]),
+                        _Watcher(name, show),
+                    )
                 except SimulationStopped:
                     break
-                state = StateFolder(folder / SERVER)
-                with closing(state):
-                    store, _ = state.open()
-                    with closing(store):
-                        summary = summarise(method, seed, report, store)
+                summary = _summarised(method, seed, folder, experiment.tasks_of)
                 write_json(folder / SUMMARY, summary)
             show.done(name, summary)
             found.append(summary)
@@ -174,6 +185,40 @@ def run_grid(
     )
     write_json(out / SUMMARY, summaries)
     return summaries
+
+
+def _alone(folder: Path, config: ServerConfig, bundle: Path, setting: Setting, watcher: Watcher) -> None:
+    """Each device for itself, one after another, and what they came to as one run.
+
+    Raises what `simulate` raises.
+    """
+    for device, path in setting.data.items():
+        own = replace(setting, data={device: path}, fleet=unconnected(setting.fleet, device))
+        simulate(folder / ALONE / device, config, bundle, own, watcher)
+    with contextlib.ExitStack() as stack:
+        journals = {device: _journal(folder / ALONE / device, stack) for device in setting.data}
+        state = StateFolder(folder / SERVER)
+        stack.callback(state.close)
+        state.clear()
+        store, _ = state.open()
+        stack.callback(store.close)
+        join(journals, store)
+        reports.write(folder, reports.build(store), {})
+
+
+def _summarised(method: str, seed: int, folder: Path, tasks_of: TasksOf) -> Summary:
+    """The summary of a run that has finished; devices count with their own tasks, whatever they had labels of."""
+    with contextlib.ExitStack() as stack:
+        store = _journal(folder, stack)
+        return summarise(method, seed, reports.build(store, tasks_of), store)
+
+
+def _journal(folder: Path, stack: contextlib.ExitStack) -> Store:
+    state = StateFolder(folder / SERVER)
+    stack.callback(state.close)
+    store, _ = state.open()
+    stack.callback(store.close)
+    return store
 
 
 def _summary(folder: Path) -> Summary | None:
@@ -200,7 +245,7 @@ def _costs(
     out: Path, hosts: Executor, parts: Parts, bundle: Path, data: Mapping[str, Path], experiment: Experiment
 ) -> Costs:
     """What the work costs this machine: measured once, then read."""
-    path = out / "costs.json"
+    path = out / COSTS
     if path.is_file():
         return msgspec.json.decode(path.read_bytes(), type=Costs)
     settings = experiment.config(next(iter(experiment.methods)), experiment.seeds[0], len(data))

@@ -110,6 +110,9 @@ class MemoryLink:
             self.bytes_in += packet_bytes(event.topic, event.payload)
         return event
 
+    def interrupt(self) -> None:
+        """Nothing waits here."""
+
     def close(self) -> None:
         """Leave the broker."""
         self._network.router.drop(self)

@@ -2,7 +2,7 @@
 
 import msgspec
 
-from broker_server.report import Report
+from broker_server.report import MetricMean, Report
 from broker_server.simulation.courses import computed_s
 from broker_server.store import Store
 
@@ -19,6 +19,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     strategy: str
     test_loss: dict[str, float] | None
     """By task, and `total`."""
+    test_metric: dict[str, MetricMean] | None = None
+    """By task, of the weights of `test_loss`; None where nothing was measured."""
     groups: tuple[tuple[str, ...], ...]
     """Of the last phase of training."""
     rounds: int
@@ -37,14 +39,15 @@ def summarise(method: str, seed: int, report: Report, store: Store) -> Summary:
     computed = [computed_s(store, row) for row in rows]
     missing = any(not each.results.keys() <= seconds.keys() for each, seconds in zip(facts, computed, strict=True))
     trained = [phase for phase, _ in store.phases() if phase.work == "train"]
-    stages = [report.test_loss.get(stage) for stage in ("end", "merged")]
+    stage = next((stage for stage in ("end", "merged") if report.test_loss.get(stage) is not None), None)
     energies = [energy.energy_j for each in facts for energy in each.energy.values()]
     ups, downs = [row.bytes_up for row in rows], [row.bytes_down for row in rows]
     return Summary(
         method=method,
         seed=seed,
         strategy=report.strategy,
-        test_loss=next((losses for losses in stages if losses is not None), None),
+        test_loss=None if stage is None else report.test_loss[stage],
+        test_metric=None if stage is None else report.test_metrics.get(stage),
         groups=trained[-1].groups,
         rounds=len(rows),
         compute_s=None if missing else sum(sum(seconds.values()) for seconds in computed),

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from edge_runtime.agent.state import Pending
 from edge_runtime.wire.blob import Blob
-from edge_runtime.wire.messages import DeviceMessage, Plan, Status
+from edge_runtime.wire.messages import Ack, DeviceMessage, Plan, Status
 
 
 @dataclass(frozen=True)
@@ -68,10 +68,17 @@ class SendChunks:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The server has taken the result, or declined it: the plan is over."""
+
+    ack: Ack
+
+
+@dataclass(frozen=True)
 class Exit:
     """The federation has ended."""
 
     detail: str
 
 
-Action = Say | Subscribe | Unsubscribe | Fetch | StartWork | CancelWork | Keep | Forget | SendChunks | Exit
+Action = Say | Subscribe | Unsubscribe | Fetch | StartWork | CancelWork | Keep | Forget | SendChunks | Answered | Exit

@@ -45,7 +45,10 @@ def check_plan(plan: Plan, max_bytes: int) -> None:
 
 
 def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, official: bool = False) -> Manifest:
-    """The manifest in `data`, if it is the server's, fits the plan and the cap. Raises WorkRefused."""
+    """The manifest in `data`, if it is the server's, fits the plan and the cap. Raises WorkRefused.
+
+    For split training it is the part of the manifest that a device has.
+    """
     try:
         signing.verify(server_key, data, plan.signature)
         manifest = manifests.decode(data)
@@ -55,6 +58,10 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, 
         raise WorkRefused(
             "bundle", f"the manifest is for {', '.join(manifest.task_names)}, the plan for {', '.join(plan.tasks)}"
         )
+    if plan.apart is not None:
+        if manifest.embedding is None:
+            raise WorkRefused("bundle", "the model has no stem, so its encoder cannot be computed elsewhere")
+        manifest = manifest.local()
     header_bytes = plan.weights.size_bytes - 4 * manifest.table.size
     if not 8 <= header_bytes <= 8 + MAX_ENTRY_BYTES * (1 + len(manifest.tensors)):
         raise WorkRefused(

@@ -12,6 +12,7 @@ from functools import partial
 from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.costs import Costs
 from edge_runtime.agent.downloads import Downloads
+from edge_runtime.agent.exchange import Exchange
 from edge_runtime.agent.work import (
     Reason,
     Stage,
@@ -59,7 +60,8 @@ Submit = Callable[[Plan, Callable[[], Outcome]], "Future[Outcome]"]
 class Job:
     """Runs a worker's calls. `graphs` is where the graphs of a plan's manifest are whole.
 
-    `residuals` is where what an update leaves out waits for the next one. Without `submit` the work has a thread here.
+    `residuals` is where what an update leaves out waits for the next one; `exchange` leads to the host of a general
+    model. Without `submit` the work has a thread here.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Job:
         graphs: BlobStore,
         residuals: CarriedVectors,
         costs: Costs,
+        exchange: Exchange,
         submit: Submit | None = None,
     ) -> None:
         self._worker = worker
@@ -76,6 +79,7 @@ class Job:
         self._graphs = graphs
         self._residuals = residuals
         self._costs = costs
+        self._exchange = exchange
         self._executor = ThreadPoolExecutor(1, "work")  # has no thread before it is used
         self._submit = submit or (lambda _, work: self._executor.submit(work))
         self._future: Future[Outcome] | None = None
@@ -88,12 +92,14 @@ class Job:
         `upload_bytes_per_s` is how fast the link is, where that was measured.
         """
         self._cancelled, self._progress = threading.Event(), None
+        self._exchange.begin()
         scheme = compression.choose(plan.updates, upload_bytes_per_s)
         self._future = self._submit(plan, partial(self._work, plan, scheme, bytes_down, self._cancelled))
 
     def cancel(self) -> None:
         """Make the work end at its next report."""
         self._cancelled.set()
+        self._exchange.cancel()
 
     def progress(self) -> tuple[Stage, int, int] | None:
         """The latest report, once: stage, done, total."""
@@ -134,11 +140,11 @@ class Job:
     def _result(self, plan: Plan, scheme: Scheme, bytes_down: int, report: Callable[[Stage, int, int], None]) -> Done:
         manifest, vector = self._downloads.load(plan)
         if plan.work == "evaluate":
-            evaluation = self._worker.evaluate(plan, manifest, self._graphs, vector, report)
+            evaluation = self._worker.evaluate(plan, manifest, self._graphs, vector, report, self._exchange)
             message = evaluation_message(plan, evaluation, bytes_down=bytes_down, energy=self._costs.energy(plan))
             encode(message)
             return Done(message, None)
-        result = self._worker.train(plan, manifest, self._graphs, vector, report)
+        result = self._worker.train(plan, manifest, self._graphs, vector, report, self._exchange)
         self._costs.switch("upload")
         check_trained(result)
         file = self._write(plan, scheme, manifest.table, vector, result.weights)

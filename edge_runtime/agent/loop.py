@@ -14,6 +14,7 @@ from typing import Literal
 
 from edge_runtime.agent.actions import (
     Action,
+    Answered,
     CancelWork,
     Exit,
     Fetch,
@@ -29,6 +30,7 @@ from edge_runtime.agent.activity import Activity
 from edge_runtime.agent.carried import CarriedVectors
 from edge_runtime.agent.costs import Account, Costs
 from edge_runtime.agent.downloads import Downloads
+from edge_runtime.agent.exchange import Exchange
 from edge_runtime.agent.job import Done, Failed, Job, Submit
 from edge_runtime.agent.session import Session
 from edge_runtime.agent.state import State
@@ -94,8 +96,15 @@ class Agent:
             state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
         )
         self._costs = Costs(account or EnergyAccount(None))
+        self._exchange = Exchange(link.interrupt)
         self._job = Job(
-            worker, self._downloads, state.blobs, CarriedVectors(state.root / "residual"), self._costs, submit
+            worker,
+            self._downloads,
+            state.blobs,
+            CarriedVectors(state.root / "residual"),
+            self._costs,
+            self._exchange,
+            submit,
         )
         self._uplink = Uplink(state.upload_bytes_per_s())
         pending = state.pending()
@@ -103,7 +112,7 @@ class Agent:
         if pending is not None:
             self._costs.begin(pending.plan, "idle")
         self._uploading = False
-        self._waiting: deque[DeviceMessage | Status | tuple[Blob, int]] = deque()
+        self._waiting: deque[DeviceMessage | Status | tuple[Blob, int] | bytes] = deque()
         self._file: bytes | None = None
         self._fetched: Plan | None = None
         self._bytes_before = 0
@@ -136,7 +145,7 @@ class Agent:
 
     def begin(self) -> None:
         """Listen to the server."""
-        self._link.subscribe(self._topics.command(self._device))
+        self._link.subscribe(self._topics.command(self._device), self._topics.down(self._device))
 
     def end(self) -> None:
         """End the work, say offline and close the link."""
@@ -156,6 +165,7 @@ class Agent:
         elif isinstance(event, Disconnected):
             self._on_disconnected(event)
         self._on_work()
+        self._waiting.extend(self._exchange.take())
         self._do(self._session.tick(self._clock()))
         self._flush()
         if phase := self._phase():
@@ -200,10 +210,18 @@ class Agent:
             return
         if address.digest is not None and address.index is not None and address.device is None:
             self._on_chunk(address.digest, address.index, delivery.payload)
+        elif address.kind == "down" and address.device == self._device:
+            self._on_piece(delivery.payload)
         elif address.kind == "command" and address.device == self._device and self._session.online:
             self._on_command(delivery.payload)
         else:
             self._drop("topic", f"{delivery.topic[:200]!r} is not for this device")
+
+    def _on_piece(self, piece: bytes) -> None:
+        try:
+            self._exchange.deliver(piece)
+        except MessageInvalid as exc:
+            self._drop("exchange", str(exc))
 
     def _on_command(self, payload: bytes) -> None:
         try:
@@ -213,20 +231,17 @@ class Agent:
             return
         before = self._session.errors.copy()
         actions = self._session.received(message, self._clock())
-        odd = self._session.errors - before
-        for kind in odd:
+        for kind in self._session.errors - before:
             self._log_dropped(kind, f"{type(message).__name__} does not fit what this device is doing")
-        if isinstance(message, Ack) and not odd:
-            _log.info("round %d: %s %s", message.round, "accepted" if message.accepted else "dropped", message.detail)
-            self._on_ack(message)
-            self._settle()
         self._do(actions)
 
-    def _on_ack(self, ack: Ack) -> None:
+    def _answered(self, ack: Ack) -> None:
+        _log.info("round %d: %s %s", ack.round, "accepted" if ack.accepted else "dropped", ack.detail)
         if not ack.accepted:
             self._uplink.lost()
         elif self._uplink.acknowledged(self._clock()) and (speed := self._uplink.bytes_per_s) is not None:
             self._state.keep_upload_speed(speed)
+        self._settle()
 
     def _on_chunk(self, digest: str, index: int, payload: bytes) -> None:
         now_s = self._clock()
@@ -294,6 +309,8 @@ class Agent:
                     self._uplink.sending(blob, indices, self._clock())
                     room = max(0, MAX_WAITING - len(self._waiting))
                     self._waiting.extend((blob, index) for index in indices[:room])
+                case Answered(ack):
+                    self._answered(ack)
                 case Exit(detail):
                     self._settle()
                     self._ending = Ending("finished", detail)
@@ -340,8 +357,10 @@ class Agent:
                 self._drop("odd_need", f"a chunk of the update cannot be read: {exc}")
             self._waiting.popleft()
 
-    def _publish(self, item: DeviceMessage | Status | tuple[Blob, int]) -> None:
-        if isinstance(item, tuple):
+    def _publish(self, item: DeviceMessage | Status | tuple[Blob, int] | bytes) -> None:
+        if isinstance(item, bytes):
+            self._link.publish(self._topics.up(self._device), item)
+        elif isinstance(item, tuple):
             blob, index = item
             data = self._state.weights.chunk(blob, index)
             self._link.publish(self._topics.upload(self._device, blob.digest, index), data)

@@ -8,7 +8,8 @@ Rules
 - One plan at a time, one work at a time: a newer plan supersedes the present one, and its work starts only after the
   old work has stopped.
 - A plan is the same plan when everything but its deadline is the same. It is answered once: with an update, an
-  evaluation or a refusal. The answer is repeated until it is acknowledged, and when the same plan comes again.
+  evaluation or a refusal. The answer is repeated until it is acknowledged, and when the same plan comes again. On a
+  slow link a repetition may follow an upload that was whole with it, so the same acknowledgement may come again.
 - A plan of an earlier round is stale, unless it is the first one after (re)connecting: that one is what the server
   wants now, even if the server has begun anew.
 """
@@ -19,6 +20,7 @@ import msgspec
 
 from edge_runtime.agent.actions import (
     Action,
+    Answered,
     CancelWork,
     Exit,
     Fetch,
@@ -77,6 +79,7 @@ class Session:
         self._plan: Plan | None = pending.plan if pending else None
         self._answer: Answer | None = pending.result if pending else None
         self._kept = pending is not None
+        self._acked: Ack | None = None
         self._unsaid: Refusal | None = None
         self._transfers: Transfers | None = None
         self._corrupt: Counter[str] = Counter()
@@ -293,13 +296,15 @@ class Session:
         answer, kept = self._answer, self._kept
         due = kept or self._activity is Activity.ANNOUNCING
         if not due or answer is None or (ack.round, ack.group) != (answer.round, answer.group):
-            self.errors["stale_ack"] += 1
+            acked = self._acked
+            if acked is None or (ack.round, ack.group) != (acked.round, acked.group):
+                self.errors["stale_ack"] += 1
             return []
         self._move("ack")
-        self._kept = False
+        self._kept, self._acked = False, ack
         if not ack.accepted:
             self._plan = self._answer = None
-        return [Forget()] if kept else []
+        return [Answered(ack), Forget()] if kept else [Answered(ack)]
 
     def _on_finished(self, message: Finished) -> list[Action]:
         self._move("finished")

@@ -19,7 +19,7 @@ from edge_runtime.wire.tensors import Vector
 
 MAX_LOSS = 1e18
 """What a message may carry; beyond it training has diverged."""
-Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "error"]
+Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "host", "error"]
 Stage = Literal["download", "train", "probe", "evaluate", "upload"]
 Report = Callable[[Stage, int, int], None]
 """Called with a stage, steps done and steps in all, when the stage begins and after each of its steps.
@@ -64,33 +64,65 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """The losses of the weights that came, by task, over `examples`."""
+    """The losses of the weights that came, by task, over `examples`, and the metrics of those tasks that have one."""
 
     loss: dict[str, float]
     examples: dict[str, int]
     wall_s: float
     peak_rss_bytes: int | None
+    metrics: dict[str, float] | None = None
+
+
+class Exchange(Protocol):
+    """A seam: a round's messages to and from the host of the general model, which may be lost on the way."""
+
+    def open(self, longest_bytes: int) -> None:
+        """A round begins, in which no message is longer than this."""
+        ...
+
+    def send(self, data: bytes) -> None:
+        """Send without waiting."""
+        ...
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """The next message, or None if none comes in that time. Raises WorkCancelled."""
+        ...
 
 
 class Worker(Protocol):
     """Does what a plan asks for with this device's data.
 
-    `weights` is a read-only vector in the layout of `manifest.table`; the manifest's graphs are whole in `store`.
-    Both calls may raise WorkRefused, and let WorkCancelled, which `report` raises, pass.
+    `weights` is a read-only vector in the layout of `manifest.table`; the manifest's graphs are whole in `store`. For a
+    plan of split training the manifest has no encoder, and `exchange` leads to the host that computes it; for others it
+    may be left out. Both calls may raise WorkRefused, and let WorkCancelled, which `report` and `exchange` raise, pass.
     """
 
     def hello(self) -> Hello:
         """What this device has."""
         ...
 
-    def train(self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report) -> TrainResult:
+    def train(
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        report: Report,
+        exchange: Exchange | None = None,
+    ) -> TrainResult:
         """Train locally as `plan.training` says."""
         ...
 
     def evaluate(
-        self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        report: Report,
+        exchange: Exchange | None = None,
     ) -> EvaluationResult:
-        """Measure the losses over `plan.data_split`."""
+        """Measure the losses, and metrics, over `plan.data_split`."""
         ...
 
 
@@ -98,8 +130,8 @@ def check_trained(result: TrainResult) -> None:
     """Raises WorkRefused if what was trained is not finite."""
     if not np.isfinite(result.weights).all():
         raise WorkRefused("diverged", "after training, weights were not finite: a lower learning rate may help")
-    _check_finite("training", result.train_loss)
-    _check_finite("validation", result.val_loss or {})
+    _check_finite("training loss", result.train_loss)
+    _check_finite("validation loss", result.val_loss or {})
     if result.affinity is not None and not _all_finite(result.affinity):
         raise WorkRefused("diverged", "an affinity was not finite: a lower learning rate may help")
 
@@ -127,12 +159,14 @@ def update_message(
 
 
 def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int, energy: Energy | None) -> Evaluation:
-    """The message with an evaluation's losses. Raises WorkRefused if one is not finite."""
-    _check_finite("evaluation", result.loss)
+    """The message with an evaluation's losses and metrics. Raises WorkRefused if one is not finite."""
+    _check_finite("evaluation loss", result.loss)
+    _check_finite("metric", result.metrics or {})
     return Evaluation(
         round=plan.round,
         group=plan.group,
         loss=result.loss,
+        metrics=result.metrics,
         examples=result.examples,
         wall_s=result.wall_s,
         peak_rss_bytes=result.peak_rss_bytes,
@@ -146,7 +180,7 @@ def _all_finite(affinity: Affinity) -> bool:
     return all(abs(value) <= MAX_LOSS for matrix in matrices for row in matrix for value in row)
 
 
-def _check_finite(which: str, losses: Mapping[str, float]) -> None:
-    for task, loss in sorted(losses.items()):
-        if not abs(loss) <= MAX_LOSS:
-            raise WorkRefused("diverged", f"the {which} loss of {task} is {loss}: a lower learning rate may help")
+def _check_finite(which: str, by_task: Mapping[str, float]) -> None:
+    for task, value in sorted(by_task.items()):
+        if not abs(value) <= MAX_LOSS:
+            raise WorkRefused("diverged", f"the {which} of {task} is {value}: a lower learning rate may help")

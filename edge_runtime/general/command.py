@@ -7,29 +7,30 @@ cannot be used.
 import argparse
 import statistics
 import sys
+import tempfile
 import time
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import numpy as np
-import safetensors
 
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.engine import Engine, engine_version
-from edge_runtime.general.pipe import HostProcess, Open, PipeChannel, PipeClosed, Rounds, serve
-from edge_runtime.general.remote import HostUnavailable, RemoteEncoder, check_settings
+from edge_runtime.general.channel import PipeChannel
+from edge_runtime.general.rounds import Rounds, read_weights, serve
 from edge_runtime.memory import peak_rss_bytes
-from edge_runtime.training.command import BAD_DATA, UsageError, one_sentence, print_epoch
+from edge_runtime.training.command import BAD_DATA, UsageError, measured, metrics_text, one_sentence, print_epoch
 from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.remote import HostUnavailable, RemoteEncoder, check_settings
 from edge_runtime.training.schedule import learning_rate
-from edge_runtime.training.trainer import Trainer, check_fits, evaluate
+from edge_runtime.training.trainer import Trainer, check_fits
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
-from edge_runtime.wire.exchange import Precision
-from edge_runtime.wire.messages import Training
-from edge_runtime.wire.tensors import TensorTable, Vector
+from edge_runtime.wire.exchange import Layout
+from edge_runtime.wire.messages import Precision, Training
+from edge_runtime.wire.pipe import HostProcess, Open, PipeClosed, result_file
 
 NAME = "device"
 PATIENCE_S = 600.0
@@ -42,6 +43,7 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     epoch: int
     train_loss: dict[str, float]
     val_loss: dict[str, float] | None
+    val_metrics: dict[str, float] | None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,6 +63,7 @@ def add_general_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `general`."""
     parser.add_argument("bundle", type=Path, help="folder of a bundle with a stem")
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one for each core)")
+    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="what computes (default cpu)")
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,8 +88,8 @@ def general(args: argparse.Namespace) -> int:
     """Compute a bundle's encoder for whoever writes to the standard input; the exit code."""
     with one_sentence() as failed:
         manifest = _divided(args.bundle)
-        graph = GraphShelf(Engine(args.threads)).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
-        rounds = Rounds(manifest, graph, _weights(args.bundle, manifest.general))
+        engine = Engine(args.threads, provider=args.provider)
+        rounds = Rounds(manifest, GraphShelf(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name)))
         try:
             # Unbuffered: what has been read and not handed on could not be waited for.
             with open(0, "rb", buffering=0, closefd=False) as given, open(1, "wb", buffering=0, closefd=False) as out:
@@ -111,7 +114,8 @@ def train(args: argparse.Namespace) -> int:
                 check_fits(manifest, split)
         host = HostProcess.of_bundle(args.bundle, args.threads)
         try:
-            result = _train(args, settings, manifest, dataset, host)
+            with tempfile.TemporaryDirectory() as folder:
+                result = _train(args, settings, manifest, dataset, host, Path(folder))
         except HostUnavailable as exc:
             print(exc, file=sys.stderr)
             return BAD_DATA
@@ -128,18 +132,34 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _train(
-    args: argparse.Namespace, settings: list[Training], manifest: wire.Manifest, dataset: Dataset, host: HostProcess
+    args: argparse.Namespace,
+    settings: list[Training],
+    manifest: wire.Manifest,
+    dataset: Dataset,
+    host: HostProcess,
+    folder: Path,
 ) -> "Result":
     local = manifest.local()
     graph = GraphShelf(Engine(args.threads)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
-    weights = _weights(args.bundle, local.table)
+    weights = read_weights(args.bundle / wire.WEIGHTS, local.table)
     state = np.zeros(optimizer(settings[0]).table(local.table.parameters).size, np.float32)
     channel = PipeChannel(host, NAME)
     epochs: list[Epoch] = []
     step_ms: list[float] = []
     crossed = 0
     for epoch, one in enumerate(settings):
-        host.open(Open(round=epoch, training=one, precision=args.precision, after=NAME if epoch else None))
+        before = folder / str(epoch - 1) if epoch else None
+        opened = Open(
+            round=epoch,
+            samples=args.batch,
+            training=one,
+            weights=str(args.bundle / wire.WEIGHTS if before is None else result_file(before, NAME)),
+            results=str(folder / str(epoch)),
+            before=None if before is None else str(before),
+            precision=args.precision,
+            idle_s=PATIENCE_S,
+        )
+        channel.open(opened, Layout.of(manifest, args.batch).longest_bytes)
         encoder = RemoteEncoder(
             manifest,
             channel,
@@ -149,20 +169,21 @@ def _train(
             again_s=PATIENCE_S,
             deadline_s=PATIENCE_S,
         )
+        encoder.begin()
         model = Model(local, graph, weights, encoder=encoder)
-        before = channel.bytes_up + channel.bytes_down
+        crossed_before = channel.bytes_up + channel.bytes_down
         clock = [time.perf_counter()]
         trained = Trainer(model, dataset.train, args.micro_batch).train(
             one, state, report=lambda *_, clock=clock: clock.append(time.perf_counter())
         )
-        crossed += channel.bytes_up + channel.bytes_down - before
+        crossed += channel.bytes_up + channel.bytes_down - crossed_before
         step_ms += [1000 * (later - earlier) for earlier, later in pairwise(clock)]
-        val_loss = None if dataset.val is None else evaluate(model, dataset.val, args.batch)
+        val_loss, val_metrics = measured(model, dataset.val, args.batch)
         encoder.finish()
         weights = model.weights
-        epochs.append(Epoch(epoch=epoch, train_loss=trained.loss, val_loss=val_loss))
+        epochs.append(Epoch(epoch=epoch, train_loss=trained.loss, val_loss=val_loss, val_metrics=val_metrics))
         if not args.json:
-            print_epoch(epoch, trained.loss, val_loss)
+            print_epoch(epoch, trained.loss, val_loss, metrics_text(manifest, val_metrics))
     return Result(
         tasks=local.task_names,
         engine=engine_version(),
@@ -171,7 +192,7 @@ def _train(
         step_ms_median=statistics.median(step_ms),
         bytes_per_step=crossed / len(step_ms),
         peak_rss_bytes=peak_rss_bytes(),
-        host_peak_rss_bytes=host.peak_rss_bytes(),
+        host_peak_rss_bytes=channel.peak_rss_bytes(),
     )
 
 
@@ -199,18 +220,6 @@ def _divided(folder: Path) -> wire.Manifest:
     if manifest.embedding is None:
         raise BundleInvalid(f"{folder} has no stem, so its encoder cannot be computed apart: give its model one")
     return manifest
-
-
-def _weights(folder: Path, table: TensorTable) -> Vector:
-    """Some of a bundle's weights; the others are never in memory."""
-    weights = np.empty(table.size, np.float32)
-    try:
-        with safetensors.safe_open(folder / wire.WEIGHTS, framework="np") as file:
-            for name, view in table.views(weights).items():
-                view[...] = file.get_tensor(name)
-    except safetensors.SafetensorError as exc:
-        raise BundleInvalid(f"{folder / wire.WEIGHTS} cannot be read: {exc}") from exc
-    return weights
 
 
 def _mib(value: int | None) -> str:

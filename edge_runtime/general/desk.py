@@ -11,7 +11,7 @@ Rules
 - A message that cannot be served is refused with a reason and changes nothing.
 - At most `most_parts` parts are on their way, each with one embedding or gradient and one answer; the answers of as
   many that have been returned are still there.
-- What the caller runs (Compute, Apply, Keep, GoBack) it runs one after the other, in their order.
+- What the caller runs (Compute, Apply, Keep, GoBack, Finish) it runs one after the other, in their order.
 - A device that is silent for `idle_s` has left: what it did in the round is dropped.
 
 Of a part:   embedding → FORWARD → (z) WAITING → gradient → QUEUED → BACKWARD → (∂L/∂e) RETURNED
@@ -22,7 +22,8 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import Literal
 
-from edge_runtime.wire.exchange import Batch, Header, Message, Precision, Refused
+from edge_runtime.wire.exchange import Batch, Header, Message, Refused
+from edge_runtime.wire.messages import Precision
 
 Arrays = tuple[Batch, ...]
 
@@ -76,7 +77,12 @@ class Leave:
     detail: str
 
 
-Action = Compute | Apply | Keep | GoBack | Answer | Leave
+@dataclass(frozen=True, kw_only=True)
+class Finish:
+    """The device has done its round: put away what it has taught, and free the rest."""
+
+
+Action = Compute | Apply | Keep | GoBack | Answer | Leave | Finish
 
 
 class _State(Enum):
@@ -143,6 +149,10 @@ class Desk:
         """Whether the device has done its round, or has left it; None while it is at work."""
         return self._ended
 
+    def is_begun_by(self, header: Header) -> bool:
+        """Whether a beginning is the one that the device made last, which comes again."""
+        return header.seed == self._begun
+
     @property
     def held(self) -> int:
         """How many arrays, or groups of them, are held: of parts, answers and what waits to be computed."""
@@ -167,7 +177,7 @@ class Desk:
         }
         if header.kind not in serve:
             return [self._refuse(header, "invalid", f"a device does not say {header.kind}")]
-        if self._ended == "finished" and header.kind not in {"probe", "finish"}:
+        if self._ended == "finished" and header.kind != "finish":
             return [self._refuse(header, "step", "the device has finished its round")]
         return serve[header.kind](message)
 
@@ -205,7 +215,7 @@ class Desk:
 
     def _on_begin(self, message: Message) -> list[Action]:
         header = message.header
-        if header.seed == self._begun:  # it comes late, or again
+        if self.is_begun_by(header):
             return [self._say(header, "ready")]
         actions = self._move_to(header)
         if header.step == self._book.step:
@@ -273,7 +283,9 @@ class Desk:
         actions = self._move_to(header)
         if header.step != self._book.step or self._book.parts:
             return [self._refuse(header, "step", self._present)]
-        self._ended = "finished"
+        if self._ended is None:
+            self._ended = "finished"
+            actions.append(Finish())
         return [*actions, self._say(header, "finished")]
 
     def _move_to(self, header: Header) -> list[Action]:

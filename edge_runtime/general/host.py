@@ -6,15 +6,15 @@ caller's to set, because each takes the memory of a replica (replica.py) and of 
 """
 
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 from edge_runtime.engine import EngineError, Graph
-from edge_runtime.general.desk import Action, Answer, Apply, Compute, Desk, GoBack, Keep, Leave
-from edge_runtime.general.replica import Replica
+from edge_runtime.general.desk import Action, Answer, Apply, Compute, Desk, Finish, GoBack, Keep, Leave
+from edge_runtime.general.replica import Reader, Replica
 from edge_runtime.wire.errors import MessageInvalid
-from edge_runtime.wire.exchange import Header, Layout, Message, Precision, Refused, decode, encode
+from edge_runtime.wire.exchange import Header, Layout, Message, Refused, decode, encode
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Training
+from edge_runtime.wire.messages import Precision, Training
 from edge_runtime.wire.tensors import Vector
 
 Sent = list[tuple[str, bytes]]
@@ -29,42 +29,41 @@ class Host:
         manifest: Manifest,
         graph: Callable[[str], Graph],
         weights: Vector,
-        settings: Training,
+        settings: Training | None,
         round_number: int,
         *,
+        layout: Layout | None = None,
         most_devices: int = 16,
         most_parts: int = 8,
         idle_s: float = 120.0,
         precision: Precision = "fp32",
-        states: Mapping[str, Vector] | None = None,
+        state: Callable[[str], Vector | None] = lambda _: None,
+        finished: Callable[[str, Replica], None] = lambda *_: None,
     ) -> None:
-        """`states` are optimizers' states by device, from an earlier round; others begin at zero."""
+        """Without `settings` nothing is trained: devices measure losses.
+
+        `layout` is of messages with a batch of the settings at most, unless another is given. `state` is a device's
+        optimizer's state of an earlier round; who has none begins at zero. `finished` is given what a device has
+        taught, before the device hears that it has finished; then it is freed.
+        """
         self.errors: Counter[str] = Counter()
         """Messages that were dropped, by device."""
         self._manifest, self._graph, self._weights, self._settings = manifest, graph, weights, settings
-        self._layout = Layout.of(manifest, settings.batch)
+        if layout is None:
+            assert settings is not None
+            layout = Layout.of(manifest, settings.batch)
+        self._layout = layout
         self._round = round_number
         self._most_devices, self._most_parts = most_devices, most_parts
         self._idle_s, self._precision = idle_s, precision
-        self._states = states or {}
+        self._state, self._finished = state, finished
         self._desks: dict[str, Desk] = {}
-        self._replicas: dict[str, Replica] = {}
-
-    @property
-    def changes(self) -> dict[str, Vector]:
-        """Of the devices that have finished, in the order of their names: start less end of their replicas, (P,)."""
-        finished = sorted(device for device, desk in self._desks.items() if desk.ended == "finished")
-        return {device: self._replicas[device].change for device in finished}
-
-    def trained(self, device: str) -> tuple[Vector, Vector]:
-        """A device's replica: its weights (P,) and the optimizer's state. Raises KeyError if it has none."""
-        replica = self._replicas[device]
-        return replica.weights, replica.state
+        self._replicas: dict[str, Reader] = {}
 
     @property
     def working(self) -> tuple[str, ...]:
         """The devices that have begun and neither finished nor left."""
-        return tuple(sorted(device for device, desk in self._desks.items() if desk.ended is None))
+        return tuple(sorted(self._replicas))
 
     def received(self, device: str, data: bytes | memoryview, now_s: float) -> Sent:
         """A device sent this; what is to be sent now."""
@@ -73,18 +72,19 @@ class Host:
         except MessageInvalid as exc:
             self.errors[device] += 1
             return [(device, self._refusal(Header(kind="refused", round=self._round), "invalid", str(exc)))]
-        desk = self._desks.get(device)
-        if desk is None:
-            if message.header.kind != "begin" or message.header.step:
-                return [(device, self._refusal(message.header, "step", "begin at 0: the host has nothing of you"))]
+        header, desk = message.header, self._desks.get(device)
+        if self._settings is None and header.kind in {"embedding", "gradient", "mark"}:
+            return [(device, self._refusal(header, "invalid", "in this round losses are measured"))]
+        begins = header.kind == "begin" and not header.step
+        if desk is None or (desk.ended is not None and begins and not desk.is_begun_by(header)):
+            if not begins:
+                return [(device, self._refusal(header, "step", "begin at 0: the host has nothing of you"))]
             if len(self._replicas) >= self._most_devices:
-                return [(device, self._refusal(message.header, "full", f"{self._most_devices} devices are here"))]
+                return [(device, self._refusal(header, "full", f"{self._most_devices} devices are here"))]
             desk = self._desks[device] = Desk(
                 self._round, now_s, most_parts=self._most_parts, idle_s=self._idle_s, precision=self._precision
             )
-            self._replicas[device] = Replica(
-                self._manifest, self._graph, self._weights, self._settings, self._states.get(device)
-            )
+            self._replicas[device] = self._replica(device)
         return self._do(device, desk, desk.received(message, now_s), now_s)
 
     def tick(self, now_s: float) -> Sent:
@@ -93,6 +93,11 @@ class Host:
         for device, desk in self._desks.items():
             sent += self._do(device, desk, desk.tick(now_s), now_s)
         return sent
+
+    def _replica(self, device: str) -> Reader:
+        if self._settings is None:
+            return Reader(self._manifest, self._graph, self._weights)
+        return Replica(self._manifest, self._graph, self._weights, self._settings, self._state(device))
 
     def _do(self, device: str, desk: Desk, actions: list[Action], now_s: float) -> Sent:
         sent: Sent = []
@@ -107,19 +112,28 @@ class Host:
                 sent.append((device, self._refusal(header, "timeout", action.detail)))
             elif isinstance(action, Compute):
                 pending.extend(self._compute(device, desk, action, now_s))
+            elif isinstance(action, Finish):
+                replica = self._replicas.pop(device)
+                if isinstance(replica, Replica):
+                    self._finished(device, replica)
             else:
-                self._change(self._replicas[device], action)
+                self._change(self._trained(device), action)
         return sent
 
-    def _compute(self, device: str, desk: Desk, work: Compute, now_s: float) -> list[Action]:
+    def _trained(self, device: str) -> Replica:
+        """A device's replica in a round that trains."""
         replica = self._replicas[device]
+        assert isinstance(replica, Replica)
+        return replica
+
+    def _compute(self, device: str, desk: Desk, work: Compute, now_s: float) -> list[Action]:
         try:
             if work.kind == "forward":
-                found = replica.forward(work.part, work.arrays, work.seed)
+                found = self._trained(device).forward(work.part, work.arrays, work.seed)
             elif work.kind == "backward":
-                found = replica.backward(work.part, work.arrays)
+                found = self._trained(device).backward(work.part, work.arrays)
             else:
-                found = replica.predict(work.arrays)
+                found = self._replicas[device].predict(work.arrays)
         except EngineError as exc:
             return desk.failed(str(exc))
         return desk.computed(found, now_s)

@@ -2,7 +2,8 @@
 
 What a replica holds, in vectors as long as the encoder's parameters (P): weights, the gradient of a part, the sum of a
 step, the optimizer's state twice, now and as the round began (1 for SGD, 2 for AdamW), and weights and state once more
-where a step is remembered. The weights that the round began with are one read-only vector for all replicas.
+where a step is remembered. The weights that the round began with are one read-only vector for all replicas. A reader,
+in a round that measures losses, holds none of it.
 """
 
 from collections.abc import Callable
@@ -20,7 +21,21 @@ from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
 
 
-class Replica:
+class Reader:
+    """The encoder of a bundle with a stem, of which nothing is trained."""
+
+    def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector) -> None:
+        """`weights` (P,) are laid out by `manifest.general`."""
+        self._inputs = named(manifest.general, weights, "param")["encoder"]
+        self._encoder = Encoder(manifest, graph)
+
+    def predict(self, arrays: Arrays) -> Arrays:
+        """The representation of an embedding in evaluation mode."""
+        (e,) = arrays
+        return self._encoder.predict({"e": e}, self._inputs)
+
+
+class Replica(Reader):
     """The encoder of a bundle with a stem, trained by one device."""
 
     def __init__(
@@ -36,13 +51,12 @@ class Replica:
         table.check(start)
         self._start = start
         self.weights = np.array(start)
+        super().__init__(manifest, graph, self.weights)
         self._gradient, self._sum = np.zeros_like(self.weights), np.zeros_like(self.weights)
         self._settings, self._optimizer = settings, optimizer(settings)
         self._first = np.zeros(self._optimizer.table(table).size, np.float32) if state is None else state
         self.state = self._first.copy()
-        self._inputs = named(table, self.weights, "param")["encoder"]
         self._outputs = named(table, self._gradient, "grad")["encoder"]
-        self._encoder = Encoder(manifest, graph)
         self._passes: dict[int, tuple[Pass, Inputs]] = {}
         self._kept: tuple[Vector, Vector] | None = None
 
@@ -66,11 +80,6 @@ class Replica:
         assert de is not None
         self._sum += self._gradient
         return (de,)
-
-    def predict(self, arrays: Arrays) -> Arrays:
-        """The representation of an embedding in evaluation mode."""
-        (e,) = arrays
-        return self._encoder.predict({"e": e}, self._inputs)
 
     def apply(self) -> None:
         """The optimizer's step. The proximal term and clipping are of the encoder's parameters alone."""

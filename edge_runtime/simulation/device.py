@@ -13,7 +13,7 @@ from typing import Protocol
 from edge_runtime.agent.job import Outcome
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State
-from edge_runtime.agent.work import EvaluationResult, Report, TrainResult, WorkRefused
+from edge_runtime.agent.work import EvaluationResult, Exchange, Report, TrainResult, WorkRefused
 from edge_runtime.simulation.account import Power, SimulatedAccount
 from edge_runtime.simulation.host import Refused, Task, perform
 from edge_runtime.training.worker import LocalWorker
@@ -181,13 +181,27 @@ class _HostedWorker:
     def hello(self) -> Hello:
         return self._local.hello()
 
-    def train(self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, _report: Report) -> TrainResult:
+    def train(
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        _report: Report,
+        _exchange: Exchange | None = None,
+    ) -> TrainResult:
         result = self._perform(plan, manifest, store, weights)
         assert isinstance(result, TrainResult)
         return result
 
     def evaluate(
-        self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, _report: Report
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        _report: Report,
+        _exchange: Exchange | None = None,
     ) -> EvaluationResult:
         result = self._perform(plan, manifest, store, weights)
         assert isinstance(result, EvaluationResult)

@@ -18,6 +18,7 @@ from edge_runtime.engine import ARENA_BYTES, Engine
 from edge_runtime.training.encoder import Batch, Representation
 from edge_runtime.training.model import GraphShelf, Model, Targets
 from edge_runtime.training.probe import Probe
+from edge_runtime.training.scores import Scores
 from edge_runtime.training.trainer import load
 from edge_runtime.training.worker import LocalWorker
 from edge_runtime.wire.blob import BlobStore
@@ -99,6 +100,7 @@ def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMeth
         z = model.encode(x)
         for task in model.tasks:
             model.evaluate(task, z, targets[task])
+        Scores(model).add(z, targets)
         evaluate.append(time.process_time() - at_s)
         if probe is not None:
             probed.append(_probe_s(model, Probe(method=probe, lr=0.01, weight_decay=0.0), x, targets))

@@ -76,6 +76,10 @@ class Checkpoint:
             return None
         return header
 
+    def forget(self) -> None:
+        """There is none any more. Raises OSError."""
+        self._path.unlink(missing_ok=True)
+
     def save(self, header: Header, weights: Vector, state: Vector) -> None:
         """Write whole. Raises OSError."""
         data = msgspec.json.encode(header)

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
+from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.engine import ARENA_BYTES, Engine, EngineError, engine_version
 from edge_runtime.memory import peak_rss_bytes, rss_bytes
 from edge_runtime.official import OfficialShelf, OfficialUnavailable
@@ -25,12 +25,14 @@ from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.schedule import learning_rate
+from edge_runtime.training.scores import Scores
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.training.worker import EVALUATION_BATCH
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
 from edge_runtime.wire.files import whole_file
 from edge_runtime.wire.messages import Training
+from edge_runtime.wire.metrics import METRICS
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.sizes import parse_size
 from edge_runtime.wire.tensors import TensorTable, Vector, parts_of_file, transfer, unpack
@@ -122,7 +124,7 @@ def train(args: argparse.Namespace) -> int:
             if not all(map(math.isfinite, trained.loss.values())) or not np.isfinite(model.weights).all():
                 raise UsageError(f"training diverged in epoch {epoch + 1}: a lower learning rate may help (--lr)")
             step_ms += [1000 * (after - before) for before, after in pairwise(clock)]
-            val_loss = None if dataset.val is None else evaluate(model, dataset.val, evaluated)
+            val_loss, val_metrics = measured(model, dataset.val, evaluated)
             affinity = trained.affinities.result()
             epochs.append(
                 {
@@ -130,19 +132,22 @@ def train(args: argparse.Namespace) -> int:
                     "lr": settings.lr,
                     "train_loss": trained.loss,
                     "val_loss": val_loss,
+                    "val_metrics": val_metrics,
                     "affinity": affinity,
                 }
             )
             if not args.json:
-                print_epoch(epoch, trained.loss, val_loss)
-        test_loss = None if dataset.test is None else evaluate(model, dataset.test, evaluated)
+                print_epoch(epoch, trained.loss, val_loss, metrics_text(manifest, val_metrics))
+        test_loss, test_metrics = measured(model, dataset.test, evaluated)
         result = {
             "tasks": model.tasks,
+            "metrics": {task.name: task.metric for task in manifest.tasks},
             "examples": len(dataset.train),
             "seed": args.seed,
             "engine": engine_version() + (" official" if args.engine == "official" else ""),
             "epochs": epochs,
             "test_loss": test_loss,
+            "test_metrics": test_metrics,
             "step_ms_median": statistics.median(step_ms),
             "peak_rss_bytes": peak_rss_bytes(),
             "memory": None if memory is None else memory.use,
@@ -256,6 +261,7 @@ def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset
         budget_bytes=args.memory_budget,
         base_bytes=rss_bytes(),
         evaluates=dataset.val is not None or dataset.test is not None,
+        predicts=True,
     )
 
 
@@ -311,12 +317,29 @@ def _by_task(text: str) -> dict[str, float]:
     return {task: float(weight) for task, _, weight in (part.partition("=") for part in text.split(","))}
 
 
-def print_epoch(epoch: int, loss: dict[str, float], val_loss: dict[str, float] | None) -> None:
+def measured(
+    model: Model, split: Split | None, batch: int
+) -> tuple[dict[str, float], dict[str, float]] | tuple[None, None]:
+    """Losses and metrics by task over a split; None where there is no such split. Raises EngineError."""
+    if split is None:
+        return None, None
+    scores = Scores(model)
+    return evaluate(model, split, batch, scores=scores), scores.result()
+
+
+def print_epoch(epoch: int, loss: dict[str, float], val_loss: dict[str, float] | None, more: str = "") -> None:
     """Losses for people."""
     print(
-        f"epoch {epoch + 1}: train {_losses(loss)}" + ("" if val_loss is None else f" · val {_losses(val_loss)}"),
+        f"epoch {epoch + 1}: train {_losses(loss)}" + ("" if val_loss is None else f" · val {_losses(val_loss)}{more}"),
         flush=True,
     )
+
+
+def metrics_text(manifest: wire.Manifest, values: dict[str, float] | None) -> str:
+    """Metrics for people, to stand after losses; nothing where there are none."""
+    named = {task.name: METRICS[task.metric] for task in manifest.tasks if task.metric is not None}
+    found = [(task, named[task], value) for task, value in (values or {}).items()]
+    return "".join(f" · {task} {about.title} {value:.{about.decimals}f}" for task, about, value in found)
 
 
 def _losses(loss: dict[str, float]) -> str:

@@ -36,7 +36,19 @@ class Pass:
 
 
 class Encodes(Protocol):
-    """A seam: the encoder may be computed here, or by somebody else."""
+    """A seam: the encoder may be computed here, or by somebody else, who is told how a round goes."""
+
+    def begin(self, step: int) -> None:
+        """A round begins, or goes on, with an optimizer's step."""
+        ...
+
+    def mark(self) -> None:
+        """A checkpoint has all steps so far."""
+        ...
+
+    def finish(self) -> None:
+        """The round's training or measuring is done."""
+        ...
 
     def at(self, *place: int) -> None:
         """What comes next is of the batch of this place: seed, epoch, step and, of a later micro-batch, its number."""
@@ -76,6 +88,15 @@ class Encoder:
         given = manifest.input if manifest.embedding is None else manifest.embedding
         self._shapes = {self._source: given.shape, **z, **v}
         self._representations = len(z)
+
+    def begin(self, step: int) -> None:
+        """Nothing is remembered here between steps."""
+
+    def mark(self) -> None:
+        """Nor is anything that a checkpoint would need."""
+
+    def finish(self) -> None:
+        """And nobody waits for the end."""
 
     def at(self, *place: int) -> None:
         """What is random comes with the inputs: nothing else depends on the place."""

@@ -118,6 +118,21 @@ class Model:
         """The parameters, a view of `weights` as long as `gradient`."""
         return self.weights[: len(self.gradient)]
 
+    def begin(self, step: int = 0) -> None:
+        """A round begins, or goes on, with an optimizer's step; whoever computes the encoder is told, here and below.
+
+        Raises HostUnavailable, as all that needs an encoder that is computed elsewhere.
+        """
+        self._encoder.begin(step)
+
+    def mark(self) -> None:
+        """All steps so far are in a checkpoint."""
+        self._encoder.mark()
+
+    def finish(self) -> None:
+        """The round's training or measuring is done."""
+        self._encoder.finish()
+
     def learn(
         self,
         x: Batch,

@@ -51,12 +51,13 @@ def planned(
     budget_bytes: int | None,
     base_bytes: int | None,
     evaluates: bool,
+    predicts: bool = False,
     update: Updates | None = None,
 ) -> Planned:
     """The fastest plan that fits. `base_bytes` is resident before a graph is loaded, with the weights that came.
 
-    `update` is how what was trained is written afterwards, None where it is not. Raises BudgetTooSmall, which says
-    what would fit.
+    `predicts` says that evaluation measures metrics besides losses; `update` is how what was trained is written
+    afterwards, None where it is not. Raises BudgetTooSmall, which says what would fit.
     """
     if manifest.footprint is None or base_bytes is None:
         whole = MemoryPlan(micro_batch=settings.batch, keep=(False,) * len(manifest.stages))
@@ -69,6 +70,7 @@ def planned(
         state_vectors=-(-state // parameters.size),
         merges=settings.merging != "sum",
         evaluates=evaluates,
+        predicts=predicts,
         probe=settings.probe if settings.probe_every else None,
         update=update,
     )

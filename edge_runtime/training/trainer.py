@@ -26,6 +26,7 @@ from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.position import Position, ProbesSoFar
 from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.schedule import batch_at, batch_count, order
+from edge_runtime.training.scores import Scores
 from edge_runtime.training.weighting import Weighting, weighting
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
@@ -228,14 +229,21 @@ class _MeanLosses:
         return {task: value / self.counts[task] for task, value in self.sums.items() if self.counts[task]}
 
 
-def evaluate(model: Model, split: Split, batch: int, *, report: Report = lambda *_: None) -> dict[str, float]:
-    """Mean losses by task over the labelled samples of a split in evaluation mode. Raises EngineError."""
+def evaluate(
+    model: Model, split: Split, batch: int, *, scores: Scores | None = None, report: Report = lambda *_: None
+) -> dict[str, float]:
+    """Mean losses by task over the labelled samples of a split in evaluation mode; `scores` take each batch as well.
+
+    Raises EngineError.
+    """
     mean = _MeanLosses(model.tasks)
     for start in range(0, len(split), batch):
         chosen = range(start, min(start + batch, len(split)))
         x, targets = load(model, split, chosen)
         z = model.encode(x)
         mean.add({task: model.evaluate(task, z, targets[task]) for task in model.tasks}, targets, len(chosen))
+        if scores is not None:
+            scores.add(z, targets)
         report(chosen.stop, len(split))
     return mean.result()
 

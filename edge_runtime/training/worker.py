@@ -10,28 +10,34 @@ import numpy as np
 
 from edge_runtime import __version__
 from edge_runtime.agent.carried import CarriedVectors
-from edge_runtime.agent.work import EvaluationResult, Report, Stage, TrainResult, WorkerUnusable, WorkRefused
+from edge_runtime.agent.work import EvaluationResult, Exchange, Report, Stage, TrainResult, WorkerUnusable, WorkRefused
 from edge_runtime.available import default_budget
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.engine import ARENA_BYTES, Engine, EngineError, engine_version, trains
 from edge_runtime.memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.official import OfficialShelf, OfficialUnavailable, check_installed
 from edge_runtime.training.checkpoint import Checkpoint, Header, key_of
+from edge_runtime.training.encoder import Encodes
 from edge_runtime.training.learnt import LearntStore
 from edge_runtime.training.model import GraphShelf, Model, Step
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.position import Position
+from edge_runtime.training.remote import HostForgot, HostUnavailable, RemoteEncoder, check_settings
+from edge_runtime.training.scores import Scores
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
+from edge_runtime.wire.exchange import EVALUATED, Layout
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan, Training
 from edge_runtime.wire.tensors import Vector, transfer
 
 EVALUATION_BATCH = 16
 CHECKPOINT_S = 120.0
+ATTEMPTS = 10
+"""How often a round of split training is begun whose host has forgotten it."""
 _log = logging.getLogger(__name__)
 
 
@@ -93,8 +99,50 @@ class LocalWorker:
             official=self._use,
         )
 
-    def train(self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report) -> TrainResult:
+    def train(
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        report: Report,
+        exchange: Exchange | None = None,
+    ) -> TrainResult:
         """Train locally as `plan.training` says. Raises WorkRefused."""
+        for _ in range(ATTEMPTS):
+            result = self._unless_forgotten(plan, manifest, store, weights, report, exchange)
+            if result is not None:
+                return result
+        raise WorkRefused("host", f"the host of the general model forgot the round {ATTEMPTS} times")
+
+    def _unless_forgotten(
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        report: Report,
+        exchange: Exchange | None,
+    ) -> TrainResult | None:
+        """None if the host of the general model has forgotten this device, so that it has to begin anew."""
+        try:
+            return self._train(plan, manifest, store, weights, report, exchange)
+        except HostForgot as exc:
+            _log.warning("round %d begins anew: %s", plan.round, exc)
+            self._checkpoint.forget()
+            return None
+        except HostUnavailable as exc:
+            raise WorkRefused("host", str(exc)) from exc
+
+    def _train(
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        report: Report,
+        exchange: Exchange | None,
+    ) -> TrainResult:
         started_s = time.monotonic()
         restart_peak()
         assert plan.training is not None
@@ -106,7 +154,7 @@ class LocalWorker:
             raise WorkRefused("bundle", str(exc)) from exc
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
         memory = self._planned(manifest, settings, plan.updates) if whole is None else None
-        model = self._model(manifest, store, start, split, whole, memory)
+        model = self._model(manifest, store, start, split, whole, memory, self._remote(plan, manifest, exchange))
         layout = optimizer(settings).table(manifest.table.parameters)
         key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
         begins = settings.first_epoch == 0  # a group's first round: nothing is carried over from another phase
@@ -115,6 +163,7 @@ class LocalWorker:
             state = np.zeros(layout.size, np.float32)
         before = self._checkpoint.load(key, model.weights, state)
         spent_s = before.wall_s if before else 0.0
+        model.begin(before.position.steps if before else 0)
 
         def save(position: Callable[[], Position]) -> None:
             if self._checkpoint.is_due:
@@ -122,6 +171,7 @@ class LocalWorker:
                 header = Header(key=key, position=position(), val_loss=val_loss, wall_s=wall_s)
                 try:
                     self._checkpoint.save(header, model.weights, state)
+                    model.mark()
                 except OSError as exc:
                     _log.warning("no checkpoint of round %d could be written: %s", plan.round, exc.strerror)
 
@@ -138,6 +188,7 @@ class LocalWorker:
                 report=lambda done, total: report("train", done, total),
                 enter=lambda stage: report(stage, 0, 1),
             )
+            model.finish()
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
         self._momentum.save(layout, state, plan.round)
@@ -155,9 +206,15 @@ class LocalWorker:
         )
 
     def evaluate(
-        self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector, report: Report
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        report: Report,
+        exchange: Exchange | None = None,
     ) -> EvaluationResult:
-        """Measure the losses over `plan.data_split`. Raises WorkRefused."""
+        """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
         started_s = time.monotonic()
         restart_peak()
         assert plan.data_split is not None
@@ -166,18 +223,36 @@ class LocalWorker:
             raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
         asked, manifest = manifest, self._labelled(manifest, split)
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        model = self._model(manifest, store, start, split)
+        model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, exchange))
         try:
-            loss = self._loss(model, split, report)
+            model.begin()
+            scores = Scores(model)
+            loss = self._loss(model, split, report, scores=scores)
+            model.finish()
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
+        except HostUnavailable as exc:
+            raise WorkRefused("host", str(exc)) from exc
         assert loss is not None
         return EvaluationResult(
             loss=loss,
+            metrics=scores.result() or None,
             examples=split.examples(model.tasks),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
         )
+
+    @staticmethod
+    def _remote(plan: Plan, manifest: Manifest, exchange: Exchange | None) -> RemoteEncoder | None:
+        """What stands for the encoder in split training. Raises HostUnavailable for settings that this cannot have."""
+        if plan.apart is None:
+            return None
+        assert exchange is not None
+        if plan.training is not None:
+            check_settings(plan.training)
+        samples = EVALUATED if plan.training is None else plan.training.batch
+        exchange.open(Layout.of(manifest, samples).longest_bytes)
+        return RemoteEncoder(manifest, exchange, plan.round, samples, precision=plan.apart.precision)
 
     def _planned(self, manifest: Manifest, settings: Training, update: Updates) -> Planned:
         """How to train in the budget. Raises WorkRefused if nothing fits."""
@@ -224,6 +299,7 @@ class LocalWorker:
         split: Split,
         whole: Step | None = None,
         memory: Planned | None = None,
+        remote: Encodes | None = None,
     ) -> Model:
         try:
             check_fits(manifest, split)
@@ -236,20 +312,23 @@ class LocalWorker:
         except BundleInvalid as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         plan = memory.plan if memory else None
-        return Model(
-            manifest, graphs, weights, whole, keep=plan.keep if plan else (), frozen=plan.frozen if plan else 0
-        )
+        keep, frozen = (plan.keep, plan.frozen) if plan else ((), 0)
+        return Model(manifest, graphs, weights, whole, keep=keep, frozen=frozen, encoder=remote)
 
     @staticmethod
     def _loss(
-        model: Model, split: Split | None, report: Report, memory: Planned | None = None
+        model: Model,
+        split: Split | None,
+        report: Report,
+        memory: Planned | None = None,
+        scores: Scores | None = None,
     ) -> dict[str, float] | None:
         if split is None:
             return None
         stage: Stage = "evaluate"
         report(stage, 0, len(split))
         batch = min(EVALUATION_BATCH, memory.plan.micro_batch) if memory and memory.in_parts else EVALUATION_BATCH
-        return evaluate(model, split, batch, report=lambda done, total: report(stage, done, total))
+        return evaluate(model, split, batch, scores=scores, report=lambda done, total: report(stage, done, total))
 
 
 def _among(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:

@@ -79,6 +79,8 @@ class Work:
     """Whether conflicting gradients are merged: then ∂L_i/∂z of every task is held while the heads run."""
     evaluates: bool = True
     """Whether losses are also measured in evaluation mode, in micro-batches as well."""
+    predicts: bool = False
+    """Whether predictions are made as well where losses are measured, for metrics: a few samples' at a time."""
     probe: ProbeMethod | None = None
     """By what affinities are probed, None if they are not."""
     update: Updates | None = None
@@ -211,8 +213,11 @@ class _Model:
         names += probe_names
         if self._work.evaluates:
             tasks = self._manifest.task_names
-            measured = ["encoder.predict", *(f"head.{task}.evaluate" for task in tasks)]
+            measured = ["encoder.predict"] if stages else []
+            measured += [f"head.{task}.evaluate" for task in tasks]
             measured += ["stem.predict"] * len(self._embedded)
+            if self._work.predicts:
+                measured += [f"head.{task.name}.predict" for task in self._manifest.tasks if task.metric is not None]
             peaks += [(0, self._graph(name)) for name in measured]
             names += measured
         kept, transient = max(((held, graph.transient(batch)) for held, graph in peaks), key=sum)

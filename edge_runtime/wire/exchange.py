@@ -43,11 +43,13 @@ from numpy.typing import NDArray
 
 from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Count, Round, Text
+from edge_runtime.wire.messages import Count, Precision, Round, Text
 
 MAX_HEADER_BYTES = 4096
 MAX_PARTS = 1024
 MAX_SAMPLES = 65_536
+EVALUATED = 16
+"""Samples in a message of a round that measures losses; of one that trains it is the batch."""
 
 Kind = Literal[
     "begin",
@@ -63,7 +65,6 @@ Kind = Literal[
     "finished",
     "refused",
 ]
-Precision = Literal["fp32", "fp16", "int8"]
 Refused = Literal["round", "step", "unknown", "full", "invalid", "timeout"]
 """Another round is on · a step that is not the present one · a batch that the host does not have · more parts at once
 than it holds · what was sent is not usable · the device was silent for too long."""
@@ -123,6 +124,12 @@ class Layout:
             "gradient": self.representation,
         }
         return shapes.get(kind, ())
+
+    @property
+    def longest_bytes(self) -> int:
+        """How long a message can be."""
+        values = max(prod(self.embedding), sum(prod(shape) for shape in self.representation))
+        return 2 + MAX_HEADER_BYTES + 4 * self.most * values
 
     def size_bytes(self, header: Header) -> int:
         """How many bytes the arrays of a message have."""

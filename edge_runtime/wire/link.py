@@ -93,7 +93,14 @@ class Link(Protocol):
         ...
 
     def receive(self, timeout_s: float | None) -> Event | None:
-        """The next event; None if there is none within `timeout_s` seconds (None: no limit) or the link is closed."""
+        """The next event; None if there is none within `timeout_s` seconds (None: no limit) or the link is closed.
+
+        None as well where `interrupt` was called.
+        """
+        ...
+
+    def interrupt(self) -> None:
+        """From any thread: let `receive` return None now, or the next time that it would wait."""
         ...
 
     def close(self) -> None:
@@ -270,6 +277,10 @@ class MqttLink:
         if event.connection == self._connection:
             self._client.ack(event.packet_id, event.qos)
         return delivery
+
+    def interrupt(self) -> None:
+        """Let `receive` return None now, or the next time that it would wait."""
+        self._inbox.put(None)
 
     def close(self, *, linger_s: float = 2.0) -> None:
         """Say goodbye, once what is queued was acknowledged or `linger_s` has passed. The will is not sent."""

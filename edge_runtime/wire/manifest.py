@@ -56,6 +56,7 @@ from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
 from edge_runtime.wire.files import digest_file, write_whole
 from edge_runtime.wire.footprint import Footprint
+from edge_runtime.wire.metrics import MetricName, misfit
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
 from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable, part_of
 
@@ -96,12 +97,24 @@ class Array(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     dtype: Literal["float32", "int64"]
 
 
-class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One task: its name, what its labels and its predictions look like."""
 
     name: TaskName
     target: Array
     prediction: Array
+    metric: MetricName | None = None
+    """What is measured of predictions besides the loss."""
+    ignored: Annotated[int, Meta(ge=-(2**31), lt=2**31)] | None = None
+    """The class that means no label, for a metric of classes."""
+
+    def __post_init__(self) -> None:
+        if self.metric is None:
+            return
+        classes = self.target.dtype == "int64"
+        fault = misfit(self.metric, target=self.target.shape, classes=classes, prediction=self.prediction.shape)
+        if fault is not None:
+            raise ValueError(f"the metric of {self.name}: {fault}")
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -52,6 +52,8 @@ Matrix = Annotated[tuple[Row, ...], Meta(min_length=1, max_length=MAX_TASKS)]
 DataSplit = Literal["train", "val", "test"]
 OfficialUse = Literal["off", "auto", "require"]
 """Whether a device trains with official artifacts: never, where the bundle has them, or with nothing else."""
+Precision = Literal["fp32", "fp16", "int8"]
+"""How activations and their gradients travel in split training."""
 T = TypeVar("T")
 
 
@@ -162,6 +164,13 @@ class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _check_tasks(self.tasks)
 
 
+class SplitTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The server's host computes the encoder, and the device stem and heads; see edge_runtime.wire.exchange."""
+
+    precision: Precision = "fp32"
+    """How the arrays of both sides travel."""
+
+
 class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server asks for a round of work on one group of tasks."""
 
@@ -179,6 +188,8 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """For work = train."""
     updates: Updates = Updates()
     """How to send what was trained."""
+    apart: SplitTraining | None = None
+    """Where the encoder is computed elsewhere: `weights` are then of stem and heads alone."""
     data_split: DataSplit | None = None
     """For work = evaluate."""
     deadline_s: Positive
@@ -213,7 +224,7 @@ class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     round: Round
     group: GroupId
-    reason: Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "error"]
+    reason: Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "host", "error"]
     detail: Text
 
 
@@ -262,7 +273,7 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device has measured the losses of the weights that it was given."""
+    """A device has measured the losses of the weights that it was given, and the metrics of their predictions."""
 
     round: Round
     group: GroupId
@@ -273,6 +284,8 @@ class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
     bytes_down: Count
     energy: Energy | None
     """Up to this message; Spent says the rest."""
+    metrics: Losses | None = None
+    """By task, of those whose bundle names a metric, over all of this device's examples; null where none was."""
 
 
 class Spent(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

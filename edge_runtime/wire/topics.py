@@ -4,6 +4,8 @@
     mas/1/<federation>/device/<device>/event           device → server, control messages
     mas/1/<federation>/device/<device>/command         server → device, control messages
     mas/1/<federation>/device/<device>/blob/<digest>/<index>   device → server, chunks
+    mas/1/<federation>/device/<device>/exchange/up     device → server, pieces of messages for the general model's host
+    mas/1/<federation>/device/<device>/exchange/down   server → device, pieces of its answers
     mas/1/<federation>/blob/<digest>/<index>           server → every device that asked, chunks
 
 The 1 is the protocol's version.
@@ -26,7 +28,7 @@ class Address:
     """A topic, taken apart. `device` is None for what the server sends to all."""
 
     device: str | None
-    kind: Literal["status", "event", "command", "blob"]
+    kind: Literal["status", "event", "command", "blob", "up", "down"]
     digest: str | None = None
     index: int | None = None
 
@@ -58,6 +60,14 @@ class Topics:
         """What the server says to a device."""
         return f"{self._device(device)}/command"
 
+    def up(self, device: str) -> str:
+        """What a device says to the host of the general model."""
+        return f"{self._device(device)}/exchange/up"
+
+    def down(self, device: str) -> str:
+        """What the host of the general model says to a device."""
+        return f"{self._device(device)}/exchange/down"
+
     def upload(self, device: str, digest: str, index: int) -> str:
         """A chunk from a device."""
         return f"{self._device(device)}/blob/{_chunk(digest, str(index))}"
@@ -73,7 +83,7 @@ class Topics:
     def from_devices(self) -> tuple[str, ...]:
         """The filters of all that devices publish."""
         device = f"{self.root}/device/+"
-        return f"{device}/status", f"{device}/event", f"{device}/blob/+/+"
+        return f"{device}/status", f"{device}/event", f"{device}/blob/+/+", f"{device}/exchange/up"
 
     def parse(self, topic: str) -> Address:
         """Take a topic apart. Raises TopicInvalid if it is not one of this federation's."""
@@ -81,6 +91,8 @@ class Topics:
         if levels[:3] == self.root.split("/"):
             match levels[3:]:
                 case ["device", device, ("status" | "event" | "command") as kind] if is_device_id(device):
+                    return Address(device=device, kind=kind)
+                case ["device", device, "exchange", ("up" | "down") as kind] if is_device_id(device):
                     return Address(device=device, kind=kind)
                 case ["device", device, "blob", digest, index] if is_device_id(device):
                     _chunk(digest, index)
@@ -109,7 +121,7 @@ def may_publish(federation: str, role: str, name: str, topic: str) -> bool:
         address = Topics(federation).parse(topic)
     except TopicInvalid:
         return False
-    from_device = address.device is not None and address.kind != "command"
+    from_device = address.device is not None and address.kind not in {"command", "down"}
     if role == "server":
         return not from_device
     return role == "device" and from_device and address.device == name
@@ -119,7 +131,7 @@ def may_subscribe(federation: str, role: str, name: str, topic_filter: str) -> b
     """Whether the bearer of a token may subscribe to `topic_filter`: a device to its own topics and to blobs."""
     try:
         topics = Topics(federation)
-        own = {topics.command(name), topics.status(name)}
+        own = {topics.command(name), topics.status(name), topics.down(name)}
     except TopicInvalid:
         return False
     if role == "server":

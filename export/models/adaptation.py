@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from export.losses import cross_entropy
 from export.model import MultiTaskModel
-from export.models.xception import CHANNELS, CLASSES, LOSSES
+from export.models.xception import CHANNELS, CLASSES, LOSSES, METRICS
 
 KIND = "kind"
 """The task that tells the class of a whole image."""
@@ -98,4 +98,5 @@ def assemble(
         losses={task: cross_entropy() if task == KIND else LOSSES[task] for task in tasks},
         example_input=torch.rand(batch, 3, size, size, generator=generator),
         example_targets=targets,
+        metrics={task: METRICS[task] for task in tasks if task in METRICS},
     )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from export.model import MultiTaskModel
 from export.models.adaptation import KIND, Attention, assemble
-from export.models.xception import NINE
+from export.models.xception import NINE, VIEWS
 
 
 class Patches(nn.Module):
@@ -71,6 +71,16 @@ def make(
 def build() -> MultiTaskModel:
     """Two dense tasks and the class of an image, 64 pixels."""
     return make(("depth", "segmentation", KIND), width=64, heads=4, depth=4, size=64)
+
+
+def build_small_nine() -> MultiTaskModel:
+    """All nine tasks of MAS, 32 pixels."""
+    return make(NINE, width=64, heads=4, depth=4, size=32, patch=4)
+
+
+def build_views() -> MultiTaskModel:
+    """The five tasks of the real sample views, 64 pixels."""
+    return make(VIEWS, width=64, heads=4, depth=4, size=64)
 
 
 def build_nine() -> MultiTaskModel:

@@ -36,6 +36,8 @@ LOSSES: dict[str, Loss] = {
     "autoencoder": l1,
     "keypoints3d": l1,
 }
+METRICS = {"normals": "angular_error_deg"}
+"""Of the others what is usual for their losses: mIoU of segmentation, RMSE."""
 FIVE = ("segmentation", "depth", "normals", "keypoints", "edge_texture")
 NINE = (*FIVE, "edge_occlusion", "reshading", "principal_curvature", "autoencoder")
 VIEWS = ("depth", "normals", "reshading", "edge_texture", "edge_occlusion")
@@ -140,6 +142,7 @@ def make(tasks: Sequence[str], *, width: float, size: int, batch: int = 4) -> Mu
         losses={task: LOSSES[task] for task in tasks},
         example_input=image,
         example_targets=targets,
+        metrics={task: METRICS[task] for task in tasks if task in METRICS},
     )
 
 

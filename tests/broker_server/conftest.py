@@ -41,6 +41,7 @@ from edge_runtime.wire.tensors import TensorTable, pack, unpack
 from edge_runtime.wire.topics import Topics
 
 TASKS = ("a", "b", "c")
+METRICS = {"a": "rmse", "b": "angular_error_deg"}
 AFFINITY = ((0.0, 5.0, -1.0), (5.0, 0.0, -1.0), (-1.0, -1.0, 0.0))
 
 
@@ -53,7 +54,7 @@ def make_bundle(folder, tasks=TASKS, *, forward=None):
     bundle = manifests.Manifest(
         format=2,
         name="tiny",
-        tasks=tuple(manifests.Task(name=t, target=array, prediction=array) for t in tasks),
+        tasks=tuple(manifests.Task(name=t, target=array, prediction=array, metric=METRICS.get(t)) for t in tasks),
         input=array,
         representation=(array,),
         values=(),
@@ -89,6 +90,7 @@ class Device:
         federation="home",
         energy=None,
         official="off",
+        metrics=None,
     ):
         self.name, self.say, self.server_key = name, say, server_key
         self.step, self.examples, self.chunk_bytes = step, examples, chunk_bytes
@@ -97,7 +99,7 @@ class Device:
         self.plans, self.acks, self.finished = [], [], None
         self.plan = self.answer = self.residual = None
         self.silent = False
-        self.energy, self.spent = energy, None
+        self.energy, self.spent, self.metrics = energy, None, metrics
         self.wanted = {}
         self.subscribe = lambda topic: None
 
@@ -224,6 +226,7 @@ class Device:
             peak_rss_bytes=None,
             bytes_down=50,
             energy=self.energy,
+            metrics=self.metrics and {task: value for task, value in self.metrics.items() if task in plan.tasks},
         )
 
 

@@ -2,12 +2,13 @@ import msgspec
 import numpy as np
 import pytest
 
+from broker_server.combination import Combination
 from broker_server.federation import FederationChanged
 from broker_server.report import models
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.link import Disconnected
 from edge_runtime.wire.messages import Evaluation, Spent, Update
-from edge_runtime.wire.tensors import unpack
+from edge_runtime.wire.tensors import pack, unpack
 
 
 def run(world, *devices):
@@ -229,6 +230,79 @@ def test_aggregator_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
     for row in crashed.store.rounds():
         assert set(crashed.store.results(row.assignment.round)) == {"x", "y"}
     np.testing.assert_array_equal(crashed.federation.affinities.values, reference.federation.affinities.values)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"aggregation": "gpaggregation", "server_momentum": 0.5, "server_lr": 0.7},
+        {"aggregation": "pcgrad", "server_optimizer": "adam", "server_lr": 0.1},
+        {"aggregation": "cagrad"},
+        {"server_momentum": 0.5},
+    ],
+)
+def test_aggregator_after_a_crash_goes_on_with_what_aggregation_remembers(world, tmp_path, settings):
+    shared = {"strategy": "all_in_one", "merged_rounds": 5, "split_rounds": 1, "min_devices": 3}
+    settings = shared | settings
+    random = np.random.default_rng(0)
+    steps = {name: random.standard_normal(9) for name in ("x", "y", "z")}
+    reference = world(**settings)
+    run(reference, *(reference.device(name, step=step) for name, step in steps.items()))
+    expected = models(reference.store, reference.blobs)
+    crashed = type(reference)(tmp_path / "crashed", **settings)
+    for name, step in steps.items():
+        crashed.device(name, step=step).start()
+    for _ in range(5000):
+        if crashed.aggregator.finished:
+            break
+        crashed.aggregator.step(0.25)
+        if crashed.random.random() < 0.05:
+            crashed.crash()
+    assert crashed.aggregator.finished == "all rounds are done"
+    assert models(crashed.store, crashed.blobs) == expected
+    plain = type(reference)(tmp_path / "plain", **shared)
+    run(plain, *(plain.device(name, step=step) for name, step in steps.items()))
+    assert models(plain.store, plain.blobs) != expected
+
+    table, rule, memory = reference.bundle.table, reference.config.combining, None
+    weights = unpack(table, (reference.root / "bundle" / "weights.safetensors").read_bytes())
+    for number in range(6):
+        combination = Combination(table, weights, rule, memory=memory, seed=(0, number), folder=tmp_path)
+        for name in sorted(steps):
+            combination.fold(weights + np.float32(steps[name]), dict.fromkeys(reference.bundle.task_names, 10))
+        weights, memory = combination.result()
+    assert expected == {"a+b+c": pack(table, weights)}
+
+
+def test_federation_keeps_what_aggregation_remembers_for_the_phase_that_goes_on(world):
+    world = world(aggregation="gpaggregation", merged_rounds=2, split_rounds=2)
+    seen = []
+
+    class Watching(type(world.watcher)):
+        def closed(self, row, results):
+            memories = world.store.memories()
+            assert all(blob.digest in world.blobs for blob in memories.values())
+            seen.append((row.assignment.phase, row.assignment.index, sorted(memories)))
+
+    world.aggregator._watcher = Watching()
+    run(world, world.device("x"), world.device("y", step=3.0))
+    assert world.aggregator.finished == "all rounds are done"
+    assert [each for each in seen if each[0] in {"merge", "split"}] == [
+        ("merge", 0, [("merge", "a+b+c")]),
+        ("merge", 1, [("merge", "a+b+c")]),
+        ("split", 0, [("split", "a+b")]),
+        ("split", 1, [("split", "a+b")]),
+        ("split", 0, [("split", "a+b"), ("split", "c")]),
+        ("split", 1, [("split", "a+b"), ("split", "c")]),
+    ]
+    assert world.store.memories() == {}  # the last phase measures
+
+
+def test_federation_notes_a_step_that_was_not_taken(world):
+    world = world(strategy="all_in_one", merged_rounds=1, split_rounds=1, server_lr=1000.0, server_momentum=0.5)
+    run(world, world.device("x", step=1e38), world.device("y", step=1e38))
+    assert world.aggregator.finished == "all rounds are done"
+    assert any("step of the encoder was not finite" in text for _, text in world.store.notes())
 
 
 def test_aggregator_after_a_crash_asks_only_those_that_have_not_delivered(world):

@@ -2,7 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from broker_server.combination import Aggregation
 from broker_server.config import TABLES, ConfigInvalid, ServerConfig, read
+from broker_server.server_step import ServerOptimizer
 from broker_server.split import SplitImpossible
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.manifest import read_folder
@@ -56,6 +58,11 @@ def test_read_flags_go_over_the_file(tmp_path):
         ("[updates]\ntopk_fraction = 0.6", "topk_fraction"),
         ("topk_fraction = 0.0", "topk_fraction"),
         ("probe_from = 20", "probe_from: the merged phase has 20 rounds"),
+        ('aggregation = "median"', "aggregation: Invalid enum value 'median'"),
+        ('server_optimizer = "lamb"', "server_optimizer: Invalid enum value 'lamb'"),
+        ("server_lr = 0.0", "server_lr: Expected"),
+        ("server_momentum = 1.0", "server_momentum: Expected"),
+        ("server_tau = 0.0", "server_tau: Expected"),
     ],
 )
 def test_read_refuses(tmp_path, text, why):
@@ -141,6 +148,32 @@ def test_config_merging(tmp_path):
         read(None, merging="mean")
     with pytest.raises(ConfigInvalid, match="cagrad_c"):
         read(None, cagrad_c=1.0)
+
+
+def test_config_aggregation(tmp_path):
+    path = tmp_path / "server.toml"
+    path.write_text('aggregation = "cagrad"\ncagrad_c = 0.2\nserver_optimizer = "adam"\nserver_lr = 0.01\n')
+    found = read(path, server_momentum=0.9).combining
+    step = ServerOptimizer(method="adam", lr=0.01, momentum=0.9)
+    assert found == Aggregation(rule="cagrad", optimizer=step, cagrad_c=0.2)
+    assert ServerConfig().combining == Aggregation()
+    assert ServerConfig(strategy="fedbone").combining == Aggregation(rule="gpaggregation")
+    assert ServerConfig(strategy="fedbone", aggregation="mean").combining == Aggregation()
+
+
+def test_config_fedbone_is_planned_as_all_in_one():
+    tasks = ("depth", "normals")
+    plans = [ServerConfig(strategy=name).planner(tasks).next([], None) for name in ("fedbone", "all_in_one")]
+    assert plans[0] == plans[1]
+    assert plans[0].groups == (tasks,)
+
+
+def test_config_fingerprint_has_how_changes_are_combined():
+    plain = ServerConfig()
+    assert "aggregation" not in plain.fingerprint()  # federations that began before there was a choice go on
+    assert read(None, aggregation="mean", cagrad_c=0.1).fingerprint() == plain.fingerprint()
+    others = [{"aggregation": "pcgrad"}, {"aggregation": "cagrad"}, {"server_lr": 0.5}, {"server_momentum": 0.5}]
+    assert len({read(None, **keys).fingerprint() for keys in [{}, *others]}) == 1 + len(others)
 
 
 def test_config_keys_of_the_training_table_are_keys():

@@ -43,6 +43,7 @@ def work(number=0, kind="train"):
         bundle=BLOB,
         signature="0" * 128,
         weights=BLOB,
+        whole=BLOB,
         training=TRAINING if kind == "train" else None,
         updates=Updates(scheme="int8"),
     )

@@ -4,6 +4,8 @@ import pytest
 
 from broker_server import report as reports
 from broker_server.store import Store
+from broker_server.strategy import Phase, assignment
+from edge_runtime.wire.messages import Evaluation
 from edge_runtime.wire.tensors import pack, unpack
 
 
@@ -22,7 +24,7 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     data = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
     assert set(data) == {
         "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
-        "test_loss", "wall_s",
+        "test_loss", "wall_s", "evaluations", "test_metrics",
     }  # fmt: skip
     assert (data["strategy"], data["tasks"], data["seed"]) == ("mas", ["a", "b", "c"], 0)
     assert [(r["phase"], r["group"]) for r in data["rounds"]] == [
@@ -43,10 +45,86 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     assert data["affinity"]["counts"] == [[6] * 3] * 3
     assert data["split"]["groups"] == [["a", "b"], ["c"]]
     assert data["test_loss"] == {s: {"a": 2.0, "b": 2.0, "c": 2.0, "total": 6.0} for s in ("before", "merged", "end")}
+    assert [(e["round"], e["phase"], e["group"]) for e in data["evaluations"]] == [
+        (0, "before", "a+b+c"), (3, "merged", "a+b+c"), (8, "end", "a+b"), (9, "end", "c"),
+    ]  # fmt: skip
+    assert data["evaluations"][2]["loss"] == {"a": 2.0, "b": 2.0}
+    assert data["test_metrics"] == {"before": None, "merged": None, "end": None}
     assert data["wall_s"] >= 0
     assert reports.read(tmp_path / "out" / "report.json") == report
     table = finished.bundle.group(("a", "b"), finished.bundle.weights).table
     unpack(table, (tmp_path / "out" / "models" / "a+b.safetensors").read_bytes())
+
+
+def test_report_has_metrics_as_means_over_devices_by_examples(world):
+    world = world()
+    world.device("x", examples=10, metrics={"a": 0.25, "b": 20.0}).start()
+    world.device("y", examples=30, metrics={"a": 0.5}).start()
+    world.until_finished()
+    report = reports.build(world.store)
+    expected = {
+        "a": reports.MetricMean(name="rmse", value=0.4375),
+        "b": reports.MetricMean(name="angular_error_deg", value=20.0),
+    }
+    assert report.test_metrics == dict.fromkeys(reports.STAGES, expected)
+    assert [each.metrics for each in report.evaluations] == [expected, expected, expected, {}]
+    assert msgspec.json.decode(msgspec.json.encode(report), type=reports.Report) == report
+
+
+def test_report_takes_a_task_s_metric_from_where_its_loss_is_least(tmp_path):
+    groups = (("a", "b"), ("a", "c"), ("a", "d"))
+    phase = Phase(name="end", work="evaluate", groups=groups, start=None, data_split="test")
+    store = Store(tmp_path / "s.sqlite3")
+    store.set_fact("metrics", '{"a": "rmse", "b": null}')
+    store.begin_phase(phase, 0, {})
+    for number, (loss, rmse) in enumerate([(2.0, 0.25), (1.0, 0.75), (1.5, 0.5)]):
+        about = assignment(phase, number, 0)
+        store.open_round(about, ("x",), 1)
+        said = {"loss": {"a": loss}, "metrics": {"a": rmse, "b": 0.5}, "examples": {"a": 3, "b": 3}, "energy": None}
+        costs = {"wall_s": 1.0, "peak_rss_bytes": None, "bytes_down": 0}
+        store.add_result(number, "x", Evaluation(round=number, group=about.group, **said, **costs))
+        store.close_round(about, None, bytes_up=0, bytes_down=0)
+    report = reports.build(store)
+    assert [each.metrics["a"].value for each in report.evaluations] == [0.25, 0.75, 0.5]
+    assert report.test_loss["end"] == {"a": 1.0}
+    assert report.test_metrics["end"] == {"a": reports.MetricMean(name="rmse", value=0.75)}
+
+
+def test_report_of_a_journal_that_knows_no_metrics(world):
+    world = world()
+    world.device("x", metrics={"a": 0.1}).start()
+    world.device("y").start()
+    world.until_finished()
+    world.store.set_fact("metrics", "{}")
+    assert not any(reports.build(world.store).test_metrics.values())
+
+
+def test_metrics_of_a_foreign_task_do_not_count(world):
+    world = world()
+    x = world.device("x", metrics={"a": 0.1})
+    x.evaluate = lambda plan, original=x.evaluate: msgspec.structs.replace(original(plan), metrics={"z": 0.1})
+    x.start()
+    world.device("y", metrics={"a": 0.3}).start()
+    world.until(lambda: any("'z'" in ack.detail for ack in x.acks))
+
+
+def test_report_of_devices_that_count_with_their_own_tasks(world):
+    world = world()
+    loss = {"x": 1.0, "y": 4.0}
+    for name, examples in (("x", 10), ("y", 30)):
+        device = world.device(name, examples=examples, metrics={"a": loss[name] / 8})
+        found = device.evaluate
+        device.evaluate = lambda plan, name=name, found=found: msgspec.structs.replace(
+            found(plan), loss=dict.fromkeys(plan.tasks, loss[name])
+        )
+        device.start()
+    world.until_finished()
+    assert reports.build(world.store).test_loss["end"] == {"a": 3.25, "b": 3.25, "c": 3.25, "total": 9.75}
+    counted = reports.build(world.store, {"x": ("a",), "y": ("b", "c")})
+    assert counted.test_loss["end"] == {"a": 1.0, "b": 4.0, "c": 4.0, "total": 9.0}
+    assert reports.build(world.store, {"x": ("a",)}).test_loss["end"] == {"a": 3.25, "b": 4.0, "c": 4.0, "total": 11.25}
+    assert counted.test_metrics["end"]["a"].value == 0.125
+    assert counted.rounds == reports.build(world.store).rounds
 
 
 def test_report_says_how_small_updates_were(world):

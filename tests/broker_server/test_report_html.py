@@ -46,6 +46,16 @@ def test_page_says_how_many_updates_came_by_which_scheme(finished):
     assert "1 fp32, 2 int8" in render(msgspec.structs.replace(report, rounds=[row]))
 
 
+def test_page_has_the_metrics_that_were_measured(finished):
+    report = reports.build(finished.store)
+    assert "Test metrics" not in render(report)
+    first = {"a": reports.MetricMean(name="miou", value=0.5)}
+    last = {"b": reports.MetricMean(name="angular_error_deg", value=12.25)}
+    page = render(msgspec.structs.replace(report, test_metrics={"before": first, "merged": None, "end": last}))
+    assert "<td>a</td><td>mIoU ↑</td><td class=n>0.5000</td><td class=n>–</td>" in page
+    assert "<td>b</td><td>angular error (°) ↓</td><td class=n>–</td><td class=n>12.25</td>" in page
+
+
 def test_page_of_a_federation_that_has_just_begun(world):
     world = world()
     page = render(reports.build(world.store))

@@ -15,8 +15,22 @@ def vectors(number, size=5, seed=0):
 def test_plain_step_with_the_mean_change_is_federated_averaging(seed):
     start, *ends = vectors(4, seed=seed)
     change = np.mean([start - end for end in ends], axis=0)
-    new, _ = ServerOptimizer().step(start, change, np.zeros(5, np.float32))
+    new, _ = ServerOptimizer().step(start, change, np.zeros(0, np.float32))
     np.testing.assert_allclose(new, np.mean(ends, axis=0), atol=1e-6)
+
+
+def test_step_without_momentum_keeps_no_state():
+    optimizer = ServerOptimizer(lr=0.5)
+    assert optimizer.state_size(5) == 0
+    new, state = optimizer.step(np.ones(5, np.float32), np.ones(5, np.float32), np.zeros(0, np.float32))
+    np.testing.assert_array_equal(new, np.full(5, 0.5))
+    assert state.shape == (0,)
+
+
+def test_plain_is_the_change_itself_as_the_step():
+    assert ServerOptimizer().is_plain
+    others = ServerOptimizer(lr=0.5), ServerOptimizer(momentum=0.5), ServerOptimizer(method="adam")
+    assert not any(optimizer.is_plain for optimizer in others)
 
 
 def test_momentum_by_hand():

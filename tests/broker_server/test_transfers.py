@@ -63,9 +63,9 @@ def test_downloads_unknown_blob_or_chunk():
 
 
 def test_uploads_fetch_a_blob_window_by_window(uploads, tmp_path):
-    need = uploads.begin("x", BLOB, 0.0)
+    whole, need = uploads.begin("x", BLOB, 0.0)
     assert need.chunks == tuple(range(WINDOW))
-    wanted, whole, asked = list(need.chunks), False, list(need.chunks)
+    wanted, asked = list(need.chunks), list(need.chunks)
     while not whole:
         assert len(wanted) <= WINDOW
         index = wanted.pop(0)
@@ -76,7 +76,7 @@ def test_uploads_fetch_a_blob_window_by_window(uploads, tmp_path):
     assert asked == list(range(31))  # each once
     assert "x" not in uploads
     assert BlobStore(tmp_path).read(BLOB.digest) == DATA
-    assert uploads.begin("y", BLOB, 2.0) is None
+    assert uploads.begin("y", BLOB, 2.0) == (True, None)
 
 
 def test_uploads_ask_again_with_growing_pauses(uploads):
@@ -85,11 +85,48 @@ def test_uploads_ask_again_with_growing_pauses(uploads):
     assert uploads.tick(RETRY_S) == [("x", Need(digest=BLOB.digest, chunks=tuple(range(WINDOW))))]
     assert uploads.tick(2 * RETRY_S) == []
     assert len(uploads.tick(3 * RETRY_S)) == 1
-    uploads.chunk("x", BLOB.digest, 0, chunk(0), 100.0)
-    assert uploads.tick(100.0 + RETRY_S)[0][1].chunks == tuple(range(1, WINDOW + 1))
-    for _ in range(10):
-        uploads.tick(1e6)
-    assert uploads._uploads["x"].retry_s <= MAX_RETRY_S
+    uploads.chunk("x", BLOB.digest, 0, chunk(0), 3 * RETRY_S + 1)
+    assert uploads.tick(4 * RETRY_S) == []
+    assert uploads.tick(4 * RETRY_S + 1)[0][1].chunks == tuple(range(1, WINDOW + 1))
+    for number in range(10):
+        assert len(uploads.tick(1e6 * (number + 1))) == 1
+    assert len(uploads.tick(1e7 + MAX_RETRY_S)) == 1
+
+
+def test_uploads_wait_for_a_slow_link_as_long_as_its_chunks_take(uploads):
+    """Each chunk takes longer than RETRY_S: once the first has come, nothing is asked for twice."""
+    now_s, asked = 0.0, list(uploads.begin("x", BLOB, 0.0)[1].chunks)
+    for index in range(BLOB.chunks - 1):
+        now_s += 0.9 * RETRY_S if index == 0 else 1.5 * RETRY_S
+        _, need = uploads.chunk("x", BLOB.digest, index, chunk(index), now_s)
+        asked += need.chunks if need else ()
+        assert uploads.tick(now_s + 1.4 * RETRY_S) == []
+    assert asked == list(range(BLOB.chunks))
+
+
+def test_uploads_that_are_announced_again_go_on(uploads):
+    uploads.begin("x", BLOB, 0.0)
+    for index in range(3):
+        uploads.chunk("x", BLOB.digest, index, chunk(index), 1.0)
+    assert uploads.begin("x", BLOB, 2.0) == (False, None)  # most of the window is on its way
+    _, need = uploads.chunk("x", BLOB.digest, 3, chunk(3), 3.0)
+    assert need.chunks == tuple(range(WINDOW, WINDOW + 4))
+    assert uploads.begin("x", BLOB, 4.0) == (False, None)
+
+
+def test_uploads_of_a_device_that_has_connected_again_ask_for_what_was_on_its_way(uploads):
+    uploads.came("x")
+    uploads.begin("x", BLOB, 0.0)
+    uploads.chunk("x", BLOB.digest, 1, chunk(1), 1.0)
+    uploads.came("x")
+    assert uploads.begin("x", BLOB, 2.0) == (False, Need(digest=BLOB.digest, chunks=(0, *range(2, WINDOW + 1))))
+
+
+def test_uploads_begin_anew_when_other_weights_are_announced(uploads):
+    uploads.begin("x", BLOB, 0.0)
+    small = describe(b"other" * 300, chunk_bytes=1024)
+    assert uploads.begin("x", small, 1.0) == (False, Need(digest=small.digest, chunks=(0, 1)))
+    assert uploads.chunk("x", BLOB.digest, 0, chunk(0), 2.0) == (False, None)
 
 
 def test_uploads_go_on_after_a_restart(uploads, tmp_path):
@@ -97,7 +134,7 @@ def test_uploads_go_on_after_a_restart(uploads, tmp_path):
     uploads.chunk("x", BLOB.digest, 0, chunk(0), 0.0)
     uploads.chunk("x", BLOB.digest, 2, chunk(2), 0.0)
     again = Uploads(BlobStore(tmp_path))
-    assert again.begin("x", BLOB, 0.0).chunks == (1, *range(3, WINDOW + 2))
+    assert again.begin("x", BLOB, 0.0)[1].chunks == (1, *range(3, WINDOW + 2))
 
 
 def test_uploads_drop_what_was_not_asked_for(uploads):
@@ -127,6 +164,16 @@ def test_uploads_of_the_same_content_by_two_devices(uploads):
         x = uploads.chunk("x", small.digest, index, data, 0.0)
         y = uploads.chunk("y", small.digest, index, data, 0.0)
     assert x == y == (True, None)
+
+
+def test_uploads_of_a_blob_that_another_device_has_made_whole_are_over(uploads):
+    small = describe(b"same" * 300, chunk_bytes=1024)
+    uploads.begin("x", small, 0.0)
+    uploads.begin("y", small, 0.0)
+    for index in (0, 1):
+        uploads.chunk("y", small.digest, index, (b"same" * 300)[1024 * index : 1024 * (index + 1)], 0.0)
+    assert uploads.begin("x", small, 1.0) == (True, None)
+    assert "x" not in uploads
 
 
 def test_uploads_abandoned(uploads):

@@ -238,3 +238,12 @@ def test_stem_is_refused(name, make):
 def test_official_artifacts_are_refused(make):
     with pytest.raises(OfficialImpossible, match="and this one has a stem"):
         forward_graph(divided(make))
+
+
+@pytest.mark.parametrize(("build", "tasks", "size"), [(vit.build_small_nine, 9, 32), (vit.build_views, 5, 64)])
+def test_models_of_the_experiments_predict_every_pixel(build, tasks, size):
+    model = build()
+    model.check()
+    assert len(model.tasks) == tasks
+    z = model.encode(model.example_input)
+    assert {model.heads[task](z).shape[2:] for task in model.tasks} == {(size, size)}

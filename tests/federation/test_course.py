@@ -28,7 +28,7 @@ def check_report(report, tasks, clients):
     """Every key of report.json and its type."""
     assert list(report) == [
         "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
-        "test_loss", "wall_s",
+        "test_loss", "wall_s", "evaluations", "test_metrics",
     ]  # fmt: skip
     assert (report["strategy"], report["tasks"], report["seed"]) == ("mas", list(tasks), 7)
     assert {"python", "mas-edge", "numpy", "torch"} <= set(report["versions"])
@@ -72,6 +72,14 @@ def check_report(report, tasks, clients):
         losses(stage, *tasks, "total")
         assert stage["total"] == pytest.approx(sum(stage[task] for task in tasks))
     assert isinstance(report["wall_s"], float)
+    for stage in report["test_metrics"].values():
+        assert {task: mean["name"] for task, mean in stage.items()} == {
+            "depth": "rmse",
+            "normals": "angular_error_deg",
+            "segmentation": "miou",
+        }
+        losses({task: mean["value"] for task, mean in stage.items()}, *tasks)
+    assert {each["phase"] for each in report["evaluations"]} == {"before", "merged", "end"}
 
 
 def test_federation_merges_measures_and_splits(site):

@@ -11,8 +11,8 @@ from broker_server.server_step import ServerOptimizer  # noqa: E402
 from edge_runtime.datasets.dataset import Split  # noqa: E402
 from edge_runtime.engine import Engine  # noqa: E402
 from edge_runtime.general.host import Host  # noqa: E402
-from edge_runtime.general.remote import RemoteEncoder  # noqa: E402
 from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
+from edge_runtime.training.remote import RemoteEncoder  # noqa: E402
 from edge_runtime.training.trainer import Trainer  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.messages import Training  # noqa: E402
@@ -62,18 +62,24 @@ def test_clients_with_a_task_each_teach_one_general_model(tmp_path):
     general = transfer(whole.table, compiled.weights, whole.general)
     server = ServerOptimizer(lr=1.0, momentum=0.3)
     state, history, losses = np.zeros(server.state_size(len(general)), np.float32), None, []
+    taught = {}
+
+    def keep(device, replica):
+        taught[device] = replica.change
+
     for number in range(4):
         settings = msgspec.structs.replace(SETTINGS, first_epoch=2 * number)
-        host = Host(whole, graph, general, settings, number)
+        host = Host(whole, graph, general, settings, number, finished=keep)
         losses.append([])
         for client, local in enumerate(own):
             encoder = RemoteEncoder(whole, Direct(host, f"client-{client}"), number, SETTINGS.batch)
+            encoder.begin()
             device = Model(local, graph, weights[client], encoder=encoder)
             trained = Trainer(device, images(client)).train(settings, np.zeros_like(device.gradient))
             encoder.finish()
             weights[client] = device.weights
             losses[-1] += trained.loss.values()
-        changes = list(host.changes.values())
+        changes = list(taught.values())
         assert len(changes) == len(TASKS)
         history = aggregate(changes, [8] * len(TASKS), history)
         before = general

@@ -1,5 +1,6 @@
 """Simulated federations: the same state machines, so the same weights, as with processes over MQTT."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -85,6 +86,14 @@ def test_a_simulated_federation_ends_with_the_weights_of_real_processes_over_mqt
     assert bench.models("MAS-2") == real
     summary = bench.summaries()["MAS-2", 7]
     assert summary["test_loss"] == pytest.approx(bench.site.report()["test_loss"]["end"])
+    measured = bench.site.report()["test_metrics"]["end"]
+    for task, mean in summary["test_metric"].items():
+        assert mean["value"] == pytest.approx(measured[task]["value"])
+    assert {task: mean["name"] for task, mean in measured.items()} == {
+        "depth": "rmse",
+        "normals": "angular_error_deg",
+        "segmentation": "miou",
+    }
     assert summary["rounds"] == 4
     assert summary["simulated_j"] > 0
     assert summary["simulated_s"] > 0
@@ -96,7 +105,8 @@ def test_links_that_are_lost_and_slow_boards_change_the_times_and_nothing_else(b
     fleet += "drop_rate = 0.7\naway_s = 30\n"
     (bench.root / "slow").mkdir()
     shutil.copy(bench.root / "out" / "costs.json", bench.root / "slow")
-    bench.run(bench.experiment(fleet=fleet), "slow")
+    said = bench.run(bench.experiment(fleet=fleet), "slow")
+    assert "dropped" not in said  # what is announced and acknowledged twice is no fault of anybody
     assert bench.models("MAS-2", "slow") == bench.models("MAS-2")
     fast, slow = bench.summaries()["MAS-2", 7], bench.summaries("slow")["MAS-2", 7]
     assert slow["simulated_s"] > fast["simulated_s"] + 30
@@ -128,7 +138,10 @@ def test_every_strategy_runs_and_what_several_share_is_done_once(bench):
     alone = bench.run(bench.experiment('[methods."HOA-2"]\nstrategy = "hoa"\ngroups = 2\n'), "alone")
     assert "HOA-2" in alone
     assert bench.models("HOA-2", "alone") == bench.models("HOA-2")
-    assert bench.summaries("alone")["HOA-2", 7]["test_loss"] == found["HOA-2", 7]["test_loss"]
+    again = bench.summaries("alone")["HOA-2", 7]
+    assert [again[key] for key in ("test_loss", "test_metric")] == [
+        found["HOA-2", 7][key] for key in ("test_loss", "test_metric")
+    ]
 
 
 def test_an_experiment_that_was_killed_goes_on_to_the_same_end(bench):
@@ -154,6 +167,63 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_end(bench):
     assert bench.models("MAS-2", "cut") == bench.models("MAS-2")
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="worker processes are found by /proc")
+def test_a_worker_that_is_killed_ends_the_run_with_a_sentence_and_the_same_command_goes_on(bench):
+    path = bench.experiment()
+    process, until = bench.start(path, "out"), time.monotonic() + LIMIT_S
+    while not (bench.root / "out" / "runs").exists():  # the first round is about to begin
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    (worker,) = workers(process.pid)
+    os.kill(worker, signal.SIGKILL)
+    said, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 5
+    assert "error: a worker process was ended from outside" in said
+    assert "Traceback" not in said
+    bench.run(path)
+    assert bench.models("MAS-2")
+
+
+def workers(parent):
+    """The process ids of a simulation's worker processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            started_by = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if started_by == parent and b"spawn_main" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return found
+
+
+TASKS_OF = '[tasks_of]\nattic = ["depth"]\ncellar = ["normals", "segmentation"]\n'
+APART = TASKS_OF + (
+    '[methods.fedbone]\nstrategy = "fedbone"\n[methods.mean]\nstrategy = "fedbone"\naggregation = "mean"\n'
+    '[methods.averaged]\nstrategy = "all_in_one"\n[methods.everything]\nstrategy = "all_in_one"\ntasks_of = {}\n'
+    '[methods.local]\nstrategy = "all_in_one"\nalone = true\n'
+)
+
+
+def test_devices_with_tasks_of_their_own_together_and_each_for_itself(bench):
+    bench.run(bench.experiment(APART))
+    found = {method: each for (method, _), each in bench.summaries().items()}
+    assert bench.models("mean") == bench.models("averaged")
+    assert bench.models("fedbone") != bench.models("averaged") != bench.models("everything")
+    assert all(set(each["test_loss"]) == {"depth", "normals", "segmentation", "total"} for each in found.values())
+
+    local, rounds = found["local"], 3
+    assert (local["rounds"], local["bytes_up"], local["bytes_down"]) == (rounds, 0, 0)
+    assert 0 < local["critical_path_s"] < local["compute_s"]
+    assert 0 < local["simulated_s"] < found["averaged"]["simulated_s"] + 1
+    report = msgspec.json.decode((bench.root / "out" / "runs" / "local" / "7" / "report.json").read_bytes())
+    assert [each["clients"] for each in report["rounds"]] == [["attic", "cellar"]] * rounds
+
+    one = '[methods.attic]\nstrategy = "all_in_one"\n[tasks_of]\nattic = ["depth"]\n'
+    bench.run(bench.experiment(one), "one", "--devices", "attic")
+    alone = bench.summaries("one")["attic", 7]
+    assert alone["test_loss"] == {"depth": local["test_loss"]["depth"]}
+
+
 @pytest.mark.parametrize(
     ("methods", "fleet", "says"),
     [
@@ -161,6 +231,8 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_end(bench):
         ("[methods.x]\nport = 3\n", "", "a simulation decides this itself"),
         (MAS, "[fleet.boards.attic]\nwings = 2\n", "wings"),
         ("[methods.x]\nstrategy = 'fixed'\n", "", "fixed_groups"),
+        ("[methods.x]\nalone = true\n", "", "methods.x: alone"),
+        (MAS, '[tasks_of]\nattic = ["wings"]\n', "no labels of 'wings'; it has depth"),
     ],
 )
 def test_a_wrong_experiment_is_refused_with_its_place(bench, methods, fleet, says):

@@ -35,6 +35,7 @@ def test_compare_writes_figures_tables_and_a_picture(rooms, tmp_path, capsys):
     assert (out / "comparison.png").read_bytes().startswith(PNG)
     figures = msgspec.json.decode((out / "comparison.json").read_bytes())
     assert figures["missing"] == ["one-by-one · seed 1"]
+    assert figures["costs"] == [None]
     assert figures["experiments"][0]["methods"][0]["compute_s"] == {"n": 1, "mean": 900.0, "half_width": None}
     assert r"odd \|\*" in (out / "comparison.md").read_text()
     assert main(["compare", str(rooms), "--out", str(tmp_path / "again")]) == 0

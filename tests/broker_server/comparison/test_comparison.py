@@ -2,6 +2,7 @@ import pytest
 
 from broker_server.comparison.comparison import ComparisonImpossible, compare
 from broker_server.comparison.published import TASKS
+from broker_server.report import MetricMean
 from broker_server.simulation.outline import Outline
 
 OUTLINE = Outline(
@@ -78,3 +79,31 @@ def test_compare_refuses_nothing_and_the_same_run_twice(summary):
 def test_compare_names_itself_by_its_folder_where_it_has_no_title(summary):
     found = compare("rooms", Outline(), [summary("MAS-2")])
     assert (found.name, found.title) == ("rooms", "rooms")
+
+
+def metric(name, value):
+    return {"depth": MetricMean(name=name, value=value)}
+
+
+def test_compare_has_metrics_and_knows_which_way_is_better(summary):
+    runs = [
+        *(summary("single", seed, test_metric=metric("rmse", 0.25 + seed / 4)) for seed in range(2)),
+        *(summary("MAS-2", seed, test_metric=metric("rmse", 0.5)) for seed in range(2)),
+        summary("HOA-2", 0, test_metric=metric("rmse", 0.0)),
+        summary("apart", 0),
+    ]
+    found = compare("rooms", OUTLINE, runs)
+    assert found.metrics == {"depth": "rmse"}
+    values = {each.method: each.test_metric for each in found.methods}
+    assert (values["single"]["depth"].n, values["single"]["depth"].mean) == (2, 0.375)
+    assert values["apart"] == {}
+    assert {each.method: each.best_metrics for each in found.methods if each.best_metrics} == {"single": ("depth",)}
+    best = [summary("MAS-2", test_metric=metric("miou", 0.5)), summary("single", test_metric=metric("miou", 0.25))]
+    assert [each.method for each in compare("rooms", OUTLINE, best).methods if each.best_metrics] == ["MAS-2"]
+    assert compare("rooms", OUTLINE, [summary("single")]).metrics == {}
+
+
+def test_compare_refuses_different_metrics_of_a_task(summary):
+    runs = [summary("MAS-2", test_metric=metric("miou", 0.5)), summary("single", test_metric=metric("rmse", 0.5))]
+    with pytest.raises(ComparisonImpossible, match="some runs have measured depth by miou, others by rmse"):
+        compare("rooms", OUTLINE, runs)

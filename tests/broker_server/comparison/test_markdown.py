@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from broker_server.comparison.comparison import compare
 from broker_server.comparison.markdown import document, escape, marks, replace_between, table, tables
 from broker_server.comparison.published import TASKS
+from broker_server.report import MetricMean
 from broker_server.simulation.outline import Outline
 
 OUTLINE = Outline(methods=("single", "MAS-2", "slow"), seeds=(0, 1), sections={"ablations": ("slow",)})
@@ -41,6 +42,22 @@ def test_tables_show_groups_of_strategies_that_find_them_with_their_seeds(runs, 
     assert r"| MAS-2 | 0, 1 | depth / edge\_texture |" in text
     assert r"| MAS-2 | 2 | depth + edge\_texture |" in text
     assert "| single | 0, 1 | depth" not in text
+
+
+def test_tables_show_metrics_where_they_were_measured(runs, summary):
+    assert "test metric" not in tables(compare("rooms", OUTLINE, runs), "p.png")
+    metrics = lambda rmse, angle: {  # noqa: E731
+        "depth": MetricMean(name="rmse", value=rmse),
+        "edge_texture": MetricMean(name="angular_error_deg", value=angle),
+    }
+    runs = [summary("MAS-2", seed, test_metric=metrics(0.25, 20.0 + seed)) for seed in range(2)]
+    runs += [summary("single", seed, test_metric=metrics(0.5, 20.0)) for seed in range(2)]
+    text = tables(compare("rooms", OUTLINE, [*runs, summary("slow")]), "p.png")
+    assert r"| method: test metric by task | depth, RMSE ↓ | edge\_texture, angular error (°) ↓ |" in text
+    assert "| MAS-2 | **0.2500** | 20.50 ± 6.35 |" in text
+    assert "| single | 0.5000 | **20.00** |" in text
+    assert "bold** is the best of its task" in text
+    assert text.count("test metric by task") == 1  # not in the section of the method without any
 
 
 def test_tables_of_one_seed_without_reference_have_neither_intervals_nor_ratios(summary):

@@ -2,7 +2,8 @@ import msgspec
 import pytest
 
 from broker_server.comparison.comparison import ComparisonImpossible
-from broker_server.comparison.results import read_all, read_outline, read_summaries
+from broker_server.comparison.results import read_all, read_costs, read_outline, read_summaries
+from broker_server.simulation.fleet import Costs
 from broker_server.simulation.outline import Outline
 from broker_server.simulation.run import write_json
 
@@ -72,7 +73,7 @@ def test_read_summaries_refuses_a_damaged_one_with_its_path(tmp_path, content):
     path = tmp_path / "runs" / "MAS-2" / "0" / "summary.json"
     path.parent.mkdir(parents=True)
     path.write_bytes(content)
-    with pytest.raises(ComparisonImpossible, match="summary.json is not a summary"):
+    with pytest.raises(ComparisonImpossible, match="summary.json is not what a simulation writes"):
         read_summaries(tmp_path)
 
 
@@ -85,3 +86,10 @@ def test_read_outline_refuses_what_is_none(tmp_path):
     (tmp_path / "experiment.json").write_bytes(msgspec.json.encode({"methods": 3}))
     with pytest.raises(ComparisonImpossible, match="experiment.json cannot be read"):
         read_outline(tmp_path)
+
+
+def test_read_costs_of_a_folder_that_has_some(tmp_path):
+    costs = Costs(train_s=1.0, train_head_s={"depth": 0.5}, evaluate_s=0.3, evaluate_head_s={"depth": 0.1}, probe_s=2.0)
+    assert read_costs(tmp_path) is None
+    write_json(tmp_path / "costs.json", costs)
+    assert read_costs(tmp_path) == costs

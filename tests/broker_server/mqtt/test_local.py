@@ -20,6 +20,15 @@ def test_local_links_hear_one_another_until_they_unsubscribe(site):
     assert other.receive(0.2) is None
 
 
+def test_local_link_that_waits_can_be_interrupted(site):
+    link = site.local()
+    threading.Timer(0.1, link.interrupt).start()
+    assert link.receive(None) is None
+    link.interrupt()  # remembered until the next wait
+    assert link.receive(None) is None
+    assert link.receive(0.01) is None
+
+
 def test_local_payload_is_handed_over_and_not_copied(site):
     one, other = site.local(), site.local("a")
     payload = bytes(100)

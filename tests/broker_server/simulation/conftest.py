@@ -1,8 +1,25 @@
-"""Summaries of runs that nobody ran."""
+"""Summaries of runs that nobody ran, and federations whose rounds are closed by hand."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 
+from broker_server.config import ServerConfig
+from broker_server.keys import load_or_create
+from broker_server.simulation.courses import Library, RecallingFederation
 from broker_server.simulation.summary import Summary
+from broker_server.simulation.timeline import Timeline
+from broker_server.store import Store
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.manifest import decode, read_folder
+from edge_runtime.wire.messages import Affinity, Evaluation, Update
+from edge_runtime.wire.tensors import pack, unpack
+
+BUNDLE = Path(__file__).parents[2] / "fixtures" / "bundle"
+DEVICES = ("attic", "cellar")
+ROUND_S = 10.0
 
 
 @pytest.fixture
@@ -13,3 +30,86 @@ def make_summary():
         return Summary(**{"method": method, "seed": seed, "bytes_up": 1, "bytes_down": 2, **given, **others})
 
     return make
+
+
+class Played:
+    """A federation over the fixture's bundle. Every round takes ROUND_S, adds one to the weights and is told of."""
+
+    def __init__(self, folder, library, *, context="boards", energy=None, **settings):
+        settings = {"merged_rounds": 2, "split_rounds": 1, "probe_rounds": 1, "probe_every": 1} | settings
+        config, bundle = ServerConfig(**settings), read_folder(BUNDLE)
+        self.timeline = Timeline()
+        self.store, self.blobs = Store(folder / "journal", self.timeline.clock), BlobStore(folder / "blobs")
+        self.timeline.now_s = max((row.closed_s for row in self.store.rounds()), default=0.0)
+        self.energy = energy
+        self.played = []
+        """The rounds that were not taken from the library."""
+        self.federation = RecallingFederation(
+            library=library,
+            timeline=self.timeline,
+            context=context,
+            store=self.store,
+            blobs=self.blobs,
+            bundle=bundle,
+            folder=BUNDLE,
+            key=load_or_create(folder),
+            terms=config.terms(bundle),
+        )
+
+    def round(self):
+        """Close the next round; whether there was one."""
+        work = self.federation.next()
+        if work is None:
+            return False
+        self.played.append(work.assignment)
+        self.store.open_round(work.assignment, DEVICES, 2)
+        self.timeline.pass_by(ROUND_S)
+        for number, device in enumerate(DEVICES):
+            self.store.add_result(work.assignment.round, device, self.result(work))
+            self.federation.computed(device, SimpleNamespace(round=work.assignment.round), 1.0 + number)
+        self.federation.close(work, DEVICES, bytes_up=1000)
+        return True
+
+    def to_the_end(self):
+        while self.round():
+            pass
+        return self
+
+    def result(self, work):
+        about, tasks = work.assignment, work.assignment.tasks
+        shared = {"round": about.round, "group": about.group, "examples": dict.fromkeys(tasks, 8), "wall_s": 5.0}
+        shared |= {"peak_rss_bytes": None, "bytes_down": 100, "energy": self.energy}
+        if about.work == "evaluate":
+            return Evaluation(loss=dict.fromkeys(tasks, 0.5), metrics=dict.fromkeys(tasks, 0.25), **shared)
+        table = decode(self.blobs.read(work.bundle.digest)).table
+        trained = unpack(table, self.blobs.read(work.weights.digest)) + np.float32(1.0)
+        zeros = ((0.0,) * len(tasks),) * len(tasks)
+        return Update(
+            weights=self.blobs.add(pack(table, trained)),
+            train_loss=dict.fromkeys(tasks, 1.0),
+            val_loss=dict.fromkeys(tasks, 1.0),
+            affinity=Affinity(tasks=tasks, count=1, mean=zeros, variance=None) if about.probe else None,
+            **shared,
+        )
+
+    def weights(self):
+        return {key: self.blobs.read(blob.digest) for key, blob in self.store.weights().items()}
+
+
+@pytest.fixture
+def library(tmp_path):
+    return Library(tmp_path / "library")
+
+
+@pytest.fixture
+def play(tmp_path, library):
+    """Makes federations that share a library, each in a folder of its own or of the name given."""
+    made = []
+
+    def make(name=None, **settings):
+        made.append(Played(tmp_path / (name or f"run-{len(made)}"), library, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.store.close()

@@ -47,6 +47,9 @@ def test_read_experiment_makes_paths_absolute(write, tmp_path):
         (LEAST + '[sections]\nablations = ["TAG"]\n', "sections: there is no method 'TAG'"),
         (LEAST + '[sections]\na = ["MAS"]\nb = ["MAS"]\n', "stands in two"),
         ('devices = ["../x"]\n' + LEAST, "devices"),
+        (LEAST + '[tasks_of]\n"../x" = ["depth"]\n', "tasks_of"),
+        (LEAST + "[tasks_of]\nattic = []\n", "tasks_of"),
+        (LEAST + '[tasks_of]\nattic = ["../depth"]\n', "tasks_of"),
     ],
 )
 def test_read_experiment_refuses_with_its_place(write, text, says):
@@ -79,12 +82,31 @@ def test_config_lets_a_method_s_keys_go_over_what_all_share():
         ({"wings": 2}, "wings"),
         ({"lr": "much"}, "lr"),
         ({"strategy": "fixed"}, "fixed_groups"),
+        ({"alone": True}, "alone: a device by itself trains its tasks together: give strategy = 'all_in_one'"),
+        ({"alone": 1}, "alone"),
+        ({"tasks_of": {"attic": "depth"}}, "tasks_of"),
     ],
 )
 def test_config_refuses_with_the_method_s_name(keys, says):
     with pytest.raises(ConfigInvalid, match=r"^methods\.MAS: ") as raised:
         make(MAS=keys).config("MAS", 0, 2)
     assert says in str(raised.value)
+
+
+def test_config_of_devices_that_train_alone_needs_one():
+    experiment = make(alone={"strategy": "all_in_one", "alone": True}, MAS={"alone": False})
+    assert experiment.config("alone", 5, 8).min_devices == 1
+    assert experiment.config("MAS", 5, 8).min_devices == 8
+    assert (experiment.conduct("alone").alone, experiment.conduct("MAS").alone) == (True, False)
+
+
+def test_conduct_has_the_experiment_s_tasks_of_or_the_method_s():
+    own = {"attic": ("depth",)}
+    experiment = Experiment(
+        data="d", bundle="b", tasks_of=own, methods={"a": {}, "b": {"tasks_of": {}}, "c": {"tasks_of": {"x": ["y"]}}}
+    )
+    assert [experiment.conduct(name).tasks_of for name in "abc"] == [own, {}, {"x": ("y",)}]
+    assert experiment.config("b", 0, 2) == experiment.config("a", 0, 2)
 
 
 def test_outline_is_what_is_going_to_be_run():

@@ -142,6 +142,9 @@ class FakeLink:
             self.bytes_in += len(event.payload)
         return event
 
+    def interrupt(self) -> None:
+        self.inbox.put(None)
+
     def close(self) -> None:
         self.closed = True
 
@@ -278,7 +281,7 @@ class FakeWorker:
             self.running -= 1
         self.calls.append((plan.work, plan.round))
 
-    def train(self, plan, manifest, store, weights, report) -> TrainResult:
+    def train(self, plan, manifest, store, weights, report, exchange=None) -> TrainResult:
         self._begin(plan, manifest, store, report)
         return TrainResult(
             weights=weights + np.float32(self.step),
@@ -290,7 +293,7 @@ class FakeWorker:
             peak_rss_bytes=None,
         )
 
-    def evaluate(self, plan, manifest, store, weights, report) -> EvaluationResult:
+    def evaluate(self, plan, manifest, store, weights, report, exchange=None) -> EvaluationResult:
         self._begin(plan, manifest, store, report)
         return EvaluationResult(
             loss=dict.fromkeys(plan.tasks, self.loss),

@@ -502,7 +502,7 @@ def uneven(world):
     size = world.bundle.table.size
     train = world.worker.train
 
-    def stepped(plan, manifest, store, weights, report):
+    def stepped(plan, manifest, store, weights, report, exchange=None):
         result = train(plan, manifest, store, weights, report)
         steps = np.random.default_rng(plan.round).normal(size=size).astype(np.float32)
         return dataclasses.replace(result, weights=weights + steps)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_runtime.agent.actions import (
+    Answered,
     CancelWork,
     Exit,
     Fetch,
@@ -168,7 +169,7 @@ def test_session_goes_through_a_round():
     result = update(plan(0))
     assert session.done(result, 2.0) == [Keep(Pending(plan=plan(0), result=result)), Say(result)]
     assert session.received(Need(digest="c" * 64, chunks=(0, 2)), 2.1) == [SendChunks(blob("c"), (0, 2))]
-    assert session.received(ack(0), 2.2) == [Forget()]
+    assert session.received(ack(0), 2.2) == [Answered(ack(0)), Forget()]
     assert session.activity is Activity.IDLE
     assert session.received(Finished(detail="bye"), 2.3) == [Exit("bye")]
     assert session.errors == Counter()
@@ -205,13 +206,13 @@ def test_session_announces_again_when_the_same_plan_comes():
     session.received(ack(0), 1.0)
     assert session.received(plan(0), 2.0) == [Say(update(plan(0)))]
     assert session.activity is Activity.ANNOUNCING
-    assert session.received(ack(0), 3.0) == []
+    assert session.received(ack(0), 3.0) == [Answered(ack(0))]
     assert session.activity is Activity.IDLE
 
 
 def test_session_works_again_when_its_result_was_not_accepted():
     session = announcing()
-    assert session.received(ack(0, accepted=False), 1.0) == [Forget()]
+    assert session.received(ack(0, accepted=False), 1.0) == [Answered(ack(0, accepted=False)), Forget()]
     assert session.received(plan(0), 2.0) == [Fetch(plan(0))]
 
 
@@ -400,12 +401,12 @@ def test_session_refuses_while_fetching_when_a_chunk_cannot_be_kept():
 def test_session_announces_what_an_earlier_process_has_done(result):
     session = online(pending=Pending(plan=plan(3), result=result))
     assert session.received(plan(3, deadline_s=9.0), 0.0) == [Say(result)]
-    assert session.received(ack(3), 0.0) == [Forget()]
+    assert session.received(ack(3), 0.0) == [Answered(ack(3)), Forget()]
 
 
 def test_session_takes_an_ack_before_the_plan_comes_again():
     session = online(pending=Pending(plan=plan(3), result=update(plan(3))))
-    assert session.received(ack(3), 0.0) == [Forget()]
+    assert session.received(ack(3), 0.0) == [Answered(ack(3)), Forget()]
 
 
 def test_session_forgets_what_an_earlier_process_has_done_for_a_closed_round():
@@ -444,6 +445,19 @@ def test_session_counts_an_ack_of_nothing():
     session = online()
     session.received(ack(0), 0.0)
     assert session.errors == {"stale_ack": 1}
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_session_takes_the_ack_of_an_announcement_that_it_repeated_quietly(accepted):
+    session = announcing()
+    session.tick(ANNOUNCE_AGAIN_S)
+    session.received(ack(0, accepted=accepted), ANNOUNCE_AGAIN_S)
+    assert session.received(ack(0, accepted=accepted), ANNOUNCE_AGAIN_S + 1.0) == []
+    session.received(plan(1), ANNOUNCE_AGAIN_S + 2.0)
+    activity = session.activity
+    assert session.received(ack(0, accepted=accepted), ANNOUNCE_AGAIN_S + 3.0) == []
+    assert session.activity is activity
+    assert session.errors == Counter()
 
 
 def test_session_cancels_everything_when_the_federation_ends():

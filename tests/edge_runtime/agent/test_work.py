@@ -74,3 +74,15 @@ def test_evaluation_message_refuses_a_loss_that_is_not_finite(make_bundle):
     assert decode_device(encode(evaluation)) == evaluation
     with pytest.raises(WorkRefused, match="evaluation loss of a is nan"):
         evaluation_message(plan, result(NAN), bytes_down=1, energy=None)
+
+
+def test_evaluation_message_carries_metrics_that_are_finite(make_bundle):
+    def result(metrics):
+        return EvaluationResult(loss={"a": 0.5}, examples={"a": 1}, wall_s=1.0, peak_rss_bytes=None, metrics=metrics)
+
+    plan = make_bundle().evaluation(2)
+    for metrics in (None, {"a": 0.75}):
+        evaluation = evaluation_message(plan, result(metrics), bytes_down=1, energy=None)
+        assert decode_device(encode(evaluation)).metrics == metrics
+    with pytest.raises(WorkRefused, match="metric of a is inf"):
+        evaluation_message(plan, result({"a": float("inf")}), bytes_down=1, energy=None)

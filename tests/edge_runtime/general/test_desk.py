@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.general.desk import Answer, Apply, Compute, Desk, GoBack, Keep, Leave
+from edge_runtime.general.desk import Answer, Apply, Compute, Desk, Finish, GoBack, Keep, Leave
 from edge_runtime.wire.exchange import Header, Message
 
 ONE = (np.ones((1, 2), np.float32),)
@@ -75,6 +75,7 @@ def test_a_round_of_two_steps():
         ("forward", 1, 0),
         ("backward", 1, 0),
         Apply(),
+        Finish(),
     ]
     assert machine.desk.ended == "finished"
     assert machine.hear(say("finish", 2)) == [("finished", 2, 0, None)]
@@ -181,10 +182,13 @@ def test_probes_change_nothing_and_are_bounded():
     assert desk.held == 4
 
 
-def test_probes_are_answered_after_the_end():
+def test_nothing_but_the_end_is_answered_after_the_end():
     machine = begun()
-    machine.hear(say("finish", 0))
-    assert machine.hear(say("probe", 0, 3, arrays=ONE)) == [("representation", 0, 3, None)]
+    stepped(machine, 0)
+    for _ in range(2):
+        assert machine.hear(say("finish", 1)) == [("finished", 1, 0, None)]
+    assert machine.done.count(Finish()) == 1
+    assert machine.hear(say("probe", 1, 3, arrays=ONE)) == [("refused", 1, 3, "step")]
 
 
 def test_mark_and_begin_again():

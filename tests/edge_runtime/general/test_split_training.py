@@ -11,9 +11,9 @@ torch = pytest.importorskip("torch")
 from edge_runtime.datasets.dataset import Split  # noqa: E402
 from edge_runtime.engine import Engine, EngineError  # noqa: E402
 from edge_runtime.general.host import Host  # noqa: E402
-from edge_runtime.general.remote import HostUnavailable, RemoteEncoder, check_settings  # noqa: E402
 from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
 from edge_runtime.training.optimizer import optimizer  # noqa: E402
+from edge_runtime.training.remote import HostUnavailable, RemoteEncoder, check_settings  # noqa: E402
 from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.exchange import Header, Message, encode  # noqa: E402
@@ -55,8 +55,16 @@ class Bundle:
         )
 
     def host(self, settings=SETTINGS, **options):
+        """A host, and beside it what devices that have finished have taught it."""
         start = transfer(self.manifest.table, self.weights, self.manifest.general)
-        return Host(self.manifest, self.graph, start, settings, 7, **options)
+        changes = {}
+
+        def keep(device, replica):
+            changes[device] = replica.change
+
+        host = Host(self.manifest, self.graph, start, settings, 7, finished=keep, **options)
+        host.changes = changes
+        return host
 
     def device(self, remote):
         return Model(
@@ -123,8 +131,10 @@ def bundle(tmp_path_factory):
     return Bundle(tmp_path_factory.mktemp("bundle"))
 
 
-def remote(bundle, channel, **options):
-    return RemoteEncoder(bundle.manifest, channel, 7, BATCH, clock=channel.clock, **options)
+def remote(bundle, channel, step=0, **options):
+    encoder = RemoteEncoder(bundle.manifest, channel, 7, BATCH, clock=channel.clock, **options)
+    encoder.begin(step)
+    return encoder
 
 
 @pytest.mark.parametrize("trouble", [0.0, 0.2])

@@ -69,6 +69,10 @@ def test_train_prints_its_result_as_json(tiny, tmp_path):
     expected = (tiny.reference["losses"][:3] * np.array([4, 4, 2])[:, None]).sum(axis=0) / 10
     np.testing.assert_allclose(list(found["epochs"][0]["train_loss"].values()), expected, rtol=1e-4)
     assert list(found["test_loss"]) == found["tasks"]
+    assert found["metrics"] == {"depth": "rmse", "normals": "angular_error_deg", "segmentation": "miou"}
+    for metrics in (*(epoch["val_metrics"] for epoch in found["epochs"]), found["test_metrics"]):
+        assert list(metrics) == found["tasks"]
+        assert 0 < metrics["segmentation"] < 1
     assert found["step_ms_median"] > 0
     assert found["peak_rss_bytes"] > 1e6
     assert unpack(tiny.table, out.read_bytes()).shape == tiny.weights.shape
@@ -108,6 +112,7 @@ def test_train_without_validation_and_test_images(tiny, data_copy):
     found = result_of(train(tiny, "--json", data=data_copy))
     assert found["epochs"][0]["val_loss"] is None
     assert found["test_loss"] is None
+    assert found["test_metrics"] is None
 
 
 @pytest.mark.parametrize(

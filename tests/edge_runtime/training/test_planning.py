@@ -66,7 +66,7 @@ def test_plan_counts_the_moments_of_adamw(manifest, tiny):
 def test_plan_counts_the_gradients_that_are_merged(manifest, tiny):
     """Three tasks: PCGrad holds three gradients of the representation where the sum needs two arrays."""
     small = Array(shape=(1,), dtype="float32")  # so that the batch does not decide
-    narrow = tuple(msgspec.structs.replace(task, target=small) for task in manifest.tasks)
+    narrow = tuple(msgspec.structs.replace(task, target=small, metric=None) for task in manifest.tasks)
     few = msgspec.structs.replace(manifest, tasks=narrow, input=small)
     stages = len(few.stages)
     option = MemoryPlan(micro_batch=8, keep=(False,) * stages, frozen=stages)  # nor the backward pass

@@ -1,11 +1,13 @@
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 
 from edge_runtime.agent.work import WorkCancelled, WorkerUnusable, WorkRefused
 from edge_runtime.engine import trains
 from edge_runtime.training.schedule import learning_rate
+from edge_runtime.training.scores import Scores
 from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.training.worker import LocalWorker
 from edge_runtime.wire.messages import GradNormWeighting, UncertaintyWeighting
@@ -66,6 +68,19 @@ def test_worker_gives_the_validation_loss_of_the_weights_that_came(tiny, worker,
         [found.loss[task] for task in tiny.manifest.task_names], tiny.reference["val_after"], rtol=1e-3
     )
     assert found.examples == dict.fromkeys(tiny.manifest.task_names, 5)
+
+
+def test_worker_measures_metrics_where_it_evaluates(tiny, worker, store):
+    found = worker.evaluate(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny), Reports())
+    model = tiny.model()
+    scores = Scores(model)
+    assert found.loss == evaluate(model, tiny.dataset.test, 16, scores=scores)
+    assert found.metrics == scores.result()
+    assert set(found.metrics) == {"depth", "normals", "segmentation"}
+    bare = tuple(msgspec.structs.replace(task, metric=None) for task in tiny.manifest.tasks)
+    without = msgspec.structs.replace(tiny.manifest, tasks=bare)
+    again = worker.evaluate(tiny.plan(data_split="test"), without, store, weights_of(tiny), Reports())
+    assert (again.loss, again.metrics) == (found.loss, None)
 
 
 def test_worker_measures_affinities_where_the_plan_wants_them(tiny, worker, store):

@@ -1,4 +1,5 @@
 import hashlib
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -115,6 +116,14 @@ def test_predict_counts_the_sessions_of_the_graphs_that_the_plan_loads():
     # Two forward passes (20 and 10 nodes), two backward passes and two heads; then predict and two heads.
     assert training == ENGINE_BYTES + NODE_BYTES * (20 + 10 + 4 * 10)
     assert evaluating == training + NODE_BYTES * 3 * 10
+
+
+def test_predict_counts_the_graphs_that_metrics_need():
+    fields = {"name": "depth", "prediction": Array(shape=(2, 50), dtype="float32"), "metric": "miou"}
+    first, second = manifest_of().tasks
+    manifest = manifest_of(tasks=(Task(target=first.target, **fields), second))
+    plain, more = (predict(manifest, plan(), replace(WORK, predicts=each)) for each in (False, True))
+    assert more.sessions == plain.sessions + NODE_BYTES * 10
 
 
 def test_predict_loads_a_file_that_two_graphs_share_once():

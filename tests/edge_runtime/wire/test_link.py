@@ -211,6 +211,13 @@ def test_link_acknowledges_a_message_when_it_is_received(broker, linked):
     assert linked.bytes_in == 2 * packet_bytes("t", b"1")
 
 
+def test_link_that_waits_can_be_interrupted(linked):
+    threading.Timer(0.1, linked.interrupt).start()
+    assert linked.receive(PATIENCE_S) is None
+    linked.interrupt()  # remembered until the next wait
+    assert linked.receive(None) is None
+
+
 def test_link_does_not_acknowledge_on_the_next_connection(broker, linked):
     broker.publish(b"t", b"1", 1)
     until(lambda: linked._inbox_bytes)

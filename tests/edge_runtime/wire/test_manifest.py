@@ -73,6 +73,35 @@ def test_manifest_round_trips(tasks):
     assert manifest.task_names == tuple(sorted(tasks))
 
 
+def with_metric(**fields):
+    content = msgspec.json.decode(CONTENT)
+    content["tasks"][0] |= fields
+    return msgspec.json.encode(content)
+
+
+def test_manifest_names_a_metric_or_none():
+    assert b"metric" not in CONTENT
+    assert b"ignored" not in CONTENT
+    manifest = decode(with_metric(metric="miou", ignored=0))
+    assert [(task.metric, task.ignored) for task in manifest.tasks] == [("miou", 0), (None, None)]
+    assert decode(encode(manifest)) == manifest
+    assert manifest.group(("depth",), manifest.weights).tasks == manifest.tasks[:1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"metric": "psnr"}, "psnr"),
+        ({"metric": "rmse"}, "the metric of depth: rmse is of values"),
+        ({"metric": "miou", "ignored": 2**31}, "2147483647"),
+        ({"metric": "miou", "prediction": {"shape": [1, 4], "dtype": "float32"}}, "wants predictions"),
+    ],
+)
+def test_manifest_with_a_metric_that_cannot_be_is_refused(fields, words):
+    with pytest.raises(BundleInvalid, match=words):
+        decode(with_metric(**fields))
+
+
 def test_encode_gives_the_same_bytes_for_the_same_content():
     turned = manifest_of(
         "depth",

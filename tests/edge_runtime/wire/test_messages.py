@@ -169,7 +169,16 @@ DEVICE = st.one_of(
         bytes_down=COUNT,
         **MEASURED,
     ),
-    st.builds(Evaluation, round=ROUND, group=GROUP, loss=LOSSES, examples=COUNTS, bytes_down=COUNT, **MEASURED),
+    st.builds(
+        Evaluation,
+        round=ROUND,
+        group=GROUP,
+        loss=LOSSES,
+        examples=COUNTS,
+        bytes_down=COUNT,
+        metrics=st.none() | LOSSES,
+        **MEASURED,
+    ),
     st.builds(Spent, round=ROUND, group=GROUP, energy=ENERGY),
 )
 SERVER = st.one_of(
@@ -265,19 +274,22 @@ def test_encode_refuses_a_message_that_is_too_large():
     assert decode_device(encode(fitting)) == fitting
 
 
+MEASURED_NOTHING = {"examples": {}, "wall_s": 1.0, "peak_rss_bytes": None, "bytes_down": 0, "energy": None}
+
+
+def test_evaluation_of_a_device_that_knows_no_metrics_is_taken():
+    content = msgspec.json.decode(encode(Evaluation(round=1, group="g", loss={"depth": 0.5}, **MEASURED_NOTHING)))
+    del content["metrics"]
+    assert decode_device(msgspec.json.encode(content)).metrics is None
+
+
 @pytest.mark.parametrize(
     "message",
     [
-        Evaluation(
-            round=1,
-            group="g",
-            loss={"depth": math.nan},
-            examples={},
-            wall_s=1.0,
-            peak_rss_bytes=None,
-            bytes_down=0,
-            energy=None,
-        ),
+        Evaluation(round=1, group="g", loss={"depth": math.nan}, **MEASURED_NOTHING),
+        Evaluation(round=1, group="g", loss={}, metrics={"depth": math.inf}, **MEASURED_NOTHING),
+        Evaluation(round=1, group="g", loss={}, metrics={"../depth": 0.5}, **MEASURED_NOTHING),
+        Evaluation(round=1, group="g", loss={}, metrics={f"t{i}": 0.5 for i in range(33)}, **MEASURED_NOTHING),
         Affinity(tasks=("a",), count=1, mean=((math.inf,),), variance=None),
         Refusal(round=1, group="g", reason="error", detail="x" * 501),
         Refusal(round=1, group="g", reason="error", detail="\ud800"),

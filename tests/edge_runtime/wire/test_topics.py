@@ -40,6 +40,8 @@ def test_parse_is_the_inverse_of_every_format(federation, device, digest, index)
     assert topics.parse(topics.status(device)) == Address(device=device, kind="status")
     assert topics.parse(topics.event(device)) == Address(device=device, kind="event")
     assert topics.parse(topics.command(device)) == Address(device=device, kind="command")
+    assert topics.parse(topics.up(device)) == Address(device=device, kind="up")
+    assert topics.parse(topics.down(device)) == Address(device=device, kind="down")
     upload = topics.upload(device, digest, index)
     assert topics.parse(upload) == Address(device=device, kind="blob", digest=digest, index=index)
     download = topics.download(digest, index)
@@ -52,6 +54,7 @@ def test_from_devices_names_what_devices_publish():
         "mas/1/lab/device/+/status",
         "mas/1/lab/device/+/event",
         "mas/1/lab/device/+/blob/+/+",
+        "mas/1/lab/device/+/exchange/up",
     )
 
 
@@ -103,7 +106,7 @@ def test_device_publishes_to_its_own_topics_alone(topic):
     if may_publish("lab", "device", "pi-1", topic):
         assert _own(topic)
         assert not set("+#") & set(topic)
-        assert not topic.endswith("/command")
+        assert not topic.endswith(("/command", "/down"))
 
 
 @given(ODD_TOPICS)
@@ -120,14 +123,14 @@ def test_device_subscribes_to_its_own_topics_and_to_named_blobs_alone(topic_filt
 @given(NAMES, DIGESTS, INDICES)
 def test_device_and_server_may_do_what_the_protocol_needs(device, digest, index):
     topics = Topics("lab")
-    for topic in (topics.status(device), topics.event(device), topics.upload(device, digest, index)):
+    for topic in (topics.status(device), topics.event(device), topics.up(device), topics.upload(device, digest, index)):
         assert may_publish("lab", "device", device, topic)
         assert not may_publish("lab", "device", device + "x", topic)
         assert not may_publish("lab", "server", "server", topic)
-    for topic in (topics.command(device), topics.download(digest, index)):
+    for topic in (topics.command(device), topics.down(device), topics.download(digest, index)):
         assert may_publish("lab", "server", "server", topic)
         assert not may_publish("lab", "device", device, topic)
-    for topic_filter in (topics.command(device), topics.status(device), topics.downloads(digest)):
+    for topic_filter in (topics.command(device), topics.status(device), topics.down(device), topics.downloads(digest)):
         assert may_subscribe("lab", "device", device, topic_filter)
     assert all(may_subscribe("lab", "server", "server", topic_filter) for topic_filter in topics.from_devices())
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from edge_runtime.training.encoder import Batch, Inputs, Pass, Representation
 from edge_runtime.wire.errors import MessageInvalid
-from edge_runtime.wire.exchange import MAX_PARTS, Header, Kind, Layout, Message, Precision, decode, encode
+from edge_runtime.wire.exchange import MAX_PARTS, Header, Kind, Layout, Message, decode, encode
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Training
+from edge_runtime.wire.messages import Precision, Training
 
 FIRST_PROBE = MAX_PARTS // 2
 """Probes count through the upper half of the parts: an answer to one is never taken for another's, or for a batch's."""
@@ -35,6 +35,10 @@ class HostUnavailable(RuntimeError):
     """The host did not answer in time, or refused: this device cannot go on with the round."""
 
 
+class HostForgot(HostUnavailable):
+    """The host has nothing of what this device did in the round: begin it anew."""
+
+
 class Channel(Protocol):
     """A seam: how messages get to the host and back, which may lose, repeat and reorder them."""
 
@@ -50,7 +54,7 @@ class Channel(Protocol):
 class RemoteEncoder:
     """The encoder of a bundle with a stem, computed by the host, for one round.
 
-    `step` is the optimizer's step that this begins with: of a round's beginning 0, else one that was marked.
+    `batch` is the most that a message has. A question is asked again after `again_s`, and given up after `deadline_s`.
     """
 
     def __init__(
@@ -60,7 +64,6 @@ class RemoteEncoder:
         round_number: int,
         batch: int,
         *,
-        step: int = 0,
         precision: Precision = "fp32",
         again_s: float = 5.0,
         deadline_s: float = 300.0,
@@ -71,9 +74,16 @@ class RemoteEncoder:
         self._round = round_number
         self._precision: Precision = precision
         self._again_s, self._deadline_s = again_s, deadline_s
-        self._step, self._part, self._fresh = step - 1, 0, True
+        self._step, self._part, self._fresh = -1, 0, True
         self._probes = 0
-        self._ask(Header(kind="begin", round=round_number, step=step, seed=secrets.randbits(62)))
+
+    def begin(self, step: int = 0) -> None:
+        """Begin with an optimizer's step: of a round's beginning 0, else one that was marked. Raises HostUnavailable.
+
+        HostForgot if the host knows nothing of the step.
+        """
+        self._step, self._part, self._fresh = step - 1, 0, True
+        self._ask(Header(kind="begin", round=self._round, step=step, seed=secrets.randbits(62)))
 
     def at(self, *place: int) -> None:
         """The batch of a place: a step begins with its first part."""
@@ -154,7 +164,9 @@ class RemoteEncoder:
         if header.kind == "refused":
             is_it = (header.about, header.step, header.part) == (asked.kind, asked.step, asked.part)
             if header.reason in {"timeout", "invalid"} or (is_it and header.reason != "full"):
-                raise HostUnavailable(f"the host refused {asked.kind} of step {asked.step}: {header.detail}")
+                forgot = header.reason in {"step", "unknown", "timeout"}
+                kind = HostForgot if forgot else HostUnavailable
+                raise kind(f"the host refused {asked.kind} of step {asked.step}: {header.detail}")
             return None
         is_it = (header.kind, header.step, header.part) == (ANSWERS[asked.kind], asked.step, asked.part)
         if is_it and header.samples == (asked.samples if message.arrays else 0):

@@ -1,0 +1,36 @@
+"""The metrics of a model's tasks, batch by batch, from the predictions of its heads."""
+
+import math
+
+from edge_runtime.training.encoder import Representation
+from edge_runtime.training.metrics import metric_of
+from edge_runtime.training.model import Labelled, Model, Targets
+
+PREDICTIONS_BYTES = 1024**2
+"""So many bytes of predictions are there at once, or one sample's."""
+
+
+class Scores:
+    """What is measured of a model's predictions besides the losses; in evaluation mode, over labelled samples."""
+
+    def __init__(self, model: Model) -> None:
+        found = {task.name: metric_of(task) for task in model.manifest.tasks}
+        self._model = model
+        self._metrics = {task: metric for task, metric in found.items() if metric is not None}
+
+    def add(self, z: Representation, targets: Targets) -> None:
+        """Take a batch by its representation in evaluation mode. Raises EngineError."""
+        for task, metric in self._metrics.items():
+            given, arrays = targets[task], z
+            if isinstance(given, Labelled):
+                arrays = tuple(array[given.rows] for array in z)
+            target = given.target if isinstance(given, Labelled) else given
+            step = max(1, PREDICTIONS_BYTES // (4 * math.prod(self._model.manifest.task(task).prediction.shape)))
+            for start in range(0, len(target), step):
+                some = slice(start, start + step)
+                metric.add(self._model.predict(task, tuple(array[some] for array in arrays)), target[some])
+
+    def result(self) -> dict[str, float]:
+        """The metrics by task; without tasks that have none, or of which nothing was labelled."""
+        found = {task: metric.result() for task, metric in self._metrics.items()}
+        return {task: value for task, value in found.items() if value is not None}

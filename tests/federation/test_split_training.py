@@ -1,0 +1,207 @@
+"""Federations whose general model is computed by the server's host, with the processes of the field."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("jwt")
+pytest.importorskip("rich")
+pytest.importorskip("matplotlib")
+
+from edge_runtime.wire import exchange
+from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire.link import Connected, Delivery, MqttLink
+from edge_runtime.wire.messages import Hello, Plan, Status, decode_server, encode
+from edge_runtime.wire.pieces import Assembler, cut
+from edge_runtime.wire.tensors import unpack
+from edge_runtime.wire.topics import Topics
+
+pytestmark = pytest.mark.workstation
+
+MODEL = """
+from export.models import vit
+
+
+def build():
+    tasks = ("depth", "normals", "segmentation")
+    return vit.make(tasks, width=8, heads=2, depth=2, size=16, patch=4)
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("split")
+    (folder / "model.py").write_text(MODEL)
+    command = [
+        sys.executable,
+        "-m",
+        "export",
+        "compile",
+        str(folder / "model.py:build"),
+        "--out",
+        str(folder / "bundle"),
+    ]
+    subprocess.run([*command, "--stages", "2"], check=True)
+    return folder / "bundle"
+
+
+def course(site, bundle, names, *flags, **settings):
+    site.bundle = bundle
+    server = site.serve(*flags, strategy="all_in_one", min_devices=len(names), **settings)
+    devices = [site.device(name, count) for name, count in zip(names, (10, 7, 5, 9), strict=False)]
+    return site.ends(server, *devices)
+
+
+def test_weights_are_those_of_devices_that_have_the_encoder(make_site, bundle):
+    names = ("attic", "cellar", "kitchen")
+    here, there = make_site("device"), make_site("host")
+    models = [course(here, bundle, names), course(there, bundle, names, "--general", "host")]
+    assert models[0] == models[1]
+    table = manifests.read_folder(bundle).table
+    ((_, data),) = models[1].items()
+    assert not np.array_equal(unpack(table, data), unpack(table, (bundle / manifests.WEIGHTS).read_bytes()))
+    reports = [site.report() for site in (here, there)]
+    assert reports[0]["test_loss"] == reports[1]["test_loss"]
+    up = [sum(row["bytes_up"] for row in report["rounds"]) for report in reports]
+    assert up[1] > up[0]  # activations, at this size more than the encoder's weights
+
+
+def child(process):
+    """The host that a server has started; None while there is none."""
+    tasks = Path(f"/proc/{process.process.pid}/task")
+    found = [number for task in tasks.glob("*/children") for number in task.read_text().split()]
+    return int(found[0]) if found else None
+
+
+def test_processes_cut_off_at_random_moments_end_as_if_they_had_not_been(make_site, bundle):
+    """Devices, the server and its host, in the middle of a round and of a batch."""
+    settings = {"min_devices": 2, "quorum": 2, "local_epochs": 60, "strategy": "fedbone", "split_rounds": 1}
+    counts = {"a": 10, "b": 6}
+    calm = make_site("calm")
+    calm.bundle = bundle
+    server = calm.serve(**settings)
+    expected = calm.ends(server, *(calm.device(name, count) for name, count in counts.items()))
+    site, chance, hit = make_site("site"), random.Random(5), []
+    site.bundle = bundle
+    server = site.serve(**settings)
+    devices = []
+    for name, count in counts.items():
+        config = site.enrol(name, data=str(site.data(name, count)))
+        with config.open("a") as file:
+            file.write("checkpoint_s = 0.1\n")
+        devices.append(site.run(f"device-{name}", "edge_runtime", "run", "--config", config))
+    site.until(server, "b has joined")
+    while len(hit) < 6:
+        time.sleep(chance.uniform(0.5, 1.5))
+        victim = ["host", server, *devices][len(hit) % 4]
+        if victim == "host":
+            if (number := child(server)) is None:
+                continue
+            os.kill(number, signal.SIGKILL)
+        elif server.process.poll() is not None or not victim.again():
+            break
+        hit.append(victim)
+    assert {"host", server, *devices} <= set(hit), "the federation ended too early to be disturbed"
+    assert site.ends(server, *devices) == expected
+    assert site.report()["test_loss"] == calm.report()["test_loss"]
+
+
+class Impostor:
+    """A device with a token and labels that says what no device would, by hand."""
+
+    def __init__(self, site, name):
+        config = msgspec.toml.decode(site.enrol(name).read_bytes())
+        self.topics = Topics("home")
+        self.name = name
+        self.link = MqttLink(site.url, client_id=name, username=name, password=config["token"])
+        self.link.subscribe(self.topics.command(name), self.topics.down(name))
+        self.said, self.assembler = [], Assembler(2**24)
+
+    def join(self):
+        self.until(lambda event: isinstance(event, Connected))
+        hello = Hello(
+            software="x", engine="x", platform="x", examples={"train": 4}, tasks=("depth",), memory_bytes=None
+        )
+        self.link.publish(self.topics.status(self.name), encode(Status(state="online")), retain=True)
+        self.link.publish(self.topics.event(self.name), encode(hello))
+
+    def leave(self):
+        self.link.publish(self.topics.status(self.name), encode(Status(state="offline")), retain=True)
+        self.link.close()
+
+    def until(self, wanted):
+        until_s = time.monotonic() + 120
+        while time.monotonic() < until_s:
+            event = self.link.receive(1.0)
+            if event is not None and wanted(event):
+                return event
+        raise AssertionError("it did not come")
+
+    def plan(self):
+        """The first plan of training."""
+        command = self.topics.command(self.name)
+        while True:
+            event = self.until(lambda event: isinstance(event, Delivery) and event.topic == command)
+            plan = decode_server(event.payload)
+            if isinstance(plan, Plan) and plan.work == "train":
+                return plan
+
+    def say(self, data):
+        for piece in cut(len(self.said), data):
+            self.link.publish(self.topics.up(self.name), piece)
+        self.said.append(data)
+
+    def refusal(self, layout):
+        """The host's next refusal."""
+        down = self.topics.down(self.name)
+        while True:
+            event = self.until(lambda event: isinstance(event, Delivery) and event.topic == down)
+            if (data := self.assembler.accept(event.payload)) is not None:
+                header = exchange.decode(layout, data).header
+                if header.kind == "refused":
+                    return header.reason, header.detail
+                assert header.kind in {"ready", "representation"}
+
+
+def test_a_device_that_says_nonsense_or_stops_in_mid_batch_does_not_keep_the_others(site, bundle):
+    site.bundle = bundle
+    server = site.serve(min_devices=2, quorum=2, strategy="fedbone", round_deadline_s=15, general_idle_s=2)
+    site.until(server, "listens")
+    impostor = Impostor(site, "c")
+    impostor.join()
+    site.until(server, "c has joined")
+    devices = [site.device(name) for name in "ab"]
+    number = impostor.plan().round
+    layout = exchange.Layout.of(manifests.read_folder(bundle), 4)
+    header = partial(exchange.Header, round=number)
+    e = np.zeros((2, *layout.embedding), np.float32)
+    impostor.link.publish(impostor.topics.up("c"), b"no piece")  # counted, and not answered
+    impostor.say(b"rubbish")
+    assert impostor.refusal(layout)[0] == "invalid"
+    impostor.say(exchange.encode(exchange.Message(header=header(kind="begin", seed=1))))
+    for data in (e[:, :1], np.zeros((5, *layout.embedding), np.float32)):  # other shapes, more than a batch
+        message = exchange.Message(header=header(kind="embedding", samples=len(data)), arrays=(data,))
+        impostor.say(exchange.encode(message))
+        assert impostor.refusal(layout)[0] == "invalid"
+    good = exchange.encode(exchange.Message(header=header(kind="embedding", samples=2), arrays=(e,)))
+    impostor.say(good[:-4] + np.float32(np.nan).tobytes())
+    assert impostor.refusal(layout) == ("invalid", "a value of the embedding is not finite")
+    z = tuple(np.zeros((2, *shape), np.float32) for shape in layout.representation)
+    impostor.say(exchange.encode(exchange.Message(header=header(kind="gradient", samples=2, part=3), arrays=z)))
+    assert impostor.refusal(layout)[0] == "unknown"
+    impostor.say(good)  # the representation comes, and is never answered
+    reason, detail = impostor.refusal(layout)
+    assert (reason, detail) == ("timeout", "the device was silent for 2 s")
+    impostor.leave()
+    site.ends(server, *devices)
+    assert site.report()["rounds"][0]["clients"] == ["a", "b"]
