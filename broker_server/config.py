@@ -196,6 +196,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     it (split training; the bundle needs a stem). `auto` is by the host with `fedbone`, on devices with all others."""
     general_precision: Precision = "fp32"
     """How activations and their gradients travel between a device and the host."""
+    general_parts: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Micro-batches that a step of split training is cut into: device, link and host then work at the same time."""
     general_devices: Annotated[int, Meta(ge=1, le=10_000)] = 16
     """How many devices the host serves at once: each takes about six times the encoder's parameters of its memory."""
     general_idle_s: Annotated[float, Meta(gt=0, le=86_400)] = 120.0
@@ -217,7 +219,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return None
         return Apart(
             results=self.state / GENERAL,
-            settings=SplitTraining(precision=self.general_precision),
+            settings=SplitTraining(precision=self.general_precision, parts=self.general_parts),
             most_devices=self.general_devices,
             idle_s=self.general_idle_s,
         )
@@ -354,7 +356,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """The settings that a federation cannot change once it has begun, as JSON."""
         kept = ["federation", "tasks", "merged_rounds", "probe_from", "probe_rounds", "probe", "split_rounds", "groups"]
         kept += ["at_most", "seed", "fixed_groups", "start", "lr_schedule", "choice"]
-        kept += ["general", "general_precision"] if self.is_apart else []
+        kept += ["general", "general_precision", "general_parts"] if self.is_apart else []
         kept += ["head_cost", "confidence", "confidence_rounds"]
         facts = {name: getattr(self, name) for name in ("strategy", *kept)}
         if not self.combining.is_plain:  # left out where it is as it was before there was anything else

@@ -12,7 +12,7 @@ from edge_runtime.wire.metrics import METRICS, MetricName
 
 TOTAL = "total"
 REFERENCE = "one_by_one"
-"""The strategy that times and joules are related to."""
+"""The strategy that times and joules are related to, where the experiment names no method."""
 
 
 class ComparisonImpossible(ValueError):
@@ -20,9 +20,11 @@ class ComparisonImpossible(ValueError):
 
 
 class Relative(msgspec.Struct, frozen=True, kw_only=True):
-    """A method in relation to one-by-one, paired by seed: ratios, and for the loss the difference."""
+    """A method in relation to the reference, paired by seed: ratios, and for losses the difference."""
 
     test_loss: Estimate | None
+    """Of the total."""
+    task_loss: dict[str, Estimate]
     compute: Estimate | None
     critical_path: Estimate | None
     simulated_time: Estimate | None
@@ -59,7 +61,7 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: Estimate | None
     bytes_down: Estimate | None
     relative: Relative | None
-    """None without one-by-one."""
+    """None without a reference."""
     groups: dict[int, tuple[tuple[str, ...], ...]]
     """The groups of the last phase, by seed."""
     published: Published | None
@@ -104,7 +106,7 @@ def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Compar
         runs[summary.seed] = summary
     seeds = tuple(sorted({*outline.seeds, *(each.seed for each in summaries)}))
     tasks = tuple(sorted({task for each in summaries for task in each.test_loss or {}} - {TOTAL}))
-    reference = next((m for m, runs in found.items() if any(r.strategy == REFERENCE for r in runs.values())), None)
+    reference = _reference(outline, found)
     sections = outline.section_of()
     best = _best(found)
     metrics = _metrics(name, summaries)
@@ -135,7 +137,7 @@ def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Compar
                 simulated_j=_mean(found[method], lambda run: run.simulated_j),
                 bytes_up=_mean(found[method], lambda run: run.bytes_up),
                 bytes_down=_mean(found[method], lambda run: run.bytes_down),
-                relative=None if reference is None else _relative(found[method], found[reference]),
+                relative=None if reference is None else _relative(found[method], found[reference], tasks),
                 groups={seed: found[method][seed].groups for seed in sorted(found[method])},
                 published=published(method) if set(tasks) == TASKS else None,
             )
@@ -168,12 +170,26 @@ def _losses(runs: Mapping[int, Summary], names: Sequence[str]) -> dict[str, Esti
     return {name: mean for name, mean in means.items() if mean is not None}
 
 
-def _relative(runs: Mapping[int, Summary], base: Mapping[int, Summary]) -> Relative:
+def _reference(outline: Outline, found: Mapping[str, Mapping[int, Summary]]) -> str | None:
+    """The method that the outline names, else the first that is one-by-one."""
+    if found.get(outline.reference):
+        return outline.reference
+    return next((m for m, runs in found.items() if any(r.strategy == REFERENCE for r in runs.values())), None)
+
+
+def _relative(runs: Mapping[int, Summary], base: Mapping[int, Summary], tasks: Sequence[str]) -> Relative:
     def over(value: Value) -> Estimate | None:
         return ratio(_of(runs, value), _of(base, value))
 
+    def further(task: str) -> Estimate | None:
+        def loss(run: Summary) -> float | None:
+            return (run.test_loss or {}).get(task)
+
+        return difference(_of(runs, loss), _of(base, loss))
+
     return Relative(
         test_loss=difference(_of(runs, _total), _of(base, _total)),
+        task_loss={task: found for task in tasks if (found := further(task)) is not None},
         compute=over(lambda run: run.compute_s),
         critical_path=over(lambda run: run.critical_path_s),
         simulated_time=over(lambda run: run.simulated_s),

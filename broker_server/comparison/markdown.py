@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from broker_server.comparison.comparison import REFERENCE as ONE_BY_ONE
 from broker_server.comparison.comparison import TOTAL, Comparison, MethodResult
 from broker_server.comparison.published import FIGURES, REFERENCE
 from broker_server.comparison.statistics import Estimate
@@ -34,6 +35,8 @@ def tables(comparison: Comparison, picture: str) -> str:
         methods = [each for each in comparison.methods if each.section == section]
         parts.append(f"\n**{escape(section)}**\n" if section else "")
         parts += [_figures(methods), "", _losses(comparison, methods)]
+        if differences := _differences(comparison, methods):
+            parts += ["", differences]
         if any(each.test_metric for each in methods):
             parts += ["", _metrics(comparison, methods)]
         if found := [each for each in methods if each.strategy in FINDS_GROUPS and each.groups]:
@@ -113,6 +116,22 @@ def _losses(comparison: Comparison, methods: Iterable[MethodResult]) -> str:
         )
         for each in methods
     ]
+    return table(head, rows)
+
+
+def _differences(comparison: Comparison, methods: Iterable[MethodResult]) -> str:
+    """Where a method was named to relate to, each task's loss beside its; else nothing."""
+    named = next((each for each in comparison.methods if each.method == comparison.reference), None)
+    others = [each for each in methods if each is not named and each.relative is not None and each.relative.task_loss]
+    if named is None or named.strategy == ONE_BY_ONE or not others:
+        return ""
+    head = (f"method: Δ loss to {escape(named.method)}", *map(escape, comparison.tasks), "tasks no worse")
+    rows = []
+    for each in others:
+        found = {} if each.relative is None else each.relative.task_loss
+        good = sum(difference.mean <= 0 for difference in found.values())
+        cells = (_loss(found.get(task), sign=True) for task in comparison.tasks)
+        rows.append((escape(each.method), *cells, f"{good} of {len(found)}"))
     return table(head, rows)
 
 

@@ -3,6 +3,7 @@
 data = "../../runs/rooms8"            # a folder with a data set for each device; paths are relative to this file
 model = "../../export/models/xception.py:build"   # compiled anew for each seed; or bundle = "…" for one that is there
 seeds = [0, 1, 2]
+reference = "MAS-2"                   # what the other methods are related to in a comparison; else one-by-one
 devices = ["room-01", "room-03"]      # of the data sets in the folder, these alone; all where none is named
 
 [settings]                            # keys of server.toml that all methods share
@@ -77,6 +78,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     seeds: Annotated[tuple[Annotated[int, Meta(ge=0, le=2**53)], ...], Meta(min_length=1, max_length=1000)] = (0,)
     settings: dict[str, Any] = {}
     methods: Annotated[dict[MethodName, dict[str, Any]], Meta(min_length=1, max_length=1000)]
+    reference: MethodName | None = None
+    """The method that the others are related to in a comparison; one-by-one where none is named."""
     fleet: Fleet = Fleet()
     title: Annotated[str, Meta(max_length=100)] = ""
     devices: Annotated[tuple[DeviceId, ...], Meta(max_length=100_000)] = ()
@@ -89,7 +92,14 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def outline(self, name: str) -> Outline:
         """What is going to be run, by the name of its file."""
         methods = tuple(self.methods)
-        return Outline(name=name, title=self.title, methods=methods, seeds=self.seeds, sections=self.sections)
+        return Outline(
+            name=name,
+            title=self.title,
+            methods=methods,
+            seeds=self.seeds,
+            sections=self.sections,
+            reference=self.reference or "",
+        )
 
     def conduct(self, method: str) -> Conduct:
         """What a method says of its runs, the experiment's tasks_of where it says nothing of them.
@@ -143,6 +153,8 @@ def read_experiment(path: Path) -> Experiment:
     placed = [method for methods in found.sections.values() for method in methods]
     if odd := [method for method in placed if method not in found.methods]:
         raise ConfigInvalid(f"{path}: sections: there is no method {odd[0]!r}")
+    if found.reference is not None and found.reference not in found.methods:
+        raise ConfigInvalid(f"{path}: reference: there is no method {found.reference!r}")
     if len(set(placed)) != len(placed):
         raise ConfigInvalid(f"{path}: sections: a method stands in two of them, or twice in one")
     home = path.resolve().parent

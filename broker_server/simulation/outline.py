@@ -16,6 +16,8 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
     methods: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     sections: Mapping[str, tuple[str, ...]] = {}
+    reference: str = ""
+    """The method that the others are related to; one-by-one where none is named."""
 
     def section_of(self) -> dict[str, str]:
         """The section of each method that has one."""

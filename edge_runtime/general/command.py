@@ -73,6 +73,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=1, help="(default 1)")
     parser.add_argument("--batch", type=int, default=8, help="samples in a step (default 8)")
     parser.add_argument("--micro-batch", type=int, help="samples that cross at once (default: the batch)")
+    parser.add_argument("--ahead", type=int, default=2, help="of which so many are on their way at once (default 2)")
     parser.add_argument("--lr", type=float, default=0.05, help="learning rate of the first epoch (default 0.05)")
     parser.add_argument("--momentum", type=float, default=0.9, help="(default 0.9)")
     parser.add_argument("--weight-decay", type=float, default=1e-4, help="(default 0.0001)")
@@ -103,7 +104,7 @@ def general(args: argparse.Namespace) -> int:
 def train(args: argparse.Namespace) -> int:
     """Train stem and heads here and the encoder in another process; the exit code."""
     with one_sentence() as failed:
-        for name in ("epochs", "batch", "micro_batch", "threads"):
+        for name in ("epochs", "batch", "micro_batch", "ahead", "threads"):
             if (value := getattr(args, name)) is not None and value < 1:
                 raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
         settings = [_settings(args, epoch) for epoch in range(args.epochs)]
@@ -168,6 +169,7 @@ def _train(
             precision=args.precision,
             again_s=PATIENCE_S,
             deadline_s=PATIENCE_S,
+            ahead=args.ahead,
         )
         encoder.begin()
         model = Model(local, graph, weights, encoder=encoder)

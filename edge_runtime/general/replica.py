@@ -76,7 +76,7 @@ class Replica(Reader):
     def backward(self, part: int, arrays: Arrays) -> Arrays:
         """∂L/∂e for ∂L/∂z of a part that went forward; its gradient is added to the step's."""
         done, inputs = self._passes.pop(part)
-        de = self._encoder.backward(done, arrays, inputs, self._outputs, release=True)
+        de = self._encoder.backward(done, arrays, inputs, self._outputs, release=True)()
         assert de is not None
         self._sum += self._gradient
         return (de,)

@@ -6,6 +6,7 @@ heads run. Where the model has a stem, the encoder starts from the stem's embedd
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -38,6 +39,11 @@ class Pass:
 class Encodes(Protocol):
     """A seam: the encoder may be computed here, or by somebody else, who is told how a round goes."""
 
+    @property
+    def ahead(self) -> int:
+        """How many forward passes may be begun before the first of them goes back: more than one if that saves time."""
+        ...
+
     def begin(self, step: int) -> None:
         """A round begins, or goes on, with an optimizer's step."""
         ...
@@ -60,8 +66,8 @@ class Encodes(Protocol):
 
     def backward(
         self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs, *, release: bool = False
-    ) -> Batch | None:
-        """The gradients for ∂L/∂z; the result is ∂L/∂e, if there is an e and it is wanted."""
+    ) -> Callable[[], Batch | None]:
+        """The gradients for ∂L/∂z; the result gives, or waits for, ∂L/∂e, if there is an e and it is wanted."""
         ...
 
     def predict(self, given: Inputs, inputs: Inputs) -> Representation:
@@ -88,6 +94,11 @@ class Encoder:
         given = manifest.input if manifest.embedding is None else manifest.embedding
         self._shapes = {self._source: given.shape, **z, **v}
         self._representations = len(z)
+
+    @property
+    def ahead(self) -> int:
+        """One after another: there is one processor for all."""
+        return 1
 
     def begin(self, step: int) -> None:
         """Nothing is remembered here between steps."""
@@ -119,8 +130,8 @@ class Encoder:
 
     def backward(
         self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs, *, release: bool = False
-    ) -> Batch | None:
-        """The gradients of the parameters for ∂L/∂z, into the arrays of `gradients`; the result is ∂L/∂e.
+    ) -> Callable[[], Batch | None]:
+        """The gradients of the parameters for ∂L/∂z, into the arrays of `gradients`; the result gives ∂L/∂e.
 
         None where there is no e, or where the first stage is frozen. With `release` each stage's values are given up
         when they have been used: the pass cannot be gone back again.
@@ -140,7 +151,7 @@ class Encoder:
                 done.saved[k] = saved = None
             for name, array in leaving.items():
                 arriving[name] = arriving[name] + array if name in arriving else array
-        return arriving.get("de")
+        return partial(arriving.get, "de")
 
     def predict(self, given: Inputs, inputs: Inputs) -> Representation:
         """The representation in evaluation mode."""

@@ -114,6 +114,17 @@ class Model:
         return self.table.parts.get("encoder", slice(0, 0))
 
     @property
+    def ahead(self) -> int:
+        """How many forward passes may be begun before the first of them goes back."""
+        return self._encoder.ahead
+
+    @property
+    def heads_at(self) -> slice:
+        """Where the parameters of all heads are in the vectors: between those of encoder and stem."""
+        heads = [where for part, where in self.table.parts.items() if part.startswith("head.")]
+        return slice(heads[0].start, heads[-1].stop)
+
+    @property
     def parameters(self) -> Vector:
         """The parameters, a view of `weights` as long as `gradient`."""
         return self.weights[: len(self.gradient)]
@@ -274,10 +285,23 @@ class Model:
         The gradient of a stem is written there as well, unless `stem` is false. With `release` the pass is used up, and
         its memory free for what follows.
         """
-        de = self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
-        if stem and self._stem is not None and de is not None:
-            self._stem.backward(done.values["x"], de, self._inputs["stem"], self._outputs["stem"])
+        finish = self.send_back(done, dz, release=release)
+        if stem:
+            finish()
         return self.gradient[self.encoder]
+
+    def send_back(self, done: Pass, dz: Representation, *, release: bool = False) -> Callable[[], None]:
+        """`backward` in two: what it returns waits for ∂L/∂e, and writes the gradient of the stem.
+
+        What is random must then be of the pass again; see `reseed`.
+        """
+        arrive = self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
+
+        def finish() -> None:
+            if self._stem is not None and (de := arrive()) is not None:
+                self._stem.backward(done.values["x"], de, self._inputs["stem"], self._outputs["stem"])
+
+        return finish
 
     def _loss(self, task: str, kind: str, z: Representation, target: Target) -> float:
         if isinstance(target, Labelled):

@@ -5,7 +5,7 @@ process has already, what the plan's options take, and how much it may have. Whe
 does not say what is free, the fastest plan is taken; a bundle without footprint is trained in one piece, recomputed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.wire.budget import MemoryPlan, Work, choose, predict
@@ -15,6 +15,7 @@ from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import MemoryUse, Training
 
 UNBOUNDED = 2**60
+MOST_AHEAD = 4
 MARGIN = 0.9
 """The part of a budget that a plan may fill by prediction, which is within a tenth of what is measured."""
 
@@ -29,6 +30,8 @@ class Planned:
     budget_bytes: int | None = None
     predicted_bytes: int | None = None
     arena_bytes: int | None = None
+    ahead: int = 1
+    """How many micro-batches may be on their way to a host at once."""
 
     @property
     def use(self) -> MemoryUse:
@@ -53,15 +56,18 @@ def planned(
     evaluates: bool,
     predicts: bool = False,
     update: Updates | None = None,
+    parts: int = 1,
 ) -> Planned:
     """The fastest plan that fits. `base_bytes` is resident before a graph is loaded, with the weights that came.
 
     `predicts` says that evaluation measures metrics besides losses; `update` is how what was trained is written
-    afterwards, None where it is not. Raises BudgetTooSmall, which says what would fit.
+    afterwards, None where it is not. With `parts` a step is cut into so many micro-batches at least, of which as many
+    are on their way to a host at once as fit (MOST_AHEAD). Raises BudgetTooSmall, which says what would fit.
     """
+    most = -(-settings.batch // parts)
     if manifest.footprint is None or base_bytes is None:
-        whole = MemoryPlan(micro_batch=settings.batch, keep=(False,) * len(manifest.stages))
-        return Planned(plan=whole, in_parts=False)
+        whole = MemoryPlan(micro_batch=most, keep=(False,) * len(manifest.stages))
+        return Planned(plan=whole, in_parts=False, ahead=min(parts, MOST_AHEAD))
     parameters = manifest.table.parameters
     state = optimizer(settings).table(parameters).size
     work = Work(
@@ -80,8 +86,10 @@ def planned(
         assert budget_bytes is not None
         raise BudgetTooSmall(budget_bytes, int(exc.needed_bytes / MARGIN) + 1, exc.plan) from exc
     found = predict(manifest, plan, work)
+    micro_batch = min(plan.micro_batch, most)
     return Planned(
-        plan=plan,
+        plan=replace(plan, micro_batch=micro_batch),
+        ahead=min(plan.micro_batch // micro_batch, MOST_AHEAD),
         in_parts=plan.micro_batch < settings.batch,
         budget_bytes=budget_bytes,
         predicted_bytes=found.peak,

@@ -8,6 +8,7 @@ same question alike, so nothing is done twice.
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -54,7 +55,9 @@ class Channel(Protocol):
 class RemoteEncoder:
     """The encoder of a bundle with a stem, computed by the host, for one round.
 
-    `batch` is the most that a message has. A question is asked again after `again_s`, and given up after `deadline_s`.
+    `batch` is the most samples that a message has. With `ahead`, so many parts of a step are on their way at once: then
+    the link and both processors have something to do. A question is asked again after `again_s`, and given up after
+    `deadline_s`.
     """
 
     def __init__(
@@ -67,13 +70,15 @@ class RemoteEncoder:
         precision: Precision = "fp32",
         again_s: float = 5.0,
         deadline_s: float = 300.0,
+        ahead: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layout = Layout.of(manifest, batch)
         self._channel, self._clock = channel, clock
         self._round = round_number
         self._precision: Precision = precision
-        self._again_s, self._deadline_s = again_s, deadline_s
+        self._again_s, self._deadline_s, self._ahead = again_s, deadline_s, ahead
+        self._open: list[_Question] = []
         self._step, self._part, self._fresh = -1, 0, True
         self._probes = 0
 
@@ -90,29 +95,36 @@ class RemoteEncoder:
         self._part = place[3] if len(place) > 3 else 0
         self._fresh = self._part == 0
 
+    @property
+    def ahead(self) -> int:
+        """How many passes may be on their way at once."""
+        return self._ahead
+
     def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:  # noqa: ARG002
-        """The host's forward pass in training mode. It has no other parameters than its own: `backward` is true."""
+        """The host's forward pass in training mode. It has no other parameters than its own: `backward` is true.
+
+        The embedding is on its way when this returns; whoever asks the pass for z waits for it.
+        """
         assert backward
         if self._fresh:
             self._step, self._fresh = self._step + 1, False
-        answer = self._ask(self._header("embedding", int(inputs["seed"])), (given["e"],))
-        z = {f"z.{i}": array for i, array in enumerate(answer.arrays)}
-        done = Pass(given, len(z))
-        done.values |= z
-        return done
+        header = Header(kind="embedding", round=self._round, step=self._step, part=self._part, seed=int(inputs["seed"]))
+        question = self._post(header, (given["e"],))
+        return _RemotePass(given, header, lambda: self._await(question).arrays)
 
     def backward(
         self,
-        done: Pass,  # noqa: ARG002  (a seam's signature)
+        done: Pass,
         dz: Representation,
         inputs: Inputs,  # noqa: ARG002
         gradients: Inputs,  # noqa: ARG002
         *,
         release: bool = False,  # noqa: ARG002
-    ) -> Batch | None:
-        """∂L/∂e from the host, which keeps the gradients of its parameters."""
-        (de,) = self._ask(self._header("gradient"), dz).arrays
-        return de
+    ) -> Callable[[], Batch | None]:
+        """∂L/∂e from the host, which keeps the gradients of its parameters, for whoever asks and waits."""
+        assert isinstance(done, _RemotePass)
+        question = self._post(msgspec.structs.replace(done.header, kind="gradient", seed=0), dz)
+        return lambda: self._await(question).arrays[0]
 
     def predict(self, given: Inputs, inputs: Inputs) -> Representation:  # noqa: ARG002
         """The host's representation in evaluation mode, in pieces of a batch at most."""
@@ -133,45 +145,98 @@ class RemoteEncoder:
         """The device has done its round."""
         self._ask(Header(kind="finish", round=self._round, step=self._step + 1))
 
-    def _header(self, kind: Kind, seed: int = 0) -> Header:
-        return Header(kind=kind, round=self._round, step=self._step, part=self._part, seed=seed)
-
     def _ask(self, header: Header, arrays: tuple[Batch, ...] = ()) -> Message:
+        return self._await(self._post(header, arrays))
+
+    def _post(self, header: Header, arrays: tuple[Batch, ...] = ()) -> "_Question":
+        """Ask without waiting."""
         if arrays:
             header = msgspec.structs.replace(header, samples=len(arrays[0]), precision=self._precision)
         try:
             data = encode(Message(header=header, arrays=arrays))
         except MessageInvalid as exc:
             raise HostUnavailable(str(exc)) from exc
-        start = self._clock()
-        while self._clock() - start < self._deadline_s:
-            self._channel.send(data)
-            sent = self._clock()
-            while (left := sent + self._again_s - self._clock()) > 0 and (came := self._channel.receive(left)):
-                if (answer := self._answer(header, came)) is not None:
-                    return answer
-        raise HostUnavailable(f"the host of the general model did not answer for {self._deadline_s:.0f} s")
+        self._channel.send(data)
+        now_s = self._clock()
+        question = _Question(header, data, now_s, now_s)
+        self._open.append(question)
+        return question
 
-    def _answer(self, asked: Header, data: bytes) -> Message | None:
-        """The answer in a message; None for what answers something else. Raises HostUnavailable for a refusal."""
+    def _await(self, question: "_Question") -> Message:
+        """The answer to a question. Meanwhile all that are open are asked again when it is time."""
+        while question.answer is None:
+            now_s = self._clock()
+            if now_s - question.posed_s >= self._deadline_s:
+                raise HostUnavailable(f"the host of the general model did not answer for {self._deadline_s:.0f} s")
+            unanswered = [each for each in self._open if each.answer is None]
+            for each in unanswered:
+                if now_s - each.sent_s >= self._again_s:
+                    self._channel.send(each.data)
+                    each.sent_s = now_s
+            came = self._channel.receive(max(0.0, min(each.sent_s for each in unanswered) + self._again_s - now_s))
+            if came is not None:
+                self._take(came)
+        self._open.remove(question)
+        return question.answer
+
+    def _take(self, data: bytes) -> None:
+        """A message came: perhaps an answer. Raises HostUnavailable for a refusal."""
         try:
             message = decode(self._layout, data)
         except MessageInvalid:
-            return None
+            return
         header = message.header
-        if header.round != asked.round:
-            return None
-        if header.kind == "refused":
-            is_it = (header.about, header.step, header.part) == (asked.kind, asked.step, asked.part)
-            if header.reason in {"timeout", "invalid"} or (is_it and header.reason != "full"):
+        if header.round != self._round:
+            return
+        for question in self._open:
+            if question.is_refused(header):
                 forgot = header.reason in {"step", "unknown", "timeout"}
-                kind = HostForgot if forgot else HostUnavailable
+                kind, asked = (HostForgot if forgot else HostUnavailable), question.header
                 raise kind(f"the host refused {asked.kind} of step {asked.step}: {header.detail}")
-            return None
+            if question.is_answered(message):
+                question.answer = message
+
+
+@dataclass(eq=False)
+class _Question:
+    """What the host was asked, when first and when last, and its answer."""
+
+    header: Header
+    data: bytes
+    posed_s: float
+    sent_s: float
+    answer: Message | None = None
+
+    def is_refused(self, header: Header) -> bool:
+        """Whether this refuses it: by its name, or all that a device says. A host that is full is asked again."""
+        if self.answer is not None or header.kind != "refused":
+            return False
+        asked = self.header
+        is_it = (header.about, header.step, header.part) == (asked.kind, asked.step, asked.part)
+        return header.reason in {"timeout", "invalid"} or (is_it and header.reason != "full")
+
+    def is_answered(self, message: Message) -> bool:
+        """Whether this answers it."""
+        header, asked = message.header, self.header
         is_it = (header.kind, header.step, header.part) == (ANSWERS[asked.kind], asked.step, asked.part)
-        if is_it and header.samples == (asked.samples if message.arrays else 0):
-            return message
-        return None
+        return is_it and header.samples == (asked.samples if message.arrays else 0)
+
+
+class _RemotePass(Pass):
+    """A forward pass at the host, whose representation is still on its way."""
+
+    def __init__(self, given: Inputs, header: Header, arrive: Callable[[], Representation]) -> None:
+        super().__init__(given, 0)
+        self.header = header
+        self._arrive = arrive
+        self._z: Representation | None = None
+
+    @property
+    def z(self) -> Representation:
+        """The representation, waited for if it has not come. Raises HostUnavailable."""
+        if self._z is None:
+            self._z = self._arrive()
+        return self._z
 
 
 def check_settings(settings: Training) -> None:

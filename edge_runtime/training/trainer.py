@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
-from edge_runtime.training.accumulation import Row, micro_batches
+from edge_runtime.training.accumulation import Row, add_up, micro_batches
 from edge_runtime.training.encoder import Batch, Pass, Representation
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
 from edge_runtime.training.learnt import Learnt
@@ -130,24 +130,35 @@ class Trainer:
         model.reseed(*place)
         if self._micro_batch is None or self._micro_batch >= len(x):
             return self._part(x, targets, weigh.weights, prober, merge_at(place), norms=weigh.needs_norms)
-        summed = np.zeros_like(model.gradient)
         total, squares = np.full(len(model.tasks), np.nan), np.zeros(len(model.tasks))
-        for number, (some, wanted, share) in enumerate(micro_batches(x, targets, self._micro_batch)):
-            if number:
-                model.reseed(*place, number)
+
+        def heads(number: int, done: Pass, wanted: Targets, share: Row) -> Callable[[], None]:
             merge = merge_at((*place, number))
-            losses, norms = self._part(some, wanted, weigh.weights * share, prober, merge, norms=weigh.needs_norms)
-            summed += model.gradient
+            losses, norms, finish = self._heads(
+                done, wanted, weigh.weights * share, prober, merge, norms=weigh.needs_norms
+            )
             found = share > 0
             total[found] = np.nan_to_num(total[found]) + (share * list(losses.values()))[found]
             squares[found] += (share * norms)[found] ** 2
-        model.gradient[:] = summed
+            return finish
+
+        add_up(model, place, micro_batches(x, targets, self._micro_batch), heads)
         return dict(zip(model.tasks, total.tolist(), strict=True)), np.sqrt(squares)
 
     def _part(
         self, x: Batch, targets: Targets, weights: Row, prober: "_Prober", merge: Merge | None, *, norms: bool
     ) -> tuple[Losses, Row]:
-        """The same of what is run at once; NaN for norms that are not asked for."""
+        """The same of a batch that is run at once; NaN for norms that are not asked for."""
+        if not prober.is_due and not norms:
+            return self.model.learn(x, targets, weights, None, merge), np.full(len(self.model.tasks), np.nan)
+        losses, found, finish = self._heads(self.model.forward(x), targets, weights, prober, merge, norms=norms)
+        finish()
+        return losses, found
+
+    def _heads(
+        self, done: Pass, targets: Targets, weights: Row, prober: "_Prober", merge: Merge | None, *, norms: bool
+    ) -> tuple[Losses, Row, Callable[[], None]]:
+        """The heads of a forward pass, which is then on its way back: call what comes last for the rest of it."""
         model = self.model
         found = np.full(len(model.tasks), np.nan)
 
@@ -156,13 +167,10 @@ class Trainer:
                 found[model.tasks.index(task)] = math.hypot(*(norm_of(array.reshape(-1)) for array in dz))
             prober.keep(task, dz)
 
-        if not prober.is_due:
-            return model.learn(x, targets, weights, keep if norms else None, merge), found
-        done = model.forward(x)
-        losses, total = model.heads(done.z, targets, weights, keep, merge)
-        prober.measure(done, targets, losses)
-        model.backward(done, total, release=True)
-        return losses, found
+        losses, total = model.heads(done.z, targets, weights, keep if norms or prober.is_due else None, merge)
+        if prober.is_due:
+            prober.measure(done, targets, losses)
+        return losses, found, model.send_back(done, total, release=True)
 
 
 def _position(steps: int, mean: "_MeanLosses", prober: "_Prober", weigh: Weighting) -> Position:

@@ -27,7 +27,6 @@ from edge_runtime.training.remote import HostForgot, HostUnavailable, RemoteEnco
 from edge_runtime.training.scores import Scores
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.exchange import EVALUATED, Layout
 from edge_runtime.wire.manifest import Manifest
@@ -153,8 +152,10 @@ class LocalWorker:
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        memory = self._planned(manifest, settings, plan.updates) if whole is None else None
-        model = self._model(manifest, store, start, split, whole, memory, self._remote(plan, manifest, exchange))
+        memory = self._planned(manifest, settings, plan) if whole is None else None
+        model = self._model(
+            manifest, store, start, split, whole, memory, self._remote(plan, manifest, exchange, memory)
+        )
         layout = optimizer(settings).table(manifest.table.parameters)
         key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
         begins = settings.first_epoch == 0  # a group's first round: nothing is carried over from another phase
@@ -243,7 +244,9 @@ class LocalWorker:
         )
 
     @staticmethod
-    def _remote(plan: Plan, manifest: Manifest, exchange: Exchange | None) -> RemoteEncoder | None:
+    def _remote(
+        plan: Plan, manifest: Manifest, exchange: Exchange | None, memory: Planned | None = None
+    ) -> RemoteEncoder | None:
         """What stands for the encoder in split training. Raises HostUnavailable for settings that this cannot have."""
         if plan.apart is None:
             return None
@@ -252,9 +255,10 @@ class LocalWorker:
             check_settings(plan.training)
         samples = EVALUATED if plan.training is None else plan.training.batch
         exchange.open(Layout.of(manifest, samples).longest_bytes)
-        return RemoteEncoder(manifest, exchange, plan.round, samples, precision=plan.apart.precision)
+        ahead = memory.ahead if memory else 1
+        return RemoteEncoder(manifest, exchange, plan.round, samples, precision=plan.apart.precision, ahead=ahead)
 
-    def _planned(self, manifest: Manifest, settings: Training, update: Updates) -> Planned:
+    def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> Planned:
         """How to train in the budget. Raises WorkRefused if nothing fits."""
         came_bytes = 4 * manifest.table.size
         try:
@@ -264,7 +268,8 @@ class LocalWorker:
                 budget_bytes=self._budget_bytes,
                 base_bytes=None if self._base_bytes is None else self._base_bytes + came_bytes,
                 evaluates=self._dataset.val is not None,
-                update=update,
+                update=plan.updates,
+                parts=plan.apart.parts if plan.apart else 1,
             )
         except BudgetTooSmall as exc:
             raise WorkRefused("memory", str(exc)) from exc

@@ -45,6 +45,8 @@ FREE_CHOICE = 8
 """Up to so many stages any of them may be kept; of more stages the last ones are."""
 GRAM_BLOCK = 16_384
 """Elements of every task's gradient that are multiplied at once, as float64."""
+COPIES = 6
+"""How often what crosses to a host and back is in memory on its way: arrays, message, pieces and the link's buffers."""
 ELEMENT_BYTES = {"float32": 4, "int64": 8}
 
 
@@ -291,7 +293,8 @@ class _Model:
             more: dict[ProbeMethod, int] = {"representation": 0, "exact": max(held, probing), "encoder": probing}
             kept = held + tasks * self._representation
             moments.append(kept + max(gradients * self._representation, self._representation + more[probe]))
-        return max(2 * given, given + plan.micro_batch * max(moments))
+        crossing = 0 if stages else COPIES * (self._bytes(self._embedded) + self._representation)
+        return max(2 * given, given + plan.micro_batch * (max(moments) + crossing))
 
     def _bytes(self, names: set[str]) -> int:
         return sum(self._sample_bytes[name] for name in names)

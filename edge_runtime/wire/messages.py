@@ -169,6 +169,8 @@ class SplitTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     precision: Precision = "fp32"
     """How the arrays of both sides travel."""
+    parts: Annotated[int, Meta(ge=1, le=64)] = 1
+    """Micro-batches that a step is cut into, some of them on their way at once."""
 
 
 class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -85,7 +85,7 @@ def child(process):
 
 def test_processes_cut_off_at_random_moments_end_as_if_they_had_not_been(make_site, bundle):
     """Devices, the server and its host, in the middle of a round and of a batch."""
-    settings = {"min_devices": 2, "quorum": 2, "local_epochs": 60, "strategy": "fedbone", "split_rounds": 1}
+    settings = {"min_devices": 2, "quorum": 2, "local_epochs": 60, "strategy": "fedbone", "general_parts": 2}
     counts = {"a": 10, "b": 6}
     calm = make_site("calm")
     calm.bundle = bundle

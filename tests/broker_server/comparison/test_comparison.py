@@ -43,6 +43,17 @@ def test_compare_relates_to_one_by_one_seed_by_seed(summary):
     assert relative.simulated_energy is None
 
 
+def test_compare_relates_to_the_method_that_is_named(summary):
+    runs = [summary("single", 0, "one_by_one", loss=4.0), summary("MAS-2", 0, loss=2.0), summary("apart", 0, loss=3.0)]
+    named = Outline(methods=OUTLINE.methods, seeds=(0,), reference="MAS-2")
+    found = compare("rooms", named, runs)
+    assert found.reference == "MAS-2"
+    apart, single = found.methods[:2]
+    assert (apart.relative.test_loss.mean, single.relative.test_loss.mean) == (1.0, 2.0)
+    assert {task: each.mean for task, each in apart.relative.task_loss.items()} == {"depth": 0.25, "edge_texture": 0.75}
+    assert compare("rooms", named, runs[::2]).reference == "single"  # as long as no run of it has finished
+
+
 def test_compare_without_one_by_one_has_no_ratios(summary):
     found = compare("rooms", OUTLINE, [summary("MAS-2")])
     assert found.reference is None

@@ -60,6 +60,19 @@ def test_tables_show_metrics_where_they_were_measured(runs, summary):
     assert text.count("test metric by task") == 1  # not in the section of the method without any
 
 
+def test_tables_show_each_task_s_difference_to_a_method_that_was_named(runs, summary):
+    assert "Δ loss to" not in tables(compare("rooms", OUTLINE, runs), "p.png")
+    outline = Outline(methods=("single", "MAS-2", "slow", "none"), sections={"ablations": ("none",)}, reference="MAS-2")
+    text = tables(compare("rooms", outline, [*runs, summary("none", 7, loss=None)]), "p.png")
+    assert r"| method: Δ loss to MAS-2 | depth | edge\_texture | tasks no worse |" in text
+    assert re.search(r"\| single \| \+0\.113[78] ± 0\.14[23]\d \| \+0\.341[23] ± 0\.42[89]\d \| 0 of 2 \|", text)
+    assert "| slow | +0.3750 | +1.1250 | 0 of 2 |" in text
+    assert "| MAS-2 | +0" not in text
+    assert text.count("Δ loss to") == 1
+    better = compare("rooms", outline, [summary("MAS-2", loss=2.0), summary("slow", loss=1.0)])
+    assert "| slow | −0.2500 | −0.7500 | 2 of 2 |" in tables(better, "p.png")
+
+
 def test_tables_of_one_seed_without_reference_have_neither_intervals_nor_ratios(summary):
     text = tables(compare("rooms", Outline(), [summary("all", strategy="all_in_one")]), "p.png")
     assert "| all | 1 | **1.0000** | – | 100 | – | 10.0 | – | 50.0 | – | 2.0 | – |" in text

@@ -47,6 +47,7 @@ def test_read_experiment_makes_paths_absolute(write, tmp_path):
         (LEAST + '[sections]\nablations = ["TAG"]\n', "sections: there is no method 'TAG'"),
         (LEAST + '[sections]\na = ["MAS"]\nb = ["MAS"]\n', "stands in two"),
         ('devices = ["../x"]\n' + LEAST, "devices"),
+        ('reference = "TAG"\n' + LEAST, "reference: there is no method 'TAG'"),
         (LEAST + '[tasks_of]\n"../x" = ["depth"]\n', "tasks_of"),
         (LEAST + "[tasks_of]\nattic = []\n", "tasks_of"),
         (LEAST + '[tasks_of]\nattic = ["../depth"]\n', "tasks_of"),
@@ -111,6 +112,8 @@ def test_conduct_has_the_experiment_s_tasks_of_or_the_method_s():
 
 def test_outline_is_what_is_going_to_be_run():
     assert make(MAS={}, TAG={}).outline("rooms") == Outline(name="rooms", methods=("MAS", "TAG"), seeds=(0,))
+    experiment = Experiment(data="d", bundle="b", reference="TAG", methods={"MAS": {}, "TAG": {}})
+    assert experiment.outline("rooms").reference == "TAG"
 
 
 def test_data_sets_are_the_folder_s_or_those_that_are_named(tmp_path):

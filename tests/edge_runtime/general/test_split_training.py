@@ -16,7 +16,7 @@ from edge_runtime.training.optimizer import optimizer  # noqa: E402
 from edge_runtime.training.remote import HostUnavailable, RemoteEncoder, check_settings  # noqa: E402
 from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
-from edge_runtime.wire.exchange import Header, Message, encode  # noqa: E402
+from edge_runtime.wire.exchange import Header, Layout, Message, decode, encode  # noqa: E402
 from edge_runtime.wire.messages import Training  # noqa: E402
 from edge_runtime.wire.tensors import pack, transfer  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
@@ -138,14 +138,14 @@ def remote(bundle, channel, step=0, **options):
 
 
 @pytest.mark.parametrize("trouble", [0.0, 0.2])
-@pytest.mark.parametrize("micro_batch", [None, 3])
-def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble, micro_batch):
+@pytest.mark.parametrize(("micro_batch", "ahead"), [(None, 1), (3, 1), (1, 3), (2, 8)])
+def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble, micro_batch, ahead):
     """Fifty steps of SGD with momentum and dropout in fp32, also where a fifth of all is lost, repeated or late."""
     settings = msgspec.structs.replace(SETTINGS, epochs=10)
     whole, expected = bundle.whole(settings, micro_batch)
     host = bundle.host(settings)
     channel = Channel(host, trouble=trouble)
-    encoder = remote(bundle, channel)
+    encoder = remote(bundle, channel, ahead=ahead)
     device = bundle.device(encoder)
     found = train(device, bundle.split, settings, micro_batch)
     encoder.finish()
@@ -156,6 +156,15 @@ def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble
     np.testing.assert_array_equal(host.changes["a"], start - general)
     assert np.abs(start - general).max() > 1e-3
     assert trouble == 0 or len(channel.sent) > 1.2 * 2 * 50
+
+
+def test_parts_that_are_ahead_are_begun_before_the_first_goes_back(bundle):
+    kinds = {}
+    for ahead in (1, 2, 3):
+        channel = Channel(bundle.host())
+        train(bundle.device(remote(bundle, channel, ahead=ahead)), bundle.split, SETTINGS, 1)
+        kinds[ahead] = [decode(Layout.of(bundle.manifest, BATCH), data).header.kind[0] for data in channel.sent[1:9]]
+    assert {ahead: "".join(found) for ahead, found in kinds.items()} == {1: "egegegeg", 2: "eegegegg", 3: "eeegeggg"}
 
 
 def test_evaluation_and_first_order_probes_are_those_of_one_device(bundle):

@@ -105,3 +105,23 @@ def test_worker_trains_in_its_budget_or_declines(manifest, tiny, tmp_path):
     ) as caught:
         nothing.train(order, manifest, store, tiny.weights, report)
     assert caught.value.reason == "memory"
+
+
+def test_plan_cuts_a_step_into_parts_and_has_as_many_ahead_as_fit(manifest, tiny):
+    for base, ahead in ((BASE, (1, 2, 2, 4)), (None, (1, 2, 3, 4))):
+        found = [
+            planned(manifest, tiny.change(batch=8), budget_bytes=None, base_bytes=base, evaluates=True, parts=parts)
+            for parts in (1, 2, 3, 100)
+        ]
+        assert [each.plan.micro_batch for each in found] == [8, 4, 3, 1]
+        assert tuple(each.ahead for each in found) == ahead
+
+
+def test_plan_of_a_device_without_the_encoder_counts_what_crosses(manifest, tiny):
+    """Nothing of the encoder is in it: not even the smallest plan with one is as small."""
+    stem = msgspec.structs.replace(manifest, embedding=Array(shape=(1000, 1000), dtype="float32"))
+    graphs = {"stem.forward", "stem.backward", "stem.predict"}
+    file = manifest.graphs["encoder.predict"]
+    local = msgspec.structs.replace(stem, graphs=stem.graphs | dict.fromkeys(graphs, file)).local()
+    found = [predict(local, MemoryPlan(micro_batch=n, keep=()), Work(batch=8, base_bytes=BASE)) for n in (4, 8)]
+    assert found[1].arrays - found[0].arrays >= 4 * 6 * 4_000_000

@@ -2,12 +2,16 @@ from typing import get_args
 
 import pytest
 
-from edge_runtime.wire.metrics import METRICS, MetricName, misfit
+from edge_runtime.wire.metrics import METRICS, MetricName, headed, misfit
 
 
 def test_every_metric_says_which_way_is_better():
     assert METRICS.keys() == set(get_args(MetricName))
     assert {name for name, about in METRICS.items() if about.higher_is_better} == {"accuracy", "miou"}
+
+
+def test_headings_point_where_a_metric_is_better():
+    assert [headed(name) for name in ("miou", "rmse")] == ["mIoU ↑", "RMSE ↓"]
 
 
 @pytest.mark.parametrize(
