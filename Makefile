@@ -24,7 +24,7 @@ PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.p
 	$(addprefix broker_server/, affinity.py aggregation.py alternatives.py answers.py combination.py confidence.py coordinator.py \
 		energy.py gpaggregation.py pairs.py server_step.py split.py strategy.py transfers.py worth.py) \
 	$(wildcard broker_server/strategies/*.py) \
-	$(addprefix broker_server/simulation/, fleet.py network.py outline.py timeline.py) \
+	$(addprefix broker_server/simulation/, crossing.py fleet.py network.py outline.py timeline.py) \
 	$(addprefix broker_server/comparison/, comparison.py markdown.py published.py statistics.py) \
 	edge_runtime/simulation/account.py \
 	$(addprefix broker_server/mqtt/, auth.py codec.py flow.py hub.py local.py outbox.py packets.py retained.py \

@@ -219,9 +219,9 @@ def _simulate(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     # Composition: the devices' side of a simulation, which brings the engine.
     from edge_runtime.simulation.device import SimulatedDevice
-    from edge_runtime.simulation.host import measure
+    from edge_runtime.simulation.host import measure, measure_stem
 
-    return simulation.run(options, Parts(make_device=SimulatedDevice, measure=measure))
+    return simulation.run(options, Parts(make_device=SimulatedDevice, measure=measure, measure_stem=measure_stem))
 
 
 def _report(options: argparse.Namespace) -> int:

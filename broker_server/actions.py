@@ -26,6 +26,8 @@ class Work:
     updates: Updates
     apart: SplitTraining | None = None
     """How the encoder is computed by a host; None where devices have it."""
+    own_stem: bool = False
+    """Whether devices keep their stems to themselves."""
 
 
 @dataclass(frozen=True, kw_only=True)

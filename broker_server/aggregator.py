@@ -110,7 +110,7 @@ class Aggregator:
         self._chunks: deque[Chunk] = deque()
         self._pieces: deque[tuple[str, bytes]] = deque()
         self._bytes_up: int | None = 0
-        self._exchanged_down = 0
+        self._exchanged_down: int | None = 0
         self._ticked_s = float("-inf")
         self._dropped: Counter[str] = Counter()
         link.subscribe(*topics.from_devices())
@@ -230,8 +230,7 @@ class Aggregator:
             return
         assert self.federation is not None
         assert self.work is not None
-        if self._bytes_up is not None:
-            self._bytes_up += len(piece)
+        self.exchanged(up_bytes=len(piece))
         try:
             if not self._host.hear(self.federation.open(self.work), device, piece):
                 self._dropped["piece that the host had no room for"] += 1
@@ -248,8 +247,15 @@ class Aggregator:
             self._give_up(str(exc))
             return
         for device, piece in said:
-            self._exchanged_down += len(piece)
+            self.exchanged(down_bytes=len(piece))
             self._pieces.append((self._topics.down(device), piece))
+
+    def exchanged(self, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
+        """So much of the round that is going on has crossed between devices and the host of the general model."""
+        if self._bytes_up is not None:
+            self._bytes_up += up_bytes
+        if self._exchanged_down is not None:
+            self._exchanged_down += down_bytes
 
     def _give_up(self, why: str) -> None:
         self.failed = True
@@ -339,6 +345,7 @@ class Aggregator:
             self._begin(now_s)
             return
         self._bytes_up = None  # what came before the restart was not counted
+        self._exchanged_down = 0 if self.work.apart is None else None
         results = self._store.results(self.work.assignment.round)
         self.note(
             f"round {self.work.assignment.round} goes on: {len(results)} of {len(begun.members)} results are here"

@@ -191,6 +191,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """How devices send what they trained; `auto` leaves it to the measured speed of each one's link."""
     topk_fraction: TopkFraction = TOPK_FRACTION
 
+    stems: Literal["shared", "own"] = "shared"
+    """Of a model with a stem: whether stems are federated, or each device trains one of its own, which it never sends;
+    that goes with strategies that train one group."""
     general: Literal["auto", "device", "host"] = "auto"
     """Where the encoder is computed: on each device, or by a host process of this server, for boards that cannot hold
     it (split training; the bundle needs a stem). `auto` is by the host with `fedbone`, on devices with all others."""
@@ -302,8 +305,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigInvalid(f"tasks: the bundle has no {unknown[0]!r}; it has {', '.join(bundle.task_names)}")
         if unknown := sorted(set(self.task_weights) - set(tasks)):
             raise ConfigInvalid(f"task_weights: {unknown[0]!r} is not one of the tasks {', '.join(tasks)}")
-        if self.is_apart and bundle.embedding is None:
-            raise ConfigInvalid("general: the bundle's model has no stem, so its encoder cannot be computed by a host")
+        if bundle.embedding is None and (self.is_apart or self.stems == "own"):
+            key, why = (
+                ("general", "its encoder cannot be computed by a host") if self.is_apart else ("stems", "none is own")
+            )
+            raise ConfigInvalid(f"{key}: the bundle's model has no stem, so {why}")
         return Terms(
             tasks=tasks,
             strategy=self.planner(tasks),
@@ -312,6 +318,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             aggregation=self.combining,
             settings=self.fingerprint(),
             apart=self.apart,
+            own_stems=self.stems == "own",
         )
 
     def planner(self, tasks: Tasks) -> Strategy:
@@ -356,6 +363,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         """The settings that a federation cannot change once it has begun, as JSON."""
         kept = ["federation", "tasks", "merged_rounds", "probe_from", "probe_rounds", "probe", "split_rounds", "groups"]
         kept += ["at_most", "seed", "fixed_groups", "start", "lr_schedule", "choice"]
+        kept += ["stems"] if self.stems == "own" else []
         kept += ["general", "general_precision", "general_parts"] if self.is_apart else []
         kept += ["head_cost", "confidence", "confidence_rounds"]
         facts = {name: getattr(self, name) for name in ("strategy", *kept)}
@@ -431,6 +439,8 @@ def check(config: ServerConfig) -> None:
         raise ConfigInvalid(
             f"task_weights: with weighting = {config.weighting!r} the weights are learnt: leave them out"
         )
+    if config.stems == "own" and config.strategy not in {"all_in_one", "fedbone"}:
+        raise ConfigInvalid("stems: own stems go with the strategies all_in_one and fedbone, which train one group")
     probes = config.strategy in {"mas", "tag"} and config.probe_rounds and config.probe_every
     if config.is_apart and probes and config.probe != "representation":
         raise ConfigInvalid(

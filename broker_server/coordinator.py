@@ -330,6 +330,7 @@ class Coordinator:
                 training=work.training,
                 updates=work.updates,
                 apart=work.apart,
+                own_stem=work.own_stem,
                 data_split=about.data_split,
                 deadline_s=max(1.0, current.deadline_s - now_s),
             ),

@@ -67,6 +67,8 @@ class Terms:
     """What must not change once it has begun, as JSON."""
     apart: Apart | None = None
     """How the encoder is computed by a host; devices are then given the rest of the weights alone."""
+    own_stems: bool = False
+    """Whether each device trains a stem of its own, which it never sends."""
 
 
 class Federation:
@@ -94,6 +96,7 @@ class Federation:
         self._updates = terms.updates
         self._aggregation = terms.aggregation
         self._apart = terms.apart
+        self._own_stems = terms.own_stems
         self._lent: Blob | None = None
         self.tasks: Tasks = tuple(sorted(terms.tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
@@ -227,11 +230,12 @@ class Federation:
             self._apart.read(update.round, device, self._bundle.general)
 
     def close(
-        self, work: Work, devices: Iterable[str], *, bytes_up: int | None, exchanged_down: int = 0
+        self, work: Work, devices: Iterable[str], *, bytes_up: int | None, exchanged_down: int | None = 0
     ) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
 
-        `exchanged_down` bytes have gone to devices beyond what these say that they have downloaded.
+        `exchanged_down` bytes have gone to devices beyond what these say that they have downloaded;
+        None was not counted.
 
         Devices are folded in the order of their names, so the result does not depend on who was first.
         """
@@ -239,8 +243,9 @@ class Federation:
         journalled = self._store.results(about.round)
         results = {device: journalled[device] for device in sorted(devices)}
         weights, memory = self._fold(work, results) if about.work == "train" else (None, None)
-        bytes_down = exchanged_down + sum(result.bytes_down for result in results.values())
-        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=bytes_down, memory=memory)
+        bytes_down = sum(result.bytes_down for result in results.values())
+        whole_down = None if exchanged_down is None else exchanged_down + bytes_down
+        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=whole_down, memory=memory)
         if about.probe:
             self._learn(about.round, results)
         if about.work == "train":
@@ -343,6 +348,7 @@ class Federation:
             weights=whole if self._apart is None else self._lend(self._manifest(about.tasks), whole),
             whole=whole,
             apart=None if self._apart is None else self._apart.settings,
+            own_stem=self._own_stems,
             training=self._train(phase, about) if about.work == "train" else None,
             updates=self._updates,
         )

@@ -192,7 +192,7 @@ class Store:
         weights: Blob | None,
         *,
         bytes_up: int | None,
-        bytes_down: int,
+        bytes_down: int | None,
         memory: Blob | None = None,
     ) -> None:
         """A round has closed; `weights` are what it made of its group, None for an evaluation.

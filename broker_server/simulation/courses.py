@@ -64,7 +64,9 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     updates: object
     phase: tuple[object, ...]
     schedule_rounds: int | None = None
+    own_stem: bool = False
     aggregation: object = None
+    apart: object = None
 
 
 class RecallingFederation(Federation):
@@ -143,7 +145,9 @@ class RecallingFederation(Federation):
             updates=work.updates,
             phase=shape,
             schedule_rounds=phase.schedule_rounds,
+            own_stem=work.own_stem,
             aggregation=None if self._aggregation.is_plain or work.training is None else self._aggregation,
+            apart=work.apart,
         )
         return hashlib.sha256(msgspec.json.encode(key)).hexdigest()
 

@@ -18,6 +18,9 @@ groups = 2
 strategy = "all_in_one"
 alone = true
 
+[methods."MAS-2 over 3G"]             # other boards for this method
+board = { up_bytes_per_s = 50_000.0, latency_s = 0.1 }
+
 [tasks_of]                            # devices that have labels of some tasks alone; in a method, other ones for it
 room-01 = ["depth"]
 
@@ -28,6 +31,8 @@ ablations = ["MAS-2 from scratch"]
 speed = 0.2
 [fleet.boards.room-03]                # and what one of them has of its own
 speed = 0.1
+[fleet.host]                          # the server's host, for methods with general = "host"
+speed = 4.0
 """
 
 from collections.abc import Sequence
@@ -55,6 +60,10 @@ NOT_HERE = {
     "seed",
     "min_devices",
     "official_python",
+    "general_devices",
+    "general_idle_s",
+    "general_threads",
+    "general_provider",
 }
 """Keys of server.toml that a simulation decides itself."""
 TasksOf = Annotated[dict[DeviceId, Annotated[tuple[TaskName, ...], Meta(min_length=1)]], Meta(max_length=100_000)]
@@ -67,6 +76,8 @@ class Conduct(msgspec.Struct, frozen=True, kw_only=True):
     """Whether each device trains for itself."""
     tasks_of: TasksOf | None = None
     """The tasks that devices have labels of, instead of the experiment's; {} for all."""
+    board: dict[str, float | int] = {}
+    """What all boards have in common, where it is not the experiment's."""
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -112,6 +123,13 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigInvalid(f"methods.{method}: {exc}") from exc
         return msgspec.structs.replace(found, tasks_of=self.tasks_of if found.tasks_of is None else found.tasks_of)
 
+    def fleet_of(self, method: str) -> Fleet:
+        """The boards of a method. Raises ConfigInvalid."""
+        try:
+            return self.fleet.having(self.conduct(method).board)
+        except msgspec.ValidationError as exc:
+            raise ConfigInvalid(f"methods.{method}: board: {exc}") from exc
+
     def config(self, method: str, seed: int, devices: int) -> ServerConfig:
         """How one method is run with one seed on so many devices. Raises ConfigInvalid."""
         conduct = self.conduct(method)
@@ -123,7 +141,6 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             "federation": "simulation",
             "seed": seed,
             "min_devices": 1 if conduct.alone else devices,
-            "general": "device",
         }
         try:
             config = msgspec.convert(keys | fixed, ServerConfig)
@@ -134,6 +151,8 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ConfigInvalid(
                 f"methods.{method}: alone: a device by itself trains its tasks together: give strategy = 'all_in_one'"
             )
+        if conduct.alone and config.is_apart:
+            raise ConfigInvalid(f"methods.{method}: alone: a device by itself has the encoder: give general = 'device'")
         return config
 
 

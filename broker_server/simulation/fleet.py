@@ -1,13 +1,15 @@
-"""The simulated boards: how fast, how much memory, how good a link, how many watts. And the rules made of it."""
+"""The simulated boards and their host: how fast, how much memory, how good a link, how many watts. And the rules."""
 
 import math
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated
 
 import msgspec
 from msgspec import Meta
 
+from broker_server.simulation.crossing import Crossing
 from broker_server.simulation.network import LinkSpeed
 from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.wire.names import DeviceId, TaskName, Tasks
@@ -44,18 +46,34 @@ class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         )
 
 
+class GeneralHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What computes the encoder in split training, for each device as if it were the only one."""
+
+    speed: Speed = 1.0
+    """Of one core of the machine that simulates; 4 takes a quarter of the time."""
+
+
 class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What all boards have in common, and what some have of their own."""
 
     board: Board = Board()
     boards: dict[DeviceId, dict[str, float | int]] = {}
+    host: GeneralHost = GeneralHost()
 
     def of(self, device: str) -> Board:
         """One device's board. Raises msgspec.ValidationError for a key that a board does not have."""
-        return msgspec.convert(msgspec.to_builtins(self.board) | self.boards.get(device, {}), Board)
+        return _changed(self.board, self.boards.get(device, {}))
+
+    def having(self, keys: Mapping[str, float | int]) -> "Fleet":
+        """The same with other keys of what all boards have in common. Raises msgspec.ValidationError likewise."""
+        return msgspec.structs.replace(self, board=_changed(self.board, keys))
 
 
-class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+def _changed(board: Board, keys: Mapping[str, float | int]) -> Board:
+    return msgspec.convert(msgspec.to_builtins(board) | dict(keys), Board)
+
+
+class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """CPU seconds on one core of the simulating machine, measured once for an experiment.
 
     A training step of some tasks costs `train_s` + Σ `train_head_s` for each sample, an evaluation likewise; a probe of
@@ -67,6 +85,23 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     evaluate_s: float
     evaluate_head_s: dict[TaskName, float]
     probe_s: float
+    train_stem_s: float | None = None
+    """The stem's part of `train_s`; null where no method needs it."""
+    evaluate_stem_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkTime:
+    """Simulated seconds of a plan: of the board, of the host of the general model, and of what crosses between them."""
+
+    board_s: float
+    host_s: float = 0.0
+    exchange_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """One after the other."""
+        return self.board_s + self.host_s + self.exchange_s
 
 
 def additive(whole: float, alone: Mapping[str, float]) -> tuple[float, dict[str, float]]:
@@ -80,15 +115,37 @@ def additive(whole: float, alone: Mapping[str, float]) -> tuple[float, dict[str,
     return encoder, {task: value - encoder for task, value in alone.items()}
 
 
-def work_seconds(plan: Plan, examples: int, tasks: Tasks, costs: Costs, speed: float) -> float:
-    """The rule: how long a board works on a plan over so many examples."""
+def work_time(
+    plan: Plan,
+    examples: int,
+    tasks: Tasks,
+    costs: Costs,
+    board: Board,
+    host: GeneralHost,
+    crossing: Crossing | None = None,
+) -> WorkTime:
+    """The rule: how long a board works on a plan over so many examples, and waits in split training.
+
+    With `crossing` the host computes the encoder, and the costs of the stem are known.
+    """
     here = [task for task in plan.tasks if task in tasks]
-    if plan.training is None:
-        return examples * (costs.evaluate_s + sum(costs.evaluate_head_s[task] for task in here)) / speed
     settings = plan.training
-    seconds = settings.epochs * examples * (costs.train_s + sum(costs.train_head_s[task] for task in here))
-    share = (len(here) / max(1, len(costs.train_head_s))) ** 2  # a probe is of all ordered pairs
-    return (seconds + probes(settings, examples) * share * costs.probe_s) / speed
+    if settings is None:
+        samples, probed_s = examples, 0.0
+        body_s, stem_s, head_s = costs.evaluate_s, costs.evaluate_stem_s, costs.evaluate_head_s
+    else:
+        share = (len(here) / max(1, len(costs.train_head_s))) ** 2  # a probe is of all ordered pairs
+        samples, probed_s = settings.epochs * examples, probes(settings, examples) * share * costs.probe_s
+        body_s, stem_s, head_s = costs.train_s, costs.train_stem_s, costs.train_head_s
+    heads_s = sum(head_s[task] for task in here)
+    if crossing is None:
+        return WorkTime(board_s=(samples * (body_s + heads_s) + probed_s) / board.speed)
+    assert stem_s is not None
+    return WorkTime(
+        board_s=(samples * (stem_s + heads_s) + probed_s) / board.speed,
+        host_s=samples * (body_s - stem_s) / host.speed,
+        exchange_s=crossing.seconds(board.link),
+    )
 
 
 def probes(settings: Training, examples: int) -> int:

@@ -26,7 +26,7 @@ import msgspec
 from broker_server import report as reports
 from broker_server.actions import Result
 from broker_server.aggregator import Aggregator, Watcher
-from broker_server.config import ServerConfig
+from broker_server.config import ConfigInvalid, ServerConfig
 from broker_server.simulation.alone import join, unconnected
 from broker_server.simulation.courses import Library
 from broker_server.simulation.experiment import Experiment, TasksOf, data_sets
@@ -70,13 +70,29 @@ class Cost(Protocol):
         ...
 
 
+class StemCost(Protocol):
+    """CPU seconds of one thread by sample: of the stem alone."""
+
+    @property
+    def train_s(self) -> float:
+        """Of a step."""
+        ...
+
+    @property
+    def evaluate_s(self) -> float:
+        """Of an evaluation."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parts:
     """What the devices' side brings: how a device is made, and how its work is measured."""
 
     make_device: MakeDevice
     measure: Callable[[Path, Path, Tasks, int, ProbeMethod | None], Cost]
-    """(bundle, data set, tasks, batch, probe method) → cost; run by a host."""
+    """(bundle, data set, tasks, batch, probe method) → cost; run by a worker process."""
+    measure_stem: Callable[[Path, Path, int], StemCost]
+    """(bundle, data set, batch) → cost, likewise."""
 
 
 class Show(Protocol):
@@ -130,6 +146,7 @@ def run_grid(
         for method in experiment.methods
     }
     own = {method: labelled(data, conduct.tasks_of or {}, out / DATA) for method, conduct in conducts.items()}
+    fleets = {method: experiment.fleet_of(method) for method in experiment.methods}
     show.begin(len(configs))
     bundles = {seed: _bundle(experiment, seed, out) for seed in experiment.seeds}
     costs = _costs(out, hosts, parts, bundles[experiment.seeds[0]], data, experiment)
@@ -159,7 +176,7 @@ def run_grid(
                         folder,
                         configs[method, seed],
                         bundles[seed],
-                        replace(setting, data=own[method]),
+                        replace(setting, data=own[method], fleet=fleets[method]),
                         _Watcher(name, show),
                     )
                 except SimulationStopped:
@@ -244,26 +261,42 @@ def _bundle(experiment: Experiment, seed: int, out: Path) -> Path:
 def _costs(
     out: Path, hosts: Executor, parts: Parts, bundle: Path, data: Mapping[str, Path], experiment: Experiment
 ) -> Costs:
-    """What the work costs this machine: measured once, then read."""
-    path = out / COSTS
+    """What the work costs this machine: measured once, then read; the stem apart when a method first needs it."""
+    path, first, seed = out / COSTS, data[min(data)], experiment.seeds[0]
+    configs = {method: experiment.config(method, seed, len(data)) for method in experiment.methods}
+    divided = [method for method, config in configs.items() if config.is_apart]
+    if divided and read_folder(bundle).embedding is None:
+        raise ConfigInvalid(f"methods.{divided[0]}: general: the model has no stem: give one, or general = 'device'")
     if path.is_file():
-        return msgspec.json.decode(path.read_bytes(), type=Costs)
-    settings = experiment.config(next(iter(experiment.methods)), experiment.seeds[0], len(data))
-    tasks = settings.terms(read_folder(bundle)).tasks
-    first = data[min(data)]
-    whole = hosts.submit(parts.measure, bundle, first, tuple(sorted(tasks)), settings.batch, settings.probe).result()
-    alone = {task: hosts.submit(parts.measure, bundle, first, (task,), settings.batch, None).result() for task in tasks}
+        costs = msgspec.json.decode(path.read_bytes(), type=Costs)
+    else:
+        costs = _whole_costs(hosts, parts, bundle, first, next(iter(configs.values())))
+        write_json(path, costs)
+    if divided and costs.train_stem_s is None:
+        stem = hosts.submit(parts.measure_stem, bundle, first, configs[divided[0]].batch).result()
+        costs = msgspec.structs.replace(
+            costs,
+            train_stem_s=min(stem.train_s, costs.train_s),
+            evaluate_stem_s=min(stem.evaluate_s, costs.evaluate_s),
+        )
+        write_json(path, costs)
+    return costs
+
+
+def _whole_costs(hosts: Executor, parts: Parts, bundle: Path, data: Path, config: ServerConfig) -> Costs:
+    """What a device's work costs that has the encoder."""
+    tasks = config.terms(read_folder(bundle)).tasks
+    whole = hosts.submit(parts.measure, bundle, data, tuple(sorted(tasks)), config.batch, config.probe).result()
+    alone = {task: hosts.submit(parts.measure, bundle, data, (task,), config.batch, None).result() for task in tasks}
     train_s, train_head_s = additive(whole.train_s, {task: cost.train_s for task, cost in alone.items()})
     evaluate_s, evaluate_head_s = additive(whole.evaluate_s, {task: cost.evaluate_s for task, cost in alone.items()})
-    costs = Costs(
+    return Costs(
         train_s=train_s,
         train_head_s=train_head_s,
         evaluate_s=evaluate_s,
         evaluate_head_s=evaluate_head_s,
         probe_s=whole.probe_s or 0.0,
     )
-    write_json(path, costs)
-    return costs
 
 
 def _folder(method: str) -> str:

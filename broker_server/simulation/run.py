@@ -19,11 +19,12 @@ import msgspec
 
 from broker_server import report as reports
 from broker_server.aggregator import Aggregator, Watcher
-from broker_server.config import ServerConfig
+from broker_server.config import GENERAL, ServerConfig
 from broker_server.coordinator import Coordinator
 from broker_server.keys import load_or_create
 from broker_server.simulation.courses import Library, RecallingFederation
-from broker_server.simulation.fleet import Board, Costs, Fleet, drop_after, work_seconds
+from broker_server.simulation.crossing import crossing
+from broker_server.simulation.fleet import Board, Costs, Fleet, drop_after, work_time
 from broker_server.simulation.network import LinkSpeed, MemoryLink, Network
 from broker_server.simulation.timeline import Timeline
 from broker_server.state import StateFolder
@@ -32,6 +33,7 @@ from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.manifest import read_folder
 from edge_runtime.wire.messages import Hello, Plan
+from edge_runtime.wire.pipe import Open
 from edge_runtime.wire.signing import public_hex
 from edge_runtime.wire.topics import Topics
 
@@ -69,6 +71,16 @@ class Device(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Begun:
+    """Work on a plan has begun, which takes so many simulated seconds, and the board so many of them."""
+
+    seconds: float
+    board_s: float
+    opened: Open | None
+    """What the host of the general model is told of the round; None for a plan without it, or that came too late."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Place:
     """What a simulation gives a device."""
 
@@ -77,14 +89,17 @@ class Place:
     state: Path
     federation: str
     server_key: str
+    bundle: Path
     link: Link
     board: Board
     clock: Callable[[], float]
     after: Callable[[float, Callable[[], None]], None]
-    begin_work: Callable[[Plan, Hello], float]
-    """Work on a plan begins: how many simulated seconds it takes."""
+    begin_work: Callable[[Plan, Hello], Begun]
+    """Work on a plan begins."""
     computed: Callable[[Plan, float], None]
-    """Work on a plan has taken so many CPU seconds of a host."""
+    """Work on a plan has taken so many CPU seconds of a worker process."""
+    exchanged: Callable[[Plan, int, int], None]
+    """For a plan so many bytes have gone to the host of the general model, and come from it."""
     hosts: Executor
     threads: Executor
 
@@ -142,11 +157,11 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
             bundle=manifest,
             folder=bundle,
             key=key,
-            terms=config.terms(manifest),
+            terms=msgspec.structs.replace(config, state=folder / SERVER).terms(manifest),
         )
         aggregator.run(federation)
         if aggregator.finished is None:
-            devices = _seats(folder, config, public_hex(key), network, setting, federation, stack)
+            devices = _seats(folder, config, bundle, public_hex(key), network, setting, aggregator, federation, stack)
             server.wake = lambda: aggregator.step(0.0)
             _until_finished(aggregator, devices, timeline, PATIENCE * config.round_deadline_s, setting.stop)
         if aggregator.failed:
@@ -154,7 +169,8 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
         federation.keep_courses()
         built = reports.build(store)
         reports.write(folder, built, reports.models(store, blobs))
-    shutil.rmtree(folder / DEVICES, ignore_errors=True)
+    for left in (folder / DEVICES, folder / SERVER / GENERAL):
+        shutil.rmtree(left, ignore_errors=True)
     return built
 
 
@@ -194,9 +210,11 @@ def _until_finished(
 def _seats(
     folder: Path,
     config: ServerConfig,
+    bundle: Path,
     server_key: str,
     network: Network,
     setting: Setting,
+    aggregator: Aggregator,
     federation: RecallingFederation,
     stack: contextlib.ExitStack,
 ) -> list[Device]:
@@ -214,12 +232,14 @@ def _seats(
                 state=folder / DEVICES / name,
                 federation=config.federation,
                 server_key=server_key,
+                bundle=bundle,
                 link=link,
                 board=board,
                 clock=timeline.clock,
                 after=timeline.after,
-                begin_work=_rule(name, board, link, setting.costs, config.seed, timeline),
+                begin_work=_rule(name, board, link, setting, config.seed, timeline, aggregator, federation),
                 computed=partial(federation.computed, name),
+                exchanged=partial(_exchanged, aggregator),
                 hosts=setting.hosts,
                 threads=threads,
             )
@@ -231,17 +251,38 @@ def _seats(
 
 
 def _rule(
-    name: str, board: Board, link: MemoryLink, costs: Costs, seed: int, timeline: Timeline
-) -> Callable[[Plan, Hello], float]:
-    def begin(plan: Plan, hello: Hello) -> float:
+    name: str,
+    board: Board,
+    link: MemoryLink,
+    setting: Setting,
+    seed: int,
+    timeline: Timeline,
+    aggregator: Aggregator,
+    federation: RecallingFederation,
+) -> Callable[[Plan, Hello], Begun]:
+    def begin(plan: Plan, hello: Hello) -> Begun:
         examples = hello.examples.get("train" if plan.data_split is None else plan.data_split, 0)
-        seconds = work_seconds(plan, examples, hello.tasks, costs, board.speed)
-        lost_s = drop_after(plan, name, board, seed, seconds)
+        crosses = crossing(plan, hello.examples, federation.bundle)
+        time = work_time(plan, examples, hello.tasks, setting.costs, board, setting.fleet.host, crosses)
+        lost_s = drop_after(plan, name, board, seed, time.total_s)
         if lost_s is not None:
             timeline.after(lost_s, lambda: link.lose(board.away_s))
-        return seconds
+        held_up_s = 0.0 if lost_s is None or crosses is None else board.away_s
+        work = aggregator.work
+        is_on = plan.apart is not None and work is not None and work.assignment.round == plan.round
+        return Begun(
+            seconds=time.total_s + held_up_s,
+            board_s=time.board_s,
+            opened=federation.open(work) if is_on and work is not None else None,
+        )
 
     return begin
+
+
+def _exchanged(aggregator: Aggregator, plan: Plan, up_bytes: int, down_bytes: int) -> None:
+    """Count what has crossed, if the round is still going on."""
+    if aggregator.work is not None and aggregator.work.assignment.round == plan.round:
+        aggregator.exchanged(up_bytes=up_bytes, down_bytes=down_bytes)
 
 
 def _latest_s(store: Store) -> float:
@@ -254,7 +295,10 @@ def _context(config: ServerConfig, setting: Setting) -> str:
     boards = {name: setting.fleet.of(name) for name in sorted(setting.data)}
     data = {name: _fingerprint(path) for name, path in sorted(setting.data.items())}
     rules = [config.min_devices, config.clients_per_round, config.quorum, config.round_deadline_s, config.seed]
-    return msgspec.json.encode([rules, boards, data, setting.costs]).decode()
+    facts = [rules, boards, data, setting.costs]
+    if config.is_apart:
+        facts.append(setting.fleet.host)
+    return msgspec.json.encode(facts).decode()
 
 
 def _fingerprint(data: Path) -> str:

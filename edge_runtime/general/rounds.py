@@ -98,15 +98,16 @@ class Rounds:
         self._host = open_host(self._manifest, self._graph, weights, layout, opened)
 
 
-def open_host(manifest: Manifest, graph: Callable[[str], Graph], weights: Vector, layout: Layout, opened: Open) -> Host:
-    """The host of a round whose results go to files."""
+def open_host(
+    manifest: Manifest,
+    graph: Callable[[str], Graph],
+    weights: Vector,
+    layout: Layout,
+    opened: Open,
+    state: Callable[[str], Vector | None] | None = None,
+) -> Host:
+    """The host of a round whose results go to files. `state` is of an earlier round, by default from its files."""
     results = Path(opened.results)
-    before = None if opened.before is None else Path(opened.before)
-
-    def state(device: str) -> Vector | None:
-        return (
-            None if before is None or opened.training is None else read_state(before, device, manifest, opened.training)
-        )
 
     def finished(device: str, replica: Replica) -> None:
         if opened.training is not None:
@@ -122,7 +123,7 @@ def open_host(manifest: Manifest, graph: Callable[[str], Graph], weights: Vector
         most_devices=opened.most_devices,
         idle_s=opened.idle_s,
         precision=opened.precision,
-        state=state,
+        state=state or (lambda device: state_before(opened, device, manifest)),
         finished=finished,
     )
 
@@ -135,6 +136,13 @@ def write_result(folder: Path, device: str, replica: Replica, table: TensorTable
     with whole_file(path) as file:
         for piece in parts_of_file(table, replica.weights):
             file.write(piece)
+
+
+def state_before(opened: Open, device: str, manifest: Manifest) -> Vector | None:
+    """The optimizer's state that a device goes on with in a round; None if it begins."""
+    if opened.before is None or opened.training is None:
+        return None
+    return read_state(Path(opened.before), device, manifest, opened.training)
 
 
 def read_state(folder: Path, device: str, manifest: Manifest, settings: Training) -> Vector | None:

@@ -19,6 +19,7 @@ class Power:
 class _Book:
     begun_s: float
     ended_s: float | None = None
+    waited_s: float = 0.0
     work: dict[Phase, float] = field(default_factory=dict)
 
 
@@ -50,11 +51,12 @@ class SimulatedAccount:
     def switch(self, phase: Phase) -> None:
         """Phases are the rule's: `work` says how long the work takes, the rest is waiting."""
 
-    def work(self, phase: Phase, seconds: float) -> None:
-        """Work of so many seconds begins."""
+    def work(self, phase: Phase, seconds: float, waiting_s: float = 0.0) -> None:
+        """Work of so many seconds begins, which waits for others for some more."""
         if self._open is not None:
             book = self._books[self._open]
             book.work[phase] = book.work.get(phase, 0.0) + seconds
+            book.waited_s += waiting_s
 
     def end(self) -> None:
         """What follows belongs to no round."""
@@ -66,7 +68,9 @@ class SimulatedAccount:
         """The figures of one, up to now."""
         book = self._books[round_, group]
         worked_s = sum(book.work.values())
-        seconds = worked_s if book.ended_s is None else max(worked_s, book.ended_s - book.begun_s)
+        seconds = worked_s + book.waited_s
+        if book.ended_s is not None:
+            seconds = max(seconds, book.ended_s - book.begun_s)
         phases = {name: _phase(s, self._power.busy_w) for name, s in book.work.items()}
         if seconds > worked_s:
             phases["idle"] = _phase(seconds - worked_s, self._power.idle_w)

@@ -15,12 +15,14 @@ from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import EvaluationResult, Exchange, Report, TrainResult, WorkRefused
 from edge_runtime.simulation.account import Power, SimulatedAccount
+from edge_runtime.simulation.general import General, general
 from edge_runtime.simulation.host import Refused, Task, perform
 from edge_runtime.training.worker import LocalWorker
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Hello, Plan
+from edge_runtime.wire.pipe import Open
 from edge_runtime.wire.tensors import Vector
 from edge_runtime.wire.topics import Topics
 
@@ -43,6 +45,25 @@ class Board(Protocol):
     @property
     def idle_w(self) -> float:
         """Watts while it waits or transfers."""
+        ...
+
+
+class Begun(Protocol):
+    """Work on a plan that has begun."""
+
+    @property
+    def seconds(self) -> float:
+        """How many simulated seconds it takes."""
+        ...
+
+    @property
+    def board_s(self) -> float:
+        """How many of them the board works; in the others it waits."""
+        ...
+
+    @property
+    def opened(self) -> Open | None:
+        """What the host of the general model is told of the round, in split training."""
         ...
 
 
@@ -75,6 +96,11 @@ class Place(Protocol):
         ...
 
     @property
+    def bundle(self) -> Path:
+        """The folder of the federation's bundle, for the encoder in split training."""
+        ...
+
+    @property
     def link(self) -> Link:
         """Its link."""
         ...
@@ -95,13 +121,18 @@ class Place(Protocol):
         ...
 
     @property
-    def begin_work(self) -> Callable[[Plan, Hello], float]:
-        """Told when work begins; how many simulated seconds it takes."""
+    def begin_work(self) -> Callable[[Plan, Hello], Begun]:
+        """Told when work begins."""
         ...
 
     @property
     def computed(self) -> Callable[[Plan, float], None]:
-        """Told how many CPU seconds of a host a plan's work took."""
+        """Told how many CPU seconds of a worker process a plan's work took."""
+        ...
+
+    @property
+    def exchanged(self) -> Callable[[Plan, int, int], None]:
+        """Told how many bytes went to the host of the general model for a plan, and came from it."""
         ...
 
     @property
@@ -153,8 +184,9 @@ class SimulatedDevice:
         self._state.close()
 
     def _submit(self, plan: Plan, work: Callable[[], Outcome]) -> "Future[Outcome]":
-        seconds = self._worker.seconds = self._place.begin_work(plan, self._hello)
-        self._account.work(plan.work, seconds)
+        begun = self._place.begin_work(plan, self._hello)
+        self._worker.begin(begun)
+        self._account.work(plan.work, begun.board_s, begun.seconds - begun.board_s)
         real = self._place.threads.submit(work)
         outcome: Future[Outcome] = Future()
 
@@ -162,24 +194,34 @@ class SimulatedDevice:
             outcome.set_result(real.result())
             if self._worker.cpu_s is not None:
                 self._place.computed(plan, self._worker.cpu_s)
+                self._place.exchanged(plan, *self._worker.exchanged)
             self.step()
 
-        self._place.after(seconds, over)
+        self._place.after(begun.seconds, over)
         return outcome
 
 
 class _HostedWorker:
-    """A worker whose training and evaluation is done by the hosts. What it says took `seconds`, as the rule has it."""
+    """A worker whose training and evaluation is done by worker processes. It says that it took what the rule says."""
 
     def __init__(self, place: Place) -> None:
         self._place = place
-        self.seconds = 0.0
+        self._seconds = 0.0
+        self._general: General | None = None
         self.cpu_s: float | None = None
-        """What the last work took a host."""
+        """What the last work took a worker process."""
+        self.exchanged = (0, 0)
+        """Bytes that went to the host of the general model for it, and came from there."""
         self._local = LocalWorker(place.data, place.state, 1, memory_budget_bytes=place.board.memory_bytes)
 
     def hello(self) -> Hello:
         return self._local.hello()
+
+    def begin(self, begun: Begun) -> None:
+        """The next work takes so long, and is with this host. Raises BundleInvalid."""
+        self._seconds = begun.seconds
+        opened = begun.opened
+        self._general = None if opened is None else general(self._place.name, self._place.bundle, opened)
 
     def train(
         self,
@@ -218,10 +260,11 @@ class _HostedWorker:
             manifest=manifest,
             graphs=store.root,
             weights=weights,
+            general=self._general,
         )
         self.cpu_s = None
         done = self._place.hosts.submit(perform, task).result()
         if isinstance(done, Refused):
             raise WorkRefused(done.reason, done.detail)
-        self.cpu_s = done.cpu_s
-        return replace(done.result, wall_s=self.seconds)
+        self.cpu_s, self.exchanged = done.cpu_s, done.exchanged
+        return replace(done.result, wall_s=self._seconds)

@@ -1,9 +1,11 @@
 """What a worker process of a simulation does: the work of any simulated device, on one thread.
 
-A host keeps the engine and the graphs that it has loaded; everything that belongs to a device is in its state folder,
-so any host may do any device's work. Times are CPU seconds of this process.
+It keeps the engine and the graphs that it has loaded; everything that belongs to a device is in its state folder, so
+any process may do any device's work. In split training it computes the encoder too, as the host of the general model.
+Times are CPU seconds of this process.
 """
 
+import math
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -15,12 +17,14 @@ import numpy as np
 from edge_runtime.agent.work import EvaluationResult, Reason, TrainResult, WorkRefused
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.engine import ARENA_BYTES, Engine
+from edge_runtime.simulation.general import General, HostedExchange, as_sent
 from edge_runtime.training.encoder import Batch, Representation
-from edge_runtime.training.model import GraphShelf, Model, Targets
+from edge_runtime.training.model import GraphShelf, Model, Targets, named
 from edge_runtime.training.probe import Probe
 from edge_runtime.training.scores import Scores
+from edge_runtime.training.stem import Stem
 from edge_runtime.training.trainer import load
-from edge_runtime.training.worker import LocalWorker
+from edge_runtime.training.worker import CHECKPOINT_S, LocalWorker
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.manifest import WEIGHTS, Manifest, graph_path, read_folder
 from edge_runtime.wire.messages import Plan, ProbeMethod
@@ -42,6 +46,8 @@ class Task:
     graphs: Path
     """The blob store where the manifest's graphs are whole."""
     weights: Vector
+    general: General | None = None
+    """The encoder's side, in split training."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,22 +60,40 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What the plan asked for, and the CPU seconds that it took this process."""
+    """What the plan asked for, the CPU seconds that it took here, and the bytes that crossed to the host and back."""
 
     result: TrainResult | EvaluationResult
     cpu_s: float
+    exchanged: tuple[int, int] = (0, 0)
 
 
 def perform(task: Task) -> Done | Refused:
     """Do what the plan asks for. The peak memory of the result is left out: the process is no board."""
-    worker = LocalWorker(task.data, task.state, 1, memory_budget_bytes=task.memory_budget_bytes, shelf=_shelf())
-    do = worker.train if task.plan.work == "train" else worker.evaluate
+    plan = as_sent(task.plan)
+    is_apart = plan.apart is not None
+    if is_apart and task.general is None:
+        return Refused(reason="host", detail="the round was over before this device could begin with it")
+    worker = LocalWorker(
+        task.data,
+        task.state,
+        1,
+        # A host that ends with this process remembers nothing that a checkpoint could go on from.
+        checkpoint_s=math.inf if is_apart else CHECKPOINT_S,
+        memory_budget_bytes=task.memory_budget_bytes,
+        shelf=_shelf(),
+    )
+    do = worker.train if plan.work == "train" else worker.evaluate
     before_s = time.process_time()
+    exchange = None if task.general is None else HostedExchange(task.general, _general_shelf())
     try:
-        result = do(task.plan, task.manifest, BlobStore(task.graphs), task.weights, lambda *_: None)
+        result = do(plan, task.manifest, BlobStore(task.graphs), task.weights, lambda *_: None, exchange)
     except WorkRefused as refusal:
         return Refused(reason=refusal.reason, detail=refusal.detail)
-    return Done(result=replace(result, peak_rss_bytes=None), cpu_s=time.process_time() - before_s)
+    return Done(
+        result=replace(result, peak_rss_bytes=None),
+        cpu_s=time.process_time() - before_s,
+        exchanged=(0, 0) if exchange is None else (exchange.bytes_up, exchange.bytes_down),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,6 +135,37 @@ def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMeth
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class StemCost:
+    """CPU seconds of one thread by sample: of a training step of the stem alone, and of an evaluation."""
+
+    train_s: float
+    evaluate_s: float
+
+
+def measure_stem(bundle: Path, data: Path, batch: int) -> StemCost:
+    """What the stem costs this machine, of a bundle with one: the median as in `measure`."""
+    manifest = read_folder(bundle)
+    assert manifest.embedding is not None
+    graphs = _shelf().of(manifest, lambda name, _: graph_path(bundle, name))
+    table = manifest.table
+    weights = unpack(table, (bundle / WEIGHTS).read_bytes())
+    inputs = {**named(table, weights, "param")["stem"], "seed": np.array(0, np.int64)}
+    gradients = named(table.parameters, np.zeros(table.parameters.size, np.float32), "grad")["stem"]
+    stem, split = Stem(manifest.embedding, graphs), Dataset.open(data).train
+    x, _ = split.batch(range(min(batch, len(split))), ())
+    train, evaluate = [], []
+    for _ in range(REPEATS + 1):
+        at_s = time.process_time()
+        e = stem.forward(x, inputs)
+        stem.backward(x, e, inputs, gradients)
+        train.append(time.process_time() - at_s)
+        at_s = time.process_time()
+        stem.predict(x, inputs)
+        evaluate.append(time.process_time() - at_s)
+    return StemCost(train_s=median(train[1:]) / len(x), evaluate_s=median(evaluate[1:]) / len(x))
+
+
 def _probe_s(model: Model, probe: Probe, x: Batch, targets: Targets) -> float:
     done, dz = model.forward(x), {}
 
@@ -124,6 +179,18 @@ def _probe_s(model: Model, probe: Probe, x: Batch, targets: Targets) -> float:
 
 
 @lru_cache(maxsize=1)
+def _engine() -> Engine:
+    """The process's engine, made when it is first needed."""
+    return Engine(1, ARENA_BYTES)
+
+
+@lru_cache(maxsize=1)
 def _shelf() -> GraphShelf:
-    """The process's engine and graphs, made when they are first needed."""
-    return GraphShelf(Engine(1, ARENA_BYTES))
+    """The graphs of devices."""
+    return GraphShelf(_engine())
+
+
+@lru_cache(maxsize=1)
+def _general_shelf() -> GraphShelf:
+    """Those of the host of a general model, which devices' plans do not name."""
+    return GraphShelf(_engine())

@@ -88,7 +88,8 @@ class RemoteEncoder:
         HostForgot if the host knows nothing of the step.
         """
         self._step, self._part, self._fresh = step - 1, 0, True
-        self._ask(Header(kind="begin", round=self._round, step=step, seed=secrets.randbits(62)))
+        which = 2**61 + secrets.randbits(61)  # always as many digits, so that the same round has as many bytes again
+        self._ask(Header(kind="begin", round=self._round, step=step, seed=which))
 
     def at(self, *place: int) -> None:
         """The batch of a place: a step begins with its first part."""

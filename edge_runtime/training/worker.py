@@ -5,6 +5,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from edge_runtime.training.encoder import Encodes
 from edge_runtime.training.learnt import LearntStore
 from edge_runtime.training.model import GraphShelf, Model, Step
 from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.own import OwnStem
 from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.position import Position
 from edge_runtime.training.remote import HostForgot, HostUnavailable, RemoteEncoder, check_settings
@@ -37,6 +39,7 @@ EVALUATION_BATCH = 16
 CHECKPOINT_S = 120.0
 ATTEMPTS = 10
 """How often a round of split training is begun whose host has forgotten it."""
+T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
@@ -74,6 +77,7 @@ class LocalWorker:
         self._shelf = shelf
         self._official: OfficialShelf | None = None
         self._momentum = CarriedVectors(state / "momentum")
+        self._stem = OwnStem(state / "stem")
         self._learnt = LearntStore(state / "weighting")
         self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
         self._base_bytes = rss_bytes()
@@ -108,24 +112,19 @@ class LocalWorker:
         exchange: Exchange | None = None,
     ) -> TrainResult:
         """Train locally as `plan.training` says. Raises WorkRefused."""
+        return self._persevering(plan, lambda: self._train(plan, manifest, store, weights, report, exchange))
+
+    def _persevering(self, plan: Plan, work: Callable[[], T]) -> T:
+        """Do it, and again where the host of the general model has forgotten this device. Raises WorkRefused."""
         for _ in range(ATTEMPTS):
-            result = self._unless_forgotten(plan, manifest, store, weights, report, exchange)
+            result = self._unless_forgotten(plan, work)
             if result is not None:
                 return result
         raise WorkRefused("host", f"the host of the general model forgot the round {ATTEMPTS} times")
 
-    def _unless_forgotten(
-        self,
-        plan: Plan,
-        manifest: Manifest,
-        store: BlobStore,
-        weights: Vector,
-        report: Report,
-        exchange: Exchange | None,
-    ) -> TrainResult | None:
-        """None if the host of the general model has forgotten this device, so that it has to begin anew."""
+    def _unless_forgotten(self, plan: Plan, work: Callable[[], T]) -> T | None:
         try:
-            return self._train(plan, manifest, store, weights, report, exchange)
+            return work()
         except HostForgot as exc:
             _log.warning("round %d begins anew: %s", plan.round, exc)
             self._checkpoint.forget()
@@ -151,7 +150,8 @@ class LocalWorker:
             whole = self._whole(manifest, store)
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
-        start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        came = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        start = self._stem.put_into(manifest.table, came, plan.round) if plan.own_stem else came
         memory = self._planned(manifest, settings, plan) if whole is None else None
         model = self._model(
             manifest, store, start, split, whole, memory, self._remote(plan, manifest, exchange, memory)
@@ -195,8 +195,11 @@ class LocalWorker:
         self._momentum.save(layout, state, plan.round)
         if trained.learnt is not None:
             self._learnt.save(plan.bundle.digest, trained.learnt, plan.round)
+        new = model.weights
+        if plan.own_stem:
+            new = self._stem.take_out(manifest.table, came, new, plan.round)
         return TrainResult(
-            weights=model.weights if manifest is asked else _among(asked, weights, manifest, model.weights),
+            weights=new if manifest is asked else _among(asked, weights, manifest, new),
             examples=split.examples(model.tasks),
             train_loss=trained.loss,
             val_loss=val_loss,
@@ -216,6 +219,17 @@ class LocalWorker:
         exchange: Exchange | None = None,
     ) -> EvaluationResult:
         """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
+        return self._persevering(plan, lambda: self._evaluate(plan, manifest, store, weights, report, exchange))
+
+    def _evaluate(
+        self,
+        plan: Plan,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        report: Report,
+        exchange: Exchange | None,
+    ) -> EvaluationResult:
         started_s = time.monotonic()
         restart_peak()
         assert plan.data_split is not None
@@ -224,6 +238,8 @@ class LocalWorker:
             raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
         asked, manifest = manifest, self._labelled(manifest, split)
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        if plan.own_stem:
+            start = self._stem.put_into(manifest.table, start, plan.round)
         model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, exchange))
         try:
             model.begin()
@@ -232,8 +248,6 @@ class LocalWorker:
             model.finish()
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
-        except HostUnavailable as exc:
-            raise WorkRefused("host", str(exc)) from exc
         assert loss is not None
         return EvaluationResult(
             loss=loss,

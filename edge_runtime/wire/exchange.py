@@ -137,6 +137,10 @@ class Layout:
         scales = 0 if header.precision == "fp32" else 4
         return sum(header.samples * (each * prod(shape) + scales) for shape in self.arrays(header.kind))
 
+    def message_bytes(self, header: Header) -> int:
+        """How long a message with this header is."""
+        return 2 + len(msgspec.json.encode(header)) + self.size_bytes(header)
+
 
 def encode(message: Message) -> bytes:
     """The message as bytes. Raises MessageInvalid for an array that is not finite."""

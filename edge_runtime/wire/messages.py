@@ -192,6 +192,8 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to send what was trained."""
     apart: SplitTraining | None = None
     """Where the encoder is computed elsewhere: `weights` are then of stem and heads alone."""
+    own_stem: bool = False
+    """Whether the device keeps its stem to itself, and trains and measures with that."""
     data_split: DataSplit | None = None
     """For work = evaluate."""
     deadline_s: Positive

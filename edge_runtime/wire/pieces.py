@@ -20,7 +20,7 @@ MAX_MESSAGE_BYTES = 512 * 1024**2
 
 def cut(number: int, data: bytes, piece_bytes: int = PIECE_BYTES) -> list[bytes]:
     """The pieces of a message. Raises MessageInvalid for one that is too long."""
-    count = max(1, -(-len(data) // piece_bytes))
+    count = _pieces(len(data), piece_bytes)
     if count > MAX_PIECES:
         raise MessageInvalid(f"a message of {len(data)} bytes is too long to be sent")
     head = (number % NUMBERS).to_bytes(4, "little") + count.to_bytes(2, "little")
@@ -29,6 +29,15 @@ def cut(number: int, data: bytes, piece_bytes: int = PIECE_BYTES) -> list[bytes]
         head + index.to_bytes(2, "little") + view[index * piece_bytes : (index + 1) * piece_bytes]
         for index in range(count)
     ]
+
+
+def crossing_bytes(length_bytes: int, piece_bytes: int = PIECE_BYTES) -> int:
+    """How many bytes the pieces of a message of this length have together."""
+    return length_bytes + HEAD_BYTES * _pieces(length_bytes, piece_bytes)
+
+
+def _pieces(length_bytes: int, piece_bytes: int) -> int:
+    return max(1, -(-length_bytes // piece_bytes))
 
 
 @dataclass

@@ -49,6 +49,17 @@ def test_aggregator_runs_mas_to_its_end(world):
         np.testing.assert_array_equal(values, expected)
 
 
+def test_aggregator_counts_what_is_exchanged_with_the_round_that_is_going_on(world):
+    world = world()
+    world.aggregator.exchanged(up_bytes=10**9)
+    world.aggregator.exchanged(up_bytes=1, down_bytes=10**9)
+    run(world, world.device("x"), world.device("y"))
+    first, *others = world.store.rounds()
+    assert 10**9 < first.bytes_up < 10**9 + 10**6
+    assert 10**9 <= first.bytes_down < 10**9 + 10**6
+    assert all(max(row.bytes_up, row.bytes_down) < 10**6 for row in others)
+
+
 def test_aggregator_keeps_the_affinities_and_the_split(world):
     world = world()
     run(world, world.device("x"), world.device("y"))

@@ -58,6 +58,8 @@ def test_read_flags_go_over_the_file(tmp_path):
         ("[updates]\ntopk_fraction = 0.6", "topk_fraction"),
         ("topk_fraction = 0.0", "topk_fraction"),
         ("probe_from = 20", "probe_from: the merged phase has 20 rounds"),
+        ('stems = "own"', "stems: own stems go with the strategies all_in_one and fedbone"),
+        ('general = "host"', "probe: 'exact' needs the encoder on devices"),
         ('aggregation = "median"', "aggregation: Invalid enum value 'median'"),
         ('server_optimizer = "lamb"', "server_optimizer: Invalid enum value 'lamb'"),
         ("server_lr = 0.0", "server_lr: Expected"),

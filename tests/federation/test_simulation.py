@@ -198,7 +198,8 @@ def workers(parent):
 
 TASKS_OF = '[tasks_of]\nattic = ["depth"]\ncellar = ["normals", "segmentation"]\n'
 APART = TASKS_OF + (
-    '[methods.fedbone]\nstrategy = "fedbone"\n[methods.mean]\nstrategy = "fedbone"\naggregation = "mean"\n'
+    '[methods.fedbone]\nstrategy = "fedbone"\ngeneral = "device"\n'
+    '[methods.mean]\nstrategy = "fedbone"\naggregation = "mean"\ngeneral = "device"\n'
     '[methods.averaged]\nstrategy = "all_in_one"\n[methods.everything]\nstrategy = "all_in_one"\ntasks_of = {}\n'
     '[methods.local]\nstrategy = "all_in_one"\nalone = true\n'
 )
@@ -233,6 +234,7 @@ def test_devices_with_tasks_of_their_own_together_and_each_for_itself(bench):
         ("[methods.x]\nstrategy = 'fixed'\n", "", "fixed_groups"),
         ("[methods.x]\nalone = true\n", "", "methods.x: alone"),
         (MAS, '[tasks_of]\nattic = ["wings"]\n', "no labels of 'wings'; it has depth"),
+        ("[methods.x]\nstrategy = 'fedbone'\n", "", "methods.x: general: the model has no stem"),
     ],
 )
 def test_a_wrong_experiment_is_refused_with_its_place(bench, methods, fleet, says):

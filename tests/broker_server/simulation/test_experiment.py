@@ -84,6 +84,8 @@ def test_config_lets_a_method_s_keys_go_over_what_all_share():
         ({"lr": "much"}, "lr"),
         ({"strategy": "fixed"}, "fixed_groups"),
         ({"alone": True}, "alone: a device by itself trains its tasks together: give strategy = 'all_in_one'"),
+        ({"alone": True, "strategy": "all_in_one", "general": "host"}, "alone: a device by itself has the encoder"),
+        ({"general_idle_s": 3.0}, "general_idle_s: a simulation decides this itself"),
         ({"alone": 1}, "alone"),
         ({"tasks_of": {"attic": "depth"}}, "tasks_of"),
     ],
@@ -108,6 +110,19 @@ def test_conduct_has_the_experiment_s_tasks_of_or_the_method_s():
     )
     assert [experiment.conduct(name).tasks_of for name in "abc"] == [own, {}, {"x": ("y",)}]
     assert experiment.config("b", 0, 2) == experiment.config("a", 0, 2)
+
+
+def test_config_leaves_it_to_the_strategy_where_the_encoder_is_computed():
+    experiment = make(a={"strategy": "fedbone"}, b={}, c={"strategy": "fedbone", "general": "device"})
+    assert [experiment.config(name, 0, 2).is_apart for name in "abc"] == [True, False, False]
+
+
+def test_fleet_of_a_method_is_the_experiment_s_with_its_own_boards():
+    experiment = make(MAS={}, slow={"board": {"up_bytes_per_s": 9.0}}, odd={"board": {"wings": 2}})
+    assert experiment.fleet_of("MAS") == experiment.fleet
+    assert experiment.fleet_of("slow").of("attic").up_bytes_per_s == 9.0
+    with pytest.raises(ConfigInvalid, match=r"methods\.odd: board: .*wings"):
+        experiment.fleet_of("odd")
 
 
 def test_outline_is_what_is_going_to_be_run():

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import msgspec
 import pytest
 
@@ -8,6 +10,7 @@ from broker_server.simulation.grid import Parts, run_grid
 from broker_server.simulation.run import SimulationFailed, write_json
 from edge_runtime.wire.errors import BundleInvalid
 
+BUNDLE = Path(__file__).parents[2] / "fixtures" / "bundle"
 COSTS = Costs(train_s=1.0, train_head_s={"depth": 1.0}, evaluate_s=1.0, evaluate_head_s={"depth": 1.0}, probe_s=1.0)
 
 
@@ -46,7 +49,7 @@ def experiment(tmp_path):
 
 
 def run(experiment, out, show):
-    parts = Parts(make_device=NoWork(), measure=NoWork())
+    parts = Parts(make_device=NoWork(), measure=NoWork(), measure_stem=NoWork())
     return run_grid(experiment, out, NoWork(), parts, show, at_once=2)
 
 
@@ -69,6 +72,13 @@ def test_run_grid_refuses_a_wrong_method_before_any_run(experiment, tmp_path):
     with pytest.raises(ConfigInvalid, match="methods.x"):
         run(wrong, tmp_path / "out", Watched())
     assert not (tmp_path / "out").exists()
+
+
+def test_run_grid_refuses_to_divide_a_model_without_a_stem_before_any_run(experiment, tmp_path):
+    methods = {**experiment.methods, "far": {"strategy": "fedbone"}}
+    whole = msgspec.structs.replace(experiment, methods=methods, bundle=str(BUNDLE))
+    with pytest.raises(ConfigInvalid, match=r"methods\.far: general: the model has no stem"):
+        run(whole, tmp_path / "out", Watched())
 
 
 def test_run_grid_says_that_there_is_no_bundle(experiment, tmp_path):

@@ -30,6 +30,19 @@ def test_work_counts_at_the_busy_power_and_the_rest_at_the_idle_one():
     assert found.source.startswith("simulated")
 
 
+def test_waiting_for_others_within_work_counts_at_the_idle_power():
+    clock = Clock()
+    account = SimulatedAccount(Power(busy_w=6.0, idle_w=2.0), clock)
+    account.begin(3, "a+b")
+    account.work("train", 10.0, 5.0)
+    early = account.report(3, "a+b")
+    assert (early.energy_j, early.seconds, early.phases["idle"].seconds) == (70.0, 15.0, 5.0)
+    clock.now_s = 20.0
+    account.end()
+    found = account.report(3, "a+b")
+    assert (found.energy_j, found.seconds, found.phases["idle"].seconds) == (80.0, 20.0, 10.0)
+
+
 def test_figures_are_kept_until_they_are_forgotten():
     account = SimulatedAccount(Power(busy_w=1.0, idle_w=1.0), Clock())
     account.work("train", 1.0)

@@ -71,7 +71,7 @@ def test_size_of_a_message(precision):
     sent = message(precision=precision)
     assert LAYOUT.size_bytes(sent.header) == 3 * 8 * each + (0 if precision == "fp32" else 2 * 3 * 4)
     header = len(msgspec.json.encode(sent.header))
-    assert len(encode(sent)) == 2 + header + LAYOUT.size_bytes(sent.header)
+    assert len(encode(sent)) == 2 + header + LAYOUT.size_bytes(sent.header) == LAYOUT.message_bytes(sent.header)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])

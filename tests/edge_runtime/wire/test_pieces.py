@@ -3,13 +3,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.wire.errors import MessageInvalid
-from edge_runtime.wire.pieces import HEAD_BYTES, MAX_PIECES, PIECE_BYTES, Assembler, cut
+from edge_runtime.wire.pieces import HEAD_BYTES, MAX_PIECES, PIECE_BYTES, Assembler, crossing_bytes, cut
 
 
 @given(st.binary(max_size=100), st.integers(0, 2**33), st.integers(1, 40), st.randoms(use_true_random=False))
 def test_a_message_comes_as_it_went_in_any_order_and_with_repeats(data, number, piece_bytes, random):
     pieces = cut(number, data, piece_bytes)
     assert all(len(piece) <= HEAD_BYTES + piece_bytes for piece in pieces)
+    assert sum(map(len, pieces)) == crossing_bytes(len(data), piece_bytes)
     assembler = Assembler(100)
     order = [*pieces, *pieces[:-1]]
     random.shuffle(order)
