@@ -2,7 +2,8 @@
 
 This module runs where onnxruntime is onnxruntime-training 1.19.2, and imports nothing of ours. FOLDER has forward.onnx,
 job.json ({"trained": names, "frozen": names, "samples": count}) and inputs_<i>.npz; the artifacts and outputs_<i>.npz
-are written to it. Exit code 3 where the environment is another.
+are written to it. `python -m export.artifacts FOLDER MODEL` runs another training model of the same group that is
+there, MODEL.onnx on inputs_MODEL.npz, and writes outputs_MODEL.npz. Exit code 3 where the environment is another.
 
 The artifacts are those of `generate_artifacts`, with one change: every gradient of the encoder is multiplied by 1/√T,
 which a forward graph of plain ONNX cannot say (there is no operator whose gradient differs from its value's). So the
@@ -28,7 +29,8 @@ ACCUMULATOR = "InPlaceAccumulatorV2"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Make the artifacts in a folder; returns the exit code."""
-    folder = Path((arguments or sys.argv[1:])[0])
+    name, *models = arguments or sys.argv[1:]
+    folder = Path(name)
     try:
         import onnxruntime
         from onnxruntime.training import artifacts
@@ -37,6 +39,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_ENVIRONMENT
     onnxruntime.set_default_logger_severity(4)
     job = json.loads((folder / "job.json").read_text())
+    runs = {model: [model] for model in models}
+    if not runs:
+        make(folder, job, artifacts)
+        runs = {"training_model": [str(i) for i in range(job["samples"])]}
+    forward = onnx.load(folder / "forward.onnx")
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in forward.graph.initializer}
+    frozen = {name: values[name] for name in job["frozen"]}
+    trained = {name: values[name] for name in job["trained"]}
+    for model, samples in runs.items():
+        session = onnxruntime.InferenceSession(str(folder / f"{model}.onnx"), providers=["CPUExecutionProvider"])
+        for sample in samples:
+            with np.load(folder / f"inputs_{sample}.npz") as file:
+                inputs = dict(file)
+            found = run(session, {**inputs, **frozen, **trained}, trained)
+            with (folder / f"outputs_{sample}.npz").open("wb") as out:
+                np.savez(out, **found)
+    return 0
+
+
+def make(folder: Path, job: dict[str, Any], artifacts: Any) -> None:
+    """Make the artifacts of forward.onnx; `artifacts` is the module of onnxruntime-training."""
     artifacts.generate_artifacts(
         onnx.load(folder / "forward.onnx"),
         requires_grad=job["trained"],
@@ -51,32 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for node in model.graph.node:
             node.doc_string = ""
         (folder / f"{path}.onnx").write_bytes(model.SerializeToString(deterministic=True))
-    session = onnxruntime.InferenceSession(str(folder / "training_model.onnx"), providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs() if output.name.startswith(("loss", "next."))]
-    forward = onnx.load(folder / "forward.onnx")
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in forward.graph.initializer}
-    frozen = {name: values[name] for name in job["frozen"]}
-    trained = {name: values[name] for name in job["trained"]}
-    for i in range(job["samples"]):
-        with np.load(folder / f"inputs_{i}.npz") as file:
-            inputs = dict(file)
-        found = gradients(session, names, {**inputs, **frozen, **trained}, trained)
-        with (folder / f"outputs_{i}.npz").open("wb") as out:
-            np.savez(out, **found)
-    return 0
 
 
-def gradients(session: Any, names: list[str], inputs: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
-    """The losses and the next state, and the gradients by parameter name, of one run of a training model."""
+def run(session: Any, inputs: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
+    """What one run of a training model puts out by name, and the gradients by parameter name."""
     buffers = {name: np.zeros_like(value) for name, value in parameters.items()}
     feeds = {f"{name}_grad.accumulation.buffer": value for name, value in buffers.items()}
-    outputs = [output.name for output in session.get_outputs()]
     known = {value.name for value in session.get_inputs()}
     # The buffers are changed in place: that is how the operator hands gradients over.
     given = {**inputs, **feeds, "lazy_reset_grad": np.array([True])}
-    results = session.run(outputs, {name: value for name, value in given.items() if name in known})
-    losses = {name: value for name, value in zip(outputs, results, strict=True) if name in names}
-    return {**losses, **{f"grad.{name}": value for name, value in buffers.items()}}
+    results = session.run(None, {name: value for name, value in given.items() if name in known})
+    found = {output.name: value for output, value in zip(session.get_outputs(), results, strict=True)}
+    return {**found, **{f"grad.{name}": value for name, value in buffers.items()}}
 
 
 def scale_encoder_gradients(model: onnx.ModelProto, factor: float) -> None:

@@ -21,7 +21,7 @@ from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of, transfer, unpack
-from export import chain
+from export import chain, kinks
 from export.errors import OfficialImpossible
 from export.model import MultiTaskModel
 from export.official import ROOT, Arrays, Made, Sample, group_graph, make_artifacts
@@ -98,7 +98,26 @@ def make_group(
     tensors: Mapping[str, NDArray[Any]] = manifest.table.views(vector)
     samples = [_sample(manifest, tensors, batch, graph, run) for batch in batches]
     parameters = {name: value for name, value in tensors.items() if not name.startswith(STATE)}
-    return make_artifacts(group_graph(forward, tasks, parameters), samples, python)
+
+    def tell() -> tuple[Sample, list[NDArray[Any]]]:
+        told: list[NDArray[Any]] = []
+        return _sample(manifest, tensors, batches[0], graph, _telling(run, told)), told
+
+    return make_artifacts(group_graph(forward, tasks, parameters), samples, python, tell)
+
+
+def _telling(run: Runner, told: list[NDArray[Any]]) -> Runner:
+    """A runner that adds what graphs decide by to `told`."""
+
+    def running(data: bytes, arrays: Arrays) -> Arrays:
+        model = onnx.load_from_string(data)
+        outputs = {output.name for output in model.graph.output}
+        names = kinks.deciding(model.graph)
+        found = run(kinks.telling(model, names).SerializeToString(deterministic=True), arrays)
+        told.extend(found[name] for name in names)
+        return {name: value for name, value in found.items() if name in outputs}
+
+    return running
 
 
 def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: GraphBytes, run: Runner) -> Sample:

@@ -16,7 +16,7 @@ encoder that none of its heads takes, are not trained there: their gradient is z
 import json
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from edge_runtime.wire.manifest import TRAINING
 from edge_runtime.wire.operators import OFFICIAL as OFFICIAL_OPERATORS
 from edge_runtime.wire.operators import check_graph
 from edge_runtime.wire.tensors import STATE, part_of
+from export import kinks
 from export.errors import OfficialImpossible
 from export.lowering.context import SEED
 from export.lowering.lower import OFFICIAL, lower
@@ -52,6 +53,7 @@ SECONDS = 1800
 
 Arrays = Mapping[str, NDArray[Any]]
 NEXT = "next."
+OTHER = "other_model"
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,10 @@ class Sample:
 
     inputs: Arrays
     expected: Arrays
+
+
+Tell = Callable[[], tuple[Sample, Sequence[NDArray[Any]]]]
+"""A sample with the values that the portable graphs decided by."""
 
 
 @dataclass(frozen=True)
@@ -187,10 +193,12 @@ def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arra
     return Group(model, trained, frozen)
 
 
-def make_artifacts(group: Group, samples: Sequence[Sample], python: Path) -> Made:
+def make_artifacts(group: Group, samples: Sequence[Sample], python: Path, tell: Tell | None = None) -> Made:
     """A group's artifacts, made by the Python of the official environment and held to the samples.
 
-    Each tensor's smallest difference over the samples counts (export.parity says why). Raises OfficialImpossible.
+    Each tensor's smallest difference over the samples counts (export.parity says why). Where one is over the tolerance,
+    the training model is also held to a sample of `tell`, deciding as the portable graphs did. Raises
+    OfficialImpossible.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -198,15 +206,16 @@ def make_artifacts(group: Group, samples: Sequence[Sample], python: Path) -> Mad
         job = {"trained": group.trained, "frozen": group.frozen, "samples": len(samples)}
         (folder / "job.json").write_text(json.dumps(job))
         for i, sample in enumerate(samples):
-            with (folder / f"inputs_{i}.npz").open("wb") as file:
-                np.savez(file, **sample.inputs)  # type: ignore[arg-type]
+            _write(folder, str(i), sample.inputs)
         _run(python, folder)
         errors: dict[str, float] = {}
         for i, sample in enumerate(samples):
-            with np.load(folder / f"outputs_{i}.npz") as file:
-                found = {name: np.zeros_like(value) for name, value in sample.expected.items()} | dict(file)
-                for tensor, error in relative_errors(found, sample.expected).items():
-                    errors[tensor] = min(errors.get(tensor, float("inf")), error)
+            found = {name: np.zeros_like(value) for name, value in sample.expected.items()} | _read(folder, str(i))
+            for tensor, error in relative_errors(found, sample.expected).items():
+                errors[tensor] = min(errors.get(tensor, float("inf")), error)
+        if tell is not None and not max(errors.values()) <= TOLERANCE:
+            again = _deciding_alike(folder, python, *tell())
+            errors |= {name: min(errors[name], error) for name, error in again.items()}
         worst, error = max(errors.items(), key=lambda item: item[1])
         if not error <= TOLERANCE:
             raise OfficialImpossible(
@@ -218,8 +227,48 @@ def make_artifacts(group: Group, samples: Sequence[Sample], python: Path) -> Mad
         return Made(files, error)
 
 
-def _run(python: Path, folder: Path) -> None:
-    command = [str(python), "-m", "export.artifacts", str(folder)]
+def _deciding_alike(folder: Path, python: Path, sample: Sample, told: Sequence[NDArray[Any]]) -> Mapping[str, float]:
+    """How far the gradients are where the training model reads, of what it decides by, what the portable graphs told.
+
+    It tells its own first: each is replaced by the one that is the same but for rounding; what has none stays. Then
+    once more with another last digit in all of these: what that alone changes is rounding (export.parity.ROUNDING), as
+    in all of a bias before a normalisation.
+    """
+    model = onnx.load(folder / TRAINING)
+    names = kinks.deciding(model.graph)
+    own = _run_model(python, folder, kinks.telling(model, names), sample.inputs)
+    values = {name: value for name in names if (value := kinks.same(own[name], told)) is not None}
+    taking = kinks.taking(model, values)
+    expected = {name: value for name, value in sample.expected.items() if name.startswith("grad.")}
+    zeros = {name: np.zeros_like(value) for name, value in expected.items()}
+    found, other = (
+        zeros | _run_model(python, folder, taking, {**sample.inputs, **kinks.given(arrays)})
+        for arrays in (values, kinks.nudged(values))
+    )
+    rounded = {name: value + (other[name] - found[name]) for name, value in expected.items()}
+    return relative_errors(found, expected, rounded)
+
+
+def _run_model(python: Path, folder: Path, model: onnx.ModelProto, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    """What another training model of the same group puts out."""
+    onnx.save(model, folder / f"{OTHER}.onnx")
+    _write(folder, OTHER, inputs)
+    _run(python, folder, OTHER)
+    return _read(folder, OTHER)
+
+
+def _write(folder: Path, name: str, inputs: Arrays) -> None:
+    with (folder / f"inputs_{name}.npz").open("wb") as file:
+        np.savez(file, **inputs)  # type: ignore[arg-type]
+
+
+def _read(folder: Path, name: str) -> dict[str, NDArray[Any]]:
+    with np.load(folder / f"outputs_{name}.npz") as file:
+        return dict(file)
+
+
+def _run(python: Path, folder: Path, *models: str) -> None:
+    command = [str(python), "-m", "export.artifacts", str(folder), *models]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as exc:

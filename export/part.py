@@ -96,7 +96,10 @@ class Traced:
         first = first or self.inputs[0]
         inputs = {first: self.node(first)} | {name: self.node(name) for name in self.inputs} | taken
         part = self.trace.part(list(inputs.values()), results)
-        translation = lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first})
+        # Where activations were saved, no mask is early: all arrives at once, and led so, the arena's gaps cost more.
+        saved = any(name.startswith("saved.") for name in taken)
+        arriving = [name for name in inputs if not saved and (name == "de" or name.startswith(("dz.", "dv.")))]
+        translation = lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first}, late=arriving)
         return Lowered(part, tuple(inputs), tuple(outputs), translation)
 
 

@@ -90,13 +90,14 @@ def lower(
     rules: RuleBook = RULES,
     located: bool = False,
     seed: Callable[[str], str] | None = None,
+    late: Collection[str] = (),
 ) -> Translation:
     """Translate a trace into an ONNX model with these names for its inputs and outputs, in order.
 
     The first input's first dimension is the micro-batch. An `optional` input that nothing uses is left out. `located`
     writes into each node's doc_string which module it comes from. `seed` names the input that fixes what a module's
-    random operators draw, which are then counted for each such input; else there is one for all. Raises
-    OperatorUnsupported for an operator without a rule.
+    random operators draw, which are then counted for each such input; else there is one for all. `late` are inputs by
+    which the engine is to be led (export.onnx_graph.lazily). Raises OperatorUnsupported for an operator without a rule.
     """
     graph = OnnxGraph()
     context = Context(graph, inputs[0])
@@ -140,7 +141,7 @@ def lower(
     model = graph.model(
         sources,
         [(name, *_spec(value)) for name, value in zip(outputs, results, strict=True)],
-        {},
+        late,
     )
     used_names = {name for node in model.graph.node for name in node.input}
     kept = [spec for spec in model.graph.input if spec.name in used_names or spec.name not in optional]

@@ -291,6 +291,46 @@ def test_other_draws_than_those_of_the_portable_graphs_are_refused():
         official.make_artifacts(group, [official.Sample(inputs, expected)], PYTHON)
 
 
+@needs_environment
+@pytest.mark.parametrize(("scale", "tried"), [(1.0, True), (1.01, True), (1.0, False)])
+def test_gradients_that_differ_by_a_decision_are_held_to_the_same_decisions(scale, tried, make):
+    """In what is expected, one number is on the other side of the kink by 1e-9; what is off is refused all the same."""
+
+    class Encoder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.mask = nn.Conv2d(3, 4, 1), 1.0
+
+        def forward(self, x):
+            return torch.relu(self.conv(x)) * self.mask
+
+    model = make(encoder=Encoder(), heads={"a": nn.Conv2d(4, 1, 1)}, losses={"a": nn.MSELoss()})
+    model.example_targets.pop("b")
+    x = model.example_input
+    x[0, :, 0, 0] = 0
+    model.encoder.conv.bias.data[0] = 1e-9
+    model.example_targets["a"][0, 0, 0, 0] = 100
+    forward = official.forward_graph(model)
+    parameters = {
+        f"{part}.{n}": p.detach().numpy() for part, m in model.parts().items() for n, p in m.named_parameters()
+    }
+    model.encoder.mask = torch.ones(2, 4, 8, 8)
+    model.encoder.mask[0, 0, 0, 0] = 0
+    expected = losses_and_gradients(model, ("a",), parameters)
+    expected["grad.head.a.weight"] = expected["grad.head.a.weight"] * np.float32(scale)
+    told = [model.encoder(x).detach().numpy()]
+    inputs = {"x": x.numpy(), "loss_weights": np.ones(1, np.float32), "target.a": model.example_targets["a"].numpy()}
+    sample = official.Sample(inputs, expected)
+    group = official.group_graph(forward, ("a",), parameters)
+    tell = (lambda: (sample, told)) if tried else None
+    if tried and scale == 1:
+        assert official.make_artifacts(group, [sample], PYTHON, tell).max_relative_error < 1e-4
+    else:
+        name = "head.a.weight" if scale != 1 else "encoder.conv.bias"
+        with pytest.raises(OfficialImpossible, match=rf"{name} differs from the portable graphs"):
+            official.make_artifacts(group, [sample], PYTHON, tell)
+
+
 TRANSPOSED = """
 import torch
 from torch import nn

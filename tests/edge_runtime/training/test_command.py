@@ -163,6 +163,15 @@ def test_train_with_an_altered_graph(tiny, bundle_copy):
     )
 
 
+def test_train_with_a_bundle_of_a_newer_exporter(tiny, bundle_copy):
+    path = bundle_copy / manifests.MANIFEST
+    newer = json.loads(path.read_text()) | {"format": 1000, "more": "than is known"}
+    path.write_text(json.dumps(newer))
+    said = sentence(train(tiny, bundle=bundle_copy), 3)
+    assert "the bundle has format 1000" in said
+    assert "update this software" in said
+
+
 def test_train_with_a_graph_that_no_bundle_may_have(bundle_copy, tiny):
     path = manifests.graph_path(bundle_copy, "encoder.0.forward")
     data = path.read_bytes().replace(b"Conv", b"Loop")
