@@ -180,9 +180,7 @@ def _host(config: ServerConfig, link: Link) -> GeneralHost | None:
     if not config.is_apart:
         return None
     if find_spec("onnxruntime") is None:
-        raise ConfigInvalid(
-            "general: a host of the encoder needs onnxruntime here: pip install '.[board]'"
-        )
+        raise ConfigInvalid("general: a host of the encoder needs onnxruntime here: pip install '.[board]'")
     bundle, threads = config.bundle_path, config.general_threads or None
     return GeneralHost(lambda: HostProcess.of_bundle(bundle, threads, config.general_provider, link.interrupt))
 
