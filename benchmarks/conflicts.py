@@ -139,10 +139,12 @@ def main() -> None:
     parser.add_argument("--rules", type=lambda text: text.split(","), default=list(RULES))
     parser.add_argument("--server-lr", type=float, nargs="+", default=[1.0])
     parser.add_argument("--lr", type=float, help="instead of the experiment's")
+    parser.add_argument("--clip-norm", type=float, help="instead of the experiment's")
     parser.add_argument("--rounds", type=int, help="instead of the experiment's")
     args = parser.parse_args()
     experiment = read_experiment(args.experiment)
-    given = {"lr": args.lr} if args.lr is not None else {}
+    given: dict[str, float] = {}
+    given |= {key: value for key, value in (("lr", args.lr), ("clip_norm", args.clip_norm)) if value is not None}
     given |= {"merged_rounds": args.rounds - 1, "split_rounds": 1} if args.rounds is not None else {}
     experiment = msgspec.structs.replace(experiment, settings=experiment.settings | given)
     for server_lr in args.server_lr:

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from broker_server.actions import Result, Work
 from broker_server.affinity import Affinities, AffinityLedger
 from broker_server.aggregation import weighted_losses
-from broker_server.combination import Aggregation, Combination
-from broker_server.general import ENCODER, Apart
+from broker_server.combination import ENCODER, Aggregation, Combination
+from broker_server.general import Apart
 from broker_server.official import Made
 from broker_server.store import RoundRow, Store
 from broker_server.strategy import (

@@ -21,8 +21,6 @@ from edge_runtime.wire.messages import SplitTraining, Training
 from edge_runtime.wire.pipe import Frame, HostProcess, Open, PipeClosed, result_file
 from edge_runtime.wire.tensors import TensorTable, Vector, unpack
 
-ENCODER = "encoder"
-"""The part that the host computes."""
 RESTARTS = 3
 MOST_FRAMES = 256
 """Frames of the host that are taken at once: other messages have their turn in between."""

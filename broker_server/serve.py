@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -175,9 +176,11 @@ def _maker(config: ServerConfig) -> Maker | None:
 
 
 def _host(config: ServerConfig, link: Link) -> GeneralHost | None:
-    """What computes the encoder for devices that do not have it."""
+    """What computes the encoder for devices that do not have it. Raises ConfigInvalid."""
     if not config.is_apart:
         return None
+    if find_spec("onnxruntime") is None:
+        raise ConfigInvalid("general: a host of the encoder needs onnxruntime here: pip install '.[board]'")
     bundle, threads = config.bundle_path, config.general_threads or None
     return GeneralHost(lambda: HostProcess.of_bundle(bundle, threads, config.general_provider, link.interrupt))
 

@@ -78,6 +78,11 @@ def build_small_nine() -> MultiTaskModel:
     return make(NINE, width=64, heads=4, depth=4, size=32, patch=4)
 
 
+def build_coarse_nine() -> MultiTaskModel:
+    """The same with larger patches and six times the parameters: less crosses, and more is spared."""
+    return make(NINE, width=128, heads=4, depth=6, size=32, patch=8)
+
+
 def build_views() -> MultiTaskModel:
     """The five tasks of the real sample views, 64 pixels."""
     return make(VIEWS, width=64, heads=4, depth=4, size=64)

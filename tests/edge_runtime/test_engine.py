@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from edge_runtime.engine import Engine, EngineError, engine_version
@@ -24,6 +25,13 @@ def outputs(batch=2):
 
 def test_engine_says_what_it_is():
     assert engine_version().startswith("onnxruntime 1.")
+
+
+def test_engine_without_a_provider_says_what_to_install():
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this onnxruntime has CUDA")
+    with pytest.raises(EngineError, match="has no CUDAExecutionProvider: install a build"):
+        Engine(provider="cuda")
 
 
 def test_graph_writes_into_the_arrays_it_is_given(graph):

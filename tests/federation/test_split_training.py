@@ -157,6 +157,13 @@ strategy = "fedbone"
 [methods.lost]
 strategy = "fedbone"
 board = { drop_rate = 1.0, away_s = 30.0 }
+[methods.mas]
+strategy = "mas"
+probe = "representation"
+general = "host"
+[methods."mas on devices"]
+strategy = "mas"
+probe = "representation"
 [fleet.host]
 speed = 4.0
 """
@@ -178,6 +185,10 @@ def test_a_simulated_exchange_takes_its_bytes_and_time_and_changes_no_weights(ma
     # Three rounds of at least 3 steps with 4 messages, a beginning and an end.
     assert far["simulated_s"] > exact["simulated_s"] + 3 * (3 * 4 + 4) * 0.1
     assert far["simulated_j"] > exact["simulated_j"]
+    # Affinities measured in split training split the general model as those measured on devices.
+    divided = [sorted((bench.folder(name) / "models").glob("*.safetensors")) for name in ("mas", "mas_on_devices")]
+    assert len(divided[0]) == 2
+    assert [path.read_bytes() for path in divided[0]] == [path.read_bytes() for path in divided[1]]
     assert lost["simulated_s"] > bone["simulated_s"] + 3 * 29.0
     assert not (bench.folder("exact") / "server" / "general").exists()
     costs = msgspec.json.decode((bench.root / "out" / "costs.json").read_bytes())
