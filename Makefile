@@ -60,7 +60,7 @@ help:
 	@echo "make bench-split  split training against training on the device into docs/split_training.md"
 	@echo "make compare      methods side by side on rendered rooms into docs/comparison.md; goes on where it was stopped"
 	@echo "make compare-fedbone  a task for each client: FedBone beside others, into docs/comparison.md (half an hour)"
-	@echo "make compare-full the same with five and nine tasks, more pixels and rounds: a night"
+	@echo "make compare-full the same with five and nine tasks, more pixels and rounds: most of a day on two cores"
 	@echo "make clean        removes environments, caches and runs"
 
 venv: $(VENV)/.stamp
