@@ -89,10 +89,10 @@ ARCHITECTURES: dict[str, tuple[str, Callable[[], MultiTaskModel]]] = {
     "resnet18": ("ResNet-18, 224 px", lambda: _classified(*nets.resnet18(), 224)),
     "mobilenet_v2": ("MobileNetV2, 224 px", lambda: _classified(*nets.mobilenet_v2(), 224)),
     "mobilenet_v3_small": (
-        "MobileNetV3-small, half width, 224 px",
+        "MobileNetV3-small, 224 px",
         lambda: _classified(*nets.mobilenet_v3_small(), 224),
     ),
-    "efficientnet_b0": ("EfficientNet-B0, quarter width, 224 px", lambda: _classified(*nets.efficientnet_b0(), 224)),
+    "efficientnet_b0": ("EfficientNet-B0, 224 px", lambda: _classified(*nets.efficientnet_b0(), 224)),
     "unet": ("U-Net, 128 px", lambda: _dense(nets.UNetEncoder(16), lambda outputs: nets.UNetHead(outputs, 16), 128)),
     "deeplab": ("DeepLab's ASPP, 128 px", _deeplab),
     "vit": ("ViT, 6 blocks of 128, 96 px", _vit),
