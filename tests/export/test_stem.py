@@ -113,7 +113,7 @@ class Apart:
         e = self.stem.forward(x, own["stem"])
         done = self.encoder.forward({"e": e}, general, {})
         losses, dz = self.device.heads(done.z, targets)
-        de = self.encoder.backward(done, dz, general, self.there._outputs["encoder"], release=True)
+        de = self.encoder.backward(done, dz, general, self.there._outputs["encoder"], release=True)()
         self.stem.backward(x, de, own["stem"], self.device._outputs["stem"])
         return losses
 

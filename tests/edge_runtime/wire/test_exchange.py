@@ -40,6 +40,14 @@ def test_messages_without_arrays_come_as_they_went(kind):
     assert decode(LAYOUT, encode(Message(header=header))) == Message(header=header)
 
 
+@pytest.mark.parametrize("kind", ["embedding", "gradient", "refused"])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_no_message_is_longer_than_the_longest(kind, precision):
+    sent = message(kind, LAYOUT.most, precision, about="embedding", detail="\u0001" * 500)
+    assert len(encode(sent)) <= LAYOUT.longest_bytes
+    assert LAYOUT.longest_bytes < 2 + MAX_HEADER_BYTES + 5 * 4 * 9
+
+
 @given(st.integers(-25, 30), st.integers(0, 1000))
 def test_rounded_arrays_are_near_on_the_scale_of_each_sample(power, seed):
     """However small or large: a gradient of 1e-25 is not lost, nor is a sample's beside one a million times larger."""
