@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 
 from edge_runtime.wire import manifest as wire
-from edge_runtime.wire.budget import MemoryPlan, Prediction, Work, choose, predict
+from edge_runtime.wire.budget import MemoryPlan, Prediction, Work, choose_within, predict
 from edge_runtime.wire.sizes import parse_size
 
 BASE_BYTES = 57_000_000
@@ -57,7 +57,9 @@ def run(args: argparse.Namespace) -> None:
     rows = {name: [(plan, predict(manifest, plan, work)) for plan in plans] for name, plans in _shown(manifest, work)}
     if not args.json:
         _print_table(rows, work)
-    chosen = None if args.budget is None else choose(manifest, args.budget, work, most_frozen=args.most_frozen)
+    chosen = None
+    if args.budget is not None:
+        chosen = choose_within(manifest, args.budget, work, most_frozen=args.most_frozen)
     if args.json:
         found = [_facts(plan, predicted) for column in rows.values() for plan, predicted in column]
         plan = None if chosen is None else _facts(chosen, predict(manifest, chosen, work))

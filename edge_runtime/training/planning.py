@@ -8,16 +8,13 @@ does not say what is free, the fastest plan is taken; a bundle without footprint
 from dataclasses import dataclass, replace
 
 from edge_runtime.training.optimizer import optimizer
-from edge_runtime.wire.budget import MemoryPlan, Work, choose, predict
+from edge_runtime.wire.budget import MemoryPlan, Work, choose_within, predict
 from edge_runtime.wire.compression import Updates
-from edge_runtime.wire.errors import BudgetTooSmall
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import MemoryUse, Training
 
 UNBOUNDED = 2**60
 MOST_AHEAD = 4
-MARGIN = 0.9
-"""The part of a budget that a plan may fill by prediction, which is within a tenth of what is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +77,7 @@ def planned(
         probe=settings.probe if settings.probe_every else None,
         update=update,
     )
-    try:
-        plan = choose(manifest, UNBOUNDED if budget_bytes is None else int(MARGIN * budget_bytes), work)
-    except BudgetTooSmall as exc:
-        assert budget_bytes is not None
-        raise BudgetTooSmall(budget_bytes, int(exc.needed_bytes / MARGIN) + 1, exc.plan) from exc
+    plan = choose_within(manifest, UNBOUNDED if budget_bytes is None else budget_bytes, work)
     found = predict(manifest, plan, work)
     micro_batch = min(plan.micro_batch, most)
     return Planned(

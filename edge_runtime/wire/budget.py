@@ -47,6 +47,8 @@ GRAM_BLOCK = 16_384
 """Elements of every task's gradient that are multiplied at once, as float64."""
 COPIES = 6
 """How often what crosses to a host and back is in memory on its way: arrays, message, pieces and the link's buffers."""
+MARGIN = 0.9
+"""The part of a budget that a plan may fill by prediction, which is within a tenth of what is measured."""
 ELEMENT_BYTES = {"float32": 4, "int64": 8}
 
 
@@ -139,6 +141,14 @@ def choose(manifest: Manifest, budget_bytes: int, work: Work, *, most_frozen: in
             best = peak, plan
     assert best is not None
     raise BudgetTooSmall(budget_bytes, *best)
+
+
+def choose_within(manifest: Manifest, budget_bytes: int, work: Work, *, most_frozen: int | None = None) -> MemoryPlan:
+    """The plan that a device chooses for a budget: `choose`, with MARGIN. Raises as that does, of the whole budget."""
+    try:
+        return choose(manifest, int(MARGIN * budget_bytes), work, most_frozen=most_frozen)
+    except BudgetTooSmall as exc:
+        raise BudgetTooSmall(budget_bytes, int(exc.needed_bytes / MARGIN) + 1, exc.plan) from exc
 
 
 def plans(manifest: Manifest, batch: int, most_frozen: int | None = None) -> Iterator[MemoryPlan]:

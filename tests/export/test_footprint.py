@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 
 from edge_runtime.wire import manifest as wire  # noqa: E402
-from edge_runtime.wire.budget import MemoryPlan, Work, predict  # noqa: E402
+from edge_runtime.wire.budget import MARGIN, MemoryPlan, Work, predict  # noqa: E402
 from export.__main__ import main  # noqa: E402
 
 pytestmark = pytest.mark.workstation
@@ -119,6 +119,14 @@ def test_command_as_json_has_all_plans_of_the_table(bundle, capsys):
     assert sum(first[f"{part}_bytes"] for part in parts) + first["arena_bytes"] // 32 == first["peak_bytes"]
     assert main(["footprint", str(bundle), "--budget", "1GiB", "--optimizer", "adamw", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["plan"]["keep"] == [True] * 2
+
+
+def test_command_leaves_the_margin_that_a_device_leaves(bundle, capsys):
+    assert main(["footprint", str(bundle), "--json"]) == 0
+    peaks = sorted(plan["peak_bytes"] for plan in json.loads(capsys.readouterr().out)["plans"])
+    budget = peaks[-1] // 2**20 + 1  # the largest plan fits the budget, and not what may be filled of it
+    assert main(["footprint", str(bundle), "--budget", f"{budget}MiB", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["plan"]["peak_bytes"] <= MARGIN * budget * 2**20 < peaks[-1]
 
 
 def test_command_refuses_a_budget_that_is_too_small(bundle, capsys):

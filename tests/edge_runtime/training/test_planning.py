@@ -3,9 +3,9 @@ from math import prod
 import msgspec
 import pytest
 
-from edge_runtime.training.planning import MARGIN, planned
+from edge_runtime.training.planning import planned
 from edge_runtime.training.worker import LocalWorker
-from edge_runtime.wire.budget import MemoryPlan, Work, plans, predict
+from edge_runtime.wire.budget import MARGIN, MemoryPlan, Work, plans, predict
 from edge_runtime.wire.errors import BudgetTooSmall
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
 from edge_runtime.wire.manifest import Array
