@@ -202,7 +202,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     general_parts: Annotated[int, Meta(ge=1, le=64)] = 1
     """Micro-batches that a step of split training is cut into: device, link and host then work at the same time."""
     general_devices: Annotated[int, Meta(ge=1, le=10_000)] = 16
-    """How many devices the host serves at once: each takes about six times the encoder's parameters of its memory."""
+    """How many devices the host serves at once: each takes up to seven times the encoder's parameters (AdamW: ten)."""
     general_idle_s: Annotated[float, Meta(gt=0, le=86_400)] = 120.0
     """After how long the host takes a silent device to have left: it begins its round anew when it comes back."""
     general_threads: Annotated[int, Meta(ge=0, le=1024)] = 0
@@ -306,9 +306,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if unknown := sorted(set(self.task_weights) - set(tasks)):
             raise ConfigInvalid(f"task_weights: {unknown[0]!r} is not one of the tasks {', '.join(tasks)}")
         if bundle.embedding is None and (self.is_apart or self.stems == "own"):
-            key, why = (
-                ("general", "its encoder cannot be computed by a host") if self.is_apart else ("stems", "none is own")
-            )
+            key, why = "stems", "devices cannot have stems of their own"
+            if self.is_apart:
+                key, why = "general", "its encoder cannot be computed by a host"
             raise ConfigInvalid(f"{key}: the bundle's model has no stem, so {why}")
         return Terms(
             tasks=tasks,
