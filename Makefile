@@ -38,7 +38,8 @@ comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-official venv-cluster board lint test test-workstation test-board test-arm test-boards test-cluster \
-	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-fedbone compare-full clean
+	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-nine compare-fedbone \
+	compare-full clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -59,6 +60,7 @@ help:
 	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
 	@echo "make bench-split  split training against training on the device into docs/split_training.md"
 	@echo "make compare      methods side by side on rendered rooms into docs/comparison.md; goes on where it was stopped"
+	@echo "make compare-nine  the same with nine tasks"
 	@echo "make compare-fedbone  a task for each client: FedBone beside others, into docs/comparison.md (half an hour)"
 	@echo "make compare-full the same with five and nine tasks, more pixels and rounds: most of a day on two cores"
 	@echo "make clean        removes environments, caches and runs"
@@ -212,6 +214,9 @@ COMPARE = $(VENV)/bin/python -m broker_server simulate docs/experiments/$(1).tom
 
 compare: runs/rooms8-32/building_07/dataset.json
 	$(call COMPARE,rooms5)
+
+compare-nine: runs/rooms8-32/building_07/dataset.json
+	$(call COMPARE,rooms9)
 
 compare-fedbone: runs/rooms8-32-many/building_07/dataset.json
 	$(call COMPARE,fedbone)

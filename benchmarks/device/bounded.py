@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.agent.carried import CarriedVectors
-from edge_runtime.agent.work import WorkRefused
+from edge_runtime.agent.work import Order, WorkRefused
 from edge_runtime.memory import peak_rss_bytes
 from edge_runtime.training.worker import LocalWorker
 from edge_runtime.wire import manifest as wire
@@ -66,7 +66,7 @@ def main(arguments: list[str]) -> None:
             deadline_s=6000.0,
         )
         try:
-            result = worker.train(plan, manifest, store, weights, lambda *_: None)
+            result = worker.train(Order(plan=plan, manifest=manifest, weights=weights, graphs=store), lambda *_: None)
         except WorkRefused as refusal:
             print(json.dumps({"declined": str(refusal)}))
             return

@@ -14,6 +14,7 @@ from edge_runtime.agent.costs import Costs
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.exchange import Exchange
 from edge_runtime.agent.work import (
+    Order,
     Reason,
     Stage,
     WorkCancelled,
@@ -139,12 +140,13 @@ class Job:
 
     def _result(self, plan: Plan, scheme: Scheme, bytes_down: int, report: Callable[[Stage, int, int], None]) -> Done:
         manifest, vector = self._downloads.load(plan)
+        order = Order(plan=plan, manifest=manifest, weights=vector, graphs=self._graphs)
         if plan.work == "evaluate":
-            evaluation = self._worker.evaluate(plan, manifest, self._graphs, vector, report, self._exchange)
+            evaluation = self._worker.evaluate(order, report, self._exchange)
             message = evaluation_message(plan, evaluation, bytes_down=bytes_down, energy=self._costs.energy(plan))
             encode(message)
             return Done(message, None)
-        result = self._worker.train(plan, manifest, self._graphs, vector, report, self._exchange)
+        result = self._worker.train(order, report, self._exchange)
         self._costs.switch("upload")
         check_trained(result)
         file = self._write(plan, scheme, manifest.table, vector, result.weights)

@@ -73,6 +73,19 @@ class EvaluationResult:
     metrics: dict[str, float] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A plan, and all that it names: here, whole and checked."""
+
+    plan: Plan
+    manifest: Manifest
+    """In split training without an encoder."""
+    weights: Vector
+    """Read-only, in the layout of the manifest's table."""
+    graphs: BlobStore
+    """Where the manifest's graphs are."""
+
+
 class Exchange(Protocol):
     """A seam: a round's messages to and from the host of the general model, which may be lost on the way."""
 
@@ -92,36 +105,19 @@ class Exchange(Protocol):
 class Worker(Protocol):
     """Does what a plan asks for with this device's data.
 
-    `weights` is a read-only vector in the layout of `manifest.table`; the manifest's graphs are whole in `store`. For a
-    plan of split training the manifest has no encoder, and `exchange` leads to the host that computes it; for others it
-    may be left out. Both calls may raise WorkRefused, and let WorkCancelled, which `report` and `exchange` raise, pass.
+    In split training `exchange` leads to the host that computes the encoder; otherwise it may be left out. Both calls
+    may raise WorkRefused, and let WorkCancelled, which `report` and `exchange` raise, pass.
     """
 
     def hello(self) -> Hello:
         """What this device has."""
         ...
 
-    def train(
-        self,
-        plan: Plan,
-        manifest: Manifest,
-        store: BlobStore,
-        weights: Vector,
-        report: Report,
-        exchange: Exchange | None = None,
-    ) -> TrainResult:
+    def train(self, order: Order, report: Report, exchange: Exchange | None = None) -> TrainResult:
         """Train locally as `plan.training` says."""
         ...
 
-    def evaluate(
-        self,
-        plan: Plan,
-        manifest: Manifest,
-        store: BlobStore,
-        weights: Vector,
-        report: Report,
-        exchange: Exchange | None = None,
-    ) -> EvaluationResult:
+    def evaluate(self, order: Order, report: Report, exchange: Exchange | None = None) -> EvaluationResult:
         """Measure the losses, and metrics, over `plan.data_split`."""
         ...
 

@@ -13,17 +13,14 @@ from typing import Protocol
 from edge_runtime.agent.job import Outcome
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State
-from edge_runtime.agent.work import EvaluationResult, Exchange, Report, TrainResult, WorkRefused
+from edge_runtime.agent.work import EvaluationResult, Exchange, Order, Report, TrainResult, WorkRefused
 from edge_runtime.simulation.account import Power, SimulatedAccount
 from edge_runtime.simulation.general import General, general
 from edge_runtime.simulation.host import Refused, Task, perform
 from edge_runtime.training.worker import LocalWorker
-from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.link import Link
-from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Hello, Plan
 from edge_runtime.wire.pipe import Open
-from edge_runtime.wire.tensors import Vector
 from edge_runtime.wire.topics import Topics
 
 MAX_DOWNLOAD_BYTES = 1 << 40
@@ -223,43 +220,22 @@ class _HostedWorker:
         opened = begun.opened
         self._general = None if opened is None else general(self._place.name, self._place.bundle, opened)
 
-    def train(
-        self,
-        plan: Plan,
-        manifest: Manifest,
-        store: BlobStore,
-        weights: Vector,
-        _report: Report,
-        _exchange: Exchange | None = None,
-    ) -> TrainResult:
-        result = self._perform(plan, manifest, store, weights)
+    def train(self, order: Order, _report: Report, _exchange: Exchange | None = None) -> TrainResult:
+        result = self._perform(order)
         assert isinstance(result, TrainResult)
         return result
 
-    def evaluate(
-        self,
-        plan: Plan,
-        manifest: Manifest,
-        store: BlobStore,
-        weights: Vector,
-        _report: Report,
-        _exchange: Exchange | None = None,
-    ) -> EvaluationResult:
-        result = self._perform(plan, manifest, store, weights)
+    def evaluate(self, order: Order, _report: Report, _exchange: Exchange | None = None) -> EvaluationResult:
+        result = self._perform(order)
         assert isinstance(result, EvaluationResult)
         return result
 
-    def _perform(
-        self, plan: Plan, manifest: Manifest, store: BlobStore, weights: Vector
-    ) -> TrainResult | EvaluationResult:
+    def _perform(self, order: Order) -> TrainResult | EvaluationResult:
         task = Task(
             data=self._place.data,
             state=self._place.state,
             memory_budget_bytes=self._place.board.memory_bytes,
-            plan=plan,
-            manifest=manifest,
-            graphs=store.root,
-            weights=weights,
+            order=order,
             general=self._general,
         )
         self.cpu_s = None

@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from edge_runtime.agent.work import EvaluationResult, Reason, TrainResult, WorkRefused
+from edge_runtime.agent.work import EvaluationResult, Order, Reason, TrainResult, WorkRefused
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.engine import ARENA_BYTES, Engine
 from edge_runtime.simulation.general import General, HostedExchange, as_sent
@@ -25,27 +25,22 @@ from edge_runtime.training.scores import Scores
 from edge_runtime.training.stem import Stem
 from edge_runtime.training.trainer import load
 from edge_runtime.training.worker import CHECKPOINT_S, LocalWorker
-from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.manifest import WEIGHTS, Manifest, graph_path, read_folder
-from edge_runtime.wire.messages import Plan, ProbeMethod
+from edge_runtime.wire.manifest import WEIGHTS, graph_path, read_folder
+from edge_runtime.wire.messages import ProbeMethod
 from edge_runtime.wire.names import Tasks
-from edge_runtime.wire.tensors import Vector, transfer, unpack
+from edge_runtime.wire.tensors import transfer, unpack
 
 REPEATS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """A plan to be worked on for a device."""
+    """What is to be done for a device."""
 
     data: Path
     state: Path
     memory_budget_bytes: int
-    plan: Plan
-    manifest: Manifest
-    graphs: Path
-    """The blob store where the manifest's graphs are whole."""
-    weights: Vector
+    order: Order
     general: General | None = None
     """The encoder's side, in split training."""
 
@@ -69,8 +64,8 @@ class Done:
 
 def perform(task: Task) -> Done | Refused:
     """Do what the plan asks for. The peak memory of the result is left out: the process is no board."""
-    plan = as_sent(task.plan)
-    is_apart = plan.apart is not None
+    order = replace(task.order, plan=as_sent(task.order.plan))
+    is_apart = order.plan.apart is not None
     if is_apart and task.general is None:
         return Refused(reason="host", detail="the round was over before this device could begin with it")
     worker = LocalWorker(
@@ -82,11 +77,11 @@ def perform(task: Task) -> Done | Refused:
         memory_budget_bytes=task.memory_budget_bytes,
         shelf=_shelf(),
     )
-    do = worker.train if plan.work == "train" else worker.evaluate
+    do = worker.train if order.plan.work == "train" else worker.evaluate
     before_s = time.process_time()
     exchange = None if task.general is None else HostedExchange(task.general, _general_shelf())
     try:
-        result = do(plan, task.manifest, BlobStore(task.graphs), task.weights, lambda *_: None, exchange)
+        result = do(order, lambda *_: None, exchange)
     except WorkRefused as refusal:
         return Refused(reason=refusal.reason, detail=refusal.detail)
     return Done(

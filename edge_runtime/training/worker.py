@@ -11,7 +11,16 @@ import numpy as np
 
 from edge_runtime import __version__
 from edge_runtime.agent.carried import CarriedVectors
-from edge_runtime.agent.work import EvaluationResult, Exchange, Report, Stage, TrainResult, WorkerUnusable, WorkRefused
+from edge_runtime.agent.work import (
+    EvaluationResult,
+    Exchange,
+    Order,
+    Report,
+    Stage,
+    TrainResult,
+    WorkerUnusable,
+    WorkRefused,
+)
 from edge_runtime.available import default_budget
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.engine import ARENA_BYTES, Engine, EngineError, engine_version, trains
@@ -102,17 +111,9 @@ class LocalWorker:
             official=self._use,
         )
 
-    def train(
-        self,
-        plan: Plan,
-        manifest: Manifest,
-        store: BlobStore,
-        weights: Vector,
-        report: Report,
-        exchange: Exchange | None = None,
-    ) -> TrainResult:
+    def train(self, order: Order, report: Report, exchange: Exchange | None = None) -> TrainResult:
         """Train locally as `plan.training` says. Raises WorkRefused."""
-        return self._persevering(plan, lambda: self._train(plan, manifest, store, weights, report, exchange))
+        return self._persevering(order.plan, lambda: self._train(order, report, exchange))
 
     def _persevering(self, plan: Plan, work: Callable[[], T]) -> T:
         """Do it, and again where the host of the general model has forgotten this device. Raises WorkRefused."""
@@ -132,20 +133,13 @@ class LocalWorker:
         except HostUnavailable as exc:
             raise WorkRefused("host", str(exc)) from exc
 
-    def _train(
-        self,
-        plan: Plan,
-        manifest: Manifest,
-        store: BlobStore,
-        weights: Vector,
-        report: Report,
-        exchange: Exchange | None,
-    ) -> TrainResult:
+    def _train(self, order: Order, report: Report, exchange: Exchange | None) -> TrainResult:
         started_s = time.monotonic()
         restart_peak()
+        plan, store, weights = order.plan, order.graphs, order.weights
         assert plan.training is not None
         settings, split = plan.training, self._dataset.train
-        asked, manifest = manifest, self._labelled(manifest, split)
+        asked, manifest = order.manifest, self._labelled(order.manifest, split)
         try:
             whole = self._whole(manifest, store)
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
@@ -209,34 +203,19 @@ class LocalWorker:
             memory=memory.use if memory else None,
         )
 
-    def evaluate(
-        self,
-        plan: Plan,
-        manifest: Manifest,
-        store: BlobStore,
-        weights: Vector,
-        report: Report,
-        exchange: Exchange | None = None,
-    ) -> EvaluationResult:
+    def evaluate(self, order: Order, report: Report, exchange: Exchange | None = None) -> EvaluationResult:
         """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
-        return self._persevering(plan, lambda: self._evaluate(plan, manifest, store, weights, report, exchange))
+        return self._persevering(order.plan, lambda: self._evaluate(order, report, exchange))
 
-    def _evaluate(
-        self,
-        plan: Plan,
-        manifest: Manifest,
-        store: BlobStore,
-        weights: Vector,
-        report: Report,
-        exchange: Exchange | None,
-    ) -> EvaluationResult:
+    def _evaluate(self, order: Order, report: Report, exchange: Exchange | None) -> EvaluationResult:
         started_s = time.monotonic()
         restart_peak()
+        plan, store, weights = order.plan, order.graphs, order.weights
         assert plan.data_split is not None
         split = self._dataset.splits[plan.data_split]
         if split is None:
             raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
-        asked, manifest = manifest, self._labelled(manifest, split)
+        asked, manifest = order.manifest, self._labelled(order.manifest, split)
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
         if plan.own_stem:
             start = self._stem.put_into(manifest.table, start, plan.round)

@@ -271,33 +271,33 @@ class FakeWorker:
     def hello(self) -> Hello:
         return Hello(software="s", engine="e", platform="p", examples={"train": 8}, tasks=("a", "b"), memory_bytes=None)
 
-    def _begin(self, plan, manifest, store, report) -> None:
-        assert all(file.digest in store for file in manifest.graphs.values())
+    def _begin(self, order, report) -> None:
+        assert all(file.digest in order.graphs for file in order.manifest.graphs.values())
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
-            self.before(plan, report)
+            self.before(order.plan, report)
         finally:
             self.running -= 1
-        self.calls.append((plan.work, plan.round))
+        self.calls.append((order.plan.work, order.plan.round))
 
-    def train(self, plan, manifest, store, weights, report, exchange=None) -> TrainResult:
-        self._begin(plan, manifest, store, report)
+    def train(self, order, report, exchange=None) -> TrainResult:
+        self._begin(order, report)
         return TrainResult(
-            weights=weights + np.float32(self.step),
-            examples=dict.fromkeys(plan.tasks, 8),
-            train_loss=dict.fromkeys(plan.tasks, self.loss),
+            weights=order.weights + np.float32(self.step),
+            examples=dict.fromkeys(order.plan.tasks, 8),
+            train_loss=dict.fromkeys(order.plan.tasks, self.loss),
             val_loss=None,
             affinity=None,
             wall_s=1.0,
             peak_rss_bytes=None,
         )
 
-    def evaluate(self, plan, manifest, store, weights, report, exchange=None) -> EvaluationResult:
-        self._begin(plan, manifest, store, report)
+    def evaluate(self, order, report, exchange=None) -> EvaluationResult:
+        self._begin(order, report)
         return EvaluationResult(
-            loss=dict.fromkeys(plan.tasks, self.loss),
-            examples=dict.fromkeys(plan.tasks, 8),
+            loss=dict.fromkeys(order.plan.tasks, self.loss),
+            examples=dict.fromkeys(order.plan.tasks, 8),
             wall_s=1.0,
             peak_rss_bytes=None,
         )

@@ -502,10 +502,10 @@ def uneven(world):
     size = world.bundle.table.size
     train = world.worker.train
 
-    def stepped(plan, manifest, store, weights, report, exchange=None):
-        result = train(plan, manifest, store, weights, report)
-        steps = np.random.default_rng(plan.round).normal(size=size).astype(np.float32)
-        return dataclasses.replace(result, weights=weights + steps)
+    def stepped(order, report, exchange=None):
+        result = train(order, report)
+        steps = np.random.default_rng(order.plan.round).normal(size=size).astype(np.float32)
+        return dataclasses.replace(result, weights=order.weights + steps)
 
     world.worker.train = stepped
 

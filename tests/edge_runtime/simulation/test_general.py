@@ -4,9 +4,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from edge_runtime.agent.work import Order
 from edge_runtime.simulation.general import as_sent
 from edge_runtime.simulation.host import Refused, Task, perform
-from edge_runtime.wire.blob import describe
+from edge_runtime.wire.blob import BlobStore, describe
 from edge_runtime.wire.manifest import read_folder
 from edge_runtime.wire.messages import Plan, SplitTraining
 
@@ -27,15 +28,7 @@ def test_what_came_to_another_process_leaves_out_its_defaults_again():
 
 def test_a_plan_whose_round_was_over_before_its_device_began_is_refused(tmp_path):
     manifest = read_folder(FIXTURES / "bundle")
-    task = Task(
-        data=FIXTURES / "data",
-        state=tmp_path,
-        memory_budget_bytes=1 << 40,
-        plan=PLAN,
-        manifest=manifest,
-        graphs=tmp_path,
-        weights=np.zeros(1, np.float32),
-    )
-    refused = perform(task)
+    order = Order(plan=PLAN, manifest=manifest, weights=np.zeros(1, np.float32), graphs=BlobStore(tmp_path))
+    refused = perform(Task(data=FIXTURES / "data", state=tmp_path, memory_budget_bytes=1 << 40, order=order))
     assert isinstance(refused, Refused)
     assert refused.reason == "host"

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_runtime.agent.work import Order
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.engine import Engine
 from edge_runtime.training.model import GraphShelf, Model
@@ -60,6 +61,10 @@ class Tiny:
         for name in self.manifest.graphs:
             store.add(manifests.graph_path(self.folder, name).read_bytes())
         return store
+
+    @staticmethod
+    def order(plan, manifest, store, weights):
+        return Order(plan=plan, manifest=manifest, weights=weights, graphs=store)
 
     def plan(self, *, round_number=1, training=None, data_split=None):
         blob = describe(b"weights")
