@@ -13,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c "$(SUITS)" 2>/dev/null && echo $$p && break; done)
 
 # Modules without I/O or clock, and all that reads what comes from outside: every branch is tested.
-PURE := $(filter-out edge_runtime/wire/link.py, $(wildcard edge_runtime/wire/*.py)) \
+PURE := $(filter-out edge_runtime/wire/mqtt.py, $(wildcard edge_runtime/wire/*.py)) \
 	$(addprefix edge_runtime/agent/, session.py uplink.py) \
 	edge_runtime/general/desk.py $(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
 	$(addprefix edge_runtime/training/, accumulation.py gradient.py gram.py learnt.py merging.py metrics.py optimizer.py planning.py \

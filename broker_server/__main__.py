@@ -35,7 +35,7 @@ from broker_server.split import Mode, SplitImpossible, search
 from broker_server.state import StateBusy, StateFolder
 from broker_server.store import StoreInvalid
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
-from edge_runtime.wire.link import LinkInvalid
+from edge_runtime.wire.mqtt import LinkInvalid
 
 OK, USAGE, BAD_INPUT, UNAVAILABLE, FAILED, STOPPED = 0, 2, 3, 4, 5, 130
 _FAULTS: dict[type[Exception], int] = {

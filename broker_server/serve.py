@@ -26,7 +26,8 @@ from broker_server.store import Store
 from edge_runtime.wire import manifest, tokens
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BundleInvalid
-from edge_runtime.wire.link import Link, MqttLink
+from edge_runtime.wire.link import Link
+from edge_runtime.wire.mqtt import MqttLink
 from edge_runtime.wire.pipe import HostProcess
 from edge_runtime.wire.topics import Topics
 

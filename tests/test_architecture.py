@@ -31,7 +31,7 @@ HOMES = {
     "torch": ("export",),
     "onnx": ("export",),
     "onnxruntime": ("edge_runtime.engine", "export.artifacts"),  # the latter: onnxruntime-training, as a process
-    "paho": ("edge_runtime.wire.link",),
+    "paho": ("edge_runtime.wire.mqtt",),
     "jwt": ("edge_runtime.wire.tokens",),
     "PIL": ("edge_runtime.datasets", "broker_server"),
     "rich": ("edge_runtime", "broker_server", "export", "devices"),

@@ -20,8 +20,9 @@ from edge_runtime.agent.watchdog import heartbeat
 from edge_runtime.agent.work import Worker, WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
-from edge_runtime.wire.link import Link, LinkInvalid, MqttLink
+from edge_runtime.wire.link import Link
 from edge_runtime.wire.messages import Status, encode
+from edge_runtime.wire.mqtt import LinkInvalid, MqttLink
 from edge_runtime.wire.sizes import parse_size
 from edge_runtime.wire.topics import Topics
 

@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from edge_runtime.wire.link import Delivery, Link, MqttLink
+from edge_runtime.wire.link import Delivery, Link
+from edge_runtime.wire.mqtt import MqttLink
 
 POLL_S = 0.5
 

@@ -21,7 +21,7 @@ from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
 from edge_runtime.wire.energy import Energy, PhaseEnergy
 from edge_runtime.wire.files import write_whole
-from edge_runtime.wire.link import Connected, Delivery, MqttLink
+from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import (
     Ack,
     Affinity,
@@ -36,6 +36,7 @@ from edge_runtime.wire.messages import (
     decode_server,
     encode,
 )
+from edge_runtime.wire.mqtt import MqttLink
 from edge_runtime.wire.signing import public_hex, verify
 from edge_runtime.wire.tensors import TensorTable, pack, unpack
 from edge_runtime.wire.topics import Topics

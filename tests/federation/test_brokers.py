@@ -20,7 +20,8 @@ from cryptography.x509.oid import NameOID
 
 from broker_server.state import read_url
 from edge_runtime.wire import tokens
-from edge_runtime.wire.link import Disconnected, MqttLink
+from edge_runtime.wire.link import Disconnected
+from edge_runtime.wire.mqtt import MqttLink
 
 pytestmark = pytest.mark.workstation
 REFUSED = 5

@@ -16,7 +16,8 @@ from broker_server.mqtt.packets import Connect, Packet
 from broker_server.mqtt.stats import Stats
 from edge_runtime.wire import tokens
 from edge_runtime.wire.errors import TokenRefused
-from edge_runtime.wire.link import Connected, MqttLink
+from edge_runtime.wire.link import Connected
+from edge_runtime.wire.mqtt import MqttLink
 from edge_runtime.wire.topics import Topics
 
 

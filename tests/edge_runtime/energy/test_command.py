@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from edge_runtime.energy.command import add_arguments, read_password, run, split
-from edge_runtime.wire.link import Connected, MqttLink
+from edge_runtime.wire.link import Connected
+from edge_runtime.wire.mqtt import MqttLink
 
 ROOT = Path(__file__).parents[3]
 MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")

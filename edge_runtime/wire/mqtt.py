@@ -1,0 +1,344 @@
+"""MQTT over a socket: the only place that imports paho.
+
+Rules
+- Everything is published at QoS 1.
+- paho's callbacks run on its network thread and never block: events go into an inbox, and a message is acknowledged
+  to the broker only when `receive` hands it out. So the broker's own in-flight window bounds the inbox; what comes
+  over `inbox_bytes` all the same (QoS 0, a broker without a window) is dropped and counted in `dropped`.
+- The outbox is bounded in bytes over both halves: what waits here, and what paho has in flight (at most `window`
+  messages, so that pings are never stuck behind a long queue on a slow uplink).
+- A lost connection is made again with growing pauses, for ever. Only a refusal by the broker ends the link: the
+  event is Disconnected(refused=True) and nothing is tried again.
+"""
+
+import logging
+import queue
+import socket
+import ssl
+import threading
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+from urllib.parse import urlsplit
+
+from paho.mqtt import client as paho
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from edge_runtime.wire.errors import WireError
+from edge_runtime.wire.link import Connected, Delivery, Disconnected, Event, LinkFull, packet_bytes
+
+_LOG = logging.getLogger(__name__)
+_PORTS = {"mqtt": 1883, "mqtts": 8883}
+# What a message costs in memory beyond its topic and payload, roughly: it also bounds the number of small ones.
+_OVERHEAD_BYTES = 512
+
+
+class LinkInvalid(WireError):
+    """A broker's URL or the certificate file for it cannot be used."""
+
+
+@dataclass(frozen=True)
+class BrokerUrl:
+    """Where a broker listens."""
+
+    host: str
+    port: int
+    tls: bool
+
+    @classmethod
+    def parse(cls, url: str) -> "BrokerUrl":
+        """Take apart `mqtt://host[:port]` or `mqtts://host[:port]`. Raises LinkInvalid."""
+        example = "write mqtt://host:1883 or mqtts://host:8883"
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as exc:
+            raise LinkInvalid(f"broker URL has a bad host or port: {example}") from exc
+        if parts.username is not None or parts.password is not None:
+            # Not repeated in the message: what stands there is a secret.
+            raise LinkInvalid(f"a broker URL carries no user and no password: {example}")
+        if parts.scheme not in _PORTS or not host or port == 0 or parts.path not in {"", "/"} or parts.query:
+            raise LinkInvalid(f"{url[:200]!r} is not a broker URL: {example}")
+        return cls(host, port or _PORTS[parts.scheme], parts.scheme == "mqtts")
+
+
+@dataclass
+class _Arrived:
+    """A delivery in the inbox, with what its acknowledgement needs."""
+
+    delivery: Delivery
+    packet_id: int
+    qos: int
+    connection: int  # an acknowledgement never crosses over to the next connection
+
+
+class MqttLink:
+    """A Link over a socket, MQTT 3.1.1.
+
+    Connecting happens in the background and shows as events; the constructor only raises LinkInvalid, for a URL or
+    `ca_file` that cannot be used. `password` is the token. `will` is (topic, payload), published retained at QoS 1
+    by the broker if this end vanishes. Without `clean_session` the broker keeps unacknowledged messages over
+    reconnects. A message over `inbox_bytes` in total, or of more than `max_payload_bytes`, is dropped and counted.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        client_id: str,
+        username: str,
+        password: str,
+        will: tuple[str, bytes] | None = None,
+        keepalive_s: int = 30,
+        clean_session: bool = False,
+        ca_file: Path | None = None,
+        window: int = 20,
+        outbox_bytes: int = 16 << 20,
+        inbox_bytes: int = 64 << 20,
+        max_payload_bytes: int = 1 << 20,
+        retry_max_s: int = 30,
+    ) -> None:
+        where = BrokerUrl.parse(url)
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.dropped = 0
+        self._name = f"{client_id} at {where.host}:{where.port}"
+        self._window = window
+        self._outbox_limit_bytes = outbox_bytes
+        self._inbox_limit_bytes = inbox_bytes
+        self._max_payload_bytes = max_payload_bytes
+
+        self._filters: dict[str, None] = {}
+        self._inbox: queue.SimpleQueue[_Arrived | Connected | Disconnected | None] = queue.SimpleQueue()
+        self._inbox_bytes = 0
+        self._outbox: deque[tuple[str, bytes, bool]] = deque()
+        self._outbox_bytes = 0
+        self._flying: dict[int, int] = {}  # packet id → bytes
+        self._acknowledged: deque[int] = deque()
+        self._counting = threading.Lock()
+        self._pumping = threading.Lock()
+        self._connection = 0
+        self._is_connected = False
+        self._was_told = False  # of the present disconnection
+        self._refused = False
+        self._closed = threading.Event()
+
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=clean_session,
+            protocol=paho.MQTTv311,
+            manual_ack=True,
+        )
+        client.username_pw_set(username, password)
+        if where.tls:
+            client.tls_set_context(_tls_context(ca_file))
+        if will is not None:
+            client.will_set(will[0], will[1], qos=1, retain=True)
+        client.max_inflight_messages_set(window)
+        client.reconnect_delay_set(1, retry_max_s)
+        client.on_socket_open = self._on_socket_open
+        client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.connect_async(where.host, where.port, keepalive_s)
+        self._client = client
+        client.loop_start()
+
+    def __repr__(self) -> str:
+        return f"MqttLink({self._name})"
+
+    @property
+    def queued_bytes(self) -> int:
+        """What the broker has not acknowledged yet, with the cost of keeping it."""
+        return self._outbox_bytes
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Queue a message at QoS 1, connected or not. Raises LinkFull if the outbox has no room."""
+        if not topic or "+" in topic or "#" in topic:
+            raise ValueError(f"{topic[:200]!r} is not a topic to publish to")
+        cost = _cost_bytes(topic, payload)
+        with self._counting:
+            if self._outbox_bytes + cost > self._outbox_limit_bytes:
+                raise LinkFull(
+                    f"{self._outbox_bytes} bytes wait for the broker, and {cost} more would be over the "
+                    f"{self._outbox_limit_bytes} allowed"
+                )
+            self._outbox_bytes += cost
+            self.bytes_out += packet_bytes(topic, payload)
+            self._outbox.append((topic, payload, retain))
+        self._pump()
+
+    def subscribe(self, *filters: str) -> None:
+        """Subscribe at QoS 1, now and after each reconnect."""
+        self._filters.update(dict.fromkeys(filters))
+        if filters and self._is_connected:
+            self._client.subscribe([(topic_filter, 1) for topic_filter in filters])
+
+    def unsubscribe(self, *filters: str) -> None:
+        """End subscriptions, for good."""
+        for topic_filter in filters:
+            self._filters.pop(topic_filter, None)
+        if filters and self._is_connected:
+            self._client.unsubscribe(list(filters))
+
+    def receive(self, timeout_s: float | None) -> Event | None:
+        """The next event; None if there is none within `timeout_s` seconds (None: no limit) or the link is closed."""
+        try:
+            event = self._inbox.get(block=not self._closed.is_set(), timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if not isinstance(event, _Arrived):
+            return event
+        delivery = event.delivery
+        with self._counting:
+            self._inbox_bytes -= _cost_bytes(delivery.topic, delivery.payload)
+        self.bytes_in += packet_bytes(delivery.topic, delivery.payload)
+        if event.connection == self._connection:
+            self._client.ack(event.packet_id, event.qos)
+        return delivery
+
+    def interrupt(self) -> None:
+        """Let `receive` return None now, or the next time that it would wait."""
+        self._inbox.put(None)
+
+    def close(self, *, linger_s: float = 2.0) -> None:
+        """Say goodbye, once what is queued was acknowledged or `linger_s` has passed. The will is not sent."""
+        if self._closed.is_set():
+            return
+        until = time.monotonic() + linger_s
+        while self._is_connected and self._outbox_bytes and time.monotonic() < until:
+            time.sleep(0.01)
+        self._closed.set()
+        self._client.disconnect()
+        self._client.loop_stop()
+        self._inbox.put(None)
+
+    def _pump(self) -> None:
+        """Hand over to paho what its window has room for. Called by both threads; whoever comes second leaves at once.
+
+        The network thread calls this while it holds a lock of paho's that `publish` needs, so it must not wait.
+        """
+        while self._acknowledged or (self._outbox and len(self._flying) < self._window):
+            if not self._pumping.acquire(blocking=False):
+                return
+            try:
+                while self._acknowledged:
+                    self._landed(self._acknowledged.popleft())
+                while self._outbox and len(self._flying) < self._window:
+                    topic, payload, retain = self._outbox.popleft()
+                    info = self._client.publish(topic, payload, qos=1, retain=retain)
+                    self._flying[info.mid] = _cost_bytes(topic, payload)
+            finally:
+                self._pumping.release()
+
+    def _landed(self, packet_id: int) -> None:
+        with self._counting:
+            self._outbox_bytes -= self._flying.pop(packet_id, 0)
+
+    @staticmethod
+    def _on_socket_open(_client: paho.Client, _userdata: object, sock: "paho.SocketLike") -> None:
+        # Without this a small packet waits until the other end has confirmed the one before it, often 40 ms.
+        cast("socket.socket", sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def _on_connect(
+        self,
+        client: paho.Client,
+        _userdata: object,
+        _flags: paho.ConnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        if reason.is_failure:
+            # "Server unavailable" and the like pass; a token, a name or a protocol that was refused stays refused.
+            self._refused = str(reason) not in {"Server unavailable", "Server busy"}
+            self._tell_disconnected(f"the broker refused the connection: {reason}")
+            if self._refused:
+                client.disconnect()
+            return
+        self._connection += 1
+        self._is_connected = True
+        self._was_told = False
+        if filters := list(self._filters):
+            client.subscribe([(topic_filter, 1) for topic_filter in filters])
+        self._inbox.put(Connected())
+
+    def _on_connect_fail(self, _client: paho.Client, _userdata: object) -> None:
+        self._tell_disconnected("the broker cannot be reached")
+
+    def _on_disconnect(
+        self,
+        _client: paho.Client,
+        _userdata: object,
+        _flags: paho.DisconnectFlags,
+        reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        self._is_connected = False
+        if not self._closed.is_set() and not self._refused:
+            self._tell_disconnected(f"the connection was lost: {reason}")
+
+    def _tell_disconnected(self, reason: str) -> None:
+        """Say it once, however many attempts fail after that; but a refusal always, and it is the last."""
+        if not self._was_told or self._refused:
+            self._was_told = True
+            self._inbox.put(Disconnected(reason, refused=self._refused))
+
+    def _on_message(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
+        payload = bytes(message.payload)
+        try:
+            delivery = Delivery(message.topic, payload)
+        except UnicodeDecodeError:  # an exception would end paho's thread
+            delivery = None
+        if delivery is not None and len(payload) <= self._max_payload_bytes:
+            cost = _cost_bytes(delivery.topic, payload)
+            with self._counting:
+                has_room = self._inbox_bytes + cost <= self._inbox_limit_bytes
+                if has_room:
+                    self._inbox_bytes += cost
+            if has_room:
+                self._inbox.put(_Arrived(delivery, message.mid, message.qos, self._connection))
+                return
+        self.dropped += 1
+        _LOG.warning("%s: dropped a message of %d bytes that is over a limit or malformed", self._name, len(payload))
+        client.ack(message.mid, message.qos)
+
+    def _on_publish(
+        self,
+        _client: paho.Client,
+        _userdata: object,
+        packet_id: int,
+        _reason: ReasonCode,
+        _properties: Properties | None,
+    ) -> None:
+        self._acknowledged.append(packet_id)
+        self._pump()
+
+    def _on_subscribe(
+        self,
+        _client: paho.Client,
+        _userdata: object,
+        _packet_id: int,
+        reasons: list[ReasonCode],
+        _properties: Properties | None,
+    ) -> None:
+        if any(reason.is_failure for reason in reasons):
+            _LOG.warning("%s: the broker refused a subscription", self._name)
+
+
+def _cost_bytes(topic: str, payload: bytes) -> int:
+    return len(topic) + len(payload) + _OVERHEAD_BYTES
+
+
+def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as exc:
+        raise LinkInvalid(f"{ca_file} is not a file of PEM certificates: {exc}") from exc
