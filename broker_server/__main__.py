@@ -20,7 +20,8 @@ from broker_server import demo
 from broker_server.aggregator import BrokerRefused
 from broker_server.comparison import command as comparison
 from broker_server.comparison.comparison import ComparisonImpossible
-from broker_server.config import PATHS, ConfigInvalid, ServerConfig, read
+from broker_server.config import ConfigInvalid, ServerConfig
+from broker_server.config_file import PATHS, read
 from broker_server.enrol import EnrolmentRefused, enrol
 from broker_server.federation import FederationChanged
 from broker_server.keys import KeyInvalid

@@ -1,23 +1,7 @@
-"""server.toml: how a federation is run. Every key has a default; a flag of the command line overrides its key.
+"""How a federation is run: the keys of server.toml with their defaults, what goes together, and what they come to."""
 
-federation = "home"
-bundle = "bundle"             # paths are relative to this file
-merged_rounds = 70
-groups = 3
-
-[training]                    # how devices train; these keys may also stand above
-optimizer = "adamw"
-lr = 1e-3
-
-[updates]                     # how devices send what they trained: fp32, fp16, int8, topk, or auto, by the link's speed
-scheme = "int8"               # above, or as a flag: update_scheme
-"""
-
-import os
-import re
-import stat
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -52,43 +36,13 @@ from edge_runtime.wire.messages import (
 from edge_runtime.wire.names import MAX_TASKS, FederationName, TaskName, Tasks
 from edge_runtime.wire.pipe import Provider
 
-MAX_CONFIG_BYTES = 64 * 1024
-PATHS = ("state", "bundle", "certificate", "key", "official_python")
-"""The keys that are paths."""
 GENERAL = "general"
 """The folder in the state folder for what devices teach a general model in a round."""
-_TRAINING = (
-    "local_epochs",
-    "batch",
-    "lr",
-    "momentum",
-    "weight_decay",
-    "seed",
-    "probe",
-    "probe_every",
-    "optimizer",
-    "beta2",
-    "epsilon",
-    "clip_norm",
-    "proximal_mu",
-    "weighting",
-    "task_weights",
-    "gradnorm_alpha",
-    "weighting_lr",
-    "merging",
-    "cagrad_c",
-)
-TABLES = {
-    "training": {key: key for key in _TRAINING},
-    "updates": {"scheme": "update_scheme", "topk_fraction": "topk_fraction"},
-}
-"""The tables of the file: which key each of their keys stands for."""
 Rounds = Annotated[int, Meta(ge=1, le=100_000)]
 Many = Annotated[int, Meta(ge=0, le=100_000)]
 StrategyName = Literal["mas", "one_by_one", "all_in_one", "fixed", "tag", "hoa", "fedbone"]
 AggregationName = Literal["auto", "mean", "gpaggregation", "pcgrad", "cagrad"]
 Groups = Annotated[tuple[Annotated[tuple[TaskName, ...], Meta(min_length=1)], ...], Meta(max_length=64)]
-_KEY = re.compile(r"`\$\.?([^`]*)`")
 
 
 class ConfigInvalid(ValueError):
@@ -372,58 +326,6 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return msgspec.json.encode(facts).decode()
 
 
-def read(path: Path | None, **flags: object) -> ServerConfig:
-    """The configuration in a file, or the default one, with `flags` that are not None over it.
-
-    Paths in the file are relative to it, those of flags to the working folder. Raises ConfigInvalid.
-    """
-    keys: dict[str, object] = {}
-    if path is not None:
-        try:
-            if not stat.S_ISREG(path.stat().st_mode):
-                raise ConfigInvalid(f"{path} is not a file")
-            data = path.read_bytes()[: MAX_CONFIG_BYTES + 1]
-            keys = msgspec.toml.decode(data)
-        except OSError as exc:
-            raise ConfigInvalid(f"{path} cannot be read: {exc.strerror}") from exc
-        except (msgspec.DecodeError, UnicodeDecodeError, ImportError) as exc:
-            raise ConfigInvalid(f"{path} is not TOML: {exc}") from exc
-        keys = _flat(path, keys)
-        for key in PATHS:
-            if isinstance(keys.get(key), str):
-                keys[key] = os.path.normpath(path.resolve().parent / str(keys[key]))
-    given = {
-        name: str(value) if isinstance(value, Path) else value for name, value in flags.items() if value is not None
-    }
-    try:
-        config = msgspec.convert({**keys, **given}, ServerConfig, dec_hook=_decode)
-    except msgspec.ValidationError as exc:
-        raise ConfigInvalid(_sentence(path, str(exc))) from exc
-    check(config)
-    return config
-
-
-def _flat(path: Path, keys: dict[str, Any]) -> dict[str, Any]:
-    """The keys with those of the file's tables among them."""
-    for name, known in TABLES.items():
-        table = keys.pop(name, {})
-        if not isinstance(table, dict):
-            raise ConfigInvalid(f"{path}: {name}: a table of keys is needed")
-        if odd := sorted(table.keys() - known.keys()):
-            raise ConfigInvalid(f"{path}: {name}.{odd[0]}: no key of this name may stand there")
-        found = {known[key]: value for key, value in table.items()}
-        if twice := sorted(found.keys() & keys.keys()):
-            raise ConfigInvalid(f"{path}: {twice[0]}: it is there twice, in the table [{name}] and above it")
-        keys |= found
-    return keys
-
-
-def _decode(kind: type, value: object) -> object:
-    if kind is Path and isinstance(value, str):
-        return Path(value)
-    raise ValueError("Expected a path as `str`")
-
-
 def check(config: ServerConfig) -> None:
     """Raises ConfigInvalid for settings that do not go together."""
     if len(set(config.tasks)) != len(config.tasks):
@@ -456,11 +358,3 @@ def check(config: ServerConfig) -> None:
         raise ConfigInvalid("probe_rounds and probe_every: a split needs affinities, so neither may be 0")
     if (config.strategy == "fixed") != bool(config.fixed_groups):
         raise ConfigInvalid("fixed_groups: the strategy `fixed` needs them, and no other may have them")
-
-
-def _sentence(path: Path | None, problem: str) -> str:
-    where = _KEY.search(problem)
-    source = f"{path}: " if path else ""
-    if where is None or not where.group(1):
-        return f"{source}{problem}"
-    return f"{source}{where.group(1)}: {problem[: where.start()].removesuffix(' - at ')}"

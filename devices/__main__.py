@@ -153,7 +153,8 @@ def _read_journal(path: Path) -> list[Journalled]:
 
 def _enrol(device: str, out: Path, card: Card) -> None:
     """A device's agent.toml, by the server whose state folder the card names."""
-    from broker_server.config import ConfigInvalid, read
+    from broker_server.config import ConfigInvalid
+    from broker_server.config_file import read
     from broker_server.enrol import EnrolmentRefused, enrol
     from broker_server.keys import KEY, KeyInvalid
     from devices.firstboot.agent import CA_NAME
