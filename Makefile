@@ -22,7 +22,7 @@ PURE := $(filter-out edge_runtime/wire/mqtt.py, $(wildcard edge_runtime/wire/*.p
 	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) \
 	$(addprefix devices/metering/, calibrated.py calibration.py journals.py recording.py sheet.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
 	$(addprefix broker_server/, affinity.py aggregation.py alternatives.py answers.py combination.py confidence.py coordinator.py \
-		energy.py gpaggregation.py pairs.py server_step.py split.py strategy.py transfers.py worth.py) \
+		energy.py gpaggregation.py outgoing.py pairs.py server_step.py split.py strategy.py transfers.py worth.py) \
 	$(wildcard broker_server/strategies/*.py) \
 	$(addprefix broker_server/simulation/, crossing.py fleet.py network.py outline.py timeline.py) \
 	$(addprefix broker_server/comparison/, comparison.py markdown.py published.py statistics.py) \

@@ -2,13 +2,13 @@
 
 Rules
 - A bad message is counted, logged and dropped; nothing that a device sends can stop the loop.
-- What is said waits in an outbox where the link is full; it is bounded, and what is lost there is asked for again.
+- What is said waits where the link is full (outgoing.py); it is bounded, and what is lost there is asked for again.
 - A result is journalled before it is acknowledged, and a round before its plans are sent.
 """
 
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
@@ -17,12 +17,13 @@ from broker_server.coordinator import Coordinator
 from broker_server.federation import Federation
 from broker_server.general import GeneralHost, GeneralUnavailable
 from broker_server.official import Maker, OfficialImpossible, asking, failure
+from broker_server.outgoing import Outgoing
 from broker_server.split import SplitImpossible
 from broker_server.store import RoundRow, Store
-from broker_server.transfers import Chunk, Downloads, Uploads
+from broker_server.transfers import Downloads, Uploads
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TensorsInvalid, TopicInvalid
-from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link, LinkFull
+from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link
 from edge_runtime.wire.messages import (
     Evaluation,
     Hello,
@@ -40,11 +41,6 @@ from edge_runtime.wire.topics import Address, Topics
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 0.25
-MAX_SAYINGS = 4096
-MAX_CHUNKS = 1024
-MAX_PIECES = 1024
-"""Pieces of the host that wait for the link; until they have gone, what it says waits in its process."""
-"""Chunks waiting for the link, each a few bytes until it is read."""
 UNMADE = "this server makes none of groups that it decides, because no --official-python was given"
 
 
@@ -106,9 +102,7 @@ class Aggregator:
         """How often a device has said what a plan has cost in the end; it may do so after the last round."""
         self._downloads = Downloads()
         self._uploads = Uploads(blobs)
-        self._sayings: deque[tuple[str, bytes]] = deque(maxlen=MAX_SAYINGS)
-        self._chunks: deque[Chunk] = deque()
-        self._pieces: deque[tuple[str, bytes]] = deque()
+        self._outgoing = Outgoing(link, topics, blobs)
         self._bytes_up: int | None = 0
         self._exchanged_down: int | None = 0
         self._ticked_s = float("-inf")
@@ -118,12 +112,13 @@ class Aggregator:
     @property
     def counts(self) -> dict[str, int]:
         """What was dropped or declined, by reason."""
-        return dict(self._dropped + self.coordinator.counts + self._uploads.counts + self._downloads.counts)
+        parts = (self.coordinator, self._uploads, self._downloads, self._outgoing)
+        return dict(sum((part.counts for part in parts), self._dropped))
 
     @property
     def quiet(self) -> bool:
         """Whether everything that there was to say has been handed to the link."""
-        return not self._sayings and not self._chunks and not self._pieces
+        return self._outgoing.is_empty
 
     @property
     def making(self) -> tuple[Tasks, ...]:
@@ -143,14 +138,14 @@ class Aggregator:
 
         Raises BrokerRefused.
         """
-        self._flush()
+        self._outgoing.flush()
         event = self._link.receive(min(timeout_s, TICK_S))
         if isinstance(event, Delivery):
             self._hear(event)
         elif isinstance(event, Disconnected):
             if event.refused:
                 raise BrokerRefused(f"the broker refused the server: {event.reason}")
-            self._chunks.clear()  # whoever still needs them asks again
+            self._outgoing.lost()
             self.note(f"the connection to the broker is lost: {event.reason}")
         elif isinstance(event, Connected):
             _LOG.info("connected to the broker")
@@ -159,12 +154,12 @@ class Aggregator:
         if now_s - self._ticked_s >= TICK_S:
             self._ticked_s = now_s
             for device, need in self._uploads.tick(now_s):
-                self._say(device, encode(need))
-            self._publish(self._downloads.tick(now_s))
+                self._outgoing.message(device, encode(need))
+            self._outgoing.chunks(self._downloads.tick(now_s))
             self._do(self.coordinator.tick(now_s))
             self._make(now_s)
             self._watcher.refresh(self)
-        self._flush()
+        self._outgoing.flush()
 
     def _hear(self, delivery: Delivery) -> None:
         try:
@@ -192,7 +187,7 @@ class Aggregator:
             case Hello() as hello:
                 self._hello(device, hello)
             case Need() as need:
-                self._publish(self._downloads.need(device, need, now_s))
+                self._outgoing.chunks(self._downloads.need(device, need, now_s))
             case Progress() as progress:
                 self.coordinator.progress(device, progress)
             case Refusal() as refusal:
@@ -218,11 +213,6 @@ class Aggregator:
                 self.note(f"{device} asks for official artifacts: {UNMADE}")
         self._do(self.coordinator.hello(device, hello, self._clock()))
 
-    def _publish(self, wanted: list[Chunk]) -> None:
-        room = max(0, MAX_CHUNKS - len(self._chunks))
-        self._chunks.extend(wanted[:room])
-        self._dropped["chunk that the link had no room for"] += len(wanted[room:])
-
     def _tell_host(self, device: str, piece: bytes) -> None:
         """A device at work said something to the host of the general model."""
         if self._host is None or not self.coordinator.is_asked(device):
@@ -239,7 +229,7 @@ class Aggregator:
 
     def _hear_host(self) -> None:
         """Take what the host of the general model says, while devices take what it has said before."""
-        if self._host is None or len(self._pieces) > MAX_PIECES:
+        if self._host is None or not self._outgoing.takes_pieces:
             return
         try:
             said = self._host.poll()
@@ -248,7 +238,7 @@ class Aggregator:
             return
         for device, piece in said:
             self.exchanged(down_bytes=len(piece))
-            self._pieces.append((self._topics.down(device), piece))
+            self._outgoing.piece(device, piece)
 
     def exchanged(self, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
         """So much of the round that is going on has crossed between devices and the host of the general model."""
@@ -274,7 +264,7 @@ class Aggregator:
     def _fetching(self, device: str, whole: bool, need: Need | None) -> None:
         """An upload goes on: ask for more of it, or take what is here."""
         if need is not None:
-            self._say(device, encode(need))
+            self._outgoing.message(device, encode(need))
         if whole:
             self._whole(device)
 
@@ -301,7 +291,7 @@ class Aggregator:
                     assert self.work is not None
                     self._store.open_round(self.work.assignment, members, quorum)
                 case Send(device=device, message=message):
-                    self._say(device, encode(message))
+                    self._outgoing.message(device, encode(message))
                 case Fetch(device=device, update=update):
                     self._fetching(device, *self._uploads.begin(device, update.weights, self._clock()))
                 case Abandon(device=device):
@@ -412,31 +402,7 @@ class Aggregator:
         self.note(detail)
         self._do(self.coordinator.finish(detail[:500]))
 
-    def _say(self, device: str, payload: bytes) -> None:
-        self._sayings.append((self._topics.command(device), payload))
-
     def note(self, text: str) -> None:
         """Journal something that people should read, and show it."""
         self._store.note(text)
         self._watcher.note(text)
-
-    def _flush(self) -> None:
-        """Hand to the link what it has room for: messages, the host's pieces, then chunks, each read when it goes."""
-        try:
-            while self._sayings:
-                self._link.publish(*self._sayings[0])
-                self._sayings.popleft()
-            while self._pieces:
-                self._link.publish(*self._pieces[0])
-                self._pieces.popleft()
-            while self._chunks:
-                chunk = self._chunks[0]
-                try:
-                    data = self._blobs.chunk(chunk.blob, chunk.index)
-                except BlobInvalid:
-                    self._dropped["need of a blob that is no longer kept"] += 1
-                else:
-                    self._link.publish(self._topics.download(chunk.blob.digest, chunk.index), data)
-                self._chunks.popleft()
-        except LinkFull:
-            return
