@@ -38,8 +38,8 @@ comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-official venv-cluster board lint test test-workstation test-board test-arm test-boards test-cluster \
-	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-nine compare-fedbone \
-	compare-full clean
+	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-long compare-time \
+	compare-nine compare-fedbone compare-full clean
 
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
@@ -60,7 +60,9 @@ help:
 	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
 	@echo "make bench-split  split training against training on the device into docs/split_training.md"
 	@echo "make compare      methods side by side on rendered rooms into docs/comparison.md (40 minutes); goes on where it was stopped"
-	@echo "make compare-nine  the same with nine tasks (70 minutes on two cores)"
+	@echo "make compare-long  the methods that matter most with 40 rounds instead of 15"
+	@echo "make compare-time  what each method makes of half of one-by-one's time (20 minutes)"
+	@echo "make compare-nine  as make compare, with nine tasks (70 minutes on two cores)"
 	@echo "make compare-fedbone  a task for each client: FedBone beside others, into docs/comparison.md (half an hour)"
 	@echo "make compare-full the same with five and nine tasks, more pixels and rounds: most of a day on two cores"
 	@echo "make clean        removes environments, caches and runs"
@@ -214,6 +216,12 @@ COMPARE = $(VENV)/bin/python -m broker_server simulate docs/experiments/$(1).tom
 
 compare: runs/rooms8-32/building_07/dataset.json
 	$(call COMPARE,rooms5)
+
+compare-long: runs/rooms8-32/building_07/dataset.json
+	$(call COMPARE,rooms5-long)
+
+compare-time: runs/rooms8-32/building_07/dataset.json
+	$(call COMPARE,rooms5-time)
 
 compare-nine: runs/rooms8-32/building_07/dataset.json
 	$(call COMPARE,rooms9)
