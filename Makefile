@@ -12,23 +12,9 @@ SUITS := import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= 
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p -c "$(SUITS)" 2>/dev/null && echo $$p && break; done)
 
-# Modules without I/O or clock, and all that reads what comes from outside: every branch is tested.
-PURE := $(filter-out edge_runtime/wire/mqtt.py, $(wildcard edge_runtime/wire/*.py)) \
-	$(addprefix edge_runtime/agent/, session.py uplink.py) \
-	edge_runtime/general/desk.py $(addprefix edge_runtime/energy/, integration.py ledger.py records.py report.py) \
-	$(addprefix edge_runtime/training/, accumulation.py gradient.py gram.py learnt.py merging.py metrics.py optimizer.py planning.py \
-		probe.py schedule.py weighting.py) \
-	$(addprefix devices/, detection.py health.py profile.py throttling.py) $(addprefix devices/flashing/, kind.py partitions.py) \
-	$(addprefix devices/firstboot/, agent.py cloudinit.py cmdline.py firstrun.py settings.py) \
-	$(addprefix devices/metering/, calibrated.py calibration.py journals.py recording.py sheet.py) $(filter-out devices/meters/i2c.py, $(wildcard devices/meters/*.py)) \
-	$(addprefix broker_server/, affinity.py aggregation.py alternatives.py answers.py combination.py confidence.py coordinator.py \
-		energy.py gpaggregation.py outgoing.py pairs.py server_step.py split.py strategy.py transfers.py worth.py) \
-	$(wildcard broker_server/strategies/*.py) \
-	$(addprefix broker_server/simulation/, crossing.py fleet.py network.py outline.py timeline.py) \
-	$(addprefix broker_server/comparison/, comparison.py markdown.py published.py statistics.py) \
-	edge_runtime/simulation/account.py \
-	$(addprefix broker_server/mqtt/, auth.py codec.py flow.py hub.py local.py outbox.py packets.py retained.py \
-		router.py session.py topics.py)
+# Modules that say of themselves that every branch is tested: those without I/O or clock, and all that reads what comes
+# from outside.
+PURE := $(shell grep -rlx --include='*.py' '\# coverage: every branch' $(SOURCES))
 
 PREFIX := /opt/mas-edge
 EXTRAS := board
@@ -138,9 +124,7 @@ lint: $(VENV)/.stamp
 test: lint test-workstation test-board
 
 test-workstation: $(VENV)/.stamp $(BOARD)/.stamp apt
-	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov=export.arena \
-		--cov=export.liveness --cov-branch --cov-report=
-	@ls $(PURE) > /dev/null
+	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov=export.memory --cov-branch --cov-report=
 	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100
 
 # The tree, not the installed copy, is what is tested; `board` has checked that they agree.
@@ -202,12 +186,12 @@ bench-split: $(VENV)/.stamp
 runs/rooms8-32/building_07/dataset.json: IMAGES := 72
 runs/rooms8-64/building_07/dataset.json: IMAGES := 200
 runs/rooms8-%/building_07/dataset.json: | $(VENV)/.stamp
-	$(VENV)/bin/python -m edge_runtime datasets rooms --out runs/rooms8-$*-src --buildings 8 --images $(IMAGES) --size $* --seed 0
+	$(VENV)/bin/python -m broker_server rooms --out runs/rooms8-$*-src --buildings 8 --images $(IMAGES) --size $* --seed 0
 	$(VENV)/bin/python -m edge_runtime datasets import runs/rooms8-$*-src --out runs/rooms8-$* --size $*
 
 # More of them for tests, where a task is measured on one building alone.
 runs/rooms8-32-many/building_07/dataset.json: | $(VENV)/.stamp
-	$(VENV)/bin/python -m edge_runtime datasets rooms --out runs/rooms8-32-many-src --buildings 8 --images 160 --size 32 --seed 0
+	$(VENV)/bin/python -m broker_server rooms --out runs/rooms8-32-many-src --buildings 8 --images 160 --size 32 --seed 0
 	$(VENV)/bin/python -m edge_runtime datasets import runs/rooms8-32-many-src --out runs/rooms8-32-many --size 32 --val 0.1 --test 0.4
 
 # What was stopped goes on: a run that has finished is not run again.

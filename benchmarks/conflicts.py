@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from broker_server.aggregation import FedAvg, part_weight, weighted_losses
-from broker_server.gpaggregation import cosines, softmax
+from broker_server.aggregation.fedavg import FedAvg, part_weight, weighted_losses
+from broker_server.aggregation.gpaggregation import cosines, softmax
 from broker_server.simulation.experiment import Experiment, data_sets, read_experiment
 from edge_runtime.datasets.dataset import Dataset, Split
-from edge_runtime.engine import ARENA_BYTES, Engine
+from edge_runtime.training.engine import ARENA_BYTES, Engine
 from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.trainer import Trainer, evaluate

@@ -21,13 +21,13 @@ from torch import nn
 
 from benchmarks.measure import RESULTS, ROOT, WORK, run_json, write
 from benchmarks.models import convolutional as nets
-from edge_runtime.engine import SPARE_BYTES, Arrays, Engine, Observed
+from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, Observed
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.budget import MemoryPlan, Work, predict
 from edge_runtime.wire.tensors import pack
 from export.compile import compile_model, describe
-from export.footprint import footprint
 from export.losses import cross_entropy, l2, masked_l1
+from export.memory.footprint import footprint
 from export.model import MultiTaskModel
 from export.models import xception
 

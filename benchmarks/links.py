@@ -13,7 +13,7 @@ import msgspec
 
 from broker_server.comparison.markdown import marks, replace_between, table
 from broker_server.comparison.results import read_costs
-from broker_server.report import REPORT, Report, RoundReport
+from broker_server.report.build import REPORT, Report, RoundReport
 from broker_server.simulation.experiment import Experiment, read_experiment
 from broker_server.simulation.fleet import Board, Costs
 from broker_server.simulation.grid import RUNS, SUMMARY

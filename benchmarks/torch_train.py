@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from edge_runtime.datasets.dataset import Dataset, convert
-from edge_runtime.memory import peak_rss_bytes
+from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.training.schedule import batches, learning_rate, order
 from export.source import build_model
 

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime.datasets.dataset import Split
-from edge_runtime.engine import ARENA_BYTES, Engine
-from edge_runtime.memory import peak_rss_bytes, restart_peak, rss_bytes
+from edge_runtime.training.engine import ARENA_BYTES, Engine
 from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.process_memory import peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.trainer import Trainer
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.messages import Training

@@ -17,24 +17,30 @@ from typing import Literal, NoReturn, get_args, get_origin
 import msgspec
 
 from broker_server import demo
-from broker_server.aggregator import BrokerRefused
 from broker_server.comparison import command as comparison
 from broker_server.comparison.comparison import ComparisonImpossible
-from broker_server.config import ConfigInvalid, ServerConfig
-from broker_server.config_file import PATHS, read
-from broker_server.enrol import EnrolmentRefused, enrol
-from broker_server.federation import FederationChanged
-from broker_server.keys import KeyInvalid
+from broker_server.grouping.search import Mode, SplitImpossible, search
 from broker_server.mqtt.broker import BrokerNotStarted
-from broker_server.report import ReportImpossible
-from broker_server.serve import serve, write_report
+from broker_server.report import energy_command
+from broker_server.report.build import ReportImpossible
+from broker_server.report.energy_costs import Plan, ReportUnusable
+from broker_server.report.energy_plot import PlotImpossible
+from broker_server.report.journals import Journalled
+from broker_server.rounds.federation import FederationChanged
+from broker_server.rounds.journal import StoreInvalid
+from broker_server.server.config import ConfigInvalid, ServerConfig
+from broker_server.server.config_file import PATHS, read
+from broker_server.server.enrol import EnrolmentRefused, enrol
+from broker_server.server.keys import KeyInvalid
+from broker_server.server.loop import BrokerRefused
+from broker_server.server.serve import serve, write_report
+from broker_server.server.state import StateBusy, StateFolder
 from broker_server.simulation import command as simulation
 from broker_server.simulation.grid import Parts
-from broker_server.simulation.hosts import ClusterUnavailable, HostLost
+from broker_server.simulation.rooms import command as rooms
+from broker_server.simulation.rooms.building import RoomsInvalid
 from broker_server.simulation.run import SimulationFailed
-from broker_server.split import Mode, SplitImpossible, search
-from broker_server.state import StateBusy, StateFolder
-from broker_server.store import StoreInvalid
+from broker_server.simulation.worker_pool import ClusterUnavailable, HostLost
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
 from edge_runtime.wire.mqtt import LinkInvalid
 
@@ -51,6 +57,9 @@ _FAULTS: dict[type[Exception], int] = {
     TensorsInvalid: BAD_INPUT,
     SplitImpossible: BAD_INPUT,
     ReportImpossible: BAD_INPUT,
+    ReportUnusable: BAD_INPUT,
+    PlotImpossible: BAD_INPUT,
+    RoomsInvalid: USAGE,
     ComparisonImpossible: BAD_INPUT,
     StateBusy: UNAVAILABLE,
     BrokerNotStarted: UNAVAILABLE,
@@ -122,6 +131,18 @@ def _parser() -> argparse.ArgumentParser:
     compared = commands.add_parser("compare", help="tables and pictures of what `simulate` has run")
     comparison.add_arguments(compared)
     compared.set_defaults(command=comparison.run)
+
+    drawn = commands.add_parser(
+        "rooms", help="render indoor scenes with labels for nine tasks, in Taskonomy's form, for trials"
+    )
+    rooms.add_arguments(drawn)
+    drawn.set_defaults(command=rooms.run)
+
+    costs = commands.add_parser(
+        "energy-report", help="joules of a federation by group, phase and task, and for what was gained"
+    )
+    energy_command.add_arguments(costs)
+    costs.set_defaults(command=lambda options: energy_command.run(options, _read_journal))
 
     report = commands.add_parser("report", help="write the report of a federation: report.json, report.html, models/")
     report.add_argument("--state", type=Path, default=None, help="the server's state folder")
@@ -219,10 +240,28 @@ def _split(options: argparse.Namespace) -> int:
 def _simulate(options: argparse.Namespace) -> int:
     signal.signal(signal.SIGTERM, _interrupt)
     # Composition: the devices' side of a simulation, which brings the engine.
-    from edge_runtime.simulation.device import SimulatedDevice
-    from edge_runtime.simulation.host import measure, measure_stem
+    from broker_server.simulation.device import SimulatedDevice
+    from broker_server.simulation.worker import measure, measure_stem
 
     return simulation.run(options, Parts(make_device=SimulatedDevice, measure=measure, measure_stem=measure_stem))
+
+
+def _read_journal(path: Path) -> list[Journalled]:
+    """The plans that an agent's journal has figures of. Raises OSError."""
+    from edge_runtime.agent.energy_totals import to_message
+    from edge_runtime.energy.journal import Journal
+    from edge_runtime.energy.ledger import Ledger
+
+    ledger = Ledger()
+    records, _torn = Journal(path).read()
+    for record in records:
+        ledger.apply(record)
+    found = []
+    for number, key in sorted(ledger.rounds()):
+        group, at, _weights = key.rpartition("@")
+        plan = msgspec.convert(to_message(ledger.report(number, key)), Plan, from_attributes=True)
+        found.append(Journalled(round=number, group=group if at else key, plan=plan))
+    return found
 
 
 def _report(options: argparse.Namespace) -> int:

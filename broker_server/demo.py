@@ -18,9 +18,9 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from broker_server import report as reports
-from broker_server.enrol import enrol
-from broker_server.state import URL, StateFolder, read_url
+from broker_server.report import build as reports
+from broker_server.server.enrol import enrol
+from broker_server.server.state import URL, StateFolder, read_url
 from edge_runtime.wire.names import group_id
 
 OK, FAILED, STOPPED = 0, 5, 130
@@ -202,7 +202,8 @@ class Demo:
             _stop(device.process)
 
     def _results(self, data: list[Path]) -> None:
-        from broker_server import pictures, report_html  # matplotlib is slow to import, and needed at the end alone
+        from broker_server.report import html as report_html
+        from broker_server.report import pictures  # matplotlib is slow to import, and needed at the end alone
 
         self._say("writing models and predictions")
         state = StateFolder(self.state)

@@ -1,12 +1,13 @@
-"""Boards: `python -m devices list|show|detect|wheelhouse|flash|jetson|provision|meter|calibrate|energy-report`.
+"""Boards: `python -m devices list|show|detect|wheelhouse|flash|jetson|provision`.
 
 Exit codes: 0 done · 1 not confirmed, nothing was written · 2 wrong usage or configuration · 3 an image, a card or
-wheels cannot be used and nothing was written, or nothing measures · 4 a target could not be written to its end · 130
+wheels cannot be used and nothing was written · 4 a target could not be written to its end · 130
 stopped.
 """
 
 import argparse
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import msgspec
 
 from devices import catalogue, wheelhouse
+from devices.firstboot.agent import CA_NAME
 from devices.firstboot.settings import SettingsInvalid
 from devices.flashing import command as flashing
 from devices.flashing.card import Card
@@ -22,13 +24,6 @@ from devices.flashing.fat import FatUnusable
 from devices.flashing.image import ImageInvalid, ScratchFull
 from devices.flashing.kind import KindUnknown
 from devices.flashing.target import WriteFailed
-from devices.metering import command as metering
-from devices.metering.calibration import CalibrationInvalid
-from devices.metering.choice import NoMeter, Open
-from devices.metering.costs import Plan, ReportUnusable
-from devices.metering.journals import Journalled
-from devices.metering.plots import PlotImpossible
-from devices.metering.sheet import SheetInvalid
 from devices.profile import ProfileInvalid, load
 from devices.provisioning import command as provisioning
 from devices.provisioning.jetson import RootfsUnusable
@@ -36,14 +31,11 @@ from devices.provisioning.ssh import HostUnusable
 from devices.wheelhouse import WheelhouseInvalid
 
 OK, USAGE, BAD_INPUT, HALF_WRITTEN, STOPPED = 0, 2, 3, 4, 130
+SERVER_KEY = "server.key"
+"""What a server's state folder has in any case."""
 _FAULTS: dict[type[Exception], int] = {
     ProfileInvalid: USAGE,
     SettingsInvalid: USAGE,
-    CalibrationInvalid: USAGE,
-    SheetInvalid: USAGE,
-    NoMeter: BAD_INPUT,
-    ReportUnusable: BAD_INPUT,
-    PlotImpossible: BAD_INPUT,
     ImageInvalid: BAD_INPUT,
     ScratchFull: BAD_INPUT,
     KindUnknown: BAD_INPUT,
@@ -93,15 +85,6 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("provision", help="set up a board that runs already, by SSH"),
         _enrol,
     )
-    metering.add_arguments(
-        commands.add_parser("meter", help="record a board's power into a CSV file"),
-        commands.add_parser("calibrate", help="hold a meter against known loads"),
-        commands.add_parser(
-            "energy-report", help="joules of a federation by group, phase and task, and for what was gained"
-        ),
-        _open_for,
-        _read_journal,
-    )
     return whole
 
 
@@ -117,60 +100,19 @@ def _wheelhouse(args: argparse.Namespace) -> int:
     return OK
 
 
-def _open_for(args: argparse.Namespace) -> Open:
-    """Opens meters, with MQTT for those that need it."""
-    from devices.meters import Found, open_source
-    from edge_runtime.energy.command import read_password
-    from edge_runtime.energy.listener import listen
-
-    def hear(url: str, topic: str, take: Callable[[bytes], None]) -> Callable[[], None]:
-        password = read_password(args.mqtt_password_file)
-        return listen(url, topic, take, username=args.mqtt_user, password=password, ca_file=args.mqtt_ca)
-
-    def open_(source: str) -> Found:
-        return open_source(source, root=args.root, listen=hear)
-
-    return open_
-
-
-def _read_journal(path: Path) -> list[Journalled]:
-    """The plans that an agent's journal has figures of. Raises OSError."""
-    from edge_runtime.agent.costs import to_message
-    from edge_runtime.energy.journal import Journal
-    from edge_runtime.energy.ledger import Ledger
-
-    ledger = Ledger()
-    records, _torn = Journal(path).read()
-    for record in records:
-        ledger.apply(record)
-    found = []
-    for number, key in sorted(ledger.rounds()):
-        group, at, _weights = key.rpartition("@")
-        plan = msgspec.convert(to_message(ledger.report(number, key)), Plan, from_attributes=True)
-        found.append(Journalled(round=number, group=group if at else key, plan=plan))
-    return found
-
-
 def _enrol(device: str, out: Path, card: Card) -> None:
-    """A device's agent.toml, by the server whose state folder the card names."""
-    from broker_server.config import ConfigInvalid
-    from broker_server.config_file import read
-    from broker_server.enrol import EnrolmentRefused, enrol
-    from broker_server.keys import KEY, KeyInvalid
-    from devices.firstboot.agent import CA_NAME
-    from edge_runtime.wire.errors import TokenRefused
-
+    """A device's agent.toml, by the server's own command over the state folder that the card names."""
     state = Path(str(card.enrol)).expanduser()
-    if not (state / KEY).is_file():
+    if not (state / SERVER_KEY).is_file():
         raise SettingsInvalid(
-            f"{state} is no server's state folder: it has no {KEY}; start the server once, or enrol there"
+            f"{state} is no server's state folder: it has no {SERVER_KEY}; start the server once, or enrol there"
         )
-    try:
-        federation = read(None, state=state).federation
-        ca_file = None if card.ca is None else CA_NAME
-        enrol(device, out, state=state, federation=federation, url=card.server, ca_file=ca_file)
-    except (ConfigInvalid, EnrolmentRefused, KeyInvalid, TokenRefused) as exc:
-        raise SettingsInvalid(str(exc)) from exc
+    words = [sys.executable, "-m", "broker_server", "enrol", device, "--out", str(out), "--state", str(state)]
+    words += [] if card.server is None else ["--url", card.server]
+    words += [] if card.ca is None else ["--ca-file", CA_NAME]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SettingsInvalid(done.stderr.strip().removeprefix("error: "))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Which board this is: by the device tree's names where there is one, by DMI and the processor's kind elsewhere."""
 
+# coverage: every branch
+
 import os
 import platform
 import re

@@ -1,5 +1,7 @@
 """How a board is: what holds it back, its processor's temperature and frequency. None is what it does not say."""
 
+# coverage: every branch
+
 import re
 from contextlib import suppress
 from dataclasses import dataclass

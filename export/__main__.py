@@ -15,20 +15,20 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from edge_runtime.engine import SPARE_BYTES, Arrays, Engine, Graph, Observed
+from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, Graph, Observed
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.tensors import TensorTable, pack, transfer, unpack
-from export import footprint_command
 from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
 from export.deploy import inference_model
 from export.errors import ExportError, OfficialImpossible, OperatorUnsupported, ParityFailed
-from export.footprint import footprint
-from export.groups import compiled_official, described, official_python, split, write_official
-from export.official import forward_graph
-from export.parity import check_parity
+from export.memory import command as footprint_command
+from export.memory.footprint import footprint
+from export.ort_training.groups import compiled_official, described, official_python, split, write_official
+from export.ort_training.training_model import forward_graph
+from export.parity.check import check_parity
 from export.source import build_model
 
 DONE, BAD_INPUT, NO_PARITY = 0, 3, 4

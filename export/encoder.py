@@ -10,10 +10,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from edge_runtime.wire import manifest as wire
 from export.errors import ModelInvalid
-from export.kept import kept_nodes
 from export.model import numbered, tensors
 from export.part import Lowered, Part, Results, Run, Sources, Traced, traced
 from export.running import moving
+from export.saved_activations import kept_nodes
 from export.stages import Segment, cut
 from export.trace import Batch, replay
 

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.agent.carried import CarriedVectors
+from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.work import Order, WorkRefused
-from edge_runtime.memory import peak_rss_bytes
-from edge_runtime.training.worker import LocalWorker
+from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.blob import BlobStore, describe
 from edge_runtime.wire.compression import Updates, choose, encode
 from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.wire.sizes import parse_size
 from edge_runtime.wire.tensors import unpack
+from edge_runtime.worker import LocalWorker
 
 
 def main(arguments: list[str]) -> None:

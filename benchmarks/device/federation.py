@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import PYTHON, ROOT
-from broker_server.state import read_url
+from broker_server.server.state import read_url
 
 START_S = 120.0
 STOP_S = 30.0

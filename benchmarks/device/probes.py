@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measure import XCEPTION, bundle, rooms
-from broker_server.config import ServerConfig
-from broker_server.split import search
+from broker_server.grouping.search import search
+from broker_server.server.config import ServerConfig
 from edge_runtime.datasets.dataset import Dataset
-from edge_runtime.engine import Engine
 from edge_runtime.training.encoder import Representation
+from edge_runtime.training.engine import Engine
 from edge_runtime.training.model import GraphShelf, Keep, Model
 from edge_runtime.training.optimizer import Sgd
 from edge_runtime.training.probe import AffinityStatistics, Probe

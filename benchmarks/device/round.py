@@ -11,11 +11,11 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.agent.work import Order, Stage
-from edge_runtime.training.worker import LocalWorker
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.messages import Plan
 from edge_runtime.wire.tensors import unpack
+from edge_runtime.worker import LocalWorker
 
 
 def main(arguments: list[str]) -> None:

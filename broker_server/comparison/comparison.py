@@ -1,5 +1,7 @@
 """One experiment's methods beside one another, from the summaries of its runs. Pure: what is missing is named."""
 
+# coverage: every branch
+
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec

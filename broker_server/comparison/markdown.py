@@ -1,5 +1,7 @@
 """A comparison as Markdown: tables of figures, of groups, and of the published figures beside ours."""
 
+# coverage: every branch
+
 import re
 from collections.abc import Iterable, Sequence
 

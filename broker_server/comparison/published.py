@@ -6,6 +6,8 @@ eye: ±0.001 in loss, ±0.05 h. Loss and time are of other data, another model's
 can be compared is the order of the methods and their ratios to one-by-one.
 """
 
+# coverage: every branch
+
 import re
 
 import msgspec

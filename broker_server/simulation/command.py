@@ -8,13 +8,13 @@ from pathlib import Path
 
 import msgspec
 
-from broker_server.config import ConfigInvalid
+from broker_server.server.config import ConfigInvalid
 from broker_server.simulation.experiment import Experiment, read_experiment
 from broker_server.simulation.grid import SUMMARY, Parts, Show, run_grid
-from broker_server.simulation.hosts import local_hosts, ray_hosts
 from broker_server.simulation.outline import OUTLINE
 from broker_server.simulation.run import write_json
 from broker_server.simulation.show import Bars, Lines
+from broker_server.simulation.worker_pool import local_hosts, ray_hosts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -42,8 +42,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from broker_server.config import ConfigInvalid, ServerConfig, check
-from broker_server.config_file import MAX_CONFIG_BYTES
+from broker_server.server.config import ConfigInvalid, ServerConfig, check
+from broker_server.server.config_file import MAX_CONFIG_BYTES
 from broker_server.simulation.fleet import Fleet
 from broker_server.simulation.outline import Outline
 from edge_runtime.wire.names import DeviceId, TaskName, is_device_id

@@ -1,5 +1,7 @@
 """The simulated boards and their host: how fast, how much memory, how good a link, how many watts. And the rules."""
 
+# coverage: every branch
+
 import math
 import random
 from collections.abc import Mapping
@@ -9,8 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from broker_server.simulation.crossing import Crossing
 from broker_server.simulation.network import LinkSpeed
+from broker_server.simulation.traffic import Crossing
 from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.wire.names import DeviceId, TaskName, Tasks
 

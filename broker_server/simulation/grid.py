@@ -23,15 +23,16 @@ from typing import Protocol
 
 import msgspec
 
-from broker_server import report as reports
-from broker_server.actions import Result
-from broker_server.aggregator import Aggregator, Watcher
-from broker_server.config import ConfigInvalid, ServerConfig
-from broker_server.simulation.alone import join, unconnected
-from broker_server.simulation.courses import Library
+from broker_server.report import build as reports
+from broker_server.rounds.actions import Result
+from broker_server.rounds.journal import RoundRow, Store
+from broker_server.server.config import ConfigInvalid, ServerConfig
+from broker_server.server.loop import Aggregator, Watcher
+from broker_server.server.state import StateFolder
 from broker_server.simulation.experiment import Experiment, TasksOf, data_sets
 from broker_server.simulation.fleet import Costs, additive
 from broker_server.simulation.labels import labelled
+from broker_server.simulation.local_training import join, unconnected
 from broker_server.simulation.run import (
     SERVER,
     MakeDevice,
@@ -41,9 +42,8 @@ from broker_server.simulation.run import (
     simulate,
     write_json,
 )
+from broker_server.simulation.run_cache import Library
 from broker_server.simulation.summary import Summary, summarise
-from broker_server.state import StateFolder
-from broker_server.store import RoundRow, Store
 from edge_runtime.wire.manifest import MANIFEST, read_folder
 from edge_runtime.wire.messages import ProbeMethod
 from edge_runtime.wire.names import Tasks

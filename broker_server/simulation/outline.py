@@ -1,5 +1,7 @@
 """OUT/experiment.json: what an experiment is going to run, for who reads its results before it has finished."""
 
+# coverage: every branch
+
 from collections.abc import Mapping
 
 import msgspec

@@ -17,18 +17,18 @@ from typing import Protocol
 
 import msgspec
 
-from broker_server import report as reports
-from broker_server.aggregator import Aggregator, Watcher
-from broker_server.config import GENERAL, ServerConfig
-from broker_server.coordinator import Coordinator
-from broker_server.keys import load_or_create
-from broker_server.simulation.courses import Library, RecallingFederation
-from broker_server.simulation.crossing import crossing
+from broker_server.report import build as reports
+from broker_server.rounds.coordinator import Coordinator
+from broker_server.rounds.journal import Store
+from broker_server.server.config import GENERAL, ServerConfig
+from broker_server.server.keys import load_or_create
+from broker_server.server.loop import Aggregator, Watcher
+from broker_server.server.state import StateFolder
 from broker_server.simulation.fleet import Board, Costs, Fleet, drop_after, work_time
 from broker_server.simulation.network import LinkSpeed, MemoryLink, Network
+from broker_server.simulation.run_cache import Library, RecallingFederation
 from broker_server.simulation.timeline import Timeline
-from broker_server.state import StateFolder
-from broker_server.store import Store
+from broker_server.simulation.traffic import crossing
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.manifest import read_folder

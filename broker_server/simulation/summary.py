@@ -2,9 +2,9 @@
 
 import msgspec
 
-from broker_server.report import MetricMean, Report
-from broker_server.simulation.courses import computed_s
-from broker_server.store import Store
+from broker_server.report.build import MetricMean, Report
+from broker_server.rounds.journal import Store
+from broker_server.simulation.run_cache import computed_s
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):

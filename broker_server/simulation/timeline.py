@@ -1,5 +1,7 @@
 """Simulated time: what happens next, in an order that depends on nothing but what was asked for."""
 
+# coverage: every branch
+
 import heapq
 from collections.abc import Callable
 

@@ -3,10 +3,12 @@
 With every task in a group of its own this is one-by-one, with all tasks in one group all-in-one.
 """
 
+# coverage: every branch
+
 from collections.abc import Sequence
 
-from broker_server.split import SplitImpossible
-from broker_server.strategy import Measured, Phase, final, serving
+from broker_server.grouping.search import SplitImpossible
+from broker_server.strategies.planner import Measured, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
 

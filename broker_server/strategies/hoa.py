@@ -4,12 +4,14 @@ Source: Standley et al., "Which Tasks Should Be Learned Together in Multi-task L
 (higher-order approximation).
 """
 
+# coverage: every branch
+
 from collections.abc import Sequence
 from itertools import combinations
 
-from broker_server.pairs import choose, loss_scores
-from broker_server.split import SplitImpossible, group_mask
-from broker_server.strategy import Measured, Phase, final, serving
+from broker_server.grouping.pairs import choose, loss_scores
+from broker_server.grouping.search import SplitImpossible, group_mask
+from broker_server.strategies.planner import Measured, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
 

@@ -8,15 +8,17 @@ be replaced one at a time, so that each can be compared with what it replaces: `
 Source: MAS (Zhuang, Wen, Lyu, Zhang, ICCV 2023), section 3 and its released code.
 """
 
+# coverage: every branch
+
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from broker_server.affinity import Affinities
-from broker_server.alternatives import Groups, hierarchical, random_groups, worst
-from broker_server.confidence import settled
-from broker_server.split import Mode, Split, SplitImpossible, score, search
-from broker_server.strategy import Measured, Phase
-from broker_server.worth import choose, offers, training_cost
+from broker_server.grouping.affinity import Affinities
+from broker_server.grouping.alternatives import Groups, hierarchical, random_groups, worst
+from broker_server.grouping.confidence import settled
+from broker_server.grouping.search import Mode, Split, SplitImpossible, score, search
+from broker_server.grouping.training_cost import choose, offers, training_cost
+from broker_server.strategies.planner import Measured, Phase
 from edge_runtime.wire.names import Tasks
 
 Search = Callable[[Affinities], Split]

@@ -3,11 +3,13 @@
 Source: Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Learning", NeurIPS 2021.
 """
 
+# coverage: every branch
+
 from collections.abc import Sequence
 
-from broker_server.split import SplitImpossible, search, task_score
+from broker_server.grouping.search import SplitImpossible, search, task_score
 from broker_server.strategies.mas import checked
-from broker_server.strategy import Measured, Phase, final, serving
+from broker_server.strategies.planner import Measured, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
 

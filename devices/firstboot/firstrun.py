@@ -4,6 +4,8 @@ It uses the system's own means (userconf, raspi-config) and writes the network a
 file whose network name is a list of bytes, so that no character of it can be misread.
 """
 
+# coverage: every branch
+
 import shlex
 
 from devices.firstboot.bundle import FOLDER

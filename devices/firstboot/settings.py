@@ -1,5 +1,7 @@
 """What is decided for one board before its first boot, checked as it comes in: from the command line or fleet.toml."""
 
+# coverage: every branch
+
 import hashlib
 import re
 from typing import Annotated

@@ -5,6 +5,8 @@ do Ubuntu's images for the Raspberry Pi; bookworm runs firstrun.sh when cmdline.
 pi-gen stage2/04-cloud-init)
 """
 
+# coverage: every branch
+
 import re
 from dataclasses import dataclass
 from typing import Literal

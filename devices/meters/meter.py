@@ -5,6 +5,8 @@ sensor cannot be read at that moment. They take the root of the file system as a
 stand for a board.
 """
 
+# coverage: every branch
+
 import os
 from dataclasses import dataclass
 from pathlib import Path

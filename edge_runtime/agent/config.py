@@ -21,7 +21,7 @@ meter = "auto"                # optional: what measures energy: the best that is
 meter_user = "energy"         # optional: user at a metering plug's broker
 meter_password_file = "plug"  # optional: file with the password for it
 meter_ca_file = "plugs.pem"   # optional: certificates to trust for a plug at mqtts://
-meter_calibration = "pmic.toml"  # optional: from `python -m devices calibrate`, which makes the meter's readings true
+meter_calibration = "pmic.toml"  # optional: from `python -m edge_runtime energy calibrate`, for true readings
 meter_root = "/host"          # optional: where the sensors' /sys, /proc and /dev are, in a container that has others
 meter_idle_s = 10             # optional: how long the idle board is measured before it works; 0 for not at all
 """

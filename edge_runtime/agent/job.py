@@ -9,10 +9,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from edge_runtime.agent.carried import CarriedVectors
-from edge_runtime.agent.costs import Costs
+from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.downloads import Downloads
-from edge_runtime.agent.exchange import Exchange
+from edge_runtime.agent.energy_totals import Costs
+from edge_runtime.agent.fragment_channel import Exchange
 from edge_runtime.agent.work import (
     Order,
     Reason,

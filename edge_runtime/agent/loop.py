@@ -27,10 +27,10 @@ from edge_runtime.agent.actions import (
     Unsubscribe,
 )
 from edge_runtime.agent.activity import Activity
-from edge_runtime.agent.carried import CarriedVectors
-from edge_runtime.agent.costs import Account, Costs
+from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.downloads import Downloads
-from edge_runtime.agent.exchange import Exchange
+from edge_runtime.agent.energy_totals import Account, Costs
+from edge_runtime.agent.fragment_channel import Exchange
 from edge_runtime.agent.job import Done, Failed, Job, Submit
 from edge_runtime.agent.session import Session
 from edge_runtime.agent.state import State

@@ -14,6 +14,8 @@ Rules
   wants now, even if the server has begun anew.
 """
 
+# coverage: every branch
+
 from collections import Counter
 
 import msgspec

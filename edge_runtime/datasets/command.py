@@ -1,18 +1,16 @@
-"""The command `datasets`: render rooms, and make data sets of Taskonomy's files.
+"""The command `datasets`: make data sets of Taskonomy's files.
 
 Exit codes: 0 done, 2 it was asked for something that makes no sense, 3 the data is missing or damaged.
 """
 
 import argparse
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from edge_runtime.datasets.dataset import DatasetInvalid
+from edge_runtime.datasets.progress import progress
 
 DONE, USAGE, BAD_DATA = 0, 2, 3
 # Boards do without the packages that only the making of data sets needs.
@@ -22,15 +20,6 @@ EXTRA = {"PIL", "rich"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands and their options."""
     commands = parser.add_subparsers(dest="datasets_command", required=True, metavar="COMMAND")
-
-    rooms = commands.add_parser("rooms", help="render indoor scenes with labels for nine tasks, in Taskonomy's form")
-    rooms.add_argument("--out", type=Path, required=True, help="folder to write a folder for each building in")
-    rooms.add_argument("--buildings", type=int, default=4, help="buildings, each of its own style (default 4)")
-    rooms.add_argument("--images", type=int, default=200, help="views of each building (default 200)")
-    rooms.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
-    rooms.add_argument("--seed", type=int, default=0, help="the same seed draws the same rooms (default 0)")
-    rooms.add_argument("--processes", type=int, choices=(1, 2), default=2, help="processes to draw with (default 2)")
-    rooms.add_argument("--json", action="store_true", help="print a summary as JSON, and nothing else")
 
     imports = commands.add_parser("import", help="make a data set of each building in Taskonomy's form")
     imports.add_argument("source", type=Path, metavar="SRC", help="folder with the buildings' files")
@@ -47,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what `add_arguments` parsed; the exit code."""
     try:
-        return _rooms(args) if args.datasets_command == "rooms" else _import(args)
+        return _import(args)
     except ModuleNotFoundError as exc:
         if exc.name not in EXTRA:
             raise
@@ -59,29 +48,6 @@ def run(args: argparse.Namespace) -> int:
     except OSError as exc:
         print(f"{exc.filename}: {exc.strerror}", file=sys.stderr)
         return BAD_DATA
-
-
-def _rooms(args: argparse.Namespace) -> int:
-    from edge_runtime.datasets.rooms.building import RoomsInvalid, Settings, draw_buildings
-
-    settings = Settings(buildings=args.buildings, images=args.images, size=args.size, seed=args.seed)
-    try:
-        with _progress(quiet=args.json) as bar:
-            drawn = draw_buildings(
-                args.out,
-                settings,
-                processes=args.processes,
-                report=lambda done, total: bar.show("rooms", done, total),
-            )
-    except RoomsInvalid as exc:
-        print(exc, file=sys.stderr)
-        return USAGE
-    if args.json:
-        _print_json({"folders": [str(folder) for folder in drawn.folders], "images": args.images, "new": drawn.new})
-    else:
-        there = args.buildings * args.images - drawn.new
-        print(f"{drawn.new} views drawn, {there} were there: {args.buildings} buildings in {args.out}")
-    return DONE
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -97,7 +63,7 @@ def _import(args: argparse.Namespace) -> int:
             fractions=Fractions(val=args.val, test=args.test),
             seed=args.seed,
         )
-        with _progress(quiet=args.json) as bar:
+        with progress(quiet=args.json) as bar:
             done = import_folder(args.source, args.out, settings, bar.show)
     except (SettingsInvalid, PartitionImpossible) as exc:
         print(exc, file=sys.stderr)
@@ -120,39 +86,3 @@ def _import(args: argparse.Namespace) -> int:
 
 def _print_json(summary: dict[str, object]) -> None:
     print(msgspec.json.encode(summary).decode())
-
-
-class _Bar(Protocol):
-    """Where progress is shown: a terminal, or nowhere."""
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """So much of something is done."""
-        ...
-
-
-class _Silent:
-    def show(self, what: str, done: int, total: int) -> None:
-        """Show nothing."""
-
-
-@contextmanager
-def _progress(*, quiet: bool) -> Iterator[_Bar]:
-    """Bars on the terminal, if standard error is one."""
-    if quiet or not sys.stderr.isatty():
-        yield _Silent()
-        return
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    class Bars:
-        def __init__(self, progress: Progress) -> None:
-            self.progress = progress
-            self.bars: dict[str, TaskID] = {}
-
-        def show(self, what: str, done: int, total: int) -> None:
-            if what not in self.bars:
-                self.bars[what] = self.progress.add_task(what, total=total)
-            self.progress.update(self.bars[what], completed=done)
-
-    with Progress(console=Console(stderr=True)) as progress:
-        yield Bars(progress)

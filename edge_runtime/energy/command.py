@@ -22,6 +22,7 @@ import msgspec
 
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import EnergyMeter, HealthProbe
+from edge_runtime.energy.recording import command as recording
 from edge_runtime.energy.report import RoundEnergy
 
 DONE, USAGE, NOT_RUNNABLE, NOT_FOUND, INTERRUPTED = 0, 2, 126, 127, 130
@@ -56,7 +57,12 @@ class Measured(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `energy`; the command behind `--` is taken off before them (see `split`)."""
+    """Add the arguments of `energy`; the command behind `--` is taken off before them (see `split`)."""
+    commands = parser.add_subparsers(dest="energy_command", metavar="COMMAND")
+    recording.add_arguments(
+        commands.add_parser("record", help="record a board's power into a CSV file"),
+        commands.add_parser("calibrate", help="hold a meter against known loads"),
+    )
     parser.usage = "%(prog)s [--source SOURCE] [--seconds S] [--json] [-- COMMAND …]"
     parser.epilog = __doc__.partition("\n\n")[2]
     parser.add_argument(

@@ -7,6 +7,8 @@ The uncertainty is a bound, not a standard deviation: errors of resolution, of g
 pointed the same way. What happens faster than the sampling, and what a meter does not cover, is not in it.
 """
 
+# coverage: every branch
+
 from dataclasses import dataclass
 
 import msgspec

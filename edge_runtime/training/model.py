@@ -14,8 +14,8 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.engine import Engine, Graph
 from edge_runtime.training.encoder import Array, Batch, Encoder, Encodes, Pass, Representation
+from edge_runtime.training.engine import Engine, Graph
 from edge_runtime.training.stem import Stem
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.operators import check_graph_file

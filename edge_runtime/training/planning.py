@@ -5,6 +5,8 @@ process has already, what the plan's options take, and how much it may have. Whe
 does not say what is free, the fastest plan is taken; a bundle without footprint is trained in one piece, recomputed.
 """
 
+# coverage: every branch
+
 from dataclasses import dataclass, replace
 
 from edge_runtime.training.optimizer import optimizer

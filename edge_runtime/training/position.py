@@ -2,7 +2,7 @@
 
 import msgspec
 
-from edge_runtime.training.learnt import Learnt
+from edge_runtime.training.weighting_state import Learnt
 
 Rows = tuple[tuple[float, ...], ...]
 

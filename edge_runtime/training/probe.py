@@ -9,6 +9,8 @@ and what was drawn for it. What the gradients alone say of it, to first order, i
 and state and writes only scratch vectors, so training goes on bit for bit as if it had not been there.
 """
 
+# coverage: every branch
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 

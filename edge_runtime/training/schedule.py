@@ -1,5 +1,7 @@
 """The order of the samples and the learning rate: pure functions of a seed and a position."""
 
+# coverage: every branch
+
 from collections.abc import Iterator
 
 import numpy as np

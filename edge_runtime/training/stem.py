@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from edge_runtime.engine import Graph
 from edge_runtime.training.encoder import Batch, Inputs
+from edge_runtime.training.engine import Graph
 from edge_runtime.wire.manifest import Array
 
 

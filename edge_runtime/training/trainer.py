@@ -19,8 +19,7 @@ from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
 from edge_runtime.training.accumulation import Row, add_up, micro_batches
 from edge_runtime.training.encoder import Batch, Pass, Representation
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
-from edge_runtime.training.learnt import Learnt
-from edge_runtime.training.merging import merging
+from edge_runtime.training.gradient_combination import merging
 from edge_runtime.training.model import Labelled, Losses, Merge, Model, Target, Targets
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.position import Position, ProbesSoFar
@@ -28,9 +27,13 @@ from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.schedule import batch_at, batch_count, order
 from edge_runtime.training.scores import Scores
 from edge_runtime.training.weighting import Weighting, weighting
+from edge_runtime.training.weighting_state import Learnt
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
+
+EVALUATION_BATCH = 16
+"""Samples at once while losses are measured, where memory allows."""
 
 Report = Callable[[int, int], None]
 """Called with steps done and steps in all."""

@@ -7,13 +7,15 @@ that is NaN or zero is of a batch without labels of the task. What it has learnt
 device keeps between rounds (a fresh weighting begins with every weight 1).
 """
 
+# coverage: every branch
+
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.training.learnt import Learnt
+from edge_runtime.training.weighting_state import Learnt
 from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, TaskWeighting, UncertaintyWeighting
 
 Row = NDArray[np.float64]

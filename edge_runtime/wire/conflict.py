@@ -12,6 +12,8 @@ and in float64. `shares` (K,) say how much each gradient counts: ones for what s
 Where nothing conflicts, projection changes nothing: the coefficients are the shares, exactly.
 """
 
+# coverage: every branch
+
 from collections.abc import Sequence
 
 import numpy as np

@@ -13,6 +13,8 @@
 Each message is one sentence that says what is wrong and where.
 """
 
+# coverage: every branch
+
 MAX_REASON = 200
 
 

@@ -1,5 +1,7 @@
 """Files that appear whole: write a sibling, flush it to the disk, rename it into place."""
 
+# coverage: every branch
+
 import hashlib
 import os
 import tempfile

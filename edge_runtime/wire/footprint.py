@@ -4,6 +4,8 @@ For each graph file, by its digest: its nodes, what a run takes at most while it
 out), and what it leaves in the engine's memory for another graph. edge_runtime.wire.budget makes plans of it.
 """
 
+# coverage: every branch
+
 from collections.abc import Collection
 from itertools import pairwise
 from typing import Annotated

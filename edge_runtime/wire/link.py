@@ -5,6 +5,8 @@ again. A PUBACK says that the broker has a message, not that anyone read it: wha
 of this protocol and asked for again.
 """
 
+# coverage: every branch
+
 from dataclasses import dataclass
 from typing import Protocol
 

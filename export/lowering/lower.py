@@ -16,7 +16,6 @@ from export.lowering import (
     chance,
     convolution,
     normalization,
-    official,
     padding,
     pointwise,
     reduction,
@@ -24,6 +23,7 @@ from export.lowering import (
     selection,
     shaping,
 )
+from export.lowering import ort_training as official
 from export.lowering.context import SEED, Call, Context, RuleBook, Unfit, Value
 from export.onnx_graph import ELEMENT, OnnxGraph
 from export.trace import Batch, Step, Trace

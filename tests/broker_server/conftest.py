@@ -10,12 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker_server.aggregator import Aggregator
-from broker_server.config import ServerConfig
-from broker_server.coordinator import Coordinator
-from broker_server.federation import Federation
-from broker_server.keys import load_or_create
-from broker_server.store import Store
+from broker_server.rounds.coordinator import Coordinator
+from broker_server.rounds.federation import Federation
+from broker_server.rounds.journal import Store
+from broker_server.server.config import ServerConfig
+from broker_server.server.keys import load_or_create
+from broker_server.server.loop import Aggregator
 from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe

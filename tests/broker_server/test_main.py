@@ -8,7 +8,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from broker_server.__main__ import BAD_INPUT, OK, UNAVAILABLE, USAGE, main
-from broker_server.state import StateFolder
+from broker_server.server.state import StateFolder
 
 pytestmark = pytest.mark.workstation
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "split_golden.json"

@@ -19,7 +19,7 @@ pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from broker_server.keys import load_or_create
+from broker_server.server.keys import load_or_create
 from edge_runtime.wire.tensors import unpack
 
 pytestmark = pytest.mark.workstation

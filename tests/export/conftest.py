@@ -46,7 +46,7 @@ def model_file(tmp_path):
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """Runs a graph's bytes on the engine, as the exporter's command does."""
-    from edge_runtime.engine import Engine
+    from edge_runtime.training.engine import Engine
 
     engine, folder = Engine(), tmp_path_factory.mktemp("graphs")
 

@@ -8,7 +8,7 @@ from torch import nn  # noqa: E402
 from export import losses  # noqa: E402
 from export.compile import compile_model  # noqa: E402
 from export.model import MultiTaskModel  # noqa: E402
-from export.parity import TOLERANCE, check_parity  # noqa: E402
+from export.parity.check import TOLERANCE, check_parity  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 

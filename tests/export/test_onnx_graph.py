@@ -23,8 +23,8 @@ def test_lazily_puts_last_what_depends_on_what_is_late():
 
 def test_backward_pass_makes_a_mask_when_its_gradient_is_there(make, tmp_path):
     """In the order in which the engine runs: of three layers, the first one's mask is made after the last one's."""
-    from edge_runtime.engine import Engine
-    from export.footprint import OBSERVED, _array
+    from edge_runtime.training.engine import Engine
+    from export.memory.footprint import OBSERVED, _array
 
     layers = [layer for i in range(3) for layer in (nn.Conv2d(4 if i else 3, 4, 3, padding=1), nn.ReLU6())]
     compiled = compile_model(make(encoder=nn.Sequential(*layers)), stages=1)

@@ -7,7 +7,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from edge_runtime.engine import Engine  # noqa: E402
+from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
 from edge_runtime.training.optimizer import Sgd  # noqa: E402
 from edge_runtime.training.probe import Probe  # noqa: E402
@@ -15,7 +15,7 @@ from edge_runtime.wire.manifest import Parity  # noqa: E402
 from export.compile import compile_model, describe, named_tensors  # noqa: E402
 from export.losses import l1  # noqa: E402
 from export.model import MultiTaskModel  # noqa: E402
-from export.parity import TOLERANCE, check_parity  # noqa: E402
+from export.parity.check import TOLERANCE, check_parity  # noqa: E402
 from export.running import moving, running_statistics, unchanged  # noqa: E402
 
 pytestmark = pytest.mark.workstation

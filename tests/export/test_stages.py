@@ -6,14 +6,14 @@ onnx = pytest.importorskip("onnx")
 
 from torch import nn  # noqa: E402
 
-from edge_runtime.engine import Engine  # noqa: E402
+from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
 from edge_runtime.wire.manifest import Parity  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.errors import ModelInvalid  # noqa: E402
 from export.losses import l1  # noqa: E402
 from export.model import MultiTaskModel  # noqa: E402
-from export.parity import TOLERANCE, check_parity  # noqa: E402
+from export.parity.check import TOLERANCE, check_parity  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 NO_PARITY = Parity(max_relative_error=0.0, worst="", compared=0)

@@ -7,8 +7,8 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from edge_runtime.engine import Engine  # noqa: E402
 from edge_runtime.training.encoder import Encoder  # noqa: E402
+from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
 from edge_runtime.training.optimizer import Sgd  # noqa: E402
 from edge_runtime.training.stem import Stem  # noqa: E402
@@ -18,8 +18,8 @@ from export.compile import compile_model, describe  # noqa: E402
 from export.deploy import inference_model  # noqa: E402
 from export.errors import ModelInvalid, OfficialImpossible, ParityFailed  # noqa: E402
 from export.models import vit  # noqa: E402
-from export.official import forward_graph  # noqa: E402
-from export.parity import TOLERANCE, check_parity  # noqa: E402
+from export.ort_training.training_model import forward_graph  # noqa: E402
+from export.parity.check import TOLERANCE, check_parity  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 NO_PARITY = wire.Parity(max_relative_error=0.0, worst="", compared=0)

@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker_server.keys import load_or_create
+from broker_server.server.keys import load_or_create
 from edge_runtime.wire.names import group_id
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ class Site:
 
     def enrol(self, name, *, meter="none", meter_root="/", meter_idle_s=0.0, **settings):
         pytest.importorskip("jwt")
-        from broker_server.enrol import enrol
+        from broker_server.server.enrol import enrol
 
         config = self.root / name / "agent.toml"
         enrol(

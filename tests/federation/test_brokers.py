@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.x509.oid import NameOID
 
-from broker_server.state import read_url
+from broker_server.server.state import read_url
 from edge_runtime.wire import tokens
 from edge_runtime.wire.link import Disconnected
 from edge_runtime.wire.mqtt import MqttLink

@@ -6,13 +6,13 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from broker_server.gpaggregation import aggregate  # noqa: E402
-from broker_server.server_step import ServerOptimizer  # noqa: E402
+from broker_server.aggregation.gpaggregation import aggregate  # noqa: E402
+from broker_server.aggregation.server_optimizer import ServerOptimizer  # noqa: E402
 from edge_runtime.datasets.dataset import Split  # noqa: E402
-from edge_runtime.engine import Engine  # noqa: E402
-from edge_runtime.general.host import Host  # noqa: E402
+from edge_runtime.split_learning.client import RemoteEncoder  # noqa: E402
+from edge_runtime.split_learning.server import Host  # noqa: E402
+from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
-from edge_runtime.training.remote import RemoteEncoder  # noqa: E402
 from edge_runtime.training.trainer import Trainer  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.messages import Training  # noqa: E402

@@ -18,12 +18,12 @@ pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from edge_runtime.wire import exchange
 from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire import split_learning as exchange
+from edge_runtime.wire.fragments import Assembler, cut
 from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import Hello, Plan, Status, decode_server, encode
 from edge_runtime.wire.mqtt import MqttLink
-from edge_runtime.wire.pieces import Assembler, cut
 from edge_runtime.wire.tensors import unpack
 from edge_runtime.wire.topics import Topics
 

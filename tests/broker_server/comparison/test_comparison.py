@@ -2,7 +2,7 @@ import pytest
 
 from broker_server.comparison.comparison import ComparisonImpossible, compare
 from broker_server.comparison.published import TASKS
-from broker_server.report import MetricMean
+from broker_server.report.build import MetricMean
 from broker_server.simulation.outline import Outline
 
 OUTLINE = Outline(

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from broker_server.comparison.comparison import compare
 from broker_server.comparison.markdown import document, escape, marks, replace_between, table, tables
 from broker_server.comparison.published import TASKS
-from broker_server.report import MetricMean
+from broker_server.report.build import MetricMean
 from broker_server.simulation.outline import Outline
 
 OUTLINE = Outline(methods=("single", "MAS-2", "slow"), seeds=(0, 1), sections={"ablations": ("slow",)})

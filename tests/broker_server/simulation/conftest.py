@@ -6,12 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from broker_server.config import ServerConfig
-from broker_server.keys import load_or_create
-from broker_server.simulation.courses import Library, RecallingFederation
+from broker_server.rounds.journal import Store
+from broker_server.server.config import ServerConfig
+from broker_server.server.keys import load_or_create
+from broker_server.simulation.run_cache import Library, RecallingFederation
 from broker_server.simulation.summary import Summary
 from broker_server.simulation.timeline import Timeline
-from broker_server.store import Store
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.manifest import decode, read_folder
 from edge_runtime.wire.messages import Affinity, Evaluation, Update

@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from broker_server.config import ConfigInvalid
+from broker_server.server.config import ConfigInvalid
 
 pytest.importorskip("rich")
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.config import ConfigInvalid
+from broker_server.server.config import ConfigInvalid
 from broker_server.simulation.experiment import Experiment, data_sets, read_experiment
 from broker_server.simulation.outline import Outline
 

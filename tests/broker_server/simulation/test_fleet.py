@@ -3,17 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.simulation.crossing import Crossing
-from broker_server.simulation.fleet import (
-    Board,
-    Costs,
-    Fleet,
-    GeneralHost,
-    additive,
-    drop_after,
-    probes,
-    work_time,
-)
+from broker_server.simulation.fleet import Board, Costs, Fleet, GeneralHost, additive, drop_after, probes, work_time
+from broker_server.simulation.traffic import Crossing
 from edge_runtime.wire.blob import describe
 from edge_runtime.wire.messages import Plan, Training
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker_server.config import ConfigInvalid
+from broker_server.server.config import ConfigInvalid
 from broker_server.simulation.experiment import Experiment
 from broker_server.simulation.fleet import Costs
 from broker_server.simulation.grid import Parts, run_grid

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from broker_server.config import ConfigInvalid
+from broker_server.server.config import ConfigInvalid
 from broker_server.simulation.labels import labelled
 from edge_runtime.datasets.dataset import Dataset, Description, write_description, write_split
 

@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from broker_server import report as reports
+from broker_server.report import build as reports
 from broker_server.simulation.summary import summarise
 
 

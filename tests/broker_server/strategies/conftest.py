@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from broker_server.affinity import Affinities, AffinityLedger
-from broker_server.strategy import Measured
+from broker_server.grouping.affinity import Affinities, AffinityLedger
+from broker_server.strategies.planner import Measured
 from edge_runtime.wire.messages import Affinity
 
 TASKS = ("a", "b", "c")

@@ -1,6 +1,6 @@
 import pytest
 
-from broker_server.split import SplitImpossible
+from broker_server.grouping.search import SplitImpossible
 from broker_server.strategies.hoa import Hoa
 
 TASKS = ("a", "b", "c")

@@ -2,9 +2,9 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker_server.split import SplitImpossible
+from broker_server.grouping.search import SplitImpossible
 from broker_server.strategies.mas import Mas, finder
-from broker_server.strategy import Phase, assignment, learning_rate
+from broker_server.strategies.planner import Phase, assignment, learning_rate
 
 TASKS = ("a", "b", "c")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from broker_server.split import SplitImpossible
+from broker_server.grouping.search import SplitImpossible
 from broker_server.strategies.tag import Tag
 
 TASKS = ("a", "b", "c")

@@ -392,7 +392,7 @@ def test_flash_with_a_memory_budget_limits_the_service_by_it(words, out, fat_of,
 @pytest.mark.workstation
 def test_flash_enrols_with_the_server_s_state(words, tmp_path, out, fat_of, capsys):
     pytest.importorskip("jwt")
-    from broker_server.keys import load_or_create
+    from broker_server.server.keys import load_or_create
 
     state = tmp_path / "server"
     assert main(words(agent=None, enrol=state)) == 2

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_runtime.agent.carried import CarriedVectors
+from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkCancelled, WorkRefused
 from edge_runtime.energy.account import EnergyAccount

@@ -20,13 +20,7 @@ from edge_runtime.agent.actions import (
     Unsubscribe,
 )
 from edge_runtime.agent.activity import TRANSITIONS, Activity
-from edge_runtime.agent.session import (
-    ANNOUNCE_AGAIN_S,
-    MAX_ANNOUNCE_AGAIN_S,
-    MAX_CORRUPT,
-    LocalProtocolError,
-    Session,
-)
+from edge_runtime.agent.session import ANNOUNCE_AGAIN_S, MAX_ANNOUNCE_AGAIN_S, MAX_CORRUPT, LocalProtocolError, Session
 from edge_runtime.agent.state import Pending
 from edge_runtime.agent.transfer import Wanted
 from edge_runtime.wire.blob import Blob

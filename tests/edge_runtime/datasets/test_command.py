@@ -20,28 +20,23 @@ def parse(*words):
 @pytest.fixture
 def rooms(tmp_path):
     pytest.importorskip("PIL")
-    out = tmp_path / "rooms"
-    args = parse("rooms", "--out", out, "--buildings", 1, "--images", 8, "--size", 16, "--processes", 1, "--json")
-    assert run(args) == 0
-    return out
+    from broker_server.simulation.rooms.building import Settings, draw_buildings
+
+    return (
+        draw_buildings(tmp_path / "rooms", Settings(buildings=1, images=8, size=16, seed=0), processes=1)
+        .folders[0]
+        .parent
+    )
 
 
 @pytest.mark.workstation
-def test_rooms_then_import(rooms, tmp_path, capsys):
+def test_import_of_rooms(rooms, tmp_path, capsys):
     capsys.readouterr()
     assert run(parse("import", rooms, "--out", tmp_path / "sets", "--size", 16, "--json")) == 0
     (one,) = json.loads(capsys.readouterr().out)["datasets"]
     assert one["building"] == "building_00"
     assert one["counts"] == {"train": 4, "val": 2, "test": 2}
     assert len(one["tasks"]) == 9
-
-
-@pytest.mark.workstation
-def test_rooms_says_what_was_drawn(rooms, tmp_path, capsys):
-    capsys.readouterr()
-    args = parse("rooms", "--out", rooms, "--buildings", 1, "--images", 8, "--size", 16)
-    assert run(args) == 0
-    assert capsys.readouterr().out == f"0 views drawn, 8 were there: 1 buildings in {rooms}\n"
 
 
 @pytest.mark.workstation
@@ -67,13 +62,6 @@ def test_import_asked_for_nonsense(rooms, tmp_path, capsys, words, said):
 
 
 @pytest.mark.workstation
-def test_rooms_asked_for_nonsense(tmp_path, capsys):
-    pytest.importorskip("PIL")
-    assert run(parse("rooms", "--out", tmp_path, "--images", 0)) == 2
-    assert "`$.images`" in capsys.readouterr().err
-
-
-@pytest.mark.workstation
 def test_import_of_damaged_data(rooms, tmp_path, capsys):
     damaged = rooms / "building_00" / "point_0_view_0_domain_rgb.png"
     damaged.write_bytes(damaged.read_bytes()[:100])
@@ -90,14 +78,14 @@ def test_import_to_a_place_that_cannot_be_written(rooms, tmp_path, capsys):
     assert str(tmp_path / "file") in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("words", [[], ["rooms"], ["import", "somewhere"], ["rooms", "--out", "x", "--images", "many"]])
+@pytest.mark.parametrize("words", [[], ["import", "somewhere"], ["import", "x", "--out", "y", "--size", "many"]])
 def test_arguments_missing_or_wrong(words, capsys):
     with pytest.raises(SystemExit) as caught:
         parse(*words)
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize("words", [["rooms", "--out", "x"], ["import", "y", "--out", "x"]])
+@pytest.mark.parametrize("words", [["import", "y", "--out", "x"]])
 def test_without_pillow(words, tmp_path):
     # An empty entry in sys.modules is how Python itself says that a module cannot be imported.
     program = (

@@ -4,14 +4,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_runtime.datasets.dataset import SPLITS
-from edge_runtime.datasets.partition import (
-    Fractions,
-    PartitionImpossible,
-    corners,
-    draw_corners,
-    regions,
-    split_keys,
-)
+from edge_runtime.datasets.partition import Fractions, PartitionImpossible, corners, draw_corners, regions, split_keys
 
 
 def generator(seed=0):

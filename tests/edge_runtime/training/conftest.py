@@ -9,7 +9,7 @@ import pytest
 
 from edge_runtime.agent.work import Order
 from edge_runtime.datasets.dataset import Dataset
-from edge_runtime.engine import Engine
+from edge_runtime.training.engine import Engine
 from edge_runtime.training.model import GraphShelf, Model
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Blob, BlobStore, describe

@@ -72,7 +72,7 @@ def test_optimizer_leaves_what_is_not_trained(optimizer):
 
 
 def test_frozen_stage_is_not_trained_and_the_rest_is(tiny):
-    from edge_runtime.engine import Engine
+    from edge_runtime.training.engine import Engine
     from edge_runtime.training.model import GraphShelf, Model
     from edge_runtime.wire import manifest as manifests
 
@@ -95,7 +95,7 @@ def test_frozen_stage_is_not_trained_and_the_rest_is(tiny):
 
 
 def test_encoder_that_is_frozen_whole_is_not_probed(tiny):
-    from edge_runtime.engine import Engine
+    from edge_runtime.training.engine import Engine
     from edge_runtime.training.model import GraphShelf, Model
     from edge_runtime.wire import manifest as manifests
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from edge_runtime.training.checkpoint import MAX_HEADER_BYTES, Checkpoint, Header, key_of
-from edge_runtime.training.learnt import Learnt
 from edge_runtime.training.position import Position, ProbesSoFar
 from edge_runtime.training.trainer import Trainer
-from edge_runtime.training.worker import LocalWorker
+from edge_runtime.training.weighting_state import Learnt
 from edge_runtime.wire.messages import GradNormWeighting
+from edge_runtime.worker import LocalWorker
 
 ROOT = Path(__file__).parents[3]
 POSITION = Position(

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edge_runtime.engine import Engine, EngineError
+from edge_runtime.training.engine import Engine, EngineError
 from edge_runtime.training.model import GraphShelf, Labelled, Model
 from edge_runtime.training.trainer import load
 from edge_runtime.wire import manifest as manifests

@@ -4,11 +4,11 @@ import msgspec
 import pytest
 
 from edge_runtime.training.planning import planned
-from edge_runtime.training.worker import LocalWorker
 from edge_runtime.wire.budget import MARGIN, MemoryPlan, Work, plans, predict
 from edge_runtime.wire.errors import BudgetTooSmall
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
 from edge_runtime.wire.manifest import Array
+from edge_runtime.worker import LocalWorker
 
 MIB = 2**20
 BASE = 50 * MIB

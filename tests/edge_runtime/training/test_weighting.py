@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.training.learnt import Learnt
 from edge_runtime.training.weighting import LEAST_WEIGHT, Fixed, GradNorm, Uncertainty, weighting
+from edge_runtime.training.weighting_state import Learnt
 from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
 TASKS = ("a", "b", "c")

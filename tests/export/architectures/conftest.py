@@ -12,7 +12,7 @@ class SideBySide:
     """A model compiled and loaded as a device does it, and a copy that PyTorch trains."""
 
     def __init__(self, model, folder):
-        from edge_runtime.engine import Engine
+        from edge_runtime.training.engine import Engine
         from edge_runtime.training.model import GraphShelf, Model
         from edge_runtime.wire.manifest import Parity
         from export.compile import compile_model, describe
@@ -43,12 +43,12 @@ class SideBySide:
         return np.array(ours), np.array(theirs), np.array(exactly)
 
     def follow(self, steps, lr, run):
-        """PyTorch trains; at each step all graphs are held to it, with its weights and state, by export.parity.
+        """PyTorch trains; at each step all graphs are held to it, with its weights and state, by export.parity.check.
 
         Gives for each step the losses of PyTorch, how far each tensor is from PyTorch's, and, at the first and the
         last, how far the gradients that a device computes are from those of the graphs.
         """
-        from export.parity import differences, outputs
+        from export.parity.check import differences, outputs
 
         eager = Eager(self.reference, lr=lr)
         for step in range(steps):
@@ -160,7 +160,7 @@ def side_by_side(tmp_path):
 @pytest.fixture
 def run_graph_bytes(tmp_path):
     """Runs a graph's bytes on the engine that devices use."""
-    from edge_runtime.engine import Engine
+    from edge_runtime.training.engine import Engine
 
     engine, loaded = Engine(), {}
 

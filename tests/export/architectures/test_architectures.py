@@ -15,7 +15,7 @@ from export.losses import cross_entropy, l2, masked_l1  # noqa: E402
 from export.model import MultiTaskModel  # noqa: E402
 from export.models import convnext, xception  # noqa: E402
 from export.models import vit as divided  # noqa: E402
-from export.parity import TOLERANCE, check_parity  # noqa: E402
+from export.parity.check import TOLERANCE, check_parity  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 STEPS = 20

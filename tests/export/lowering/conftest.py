@@ -81,7 +81,7 @@ def translate() -> Callable[..., Translated]:
 @pytest.fixture(scope="session")
 def run_graph(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     """Runs an ONNX model on the engine that devices use."""
-    from edge_runtime.engine import Engine
+    from edge_runtime.training.engine import Engine
     from edge_runtime.wire.operators import check_graph
 
     engine, folder = Engine(), tmp_path_factory.mktemp("graphs")

@@ -8,7 +8,7 @@ from torch import nn  # noqa: E402
 
 from export.errors import OperatorUnsupported  # noqa: E402
 from export.lowering.chance import draws, threshold  # noqa: E402
-from export.seeded import Seeded  # noqa: E402
+from export.parity.seeded import Seeded  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 

@@ -1,0 +1,146 @@
+"""How the changes of a round's devices become one step of the encoder; stems and heads are federated averages.
+
+A change is the encoder's weights that a round began with less those that a device ended with. The rule makes one change
+of them, and the server's optimizer steps along it:
+
+- mean: the weighted mean; with the plain step this is federated averaging, bit for bit
+- gpaggregation: FedBone's rule, by history attention and projection (gpaggregation.py)
+- pcgrad, cagrad: the rules that devices have for tasks (wire/conflict.py), with n_k / Σ n as shares
+
+What goes on from one round of a group to the next is the memory: the last aggregate and the optimizer's state, one flat
+vector. A group's first round in a phase has none.
+"""
+
+# coverage: every branch
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Literal
+
+import msgspec
+import numpy as np
+
+from broker_server.aggregation.fedavg import FedAvg, part_weight
+from broker_server.aggregation.gpaggregation import aggregate
+from broker_server.aggregation.server_optimizer import ServerOptimizer
+from edge_runtime.wire.conflict import cagrad, combine, gram, pcgrad
+from edge_runtime.wire.messages import CAGradRadius
+from edge_runtime.wire.tensors import TensorTable, Vector
+
+ENCODER = "encoder"
+Rule = Literal["mean", "gpaggregation", "pcgrad", "cagrad"]
+
+
+class Aggregation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How devices' changes of the encoder are combined, and the step that is made with what comes out."""
+
+    rule: Rule = "mean"
+    optimizer: ServerOptimizer = ServerOptimizer()
+    cagrad_c: CAGradRadius = 0.4
+    """For `cagrad`: how far from the mean it may go, in parts of the mean's length."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is federated averaging."""
+        return self.rule == "mean" and self.optimizer.is_plain
+
+    def memory(self, table: TensorTable) -> TensorTable | None:
+        """How the memory of a group with this table is laid out; None where nothing goes on."""
+        where = table.parts[ENCODER]
+        size = where.stop - where.start
+        sizes = {
+            "history": size if self.rule == "gpaggregation" else 0,
+            "optimizer": self.optimizer.state_size(size),
+        }
+        shapes = {name: (length,) for name, length in sizes.items() if length}
+        return TensorTable.of(shapes) if shapes else None
+
+
+class Combination:
+    """What a round makes of the weights that it began with (P,), laid out by `table`, and of devices' weights (P,).
+
+    `memory` is what the group's round before left, laid out by aggregation.memory(table); None in its first round.
+    `seed` draws PCGrad's orders. Devices are folded in an order that means nothing, such as that of their names: PCGrad
+    and GPAggregation depend on it. In memory are one device's weights and the sums of FedAvg; the changes of the
+    encoder, for the rules that need all of them at once, are in a temporary file in `folder`.
+    """
+
+    def __init__(
+        self,
+        table: TensorTable,
+        given: Vector,
+        aggregation: Aggregation,
+        *,
+        memory: Vector | None,
+        seed: Sequence[int],
+        folder: Path,
+    ) -> None:
+        table.check(given)
+        self._table = table
+        self._given = given
+        self._aggregation = aggregation
+        self._memory = memory
+        self._seed = tuple(seed)
+        self._where = table.parts[ENCODER]
+        self._mean = FedAvg(table)
+        self._examples: list[int] = []
+        self._folder = folder
+        self._file: IO[bytes] | None = None
+        self.diverged = False
+        """Whether the step was not finite, so that it was not taken: the encoder is as it was, its memory is gone."""
+
+    def fold(self, vector: Vector, examples: Mapping[str, int]) -> None:
+        """Add one device's weights; `examples` is what it trained on, by task.
+
+        Raises TensorsInvalid for another length or dtype.
+        """
+        self._mean.fold(vector, examples)
+        if weight := part_weight(ENCODER, examples):
+            self._examples.append(weight)
+            if self._aggregation.rule != "mean":
+                self._file = self._file or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
+                self._file.write((self._given[self._where] - vector[self._where]).data.cast("B"))
+
+    def result(self) -> tuple[Vector, Vector | None]:
+        """New weights, and the memory for the next round. What no device trained keeps its weights."""
+        new = self._mean.result(self._given)
+        if self._aggregation.is_plain or not self._examples:
+            return new, self._memory
+        with np.errstate(over="ignore", invalid="ignore"):
+            weights, memory = self._step(new[self._where])
+        finite = bool(np.isfinite(weights).all() and (memory is None or np.isfinite(memory).all()))
+        new[self._where] = weights if finite else self._given[self._where]
+        self.diverged = not finite
+        return new, memory if finite else None
+
+    def _step(self, mean: Vector) -> tuple[Vector, Vector | None]:
+        """New weights of the encoder, and the memory."""
+        layout = self._aggregation.memory(self._table)
+        size = 0 if layout is None else layout.size
+        memory = np.zeros(size, np.float32) if self._memory is None else self._memory.copy()
+        parts = {} if layout is None else layout.views(memory)
+        change = self._change(mean, None if self._memory is None else parts.get("history"))
+        given = self._given[self._where]
+        weights, state = self._aggregation.optimizer.step(given, change, parts.get("optimizer", memory[:0]))
+        for name, value in (("history", change), ("optimizer", state)):
+            if name in parts:
+                parts[name][:] = value
+        return weights, None if layout is None else memory
+
+    def _change(self, mean: Vector, history: Vector | None) -> Vector:
+        """The devices' changes as one."""
+        if self._file is None:
+            change: Vector = self._given[self._where] - mean
+            return change
+        with self._file as file:
+            file.flush()
+            changes = list(np.memmap(file, np.float32, "r", shape=(len(self._examples), len(mean))))
+        shares = np.array(self._examples, np.float64) / sum(self._examples)
+        match self._aggregation.rule:
+            case "pcgrad":
+                return combine(changes, pcgrad(gram(changes), shares, self._seed))
+            case "cagrad":
+                return combine(changes, cagrad(gram(changes), shares, self._aggregation.cagrad_c))
+            case _:
+                return aggregate(changes, self._examples, history)

@@ -1,0 +1,116 @@
+# ruff: noqa: N803  (T is the number of tasks)
+"""Other divisions of tasks into groups than the best one of split.py: step by step, the worst, and a random one.
+
+Scores are those of split.py over all tasks, so that divisions compare. Dividing step by step (MAS, Zhuang et al., ICCV
+2023, section 4: hierarchical splitting) starts from all tasks in one group and halves, again and again, the group that
+gains most by it: a federation can do one step, train, measure again and do the next. The worst division and random
+ones show what a good one is worth.
+"""
+
+# coverage: every branch
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from broker_server.grouping.search import (
+    TIE,
+    Split,
+    SplitImpossible,
+    blocks,
+    check,
+    check_tasks,
+    group_mask,
+    in_order,
+    score,
+    search_table,
+    task_scores,
+)
+
+Groups = tuple[tuple[str, ...], ...]
+
+
+def divided(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[str]]) -> Split:
+    """The division `groups`, one of its groups halved: that which gains most, or loses least, by its best halves.
+
+    `values` (T, T) are the affinities i→j of all tasks. Of equals the first group is taken. Raises SplitImpossible,
+    also if `groups` is no division, or every group is a single task.
+    """
+    array = check(tasks, values)
+    masks = [group_mask(tasks, group) for group in groups]
+    if sum(masks) != 2 ** len(tasks) - 1 or sum(map(int.bit_count, masks)) != len(tasks) or 0 in masks:
+        raise SplitImpossible("the groups are no division of the tasks: each task has to be in one of them")
+    block = task_scores(array).sum(axis=1)  # (2^T,)
+    best: tuple[float, int, int] | None = None
+    for mask in masks:
+        halves = blocks(len(tasks))[mask][:-1]  # the last block is the group itself
+        if not len(halves):
+            continue
+        gains = block[halves] + block[mask ^ halves] - block[mask]
+        winner = int(gains.argmax())
+        if best is None or gains[winner] > best[0] + TIE:
+            best = float(gains[winner]), mask, int(halves[winner])
+    if best is None:
+        raise SplitImpossible("every group is a single task: nothing is left to divide")
+    _, whole, half = best
+    found = in_order(tasks, [mask for mask in masks if mask != whole] + [half, whole ^ half])
+    return Split(groups=found, score=score(tasks, array, found), mode="exactly")
+
+
+def hierarchical(
+    tasks: Sequence[str], values: ArrayLike, groups: int, mode: Literal["exactly", "at_most"] = "exactly"
+) -> Split:
+    """The division into `groups` groups step by step; `at_most` stops where no step gains. Raises SplitImpossible."""
+    array = check(tasks, values)
+    if not 1 <= groups <= len(tasks):
+        raise SplitImpossible(f"{len(tasks)} tasks cannot be divided step by step into {groups} groups")
+    whole = (tuple(tasks),)
+    found = Split(groups=whole, score=score(tasks, array, whole), mode=mode)
+    while len(found.groups) < groups:
+        following = divided(tasks, array, found.groups)
+        if mode == "at_most" and following.score <= found.score + TIE:
+            break
+        found = Split(groups=following.groups, score=following.score, mode=mode)
+    return found
+
+
+def worst(tasks: Sequence[str], values: ArrayLike, groups: int) -> Split:
+    """The division into exactly `groups` groups with the lowest score. Raises SplitImpossible."""
+    found = search_table(tasks, -task_scores(check(tasks, values)), groups, "exactly")
+    return Split(groups=found.groups, score=-found.score, mode="exactly")
+
+
+def random_groups(tasks: Sequence[str], groups: int, seed: int) -> Groups:
+    """One of the divisions into exactly `groups` groups, each as likely as any other. Raises SplitImpossible."""
+    check_tasks(tasks)
+    if not 1 <= groups <= len(tasks):
+        raise SplitImpossible(f"{len(tasks)} tasks cannot be split into exactly {groups} groups")
+    number = int(np.random.default_rng(seed).integers(count(len(tasks), groups)))
+    return division(tasks, groups, number)
+
+
+def count(T: int, groups: int) -> int:
+    """How many divisions of T tasks into exactly `groups` groups there are: Stirling's number of the second kind."""
+    row = [1] + [0] * groups  # of no tasks, by the number of groups
+    for _ in range(T):
+        row = [0] + [k * row[k] + row[k - 1] for k in range(1, groups + 1)]
+    return row[groups]
+
+
+def division(tasks: Sequence[str], groups: int, number: int) -> Groups:
+    """The division into exactly `groups` groups with a number from 0 to count(T, groups) - 1, each another one.
+
+    The last task is alone in as many as there are divisions of the rest into one group fewer; in the others it joins
+    one of the rest's groups.
+    """
+    if not tasks:
+        return ()
+    *rest, last = tasks
+    alone = count(len(rest), groups - 1)
+    if number < alone:
+        return (*division(rest, groups - 1, number), (last,))
+    which, number = divmod(number - alone, count(len(rest), groups))
+    found = division(rest, groups, number)
+    return (*found[:which], (*found[which], last), *found[which + 1 :])

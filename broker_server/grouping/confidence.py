@@ -1,0 +1,106 @@
+"""How sure a split is: whether it would still be the best had other devices been asked, or the same ones again.
+
+By devices: affinities differ between devices because their data do. So the devices are drawn anew, as many as there
+are, with replacement; a device that is drawn counts as often with all that it measured, in every round (the bootstrap
+over clusters: Efron, Ann. Stat. 1979; Davison and Hinkley, 1997, section 3.8). The confidence is the share of the draws
+in which the same groups are the best. With few devices it is too large: it cannot show what none of them has.
+
+By errors: where only means and their standard errors are at hand, the affinities themselves are drawn.
+
+A split has settled when it was the best with some confidence after each of the last rounds: then a federation may
+split by it instead of after a fixed number of rounds.
+"""
+
+# coverage: every branch
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from broker_server.grouping.affinity import AffinityLedger
+from broker_server.grouping.search import Mode, Split, check, search
+
+LEAST_DEVICES = 2
+"""Drawing one device anew gives the same device."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sure:
+    """The best split by what was measured, and how sure it is, 0 to 1; None where fewer than two devices measured."""
+
+    split: Split
+    confidence: float | None
+
+
+def by_devices(ledger: AffinityLedger, groups: int, mode: Mode, *, draws: int = 200, seed: int = 0) -> Sure:
+    """The best split of a ledger, and the share of seeded draws of its devices in which the same groups are the best.
+
+    A draw in which nobody measured some pair counts against it. Raises SplitImpossible, also if the ledger has no
+    value for a pair.
+    """
+    tasks, devices = ledger.tasks, ledger.devices
+    found = search(tasks, ledger.result().values, groups, mode)
+    if len(devices) < LEAST_DEVICES:
+        return Sure(split=found, confidence=None)
+    random = np.random.default_rng(seed)
+    times = random.multinomial(len(devices), [1 / len(devices)] * len(devices), size=draws)  # (draws, devices)
+    same = sum(
+        bool(np.isfinite(values).all()) and search(tasks, values, groups, mode).groups == found.groups
+        for values in ledger.weighted(times.astype(np.float64))
+    )
+    return Sure(split=found, confidence=same / draws)
+
+
+def settled(
+    ledger: AffinityLedger,
+    groups: int,
+    mode: Mode,
+    *,
+    least: float,
+    rounds: int,
+    draws: int = 200,
+    seed: int = 0,
+) -> Sure | None:
+    """The best split, if after each of the last `rounds` probed rounds it was the best with a confidence of `least`.
+
+    What counts after a round is the mean over all rounds of the ledger up to it; give `ledger.between(…)` to forget the
+    first ones. None while it has not settled, and while pairs are unmeasured. Raises SplitImpossible.
+    """
+    probed = ledger.rounds
+    if not ledger.result().complete or len(probed) < rounds:
+        return None
+    last = by_devices(ledger, groups, mode, draws=draws, seed=seed)
+    for end in reversed(probed[-rounds:]):
+        before = ledger.between(probed[0], end)
+        if not before.result().complete:
+            return None
+        sure = by_devices(before, groups, mode, draws=draws, seed=seed)
+        if sure.split.groups != last.split.groups or sure.confidence is None or sure.confidence < least:
+            return None
+    return last
+
+
+def by_errors(
+    tasks: Sequence[str],
+    values: ArrayLike,
+    standard_error: ArrayLike,
+    split: Split,
+    *,
+    groups: int,
+    draws: int = 100,
+    seed: int = 0,
+) -> float:
+    """How sure a split is, 0 to 1: the share of `draws` in which it wins when the affinities vary by their errors.
+
+    `standard_error` is (T, T); affinities are drawn as independent normal values. Raises SplitImpossible.
+    """
+    array, error = check(tasks, values), check(tasks, standard_error)
+    random = np.random.default_rng(seed)
+    same = sum(
+        set(search(tasks, array + error * random.standard_normal(array.shape), groups, split.mode).groups)
+        == set(split.groups)
+        for _ in range(draws)
+    )
+    return same / draws

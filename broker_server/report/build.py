@@ -1,0 +1,342 @@
+"""report.json: what a federation did, from its journal alone. None is for what was not measured."""
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from importlib import metadata
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from broker_server.aggregation.fedavg import weighted_losses
+from broker_server.grouping.affinity import Affinities, AffinityLedger
+from broker_server.grouping.search import Mode
+from broker_server.report.energy import EnergySum, total
+from broker_server.rounds.actions import Result
+from broker_server.rounds.journal import RoundRow, Store
+from broker_server.strategies.planner import Phase
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.energy import Energy
+from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.manifest import Artifacts
+from edge_runtime.wire.messages import Evaluation, Update
+from edge_runtime.wire.metrics import MetricName
+from edge_runtime.wire.names import Tasks, group_id
+
+REPORT = "report.json"
+MODELS = "models"
+STAGES = ("before", "merged", "end")
+_PACKAGES = ("mas-edge", "numpy", "msgspec", "safetensors", "paho-mqtt", "cryptography", "pyjwt")
+Losses = dict[str, float]
+_Names = dict[str, MetricName | None]
+
+
+class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One round of training. Losses are means over devices, weighted by examples; `val_loss` is before training."""
+
+    round: int
+    phase: str
+    group: str
+    clients: tuple[str, ...]
+    train_loss: Losses
+    val_loss: Losses | None
+    wall_s: float
+    bytes_up: int | None
+    bytes_down: int | None
+    update_schemes: dict[str, int]
+    """How many of the updates came by each scheme."""
+    update_ratio: float | None
+    """The bytes of the updates' files, relative to the same number of weights in full (fp32)."""
+    peak_rss_bytes: int | None
+    """The largest of any device."""
+    energy: EnergySum
+    """Over all members of the round, those whose work came to nothing among them."""
+    energy_by_device: dict[str, Energy | None]
+
+
+class MetricMean(msgspec.Struct, frozen=True, kw_only=True):
+    """A task's metric: the mean over devices, weighted by examples.
+
+    So an mIoU is the mean of the devices', not that of all their pixels, and an RMSE likewise.
+    """
+
+    name: MetricName
+    value: float
+
+
+class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
+    """One evaluation of a group, by task. Losses and metrics are means over devices, weighted by examples."""
+
+    round: int
+    phase: str
+    group: str
+    loss: Losses
+    metrics: dict[str, MetricMean]
+    """Without the tasks that have none, or of which nothing was measured."""
+
+
+class EnergyReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What the federation has cost: all closed rounds, and those of each group."""
+
+    total: EnergySum
+    groups: dict[str, EnergySum]
+
+
+class AffinityReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Affinities, [i][j] being i→j; None for a pair that nobody measured."""
+
+    tasks: tuple[str, ...]
+    values: list[list[float | None]]
+    counts: list[list[int]]
+
+
+class SplitReport(msgspec.Struct, frozen=True, kw_only=True):
+    """The groups found."""
+
+    groups: tuple[tuple[str, ...], ...]
+    score: float
+    mode: Mode
+
+
+class OfficialReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Official artifacts made during the run: how far they are from the portable graphs, or why there are none."""
+
+    max_relative_error: float | None
+    problem: str | None
+
+
+class Report(msgspec.Struct, frozen=True, kw_only=True):
+    """report.json."""
+
+    strategy: str
+    tasks: tuple[str, ...]
+    seed: int
+    versions: dict[str, str]
+    rounds: list[RoundReport]
+    energy: EnergyReport
+    affinity: AffinityReport | None
+    split: SplitReport | None
+    official: dict[str, OfficialReport]
+    """By group, of those whose official artifacts were to be made."""
+    test_loss: dict[str, Losses | None]
+    """For `before`, `merged` and `end`: by task, and `total` where every task was measured."""
+    wall_s: float | None
+    evaluations: list[EvaluationReport] = []
+    test_metrics: dict[str, dict[str, MetricMean] | None] = {}
+    """For the stages of `test_loss`: by task, of the group whose loss it counts with."""
+
+
+class ReportImpossible(ValueError):
+    """There is nothing to report on, or what is there cannot be read."""
+
+
+def build(store: Store, tasks_of: Mapping[str, Tasks] | None = None) -> Report:
+    """The report of what the journal holds. Raises ReportImpossible if no federation has begun.
+
+    Where `tasks_of` names a device, what it measured of other tasks does not count.
+    """
+    phases = [phase for phase, _ in store.phases()]
+    settings = msgspec.json.decode(store.fact("settings") or "{}", type=dict[str, object])
+    if not phases:
+        raise ReportImpossible("no federation has begun in this state folder, so there is nothing to report")
+    tasks = _tasks(phases)
+    closed = [
+        (row, _counting(store.results(row.assignment.round), tasks_of or {}))
+        for row in store.rounds()
+        if row.closed_s is not None
+    ]
+    full = {group: blob.size_bytes for group, blob in store.weights().items()}
+    measured = affinities(store)
+    split = next((phase.split for phase in phases if phase.split is not None), None)
+    evaluations = _evaluations(closed, msgspec.json.decode(store.fact("metrics") or "{}", type=_Names))
+    times = [time_s for row, _ in closed for time_s in (row.started_s, row.closed_s) if time_s is not None]
+    return Report(
+        strategy=str(settings.get("strategy")),
+        tasks=tasks,
+        seed=msgspec.convert(settings.get("seed", 0), int),
+        versions=versions() | msgspec.json.decode(store.fact("versions") or "{}", type=dict[str, str]),
+        rounds=[
+            round_report(
+                row,
+                results,
+                full.get((row.assignment.phase, row.assignment.group)),
+                store.energy(row.assignment.round),
+            )
+            for row, results in closed
+            if row.assignment.work == "train"
+        ],
+        energy=energy_report((row, store.energy(row.assignment.round)) for row, _ in closed),
+        affinity=None if measured is None else _affinity(measured),
+        split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
+        official={group: _official(outcome) for group, outcome in store.official().items()},
+        test_loss={stage: _test_loss(stage, evaluations, tasks) for stage in STAGES},
+        wall_s=max(times) - min(times) if times else None,
+        evaluations=evaluations,
+        test_metrics={stage: _test_metrics(stage, evaluations) for stage in STAGES},
+    )
+
+
+def affinities(store: Store) -> Affinities | None:
+    """What was measured in the closed rounds; None if nothing was."""
+    phases = [phase for phase, _ in store.phases()]
+    ledger = AffinityLedger(_tasks(phases))
+    for row in store.rounds():
+        if row.closed_s is not None and row.assignment.probe:
+            for device, result in store.results(row.assignment.round).items():
+                if isinstance(result, Update) and result.affinity is not None:
+                    ledger.add(row.assignment.round, device, result.affinity)
+    return ledger.result() if len(ledger) else None
+
+
+def round_report(
+    row: RoundRow,
+    results: Mapping[str, Result],
+    full_bytes: int | None = None,
+    energy: Mapping[str, Energy] | None = None,
+) -> RoundReport:
+    """What a closed round of training did.
+
+    `full_bytes` is the size of the group's weights in full, where known; `energy` what devices have said since they
+    handed in their results.
+    """
+    energies = _energies(row, {device: result.energy for device, result in results.items()} | dict(energy or {}))
+    updates = [result for result in results.values() if isinstance(result, Update)]
+    validated = [(update.val_loss, update.examples) for update in updates if update.val_loss is not None]
+    peaks = [update.peak_rss_bytes for update in updates if update.peak_rss_bytes is not None]
+    sent = sum(update.weights.size_bytes for update in updates)
+    return RoundReport(
+        round=row.assignment.round,
+        phase=row.assignment.phase,
+        group=row.assignment.group,
+        clients=tuple(sorted(results)),
+        train_loss=weighted_losses((update.train_loss, update.examples) for update in updates),
+        val_loss=weighted_losses(validated) or None,
+        wall_s=(row.closed_s or row.started_s) - row.started_s,
+        bytes_up=row.bytes_up,
+        bytes_down=row.bytes_down,
+        update_schemes=dict(sorted(Counter(update.scheme for update in updates).items())),
+        update_ratio=sent / (len(updates) * full_bytes) if updates and full_bytes else None,
+        peak_rss_bytes=max(peaks, default=None),
+        energy=total(tuple(energies.values())),
+        energy_by_device=energies,
+    )
+
+
+def models(store: Store, blobs: BlobStore) -> dict[str, bytes]:
+    """The newest weights of every group of the last phase that trained, by group, as safetensors."""
+    trained = [phase for phase, _ in store.phases() if phase.work == "train"]
+    current = store.weights()
+    groups = [group_id(tasks) for tasks in trained[-1].groups] if trained else []
+    return {group: blobs.read(current[trained[-1].name, group].digest) for group in groups}
+
+
+def write(folder: Path, report: Report, weights: Mapping[str, bytes]) -> None:
+    """Write report.json and models/<group>.safetensors."""
+    for group, data in weights.items():
+        write_whole(folder / MODELS / f"{group}.safetensors", data)
+    write_whole(folder / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+
+
+def read(path: Path) -> Report:
+    """A report that was written. Raises ReportImpossible."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Report)
+    except OSError as exc:
+        raise ReportImpossible(f"{path} cannot be read: {exc.strerror}") from exc
+    except msgspec.MsgspecError as exc:
+        raise ReportImpossible(f"{path} is not a report: {exc}") from exc
+
+
+def versions() -> dict[str, str]:
+    """The versions of Python and of the packages that the server stands on."""
+    installed = {str(package.metadata["Name"]).lower(): package.version for package in metadata.distributions()}
+    return {"python": platform.python_version()} | {name: installed[name] for name in _PACKAGES if name in installed}
+
+
+def energy_report(closed: Iterable[tuple[RoundRow, Mapping[str, Energy]]]) -> EnergyReport:
+    """What closed rounds have cost, measuring rounds among them."""
+    plans: dict[str, list[Energy | None]] = {}
+    for row, energy in closed:
+        plans.setdefault(row.assignment.group, []).extend(_energies(row, energy).values())
+    return EnergyReport(
+        total=total([energy for group in plans.values() for energy in group]),
+        groups={group: total(energies) for group, energies in plans.items()},
+    )
+
+
+def _energies(row: RoundRow, known: Mapping[str, Energy | None]) -> dict[str, Energy | None]:
+    """Energy by member, in order; None for one that has not said."""
+    return {device: known.get(device) for device in sorted({*row.members, *known})}
+
+
+def _counting(results: Mapping[str, Result], tasks_of: Mapping[str, Tasks]) -> dict[str, Result]:
+    """The results of a round, evaluations with the examples of some devices' own tasks alone."""
+    found = dict(results)
+    for device, result in results.items():
+        if device in tasks_of and isinstance(result, Evaluation):
+            examples = {task: number for task, number in result.examples.items() if task in tasks_of[device]}
+            found[device] = msgspec.structs.replace(result, examples=examples)
+    return found
+
+
+def _tasks(phases: Iterable[Phase]) -> tuple[str, ...]:
+    return tuple(sorted({task for phase in phases for group in phase.groups for task in group}))
+
+
+def _official(outcome: Artifacts | str) -> OfficialReport:
+    if isinstance(outcome, str):
+        return OfficialReport(max_relative_error=None, problem=outcome)
+    return OfficialReport(max_relative_error=outcome.max_relative_error, problem=None)
+
+
+def _affinity(measured: Affinities) -> AffinityReport:
+    values = [[float(value) if np.isfinite(value) else None for value in row] for row in measured.values]
+    return AffinityReport(tasks=measured.tasks, values=values, counts=measured.counts.tolist())
+
+
+def _evaluations(closed: Iterable[tuple[RoundRow, Mapping[str, Result]]], names: _Names) -> list[EvaluationReport]:
+    """What was evaluated; `names` are the tasks' metrics."""
+    found = []
+    for row, results in closed:
+        about = row.assignment
+        if about.work != "evaluate":
+            continue
+        said = [result for result in results.values() if isinstance(result, Evaluation)]
+        values = weighted_losses((each.metrics, each.examples) for each in said if each.metrics is not None)
+        named = [(task, name, values[task]) for task, name in names.items() if name is not None and task in values]
+        found.append(
+            EvaluationReport(
+                round=about.round,
+                phase=about.phase,
+                group=about.group,
+                loss=weighted_losses((each.loss, each.examples) for each in said),
+                metrics={task: MetricMean(name=name, value=value) for task, name, value in named},
+            )
+        )
+    return found
+
+
+def _serving(stage: str, evaluations: Iterable[EvaluationReport]) -> dict[str, EvaluationReport]:
+    """By task the evaluation of a stage that it counts with: of several groups the one with the least loss."""
+    best: dict[str, EvaluationReport] = {}
+    for each in evaluations:
+        if each.phase == stage:
+            for task, loss in each.loss.items():
+                if task not in best or loss < best[task].loss[task]:
+                    best[task] = each
+    return best
+
+
+def _test_loss(stage: str, evaluations: Iterable[EvaluationReport], tasks: tuple[str, ...]) -> Losses | None:
+    """The losses of one evaluation, its groups together; a task in several groups counts with its best."""
+    losses = {task: each.loss[task] for task, each in _serving(stage, evaluations).items()}
+    if set(losses) == set(tasks):
+        return losses | {"total": sum(losses.values())}
+    return losses or None
+
+
+def _test_metrics(stage: str, evaluations: Iterable[EvaluationReport]) -> dict[str, MetricMean] | None:
+    """The metrics of one evaluation, each task's where its loss is from."""
+    serving = sorted(_serving(stage, evaluations).items())
+    return {task: each.metrics[task] for task, each in serving if task in each.metrics} or None

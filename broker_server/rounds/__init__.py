@@ -1,0 +1,1 @@
+"""Rounds of a federation: state machine, validation, journal, and the processes that rounds need."""

@@ -1,0 +1,307 @@
+"""The state of a federation in SQLite, journalled before anything is acknowledged.
+
+Rules
+- Every method that changes something is one transaction, on the disk when it returns (WAL, synchronous FULL).
+- Blobs are in the folder beside the database and are there, whole, before a row names them. They are deleted only
+  after the transaction that makes them needless. What a crash leaves between the two is swept at the next start.
+- Rows hold the typed structures of the wire and of the planner, as JSON.
+- Times are seconds since the epoch, for people; no decision is made by them.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from broker_server.strategies.planner import Assignment, Phase
+from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.energy import Energy
+from edge_runtime.wire.manifest import Artifacts
+from edge_runtime.wire.messages import Evaluation, Hello, Spent, Update
+
+T = TypeVar("T")
+SCHEMA = 2
+_TABLES = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS devices (device TEXT PRIMARY KEY, hello BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS phases (number INTEGER PRIMARY KEY, first_round INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS weights (phase TEXT, grp TEXT, blob BLOB NOT NULL, PRIMARY KEY (phase, grp)) STRICT;
+CREATE TABLE IF NOT EXISTS memories (phase TEXT, grp TEXT, blob BLOB NOT NULL, PRIMARY KEY (phase, grp)) STRICT;
+CREATE TABLE IF NOT EXISTS rounds (
+    round INTEGER PRIMARY KEY, body BLOB NOT NULL, members BLOB NOT NULL, quorum INTEGER NOT NULL,
+    started_s REAL NOT NULL, closed_s REAL, bytes_up INTEGER, bytes_down INTEGER
+) STRICT;
+CREATE TABLE IF NOT EXISTS results (
+    round INTEGER, device TEXT, body BLOB NOT NULL, PRIMARY KEY (round, device)
+) STRICT;
+CREATE TABLE IF NOT EXISTS energy (
+    round INTEGER, device TEXT, body BLOB NOT NULL, PRIMARY KEY (round, device)
+) STRICT;
+CREATE TABLE IF NOT EXISTS official (grp TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS events (
+    number INTEGER PRIMARY KEY, at_s REAL NOT NULL, text TEXT NOT NULL
+) STRICT;
+"""
+MAX_EVENTS = 10_000
+
+
+class StoreInvalid(ValueError):
+    """The state folder's database cannot be used."""
+
+
+class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What is known of a round. `closed_s` is None while it is open; bytes are None where nobody counted."""
+
+    assignment: Assignment
+    members: tuple[str, ...]
+    quorum: int
+    started_s: float
+    closed_s: float | None
+    bytes_up: int | None
+    bytes_down: int | None
+
+
+class RoundFacts(msgspec.Struct, frozen=True, kw_only=True):
+    """A round with what devices made of it and what it has cost them."""
+
+    row: RoundRow
+    results: dict[str, Update | Evaluation]
+    energy: dict[str, Energy]
+
+
+class Store:
+    """A federation's journal. Used from one thread. `clock` is in seconds, since the epoch or a simulation's start."""
+
+    def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = sqlite3.connect(path, isolation_level=None)
+        try:
+            self._database.execute("PRAGMA journal_mode=WAL")
+            self._database.execute("PRAGMA synchronous=FULL")
+            version = self._database.execute("PRAGMA user_version").fetchone()[0]
+            if version in {0, SCHEMA}:
+                self._database.executescript(_TABLES)
+                self._database.execute(f"PRAGMA user_version={SCHEMA}")
+        except sqlite3.DatabaseError as exc:
+            self._database.close()
+            raise StoreInvalid(f"{path} cannot be used: {exc}; move it away to start anew") from exc
+        if version not in {0, SCHEMA}:
+            self._database.close()
+            raise StoreInvalid(f"{path} was written by another version ({version}, this one reads {SCHEMA})")
+
+    def close(self) -> None:
+        """Close the database."""
+        self._database.close()
+
+    def fact(self, key: str) -> str | None:
+        """A fact about the federation."""
+        row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_fact(self, key: str, value: str) -> None:
+        """Keep a fact about the federation."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def set_hello(self, device: str, hello: Hello) -> None:
+        """Keep what a device said of itself."""
+        with self._transaction() as database:
+            database.execute("INSERT OR REPLACE INTO devices VALUES (?, ?)", (device, _json(hello)))
+
+    def hellos(self) -> dict[str, Hello]:
+        """What every device said of itself."""
+        rows = self._database.execute("SELECT device, hello FROM devices ORDER BY device")
+        return {device: msgspec.json.decode(body, type=Hello) for device, body in rows}
+
+    def begin_phase(self, phase: Phase, first_round: int, weights: dict[str, Blob]) -> None:
+        """A phase begins; `weights` are those that its groups, by id, start from. Memories of earlier phases go."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM memories")
+            number = database.execute("SELECT count(*) FROM phases").fetchone()[0]
+            database.execute("INSERT INTO phases VALUES (?, ?, ?)", (number, first_round, _json(phase)))
+            for group, blob in weights.items():
+                database.execute("INSERT INTO weights VALUES (?, ?, ?)", (phase.name, group, _json(blob)))
+
+    def phases(self) -> list[tuple[Phase, int]]:
+        """Every phase that has begun, with the ordinal of its first round."""
+        rows = self._database.execute("SELECT body, first_round FROM phases ORDER BY number")
+        return [(msgspec.json.decode(body, type=Phase), first) for body, first in rows]
+
+    def weights(self) -> dict[tuple[str, str], Blob]:
+        """The newest weights of every phase and group."""
+        rows = self._database.execute("SELECT phase, grp, blob FROM weights")
+        return {(phase, group): msgspec.json.decode(blob, type=Blob) for phase, group, blob in rows}
+
+    def memories(self) -> dict[tuple[str, str], Blob]:
+        """What the last round of a phase and group left for the next one's aggregation."""
+        rows = self._database.execute("SELECT phase, grp, blob FROM memories")
+        return {(phase, group): msgspec.json.decode(blob, type=Blob) for phase, group, blob in rows}
+
+    def open_round(self, assignment: Assignment, members: tuple[str, ...], quorum: int) -> None:
+        """A round has begun, or has other members."""
+        with self._transaction() as database:
+            database.execute(
+                "INSERT INTO rounds (round, body, members, quorum, started_s) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (round) DO UPDATE SET members = excluded.members, quorum = excluded.quorum",
+                (assignment.round, _json(assignment), _json(members), quorum, self._clock()),
+            )
+
+    def add_result(self, round_number: int, device: str, result: Update | Evaluation) -> bool:
+        """Keep a device's result; False if one of this round is here already."""
+        with self._transaction() as database:
+            cursor = database.execute(
+                "INSERT OR IGNORE INTO results VALUES (?, ?, ?)", (round_number, device, _json(result))
+            )
+            return cursor.rowcount == 1
+
+    def results(self, round_number: int) -> dict[str, Update | Evaluation]:
+        """The results that a round has, by device, in order."""
+        rows = self._database.execute(
+            "SELECT device, body FROM results WHERE round = ? ORDER BY device", (round_number,)
+        )
+        return {device: msgspec.json.decode(body, type=Update | Evaluation) for device, body in rows}
+
+    def set_energy(self, spent: Spent, device: str) -> bool:
+        """Keep what a plan has cost a device in all; False if it was not in that round."""
+        with self._transaction() as database:
+            row = database.execute("SELECT body, members FROM rounds WHERE round = ?", (spent.round,)).fetchone()
+            if row is None or msgspec.json.decode(row[0], type=Assignment).group != spent.group:
+                return False
+            if device not in msgspec.json.decode(row[1], type=tuple[str, ...]):
+                return False
+            database.execute(
+                "INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", (spent.round, device, _json(spent.energy))
+            )
+            return True
+
+    def energy(self, round_number: int) -> dict[str, Energy]:
+        """What a round's plan has cost each device that has said so."""
+        rows = self._database.execute("SELECT device, body FROM energy WHERE round = ?", (round_number,))
+        spent = {device: msgspec.json.decode(body, type=Energy) for device, body in rows}
+        results = self.results(round_number).items()
+        return {device: result.energy for device, result in results if result.energy is not None} | spent
+
+    def close_round(
+        self,
+        assignment: Assignment,
+        weights: Blob | None,
+        *,
+        bytes_up: int | None,
+        bytes_down: int | None,
+        memory: Blob | None = None,
+    ) -> None:
+        """A round has closed; `weights` are what it made of its group, None for an evaluation.
+
+        `memory` is what it leaves for the aggregation of the group's next round.
+        """
+        with self._transaction() as database:
+            database.execute(
+                "UPDATE rounds SET closed_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
+                (self._clock(), bytes_up, bytes_down, assignment.round),
+            )
+            if weights is not None:
+                database.execute(
+                    "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)",
+                    (assignment.phase, assignment.group, _json(weights)),
+                )
+            if memory is None:
+                database.execute(
+                    "DELETE FROM memories WHERE phase = ? AND grp = ?", (assignment.phase, assignment.group)
+                )
+            else:
+                database.execute(
+                    "INSERT OR REPLACE INTO memories VALUES (?, ?, ?)",
+                    (assignment.phase, assignment.group, _json(memory)),
+                )
+
+    def add_rounds(self, rounds: Sequence[RoundFacts], weights: Blob | None) -> None:
+        """Closed rounds of one group all at once, with what the last of them made of it."""
+        with self._transaction() as database:
+            for facts in rounds:
+                row = facts.row
+                about = row.assignment
+                database.execute(
+                    "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                    (
+                        about.round,
+                        _json(about),
+                        _json(row.members),
+                        row.quorum,
+                        row.started_s,
+                        row.closed_s,
+                        row.bytes_up,
+                        row.bytes_down,
+                    ),
+                )
+                for device, result in facts.results.items():
+                    database.execute("INSERT INTO results VALUES (?, ?, ?)", (about.round, device, _json(result)))
+                for device, energy in facts.energy.items():
+                    database.execute("INSERT INTO energy VALUES (?, ?, ?)", (about.round, device, _json(energy)))
+            if weights is not None:
+                about = rounds[-1].row.assignment
+                database.execute(
+                    "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)", (about.phase, about.group, _json(weights))
+                )
+
+    def facts_of(self, row: RoundRow) -> RoundFacts:
+        """All that is known of a round."""
+        number = row.assignment.round
+        return RoundFacts(row=row, results=self.results(number), energy=self.energy(number))
+
+    def rounds(self) -> list[RoundRow]:
+        """Every round that has begun, in order."""
+        rows = self._database.execute(
+            "SELECT body, members, quorum, started_s, closed_s, bytes_up, bytes_down FROM rounds ORDER BY round"
+        )
+        return [
+            RoundRow(
+                assignment=msgspec.json.decode(body, type=Assignment),
+                members=msgspec.json.decode(members, type=tuple[str, ...]),
+                quorum=quorum,
+                started_s=started_s,
+                closed_s=closed_s,
+                bytes_up=bytes_up,
+                bytes_down=bytes_down,
+            )
+            for body, members, quorum, started_s, closed_s, bytes_up, bytes_down in rows
+        ]
+
+    def set_official(self, outcomes: Mapping[str, Artifacts | str]) -> None:
+        """Keep the official artifacts that were made of groups, by group, or why they could not be."""
+        with self._transaction() as database:
+            for group, outcome in outcomes.items():
+                database.execute("INSERT OR REPLACE INTO official VALUES (?, ?)", (group, _json(outcome)))
+
+    def official(self) -> dict[str, Artifacts | str]:
+        """What came of the groups whose official artifacts were to be made."""
+        rows = self._database.execute("SELECT grp, body FROM official ORDER BY grp")
+        return {group: msgspec.json.decode(body, type=Artifacts | str) for group, body in rows}
+
+    def note(self, text: str) -> None:
+        """Keep something that people should be able to read later; the oldest of too many are dropped."""
+        with self._transaction() as database:
+            number = database.execute("INSERT INTO events (at_s, text) VALUES (?, ?)", (self._clock(), text)).lastrowid
+            database.execute("DELETE FROM events WHERE number <= ?", ((number or 0) - MAX_EVENTS,))
+
+    def notes(self) -> list[tuple[float, str]]:
+        """What was noted, oldest first, as (seconds since the epoch, text)."""
+        return list(self._database.execute("SELECT at_s, text FROM events ORDER BY number"))
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        self._database.execute("BEGIN IMMEDIATE")
+        try:
+            yield self._database
+        except BaseException:
+            self._database.execute("ROLLBACK")
+            raise
+        self._database.execute("COMMIT")
+
+
+def _json(value: object) -> bytes:
+    return msgspec.json.encode(value)

@@ -1,0 +1,165 @@
+"""Official ONNX Runtime training artifacts of groups that were just decided, made while the federation waits for them.
+
+Rules
+- They are made by a process in the official environment, `python -m export split`: the server knows neither onnx nor
+  onnxruntime. It leads a process group of its own, which is killed at the time limit and when the server ends.
+- It writes to a fresh folder within the state folder. What the process of a server that was killed still writes to
+  another one is deleted with the next start.
+- What it wrote counts only when its manifest is the bundle's but for the artifacts, and every file is what it says.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from broker_server.rounds.coordinator import Device
+from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.manifest import (
+    MANIFEST,
+    MAX_MANIFEST_BYTES,
+    Artifacts,
+    Manifest,
+    check_file,
+    decode,
+    official_path,
+)
+from edge_runtime.wire.names import Tasks, group_id
+
+ROOT = Path(__file__).resolve().parents[2]
+"""Where the packages are: the official environment holds none of ours."""
+MAX_SAID = 300
+
+
+class OfficialImpossible(RuntimeError):
+    """The artifacts cannot be made; one sentence says why."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A group's artifacts and where their files are, by name, until the maker is started or stopped again."""
+
+    artifacts: Artifacts
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True)
+class _Running:
+    process: subprocess.Popen[bytes]
+    bundle: Manifest
+    groups: tuple[Tasks, ...]
+    out: Path
+    until_s: float
+
+
+class Maker:
+    """Makes artifacts of a bundle's groups, a few groups at a time. `folder` is its own and is emptied."""
+
+    def __init__(self, *, python: Path, bundle: Path, folder: Path, limit_s: float) -> None:
+        self._python = python
+        self._bundle = bundle
+        self._folder = folder
+        self._limit_s = limit_s
+        self._running: _Running | None = None
+        shutil.rmtree(folder, ignore_errors=True)
+
+    @property
+    def busy(self) -> bool:
+        """Whether artifacts are being made."""
+        return self._running is not None
+
+    def start(self, bundle: Manifest, groups: Sequence[Tasks], now_s: float) -> None:
+        """Begin to make the artifacts of some groups of the bundle. Raises OfficialImpossible."""
+        self.stop()
+        if bundle.official is None or bundle.official.forward is None:
+            raise OfficialImpossible("the bundle has no forward graph of all tasks: compile it with --official auto")
+        text = ";".join(",".join(tasks) for tasks in groups)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            out = Path(tempfile.mkdtemp(dir=self._folder)).resolve()
+            words = ["split", self._bundle.resolve(), "--groups", text, "--out", out, "--official-python", self._python]
+            with (out / "said").open("wb") as said:
+                process = subprocess.Popen(
+                    [str(self._python), "-m", "export", *map(str, words)],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    stdout=said,
+                    stderr=said,
+                    start_new_session=True,
+                )
+        except OSError as exc:
+            raise OfficialImpossible(f"{exc.filename or self._python}: {exc.strerror}") from exc
+        self._running = _Running(process, bundle, tuple(groups), out, now_s + self._limit_s)
+
+    def poll(self, now_s: float) -> dict[Tasks, Made] | None:
+        """What was made, once; None while it is not ready. Raises OfficialImpossible, and the maker is then free."""
+        running = self._running
+        if running is None:
+            return None
+        code = running.process.poll()
+        if code is None and now_s < running.until_s:
+            return None
+        self._end(running)
+        if code is None:
+            raise OfficialImpossible(f"they were not ready after {self._limit_s:g} s (official_limit_s)")
+        try:
+            if code != 0:
+                raise OfficialImpossible(_last_line(running.out / "said") or f"{self._python} ended with code {code}")
+            return _checked(running)
+        except (BundleInvalid, OSError) as exc:
+            raise OfficialImpossible(f"what {self._python} made cannot be used: {exc}") from exc
+
+    def stop(self) -> None:
+        """Make nothing more, and delete what was made."""
+        if self._running is not None:
+            self._end(self._running)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _end(self, running: _Running) -> None:
+        """What the process has started ends with it."""
+        self._running = None
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(running.process.pid, signal.SIGKILL)
+        running.process.wait()
+
+
+def _checked(running: _Running) -> dict[Tasks, Made]:
+    with (running.out / MANIFEST).open("rb") as data:
+        manifest = decode(data.read(MAX_MANIFEST_BYTES + 1))
+    same = msgspec.structs.replace(manifest, official=running.bundle.official) == running.bundle
+    found = manifest.official.groups if manifest.official is not None else {}
+    if not same or (lacking := [group for group in map(group_id, running.groups) if group not in found]):
+        raise BundleInvalid("it is of another bundle" if not same else f"it has nothing for {', '.join(lacking)}")
+    made = {}
+    for tasks in running.groups:
+        artifacts = found[group_id(tasks)]
+        files = {name: official_path(running.out, group_id(tasks), name) for name in artifacts.files}
+        for name, file in artifacts.files.items():
+            check_file(files[name], file)
+        made[tasks] = Made(artifacts, files)
+    return made
+
+
+def _last_line(said: Path) -> str:
+    lines = said.read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:MAX_SAID] if lines else ""
+
+
+def asking(devices: Mapping[str, Device]) -> tuple[list[str], list[str]]:
+    """The devices that ask for official artifacts, and those of them that train with nothing else, in order."""
+    uses = {name: device.hello.official for name, device in sorted(devices.items()) if device.hello is not None}
+    return [name for name, use in uses.items() if use != "off"], [n for n, use in uses.items() if use == "require"]
+
+
+def failure(groups: Iterable[Tasks], problem: str, requiring: Collection[str]) -> str:
+    """One sentence about artifacts that cannot be made, and what follows from it."""
+    named = ", ".join(map(group_id, groups))
+    follows = f"{', '.join(requiring)} must refuse, the others train" if requiring else "the devices train"
+    return f"no official artifacts for {named}: {problem}; {follows} with the portable graphs"

@@ -1,0 +1,1 @@
+"""The running server: settings, state folder, loop, transfers and progress."""

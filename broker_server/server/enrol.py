@@ -1,0 +1,85 @@
+"""Enrolling a device: its agent.toml, with a token of its own and the server's public key to pin."""
+
+import json
+import re
+import socket
+from pathlib import Path
+
+from broker_server.server.keys import load_or_create
+from broker_server.server.state import read_url
+from edge_runtime.wire import tokens
+from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.signing import public_hex
+
+SECRET = 0o600
+DAY_S = 86_400.0
+DEFAULT_PORT = 1883
+MAX_THREADS = 1024
+"""What agent.toml takes."""
+_URL = re.compile(r"mqtts?://[^/\s@]+\Z")
+_UNSPECIFIED = {"", "0.0.0.0", "::"}  # noqa: S104
+
+
+class EnrolmentRefused(ValueError):
+    """The device cannot be enrolled so; the sentence says why."""
+
+
+def enrol(
+    device: str,
+    out: Path,
+    *,
+    state: Path,
+    federation: str,
+    url: str | None = None,
+    data: str = "data",
+    days: float = 365.0,
+    threads: int | None = None,
+    ca_file: str | None = None,
+    engine: str | None = None,
+    meter: str | None = None,
+    force: bool = False,
+) -> None:
+    """Write a device's configuration to `out`, readable by its owner alone. Paths are the device's, relative to it.
+
+    Raises EnrolmentRefused for a file that is there already (unless `force`), a URL, a lifetime or threads that
+    cannot be; TokenRefused for a name that may not be one; KeyInvalid.
+    """
+    if out.exists() and not force:
+        raise EnrolmentRefused(f"{out} exists already: give --force to replace it, with a new token")
+    if not days > 0:
+        raise EnrolmentRefused(f"a token that is good for {days:g} days is good for nothing")
+    if threads is not None and not 1 <= threads <= MAX_THREADS:
+        raise EnrolmentRefused(f"{threads} threads cannot compute: give 1 to {MAX_THREADS}")
+    url = url or read_url(state) or f"mqtt://{own_address()}:{DEFAULT_PORT}"
+    if not _URL.match(url):
+        raise EnrolmentRefused(f"{url!r} is not a broker's URL: write mqtt://host:port or mqtts://host:port")
+    key = load_or_create(state)
+    token = tokens.issue(key, name=device, federation=federation, role="device", lifetime_s=days * DAY_S)
+    entries: dict[str, str | int | None] = {
+        "device": device,
+        "federation": federation,
+        "url": url,
+        "token": token,
+        "server_key": public_hex(key),
+        "data": data,
+        "state": "state",
+        "threads": threads,
+        "ca_file": ca_file,
+        "engine": engine,
+        "meter": meter,
+    }
+    given = {name: value for name, value in entries.items() if value is not None}
+    text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items())
+    write_whole(out, text.encode(), mode=SECRET)
+
+
+def own_address(host: str = "") -> str:
+    """The address at which other machines find this one, as far as it can be told; `host` if that names one."""
+    if host not in _UNSPECIFIED:
+        return host
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # sends nothing: it only asks which address a packet would leave from
+            return str(probe.getsockname()[0])
+        except OSError:
+            return "127.0.0.1"

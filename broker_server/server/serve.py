@@ -1,0 +1,260 @@
+"""A running server: state folder, broker, aggregator and view put together, until it is stopped."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broker_server.mqtt.auth import TokenAuthorizer
+from broker_server.mqtt.broker import EmbeddedBroker
+from broker_server.report import build as reports
+from broker_server.rounds.coordinator import Coordinator
+from broker_server.rounds.encoder_process import GeneralHost
+from broker_server.rounds.federation import Federation
+from broker_server.rounds.journal import Store
+from broker_server.rounds.ort_training_process import Maker
+from broker_server.server.config import ConfigInvalid, ServerConfig
+from broker_server.server.enrol import own_address
+from broker_server.server.keys import load_or_create
+from broker_server.server.loop import Aggregator, Watcher
+from broker_server.server.progress import Lines, Screen
+from broker_server.server.state import StateFolder
+from edge_runtime.wire import manifest, tokens
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.link import Link
+from edge_runtime.wire.mqtt import MqttLink
+from edge_runtime.wire.pipe import HostProcess
+from edge_runtime.wire.topics import Topics
+
+PORT_SEARCH = 20
+"""A port in use is moved around by so many."""
+LINGER_S = 3.0
+"""How long the last messages of a finished federation get to leave."""
+BUNDLE_S = 1.0
+"""How often a missing bundle is looked for."""
+SERVER = "server"
+OFFICIAL = "official"
+"""The folder in the state folder where official artifacts are made."""
+TOKEN_S = 30 * 86_400.0
+
+
+def serve(
+    config: ServerConfig,
+    *,
+    broker: str | None = None,
+    ca_file: Path | None = None,
+    token: str | None = None,
+    is_new: bool = False,
+    is_once: bool = False,
+    is_quiet: bool = False,
+    report: Path | None = None,
+) -> bool:
+    """Serve until stopped, or with `is_once` until the federation has finished; whether it did so as planned.
+
+    With `broker`, a URL, that broker is used and none is started. Raises StateBusy, StoreInvalid, KeyInvalid,
+    BrokerNotStarted, BrokerRefused, LinkInvalid, BundleInvalid, FederationChanged, SplitImpossible, ConfigInvalid;
+    OSError as the file system does.
+    """
+    if broker is not None and config.certificate is not None:
+        raise ConfigInvalid(
+            "certificate and key are for the broker that this server starts: with --broker leave them out"
+        )
+    folder = StateFolder(config.state)
+    with contextlib.ExitStack() as stack:
+        stack.callback(folder.close)
+        if is_new:
+            folder.clear()
+        key = load_or_create(config.state)
+        store, blobs = folder.open()
+        stack.callback(store.close)
+        if broker is None:
+            link = stack.enter_context(_embedded(config, key, folder))
+        else:
+            link = stack.enter_context(_external(config, key, folder, url=broker, token=token, ca_file=ca_file))
+        watcher = _watcher(stack, is_quiet=is_quiet)
+        maker = _maker(config)
+        if maker is not None:
+            stack.callback(maker.stop)
+        host = _host(config, link)
+        if host is not None:
+            stack.callback(host.close)
+        aggregator = Aggregator(
+            link=link,
+            topics=Topics(config.federation),
+            store=store,
+            blobs=blobs,
+            coordinator=Coordinator(config.rules, store.hellos()),
+            watcher=watcher,
+            maker=maker,
+            host=host,
+        )
+        if config.bundle is not None or _is_bundle(config.bundle_path):
+            aggregator.run(_federation(config, store, blobs, key))
+        else:
+            aggregator.note(
+                f"no bundle at {config.bundle_path}, so no rounds run: make one with "
+                f"`python -m export compile FILE.py:build --out {config.bundle_path}` and it is picked up"
+            )
+        _loop(aggregator, config, key, store, blobs, is_once=is_once, out=report or config.state / "report")
+        return not aggregator.failed
+
+
+def write_report(out: Path, store: Store, blobs: BlobStore) -> Path:
+    """Write report.json, report.html and models/ of what the journal holds; the page. Raises ReportImpossible."""
+    from broker_server.report import html as report_html  # matplotlib is slow to import, and needed at the end alone
+
+    built = reports.build(store)
+    reports.write(out, built, reports.models(store, blobs))
+    return report_html.write(out, built, affinities=reports.affinities(store))
+
+
+def _loop(
+    aggregator: Aggregator,
+    config: ServerConfig,
+    key: Ed25519PrivateKey,
+    store: Store,
+    blobs: BlobStore,
+    *,
+    is_once: bool,
+    out: Path,
+) -> None:
+    looked_s, ended_s, problem = time.monotonic(), 0.0, ""
+    reported: int | None = None
+    while True:
+        aggregator.step(BUNDLE_S)
+        now_s = time.monotonic()
+        if aggregator.federation is None and now_s - looked_s >= BUNDLE_S and _is_bundle(config.bundle_path):
+            looked_s = now_s
+            try:
+                aggregator.run(_federation(config, store, blobs, key))
+            except BundleInvalid as exc:  # it may still be on its way
+                if str(exc) != problem:
+                    problem = str(exc)
+                    aggregator.note(problem)
+        if aggregator.finished is not None and reported is None:
+            reported = aggregator.energies
+            aggregator.note(f"report: {write_report(out, store, blobs)}")
+            ended_s = time.monotonic()
+            if not is_once:
+                aggregator.note("the server goes on listening: Ctrl-C ends it, --new begins another federation")
+        if reported is None or now_s - ended_s < LINGER_S:
+            continue
+        if aggregator.energies != reported:  # the last round's uploads, which devices have told of since
+            reported, ended_s = aggregator.energies, now_s
+            write_report(out, store, blobs)
+        if is_once and aggregator.quiet:
+            return
+
+
+def _watcher(stack: contextlib.ExitStack, *, is_quiet: bool) -> Watcher:
+    if is_quiet or not sys.stdout.isatty():
+        return Lines()
+    screen = Screen()
+    screen.start()
+    stack.callback(screen.stop)
+    return screen
+
+
+def _maker(config: ServerConfig) -> Maker | None:
+    """What makes official artifacts, where its Python is known. Raises ConfigInvalid."""
+    if config.official_python is None:
+        return None
+    if not config.official_python.is_file():
+        raise ConfigInvalid(
+            f"official_python: {config.official_python} does not exist: make the environment with `make venv-official`"
+        )
+    return Maker(
+        python=config.official_python.absolute(),
+        bundle=config.bundle_path,
+        folder=config.state / OFFICIAL,
+        limit_s=config.official_limit_s,
+    )
+
+
+def _host(config: ServerConfig, link: Link) -> GeneralHost | None:
+    """What computes the encoder for devices that do not have it. Raises ConfigInvalid."""
+    if not config.is_apart:
+        return None
+    if find_spec("onnxruntime") is None:
+        raise ConfigInvalid("general: a host of the encoder needs onnxruntime here: pip install '.[board]'")
+    bundle, threads = config.bundle_path, config.general_threads or None
+    return GeneralHost(lambda: HostProcess.of_bundle(bundle, threads, config.general_provider, link.interrupt))
+
+
+def _is_bundle(folder: Path) -> bool:
+    return (folder / manifest.MANIFEST).is_file()
+
+
+def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed25519PrivateKey) -> Federation:
+    bundle = manifest.read_folder(config.bundle_path)
+    return Federation(
+        store=store, blobs=blobs, bundle=bundle, folder=config.bundle_path, key=key, terms=config.terms(bundle)
+    )
+
+
+@contextlib.contextmanager
+def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder) -> Iterator[Link]:
+    """Start the broker and say how to join."""
+    broker = EmbeddedBroker(
+        TokenAuthorizer(key.public_key(), config.federation, now=time.time),
+        certificate_file=config.certificate,
+        key_file=config.key,
+    )
+    port = broker.start(config.host, config.port, search=PORT_SEARCH)
+    try:
+        if config.port not in {0, port}:
+            print(f"port {config.port} is in use: {port} is taken instead")
+        scheme = "mqtts" if config.certificate else "mqtt"
+        url = f"{scheme}://{own_address(config.host)}:{port}"
+        folder.set_url(url)
+        print(f"federation {config.federation!r} listens on {config.host}:{port}; state in {config.state}")
+        _say_how_to_join(url, config)
+        link = broker.link()
+        try:
+            yield link
+        finally:
+            link.close()
+    finally:
+        broker.stop()
+
+
+@contextlib.contextmanager
+def _external(
+    config: ServerConfig,
+    key: Ed25519PrivateKey,
+    folder: StateFolder,
+    *,
+    url: str,
+    token: str | None,
+    ca_file: Path | None,
+) -> Iterator[Link]:
+    """Connect to a broker that somebody else runs."""
+    password = token or tokens.issue(key, name=SERVER, federation=config.federation, role="server", lifetime_s=TOKEN_S)
+    link = MqttLink(
+        url,
+        client_id=f"{SERVER}/{config.federation}",
+        username=SERVER,
+        password=password,
+        ca_file=ca_file,
+        clean_session=True,
+    )
+    folder.set_url(url)
+    print(f"federation {config.federation!r} on the broker at {url}; state in {config.state}")
+    _say_how_to_join(url, config)
+    try:
+        yield link
+    finally:
+        link.close()
+
+
+def _say_how_to_join(url: str, config: ServerConfig) -> None:
+    state = "" if config.state == ServerConfig().state else f" --state {config.state}"
+    federation = "" if config.federation == ServerConfig().federation else f" --federation {config.federation}"
+    command = f"python -m broker_server enrol NAME --out agent.toml{state}{federation}"
+    print(f"a device joins with a file of its own, made by: {command}")
+    print(f"  and, on the device: python -m edge_runtime run --config agent.toml   (it connects to {url})", flush=True)

@@ -1,0 +1,110 @@
+"""A simulated device's energy: stated watts over simulated seconds. Every figure is labelled as an estimate."""
+
+# coverage: every branch
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from edge_runtime.energy.report import PhaseEnergy, RoundEnergy
+from edge_runtime.wire.energy import Phase
+
+
+@dataclass(frozen=True, kw_only=True)
+class Power:
+    """What a board draws, in watts: computing, and waiting or transferring."""
+
+    busy_w: float
+    idle_w: float
+
+
+@dataclass
+class _Book:
+    begun_s: float
+    ended_s: float | None = None
+    waited_s: float = 0.0
+    work: dict[Phase, float] = field(default_factory=dict)
+
+
+class SimulatedAccount:
+    """Joules of (round, group): each second of work at the busy board's power, all others at the idle board's.
+
+    `clock` is the simulation's, in seconds. What has begun and not ended is reported by its work alone.
+    """
+
+    def __init__(self, power: Power, clock: Callable[[], float]) -> None:
+        self._power = power
+        self._clock = clock
+        self._books: dict[tuple[int, str], _Book] = {}
+        self._open: tuple[int, str] | None = None
+
+    def rounds(self) -> set[tuple[int, str]]:
+        """The rounds and groups that there are figures of."""
+        return set(self._books)
+
+    def forget(self, round_: int, group: str) -> None:
+        """Drop the figures of one."""
+        self._books.pop((round_, group), None)
+
+    def begin(self, round_: int, group: str) -> None:
+        """From now on time and energy are this one's."""
+        self._open = (round_, group)
+        self._books.setdefault(self._open, _Book(self._clock()))
+
+    def switch(self, phase: Phase) -> None:
+        """Phases are the rule's: `work` says how long the work takes, the rest is waiting."""
+
+    def work(self, phase: Phase, seconds: float, waiting_s: float = 0.0) -> None:
+        """Work of so many seconds begins, which waits for others for some more."""
+        if self._open is not None:
+            book = self._books[self._open]
+            book.work[phase] = book.work.get(phase, 0.0) + seconds
+            book.waited_s += waiting_s
+
+    def end(self) -> None:
+        """What follows belongs to no round."""
+        if self._open is not None:
+            self._books[self._open].ended_s = self._clock()
+            self._open = None
+
+    def report(self, round_: int, group: str) -> RoundEnergy:
+        """The figures of one, up to now."""
+        book = self._books[round_, group]
+        worked_s = sum(book.work.values())
+        seconds = worked_s + book.waited_s
+        if book.ended_s is not None:
+            seconds = max(seconds, book.ended_s - book.begun_s)
+        phases = {name: _phase(s, self._power.busy_w) for name, s in book.work.items()}
+        if seconds > worked_s:
+            phases["idle"] = _phase(seconds - worked_s, self._power.idle_w)
+        energy_j = sum(phase.energy_j or 0.0 for phase in phases.values())
+        return RoundEnergy(
+            round=round_,
+            group=group,
+            source=f"simulated: {self._power.busy_w:g} W at work, {self._power.idle_w:g} W else",
+            covers="a rule, not a meter",
+            estimated=True,
+            sample_rate_hz=None,
+            energy_j=energy_j,
+            uncertainty_j=None,
+            idle_w=self._power.idle_w,
+            above_idle_j=energy_j - self._power.idle_w * seconds,
+            seconds=seconds,
+            measured_s=0.0,
+            gap_s=0.0,
+            phases=phases,
+            temperature_max_c=None,
+            cpu_min_hz=None,
+            throttled=None,
+        )
+
+
+def _phase(seconds: float, watts: float) -> PhaseEnergy:
+    return PhaseEnergy(
+        seconds=seconds,
+        measured_s=0.0,
+        energy_j=watts * seconds,
+        uncertainty_j=None,
+        mean_w=watts,
+        min_w=None,
+        max_w=None,
+    )

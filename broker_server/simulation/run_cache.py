@@ -1,0 +1,187 @@
+"""Courses: what has been trained or measured before is not done again, because it would be the same bit for bit.
+
+A course is all rounds of one group in one phase. Its key is a digest of everything that its outcome depends on: the
+group's manifest and the weights that it starts from, the training settings, the rounds and their probes, the rules, the
+boards and their data. Strategies that are compared share many courses (every pair of tasks, the merged model), and each
+is charged for all of its own: rounds, results, seconds and joules are journalled as if they had been done anew.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from broker_server.rounds.actions import Work
+from broker_server.rounds.federation import Federation
+from broker_server.rounds.journal import RoundFacts, RoundRow, Store
+from broker_server.simulation.timeline import Timeline
+from broker_server.strategies.planner import Phase
+from edge_runtime.wire.blob import Blob, BlobStore
+from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.messages import Plan, Training
+from edge_runtime.wire.names import group_id
+
+
+class Course(msgspec.Struct, frozen=True, kw_only=True):
+    """All rounds of one group in one phase. Times count from its begin."""
+
+    rounds: tuple[RoundFacts, ...]
+    cpu_s: tuple[dict[str, float], ...]
+    """CPU seconds of a host for each round, by device, where they were measured."""
+    weights: Blob | None
+    """What they made of the group; null for an evaluation."""
+
+
+class Library:
+    """The courses that are known, in a folder that simulations share."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.blobs = BlobStore(folder / "weights")
+
+    def find(self, key: str) -> Course | None:
+        """A course; None if it is not known."""
+        try:
+            course = msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=Course)
+        except (FileNotFoundError, msgspec.MsgspecError):
+            return None
+        return course if course.weights is None or course.weights.digest in self.blobs else None
+
+    def keep(self, key: str, course: Course) -> None:
+        """Know a course from now on."""
+        write_whole(self._folder / f"{key}.json", msgspec.json.encode(course))
+
+
+class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Everything that a course's outcome depends on."""
+
+    context: str
+    manifest: str
+    weights: str
+    training: Training | None
+    updates: object
+    phase: tuple[object, ...]
+    schedule_rounds: int | None = None
+    own_stem: bool = False
+    aggregation: object = None
+    apart: object = None
+
+
+class RecallingFederation(Federation):
+    """A federation that takes the courses which a library knows from there.
+
+    `context` says what all its courses depend on and their plans do not say.
+    """
+
+    def __init__(self, *, library: Library, timeline: Timeline, context: str, **federation: Any) -> None:
+        super().__init__(**federation)
+        self._library = library
+        self._timeline = timeline
+        self._context = context
+
+    def next(self) -> Work | None:
+        """The round that is open, or the next one that nobody knows."""
+        while (work := super().next()) is not None:
+            phase = self.phases[-1]
+            if work.assignment.index or phase.open_ended or self.begun(work) is not None:
+                return work
+            key = self._course_key(work, phase)
+            course = self._library.find(key)
+            if course is None:
+                self._store.set_fact(_fact(phase.name, work.assignment.group), key)
+                return work
+            self._recall(work, course)
+        return None
+
+    def computed(self, device: str, plan: Plan, cpu_s: float) -> None:
+        """A device's work has taken so many CPU seconds of a host."""
+        known = msgspec.json.decode(self._store.fact(_computed(plan.round)) or "{}", type=dict[str, float])
+        set_computed(self._store, plan.round, known | {device: cpu_s})
+
+    def keep_courses(self) -> None:
+        """Give the library the courses of a federation that has finished."""
+        rows = [row for row in self._store.rounds() if row.closed_s is not None]
+        current = self._store.weights()
+        for phase in self.phases:
+            for tasks in phase.groups:
+                group = group_id(tasks)
+                key = self._store.fact(_fact(phase.name, group))
+                mine = [row for row in rows if (row.assignment.phase, row.assignment.group) == (phase.name, group)]
+                if key is None or len(mine) != phase.rounds:
+                    continue
+                weights = current[phase.name, group] if phase.work == "train" else None
+                if weights is not None:
+                    self._library.blobs.add(self._blobs.read(weights.digest))
+                facts = tuple(
+                    _moved(self._store.facts_of(row), -mine[0].started_s, -mine[0].assignment.round) for row in mine
+                )
+                cpu_s = tuple(computed_s(self._store, row) for row in mine)
+                self._library.keep(key, Course(rounds=facts, cpu_s=cpu_s, weights=weights))
+
+    def _recall(self, work: Work, course: Course) -> None:
+        about = work.assignment
+        begun_s = self._timeline.now_s
+        facts = [_moved(each, begun_s, about.round, about.phase) for each in course.rounds]
+        self._timeline.pass_by(max((each.row.closed_s or begun_s) for each in facts) - begun_s)
+        if course.weights is not None:
+            self._blobs.add(self._library.blobs.read(course.weights.digest))
+        for each, seconds in zip(facts, course.cpu_s, strict=True):
+            set_computed(self._store, each.row.assignment.round, seconds)
+        self._store.add_rounds(facts, course.weights)
+        for each in facts:
+            if each.row.assignment.probe:
+                self._learn(each.row.assignment.round, each.results)
+
+    def _course_key(self, work: Work, phase: Phase) -> str:
+        about = work.assignment
+        shape = (phase.work, phase.rounds, phase.rounds_before, phase.probe_from, phase.probe_rounds, about.data_split)
+        key = _Key(
+            context=self._context,
+            manifest=work.bundle.digest,
+            weights=work.whole.digest,
+            training=work.training,
+            updates=work.updates,
+            phase=shape,
+            schedule_rounds=phase.schedule_rounds,
+            own_stem=work.own_stem,
+            aggregation=None if self._aggregation.is_plain or work.training is None else self._aggregation,
+            apart=work.apart,
+        )
+        return hashlib.sha256(msgspec.json.encode(key)).hexdigest()
+
+
+def computed_s(store: Store, row: RoundRow) -> dict[str, float]:
+    """CPU seconds of a host by device that a round took, where they were measured."""
+    return msgspec.json.decode(store.fact(_computed(row.assignment.round)) or "{}", type=dict[str, float])
+
+
+def set_computed(store: Store, number: int, seconds: Mapping[str, float]) -> None:
+    """Keep the CPU seconds of a host by device that a round took."""
+    store.set_fact(_computed(number), msgspec.json.encode(seconds).decode())
+
+
+def _computed(number: int) -> str:
+    return f"computed/{number}"
+
+
+def _fact(phase: str, group: str) -> str:
+    return f"course/{phase}/{group}"
+
+
+def _moved(facts: RoundFacts, seconds: float, rounds: int, phase: str | None = None) -> RoundFacts:
+    """A round at another time, under another number and perhaps in another phase."""
+    row = facts.row
+    number = row.assignment.round + rounds
+    about = msgspec.structs.replace(row.assignment, round=number, phase=phase or row.assignment.phase)
+    return RoundFacts(
+        row=msgspec.structs.replace(
+            row,
+            assignment=about,
+            started_s=row.started_s + seconds,
+            closed_s=None if row.closed_s is None else row.closed_s + seconds,
+        ),
+        results={device: msgspec.structs.replace(result, round=number) for device, result in facts.results.items()},
+        energy=facts.energy,
+    )

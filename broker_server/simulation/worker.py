@@ -1,0 +1,191 @@
+"""What a worker process of a simulation does: the work of any simulated device, on one thread.
+
+It keeps the engine and the graphs that it has loaded; everything that belongs to a device is in its state folder, so
+any process may do any device's work. In split training it computes the encoder too, as the host of the general model.
+Times are CPU seconds of this process.
+"""
+
+import math
+import time
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from broker_server.simulation.split_learning import General, HostedExchange, as_sent
+from edge_runtime.agent.work import EvaluationResult, Order, Reason, TrainResult, WorkRefused
+from edge_runtime.datasets.dataset import Dataset
+from edge_runtime.training.encoder import Batch, Representation
+from edge_runtime.training.engine import ARENA_BYTES, Engine
+from edge_runtime.training.model import GraphShelf, Model, Targets, named
+from edge_runtime.training.probe import Probe
+from edge_runtime.training.scores import Scores
+from edge_runtime.training.stem import Stem
+from edge_runtime.training.trainer import load
+from edge_runtime.wire.manifest import WEIGHTS, graph_path, read_folder
+from edge_runtime.wire.messages import ProbeMethod
+from edge_runtime.wire.names import Tasks
+from edge_runtime.wire.tensors import transfer, unpack
+from edge_runtime.worker import CHECKPOINT_S, LocalWorker
+
+REPEATS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is to be done for a device."""
+
+    data: Path
+    state: Path
+    memory_budget_bytes: int
+    order: Order
+    general: General | None = None
+    """The encoder's side, in split training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """The device's worker refused the plan."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """What the plan asked for, the CPU seconds that it took here, and the bytes that crossed to the host and back."""
+
+    result: TrainResult | EvaluationResult
+    cpu_s: float
+    exchanged: tuple[int, int] = (0, 0)
+
+
+def perform(task: Task) -> Done | Refused:
+    """Do what the plan asks for. The peak memory of the result is left out: the process is no board."""
+    order = replace(task.order, plan=as_sent(task.order.plan))
+    is_apart = order.plan.apart is not None
+    if is_apart and task.general is None:
+        return Refused(reason="host", detail="the round was over before this device could begin with it")
+    worker = LocalWorker(
+        task.data,
+        task.state,
+        1,
+        # A host that ends with this process remembers nothing that a checkpoint could go on from.
+        checkpoint_s=math.inf if is_apart else CHECKPOINT_S,
+        memory_budget_bytes=task.memory_budget_bytes,
+        shelf=_shelf(),
+    )
+    do = worker.train if order.plan.work == "train" else worker.evaluate
+    before_s = time.process_time()
+    exchange = None if task.general is None else HostedExchange(task.general, _general_shelf())
+    try:
+        result = do(order, lambda *_: None, exchange)
+    except WorkRefused as refusal:
+        return Refused(reason=refusal.reason, detail=refusal.detail)
+    return Done(
+        result=replace(result, peak_rss_bytes=None),
+        cpu_s=time.process_time() - before_s,
+        exchanged=(0, 0) if exchange is None else (exchange.bytes_up, exchange.bytes_down),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """CPU seconds of one thread: of a training step and of an evaluation by sample, of a probe by batch."""
+
+    train_s: float
+    evaluate_s: float
+    probe_s: float | None
+
+
+def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMethod | None) -> Cost:
+    """What training a group costs this machine: the median of some repetitions, the first being left out."""
+    whole = read_folder(bundle)
+    manifest = whole.group(tasks, whole.weights)
+    weights = transfer(whole.table, unpack(whole.table, (bundle / WEIGHTS).read_bytes()), manifest.table)
+    graphs = _shelf().of(manifest, lambda name, _: graph_path(bundle, name))
+    model = Model(manifest, graphs, np.array(weights), keep=(True,) * len(manifest.stages))
+    split = Dataset.open(data).train
+    chosen = range(min(batch, len(split)))
+    x, targets = load(model, split, chosen)
+    train, evaluate, probed = [], [], []
+    for _ in range(REPEATS + 1):
+        at_s = time.process_time()
+        model.learn(x, targets)
+        train.append(time.process_time() - at_s)
+        at_s = time.process_time()
+        z = model.encode(x)
+        for task in model.tasks:
+            model.evaluate(task, z, targets[task])
+        Scores(model).add(z, targets)
+        evaluate.append(time.process_time() - at_s)
+        if probe is not None:
+            probed.append(_probe_s(model, Probe(method=probe, lr=0.01, weight_decay=0.0), x, targets))
+    return Cost(
+        train_s=median(train[1:]) / len(chosen),
+        evaluate_s=median(evaluate[1:]) / len(chosen),
+        probe_s=median(probed[1:]) if probed else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StemCost:
+    """CPU seconds of one thread by sample: of a training step of the stem alone, and of an evaluation."""
+
+    train_s: float
+    evaluate_s: float
+
+
+def measure_stem(bundle: Path, data: Path, batch: int) -> StemCost:
+    """What the stem costs this machine, of a bundle with one: the median as in `measure`."""
+    manifest = read_folder(bundle)
+    assert manifest.embedding is not None
+    graphs = _shelf().of(manifest, lambda name, _: graph_path(bundle, name))
+    table = manifest.table
+    weights = unpack(table, (bundle / WEIGHTS).read_bytes())
+    inputs = {**named(table, weights, "param")["stem"], "seed": np.array(0, np.int64)}
+    gradients = named(table.parameters, np.zeros(table.parameters.size, np.float32), "grad")["stem"]
+    stem, split = Stem(manifest.embedding, graphs), Dataset.open(data).train
+    x, _ = split.batch(range(min(batch, len(split))), ())
+    train, evaluate = [], []
+    for _ in range(REPEATS + 1):
+        at_s = time.process_time()
+        e = stem.forward(x, inputs)
+        stem.backward(x, e, inputs, gradients)
+        train.append(time.process_time() - at_s)
+        at_s = time.process_time()
+        stem.predict(x, inputs)
+        evaluate.append(time.process_time() - at_s)
+    return StemCost(train_s=median(train[1:]) / len(x), evaluate_s=median(evaluate[1:]) / len(x))
+
+
+def _probe_s(model: Model, probe: Probe, x: Batch, targets: Targets) -> float:
+    done, dz = model.forward(x), {}
+
+    def keep(task: str, _: float, found: Representation) -> None:
+        dz[task] = tuple(map(np.copy, found))
+
+    losses, _ = model.heads(done.z, targets, keep=keep)
+    at_s = time.process_time()
+    probe.measure(model, done, targets, losses, dz)
+    return time.process_time() - at_s
+
+
+@lru_cache(maxsize=1)
+def _engine() -> Engine:
+    """The process's engine, made when it is first needed."""
+    return Engine(1, ARENA_BYTES)
+
+
+@lru_cache(maxsize=1)
+def _shelf() -> GraphShelf:
+    """The graphs of devices."""
+    return GraphShelf(_engine())
+
+
+@lru_cache(maxsize=1)
+def _general_shelf() -> GraphShelf:
+    """Those of the host of a general model, which devices' plans do not name."""
+    return GraphShelf(_engine())

@@ -1,0 +1,161 @@
+"""Strategies: pure planners that look at what has happened and return the next phase.
+
+A phase is some rounds of one kind of work on one or more groups of tasks, one group after another. Everything else
+(who takes part, what is sent, aggregation, state) is the same machinery for every strategy. The strategies themselves
+are in `broker_server.strategies`.
+
+Source of the learning rate's schedule: MAS (Zhuang, Wen, Lyu, Zhang, ICCV 2023), its released code.
+"""
+
+# coverage: every branch
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, Protocol
+
+import msgspec
+from msgspec import Meta
+
+from broker_server.grouping.affinity import Affinities, AffinityLedger
+from broker_server.grouping.search import Split
+from edge_runtime.wire.messages import DataSplit, Round
+from edge_runtime.wire.names import GroupId, Tasks, group_id
+
+DECAY_POWER = 0.9
+"""Of the learning-rate schedule, as in the released code of MAS."""
+
+PhaseName = Annotated[str, Meta(min_length=1, max_length=32)]
+
+
+class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One kind of work on groups of tasks, one group after another."""
+
+    name: PhaseName
+    work: Literal["train", "evaluate"]
+    groups: Annotated[tuple[Tasks, ...], Meta(min_length=1)]
+    start: PhaseName | None
+    """The training phase whose weights the groups start from, or are measured with; null for the bundle's."""
+    sources: tuple[Tasks, ...] | None = None
+    """For each group, the group of `start` whose weights it takes; null for the smallest that holds all its tasks."""
+    rounds: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
+    """Rounds for each group."""
+    probe_from: int = 0
+    probe_rounds: int = 0
+    """Affinities are probed in so many rounds of each group, from round `probe_from` of its own on."""
+    rounds_before: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
+    """The learning rate's schedule goes on as if each group had trained for so many rounds before; 0 begins it anew."""
+    schedule_rounds: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
+    """The rounds that the schedule is over; null for those before and those of the phase."""
+    open_ended: bool = False
+    """Whether the strategy may end the phase before its last round."""
+    data_split: DataSplit | None = None
+    split: Split | None = None
+    """How the groups were found, where they were searched."""
+
+    @property
+    def steps(self) -> int:
+        """Rounds in all."""
+        return self.rounds * len(self.groups)
+
+
+class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One round: what it is about, before anybody was asked."""
+
+    round: Round
+    """Counts up through the whole federation."""
+    phase: PhaseName
+    work: Literal["train", "evaluate"]
+    group: GroupId
+    tasks: Tasks
+    index: int
+    """The round within its group and phase, from 0."""
+    rounds: int
+    """Rounds of the group in the phase."""
+    probe: bool
+    data_split: DataSplit | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What a federation has measured so far, for a strategy to decide by."""
+
+    affinities: Affinities
+    """Over all rounds that probed."""
+    losses: Mapping[str, Mapping[Tasks, Mapping[str, float]]] = field(default_factory=dict)
+    """Of each evaluation that is done, by its phase, group and task: means over examples of all devices."""
+    ledger: AffinityLedger | None = None
+    """What each device measured in each round."""
+    rounds: Mapping[str, int] = field(default_factory=dict)
+    """How many rounds each phase of training has had."""
+
+
+class Strategy(Protocol):
+    """A seam, because strategies differ in nothing but this: what comes next."""
+
+    def next(self, done: Sequence[Phase], measured: Measured, /) -> Phase | None:
+        """The phase after those that are done; None when the federation is finished. Raises SplitImpossible."""
+        ...
+
+    def enough(self, phase: Phase, measured: Measured, /) -> bool:
+        """Whether a phase that is going on may end before its last round. Asked after each of its rounds."""
+        ...
+
+
+def assignment(phase: Phase, step: int, first_round: int) -> Assignment:
+    """Round number `step`, from 0, of a phase whose first round has ordinal `first_round`."""
+    tasks = phase.groups[step // phase.rounds]
+    index = step % phase.rounds
+    return Assignment(
+        round=first_round + step,
+        phase=phase.name,
+        work=phase.work,
+        group=group_id(tasks),
+        tasks=tasks,
+        index=index,
+        rounds=phase.rounds,
+        probe=0 <= index - phase.probe_from < phase.probe_rounds,
+        data_split=phase.data_split,
+    )
+
+
+def source_group(group: Tasks, groups: Sequence[Tasks]) -> Tasks:
+    """The group of an earlier phase that `group` takes its weights from: the smallest that holds all its tasks.
+
+    Raises ValueError if there is none.
+    """
+    holding = [other for other in groups if set(group) <= set(other)]
+    if not holding:
+        raise ValueError(f"no earlier group holds all of {', '.join(group)}")
+    return min(holding, key=len)
+
+
+def learning_rate(lr: float, index: int, phase: Phase) -> float:
+    """lr·(1 - r/R)^0.9 for round r of the R of the phase's schedule, where `index` is the round in the phase."""
+    rounds = phase.schedule_rounds or phase.rounds_before + phase.rounds
+    return float(lr * (1.0 - (phase.rounds_before + index) / rounds) ** DECAY_POWER)
+
+
+def final(served: Sequence[tuple[Tasks, Tasks]], start: PhaseName) -> Phase:
+    """The last phase: what serves the tasks is measured on test data. `served` is of groups of the phase `start`."""
+    return Phase(
+        name="end",
+        work="evaluate",
+        groups=tuple(block for block, _ in served),
+        sources=tuple(group for _, group in served),
+        start=start,
+        data_split="test",
+    )
+
+
+def serving(groups: Sequence[Tasks], better: Callable[[Tasks, str], float]) -> tuple[tuple[Tasks, Tasks], ...]:
+    """What each of some groups, which may overlap, is used for: (the tasks that it serves, the group), disjoint.
+
+    A task is served by the group with the largest `better(group, task)`, of equal ones the first. A group that serves
+    nothing is left out.
+    """
+    best: dict[str, Tasks] = {}
+    for task in sorted({task for group in groups for task in group}):
+        holding = [group for group in groups if task in group]
+        best[task] = holding[max(range(len(holding)), key=[better(group, task) for group in holding].__getitem__)]
+    blocks = ((tuple(task for task in group if best[task] == group), group) for group in dict.fromkeys(groups))
+    return tuple((block, group) for block, group in blocks if block)

@@ -1,0 +1,53 @@
+"""A meter whose readings are made true by a calibration: for recordings, and for what the agent reports.
+
+A meter of watts reads gain · w + offset, and never less than nothing. Counters count gain times as fast, and the first
+of them the offset's joules besides, by the clock; differences between readings are what counts of them.
+"""
+
+# coverage: every branch
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+from devices.meters.meter import Meter, MeterFacts
+from edge_runtime.energy.recording.calibration import Calibration, CalibrationInvalid
+
+
+class CalibratedMeter:
+    """The meter with its readings made true; its name says so. Raises CalibrationInvalid for another source's."""
+
+    def __init__(self, meter: Meter, calibration: Calibration, clock: Callable[[], float] = time.monotonic) -> None:
+        facts = meter.facts
+        if calibration.source != facts.source:
+            raise CalibrationInvalid(f"the calibration is for {calibration.source}, and this meter is {facts.source}")
+        self._meter, self._calibration, self._clock = meter, calibration, clock
+        self._began_s = clock()
+        gain = calibration.gain
+        ranges_j = facts.counter_ranges_j
+        self._facts = replace(
+            facts,
+            source=f"{facts.source} (calibrated)",
+            resolution=gain * facts.resolution,
+            counter_ranges_j=None if ranges_j is None else tuple(gain * each for each in ranges_j),
+        )
+
+    @property
+    def facts(self) -> MeterFacts:
+        """The meter's own, in true watts; its gain error stands, because two loads do not say what is left of it."""
+        return self._facts
+
+    def read(self) -> tuple[float, ...] | None:
+        """True watts, or the counters in true joules; None if it cannot be read now."""
+        values = self._meter.read()
+        if values is None:
+            return None
+        made = self._calibration
+        if self._facts.counter_ranges_j is None:
+            return (max(0.0, made.true_w(sum(values))),)
+        first, *others = (made.gain * value for value in values)
+        return (first + made.offset_w * (self._clock() - self._began_s), *others)
+
+    def close(self) -> None:
+        """Let go of files."""
+        self._meter.close()

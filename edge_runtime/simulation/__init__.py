@@ -1,1 +1,0 @@
-"""Simulated devices: the agent and the training of a real one, on another's clock and link."""

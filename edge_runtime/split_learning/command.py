@@ -1,0 +1,228 @@
+"""The commands `train-apart` and `general`: split training on one machine, as two processes.
+
+Exit codes as of `train`: 0 done, 2 it was asked for something that makes no sense, 3 the bundle, the data or the host
+cannot be used.
+"""
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from edge_runtime.datasets.dataset import Dataset
+from edge_runtime.split_learning.channel import PipeChannel
+from edge_runtime.split_learning.client import HostUnavailable, RemoteEncoder, check_settings
+from edge_runtime.split_learning.process import Rounds, read_weights, serve
+from edge_runtime.training.command import BAD_DATA, UsageError, measured, metrics_text, one_sentence, print_epoch
+from edge_runtime.training.engine import Engine, engine_version
+from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.process_memory import peak_rss_bytes
+from edge_runtime.training.schedule import learning_rate
+from edge_runtime.training.trainer import Trainer, check_fits
+from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.messages import Precision, Training
+from edge_runtime.wire.pipe import HostProcess, Open, PipeClosed, result_file
+from edge_runtime.wire.split_learning import Layout
+
+NAME = "device"
+PATIENCE_S = 600.0
+"""For an answer of the host. A pipe loses nothing, so nothing is asked again."""
+
+
+class Epoch(msgspec.Struct, frozen=True, kw_only=True):
+    """What an epoch gave."""
+
+    epoch: int
+    train_loss: dict[str, float]
+    val_loss: dict[str, float] | None
+    val_metrics: dict[str, float] | None
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True):
+    """What `train-apart` prints as JSON. `bytes_per_step` cross in both directions together."""
+
+    tasks: tuple[str, ...]
+    engine: str
+    precision: Precision
+    epochs: list[Epoch]
+    step_ms_median: float
+    bytes_per_step: float
+    peak_rss_bytes: int | None
+    host_peak_rss_bytes: int | None
+
+
+def add_general_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `general`."""
+    parser.add_argument("bundle", type=Path, help="folder of a bundle with a stem")
+    parser.add_argument("--threads", type=int, help="threads to compute with (default: one for each core)")
+    parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="what computes (default cpu)")
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `train-apart`."""
+    parser.add_argument("--bundle", type=Path, required=True, help="folder of a bundle with a stem")
+    parser.add_argument("--data", type=Path, required=True, help="data set folder, as for train")
+    parser.add_argument("--epochs", type=int, default=1, help="(default 1)")
+    parser.add_argument("--batch", type=int, default=8, help="samples in a step (default 8)")
+    parser.add_argument("--micro-batch", type=int, help="samples that cross at once (default: the batch)")
+    parser.add_argument("--ahead", type=int, default=2, help="of which so many are on their way at once (default 2)")
+    parser.add_argument("--lr", type=float, default=0.05, help="learning rate of the first epoch (default 0.05)")
+    parser.add_argument("--momentum", type=float, default=0.9, help="(default 0.9)")
+    parser.add_argument("--weight-decay", type=float, default=1e-4, help="(default 0.0001)")
+    parser.add_argument("--seed", type=int, default=0, help="(default 0)")
+    parser.add_argument(
+        "--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of what crosses (default fp32)"
+    )
+    parser.add_argument("--threads", type=int, help="threads of each process (default: one for each core)")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+
+
+def general(args: argparse.Namespace) -> int:
+    """Compute a bundle's encoder for whoever writes to the standard input; the exit code."""
+    with one_sentence() as failed:
+        manifest = _divided(args.bundle)
+        engine = Engine(args.threads, provider=args.provider)
+        rounds = Rounds(manifest, GraphShelf(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name)))
+        try:
+            # Unbuffered: what has been read and not handed on could not be waited for.
+            with open(0, "rb", buffering=0, closefd=False) as given, open(1, "wb", buffering=0, closefd=False) as out:
+                serve(rounds, given, out)
+        except (PipeClosed, BrokenPipeError) as exc:
+            print(f"the host of the general model ends: {exc}", file=sys.stderr)
+            return BAD_DATA
+    return failed.code
+
+
+def train(args: argparse.Namespace) -> int:
+    """Train stem and heads here and the encoder in another process; the exit code."""
+    with one_sentence() as failed:
+        for name in ("epochs", "batch", "micro_batch", "ahead", "threads"):
+            if (value := getattr(args, name)) is not None and value < 1:
+                raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
+        settings = [_settings(args, epoch) for epoch in range(args.epochs)]
+        manifest = _divided(args.bundle)
+        dataset = Dataset.open(args.data)
+        for split in (dataset.train, dataset.val):
+            if split is not None:
+                check_fits(manifest, split)
+        host = HostProcess.of_bundle(args.bundle, args.threads)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                result = _train(args, settings, manifest, dataset, host, Path(folder))
+        except HostUnavailable as exc:
+            print(exc, file=sys.stderr)
+            return BAD_DATA
+        finally:
+            host.close()
+        if args.json:
+            print(msgspec.json.encode(result).decode())
+        else:
+            print(
+                f"step {result.step_ms_median:.1f} ms (median), {result.bytes_per_step / 1e6:.2f} MB; peak memory "
+                f"{_mib(result.peak_rss_bytes)} here, {_mib(result.host_peak_rss_bytes)} of the host"
+            )
+    return failed.code
+
+
+def _train(
+    args: argparse.Namespace,
+    settings: list[Training],
+    manifest: wire.Manifest,
+    dataset: Dataset,
+    host: HostProcess,
+    folder: Path,
+) -> "Result":
+    local = manifest.local()
+    graph = GraphShelf(Engine(args.threads)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
+    weights = read_weights(args.bundle / wire.WEIGHTS, local.table)
+    state = np.zeros(optimizer(settings[0]).table(local.table.parameters).size, np.float32)
+    channel = PipeChannel(host, NAME)
+    epochs: list[Epoch] = []
+    step_ms: list[float] = []
+    crossed = 0
+    for epoch, one in enumerate(settings):
+        before = folder / str(epoch - 1) if epoch else None
+        opened = Open(
+            round=epoch,
+            samples=args.batch,
+            training=one,
+            weights=str(args.bundle / wire.WEIGHTS if before is None else result_file(before, NAME)),
+            results=str(folder / str(epoch)),
+            before=None if before is None else str(before),
+            precision=args.precision,
+            idle_s=PATIENCE_S,
+        )
+        channel.open(opened, Layout.of(manifest, args.batch).longest_bytes)
+        encoder = RemoteEncoder(
+            manifest,
+            channel,
+            epoch,
+            args.batch,
+            precision=args.precision,
+            again_s=PATIENCE_S,
+            deadline_s=PATIENCE_S,
+            ahead=args.ahead,
+        )
+        encoder.begin()
+        model = Model(local, graph, weights, encoder=encoder)
+        crossed_before = channel.bytes_up + channel.bytes_down
+        clock = [time.perf_counter()]
+        trained = Trainer(model, dataset.train, args.micro_batch).train(
+            one, state, report=lambda *_, clock=clock: clock.append(time.perf_counter())
+        )
+        crossed += channel.bytes_up + channel.bytes_down - crossed_before
+        step_ms += [1000 * (later - earlier) for earlier, later in pairwise(clock)]
+        val_loss, val_metrics = measured(model, dataset.val, args.batch)
+        encoder.finish()
+        weights = model.weights
+        epochs.append(Epoch(epoch=epoch, train_loss=trained.loss, val_loss=val_loss, val_metrics=val_metrics))
+        if not args.json:
+            print_epoch(epoch, trained.loss, val_loss, metrics_text(manifest, val_metrics))
+    return Result(
+        tasks=local.task_names,
+        engine=engine_version(),
+        precision=args.precision,
+        epochs=epochs,
+        step_ms_median=statistics.median(step_ms),
+        bytes_per_step=crossed / len(step_ms),
+        peak_rss_bytes=peak_rss_bytes(),
+        host_peak_rss_bytes=channel.peak_rss_bytes(),
+    )
+
+
+def _settings(args: argparse.Namespace, epoch: int) -> Training:
+    settings = {
+        "epochs": 1,
+        "first_epoch": epoch,
+        "batch": args.batch,
+        "lr": learning_rate(args.lr, epoch, args.epochs),
+        "momentum": args.momentum,
+        "weight_decay": args.weight_decay,
+        "seed": args.seed,
+        "probe_every": 0,
+    }
+    try:
+        found = msgspec.convert(settings, Training)
+    except msgspec.ValidationError as exc:
+        raise UsageError(f"the training options are not usable: {exc}") from exc
+    check_settings(found)
+    return found
+
+
+def _divided(folder: Path) -> wire.Manifest:
+    manifest = wire.read_folder(folder)
+    if manifest.embedding is None:
+        raise BundleInvalid(f"{folder} has no stem, so its encoder cannot be computed apart: give its model one")
+    return manifest
+
+
+def _mib(value: int | None) -> str:
+    return "not measured" if value is None else f"{value / 2**20:.0f} MiB"

@@ -1,0 +1,337 @@
+"""What the agent asks for, done with the engine and this device's data set."""
+
+import logging
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from edge_runtime import __version__
+from edge_runtime.agent.carried_state import CarriedVectors
+from edge_runtime.agent.work import (
+    EvaluationResult,
+    Exchange,
+    Order,
+    Report,
+    Stage,
+    TrainResult,
+    WorkerUnusable,
+    WorkRefused,
+)
+from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
+from edge_runtime.split_learning.client import HostForgot, HostUnavailable, RemoteEncoder, check_settings
+from edge_runtime.training.available_memory import default_budget
+from edge_runtime.training.checkpoint import Checkpoint, Header, key_of
+from edge_runtime.training.encoder import Encodes
+from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version, trains
+from edge_runtime.training.local_stem import OwnStem
+from edge_runtime.training.model import GraphShelf, Model, Step
+from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.ort_training_engine import OfficialShelf, OfficialUnavailable, check_installed
+from edge_runtime.training.planning import Planned, planned
+from edge_runtime.training.position import Position
+from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
+from edge_runtime.training.scores import Scores
+from edge_runtime.training.trainer import EVALUATION_BATCH, Trainer, check_fits, evaluate
+from edge_runtime.training.weighting_state import LearntStore
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan, Training
+from edge_runtime.wire.split_learning import EVALUATED, Layout
+from edge_runtime.wire.tensors import Vector, transfer
+
+CHECKPOINT_S = 120.0
+ATTEMPTS = 10
+"""How often a round of split training is begun whose host has forgotten it."""
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+class LocalWorker:
+    """Trains and evaluates on the data set in a folder. Raises WorkerUnusable if it cannot be used."""
+
+    def __init__(
+        self,
+        data: Path,
+        state: Path,
+        threads: int | None = None,
+        *,
+        official: OfficialUse = "off",
+        checkpoint_s: float = CHECKPOINT_S,
+        memory_budget_bytes: int | None = None,
+        shelf: GraphShelf | None = None,
+    ) -> None:
+        """`shelf` is one that others use too, and with it their engine; without it the worker makes its own.
+
+        `checkpoint_s` is at least between two checkpoints of training; 0 makes one after every step.
+
+        `memory_budget_bytes` is the most that the process may take; None is what is free now, less a reserve.
+        """
+        try:
+            self._dataset = Dataset.open(data)
+            if official == "require":
+                check_installed()
+        except (DatasetInvalid, OfficialUnavailable) as exc:
+            raise WorkerUnusable(str(exc)) from exc
+        if official == "auto" and not trains():
+            _log.info("%s is installed, not onnxruntime-training: this device trains portable graphs", engine_version())
+        self._threads = threads
+        self._use: OfficialUse = official if trains() else "off"
+        self._engine: Engine | None = None
+        self._shelf = shelf
+        self._official: OfficialShelf | None = None
+        self._momentum = CarriedVectors(state / "momentum")
+        self._stem = OwnStem(state / "stem")
+        self._learnt = LearntStore(state / "weighting")
+        self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
+        self._base_bytes = rss_bytes()
+        self._budget_bytes = memory_budget_bytes
+        if memory_budget_bytes is None and self._base_bytes is not None:
+            self._budget_bytes = default_budget(self._base_bytes)
+
+    def hello(self) -> Hello:
+        """What this device has."""
+        splits: dict[DataSplit, Split | None] = {
+            "train": self._dataset.train,
+            "val": self._dataset.val,
+            "test": self._dataset.test,
+        }
+        return Hello(
+            software=f"mas-edge {__version__}",
+            engine=engine_version(),
+            platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            examples={name: len(split) for name, split in splits.items() if split is not None},
+            tasks=self._dataset.tasks,
+            memory_bytes=installed_bytes(),
+            official=self._use,
+        )
+
+    def train(self, order: Order, report: Report, exchange: Exchange | None = None) -> TrainResult:
+        """Train locally as `plan.training` says. Raises WorkRefused."""
+        return self._persevering(order.plan, lambda: self._train(order, report, exchange))
+
+    def _persevering(self, plan: Plan, work: Callable[[], T]) -> T:
+        """Do it, and again where the host of the general model has forgotten this device. Raises WorkRefused."""
+        for _ in range(ATTEMPTS):
+            result = self._unless_forgotten(plan, work)
+            if result is not None:
+                return result
+        raise WorkRefused("host", f"the host of the general model forgot the round {ATTEMPTS} times")
+
+    def _unless_forgotten(self, plan: Plan, work: Callable[[], T]) -> T | None:
+        try:
+            return work()
+        except HostForgot as exc:
+            _log.warning("round %d begins anew: %s", plan.round, exc)
+            self._checkpoint.forget()
+            return None
+        except HostUnavailable as exc:
+            raise WorkRefused("host", str(exc)) from exc
+
+    def _train(self, order: Order, report: Report, exchange: Exchange | None) -> TrainResult:
+        started_s = time.monotonic()
+        restart_peak()
+        plan, store, weights = order.plan, order.graphs, order.weights
+        assert plan.training is not None
+        settings, split = plan.training, self._dataset.train
+        asked, manifest = order.manifest, self._labelled(order.manifest, split)
+        try:
+            whole = self._whole(manifest, store)
+        except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
+            raise WorkRefused("bundle", str(exc)) from exc
+        came = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        start = self._stem.put_into(manifest.table, came, plan.round) if plan.own_stem else came
+        memory = self._planned(manifest, settings, plan) if whole is None else None
+        model = self._model(
+            manifest, store, start, split, whole, memory, self._remote(plan, manifest, exchange, memory)
+        )
+        layout = optimizer(settings).table(manifest.table.parameters)
+        key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
+        begins = settings.first_epoch == 0  # a group's first round: nothing is carried over from another phase
+        state = None if begins else self._momentum.load(layout, plan.round - 1)
+        if state is None:
+            state = np.zeros(layout.size, np.float32)
+        before = self._checkpoint.load(key, model.weights, state)
+        spent_s = before.wall_s if before else 0.0
+        model.begin(before.position.steps if before else 0)
+
+        def save(position: Callable[[], Position]) -> None:
+            if self._checkpoint.is_due:
+                wall_s = spent_s + time.monotonic() - started_s
+                header = Header(key=key, position=position(), val_loss=val_loss, wall_s=wall_s)
+                try:
+                    self._checkpoint.save(header, model.weights, state)
+                    model.mark()
+                except OSError as exc:
+                    _log.warning("no checkpoint of round %d could be written: %s", plan.round, exc.strerror)
+
+        try:
+            val_loss = before.val_loss if before else self._loss(model, self._dataset.val, report, memory)
+            report("train", 0, 1)
+            trained = Trainer(model, split, memory.plan.micro_batch if memory else None).train(
+                settings,
+                state,
+                learnt=None if begins else self._learnt.load(plan.bundle.digest, plan.round),
+                received=start[: len(model.parameters)],
+                after=before.position if before else None,
+                save=save,
+                report=lambda done, total: report("train", done, total),
+                enter=lambda stage: report(stage, 0, 1),
+            )
+            model.finish()
+        except EngineError as exc:
+            raise WorkRefused("error", str(exc)) from exc
+        self._momentum.save(layout, state, plan.round)
+        if trained.learnt is not None:
+            self._learnt.save(plan.bundle.digest, trained.learnt, plan.round)
+        new = model.weights
+        if plan.own_stem:
+            new = self._stem.take_out(manifest.table, came, new, plan.round)
+        return TrainResult(
+            weights=new if manifest is asked else _among(asked, weights, manifest, new),
+            examples=split.examples(model.tasks),
+            train_loss=trained.loss,
+            val_loss=val_loss,
+            affinity=trained.affinities.result(),
+            wall_s=spent_s + time.monotonic() - started_s,
+            peak_rss_bytes=peak_rss_bytes(),
+            memory=memory.use if memory else None,
+        )
+
+    def evaluate(self, order: Order, report: Report, exchange: Exchange | None = None) -> EvaluationResult:
+        """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
+        return self._persevering(order.plan, lambda: self._evaluate(order, report, exchange))
+
+    def _evaluate(self, order: Order, report: Report, exchange: Exchange | None) -> EvaluationResult:
+        started_s = time.monotonic()
+        restart_peak()
+        plan, store, weights = order.plan, order.graphs, order.weights
+        assert plan.data_split is not None
+        split = self._dataset.splits[plan.data_split]
+        if split is None:
+            raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
+        asked, manifest = order.manifest, self._labelled(order.manifest, split)
+        start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        if plan.own_stem:
+            start = self._stem.put_into(manifest.table, start, plan.round)
+        model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, exchange))
+        try:
+            model.begin()
+            scores = Scores(model)
+            loss = self._loss(model, split, report, scores=scores)
+            model.finish()
+        except EngineError as exc:
+            raise WorkRefused("error", str(exc)) from exc
+        assert loss is not None
+        return EvaluationResult(
+            loss=loss,
+            metrics=scores.result() or None,
+            examples=split.examples(model.tasks),
+            wall_s=time.monotonic() - started_s,
+            peak_rss_bytes=peak_rss_bytes(),
+        )
+
+    @staticmethod
+    def _remote(
+        plan: Plan, manifest: Manifest, exchange: Exchange | None, memory: Planned | None = None
+    ) -> RemoteEncoder | None:
+        """What stands for the encoder in split training. Raises HostUnavailable for settings that this cannot have."""
+        if plan.apart is None:
+            return None
+        assert exchange is not None
+        if plan.training is not None:
+            check_settings(plan.training)
+        samples = EVALUATED if plan.training is None else plan.training.batch
+        exchange.open(Layout.of(manifest, samples).longest_bytes)
+        ahead = memory.ahead if memory else 1
+        return RemoteEncoder(manifest, exchange, plan.round, samples, precision=plan.apart.precision, ahead=ahead)
+
+    def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> Planned:
+        """How to train in the budget. Raises WorkRefused if nothing fits."""
+        came_bytes = 4 * manifest.table.size
+        try:
+            return planned(
+                manifest,
+                settings,
+                budget_bytes=self._budget_bytes,
+                base_bytes=None if self._base_bytes is None else self._base_bytes + came_bytes,
+                evaluates=self._dataset.val is not None,
+                update=plan.updates,
+                parts=plan.apart.parts if plan.apart else 1,
+            )
+        except BudgetTooSmall as exc:
+            raise WorkRefused("memory", str(exc)) from exc
+
+    def _started(self, arena_bytes: int | None = None) -> Engine:
+        """The engine, which the first plan starts with the memory that it takes."""
+        if self._engine is None:
+            self._engine = Engine(self._threads, arena_bytes or ARENA_BYTES)
+        return self._engine
+
+    def _whole(self, manifest: Manifest, store: BlobStore) -> Step | None:
+        if self._use == "off" or (self._use == "auto" and manifest.official is None):
+            return None
+        if self._official is None:
+            self._official = OfficialShelf(self._started())
+        return self._official.of(manifest, lambda _, digest: store.path(digest))
+
+    @staticmethod
+    def _labelled(manifest: Manifest, split: Split) -> Manifest:
+        """The manifest of those tasks that the split has labels of. Raises WorkRefused if there are none."""
+        tasks = tuple(split.examples(manifest.task_names))
+        if not tasks:
+            wanted = ", ".join(manifest.task_names)
+            raise WorkRefused("no_data", f"this device has no labels for {wanted}; it has {', '.join(split.tasks)}")
+        return manifest if tasks == manifest.task_names else manifest.group(tasks, manifest.weights)
+
+    def _model(
+        self,
+        manifest: Manifest,
+        store: BlobStore,
+        weights: Vector,
+        split: Split,
+        whole: Step | None = None,
+        memory: Planned | None = None,
+        remote: Encodes | None = None,
+    ) -> Model:
+        try:
+            check_fits(manifest, split)
+        except DatasetInvalid as exc:
+            raise WorkRefused("no_data", str(exc)) from exc
+        try:
+            if self._shelf is None:
+                self._shelf = GraphShelf(self._started(memory.arena_bytes if memory else None))
+            graphs = self._shelf.of(manifest, lambda _, digest: store.path(digest))
+        except BundleInvalid as exc:
+            raise WorkRefused("bundle", str(exc)) from exc
+        plan = memory.plan if memory else None
+        keep, frozen = (plan.keep, plan.frozen) if plan else ((), 0)
+        return Model(manifest, graphs, weights, whole, keep=keep, frozen=frozen, encoder=remote)
+
+    @staticmethod
+    def _loss(
+        model: Model,
+        split: Split | None,
+        report: Report,
+        memory: Planned | None = None,
+        scores: Scores | None = None,
+    ) -> dict[str, float] | None:
+        if split is None:
+            return None
+        stage: Stage = "evaluate"
+        report(stage, 0, len(split))
+        batch = min(EVALUATION_BATCH, memory.plan.micro_batch) if memory and memory.in_parts else EVALUATION_BATCH
+        return evaluate(model, split, batch, scores=scores, report=lambda done, total: report(stage, done, total))
+
+
+def _among(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:
+    """The weights that were asked for: those trained, and as they came those of tasks without labels here."""
+    whole = np.array(weights)
+    views = asked.table.views(whole)
+    for name, view in manifest.table.views(trained).items():
+        views[name][...] = view
+    return whole

@@ -1,0 +1,247 @@
+"""Official artifacts for groups of tasks, held to the portable graphs and written into a bundle.
+
+What is right is what the portable graphs compute, which are held to PyTorch when a bundle is compiled: so a group that
+is decided later is checked without PyTorch and without the model's file.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.names import Tasks, group_id
+from edge_runtime.wire.operators import check_graph_file
+from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of, transfer, unpack
+from export import chain
+from export.errors import OfficialImpossible
+from export.model import MultiTaskModel
+from export.ort_training import nonsmooth as kinks
+from export.ort_training.training_model import ROOT, Arrays, Made, Sample, group_graph, make_artifacts
+from export.parity.check import Runner
+
+DRAWS = 3
+VARIABLE = "MAS_OFFICIAL_PYTHON"
+GraphBytes = Callable[[str], bytes]
+
+
+def official_python(given: Path | None) -> Path:
+    """The Python that has onnxruntime-training: as given, as the environment says, or of .venv-official here.
+
+    Raises OfficialImpossible.
+    """
+    named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
+    python = named or ROOT / ".venv-official" / "bin" / "python"
+    if not python.is_file():
+        raise OfficialImpossible(
+            f"{python} does not exist: make the environment of onnxruntime-training with `make venv-official`, or name "
+            f"its Python with --official-python or {VARIABLE}"
+        )
+    return python
+
+
+def parse_groups(text: str, manifest: wire.Manifest) -> list[Tasks]:
+    """The groups in `a,b;c,d`, each in the order of names. Raises BundleInvalid."""
+    groups = [tuple(sorted({name.strip() for name in group.split(",")})) for group in text.split(";")]
+    for name in (name for group in groups for name in group):
+        manifest.task(name)
+    return list(dict.fromkeys(groups))
+
+
+def example_inputs(model: MultiTaskModel) -> list[Arrays]:
+    """Some batches around the model's example."""
+    random = np.random.default_rng(0)
+    x = model.example_input.numpy()
+    targets = {f"target.{task}": model.example_targets[task].numpy() for task in model.tasks}
+    noise = [0.01 * random.standard_normal(x.shape).astype(np.float32) * i for i in range(DRAWS)]
+    return [{"x": x + each, **targets} for each in noise]
+
+
+def random_inputs(manifest: wire.Manifest, batch: int = 2) -> list[Arrays]:
+    """Some batches of the shapes and types that a bundle wants; classes are 0 and 1, which any number of them has."""
+    random = np.random.default_rng(0)
+
+    def array(spec: wire.Array) -> NDArray[Any]:
+        shape = (batch, *spec.shape)
+        return random.random(shape, np.float32) if spec.dtype == "float32" else random.integers(0, 2, shape)
+
+    return [
+        {"x": array(manifest.input), **{f"target.{task.name}": array(task.target) for task in manifest.tasks}}
+        for _ in range(DRAWS)
+    ]
+
+
+def make_group(
+    forward: onnx.ModelProto,
+    whole: wire.Manifest,
+    weights: Vector,
+    tasks: Tasks,
+    *,
+    batches: Sequence[Arrays],
+    graph: GraphBytes,
+    run: Runner,
+    python: Path,
+) -> Made:
+    """A group's artifacts. `weights` is laid out by the whole bundle's table; `graph` gives a portable graph by name.
+
+    Raises OfficialImpossible.
+    """
+    manifest = whole.group(tasks, whole.weights)
+    vector = transfer(TensorTable(whole.tensors), weights, manifest.table)
+    tensors: Mapping[str, NDArray[Any]] = manifest.table.views(vector)
+    samples = [_sample(manifest, tensors, batch, graph, run) for batch in batches]
+    parameters = {name: value for name, value in tensors.items() if not name.startswith(STATE)}
+
+    def tell() -> tuple[Sample, list[NDArray[Any]]]:
+        told: list[NDArray[Any]] = []
+        return _sample(manifest, tensors, batches[0], graph, _telling(run, told)), told
+
+    return make_artifacts(group_graph(forward, tasks, parameters), samples, python, tell)
+
+
+def _telling(run: Runner, told: list[NDArray[Any]]) -> Runner:
+    """A runner that adds what graphs decide by to `told`."""
+
+    def running(data: bytes, arrays: Arrays) -> Arrays:
+        model = onnx.load_from_string(data)
+        outputs = {output.name for output in model.graph.output}
+        names = kinks.deciding(model.graph)
+        found = run(kinks.telling(model, names).SerializeToString(deterministic=True), arrays)
+        told.extend(found[name] for name in names)
+        return {name: value for name, value in found.items() if name in outputs}
+
+    return running
+
+
+def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: GraphBytes, run: Runner) -> Sample:
+    """One batch with what the portable graphs make of it: losses, gradients and the next state.
+
+    The encoder's gradients are of Σ ∂L_i/∂z · 1/√T.
+    """
+    tasks = manifest.task_names
+    seeds = {part: np.array(i, np.int64) for i, part in enumerate(("encoder", *(f"head.{task}" for task in tasks)))}
+
+    def of(part: str) -> dict[str, NDArray[Any]]:
+        found = {"seed": seeds[part]}
+        for kind, owner in (("param", part), ("state", f"{STATE}{part}")):
+            own = {name: value for name, value in tensors.items() if part_of(name) == owner}
+            found |= {f"{kind}.{name.removeprefix(f'{owner}.')}": value for name, value in own.items()}
+        return found
+
+    def call(name: str, arrays: Arrays) -> Arrays:
+        return run(graph(name), arrays)
+
+    expected: dict[str, NDArray[Any]] = {}
+    x = {"x": batch["x"], **of("encoder")}
+    passed = chain.forward(manifest.stages, call, x, "recompute")
+    expected |= _of_part("encoder", "next", passed)
+    z = {name: value for name, value in passed.items() if name.startswith("z.")}
+    dz = {f"d{name}": np.zeros_like(value) for name, value in z.items()}
+    for task in tasks:
+        part = f"head.{task}"
+        found = call(f"{part}.step", {**z, "target": batch[f"target.{task}"], **of(part)})
+        expected[f"loss.{task}"] = found["loss"]
+        expected |= _of_part(part, "grad", found) | _of_part(part, "next", found)
+        dz = {name: summed + found[name] for name, summed in dz.items()}
+    dz = {name: summed * np.float32(1 / np.sqrt(len(tasks))) for name, summed in dz.items()}
+    expected |= _of_part("encoder", "grad", chain.backward(manifest.stages, call, x, dz, passed, "recompute"))
+    inputs = {"x": batch["x"], "loss_weights": np.ones(len(tasks), np.float32)}
+    inputs |= {f"target.{task}": batch[f"target.{task}"] for task in tasks}
+    inputs |= {name: value for name, value in tensors.items() if name.startswith(STATE)}
+    inputs |= {f"seed.{part}": value for part, value in seeds.items()}
+    return Sample(inputs, expected)
+
+
+def _of_part(part: str, kind: str, found: Arrays) -> dict[str, NDArray[Any]]:
+    names = (name for name in found if name.startswith(f"{kind}."))
+    return {f"{kind}.{part}.{name.removeprefix(f'{kind}.')}": found[name] for name in names}
+
+
+def described(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks, Made]) -> wire.Manifest:
+    """The manifest with these groups' artifacts beside those that it has."""
+    groups = dict(manifest.official.groups) if manifest.official else {}
+    for tasks, artifacts in made.items():
+        files = {name.removesuffix(".onnx"): _file(data) for name, data in artifacts.files.items()}
+        groups[group_id(tasks)] = wire.Artifacts(**files, max_relative_error=artifacts.max_relative_error)
+    official = wire.Official(groups=dict(sorted(groups.items())), forward=_file(forward))
+    return msgspec.structs.replace(manifest, official=official)
+
+
+def write_official(folder: Path, forward: bytes, made: Mapping[Tasks, Made]) -> None:
+    """Write the files that the manifest of `described` names."""
+    write_whole(folder / wire.OFFICIAL / wire.FORWARD, forward)
+    for tasks, artifacts in made.items():
+        for name, data in artifacts.files.items():
+            write_whole(wire.official_path(folder, group_id(tasks), name), data)
+
+
+def split(
+    folder: Path, groups: str, weights: Vector | None, *, run: Runner, python: Path, out: Path | None = None
+) -> list[str]:
+    """Make artifacts for groups of a bundle's tasks and write them into it; returns the groups' names.
+
+    With `out` they go to that folder, with the manifest that names them, and the bundle stays as it is. `weights` is
+    laid out by the bundle's table; None for the bundle's own. Raises BundleInvalid, OfficialImpossible.
+    """
+    manifest = wire.read_folder(folder)
+    for name in manifest.graphs:
+        check_graph_file(wire.graph_path(folder, name), name)
+    chosen = parse_groups(groups, manifest)
+    path = folder / wire.OFFICIAL / wire.FORWARD
+    if manifest.official is None or manifest.official.forward is None:
+        raise BundleInvalid(f"{folder} has no {path.name} for official artifacts: compile it with --official require")
+    data = path.read_bytes()
+    forward = onnx.load_from_string(data)
+    start = unpack(manifest.table, (folder / wire.WEIGHTS).read_bytes()) if weights is None else weights
+    made = {}
+    for tasks in chosen:
+        made[tasks] = make_group(
+            forward,
+            manifest,
+            start,
+            tasks,
+            batches=random_inputs(manifest),
+            graph=lambda name: wire.graph_path(folder, name).read_bytes(),
+            run=run,
+            python=python,
+        )
+    target = out or folder
+    write_official(target, data, made)
+    write_whole(target / wire.MANIFEST, wire.encode(described(manifest, data, made)))
+    return [group_id(tasks) for tasks in chosen]
+
+
+def compiled_official(
+    forward: onnx.ModelProto,
+    manifest: wire.Manifest,
+    weights: Vector,
+    model: MultiTaskModel,
+    *,
+    graphs: Mapping[str, bytes],
+    run: Runner,
+    python: Path,
+) -> Mapping[Tasks, Made]:
+    """The artifacts of the all-in-one task of a model that was just compiled. Raises OfficialImpossible."""
+    made = make_group(
+        forward,
+        manifest,
+        weights,
+        manifest.task_names,
+        batches=example_inputs(model),
+        graph=lambda name: graphs[name],
+        run=run,
+        python=python,
+    )
+    return {manifest.task_names: made}
+
+
+def _file(data: bytes) -> wire.File:
+    return wire.File(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))

@@ -1,0 +1,1 @@
+"""Hold what was compiled to PyTorch."""

@@ -1,0 +1,304 @@
+"""Do the exported graphs compute what PyTorch computes? Losses, every gradient and all state, on the example batch.
+
+Every graph is run by the engine and held to PyTorch's own autograd, tensor by tensor. In a large model that is not
+enough: of millions of activations some are so near to a kink (of ReLU, of L1) that rounding decides on which side they
+are, and the gradients of two correct programs differ by a jump. A part in which a tensor is over the tolerance is
+therefore held to PyTorch in two steps, neither of which knows jumps:
+
+1. The operators that its graphs were translated from, run by PyTorch, give what the model in PyTorch gives. Both round
+   alike; where they do not, both are computed in float64, which is a thousand million times further from any kink.
+2. Each graph gives what its operators, run by PyTorch on the same inputs, give, where these decide as the graph did:
+   what the graph decides by (export.parity.branch_decisions) is taken from it, and is held to PyTorch's as well.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from edge_runtime.wire.manifest import Parity
+from edge_runtime.wire.tensors import STATE, part_of
+from export import chain
+from export.compile import Compiled
+from export.errors import ParityFailed
+from export.model import MultiTaskModel, numbered, represent, tensors
+from export.parity.branch_decisions import decisions, telling
+from export.parity.replay import as_pytorch_counts, replayed
+from export.parity.seeded import Seeded
+from export.running import BATCH_NORM, running_statistics, unchanged
+
+TOLERANCE = 1e-4
+SEED = 5
+"""Of dropout: both sides draw the same."""
+FLOOR = 1e-3
+"""A gradient tensor that is smaller than this part of the largest one in its graph is compared on that scale: what is
+left there is rounding, as in a bias before a normalisation."""
+GRADIENTS = ("grad", "dz", "dv", "de")
+MARGIN = 4
+ROUNDING = 1e-6
+"""A tensor may also be MARGIN times as far from PyTorch in float64 as PyTorch in float32 is, all deciding alike, up to
+this part of the largest tensor in its graph: a few units in the last place of what was added up to it."""
+
+Runner = Callable[[bytes, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
+"""Runs a graph once: its bytes and its inputs, to its outputs by name."""
+
+Arrays = Mapping[str, NDArray[Any]]
+Tensors = Mapping[str, Arrays]
+"""The outputs of all graphs, by the graph's name and their own."""
+
+Errors = dict[tuple[str, str], float]
+"""How far tensors are from PyTorch's, relative, by the graph's name and their own."""
+
+
+def check_parity(compiled: Compiled, run: Runner) -> Parity:
+    """Compare for the whole example batch and for its first sample alone. Raises ParityFailed over TOLERANCE.
+
+    Where batches are normalised it is all but its last sample: of a small batch little but rounding may be left.
+    """
+    errors: dict[tuple[str, str, int], float] = {}
+    for batch in sorted({_fewest(compiled.model), len(compiled.model.example_input)}):
+        found = differences(compiled, run, compiled.model.example_input[:batch])
+        errors |= {(*key, batch): error for key, error in found.items()}
+    (graph, name, _), worst = max(errors.items(), key=lambda item: item[1])
+    if worst > TOLERANCE:
+        raise ParityFailed(f"{name} of {graph} differs from PyTorch by {worst:.1e} relative, more than {TOLERANCE:.0e}")
+    return Parity(max_relative_error=worst, worst=f"{name} of {graph}", compared=len(errors))
+
+
+def _fewest(model: MultiTaskModel) -> int:
+    whole = len(model.example_input)
+    normalised = any(isinstance(m, BATCH_NORM) for part in model.parts().values() for m in part.modules())
+    return min(whole, max(2, whole - 1)) if normalised else 1
+
+
+def differences(compiled: Compiled, run: Runner, x: Tensor) -> Errors:
+    """How far every tensor of the graphs is from PyTorch's for a batch of inputs and the first example targets."""
+    calls: dict[str, tuple[Arrays, Arrays]] = {}
+
+    def call(name: str, arrays: Arrays) -> Arrays:
+        found = run(compiled.graphs[name], arrays)
+        calls[name] = arrays, found
+        return found
+
+    reference = _reference(compiled.model, x)
+    errors = _errors(outputs(compiled, call, x), reference)
+    over = {part_of(graph) for (graph, _), error in errors.items() if error > TOLERANCE}
+    if not over:
+        return errors
+    errors = {key: error for key, error in errors.items() if part_of(key[0]) not in over}
+    errors |= _of_translation(compiled, x, reference, over)
+    for name, (inputs, results) in calls.items():
+        if part_of(name) in over:
+            for key, error in _of_graph(compiled, run, name, inputs, results).items():
+                errors[name, key] = max(error, errors.get((name, key), 0.0))
+    return errors
+
+
+def _of_translation(compiled: Compiled, x: Tensor, reference: Tensors, parts: set[str]) -> Errors:
+    """How far the traced operators of some parts are from the model."""
+
+    def ran(dtype: torch.dtype) -> Tensors:
+        return outputs(compiled, lambda name, arrays: replayed(compiled.lowered[name], arrays, {}, dtype)[0], x)
+
+    errors = _errors(ran(torch.float32), reference)
+    if any(error > TOLERANCE for (graph, _), error in errors.items() if part_of(graph) in parts):
+        errors = _errors(ran(torch.float64), _reference(_exact(compiled.model), x.double()))
+    return {key: error for key, error in errors.items() if part_of(key[0]) in parts}
+
+
+def _of_graph(compiled: Compiled, run: Runner, name: str, inputs: Arrays, results: Arrays) -> dict[str, float]:
+    """How far a graph is from its operators in PyTorch that decide as it did, and what it decides by from theirs."""
+    graph = compiled.lowered[name]
+    names = decisions(graph)
+    told = run(telling(compiled.graphs[name], names), inputs) if names else {}
+    decided = {name: told[name] for name in names.values() if name in told}
+    given = max(_most(value) for name, value in inputs.items() if name in graph.inputs)
+    found = as_pytorch_counts(graph, results)
+    reference, own = replayed(graph, inputs, decided)
+    errors = relative_errors(found, reference, given=given)
+    deciding = relative_errors(decided, own, given=given)
+    if max((*errors.values(), *deciding.values())) > TOLERANCE:
+        # PyTorch in float32 may be off itself: its bias gradients by up to 5e-4.
+        exact, exactly = replayed(graph, inputs, decided, torch.float64)
+        errors = relative_errors(found, exact, reference, given)
+        deciding = relative_errors(decided, exactly, own, given)
+    return errors | {f"{name}, by which it decides,": error for name, error in deciding.items()}
+
+
+def _errors(ours: Tensors, reference: Tensors) -> Errors:
+    return {
+        (graph, name): error
+        for graph, arrays in reference.items()
+        for name, error in relative_errors(ours[graph], arrays).items()
+    }
+
+
+def relative_errors(
+    found: Arrays, reference: Arrays, rounded: Arrays | None = None, given: float = 0.0
+) -> dict[str, float]:
+    """Each array's largest difference relative to its largest value, but at least FLOOR of the largest of its kind.
+
+    Kinds are what comes before the first dot of a name. What is no gradient is also compared on at least FLOOR of
+    `given`, the largest number that went in: a small difference of large numbers is all rounding. With `rounded`, the
+    same as a `reference` in float64 but in float32, the scale is raised to fit what these two differ by (ROUNDING).
+    """
+    errors = {}
+    of_kind: dict[str, float] = {}
+    for name, expected in reference.items():
+        kind = _kind(name)
+        of_kind[kind] = max(of_kind.get(kind, 0.0 if kind in GRADIENTS else given), _most(expected))
+    for name, expected in reference.items():
+        whole = of_kind[_kind(name)]
+        scale = max(_most(expected), FLOOR * whole, float(np.finfo(np.float32).tiny))
+        if rounded is not None:
+            scale = max(scale, min(MARGIN * _apart(rounded[name], expected), ROUNDING * whole) / TOLERANCE)
+        error = _apart(found[name], expected) / scale
+        errors[name] = error if np.isfinite(error) else float("inf")
+    return errors
+
+
+def _kind(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def _most(array: NDArray[Any]) -> float:
+    return float(np.abs(array).max(initial=0))
+
+
+def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
+    both = (value.astype(np.int8) if value.dtype == np.bool_ else value for value in (one, other))
+    return float(np.abs(np.subtract(*both)).max(initial=0))
+
+
+def outputs(compiled: Compiled, call: chain.RunByName, batch: Tensor) -> Tensors:
+    """The outputs of all graphs, each run on what those before it gave; those of all stages together."""
+    model = compiled.model
+    inputs = _inputs(compiled)
+    size = len(batch)
+    x = {"x": batch.numpy(), **inputs["encoder"]}
+    training, stem = x, {}
+    if model.stem is not None:
+        stem = {kind: call(f"stem.{kind}", {"x": x["x"], **inputs["stem"]}) for kind in ("forward", "predict")}
+        training, x = ({**stem[kind], **inputs["encoder"]} for kind in ("forward", "predict"))
+    names = [f"z.{i}" for i in range(len(represent(model)))]
+    found = {"encoder.predict": call("encoder.predict", x)}
+    passes = {mode: chain.forward(compiled.stages, call, training, mode) for mode in chain.KINDS}
+    for mode, (kind, _) in chain.KINDS.items():
+        found[f"encoder.{kind}"] = passes[mode]
+    total = {f"d{name}": np.zeros_like(passes["recompute"][name]) for name in names}
+    for task in model.tasks:
+        part = f"head.{task}"
+        held = {"target": model.example_targets[task][:size].numpy(), **inputs[part]}
+        for kind in ("step", "loss", "evaluate", "predict"):
+            source = "encoder.forward" if kind in ("step", "loss") else "encoder.predict"
+            z = {name: found[source][name] for name in names}
+            found[f"{part}.{kind}"] = call(f"{part}.{kind}", z | held)
+        for name in total:
+            total[name] += found[f"{part}.step"][name]
+    for mode, (_, kind) in chain.KINDS.items():
+        found[f"encoder.{kind}"] = chain.backward(compiled.stages, call, training, total, passes[mode], mode)
+    if model.stem is not None:
+        de = {"de": found["encoder.backward"]["de"], "x": batch.numpy(), **inputs["stem"]}
+        found |= {f"stem.{kind}": results for kind, results in stem.items()}
+        found["stem.backward"] = call("stem.backward", de)
+    return found
+
+
+def _inputs(compiled: Compiled) -> dict[str, dict[str, NDArray[Any]]]:
+    """Parameters, state and seed by part, under the names that the graphs give them."""
+    found: dict[str, dict[str, NDArray[Any]]] = {}
+    for name, view in compiled.table.views(compiled.weights).items():
+        part = part_of(name)
+        owner = part.removeprefix(STATE)
+        kind = "param" if owner == part else "state"
+        found.setdefault(owner, {"seed": np.array(SEED, np.int64)})[f"{kind}.{name.removeprefix(f'{part}.')}"] = view
+    return found
+
+
+def _exact(model: MultiTaskModel) -> MultiTaskModel:
+    """The model in float64."""
+    targets = {task: y.double() if y.is_floating_point() else y for task, y in model.example_targets.items()}
+    parts = {part: copy.deepcopy(module).double() for part, module in model.parts().items()}
+    return replace(
+        model,
+        encoder=parts["encoder"],
+        heads={task: parts[f"head.{task}"] for task in model.tasks},
+        stem=parts.get("stem"),
+        example_input=model.example_input.double(),
+        example_targets=targets,
+    )
+
+
+def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDArray[Any]]]:
+    with unchanged(*model.parts().values()):
+        for module in model.parts().values():
+            module.eval()
+        found = _evaluated(model, batch)
+        for module in model.parts().values():
+            module.train()
+            module.zero_grad(set_to_none=True)
+        source = batch
+        if model.stem is not None:
+            with Seeded(SEED):
+                e = model.stem(batch)
+            source = e.detach().requires_grad_()
+        with Seeded(SEED):
+            z = tensors(model.encoder(source))
+        forward = _arrays(numbered("z", z)) | _next_state(model.encoder)
+        total = [torch.zeros_like(value) for value in z]
+        for task in model.tasks:
+            leaves = tuple(value.detach().requires_grad_() for value in z)
+            with Seeded(SEED):
+                prediction = model.heads[task](model.packed(leaves))
+                loss = model.losses[task](prediction, model.example_targets[task][: len(batch)])
+            torch.autograd.backward(loss)
+            dz = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+            total = [summed + one for summed, one in zip(total, dz, strict=True)]
+            head = model.heads[task]
+            found[f"head.{task}.loss"] = _arrays({"loss": loss})
+            found[f"head.{task}.step"] = (
+                _arrays({"loss": loss, **numbered("dz", dz)}) | _gradients(head) | _next_state(head)
+            )
+        live = [value for value in z if value.requires_grad]
+        torch.autograd.backward(live, [dz for value, dz in zip(z, total, strict=True) if value.requires_grad])
+        gradients = _gradients(model.encoder)
+        if model.stem is not None:
+            torch.autograd.backward(e, source.grad)
+            gradients |= _arrays({"de": cast("Tensor", source.grad)})
+            found |= {"stem.forward": _arrays({"e": e}), "stem.backward": _gradients(model.stem)}
+        for kinds in chain.KINDS.values():
+            found |= zip((f"encoder.{kind}" for kind in kinds), (forward, gradients), strict=True)
+    return found
+
+
+def _evaluated(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDArray[Any]]]:
+    with torch.no_grad():
+        z = tensors(model.encode(batch))
+        found = {"encoder.predict": _arrays(numbered("z", z))}
+        if model.stem is not None:
+            found["stem.predict"] = _arrays({"e": model.stem(batch)})
+        for task in model.tasks:
+            prediction = model.heads[task](model.packed(z))
+            loss = model.losses[task](prediction, model.example_targets[task][: len(batch)])
+            found[f"head.{task}.predict"] = _arrays({"prediction": prediction})
+            found[f"head.{task}.evaluate"] = _arrays({"loss": loss})
+    return found
+
+
+def _gradients(module: nn.Module) -> dict[str, NDArray[Any]]:
+    return _arrays({f"grad.{name}": p.grad for name, p in module.named_parameters() if p.grad is not None})
+
+
+def _next_state(module: nn.Module) -> dict[str, NDArray[Any]]:
+    """A copy: training goes on in the same buffers."""
+    state = {f"next.{name}": value.clone() for name, value in running_statistics(module).items()}
+    return _arrays(state)
+
+
+def _arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:
+    return {name: value.detach().numpy() for name, value in values.items()}

@@ -1,0 +1,109 @@
+"""The operators that a graph was translated from, run by PyTorch one after another on arrays."""
+
+import operator
+from collections import defaultdict
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx
+
+from export.lowering.chance import draws, threshold
+from export.parity.branch_decisions import deciding, decisions
+from export.part import Lowered
+from export.trace import Batch, bound
+
+aten = torch.ops.aten
+Arrays = Mapping[str, NDArray[Any]]
+POOLED_BACK = {aten.max_pool2d_with_indices_backward.default: 7, aten.adaptive_max_pool2d_backward.default: 2}
+"""The argument that says where the maxima were."""
+
+
+def replayed(
+    graph: Lowered, inputs: Arrays, decided: Arrays, dtype: torch.dtype = torch.float32
+) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+    """The outputs of a graph by name, and what is computed here for those of its values that are `decided`.
+
+    These have the names that export.parity.branch_decisions.decisions gives them. Operators that decide by one of
+    them get it as it was decided, and not as it is computed here. All numbers are of the type `dtype`.
+    """
+    trace = graph.trace
+    arrays = _as_pytorch_counts(graph, inputs)
+    given = {
+        step.node: torch.from_numpy(np.asarray(arrays[name]))
+        for name, step in zip(graph.inputs, trace.inputs, strict=True)
+        if name in arrays
+    }
+    found = {node: _cast(value, dtype) for node, value in (*given.items(), *trace.constants)}
+    told = {node: name for node, name in decisions(graph).items() if name in decided}
+    forced = {node: _cast(torch.from_numpy(decided[name]), dtype) for node, name in told.items()}
+    batch = _batch(graph, arrays)
+    seed = int(arrays["seed"]) if "seed" in arrays else 0
+    wanted = {node for node in trace.outputs if isinstance(node, fx.Node)} | told.keys()
+    last_use = {node: i for i, step in enumerate(trace.steps) for node in step.sources}
+    done = defaultdict(list)
+    for node, i in last_use.items():
+        if node not in wanted:
+            done[i].append(node)
+    with torch.no_grad():
+        for i, step in enumerate(trace.steps):
+            args, kwargs = bound(step, found, batch)
+            if step.target is aten.bernoulli.p:
+                drawn = draws(seed, step.draw, args[0].numel()) < threshold(args[1] if len(args) > 1 else 0.5)
+                found[step.node] = torch.from_numpy(drawn).reshape(args[0].shape).to(args[0].dtype)
+            else:
+                for place, node in deciding(step).items():
+                    args[place] = forced.get(node, args[place])
+                args, kwargs = _typed(args, dtype), _typed(kwargs, dtype)
+                found[step.node] = step.target(*args, **kwargs)
+            for node in done[i]:
+                del found[node]
+    outputs = {name: found[node].numpy() for name, node in zip(graph.outputs, trace.outputs, strict=True)}
+    return outputs, {name: found[node].numpy() for node, name in told.items()}
+
+
+def as_pytorch_counts(graph: Lowered, outputs: Arrays) -> dict[str, NDArray[Any]]:
+    """The outputs of the engine with the places of maxima as PyTorch counts them.
+
+    ONNX counts them through the whole tensor, PyTorch from the beginning of each image's channel.
+    """
+    return _counted(graph, outputs, dict(zip(graph.outputs, graph.trace.outputs, strict=True)))
+
+
+def _as_pytorch_counts(graph: Lowered, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    return _counted(graph, inputs, {n: step.node for n, step in zip(graph.inputs, graph.trace.inputs, strict=True)})
+
+
+def _counted(graph: Lowered, arrays: Arrays, nodes: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+    channels = {}
+    for step in graph.trace.steps:
+        if step.target is operator.getitem and step.args[1] == 1:
+            pool = step.args[0]
+            if pool.target in (aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default):
+                channels[step.node] = prod(pool.args[0].meta["val"].shape[-2:])
+        elif step.target in POOLED_BACK:
+            channels[step.args[POOLED_BACK[step.target]]] = prod(step.args[1].meta["val"].shape[-2:])
+    return {name: a % channels[nodes[name]] if nodes.get(name) in channels else a for name, a in arrays.items()}
+
+
+def _batch(graph: Lowered, arrays: Arrays) -> int:
+    for name, step in zip(graph.inputs, graph.trace.inputs, strict=True):
+        for i, dim in enumerate(step.shapes[0] or ()):
+            if isinstance(dim, Batch) and name in arrays:
+                return int(arrays[name].shape[i] / dim.factor)
+    return 1
+
+
+def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
+    return value.to(dtype) if value.is_floating_point() else value
+
+
+def _typed(argument: Any, dtype: torch.dtype) -> Any:
+    if isinstance(argument, dict):
+        return {key: _typed(value, dtype) for key, value in argument.items()}
+    if isinstance(argument, list):
+        return [_typed(value, dtype) for value in argument]
+    return dtype if argument is torch.float32 else argument

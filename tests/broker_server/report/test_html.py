@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+
+import msgspec
+
+from broker_server.report import build as reports
+from broker_server.report.html import Picture, Row, render, write
+
+pytestmark = pytest.mark.workstation
+
+
+@pytest.fixture
+def finished(world):
+    world = world()
+    world.device("x").start()
+    world.device("y").start()
+    world.until_finished()
+    return world
+
+
+def test_page_needs_nothing_else(finished, tmp_path):
+    picture = np.random.default_rng(0).random((8, 8))
+    rows = [
+        Row(
+            title="<b>depth</b>",
+            pictures=(Picture(title="truth", image=picture), Picture(title="png", image=b"\x89PNG")),
+        )
+    ]
+    path = write(
+        tmp_path, reports.build(finished.store), affinities=reports.affinities(finished.store), predictions=rows
+    )
+    page = path.read_text()
+    assert "<script" not in page
+    assert "http" not in page.replace("http://www.w3.org", "")
+    assert "&lt;b&gt;depth" in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "times of 100" in page
+    assert "fp32, 100.0 %" in page
+
+
+def test_page_says_how_many_updates_came_by_which_scheme(finished):
+    report = reports.build(finished.store)
+    row = msgspec.structs.replace(report.rounds[0], update_schemes={"fp32": 1, "int8": 2}, update_ratio=None)
+    assert "1 fp32, 2 int8" in render(msgspec.structs.replace(report, rounds=[row]))
+
+
+def test_page_has_the_metrics_that_were_measured(finished):
+    report = reports.build(finished.store)
+    assert "Test metrics" not in render(report)
+    first = {"a": reports.MetricMean(name="miou", value=0.5)}
+    last = {"b": reports.MetricMean(name="angular_error_deg", value=12.25)}
+    page = render(msgspec.structs.replace(report, test_metrics={"before": first, "merged": None, "end": last}))
+    assert "<td>a</td><td>mIoU ↑</td><td class=n>0.5000</td><td class=n>–</td>" in page
+    assert "<td>b</td><td>angular error (°) ↓</td><td class=n>–</td><td class=n>12.25</td>" in page
+
+
+def test_page_of_a_federation_that_has_just_begun(world):
+    world = world()
+    page = render(reports.build(world.store))
+    assert "MAS" in page
+    assert "data:image" not in page
+
+
+def test_page_says_what_became_of_official_artifacts(finished):
+    report = reports.build(finished.store)
+    assert "Official artifacts" not in render(report)
+    outcomes = {
+        "a": reports.OfficialReport(max_relative_error=2e-4, problem=None),
+        "b": reports.OfficialReport(max_relative_error=None, problem="no gradient for <Round>"),
+    }
+    page = render(msgspec.structs.replace(report, official=outcomes))
+    assert "a: within 0.0002 of the portable graphs" in page
+    assert "b: none<span class=note> no gradient for &lt;Round&gt;" in page
+
+
+def test_page_escapes_names(finished):
+    report = msgspec.structs.replace(reports.build(finished.store), strategy="<img src=x>", versions={"<": "&"})
+    assert "<IMG" not in render(report).replace("<img alt", "")

@@ -1,0 +1,33 @@
+import pytest
+
+from broker_server.server.keys import load_or_create
+from broker_server.server.state import StateBusy, StateFolder, read_url
+from edge_runtime.wire.signing import public_hex
+
+
+def test_state_folder_is_for_one_server_at_a_time(tmp_path):
+    first = StateFolder(tmp_path)
+    with pytest.raises(StateBusy, match="--state"):
+        StateFolder(tmp_path)
+    first.close()
+    StateFolder(tmp_path).close()
+
+
+def test_state_folder_cleared_keeps_the_key(tmp_path):
+    folder = StateFolder(tmp_path)
+    key = public_hex(load_or_create(tmp_path))
+    store, blobs = folder.open()
+    store.set_fact("k", "1")
+    blobs.add(b"x")
+    store.close()
+    folder.clear()
+    store, blobs = folder.open()
+    assert store.fact("k") is None
+    assert list(blobs.digests()) == []
+    assert public_hex(load_or_create(tmp_path)) == key
+    store.close()
+    folder.close()
+
+
+def test_read_url(tmp_path):
+    assert read_url(tmp_path) is None

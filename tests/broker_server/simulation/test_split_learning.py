@@ -1,0 +1,34 @@
+import pickle
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from broker_server.simulation.split_learning import as_sent
+from broker_server.simulation.worker import Refused, Task, perform
+from edge_runtime.agent.work import Order
+from edge_runtime.wire.blob import BlobStore, describe
+from edge_runtime.wire.manifest import read_folder
+from edge_runtime.wire.messages import Plan, SplitTraining
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
+BLOB = describe(b"x")
+PLAN = Plan(
+    work="evaluate", data_split="val", round=3, phase="p", group="depth", tasks=("depth",), bundle=BLOB,
+    signature="0" * 128, weights=BLOB, deadline_s=1.0, apart=SplitTraining(),
+)  # fmt: skip
+
+
+def test_what_came_to_another_process_leaves_out_its_defaults_again():
+    came = pickle.loads(pickle.dumps(PLAN))
+    assert b"fp32" in msgspec.json.encode(came)  # otherwise nobody needs as_sent any more
+    assert msgspec.json.encode(as_sent(came)) == msgspec.json.encode(PLAN)
+    assert as_sent(came) == PLAN
+
+
+def test_a_plan_whose_round_was_over_before_its_device_began_is_refused(tmp_path):
+    manifest = read_folder(FIXTURES / "bundle")
+    order = Order(plan=PLAN, manifest=manifest, weights=np.zeros(1, np.float32), graphs=BlobStore(tmp_path))
+    refused = perform(Task(data=FIXTURES / "data", state=tmp_path, memory_budget_bytes=1 << 40, order=order))
+    assert isinstance(refused, Refused)
+    assert refused.reason == "host"

@@ -1,0 +1,54 @@
+import pytest
+
+from devices.meters import open_source
+from edge_runtime.energy.recording.choice import NoMeter, choose
+
+
+@pytest.fixture
+def opened(board):
+    """What was asked for, in order, and the way to ask."""
+    asked = []
+
+    def open_(source):
+        asked.append(source)
+        return open_source(source, root=board.root)
+
+    return asked, open_
+
+
+def raspberry(board, name):
+    folder = board.root / "proc/device-tree"
+    folder.mkdir(parents=True)
+    (folder / "compatible").write_bytes(name.encode() + b"\0")
+
+
+def test_choose_a_board_s_best_meter_first(board, opened, pmic_text):
+    raspberry(board, "raspberrypi,5-model-b")
+    board.vcgencmd(f"pmic_read_adc) cat <<'END'\n{pmic_text}END\n;;\nversion) echo 1;;")
+    asked, open_ = opened
+    assert choose("auto", None, board.root, open_).facts.source == "pmic"
+    assert asked == ["pmic"]
+
+
+def test_choose_auto_tries_no_chip_that_nobody_can_see(board, opened):
+    raspberry(board, "raspberrypi,4-model-b")
+    asked, open_ = opened
+    with pytest.raises(NoMeter, match="--source i2c:ina219@0x40"):
+        choose("auto", None, board.root, open_)
+    assert asked == []
+    with pytest.raises(NoMeter):
+        choose("rpi4", None, board.root, open_)
+    assert asked == ["i2c:ina219@0x40,bus=1,shunt=0.1"]
+
+
+def test_choose_whatever_else_the_kernel_shows(board, opened):
+    raspberry(board, "raspberrypi,4-model-b")
+    board.hwmon(0, "ina226", power1_input=3500000)
+    assert choose("auto", None, board.root, opened[1]).facts.source.startswith("hwmon")
+
+
+def test_choose_a_source_as_it_was_said(board, opened):
+    with pytest.raises(NoMeter, match="rapl"):
+        choose("auto", "rapl", board.root, opened[1])
+    with pytest.raises(ValueError, match="no source"):
+        choose("auto", "magic", board.root, opened[1])

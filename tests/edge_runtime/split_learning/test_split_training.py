@@ -1,0 +1,409 @@
+"""Split training from end to end: a device's trainer, the messages and the host, over channels that fail."""
+
+import random as randoms
+
+import msgspec
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from edge_runtime.datasets.dataset import Split  # noqa: E402
+from edge_runtime.split_learning.client import HostUnavailable, RemoteEncoder, check_settings  # noqa: E402
+from edge_runtime.split_learning.server import Host  # noqa: E402
+from edge_runtime.training.engine import Engine, EngineError  # noqa: E402
+from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
+from edge_runtime.training.optimizer import optimizer  # noqa: E402
+from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
+from edge_runtime.wire import manifest as wire  # noqa: E402
+from edge_runtime.wire.messages import Training  # noqa: E402
+from edge_runtime.wire.split_learning import Header, Layout, Message, decode, encode  # noqa: E402
+from edge_runtime.wire.tensors import pack, transfer  # noqa: E402
+from export.compile import compile_model, describe  # noqa: E402
+from export.models import vit  # noqa: E402
+
+pytestmark = pytest.mark.workstation
+IMAGES, BATCH = 20, 4
+SETTINGS = Training(
+    epochs=2, first_epoch=0, batch=BATCH, lr=0.05, momentum=0.9, weight_decay=1e-3, seed=3, probe_every=0
+)
+
+
+class Bundle:
+    """A small model with a stem and dropout in its encoder, and images for it."""
+
+    def __init__(self, folder):
+        torch.manual_seed(0)
+        model = vit.make(("depth", "kind"), width=16, heads=2, depth=1, size=16, patch=4)
+        model.encoder.norm = torch.nn.Sequential(torch.nn.LayerNorm(16), torch.nn.Dropout(0.1))
+        compiled = compile_model(model, stages=2)
+        none = wire.Parity(max_relative_error=0.0, worst="", compared=0)
+        wire.write_folder(
+            folder, describe(compiled, "vit", none), pack(compiled.table, compiled.weights), compiled.graphs
+        )
+        self.manifest = wire.read_folder(folder)
+        self.weights = compiled.weights
+        self.graph = GraphShelf(Engine()).of(self.manifest, lambda name, _: wire.graph_path(folder, name))
+        self.local = self.manifest.local()
+        random = np.random.default_rng(0)
+        self.split = Split(
+            image=random.integers(0, 256, (IMAGES, 3, 16, 16), np.uint8),
+            labels={
+                "depth": random.random((IMAGES, 1, 16, 16), np.float32),
+                "kind": random.integers(0, 10, IMAGES, np.int64),
+            },
+        )
+
+    def host(self, settings=SETTINGS, **options):
+        """A host, and beside it what devices that have finished have taught it."""
+        start = transfer(self.manifest.table, self.weights, self.manifest.general)
+        changes = {}
+
+        def keep(device, replica):
+            changes[device] = replica.change
+
+        host = Host(self.manifest, self.graph, start, settings, 7, finished=keep, **options)
+        host.changes = changes
+        return host
+
+    def device(self, remote):
+        return Model(
+            self.local,
+            self.graph,
+            transfer(self.manifest.table, self.weights, self.local.table),
+            encoder=remote,
+        )
+
+    def whole(self, settings=SETTINGS, micro_batch=None):
+        """Trained on one device: the weights, and what the trainer says."""
+        model = Model(self.manifest, self.graph, self.weights)
+        return model, train(model, self.split, settings, micro_batch)
+
+    def parts(self, model):
+        """A whole model's weights as the host and the device have them."""
+        table = self.manifest.table
+        return transfer(table, model.weights, self.manifest.general), transfer(table, model.weights, self.local.table)
+
+
+def train(model, split, settings, micro_batch=None, **more):
+    state = np.zeros(optimizer(settings).table(model.table.parameters).size, np.float32)
+    return Trainer(model, split, micro_batch).train(settings, state, **more)
+
+
+class Channel:
+    """Hands messages to a host at once; loses, repeats and holds back some of them, and tells the time."""
+
+    def __init__(self, host, device="a", *, trouble=0.0, seed=0):
+        self.host, self.device = host, device
+        self.now_s = 0.0
+        self.sent, self.came = [], []
+        self._box, self._late = [], []
+        self._random, self._trouble = randoms.Random(seed), trouble
+
+    def clock(self):
+        return self.now_s
+
+    def send(self, data):
+        self.sent.append(data)
+        copies = [data] * (0 if self._happens() else 2 if self._happens() else 1)
+        if self._late and self._happens():
+            copies.append(self._late.pop(0))
+        if self._happens():
+            self._late.append(data)
+        for one in copies:
+            for device, answer in self.host.received(self.device, one, self.now_s):
+                assert device == self.device
+                self._box += [] if self._happens() else [answer]
+
+    def receive(self, timeout_s):
+        if not self._box:
+            self.now_s += timeout_s
+            return None
+        self.came.append(self._box.pop(self._random.randrange(len(self._box)) if self._happens() else 0))
+        return self.came[-1]
+
+    def _happens(self):
+        return self._random.random() < self._trouble
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return Bundle(tmp_path_factory.mktemp("bundle"))
+
+
+def remote(bundle, channel, step=0, **options):
+    encoder = RemoteEncoder(bundle.manifest, channel, 7, BATCH, clock=channel.clock, **options)
+    encoder.begin(step)
+    return encoder
+
+
+@pytest.mark.parametrize("trouble", [0.0, 0.2])
+@pytest.mark.parametrize(("micro_batch", "ahead"), [(None, 1), (3, 1), (1, 3), (2, 8)])
+def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble, micro_batch, ahead):
+    """Fifty steps of SGD with momentum and dropout in fp32, also where a fifth of all is lost, repeated or late."""
+    settings = msgspec.structs.replace(SETTINGS, epochs=10)
+    whole, expected = bundle.whole(settings, micro_batch)
+    host = bundle.host(settings)
+    channel = Channel(host, trouble=trouble)
+    encoder = remote(bundle, channel, ahead=ahead)
+    device = bundle.device(encoder)
+    found = train(device, bundle.split, settings, micro_batch)
+    encoder.finish()
+    general, local = bundle.parts(whole)
+    assert found.loss == expected.loss
+    assert device.weights.tobytes() == local.tobytes()
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    np.testing.assert_array_equal(host.changes["a"], start - general)
+    assert np.abs(start - general).max() > 1e-3
+    assert trouble == 0 or len(channel.sent) > 1.2 * 2 * 50
+
+
+def test_parts_that_are_ahead_are_begun_before_the_first_goes_back(bundle):
+    kinds = {}
+    for ahead in (1, 2, 3):
+        channel = Channel(bundle.host())
+        train(bundle.device(remote(bundle, channel, ahead=ahead)), bundle.split, SETTINGS, 1)
+        kinds[ahead] = [decode(Layout.of(bundle.manifest, BATCH), data).header.kind[0] for data in channel.sent[1:9]]
+    assert {ahead: "".join(found) for ahead, found in kinds.items()} == {1: "egegegeg", 2: "eegegegg", 3: "eeegeggg"}
+
+
+def test_evaluation_and_first_order_probes_are_those_of_one_device(bundle):
+    settings = msgspec.structs.replace(SETTINGS, probe_every=2, probe="representation")
+    whole, expected = bundle.whole(settings)
+    channel = Channel(bundle.host(settings), trouble=0.1)
+    device = bundle.device(remote(bundle, channel))
+    found = train(device, bundle.split, settings)
+    assert found.affinities.result() == expected.affinities.result()
+    assert found.affinities.result().count > 2
+    ours, theirs = evaluate(device, bundle.split, 6), evaluate(whole, bundle.split, 6)
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_images_and_labels_never_leave_the_device(bundle):
+    """Every byte that is sent: a header of known fields, an embedding or a gradient, and nothing of the data."""
+    channel = Channel(bundle.host())
+    encoder = remote(bundle, channel)
+    device = bundle.device(encoder)
+    train(device, bundle.split, SETTINGS)
+    encoder.finish()
+    sizes = {"embedding": 4 * 16 * 16, "gradient": 4 * 16 * 16}
+    everything = b"".join(channel.sent)
+    for data in channel.sent:
+        length = int.from_bytes(data[:2], "little")
+        header = msgspec.json.decode(data[2 : 2 + length], type=Header)
+        assert header.kind in {"begin", "embedding", "gradient", "finish"}
+        assert len(data) == 2 + length + header.samples * sizes.get(header.kind, 0)
+        assert (header.detail, header.reason) == ("", None)
+    for i in range(IMAGES):
+        image = bundle.split.image[i]
+        for form in (image, (image / np.float32(255)).astype(np.float32), bundle.split.labels["depth"][i]):
+            assert form.tobytes()[:48] not in everything
+
+
+@pytest.mark.parametrize(("precision", "apart"), [("fp16", 2e-3), ("int8", 0.05)])
+def test_rounded_activations_train_nearly_the_same(bundle, precision, apart):
+    _, expected = bundle.whole()
+    channel = Channel(bundle.host(precision=precision))
+    device = bundle.device(remote(bundle, channel, precision=precision))
+    found = train(device, bundle.split, SETTINGS)
+    for task, loss in expected.loss.items():
+        assert found.loss[task] == pytest.approx(loss, rel=apart)
+    assert sum(map(len, channel.came)) < (0.6 if precision == "fp16" else 0.4) * 10 * 4 * 2 * 4 * 16 * 16
+
+
+def test_devices_do_not_meet_within_a_round(bundle):
+    """Two devices by turns at one host: each has what it would have alone."""
+    host = bundle.host()
+    others = [remote(bundle, Channel(host, name)) for name in ("a", "b")]
+    devices = [bundle.device(encoder) for encoder in others]
+    seeds = (3, 4)
+    # Step by step by turns: the second device's rounds are run in the first one's `save`.
+    steps = []
+
+    def by_turns(_):
+        steps.append(len(steps))
+
+    settings = [msgspec.structs.replace(SETTINGS, seed=seed, epochs=1) for seed in seeds]
+    train(devices[0], bundle.split, settings[0], save=by_turns)
+    train(devices[1], bundle.split, settings[1])
+    for encoder in others:
+        encoder.finish()
+    assert host.working == ()
+    assert list(host.changes) == ["a", "b"]
+    for name, one in zip(("a", "b"), settings, strict=True):
+        whole, _ = bundle.whole(one)
+        start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+        np.testing.assert_array_equal(host.changes[name], start - bundle.parts(whole)[0])
+
+
+def test_a_device_that_was_killed_goes_on_from_its_checkpoint(bundle):
+    """Killed four steps after it marked the third: another process takes up weights, state and position."""
+    host = bundle.host()
+    channel = Channel(host)
+    encoder = remote(bundle, channel)
+    device = bundle.device(encoder)
+    state = np.zeros_like(device.gradient)
+    kept = []
+
+    class Killed(Exception):
+        pass
+
+    def save(position):
+        done = position()
+        if done.steps == 3:
+            kept.append((done, device.weights.copy(), state.copy()))
+            encoder.mark()
+        if done.steps == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        Trainer(device, bundle.split).train(SETTINGS, state, save=save)
+    position, weights, velocity = kept[0]
+    again = remote(bundle, Channel(host), step=3)
+    device = bundle.device(again)
+    device.weights[:] = weights
+    Trainer(device, bundle.split).train(SETTINGS, velocity, after=position)
+    again.finish()
+    whole, _ = bundle.whole()
+    general, local = bundle.parts(whole)
+    assert device.weights.tobytes() == local.tobytes()
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    np.testing.assert_array_equal(host.changes["a"], start - general)
+
+
+def test_a_device_that_begins_its_round_anew_finds_the_weights_of_its_beginning(bundle):
+    host = bundle.host()
+    for times in range(2):
+        encoder = remote(bundle, Channel(host))
+        device = bundle.device(encoder)
+        train(device, bundle.split, msgspec.structs.replace(SETTINGS, epochs=1 + times))
+        if not times:  # killed with a batch on its way
+            x = np.zeros((2, 16, 16), np.float32)
+            encoder.at(0, 0, 9)
+            encoder.forward({"e": x}, {"seed": np.array(1)}, {})
+    encoder.finish()
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    np.testing.assert_array_equal(host.changes["a"], start - bundle.parts(bundle.whole()[0])[0])
+
+
+def test_a_batch_that_was_on_its_way_is_forgotten_where_the_device_goes_on(bundle):
+    """Killed between a representation and its gradient, after a checkpoint of all steps before."""
+    host = bundle.host()
+    encoder = remote(bundle, Channel(host))
+    x = np.zeros((2, 16, 16), np.float32)
+    encoder.forward({"e": x}, {"seed": np.array(1)}, {})
+    again = remote(bundle, Channel(host))
+    train(bundle.device(again), bundle.split, SETTINGS)
+    again.finish()
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    np.testing.assert_array_equal(host.changes["a"], start - bundle.parts(bundle.whole()[0])[0])
+
+
+def test_a_graph_that_fails_ends_the_devices_round(bundle):
+    def broken(name):
+        raise EngineError(f"{name} cannot be loaded")
+
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    encoder = remote(bundle, Channel(Host(bundle.manifest, broken, start, SETTINGS, 7)))
+    with pytest.raises(HostUnavailable, match=r"encoder.0.forward cannot be loaded"):
+        train(bundle.device(encoder), bundle.split, SETTINGS)
+
+
+def test_a_host_that_began_anew_sends_the_device_back_to_the_beginning(bundle):
+    with pytest.raises(HostUnavailable, match="begin at 0: the host has nothing of you"):
+        remote(bundle, Channel(bundle.host()), step=3)
+
+
+def test_a_host_that_does_not_answer_is_given_up(bundle):
+    class Nobody:
+        def received(self, *_):
+            return []
+
+    channel = Channel(Nobody())
+    with pytest.raises(HostUnavailable, match="did not answer for 60 s"):
+        remote(bundle, channel, deadline_s=60.0)
+    assert len(channel.sent) == 12
+
+
+def test_a_host_with_all_places_taken_is_asked_until_one_is_free(bundle):
+    host = bundle.host(most_devices=1, idle_s=20.0)
+    remote(bundle, Channel(host, "a"))
+    channel = Channel(host, "b")
+    sending = channel.send
+
+    def send(data):
+        host.tick(channel.now_s)
+        sending(data)
+
+    channel.send = send
+    remote(bundle, channel)
+    assert channel.now_s >= 20
+    assert host.working == ("b",)
+
+
+def test_a_silent_device_leaves_and_the_round_goes_on(bundle):
+    host = bundle.host(idle_s=30.0)
+    first, second = (remote(bundle, Channel(host, name)) for name in ("a", "b"))
+    device = bundle.device(first)
+    host.received("b", encode(Message(header=Header(kind="begin", round=7, seed=1))), 25.0)
+    assert host.tick(40.0)[0][0] == "a"
+    assert host.working == ("b",)
+    with pytest.raises(HostUnavailable, match="goes on without this device"):
+        train(device, bundle.split, SETTINGS)
+    second.finish()
+    assert list(host.changes) == ["b"]
+
+
+def test_what_is_not_understood_is_refused_and_counted(bundle):
+    host = bundle.host()
+    ((device, answer),) = host.received("a", b"\xff\xffnonsense", 0.0)
+    assert (device, host.errors["a"], host.working) == ("a", 1, ())
+    assert b"a header of 65535" in answer
+
+
+def test_weights_that_have_diverged_on_the_host_end_the_devices_round(bundle):
+    host = bundle.host()
+    encoder = remote(bundle, Channel(host))
+    host._replicas["a"].weights[:] = np.nan
+    with pytest.raises(HostUnavailable, match="training has diverged"):
+        train(bundle.device(encoder), bundle.split, SETTINGS)
+
+
+def test_gradients_that_are_not_finite_are_not_sent(bundle):
+    channel = Channel(bundle.host())
+    encoder = remote(bundle, channel)
+    x = np.zeros((2, 16, 16), np.float32)
+    done = encoder.forward({"e": x}, {"seed": np.array(1)}, {})
+    with pytest.raises(HostUnavailable, match="the gradient is not finite"):
+        encoder.backward(done, tuple(np.full_like(z, np.nan) for z in done.z), {}, {})
+
+
+def test_answers_to_something_else_are_passed_over(bundle):
+    """Rubbish, another round's answer and an old refusal come first."""
+    channel = Channel(bundle.host())
+    strangers = [
+        b"rubbish",
+        encode(Message(header=Header(kind="ready", round=6))),
+        encode(Message(header=Header(kind="refused", round=7, about="gradient", reason="unknown"))),
+        encode(Message(header=Header(kind="marked", round=7))),
+    ]
+    receive = channel.receive
+    channel.receive = lambda timeout_s: strangers.pop(0) if strangers else receive(timeout_s)
+    remote(bundle, channel)
+    assert strangers == []
+
+
+def test_proximal_term_and_clipping_are_the_hosts_own(bundle):
+    settings = msgspec.structs.replace(SETTINGS, proximal_mu=0.5, clip_norm=0.01, momentum=0.0, weight_decay=0.0)
+    host = bundle.host(settings)
+    encoder = remote(bundle, Channel(host))
+    train(bundle.device(encoder), bundle.split, settings)
+    encoder.finish()
+    assert np.linalg.norm(host.changes["a"]) <= 10 * settings.lr * 0.01 * 1.01
+
+
+def test_settings_that_need_the_encoder_are_refused():
+    check_settings(SETTINGS)
+    check_settings(msgspec.structs.replace(SETTINGS, probe_every=3, probe="representation"))
+    with pytest.raises(HostUnavailable, match="'exact', which needs the encoder"):
+        check_settings(msgspec.structs.replace(SETTINGS, probe_every=3))

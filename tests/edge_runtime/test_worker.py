@@ -1,0 +1,314 @@
+from itertools import pairwise
+
+import msgspec
+import numpy as np
+import pytest
+
+from edge_runtime.agent.work import WorkCancelled, WorkerUnusable, WorkRefused
+from edge_runtime.training.engine import trains
+from edge_runtime.training.schedule import learning_rate
+from edge_runtime.training.scores import Scores
+from edge_runtime.training.trainer import Trainer, evaluate
+from edge_runtime.wire.messages import GradNormWeighting, UncertaintyWeighting
+from edge_runtime.wire.tensors import transfer
+from edge_runtime.worker import LocalWorker
+
+
+@pytest.fixture
+def worker(tiny, tmp_path):
+    return LocalWorker(tiny.data, tmp_path / "state")
+
+
+@pytest.fixture
+def store(tiny, tmp_path):
+    return tiny.store(tmp_path / "blobs")
+
+
+class Reports(list):
+    def __call__(self, stage, done, total):
+        self.append((stage, done, total))
+
+
+def weights_of(tiny):
+    """As the agent hands them over: a read-only view."""
+    weights = tiny.weights.copy()
+    weights.flags.writeable = False
+    return weights
+
+
+def test_worker_says_what_the_device_has(worker):
+    hello = worker.hello()
+    assert hello.examples == {"train": 10, "val": 5, "test": 3}
+    assert hello.tasks == ("depth", "normals", "segmentation")
+    assert hello.engine.startswith("onnxruntime ")
+    assert hello.memory_bytes > 0
+
+
+def test_worker_trains_as_the_plan_says(tiny, worker, store):
+    reports = Reports()
+    result = worker.train(
+        tiny.order(tiny.plan(training=tiny.settings), tiny.manifest, store, weights_of(tiny)), reports
+    )
+    scale = np.abs(tiny.reference["weights"]).max()
+    np.testing.assert_allclose(result.weights, tiny.reference["weights"], atol=1e-4 * scale)
+    assert result.examples == dict.fromkeys(tiny.manifest.task_names, 10)
+    assert result.affinity is None
+    assert result.wall_s > 0
+    assert result.peak_rss_bytes > 0
+    assert [stage for stage, *_ in reports] == ["evaluate"] * 2 + ["train"] * 7  # when a stage begins, and each step
+    assert reports[-1] == ("train", 6, 6)
+
+
+def test_worker_gives_the_validation_loss_of_the_weights_that_came(tiny, worker, store):
+    result = worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    np.testing.assert_allclose(
+        [result.val_loss[task] for task in tiny.manifest.task_names], tiny.reference["val_before"], rtol=1e-4
+    )
+    plan = tiny.plan(data_split="val")
+    found = worker.evaluate(tiny.order(plan, tiny.manifest, store, tiny.reference["weights"]), Reports())
+    np.testing.assert_allclose(
+        [found.loss[task] for task in tiny.manifest.task_names], tiny.reference["val_after"], rtol=1e-3
+    )
+    assert found.examples == dict.fromkeys(tiny.manifest.task_names, 5)
+
+
+def test_worker_measures_metrics_where_it_evaluates(tiny, worker, store):
+    found = worker.evaluate(tiny.order(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny)), Reports())
+    model = tiny.model()
+    scores = Scores(model)
+    assert found.loss == evaluate(model, tiny.dataset.test, 16, scores=scores)
+    assert found.metrics == scores.result()
+    assert set(found.metrics) == {"depth", "normals", "segmentation"}
+    bare = tuple(msgspec.structs.replace(task, metric=None) for task in tiny.manifest.tasks)
+    without = msgspec.structs.replace(tiny.manifest, tasks=bare)
+    again = worker.evaluate(tiny.order(tiny.plan(data_split="test"), without, store, weights_of(tiny)), Reports())
+    assert (again.loss, again.metrics) == (found.loss, None)
+
+
+def test_worker_measures_affinities_where_the_plan_wants_them(tiny, worker, store):
+    plan = tiny.plan(training=tiny.change(epochs=1, probe_every=2))
+    reports = Reports()
+    result = worker.train(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), reports)
+    assert result.affinity.tasks == tiny.manifest.task_names
+    assert result.affinity.count == 2
+    stages = [stage for stage, *_ in reports]
+    assert [(a, b) for a, b in pairwise(stages) if "probe" in (a, b)] == [("train", "probe"), ("probe", "train")] * 2
+
+
+def test_worker_trains_a_group_with_graphs_it_holds(tiny, worker, store):
+    worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    manifest, weights = tiny.group("depth", "normals")
+    result = worker.train(tiny.order(tiny.plan(round_number=2), manifest, store, weights), Reports())
+    assert tuple(result.train_loss) == ("depth", "normals")
+    assert result.weights.shape == weights.shape
+
+
+def test_rounds_of_one_client_are_plain_training_bit_for_bit(tiny, worker, store):
+    """R rounds of one epoch, the server's average of one update being that update, are R epochs on their own."""
+    rounds, lr = 3, 0.05
+    model, velocity = tiny.model(), tiny.velocity()
+    weights = weights_of(tiny)
+    for r in range(rounds):
+        settings = tiny.change(epochs=1, first_epoch=r, lr=learning_rate(lr, r, rounds))
+        alone = Trainer(model, tiny.dataset.train).train(settings, velocity)
+        plan = tiny.plan(round_number=r + 1, training=settings)
+        result = worker.train(tiny.order(plan, tiny.manifest, store, weights), Reports())
+        assert result.train_loss == alone.loss
+        weights = result.weights
+        assert weights.tobytes() == model.weights.tobytes()
+    assert (
+        evaluate(model, tiny.dataset.val, 16)
+        == worker.evaluate(tiny.order(tiny.plan(data_split="val"), tiny.manifest, store, weights), Reports()).loss
+    )
+
+
+def test_round_that_is_done_again_gives_the_same_bits(tiny, worker, store):
+    """A power cut after training and before the update was sent: the momentum of the round before is still there."""
+    first = worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    plan = tiny.plan(round_number=2, training=tiny.change(epochs=1, first_epoch=1))
+    once = worker.train(tiny.order(plan, tiny.manifest, store, first.weights), Reports())
+    again = worker.train(tiny.order(plan, tiny.manifest, store, first.weights), Reports())
+    assert once.weights.tobytes() == again.weights.tobytes()
+
+
+def test_worker_that_missed_a_round_begins_without_momentum(tiny, worker, store):
+    first = worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    plan = tiny.plan(round_number=3)
+    found = worker.train(tiny.order(plan, tiny.manifest, store, first.weights), Reports())
+    model, velocity = tiny.model(), tiny.velocity()
+    model.weights[:] = first.weights
+    Trainer(model, tiny.dataset.train).train(plan.training, velocity)
+    assert found.weights.tobytes() == model.weights.tobytes()
+
+
+def test_worker_without_a_data_set_is_unusable(tmp_path):
+    with pytest.raises(WorkerUnusable, match="nowhere is not a data set"):
+        LocalWorker(tmp_path / "nowhere", tmp_path / "state")
+
+
+def test_worker_without_validation_images_measures_no_validation_loss(tiny, data_copy, tmp_path, store):
+    for path in (data_copy / "val").iterdir():
+        path.unlink()
+    (data_copy / "val").rmdir()
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    assert worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports()).val_loss is None
+    with pytest.raises(WorkRefused, match="no val set") as caught:
+        worker.evaluate(tiny.order(tiny.plan(data_split="val"), tiny.manifest, store, weights_of(tiny)), Reports())
+    assert caught.value.reason == "no_data"
+
+
+def without(data, *tasks):
+    for split in ("train", "val", "test"):
+        for task in tasks:
+            (data / split / f"{task}.npy").unlink()
+
+
+def test_worker_without_labels_of_a_task_trains_the_others(tiny, data_copy, tmp_path, store):
+    """The head of that task comes back as it came and weighs nothing; the rest is a group of the other tasks."""
+    without(data_copy, "normals")
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    manifest, start = tiny.group("depth", "segmentation")
+    alone = LocalWorker(tiny.data, tmp_path / "alone")
+    weights, expected = weights_of(tiny), start
+    for number in (1, 2):
+        plan = tiny.plan(round_number=number, training=tiny.change(epochs=1, first_epoch=number - 1, probe_every=2))
+        found = worker.train(tiny.order(plan, tiny.manifest, store, weights), Reports())
+        other = alone.train(tiny.order(plan, manifest, store, expected), Reports())
+        assert found.examples == {"depth": 10, "segmentation": 10}
+        assert found.train_loss == other.train_loss
+        assert found.val_loss == other.val_loss
+        assert found.affinity == other.affinity
+        assert found.affinity.tasks == ("depth", "segmentation")
+        weights, expected = found.weights, other.weights
+    assert transfer(tiny.table, weights, manifest.table).tobytes() == expected.tobytes()
+    head = tiny.table.parts["head.normals"]
+    assert weights[head].tobytes() == tiny.weights[head].tobytes()
+    measured = worker.evaluate(tiny.order(tiny.plan(data_split="test"), tiny.manifest, store, weights), Reports())
+    assert measured.loss.keys() == measured.examples.keys() == {"depth", "segmentation"}
+
+
+def test_worker_without_labels_of_any_task_refuses(tiny, data_copy, tmp_path, store):
+    without(data_copy, "normals")
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    manifest, weights = tiny.group("normals")
+    for work in (
+        lambda: worker.train(tiny.order(tiny.plan(), manifest, store, weights), Reports()),
+        lambda: worker.evaluate(tiny.order(tiny.plan(data_split="test"), manifest, store, weights), Reports()),
+    ):
+        with pytest.raises(WorkRefused, match="no labels for normals; it has depth, segmentation") as caught:
+            work()
+        assert caught.value.reason == "no_data"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "adamw", "lr": 0.003},
+        {"weighting": GradNormWeighting()},
+        {"weighting": UncertaintyWeighting(), "clip_norm": 0.5},
+    ],
+)
+def test_rounds_with_options_go_on_and_can_be_done_again(tiny, tmp_path, store, options):
+    """Moments and learnt weights are kept: two rounds are two epochs on their own, also when the second is repeated."""
+    worker, model, learnt = LocalWorker(tiny.data, tmp_path / "state"), tiny.model(), None
+    weights, state = weights_of(tiny), np.zeros(2 * len(tiny.weights) + 1, np.float32)
+    state = state if "optimizer" in options else tiny.velocity()
+    for number in (1, 2, 2):
+        training = tiny.change(epochs=1, first_epoch=number - 1, **options)
+        result = worker.train(
+            tiny.order(tiny.plan(round_number=number, training=training), tiny.manifest, store, weights), Reports()
+        )
+        if number == 1:
+            weights = result.weights
+    for epoch in range(2):
+        settings = tiny.change(epochs=1, first_epoch=epoch, **options)
+        learnt = Trainer(model, tiny.dataset.train).train(settings, state, learnt=learnt).learnt
+    assert result.weights.tobytes() == model.weights.tobytes()
+
+
+def test_worker_begins_a_group_anew_without_momentum_of_another_phase(tiny, worker, store):
+    training = tiny.change(epochs=1)
+    plans = [tiny.plan(round_number=number, training=training) for number in (1, 2)]
+    first, second = (
+        worker.train(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), Reports()) for plan in plans
+    )
+    assert first.weights.tobytes() == second.weights.tobytes()
+
+
+def test_worker_that_missed_rounds_keeps_what_its_weighting_has_learnt(tiny, worker, store):
+    training = tiny.change(epochs=1, weighting=GradNormWeighting())
+    first = worker.train(
+        tiny.order(tiny.plan(round_number=1, training=training), tiny.manifest, store, weights_of(tiny)), Reports()
+    )
+    later = tiny.change(epochs=1, first_epoch=8, weighting=GradNormWeighting())
+    found = worker.train(
+        tiny.order(tiny.plan(round_number=9, training=later), tiny.manifest, store, first.weights), Reports()
+    )
+    model = tiny.model()
+    learnt = Trainer(model, tiny.dataset.train).train(training, tiny.velocity()).learnt
+    Trainer(model, tiny.dataset.train).train(later, tiny.velocity(), learnt=learnt)
+    assert found.weights.tobytes() == model.weights.tobytes()
+
+
+def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store):
+    for split in ("train", "val", "test"):
+        path = data_copy / split / "image.npy"
+        images = np.load(path)[:, :, :8]
+        path.unlink()
+        np.save(path, images)
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    with pytest.raises(WorkRefused, match=r"\(3, 8, 16\)"):
+        worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    with pytest.raises(WorkRefused, match=r"\(3, 8, 16\)"):
+        worker.evaluate(tiny.order(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny)), Reports())
+
+
+@pytest.mark.parametrize(("work", "graph"), [("train", "encoder.0.forward"), ("evaluate", "encoder.predict")])
+@pytest.mark.parametrize(
+    ("change", "reason", "text"),
+    [
+        (lambda _: b"not a graph", "bundle", "graph {graph} is not an ONNX graph"),
+        (lambda content: content.replace(b"Conv", b"Loop"), "bundle", "graph {graph} is refused: operator 'Loop'"),
+        (lambda content: content.replace(b"Conv", b"Gemm"), "error", "cannot be loaded"),
+    ],
+)
+def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, worker, store, work, graph):
+    path = store.path(tiny.manifest.graphs[graph].digest)
+    path.write_bytes(change(path.read_bytes()))
+    plan = tiny.plan() if work == "train" else tiny.plan(data_split="test")
+    with pytest.raises(WorkRefused, match=text.format(graph=graph)) as caught:
+        getattr(worker, work)(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), Reports())
+    assert caught.value.reason == reason
+
+
+def test_worker_stops_where_the_work_is_no_longer_wanted(tiny, worker, store):
+    def report(stage, done, _):
+        if (stage, done) == ("train", 2):
+            raise WorkCancelled
+
+    plan = tiny.plan()
+    with pytest.raises(WorkCancelled):
+        worker.train(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), report)
+    # What was cut short left nothing behind.
+    result = worker.train(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), Reports())
+    model = tiny.model()
+    Trainer(model, tiny.dataset.train).train(plan.training, tiny.velocity())
+    assert result.weights.tobytes() == model.weights.tobytes()
+
+
+@pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
+def test_worker_of_the_official_engine_needs_onnxruntime_training(tiny, tmp_path):
+    with pytest.raises(WorkerUnusable, match="needs onnxruntime-training"):
+        LocalWorker(tiny.data, tmp_path / "state", official="require")
+    assert LocalWorker(tiny.data, tmp_path / "other").hello().official == "off"
+
+
+@pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
+def test_worker_that_would_use_the_official_engine_does_without_where_it_is_not_installed(tiny, tmp_path, store):
+    worker = LocalWorker(tiny.data, tmp_path / "state", official="auto")
+    assert worker.hello().official == "off"
+    portable = LocalWorker(tiny.data, tmp_path / "other")
+    found = [
+        w.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports()) for w in (worker, portable)
+    ]
+    assert found[0].weights.tobytes() == found[1].weights.tobytes()

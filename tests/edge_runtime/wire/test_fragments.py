@@ -1,0 +1,55 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from edge_runtime.wire.errors import MessageInvalid
+from edge_runtime.wire.fragments import HEAD_BYTES, MAX_PIECES, PIECE_BYTES, Assembler, crossing_bytes, cut
+
+
+@given(st.binary(max_size=100), st.integers(0, 2**33), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_a_message_comes_as_it_went_in_any_order_and_with_repeats(data, number, piece_bytes, random):
+    pieces = cut(number, data, piece_bytes)
+    assert all(len(piece) <= HEAD_BYTES + piece_bytes for piece in pieces)
+    assert sum(map(len, pieces)) == crossing_bytes(len(data), piece_bytes)
+    assembler = Assembler(100)
+    order = [*pieces, *pieces[:-1]]
+    random.shuffle(order)
+    found = [message for piece in order if (message := assembler.accept(piece)) is not None]
+    assert found[0] == data
+
+
+def test_an_empty_message_is_one_piece():
+    (piece,) = cut(1, b"")
+    assert Assembler(0).accept(piece) == b""
+
+
+def test_a_message_with_a_piece_lost_is_dropped_when_the_next_begins():
+    assembler = Assembler(10)
+    first, second = cut(1, b"abcdef", 3), cut(2, b"ghijkl", 3)
+    assert assembler.accept(first[0]) is None
+    assert assembler.accept(second[0]) is None
+    assert assembler.accept(second[1]) == b"ghijkl"
+    assert assembler.accept(first[1]) is None
+
+
+def test_a_message_that_is_longer_than_any_may_be_is_dropped_before_it_is_whole():
+    assembler = Assembler(5)
+    pieces = cut(1, b"abcdef", 3)
+    assert assembler.accept(pieces[0]) is None
+    with pytest.raises(MessageInvalid, match="more than 5 bytes"):
+        assembler.accept(pieces[1])
+    assert assembler.accept(cut(2, b"abc")[0]) == b"abc"
+
+
+@pytest.mark.parametrize(
+    "piece", [b"", b"1234567", bytes(8), b"\1\0\0\0\2\0\2\0data"], ids=["none", "short", "zero", "place"]
+)
+def test_what_is_no_piece_is_refused(piece):
+    with pytest.raises(MessageInvalid, match="no piece"):
+        Assembler(100).accept(piece)
+
+
+def test_a_message_of_too_many_pieces_is_not_sent():
+    with pytest.raises(MessageInvalid, match="too long"):
+        cut(1, bytes(MAX_PIECES + 1), 1)
+    assert len(cut(1, bytes(PIECE_BYTES + 1))) == 2
