@@ -18,7 +18,7 @@ from msgspec import Meta
 
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.grouping.search import Split
-from edge_runtime.wire.messages import DataSplit, Round
+from edge_runtime.wire.messages import DataSplit, RoundNumber
 from edge_runtime.wire.names import GroupId, Tasks, group_id
 
 DECAY_POWER = 0.9
@@ -61,7 +61,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One round: what it is about, before anybody was asked."""
 
-    round: Round
+    round: RoundNumber
     """Counts up through the whole federation."""
     phase: PhaseName
     work: Literal["train", "evaluate"]

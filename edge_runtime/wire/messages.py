@@ -41,7 +41,7 @@ MAX_ROUNDS = 1_000_000
 MAX_TEXT = 500
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
-Round = Annotated[int, Meta(ge=0, le=MAX_ROUNDS)]
+RoundNumber = Annotated[int, Meta(ge=0, le=MAX_ROUNDS)]
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
 NonNegative = Annotated[float, Meta(ge=0, le=1e18)]
@@ -179,7 +179,7 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server asks for a round of work on one group of tasks."""
 
     work: Literal["train", "evaluate"]
-    round: Round
+    round: RoundNumber
     phase: Annotated[str, Meta(max_length=32)]
     group: GroupId
     tasks: Tasks
@@ -219,7 +219,7 @@ class Need(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Progress(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How far a device is in its round: for people who watch, never for decisions."""
 
-    round: Round
+    round: RoundNumber
     stage: Literal["download", "train", "probe", "evaluate", "upload"]
     done: Count
     total: Count
@@ -228,7 +228,7 @@ class Progress(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A device does not do this round, and why."""
 
-    round: Round
+    round: RoundNumber
     group: GroupId
     reason: Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "host", "error"]
     detail: Text
@@ -251,7 +251,7 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A device has trained: its weights, or how it changed them, wait to be fetched."""
 
-    round: Round
+    round: RoundNumber
     group: GroupId
     weights: Blob
     """The update's file."""
@@ -281,7 +281,7 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A device has measured the losses of the weights that it was given, and the metrics of their predictions."""
 
-    round: Round
+    round: RoundNumber
     group: GroupId
     loss: Losses
     examples: Counts
@@ -300,7 +300,7 @@ class Spent(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     Said when a plan is over, however it ended; of several the last one counts.
     """
 
-    round: Round
+    round: RoundNumber
     group: GroupId
     energy: Energy
 
@@ -308,7 +308,7 @@ class Spent(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Ack(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server has a device's update or evaluation, or has dropped it and says why."""
 
-    round: Round
+    round: RoundNumber
     group: GroupId
     accepted: bool
     detail: Text = ""

@@ -26,7 +26,7 @@ from typing import IO, Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from edge_runtime.wire.messages import Positive, Precision, Round, Training
+from edge_runtime.wire.messages import Positive, Precision, RoundNumber, Training
 from edge_runtime.wire.split_learning import MAX_SAMPLES
 
 MAX_FRAME_BYTES = 2**20
@@ -41,7 +41,7 @@ GONE = "the process of the general model's host has ended; it says why on standa
 class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A round begins."""
 
-    round: Round
+    round: RoundNumber
     samples: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)]
     """The most in a message."""
     training: Training | None

@@ -45,7 +45,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Count, Precision, Round, Text
+from edge_runtime.wire.messages import Count, Precision, RoundNumber, Text
 
 MAX_HEADER_BYTES = 4096
 MAX_PARTS = 1024
@@ -79,7 +79,7 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """What a message is about."""
 
     kind: Kind
-    round: Round
+    round: RoundNumber
     step: Count = 0
     part: Annotated[int, Meta(ge=0, lt=MAX_PARTS)] = 0
     samples: Annotated[int, Meta(ge=0, le=MAX_SAMPLES)] = 0
