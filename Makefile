@@ -44,12 +44,12 @@ help:
 	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
 	@echo "make bench-export  steps of whole networks against PyTorch and onnxruntime-training (10 minutes)"
 	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
-	@echo "make bench-split  split training against training on the device into docs/split_training.md"
-	@echo "make compare      methods side by side on rendered rooms into docs/comparison.md (40 minutes); goes on where it was stopped"
+	@echo "make bench-split  split training against training on the device into docs/split_learning.md"
+	@echo "make compare      methods side by side on rendered rooms into benchmarks/results/rooms5 (40 minutes); goes on where it was stopped"
 	@echo "make compare-long  the methods that matter most with 40 rounds instead of 15"
 	@echo "make compare-time  what each method makes of half of one-by-one's time (20 minutes)"
 	@echo "make compare-nine  as make compare, with nine tasks (70 minutes on two cores)"
-	@echo "make compare-fedbone  a task for each client: FedBone beside others, into docs/comparison.md (half an hour)"
+	@echo "make compare-fedbone  a task for each client: FedBone beside others (half an hour)"
 	@echo "make compare-full the same with five and nine tasks, more pixels and rounds: most of a day on two cores"
 	@echo "make clean        removes environments, caches and runs"
 
@@ -196,7 +196,7 @@ runs/rooms8-32-many/building_07/dataset.json: | $(VENV)/.stamp
 
 # What was stopped goes on: a run that has finished is not run again.
 COMPARE = $(VENV)/bin/python -m broker_server simulate docs/experiments/$(1).toml --out runs/$(1) && \
-	$(VENV)/bin/python -m broker_server compare runs/$(1) --out benchmarks/results/$(1) --into docs/comparison.md
+	$(VENV)/bin/python -m broker_server compare runs/$(1) --out benchmarks/results/$(1)
 
 compare: runs/rooms8-32/building_07/dataset.json
 	$(call COMPARE,rooms5)

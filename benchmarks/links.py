@@ -1,9 +1,10 @@
 """What a round takes on links of several speeds, as a table: of an experiment whose methods have boards of their own.
 
-    python -m benchmarks.links docs/experiments/fedbone-links.toml runs/fedbone-links --into docs/comparison.md
+    python -m benchmarks.links docs/experiments/fedbone-links.toml runs/fedbone-links \\
+        --out benchmarks/results/fedbone-links/links.md
 
 The last round of training of each method's first seed, which has no graphs to download. Methods are named by what they
-are and, last, by their link; with --into the table stands between the experiment's marks.
+are and, last, by their link.
 """
 
 import argparse
@@ -11,13 +12,14 @@ from pathlib import Path
 
 import msgspec
 
-from broker_server.comparison.markdown import marks, replace_between, table
+from broker_server.comparison.markdown import table
 from broker_server.comparison.results import read_costs
 from broker_server.report.build import REPORT, Report, RoundReport
 from broker_server.simulation.experiment import Experiment, read_experiment
 from broker_server.simulation.fleet import Board, Costs
 from broker_server.simulation.grid import RUNS, SUMMARY
 from broker_server.simulation.summary import Summary
+from edge_runtime.wire.files import write_whole
 
 HEAD = (
     "link",
@@ -88,18 +90,13 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("experiment", type=Path, help="experiment.toml")
-    parser.add_argument("out", type=Path, help="the folder that `simulate --out` has filled")
-    parser.add_argument("--into", type=Path, help="a document with the experiment's marks")
+    parser.add_argument("folder", type=Path, help="the folder that `simulate --out` has filled")
+    parser.add_argument("--out", type=Path, help="a Markdown file for the table")
     options = parser.parse_args()
-    name: str = options.experiment.stem
-    made = tables(read_experiment(options.experiment), options.out)
+    made = tables(read_experiment(options.experiment), options.folder)
     print(made)
-    if options.into is not None:
-        text = replace_between(options.into.read_text(), name, made)
-        if text is None:
-            begin, end = marks(name)
-            raise SystemExit(f"{options.into} has no lines {begin} and {end}")
-        options.into.write_text(text)
+    if options.out is not None:
+        write_whole(options.out, f"# {options.experiment.stem}\n\n{made}".encode())
 
 
 if __name__ == "__main__":

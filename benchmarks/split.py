@@ -4,7 +4,7 @@
 - fleet: four device processes, each under a limit of the kernel's that the whole model does not fit, and the server
   with its host, over MQTT; and what a device says to the whole model within the same limit.
 
-Whole runs are written to benchmarks/results/split.json and, as tables, to docs/split_training.md.
+Whole runs are written to benchmarks/results/split.json and, as tables, to docs/split_learning.md.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from edge_runtime.wire.manifest import read_folder
 
 SOURCE = ROOT / "export" / "models" / "vit.py"
 HEADING = "## Measured: `make bench-split`"
-DOCUMENT = ROOT / "docs" / "split_training.md"
+DOCUMENT = ROOT / "docs" / "split_learning.md"
 MIB = 2**20
 MODELS = {
     "build_small": ("ViT-Small, 2 tasks", 8, 4, 4),

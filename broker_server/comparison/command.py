@@ -6,13 +6,12 @@ OUT/comparison.png           the picture; comparison-NAME.png where several expe
 """
 
 import argparse
-import os
 from pathlib import Path
 
 import msgspec
 
 from broker_server.comparison.comparison import Comparison, ComparisonImpossible
-from broker_server.comparison.markdown import document, marks, replace_between, tables
+from broker_server.comparison.markdown import document
 from broker_server.comparison.results import read_all, read_costs
 from broker_server.simulation.experiment import read_experiment
 from broker_server.simulation.fleet import Costs
@@ -37,9 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for comparison.json, comparison.md and pictures"
     )
-    parser.add_argument(
-        "--into", type=Path, metavar="FILE", help="replace the tables between their marks in this document"
-    )
     parser.add_argument("--experiment", type=Path, help="names, order, seeds and sections from this experiment.toml")
 
 
@@ -49,7 +45,6 @@ def run(args: argparse.Namespace) -> int:
     found = read_all(args.folder, outline)
     costs = [read_costs(folder) for folder in args.folder]
     pictures = {each.name: args.out / _picture(each, len(found)) for each in found}
-    text = None if args.into is None else _replaced(args.into, found, pictures)
     try:
         from broker_server.comparison import plot  # matplotlib is slow to import
 
@@ -60,8 +55,6 @@ def run(args: argparse.Namespace) -> int:
     missing = [run for each in found for run in each.missing]
     write_json(args.out / JSON, _File(experiments=found, missing=missing, costs=costs))
     write_whole(args.out / MARKDOWN, document([(each, pictures[each.name].name) for each in found]).encode())
-    if text is not None:
-        write_whole(args.into, text.encode())
     for each in found:
         if each.missing:
             print(f"{each.title}: not finished, and left out: {', '.join(each.missing)}")
@@ -71,20 +64,3 @@ def run(args: argparse.Namespace) -> int:
 
 def _picture(comparison: Comparison, experiments: int) -> str:
     return "comparison.png" if experiments == 1 else f"comparison-{comparison.name}.png"
-
-
-def _replaced(into: Path, found: list[Comparison], pictures: dict[str, Path]) -> str:
-    """The document with its tables replaced."""
-    try:
-        text: str | None = into.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as exc:
-        raise ComparisonImpossible(f"{into} cannot be read: {exc}") from exc
-    for each in found:
-        assert text is not None
-        address = Path(os.path.relpath(pictures[each.name], into.parent)).as_posix()
-        text = replace_between(text, each.name, tables(each, address))
-        if text is None:
-            begin, end = marks(each.name)
-            raise ComparisonImpossible(f"{into} has no place for {each.name}: write the lines {begin} and {end} there")
-    assert text is not None
-    return text

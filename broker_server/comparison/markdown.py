@@ -56,19 +56,6 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|~&$])", r"\\\1", line)
 
 
-def replace_between(text: str, name: str, tables: str) -> str | None:
-    """A document with the tables between the marks of a comparison replaced; None if it has no such marks."""
-    begin, end = marks(name)
-    before, found, rest = text.partition(begin)
-    _, ended, after = rest.partition(end)
-    return f"{before}{begin}\n\n{tables}\n{end}{after}" if found and ended else None
-
-
-def marks(name: str) -> tuple[str, str]:
-    """The lines that a comparison stands between in a document."""
-    return f"<!-- comparison {name} -->", f"<!-- end of comparison {name} -->"
-
-
 def _figures(methods: Iterable[MethodResult]) -> str:
     head = (
         *(

@@ -42,18 +42,6 @@ def test_compare_writes_figures_tables_and_a_picture(rooms, tmp_path, capsys):
     assert (tmp_path / "again" / "comparison.md").read_bytes() == (out / "comparison.md").read_bytes()
 
 
-def test_compare_replaces_the_tables_of_a_document(rooms, tmp_path):
-    page = tmp_path / "docs" / "page.md"
-    page.parent.mkdir()
-    page.write_text("Words.\n\n<!-- comparison rooms -->\n<!-- end of comparison rooms -->\n\nMore.\n")
-    assert main(["compare", str(rooms), "--out", str(tmp_path / "out"), "--into", str(page)]) == 0
-    text = page.read_text()
-    assert text.startswith("Words.\n")
-    assert text.endswith("\n\nMore.\n")
-    assert "(<../out/comparison.png>)" in text
-    assert "| one-by-one | 1 | 1.5000 |" in text
-
-
 def test_compare_of_two_experiments_has_two_pictures(rooms, tmp_path, summary):
     write_json(tmp_path / "nine" / "summary.json", [summary("MAS-2", compute_s=None, simulated_j=None)])
     assert main(["compare", str(rooms), str(tmp_path / "nine"), "--out", str(tmp_path / "out")]) == 0
@@ -77,8 +65,6 @@ def test_compare_takes_the_order_from_an_experiment_s_file(rooms, tmp_path):
     [
         (["{empty}"], "no run has finished yet"),
         (["{empty}/nowhere"], "is not a folder"),
-        (["{rooms}", "--into", "{empty}/page.md"], "cannot be read"),
-        (["{rooms}", "--into", "{rooms}/experiment.json"], "write the lines <!-- comparison rooms -->"),
     ],
 )
 def test_compare_says_what_it_cannot_do_and_writes_nothing(rooms, tmp_path, capsys, arguments, says):

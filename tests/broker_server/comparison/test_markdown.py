@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_server.comparison.comparison import compare
-from broker_server.comparison.markdown import document, escape, marks, replace_between, table, tables
+from broker_server.comparison.markdown import document, escape, table, tables
 from broker_server.comparison.published import TASKS
 from broker_server.report.build import MetricMean
 from broker_server.simulation.outline import Outline
@@ -120,17 +120,3 @@ def test_escape_gives_one_line_in_which_no_sign_acts(text):
 
 def test_table_has_a_line_for_each_row():
     assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-
-
-def test_replace_between_keeps_what_stands_around():
-    begin, end = marks("rooms")
-    text = f"before\n\n{begin}\nold\n{end}\n\nafter\n"
-    once = replace_between(text, "rooms", "| new |\n")
-    assert once == f"before\n\n{begin}\n\n| new |\n\n{end}\n\nafter\n"
-    assert replace_between(once, "rooms", "| new |\n") == once
-
-
-@pytest.mark.parametrize("text", ["", "{begin}\n", "{end}\n{begin}\n", "<!-- comparison other -->\n{end}"])
-def test_replace_between_needs_both_marks(text):
-    begin, end = marks("rooms")
-    assert replace_between(text.format(begin=begin, end=end), "rooms", "x") is None
