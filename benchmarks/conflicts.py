@@ -21,7 +21,7 @@ from broker_server.aggregation.gpaggregation import cosines, softmax
 from broker_server.simulation.experiment import Experiment, data_sets, read_experiment
 from edge_runtime.datasets.dataset import Dataset, Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine
-from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.wire.conflict import cagrad, combine, gram, pcgrad, project
@@ -37,7 +37,7 @@ POWER = 0.9
 class Device:
     """One device: its tasks' part of the model, its data and its optimizer's state."""
 
-    def __init__(self, whole: Manifest, graphs: GraphShelf, bundle: Path, data: Path, tasks: tuple[str, ...]) -> None:
+    def __init__(self, whole: Manifest, graphs: GraphCache, bundle: Path, data: Path, tasks: tuple[str, ...]) -> None:
         self.own = whole.group(tasks, whole.weights)
         self.graphs = graphs.of(self.own, lambda name, _: graph_path(bundle, name))
         dataset = Dataset.open(data)
@@ -71,7 +71,7 @@ def run(experiment: Experiment, bundle: Path, seed: int, rule: str, server_lr: f
     """One federation by one rule."""
     config = experiment.config(next(iter(experiment.methods)), seed, 1)
     whole = read_folder(bundle)
-    graphs = GraphShelf(Engine(1, ARENA_BYTES))
+    graphs = GraphCache(Engine(1, ARENA_BYTES))
     weights: Vector = np.array(unpack(whole.table, (bundle / WEIGHTS).read_bytes()))
     data = data_sets(Path(experiment.data), experiment.devices)
     tasks_of = {name: tuple(sorted(experiment.tasks_of.get(name, whole.task_names))) for name in data}

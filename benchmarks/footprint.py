@@ -21,7 +21,7 @@ from torch import nn
 
 from benchmarks.measure import RESULTS, ROOT, WORK, run_json, write
 from benchmarks.models import convolutional as nets
-from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, Observed
+from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, GraphObservation
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.budget import MemoryPlan, Work, predict
 from edge_runtime.wire.tensors import pack
@@ -115,7 +115,7 @@ def bundle(name: str) -> Path:
     with tempfile.TemporaryDirectory() as scratch:
         engine, path = Engine(), Path(scratch) / "graph.onnx"
 
-        def observe(graph: bytes, runs: Any) -> Observed:
+        def observe(graph: bytes, runs: Any) -> GraphObservation:
             path.write_bytes(graph)
             found: list[tuple[Arrays, Arrays]] = list(runs)
             return engine.observe(path, found)

@@ -12,7 +12,7 @@ import numpy as np
 
 from edge_runtime.datasets.dataset import Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine
-from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.trainer import Trainer
@@ -38,7 +38,7 @@ def main() -> None:
     base = rss_bytes()
     restart_peak()
     weights = unpack(manifest.table, (args.bundle / wire.WEIGHTS).read_bytes())
-    graphs = GraphShelf(Engine(2, args.arena)).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
+    graphs = GraphCache(Engine(2, args.arena)).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
     model = Model(manifest, graphs, weights, keep=[digit == "1" for digit in args.keep], frozen=args.frozen)
     del weights
     settings = Training(

@@ -13,35 +13,40 @@ from edge_runtime import __version__
 from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.work import (
     EvaluationResult,
-    Exchange,
     Order,
     Report,
+    SplitLearningChannel,
     Stage,
     TrainResult,
     WorkerUnusable,
     WorkRefused,
 )
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
-from edge_runtime.split_learning.client import HostForgot, HostUnavailable, RemoteEncoder, check_settings
+from edge_runtime.split_learning.client import (
+    EncoderServerUnavailable,
+    EncoderSessionLost,
+    RemoteEncoder,
+    check_settings,
+)
 from edge_runtime.training.available_memory import default_budget
-from edge_runtime.training.checkpoint import Checkpoint, Header, key_of
-from edge_runtime.training.encoder import Encodes
+from edge_runtime.training.checkpoint import Checkpoint, CheckpointHeader, key_of
+from edge_runtime.training.encoder import EncoderBackend
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version, trains
-from edge_runtime.training.local_stem import OwnStem
-from edge_runtime.training.model import GraphShelf, Model, Step
+from edge_runtime.training.local_stem import LocalStem
+from edge_runtime.training.memory_plan import PlannedMemory, plan_memory
+from edge_runtime.training.model import GraphCache, Model, TrainingStep
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.ort_training_engine import OfficialShelf, OfficialUnavailable, check_installed
-from edge_runtime.training.planning import Planned, planned
-from edge_runtime.training.position import Position
 from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
-from edge_runtime.training.scores import Scores
+from edge_runtime.training.progress import TrainingProgress
+from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import EVALUATION_BATCH, Trainer, check_fits, evaluate
-from edge_runtime.training.weighting_state import LearntStore
+from edge_runtime.training.weighting_state import WeightingStateStore
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan, Training
-from edge_runtime.wire.split_learning import EVALUATED, Layout
+from edge_runtime.wire.split_learning import EVALUATION_SAMPLES, MessageLayout
 from edge_runtime.wire.tensors import Vector, transfer
 
 CHECKPOINT_S = 120.0
@@ -63,7 +68,7 @@ class LocalWorker:
         official: OfficialUse = "off",
         checkpoint_s: float = CHECKPOINT_S,
         memory_budget_bytes: int | None = None,
-        shelf: GraphShelf | None = None,
+        shelf: GraphCache | None = None,
     ) -> None:
         """`shelf` is one that others use too, and with it their engine; without it the worker makes its own.
 
@@ -85,8 +90,8 @@ class LocalWorker:
         self._shelf = shelf
         self._official: OfficialShelf | None = None
         self._momentum = CarriedVectors(state / "momentum")
-        self._stem = OwnStem(state / "stem")
-        self._learnt = LearntStore(state / "weighting")
+        self._stem = LocalStem(state / "stem")
+        self._learnt = WeightingStateStore(state / "weighting")
         self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
         self._base_bytes = rss_bytes()
         self._budget_bytes = memory_budget_bytes
@@ -110,7 +115,7 @@ class LocalWorker:
             official=self._use,
         )
 
-    def train(self, order: Order, report: Report, exchange: Exchange | None = None) -> TrainResult:
+    def train(self, order: Order, report: Report, exchange: SplitLearningChannel | None = None) -> TrainResult:
         """Train locally as `plan.training` says. Raises WorkRefused."""
         return self._persevering(order.plan, lambda: self._train(order, report, exchange))
 
@@ -125,14 +130,14 @@ class LocalWorker:
     def _unless_forgotten(self, plan: Plan, work: Callable[[], T]) -> T | None:
         try:
             return work()
-        except HostForgot as exc:
+        except EncoderSessionLost as exc:
             _log.warning("round %d begins anew: %s", plan.round, exc)
             self._checkpoint.forget()
             return None
-        except HostUnavailable as exc:
+        except EncoderServerUnavailable as exc:
             raise WorkRefused("host", str(exc)) from exc
 
-    def _train(self, order: Order, report: Report, exchange: Exchange | None) -> TrainResult:
+    def _train(self, order: Order, report: Report, exchange: SplitLearningChannel | None) -> TrainResult:
         started_s = time.monotonic()
         restart_peak()
         plan, store, weights = order.plan, order.graphs, order.weights
@@ -159,10 +164,10 @@ class LocalWorker:
         spent_s = before.wall_s if before else 0.0
         model.begin(before.position.steps if before else 0)
 
-        def save(position: Callable[[], Position]) -> None:
+        def save(position: Callable[[], TrainingProgress]) -> None:
             if self._checkpoint.is_due:
                 wall_s = spent_s + time.monotonic() - started_s
-                header = Header(key=key, position=position(), val_loss=val_loss, wall_s=wall_s)
+                header = CheckpointHeader(key=key, position=position(), val_loss=val_loss, wall_s=wall_s)
                 try:
                     self._checkpoint.save(header, model.weights, state)
                     model.mark()
@@ -202,11 +207,11 @@ class LocalWorker:
             memory=memory.use if memory else None,
         )
 
-    def evaluate(self, order: Order, report: Report, exchange: Exchange | None = None) -> EvaluationResult:
+    def evaluate(self, order: Order, report: Report, exchange: SplitLearningChannel | None = None) -> EvaluationResult:
         """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
         return self._persevering(order.plan, lambda: self._evaluate(order, report, exchange))
 
-    def _evaluate(self, order: Order, report: Report, exchange: Exchange | None) -> EvaluationResult:
+    def _evaluate(self, order: Order, report: Report, exchange: SplitLearningChannel | None) -> EvaluationResult:
         started_s = time.monotonic()
         restart_peak()
         plan, store, weights = order.plan, order.graphs, order.weights
@@ -221,7 +226,7 @@ class LocalWorker:
         model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, exchange))
         try:
             model.begin()
-            scores = Scores(model)
+            scores = TaskMetrics(model)
             loss = self._loss(model, split, report, scores=scores)
             model.finish()
         except EngineError as exc:
@@ -237,24 +242,24 @@ class LocalWorker:
 
     @staticmethod
     def _remote(
-        plan: Plan, manifest: Manifest, exchange: Exchange | None, memory: Planned | None = None
+        plan: Plan, manifest: Manifest, exchange: SplitLearningChannel | None, memory: PlannedMemory | None = None
     ) -> RemoteEncoder | None:
-        """What stands for the encoder in split training. Raises HostUnavailable for settings that this cannot have."""
+        """Return the encoder of split learning. Raises EncoderServerUnavailable for settings that it does not have."""
         if plan.apart is None:
             return None
         assert exchange is not None
         if plan.training is not None:
             check_settings(plan.training)
-        samples = EVALUATED if plan.training is None else plan.training.batch
-        exchange.open(Layout.of(manifest, samples).longest_bytes)
+        samples = EVALUATION_SAMPLES if plan.training is None else plan.training.batch
+        exchange.open(MessageLayout.of(manifest, samples).longest_bytes)
         ahead = memory.ahead if memory else 1
         return RemoteEncoder(manifest, exchange, plan.round, samples, precision=plan.apart.precision, ahead=ahead)
 
-    def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> Planned:
+    def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> PlannedMemory:
         """How to train in the budget. Raises WorkRefused if nothing fits."""
         came_bytes = 4 * manifest.table.size
         try:
-            return planned(
+            return plan_memory(
                 manifest,
                 settings,
                 budget_bytes=self._budget_bytes,
@@ -272,7 +277,7 @@ class LocalWorker:
             self._engine = Engine(self._threads, arena_bytes or ARENA_BYTES)
         return self._engine
 
-    def _whole(self, manifest: Manifest, store: BlobStore) -> Step | None:
+    def _whole(self, manifest: Manifest, store: BlobStore) -> TrainingStep | None:
         if self._use == "off" or (self._use == "auto" and manifest.official is None):
             return None
         if self._official is None:
@@ -294,9 +299,9 @@ class LocalWorker:
         store: BlobStore,
         weights: Vector,
         split: Split,
-        whole: Step | None = None,
-        memory: Planned | None = None,
-        remote: Encodes | None = None,
+        whole: TrainingStep | None = None,
+        memory: PlannedMemory | None = None,
+        remote: EncoderBackend | None = None,
     ) -> Model:
         try:
             check_fits(manifest, split)
@@ -304,7 +309,7 @@ class LocalWorker:
             raise WorkRefused("no_data", str(exc)) from exc
         try:
             if self._shelf is None:
-                self._shelf = GraphShelf(self._started(memory.arena_bytes if memory else None))
+                self._shelf = GraphCache(self._started(memory.arena_bytes if memory else None))
             graphs = self._shelf.of(manifest, lambda _, digest: store.path(digest))
         except BundleInvalid as exc:
             raise WorkRefused("bundle", str(exc)) from exc
@@ -317,8 +322,8 @@ class LocalWorker:
         model: Model,
         split: Split | None,
         report: Report,
-        memory: Planned | None = None,
-        scores: Scores | None = None,
+        memory: PlannedMemory | None = None,
+        scores: TaskMetrics | None = None,
     ) -> dict[str, float] | None:
         if split is None:
             return None

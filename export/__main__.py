@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
-from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, Graph, Observed
+from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, Graph, GraphObservation
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import write_whole
@@ -200,7 +200,7 @@ class _Runner:
             self._loaded[graph] = self._engine.load(self._path)
         return self._loaded[graph].call(inputs)
 
-    def observe(self, graph: bytes, runs: Sequence[tuple[Arrays, Arrays]]) -> Observed:
+    def observe(self, graph: bytes, runs: Sequence[tuple[Arrays, Arrays]]) -> GraphObservation:
         """Run a graph some times and tell what its nodes allocate."""
         self._path.write_bytes(graph)
         return self._engine.observe(self._path, runs)

@@ -20,7 +20,7 @@ from broker_server.server.config import ServerConfig
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.encoder import Representation
 from edge_runtime.training.engine import Engine
-from edge_runtime.training.model import GraphShelf, Keep, Model
+from edge_runtime.training.model import GraphCache, Model, OnTaskGradient
 from edge_runtime.training.optimizer import Sgd
 from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.schedule import batches, learning_rate, order
@@ -61,7 +61,7 @@ def measure() -> dict[str, Any]:
 def opened(folder: Path, *, keep: bool = False) -> Model:
     """A bundle's model with its initial weights, on one thread; `keep`: its stages keep their activations."""
     manifest = wire.read_folder(folder)
-    graphs = GraphShelf(Engine(1)).of(manifest, lambda name, _: wire.graph_path(folder, name))
+    graphs = GraphCache(Engine(1)).of(manifest, lambda name, _: wire.graph_path(folder, name))
     weights = unpack(manifest.table, (folder / wire.WEIGHTS).read_bytes())
     return Model(manifest, graphs, weights, keep=(keep,) * len(manifest.stages))
 
@@ -119,7 +119,7 @@ def affinities(folder: Path, data: list[Path]) -> dict[ProbeMethod, list[Matrix]
     return found
 
 
-def keeper(kept: dict[str, Representation]) -> Keep:
+def keeper(kept: dict[str, Representation]) -> OnTaskGradient:
     """Keeps each task's gradient at the representation."""
 
     def keep(task: str, _: float, dz: Representation) -> None:

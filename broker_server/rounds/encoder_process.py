@@ -1,7 +1,7 @@
 """The host of a general model beside the server: a process that computes the encoder for devices that do not have it.
 
 The server runs no graph. It starts the host, tells it which round is open, hands on what devices and host say to one
-another, and reads what the host has written of each device's part (edge_runtime.wire.pipe).
+another, and reads what the host has written of each device's part (edge_runtime.wire.encoder_pipe).
 
 Rules
 - The host is started by the first piece of a round's first device, and opens a round with the round's first piece.
@@ -15,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, Frame, PipeClosed, result_file
 from edge_runtime.wire.errors import TensorsInvalid
 from edge_runtime.wire.messages import SplitTraining, Training
-from edge_runtime.wire.pipe import Frame, HostProcess, Open, PipeClosed, result_file
-from edge_runtime.wire.split_learning import EVALUATED
+from edge_runtime.wire.split_learning import EVALUATION_SAMPLES
 from edge_runtime.wire.tensors import TensorTable, Vector, unpack
 
 RESTARTS = 3
@@ -39,13 +39,13 @@ class Apart:
     most_devices: int
     idle_s: float
 
-    def open(self, round_number: int, training: Training | None, weights: Path) -> Open:
+    def open(self, round_number: int, training: Training | None, weights: Path) -> EncoderRound:
         """What the host is told of a round that begins with the weights in a file."""
         before = self._folder(round_number - 1)
         begins = training is None or training.first_epoch == 0
-        return Open(
+        return EncoderRound(
             round=round_number,
-            samples=EVALUATED if training is None else training.batch,
+            samples=EVALUATION_SAMPLES if training is None else training.batch,
             training=training,
             weights=str(weights.resolve()),
             results=str(self._folder(round_number)),
@@ -77,13 +77,13 @@ class Apart:
 class GeneralHost:
     """The host's process while it is needed. `start` starts one."""
 
-    def __init__(self, start: Callable[[], HostProcess]) -> None:
+    def __init__(self, start: Callable[[], EncoderServerProcess]) -> None:
         self._start = start
-        self._process: HostProcess | None = None
+        self._process: EncoderServerProcess | None = None
         self._round: int | None = None
         self._ends = 0
 
-    def hear(self, opened: Open, device: str, piece: bytes) -> bool:
+    def hear(self, opened: EncoderRound, device: str, piece: bytes) -> bool:
         """A device of the round `opened` said something; False if the host is too far behind to be told.
 
         Raises GeneralUnavailable.

@@ -31,6 +31,7 @@ from broker_server.strategies.planner import (
 )
 from edge_runtime.wire.blob import Blob, BlobStore, describe
 from edge_runtime.wire.compression import Updates, decode
+from edge_runtime.wire.encoder_pipe import EncoderRound
 from edge_runtime.wire.manifest import (
     TRAINING,
     WEIGHTS,
@@ -44,7 +45,6 @@ from edge_runtime.wire.manifest import (
 )
 from edge_runtime.wire.messages import Evaluation, Training, Update
 from edge_runtime.wire.names import Tasks, group_id
-from edge_runtime.wire.pipe import Open
 from edge_runtime.wire.signing import sign
 from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
 
@@ -211,7 +211,7 @@ class Federation:
                 return row
         return None
 
-    def open(self, work: Work) -> Open:
+    def open(self, work: Work) -> EncoderRound:
         """What the host of the general model is told of a round."""
         assert self._apart is not None
         return self._apart.open(work.assignment.round, work.training, self._blobs.path(work.whole.digest))

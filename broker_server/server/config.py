@@ -18,6 +18,7 @@ from broker_server.strategies.mas import Choice, Mas, Schedule, Start, finder
 from broker_server.strategies.planner import Strategy
 from broker_server.strategies.tag import Tag
 from edge_runtime.wire.compression import TOPK_FRACTION, AnyScheme, TopkFraction, Updates
+from edge_runtime.wire.encoder_pipe import Provider
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import (
     CAGradRadius,
@@ -34,7 +35,6 @@ from edge_runtime.wire.messages import (
     Weight,
 )
 from edge_runtime.wire.names import MAX_TASKS, FederationName, TaskName, Tasks
-from edge_runtime.wire.pipe import Provider
 
 GENERAL = "general"
 """The folder in the state folder for what devices teach a general model in a round."""

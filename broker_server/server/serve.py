@@ -25,10 +25,10 @@ from broker_server.server.progress import Lines, Screen
 from broker_server.server.state import StateFolder
 from edge_runtime.wire import manifest, tokens
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.encoder_pipe import EncoderServerProcess
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.mqtt import MqttLink
-from edge_runtime.wire.pipe import HostProcess
 from edge_runtime.wire.topics import Topics
 
 PORT_SEARCH = 20
@@ -183,7 +183,7 @@ def _host(config: ServerConfig, link: Link) -> GeneralHost | None:
     if find_spec("onnxruntime") is None:
         raise ConfigInvalid("general: a host of the encoder needs onnxruntime here: pip install '.[board]'")
     bundle, threads = config.bundle_path, config.general_threads or None
-    return GeneralHost(lambda: HostProcess.of_bundle(bundle, threads, config.general_provider, link.interrupt))
+    return GeneralHost(lambda: EncoderServerProcess.of_bundle(bundle, threads, config.general_provider, link.interrupt))
 
 
 def _is_bundle(folder: Path) -> bool:

@@ -16,10 +16,10 @@ from broker_server.simulation.worker import Refused, Task, perform
 from edge_runtime.agent.job import Outcome
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State
-from edge_runtime.agent.work import EvaluationResult, Exchange, Order, Report, TrainResult, WorkRefused
+from edge_runtime.agent.work import EvaluationResult, Order, Report, SplitLearningChannel, TrainResult, WorkRefused
+from edge_runtime.wire.encoder_pipe import EncoderRound
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.messages import Hello, Plan
-from edge_runtime.wire.pipe import Open
 from edge_runtime.wire.topics import Topics
 from edge_runtime.worker import LocalWorker
 
@@ -59,7 +59,7 @@ class Begun(Protocol):
         ...
 
     @property
-    def opened(self) -> Open | None:
+    def opened(self) -> EncoderRound | None:
         """What the host of the general model is told of the round, in split training."""
         ...
 
@@ -220,12 +220,14 @@ class _HostedWorker:
         opened = begun.opened
         self._general = None if opened is None else general(self._place.name, self._place.bundle, opened)
 
-    def train(self, order: Order, _report: Report, _exchange: Exchange | None = None) -> TrainResult:
+    def train(self, order: Order, _report: Report, _exchange: SplitLearningChannel | None = None) -> TrainResult:
         result = self._perform(order)
         assert isinstance(result, TrainResult)
         return result
 
-    def evaluate(self, order: Order, _report: Report, _exchange: Exchange | None = None) -> EvaluationResult:
+    def evaluate(
+        self, order: Order, _report: Report, _exchange: SplitLearningChannel | None = None
+    ) -> EvaluationResult:
         result = self._perform(order)
         assert isinstance(result, EvaluationResult)
         return result

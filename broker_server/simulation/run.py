@@ -29,11 +29,11 @@ from broker_server.simulation.network import LinkSpeed, MemoryLink, Network
 from broker_server.simulation.run_cache import Library, RecallingFederation
 from broker_server.simulation.timeline import Timeline
 from broker_server.simulation.traffic import crossing
+from edge_runtime.wire.encoder_pipe import EncoderRound
 from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.manifest import read_folder
 from edge_runtime.wire.messages import Hello, Plan
-from edge_runtime.wire.pipe import Open
 from edge_runtime.wire.signing import public_hex
 from edge_runtime.wire.topics import Topics
 
@@ -76,7 +76,7 @@ class Begun:
 
     seconds: float
     board_s: float
-    opened: Open | None
+    opened: EncoderRound | None
     """What the host of the general model is told of the round; None for a plan without it, or that came too late."""
 
 

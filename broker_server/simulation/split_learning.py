@@ -12,12 +12,12 @@ from typing import TypeVar
 
 import msgspec
 
-from edge_runtime.split_learning.process import open_host, read_weights, state_before
-from edge_runtime.training.model import GraphShelf
-from edge_runtime.wire.fragments import crossing_bytes
+from edge_runtime.split_learning.pipe_server import open_host, read_weights, state_before
+from edge_runtime.training.model import GraphCache
+from edge_runtime.wire.encoder_pipe import EncoderRound
+from edge_runtime.wire.fragments import fragmented_bytes
 from edge_runtime.wire.manifest import Manifest, graph_path, read_folder
-from edge_runtime.wire.pipe import Open
-from edge_runtime.wire.split_learning import Layout
+from edge_runtime.wire.split_learning import MessageLayout
 from edge_runtime.wire.tensors import Vector
 
 Sent = TypeVar("Sent", bound=msgspec.Struct)
@@ -29,12 +29,12 @@ class General:
 
     device: str
     bundle: Path
-    opened: Open
+    opened: EncoderRound
     weights: Vector
     state: Vector | None
 
 
-def general(device: str, bundle: Path, opened: Open) -> General:
+def general(device: str, bundle: Path, opened: EncoderRound) -> General:
     """What is known of a round when a device's work on it begins. Raises BundleInvalid."""
     manifest = manifest_of(bundle)
     return General(
@@ -52,12 +52,12 @@ class HostedExchange:
     Every question is answered when it is asked. Bytes are counted as the pieces that a link would carry.
     """
 
-    def __init__(self, side: General, shelf: GraphShelf) -> None:
+    def __init__(self, side: General, shelf: GraphCache) -> None:
         """Graphs are those of the bundle's folder, loaded by `shelf`. Raises BundleInvalid."""
         manifest = manifest_of(side.bundle)
         graphs = shelf.of(manifest, lambda name, _: graph_path(side.bundle, name))
         opened = as_sent(side.opened)
-        layout = Layout.of(manifest, opened.samples)
+        layout = MessageLayout.of(manifest, opened.samples)
         self._host = open_host(manifest, graphs, side.weights, layout, opened, lambda _: side.state)
         self._device = side.device
         self._answers: deque[bytes] = deque()
@@ -69,9 +69,9 @@ class HostedExchange:
 
     def send(self, data: bytes) -> None:
         """Have a message answered."""
-        self.bytes_up += crossing_bytes(len(data))
+        self.bytes_up += fragmented_bytes(len(data))
         for _, answer in self._host.received(self._device, data, 0.0):
-            self.bytes_down += crossing_bytes(len(answer))
+            self.bytes_down += fragmented_bytes(len(answer))
             self._answers.append(answer)
 
     def receive(self, timeout_s: float) -> bytes | None:  # noqa: ARG002

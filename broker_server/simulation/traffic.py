@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from broker_server.simulation.network import LinkSpeed
-from edge_runtime.wire.fragments import crossing_bytes
+from edge_runtime.wire.fragments import fragmented_bytes
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Plan
-from edge_runtime.wire.split_learning import EVALUATED, MAX_PARTS, Header, Kind, Layout
+from edge_runtime.wire.split_learning import EVALUATION_SAMPLES, MAX_PARTS, MessageKind, MessageLayout, SplitHeader
 
 SEED, BEGINNING = 2**31, 2**61
 """Seeds as long as those that are drawn, most of them to a digit."""
@@ -42,18 +42,18 @@ def crossing(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) 
     if plan.apart is None:
         return None
     training = plan.training
-    layout = Layout.of(manifest, EVALUATED if training is None else training.batch)
+    layout = MessageLayout.of(manifest, EVALUATION_SAMPLES if training is None else training.batch)
     steps = [] if training is None else training.epochs * _parts(examples.get("train", 0), training.batch)
     trained = [size for step in steps for size in _parts(step, -(-layout.most // plan.apart.parts))]
     judged = examples.get(plan.data_split or "val", 0)
-    probes = [size for whole in _parts(judged, EVALUATED) for size in _parts(whole, layout.most)]
-    asked: list[tuple[Kind, Kind, int, int]] = [("begin", "ready", 0, 1), ("finish", "finished", 0, 1)]
+    probes = [size for whole in _parts(judged, EVALUATION_SAMPLES) for size in _parts(whole, layout.most)]
+    asked: list[tuple[MessageKind, MessageKind, int, int]] = [("begin", "ready", 0, 1), ("finish", "finished", 0, 1)]
     asked += [("probe", "representation", size, count) for size, count in Counter(probes).items()]
     for size, count in Counter(trained).items():
         asked += [("embedding", "representation", size, count), ("gradient", "return", size, count)]
 
-    def size_bytes(kind: Kind, samples: int, seed: int = 0) -> int:
-        header = Header(
+    def size_bytes(kind: MessageKind, samples: int, seed: int = 0) -> int:
+        header = SplitHeader(
             kind=kind,
             round=plan.round,
             step=0 if kind in {"begin", "ready"} else len(steps),
@@ -62,7 +62,7 @@ def crossing(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) 
             precision=plan.apart.precision if plan.apart is not None and samples else "fp32",
             seed=seed,
         )
-        return crossing_bytes(layout.message_bytes(header))
+        return fragmented_bytes(layout.message_bytes(header))
 
     seeds = {"begin": BEGINNING, "embedding": SEED}
     return Crossing(

@@ -19,10 +19,10 @@ from edge_runtime.agent.work import EvaluationResult, Order, Reason, TrainResult
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.encoder import Batch, Representation
 from edge_runtime.training.engine import ARENA_BYTES, Engine
-from edge_runtime.training.model import GraphShelf, Model, Targets, named
+from edge_runtime.training.model import GraphCache, Model, Targets, named
 from edge_runtime.training.probe import Probe
-from edge_runtime.training.scores import Scores
 from edge_runtime.training.stem import Stem
+from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import load
 from edge_runtime.wire.manifest import WEIGHTS, graph_path, read_folder
 from edge_runtime.wire.messages import ProbeMethod
@@ -119,7 +119,7 @@ def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMeth
         z = model.encode(x)
         for task in model.tasks:
             model.evaluate(task, z, targets[task])
-        Scores(model).add(z, targets)
+        TaskMetrics(model).add(z, targets)
         evaluate.append(time.process_time() - at_s)
         if probe is not None:
             probed.append(_probe_s(model, Probe(method=probe, lr=0.01, weight_decay=0.0), x, targets))
@@ -180,12 +180,12 @@ def _engine() -> Engine:
 
 
 @lru_cache(maxsize=1)
-def _shelf() -> GraphShelf:
+def _shelf() -> GraphCache:
     """The graphs of devices."""
-    return GraphShelf(_engine())
+    return GraphCache(_engine())
 
 
 @lru_cache(maxsize=1)
-def _general_shelf() -> GraphShelf:
+def _general_shelf() -> GraphCache:
     """Those of the host of a general model, which devices' plans do not name."""
-    return GraphShelf(_engine())
+    return GraphCache(_engine())

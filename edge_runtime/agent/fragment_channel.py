@@ -10,10 +10,10 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
 from edge_runtime.agent.work import WorkCancelled
-from edge_runtime.wire.fragments import Assembler, cut
+from edge_runtime.wire.fragments import Assembler, to_fragments
 
 
-class Exchange:
+class FragmentChannel:
     """See the module. `interrupt` tells the loop that there is something to publish."""
 
     def __init__(self, interrupt: Callable[[], None]) -> None:
@@ -34,7 +34,7 @@ class Exchange:
     def send(self, data: bytes) -> None:
         """Send without waiting. Raises MessageInvalid for a message that is too long."""
         self._number += 1
-        self._out.extend(cut(self._number, data))
+        self._out.extend(to_fragments(self._number, data))
         self._interrupt()
 
     def receive(self, timeout_s: float) -> bytes | None:

@@ -12,7 +12,7 @@ from functools import partial
 from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.energy_totals import Costs
-from edge_runtime.agent.fragment_channel import Exchange
+from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.work import (
     Order,
     Reason,
@@ -72,7 +72,7 @@ class Job:
         graphs: BlobStore,
         residuals: CarriedVectors,
         costs: Costs,
-        exchange: Exchange,
+        exchange: FragmentChannel,
         submit: Submit | None = None,
     ) -> None:
         self._worker = worker

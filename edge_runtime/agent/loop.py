@@ -30,7 +30,7 @@ from edge_runtime.agent.activity import Activity
 from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.downloads import Downloads
 from edge_runtime.agent.energy_totals import Account, Costs
-from edge_runtime.agent.fragment_channel import Exchange
+from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.job import Done, Failed, Job, Submit
 from edge_runtime.agent.session import Session
 from edge_runtime.agent.state import State
@@ -96,7 +96,7 @@ class Agent:
             state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
         )
         self._costs = Costs(account or EnergyAccount(None))
-        self._exchange = Exchange(link.interrupt)
+        self._exchange = FragmentChannel(link.interrupt)
         self._job = Job(
             worker,
             self._downloads,

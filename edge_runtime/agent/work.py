@@ -86,7 +86,7 @@ class Order:
     """Where the manifest's graphs are."""
 
 
-class Exchange(Protocol):
+class SplitLearningChannel(Protocol):
     """A seam: a round's messages to and from the host of the general model, which may be lost on the way."""
 
     def open(self, longest_bytes: int) -> None:
@@ -113,11 +113,11 @@ class Worker(Protocol):
         """What this device has."""
         ...
 
-    def train(self, order: Order, report: Report, exchange: Exchange | None = None) -> TrainResult:
+    def train(self, order: Order, report: Report, exchange: SplitLearningChannel | None = None) -> TrainResult:
         """Train locally as `plan.training` says."""
         ...
 
-    def evaluate(self, order: Order, report: Report, exchange: Exchange | None = None) -> EvaluationResult:
+    def evaluate(self, order: Order, report: Report, exchange: SplitLearningChannel | None = None) -> EvaluationResult:
         """Measure the losses, and metrics, over `plan.data_split`."""
         ...
 

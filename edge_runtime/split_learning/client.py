@@ -18,11 +18,19 @@ from edge_runtime.training.encoder import Batch, Inputs, Pass, Representation
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Precision, Training
-from edge_runtime.wire.split_learning import MAX_PARTS, Header, Kind, Layout, Message, decode, encode
+from edge_runtime.wire.split_learning import (
+    MAX_PARTS,
+    MessageKind,
+    MessageLayout,
+    SplitHeader,
+    SplitMessage,
+    decode,
+    encode,
+)
 
 FIRST_PROBE = MAX_PARTS // 2
 """Probes count through the upper half of the parts: an answer to one is never taken for another's, or for a batch's."""
-ANSWERS: dict[str, Kind] = {
+ANSWERS: dict[str, MessageKind] = {
     "begin": "ready",
     "embedding": "representation",
     "probe": "representation",
@@ -32,15 +40,15 @@ ANSWERS: dict[str, Kind] = {
 }
 
 
-class HostUnavailable(RuntimeError):
+class EncoderServerUnavailable(RuntimeError):
     """The host did not answer in time, or refused: this device cannot go on with the round."""
 
 
-class HostForgot(HostUnavailable):
+class EncoderSessionLost(EncoderServerUnavailable):
     """The host has nothing of what this device did in the round: begin it anew."""
 
 
-class Channel(Protocol):
+class MessageChannel(Protocol):
     """A seam: how messages get to the host and back, which may lose, repeat and reorder them."""
 
     def send(self, data: bytes) -> None:
@@ -63,7 +71,7 @@ class RemoteEncoder:
     def __init__(
         self,
         manifest: Manifest,
-        channel: Channel,
+        channel: MessageChannel,
         round_number: int,
         batch: int,
         *,
@@ -73,7 +81,7 @@ class RemoteEncoder:
         ahead: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._layout = Layout.of(manifest, batch)
+        self._layout = MessageLayout.of(manifest, batch)
         self._channel, self._clock = channel, clock
         self._round = round_number
         self._precision: Precision = precision
@@ -83,13 +91,13 @@ class RemoteEncoder:
         self._probes = 0
 
     def begin(self, step: int = 0) -> None:
-        """Begin with an optimizer's step: of a round's beginning 0, else one that was marked. Raises HostUnavailable.
+        """Begin with an optimizer's step: 0 at the beginning of a round, else one that was marked.
 
-        HostForgot if the host knows nothing of the step.
+        Raises EncoderServerUnavailable, and EncoderSessionLost if the server has nothing of the step.
         """
         self._step, self._part, self._fresh = step - 1, 0, True
         which = 2**61 + secrets.randbits(61)  # always as many digits, so that the same round has as many bytes again
-        self._ask(Header(kind="begin", round=self._round, step=step, seed=which))
+        self._ask(SplitHeader(kind="begin", round=self._round, step=step, seed=which))
 
     def at(self, *place: int) -> None:
         """The batch of a place: a step begins with its first part."""
@@ -109,7 +117,9 @@ class RemoteEncoder:
         assert backward
         if self._fresh:
             self._step, self._fresh = self._step + 1, False
-        header = Header(kind="embedding", round=self._round, step=self._step, part=self._part, seed=int(inputs["seed"]))
+        header = SplitHeader(
+            kind="embedding", round=self._round, step=self._step, part=self._part, seed=int(inputs["seed"])
+        )
         question = self._post(header, (given["e"],))
         return _RemotePass(given, header, lambda: self._await(question).arrays)
 
@@ -134,41 +144,43 @@ class RemoteEncoder:
         for start in range(0, len(e), most):
             self._probes = (self._probes + 1) % FIRST_PROBE
             part = FIRST_PROBE + self._probes
-            header = Header(kind="probe", round=self._round, step=self._step + 1, part=part)
+            header = SplitHeader(kind="probe", round=self._round, step=self._step + 1, part=part)
             pieces.append(self._ask(header, (e[start : start + most],)).arrays)
         return tuple(np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
 
     def mark(self) -> None:
         """All steps so far are in a checkpoint: the host remembers them too."""
-        self._ask(Header(kind="mark", round=self._round, step=self._step + 1))
+        self._ask(SplitHeader(kind="mark", round=self._round, step=self._step + 1))
 
     def finish(self) -> None:
         """The device has done its round."""
-        self._ask(Header(kind="finish", round=self._round, step=self._step + 1))
+        self._ask(SplitHeader(kind="finish", round=self._round, step=self._step + 1))
 
-    def _ask(self, header: Header, arrays: tuple[Batch, ...] = ()) -> Message:
+    def _ask(self, header: SplitHeader, arrays: tuple[Batch, ...] = ()) -> SplitMessage:
         return self._await(self._post(header, arrays))
 
-    def _post(self, header: Header, arrays: tuple[Batch, ...] = ()) -> "_Question":
+    def _post(self, header: SplitHeader, arrays: tuple[Batch, ...] = ()) -> "_Question":
         """Ask without waiting."""
         if arrays:
             header = msgspec.structs.replace(header, samples=len(arrays[0]), precision=self._precision)
         try:
-            data = encode(Message(header=header, arrays=arrays))
+            data = encode(SplitMessage(header=header, arrays=arrays))
         except MessageInvalid as exc:
-            raise HostUnavailable(str(exc)) from exc
+            raise EncoderServerUnavailable(str(exc)) from exc
         self._channel.send(data)
         now_s = self._clock()
         question = _Question(header, data, now_s, now_s)
         self._open.append(question)
         return question
 
-    def _await(self, question: "_Question") -> Message:
+    def _await(self, question: "_Question") -> SplitMessage:
         """The answer to a question. Meanwhile all that are open are asked again when it is time."""
         while question.answer is None:
             now_s = self._clock()
             if now_s - question.posed_s >= self._deadline_s:
-                raise HostUnavailable(f"the host of the general model did not answer for {self._deadline_s:.0f} s")
+                raise EncoderServerUnavailable(
+                    f"the host of the general model did not answer for {self._deadline_s:.0f} s"
+                )
             unanswered = [each for each in self._open if each.answer is None]
             for each in unanswered:
                 if now_s - each.sent_s >= self._again_s:
@@ -181,7 +193,7 @@ class RemoteEncoder:
         return question.answer
 
     def _take(self, data: bytes) -> None:
-        """A message came: perhaps an answer. Raises HostUnavailable for a refusal."""
+        """A message came: perhaps an answer. Raises EncoderServerUnavailable for a refusal."""
         try:
             message = decode(self._layout, data)
         except MessageInvalid:
@@ -192,7 +204,7 @@ class RemoteEncoder:
         for question in self._open:
             if question.is_refused(header):
                 forgot = header.reason in {"step", "unknown", "timeout"}
-                kind, asked = (HostForgot if forgot else HostUnavailable), question.header
+                kind, asked = (EncoderSessionLost if forgot else EncoderServerUnavailable), question.header
                 raise kind(f"the host refused {asked.kind} of step {asked.step}: {header.detail}")
             if question.is_answered(message):
                 question.answer = message
@@ -202,13 +214,13 @@ class RemoteEncoder:
 class _Question:
     """What the host was asked, when first and when last, and its answer."""
 
-    header: Header
+    header: SplitHeader
     data: bytes
     posed_s: float
     sent_s: float
-    answer: Message | None = None
+    answer: SplitMessage | None = None
 
-    def is_refused(self, header: Header) -> bool:
+    def is_refused(self, header: SplitHeader) -> bool:
         """Whether this refuses it: by its name, or all that a device says. A host that is full is asked again."""
         if self.answer is not None or header.kind != "refused":
             return False
@@ -216,7 +228,7 @@ class _Question:
         is_it = (header.about, header.step, header.part) == (asked.kind, asked.step, asked.part)
         return header.reason in {"timeout", "invalid"} or (is_it and header.reason != "full")
 
-    def is_answered(self, message: Message) -> bool:
+    def is_answered(self, message: SplitMessage) -> bool:
         """Whether this answers it."""
         header, asked = message.header, self.header
         is_it = (header.kind, header.step, header.part) == (ANSWERS[asked.kind], asked.step, asked.part)
@@ -226,7 +238,7 @@ class _Question:
 class _RemotePass(Pass):
     """A forward pass at the host, whose representation is still on its way."""
 
-    def __init__(self, given: Inputs, header: Header, arrive: Callable[[], Representation]) -> None:
+    def __init__(self, given: Inputs, header: SplitHeader, arrive: Callable[[], Representation]) -> None:
         super().__init__(given, 0)
         self.header = header
         self._arrive = arrive
@@ -234,16 +246,16 @@ class _RemotePass(Pass):
 
     @property
     def z(self) -> Representation:
-        """The representation, waited for if it has not come. Raises HostUnavailable."""
+        """The representation, waited for if it has not come. Raises EncoderServerUnavailable."""
         if self._z is None:
             self._z = self._arrive()
         return self._z
 
 
 def check_settings(settings: Training) -> None:
-    """Raises HostUnavailable for what split training does not do."""
+    """Raises EncoderServerUnavailable for what split training does not do."""
     if settings.probe_every and settings.probe != "representation":
-        raise HostUnavailable(
+        raise EncoderServerUnavailable(
             f"affinities are probed by {settings.probe!r}, which needs the encoder: with a general model on a host "
             "'representation' alone can be"
         )

@@ -16,21 +16,21 @@ import msgspec
 import numpy as np
 
 from edge_runtime.datasets.dataset import Dataset
-from edge_runtime.split_learning.channel import PipeChannel
-from edge_runtime.split_learning.client import HostUnavailable, RemoteEncoder, check_settings
-from edge_runtime.split_learning.process import Rounds, read_weights, serve
+from edge_runtime.split_learning.client import EncoderServerUnavailable, RemoteEncoder, check_settings
+from edge_runtime.split_learning.pipe_channel import PipeChannel
+from edge_runtime.split_learning.pipe_server import PipeServer, read_weights, serve
 from edge_runtime.training.command import BAD_DATA, UsageError, measured, metrics_text, one_sentence, print_epoch
 from edge_runtime.training.engine import Engine, engine_version
-from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer, check_fits
 from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, PipeClosed, result_file
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.messages import Precision, Training
-from edge_runtime.wire.pipe import HostProcess, Open, PipeClosed, result_file
-from edge_runtime.wire.split_learning import Layout
+from edge_runtime.wire.split_learning import MessageLayout
 
 NAME = "device"
 PATIENCE_S = 600.0
@@ -90,7 +90,9 @@ def general(args: argparse.Namespace) -> int:
     with one_sentence() as failed:
         manifest = _divided(args.bundle)
         engine = Engine(args.threads, provider=args.provider)
-        rounds = Rounds(manifest, GraphShelf(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name)))
+        rounds = PipeServer(
+            manifest, GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
+        )
         try:
             # Unbuffered: what has been read and not handed on could not be waited for.
             with open(0, "rb", buffering=0, closefd=False) as given, open(1, "wb", buffering=0, closefd=False) as out:
@@ -113,11 +115,11 @@ def train(args: argparse.Namespace) -> int:
         for split in (dataset.train, dataset.val):
             if split is not None:
                 check_fits(manifest, split)
-        host = HostProcess.of_bundle(args.bundle, args.threads)
+        host = EncoderServerProcess.of_bundle(args.bundle, args.threads)
         try:
             with tempfile.TemporaryDirectory() as folder:
                 result = _train(args, settings, manifest, dataset, host, Path(folder))
-        except HostUnavailable as exc:
+        except EncoderServerUnavailable as exc:
             print(exc, file=sys.stderr)
             return BAD_DATA
         finally:
@@ -137,11 +139,11 @@ def _train(
     settings: list[Training],
     manifest: wire.Manifest,
     dataset: Dataset,
-    host: HostProcess,
+    host: EncoderServerProcess,
     folder: Path,
 ) -> "Result":
     local = manifest.local()
-    graph = GraphShelf(Engine(args.threads)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
+    graph = GraphCache(Engine(args.threads)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
     weights = read_weights(args.bundle / wire.WEIGHTS, local.table)
     state = np.zeros(optimizer(settings[0]).table(local.table.parameters).size, np.float32)
     channel = PipeChannel(host, NAME)
@@ -150,7 +152,7 @@ def _train(
     crossed = 0
     for epoch, one in enumerate(settings):
         before = folder / str(epoch - 1) if epoch else None
-        opened = Open(
+        opened = EncoderRound(
             round=epoch,
             samples=args.batch,
             training=one,
@@ -160,7 +162,7 @@ def _train(
             precision=args.precision,
             idle_s=PATIENCE_S,
         )
-        channel.open(opened, Layout.of(manifest, args.batch).longest_bytes)
+        channel.open(opened, MessageLayout.of(manifest, args.batch).longest_bytes)
         encoder = RemoteEncoder(
             manifest,
             channel,

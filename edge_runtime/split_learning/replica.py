@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from edge_runtime.split_learning.session import Arrays
-from edge_runtime.training.encoder import Encoder, Inputs, Pass
+from edge_runtime.training.encoder import Inputs, LocalEncoder, Pass
 from edge_runtime.training.engine import Graph
 from edge_runtime.training.gradient import add_proximal, clip
 from edge_runtime.training.model import named
@@ -21,13 +21,13 @@ from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
 
 
-class Reader:
+class SharedEncoder:
     """The encoder of a bundle with a stem, of which nothing is trained."""
 
     def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector) -> None:
         """`weights` (P,) are laid out by `manifest.general`."""
         self._inputs = named(manifest.general, weights, "param")["encoder"]
-        self._encoder = Encoder(manifest, graph)
+        self._encoder = LocalEncoder(manifest, graph)
 
     def predict(self, arrays: Arrays) -> Arrays:
         """The representation of an embedding in evaluation mode."""
@@ -35,7 +35,7 @@ class Reader:
         return self._encoder.predict({"e": e}, self._inputs)
 
 
-class Replica(Reader):
+class EncoderReplica(SharedEncoder):
     """The encoder of a bundle with a stem, trained by one device."""
 
     def __init__(

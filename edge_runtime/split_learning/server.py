@@ -8,20 +8,30 @@ caller's to set, because each takes the memory of a replica (replica.py) and of 
 from collections import Counter, deque
 from collections.abc import Callable
 
-from edge_runtime.split_learning.replica import Reader, Replica
-from edge_runtime.split_learning.session import Action, Answer, Apply, Compute, Desk, Finish, GoBack, Keep, Leave
+from edge_runtime.split_learning.replica import EncoderReplica, SharedEncoder
+from edge_runtime.split_learning.session import (
+    Action,
+    ApplyStep,
+    Compute,
+    DropSession,
+    EncoderSession,
+    FinishSession,
+    Reply,
+    RestoreState,
+    SaveState,
+)
 from edge_runtime.training.engine import EngineError, Graph
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Precision, Training
-from edge_runtime.wire.split_learning import Header, Layout, Message, Refused, decode, encode
+from edge_runtime.wire.split_learning import MessageLayout, RefusalReason, SplitHeader, SplitMessage, decode, encode
 from edge_runtime.wire.tensors import Vector
 
 Sent = list[tuple[str, bytes]]
 """What is to be sent: to which device, and what."""
 
 
-class Host:
+class EncoderServer:
     """Computes the encoder for devices. `weights` (P,) are laid out by `manifest.general`."""
 
     def __init__(
@@ -32,13 +42,13 @@ class Host:
         settings: Training | None,
         round_number: int,
         *,
-        layout: Layout | None = None,
+        layout: MessageLayout | None = None,
         most_devices: int = 16,
         most_parts: int = 8,
         idle_s: float = 120.0,
         precision: Precision = "fp32",
         state: Callable[[str], Vector | None] = lambda _: None,
-        finished: Callable[[str, Replica], None] = lambda *_: None,
+        finished: Callable[[str, EncoderReplica], None] = lambda *_: None,
     ) -> None:
         """Without `settings` nothing is trained: devices measure losses.
 
@@ -51,14 +61,14 @@ class Host:
         self._manifest, self._graph, self._weights, self._settings = manifest, graph, weights, settings
         if layout is None:
             assert settings is not None
-            layout = Layout.of(manifest, settings.batch)
+            layout = MessageLayout.of(manifest, settings.batch)
         self._layout = layout
         self._round = round_number
         self._most_devices, self._most_parts = most_devices, most_parts
         self._idle_s, self._precision = idle_s, precision
         self._state, self._finished = state, finished
-        self._desks: dict[str, Desk] = {}
-        self._replicas: dict[str, Reader] = {}
+        self._desks: dict[str, EncoderSession] = {}
+        self._replicas: dict[str, SharedEncoder] = {}
 
     @property
     def working(self) -> tuple[str, ...]:
@@ -71,7 +81,7 @@ class Host:
             message = decode(self._layout, data)
         except MessageInvalid as exc:
             self.errors[device] += 1
-            return [(device, self._refusal(Header(kind="refused", round=self._round), "invalid", str(exc)))]
+            return [(device, self._refusal(SplitHeader(kind="refused", round=self._round), "invalid", str(exc)))]
         header, desk = message.header, self._desks.get(device)
         if self._settings is None and header.kind in {"embedding", "gradient", "mark"}:
             return [(device, self._refusal(header, "invalid", "in this round losses are measured"))]
@@ -81,7 +91,7 @@ class Host:
                 return [(device, self._refusal(header, "step", "begin at 0: the host has nothing of you"))]
             if len(self._replicas) >= self._most_devices:
                 return [(device, self._refusal(header, "full", f"{self._most_devices} devices are here"))]
-            desk = self._desks[device] = Desk(
+            desk = self._desks[device] = EncoderSession(
                 self._round, now_s, most_parts=self._most_parts, idle_s=self._idle_s, precision=self._precision
             )
             self._replicas[device] = self._replica(device)
@@ -94,39 +104,39 @@ class Host:
             sent += self._do(device, desk, desk.tick(now_s), now_s)
         return sent
 
-    def _replica(self, device: str) -> Reader:
+    def _replica(self, device: str) -> SharedEncoder:
         if self._settings is None:
-            return Reader(self._manifest, self._graph, self._weights)
-        return Replica(self._manifest, self._graph, self._weights, self._settings, self._state(device))
+            return SharedEncoder(self._manifest, self._graph, self._weights)
+        return EncoderReplica(self._manifest, self._graph, self._weights, self._settings, self._state(device))
 
-    def _do(self, device: str, desk: Desk, actions: list[Action], now_s: float) -> Sent:
+    def _do(self, device: str, desk: EncoderSession, actions: list[Action], now_s: float) -> Sent:
         sent: Sent = []
         pending = deque(actions)
         while pending:
             action = pending.popleft()
-            if isinstance(action, Answer):
+            if isinstance(action, Reply):
                 sent.append((device, self._encoded(action.message)))
-            elif isinstance(action, Leave):
+            elif isinstance(action, DropSession):
                 del self._replicas[device]
-                header = Header(kind="refused", round=self._round)
+                header = SplitHeader(kind="refused", round=self._round)
                 sent.append((device, self._refusal(header, "timeout", action.detail)))
             elif isinstance(action, Compute):
                 pending.extend(self._compute(device, desk, action, now_s))
-            elif isinstance(action, Finish):
+            elif isinstance(action, FinishSession):
                 replica = self._replicas.pop(device)
-                if isinstance(replica, Replica):
+                if isinstance(replica, EncoderReplica):
                     self._finished(device, replica)
             else:
                 self._change(self._trained(device), action)
         return sent
 
-    def _trained(self, device: str) -> Replica:
+    def _trained(self, device: str) -> EncoderReplica:
         """A device's replica in a round that trains."""
         replica = self._replicas[device]
-        assert isinstance(replica, Replica)
+        assert isinstance(replica, EncoderReplica)
         return replica
 
-    def _compute(self, device: str, desk: Desk, work: Compute, now_s: float) -> list[Action]:
+    def _compute(self, device: str, desk: EncoderSession, work: Compute, now_s: float) -> list[Action]:
         try:
             if work.kind == "forward":
                 found = self._trained(device).forward(work.part, work.arrays, work.seed)
@@ -139,23 +149,23 @@ class Host:
         return desk.computed(found, now_s)
 
     @staticmethod
-    def _change(replica: Replica, action: Apply | Keep | GoBack) -> None:
-        if isinstance(action, Apply):
+    def _change(replica: EncoderReplica, action: ApplyStep | SaveState | RestoreState) -> None:
+        if isinstance(action, ApplyStep):
             replica.apply()
-        elif isinstance(action, Keep):
+        elif isinstance(action, SaveState):
             replica.keep()
         else:
             replica.go_back(action.step)
 
-    def _encoded(self, message: Message) -> bytes:
+    def _encoded(self, message: SplitMessage) -> bytes:
         try:
             return encode(message)
         except MessageInvalid as exc:
             return self._refusal(message.header, "invalid", str(exc))
 
     @staticmethod
-    def _refusal(about: Header, why: Refused, detail: str) -> bytes:
-        header = Header(
+    def _refusal(about: SplitHeader, why: RefusalReason, detail: str) -> bytes:
+        header = SplitHeader(
             kind="refused",
             round=about.round,
             step=about.step,
@@ -164,4 +174,4 @@ class Host:
             reason=why,
             detail=detail[:500],
         )
-        return encode(Message(header=header))
+        return encode(SplitMessage(header=header))

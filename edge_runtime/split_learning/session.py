@@ -11,7 +11,7 @@ Rules
 - A message that cannot be served is refused with a reason and changes nothing.
 - At most `most_parts` parts are on their way, each with one embedding or gradient and one answer; the answers of as
   many that have been returned are still there.
-- What the caller runs (Compute, Apply, Keep, GoBack, Finish) it runs one after the other, in their order.
+- The caller runs Compute, ApplyStep, SaveState, RestoreState and FinishSession one after the other, in their order.
 - A device that is silent for `idle_s` has left: what it did in the round is dropped.
 
 Of a part:   embedding → FORWARD → (z) WAITING → gradient → QUEUED → BACKWARD → (∂L/∂e) RETURNED
@@ -25,7 +25,7 @@ from enum import Enum, auto
 from typing import Literal
 
 from edge_runtime.wire.messages import Precision
-from edge_runtime.wire.split_learning import Batch, Header, Message, Refused
+from edge_runtime.wire.split_learning import Batch, RefusalReason, SplitHeader, SplitMessage
 
 Arrays = tuple[Batch, ...]
 
@@ -44,19 +44,19 @@ class Compute:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apply:
+class ApplyStep:
     """Take the optimizer's step with the gradients since the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Keep:
+class SaveState:
     """Remember weights and optimizer's state as those of a step; one step is remembered, besides the first."""
 
     step: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class GoBack:
+class RestoreState:
     """Weights and optimizer's state are those remembered of a step (0: of the round's beginning) again.
 
     With None they stay, and only the gradients since the last step are dropped.
@@ -66,25 +66,25 @@ class GoBack:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Answer:
+class Reply:
     """Say this to the device."""
 
-    message: Message
+    message: SplitMessage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Leave:
+class DropSession:
     """The device takes no part any more: free all that is held for it."""
 
     detail: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finish:
+class FinishSession:
     """The device has done its round: put away what it has taught, and free the rest."""
 
 
-Action = Compute | Apply | Keep | GoBack | Answer | Leave | Finish
+Action = Compute | ApplyStep | SaveState | RestoreState | Reply | DropSession | FinishSession
 
 
 class _State(Enum):
@@ -99,7 +99,7 @@ class _State(Enum):
 class _Part:
     state: _State = _State.FORWARD
     gradient: Arrays | None = None
-    answer: Message | None = None
+    answer: SplitMessage | None = None
 
 
 @dataclass
@@ -116,7 +116,7 @@ class _Book:
         return all(part.state is _State.RETURNED for part in self.parts.values())
 
 
-class Desk:
+class EncoderSession:
     """One device's place at the host in one round."""
 
     def __init__(
@@ -151,7 +151,7 @@ class Desk:
         """Whether the device has done its round, or has left it; None while it is at work."""
         return self._ended
 
-    def is_begun_by(self, header: Header) -> bool:
+    def is_begun_by(self, header: SplitHeader) -> bool:
         """Whether a beginning is the one that the device made last, which comes again."""
         return header.seed == self._begun
 
@@ -161,7 +161,7 @@ class Desk:
         parts = self._book.parts.values()
         return sum((part.gradient is not None) + (part.answer is not None) for part in parts) + len(self._queue)
 
-    def received(self, message: Message, now_s: float) -> list[Action]:
+    def received(self, message: SplitMessage, now_s: float) -> list[Action]:
         """The device said something."""
         header = message.header
         if self._ended == "left":
@@ -215,7 +215,7 @@ class Desk:
             return []
         return self._leave(f"the device was silent for {self._idle_s:.0f} s")
 
-    def _on_begin(self, message: Message) -> list[Action]:
+    def _on_begin(self, message: SplitMessage) -> list[Action]:
         header = message.header
         if self.is_begun_by(header):
             return [self._say(header, "ready")]
@@ -228,26 +228,26 @@ class Desk:
             known = "0" if self._kept is None else f"0 or {self._kept}"
             return [self._refuse(header, "step", f"begin at {known}, or at {self._book.step} to go on")]
         if self._book.parts or back is not None:
-            actions.append(GoBack(step=back))
+            actions.append(RestoreState(step=back))
         self._book = _Book(step=header.step, turn=self._book.turn + 1)
         self._queue.clear()
         self._begun = header.seed
         return [*actions, self._say(header, "ready")]
 
-    def _on_embedding(self, message: Message) -> list[Action]:
+    def _on_embedding(self, message: SplitMessage) -> list[Action]:
         header = message.header
         actions = self._move_to(header)
         if header.step != self._book.step:
             return [self._refuse(header, "step", self._present)]
         part = self._book.parts.get(header.part)
         if part is not None:
-            return [Answer(message=part.answer)] if part.state is _State.WAITING and part.answer else []
+            return [Reply(message=part.answer)] if part.state is _State.WAITING and part.answer else []
         if len(self._book.parts) - self._book.next_back >= self._most_parts:
             return [self._refuse(header, "full", f"{self._most_parts} parts are on their way, which is the most")]
         self._book.parts[header.part] = _Part()
         return actions + self._ask("forward", header, message.arrays)
 
-    def _on_probe(self, message: Message) -> list[Action]:
+    def _on_probe(self, message: SplitMessage) -> list[Action]:
         header = message.header
         actions = self._move_to(header)
         if header.step != self._book.step:
@@ -256,7 +256,7 @@ class Desk:
             return [*actions, self._refuse(header, "full", "too much is waiting to be computed")]
         return actions + self._ask("predict", header, message.arrays)
 
-    def _on_gradient(self, message: Message) -> list[Action]:
+    def _on_gradient(self, message: SplitMessage) -> list[Action]:
         header = message.header
         part = self._book.parts.get(header.part) if header.step == self._book.step else None
         if part is None or part.state is _State.FORWARD:
@@ -264,38 +264,38 @@ class Desk:
         if part.state is _State.RETURNED:
             if part.answer is None:
                 return [self._refuse(header, "unknown", f"part {header.part} was returned long ago")]
-            return [Answer(message=part.answer)]
+            return [Reply(message=part.answer)]
         if part.state is _State.WAITING:
             part.state, part.gradient, part.answer = _State.QUEUED, message.arrays, None
             return self._go_back()
         return []
 
-    def _on_mark(self, message: Message) -> list[Action]:
+    def _on_mark(self, message: SplitMessage) -> list[Action]:
         header = message.header
         actions = self._move_to(header)
         if header.step != self._book.step or self._book.parts:
             return [self._refuse(header, "step", self._present)]
         if header.step not in {0, self._kept}:
             self._kept = header.step
-            actions.append(Keep(step=header.step))
+            actions.append(SaveState(step=header.step))
         return [*actions, self._say(header, "marked")]
 
-    def _on_finish(self, message: Message) -> list[Action]:
+    def _on_finish(self, message: SplitMessage) -> list[Action]:
         header = message.header
         actions = self._move_to(header)
         if header.step != self._book.step or self._book.parts:
             return [self._refuse(header, "step", self._present)]
         if self._ended is None:
             self._ended = "finished"
-            actions.append(Finish())
+            actions.append(FinishSession())
         return [*actions, self._say(header, "finished")]
 
-    def _move_to(self, header: Header) -> list[Action]:
+    def _move_to(self, header: SplitHeader) -> list[Action]:
         """Apply the present step if the message belongs to the next and nothing of the present one is left to do."""
         if header.step != self._book.step + 1 or not self._book.parts or not self._book.complete:
             return []
         self._book = _Book(step=header.step, turn=self._book.turn)
-        return [Apply()]
+        return [ApplyStep()]
 
     def _go_back(self) -> list[Action]:
         part = self._book.parts.get(self._book.next_back)
@@ -303,10 +303,10 @@ class Desk:
             return []
         assert part.gradient is not None
         part.state, gradient, part.gradient = _State.BACKWARD, part.gradient, None
-        about = Header(kind="gradient", round=self._round, step=self._book.step, part=self._book.next_back)
+        about = SplitHeader(kind="gradient", round=self._round, step=self._book.step, part=self._book.next_back)
         return self._ask("backward", about, gradient)
 
-    def _ask(self, kind: Literal["forward", "backward", "predict"], about: Header, arrays: Arrays) -> list[Action]:
+    def _ask(self, kind: Literal["forward", "backward", "predict"], about: SplitHeader, arrays: Arrays) -> list[Action]:
         turn = self._book.turn
         self._queue.append(
             Compute(kind=kind, step=about.step, part=about.part, arrays=arrays, seed=about.seed, turn=turn)
@@ -323,22 +323,20 @@ class Desk:
         self._ended = "left"
         self._book = _Book(step=self._book.step, turn=self._book.turn + 1)
         self._queue.clear()
-        return [Leave(detail=detail)]
+        return [DropSession(detail=detail)]
 
     @property
     def _present(self) -> str:
         left = sum(part.state is not _State.RETURNED for part in self._book.parts.values())
         return f"step {self._book.step} is the present one, with {left} parts to be returned"
 
-    def _answered(
-        self, part: _Part, kind: Literal["representation", "return"], done: Compute, arrays: Arrays
-    ) -> Answer:
+    def _answered(self, part: _Part, kind: Literal["representation", "return"], done: Compute, arrays: Arrays) -> Reply:
         answer = self._answer(kind, done, arrays)
         part.answer = answer.message
         return answer
 
-    def _answer(self, kind: Literal["representation", "return"], done: Compute, arrays: Arrays) -> Answer:
-        header = Header(
+    def _answer(self, kind: Literal["representation", "return"], done: Compute, arrays: Arrays) -> Reply:
+        header = SplitHeader(
             kind=kind,
             round=self._round,
             step=done.step,
@@ -346,13 +344,13 @@ class Desk:
             samples=len(arrays[0]),
             precision=self._precision,
         )
-        return Answer(message=Message(header=header, arrays=arrays))
+        return Reply(message=SplitMessage(header=header, arrays=arrays))
 
-    def _say(self, header: Header, kind: Literal["ready", "marked", "finished"]) -> Answer:
-        return Answer(message=Message(header=Header(kind=kind, round=self._round, step=header.step)))
+    def _say(self, header: SplitHeader, kind: Literal["ready", "marked", "finished"]) -> Reply:
+        return Reply(message=SplitMessage(header=SplitHeader(kind=kind, round=self._round, step=header.step)))
 
-    def _refuse(self, header: Header, why: Refused, detail: str) -> Answer:
-        refusal = Header(
+    def _refuse(self, header: SplitHeader, why: RefusalReason, detail: str) -> Reply:
+        refusal = SplitHeader(
             kind="refused",
             round=header.round,
             step=header.step,
@@ -361,4 +359,4 @@ class Desk:
             reason=why,
             detail=detail,
         )
-        return Answer(message=Message(header=refusal))
+        return Reply(message=SplitMessage(header=refusal))

@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from edge_runtime.training.position import Position
+from edge_runtime.training.progress import TrainingProgress
 from edge_runtime.wire.files import whole_file
 from edge_runtime.wire.messages import Plan
 from edge_runtime.wire.tensors import Vector
@@ -26,11 +26,11 @@ MAX_HEADER_BYTES = 1024**2
 LENGTH_BYTES = 8
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class CheckpointHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a checkpoint says beside the vectors. `val_loss` is of the weights that came; `wall_s` was spent before."""
 
     key: str
-    position: Position
+    position: TrainingProgress
     val_loss: dict[str, float] | None
     wall_s: float
 
@@ -55,7 +55,7 @@ class Checkpoint:
         """Whether it is time to write again."""
         return self._clock() - self._written_s >= self._interval_s
 
-    def load(self, key: str, weights: Vector, state: Vector) -> Header | None:
+    def load(self, key: str, weights: Vector, state: Vector) -> CheckpointHeader | None:
         """The header of this key's checkpoint, whose vectors are read into `weights` (D,) and `state`.
 
         None, and nothing changed, if there is none of this key and of these lengths. Raises OSError.
@@ -66,7 +66,7 @@ class Checkpoint:
                 length = int.from_bytes(file.read(LENGTH_BYTES), "little")
                 if length > MAX_HEADER_BYTES:
                     return None
-                header = msgspec.json.decode(file.read(length), type=Header)
+                header = msgspec.json.decode(file.read(length), type=CheckpointHeader)
                 whole = LENGTH_BYTES + length + weights.nbytes + state.nbytes
                 if header.key != key or self._path.stat().st_size != whole:
                     return None
@@ -80,7 +80,7 @@ class Checkpoint:
         """There is none any more. Raises OSError."""
         self._path.unlink(missing_ok=True)
 
-    def save(self, header: Header, weights: Vector, state: Vector) -> None:
+    def save(self, header: CheckpointHeader, weights: Vector, state: Vector) -> None:
         """Write whole. Raises OSError."""
         data = msgspec.json.encode(header)
         with whole_file(self._path) as file:

@@ -19,13 +19,13 @@ import numpy as np
 
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version
-from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.memory_plan import PlannedMemory, plan_memory
+from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.ort_training_engine import OfficialShelf, OfficialUnavailable
-from edge_runtime.training.planning import Planned, planned
 from edge_runtime.training.process_memory import peak_rss_bytes, rss_bytes
 from edge_runtime.training.schedule import learning_rate
-from edge_runtime.training.scores import Scores
+from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import EVALUATION_BATCH, Trainer, check_fits, evaluate
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
@@ -222,7 +222,7 @@ def one_sentence() -> Iterator[Outcome]:
         print(f"{exc.filename}: {exc.strerror}", file=sys.stderr)
 
 
-def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, Planned | None]:
+def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, PlannedMemory | None]:
     for name in ("epochs", "batch"):
         if getattr(args, name) < 1:
             raise UsageError(f"--{name} must be at least 1")
@@ -236,7 +236,7 @@ def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, Plan
             check_fits(manifest, split)
     memory = _planned(args, manifest, dataset)
     engine = Engine(args.threads, (memory and memory.arena_bytes) or ARENA_BYTES)
-    graphs = GraphShelf(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
+    graphs = GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
     step = None
     if args.engine == "official":
         path = lambda group, _: wire.official_path(args.bundle, group, wire.TRAINING)  # noqa: E731
@@ -246,7 +246,7 @@ def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, Plan
     return manifest, model, dataset, memory
 
 
-def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset) -> Planned | None:
+def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset) -> PlannedMemory | None:
     """How to train in the budget that was given. Raises BudgetTooSmall, BundleInvalid and UsageError."""
     if args.memory_budget is None:
         return None
@@ -254,7 +254,7 @@ def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset
         raise UsageError("--memory-budget: the official engine does not plan its memory: leave out one of them")
     if manifest.footprint is None:
         raise BundleInvalid(f"{args.bundle} does not say how much memory its graphs take: compile it again")
-    return planned(
+    return plan_memory(
         manifest,
         _settings(args, 0),
         budget_bytes=args.memory_budget,
@@ -322,7 +322,7 @@ def measured(
     """Losses and metrics by task over a split; None where there is no such split. Raises EngineError."""
     if split is None:
         return None, None
-    scores = Scores(model)
+    scores = TaskMetrics(model)
     return evaluate(model, split, batch, scores=scores), scores.result()
 
 

@@ -36,7 +36,7 @@ class Pass:
         return tuple(self.values[f"z.{i}"] for i in range(self._representations))
 
 
-class Encodes(Protocol):
+class EncoderBackend(Protocol):
     """A seam: the encoder may be computed here, or by somebody else, who is told how a round goes."""
 
     @property
@@ -75,7 +75,7 @@ class Encodes(Protocol):
         ...
 
 
-class Encoder:
+class LocalEncoder:
     """The stages of a manifest's encoder.
 
     `keep` says which of them keep their activations; by default none does. The first `frozen` have no backward pass.

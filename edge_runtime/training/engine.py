@@ -95,7 +95,7 @@ class Engine:
         """A graph ready to run. Raises EngineError."""
         return self._load(path, ort.SessionOptions())
 
-    def observe(self, path: Path, runs: Sequence[tuple[Arrays, Arrays]]) -> "Observed":
+    def observe(self, path: Path, runs: Sequence[tuple[Arrays, Arrays]]) -> "GraphObservation":
         """What the engine makes of a graph, and what its nodes allocate, over runs with these inputs and outputs.
 
         Outputs without an array are left to the engine, as in `Graph.run` with `hold`. Raises EngineError, also where
@@ -112,12 +112,12 @@ class Engine:
                 graph.run(inputs, outputs, hold=True)
             try:
                 records = json.loads(Path(graph.end_profiling()).read_bytes())
-                nodes = [Execution.of(record) for record in records if record["name"].endswith("_kernel_time")]
+                nodes = [NodeExecution.of(record) for record in records if record["name"].endswith("_kernel_time")]
             except (KeyError, ValueError) as exc:
                 raise EngineError(f"{engine_version()} does not say what the nodes of a graph allocate") from exc
             count = len(nodes) // len(runs)
             each = tuple(tuple(nodes[i * count : (i + 1) * count]) for i in range(len(runs)))
-            return Observed(optimised=optimised.read_bytes(), runs=each)
+            return GraphObservation(optimised=optimised.read_bytes(), runs=each)
 
     def _load(self, path: Path, options: Any) -> "Graph":
         if ONE_POOL:
@@ -137,7 +137,7 @@ class Engine:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Execution:
+class NodeExecution:
     """One node that ran: its operator, types and shapes of what went in and came out, what it left allocated."""
 
     operator: str
@@ -146,7 +146,7 @@ class Execution:
     allocated_bytes: int
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "Execution":
+    def of(cls, record: Mapping[str, Any]) -> "NodeExecution":
         """From a record of onnxruntime's profile. Raises KeyError or ValueError where it is of another form."""
         facts = record["args"]
         return cls(
@@ -162,11 +162,11 @@ def _shapes(found: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[str, tu
 
 
 @dataclass(frozen=True, kw_only=True)
-class Observed:
+class GraphObservation:
     """A graph as the engine runs it (ONNX, its nodes in the order in which they run), and each run, node by node."""
 
     optimised: bytes
-    runs: tuple[tuple[Execution, ...], ...]
+    runs: tuple[tuple[NodeExecution, ...], ...]
 
 
 class Graph:

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from edge_runtime.training.encoder import Representation
-from edge_runtime.training.model import Merge
+from edge_runtime.training.model import CombineGradients
 from edge_runtime.wire.conflict import Matrix, Row, cagrad, gram, pcgrad
 from edge_runtime.wire.messages import Training
 
 
-def merging(settings: Training, place: Sequence[int]) -> Merge | None:
+def gradient_combiner(settings: Training, place: Sequence[int]) -> CombineGradients | None:
     """What merges the gradients of a batch as a plan says; None for the plain sum.
 
     PCGrad draws its orders for the `place` of the batch: the same place, the same orders.

@@ -18,7 +18,7 @@ from edge_runtime.wire.tensors import TensorTable, Vector, pack, unpack
 STEM = "stem"
 
 
-class OwnStem:
+class LocalStem:
     """The stem of a device, by round, in a folder of its state. Raises OSError as the file system does."""
 
     def __init__(self, folder: Path) -> None:

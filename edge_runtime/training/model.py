@@ -14,7 +14,7 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.training.encoder import Array, Batch, Encoder, Encodes, Pass, Representation
+from edge_runtime.training.encoder import Array, Batch, EncoderBackend, LocalEncoder, Pass, Representation
 from edge_runtime.training.engine import Engine, Graph
 from edge_runtime.training.stem import Stem
 from edge_runtime.wire.manifest import Manifest
@@ -36,13 +36,13 @@ class Labelled:
 Target = Array | Labelled
 Targets = Mapping[str, Target]
 Losses = dict[str, float]
-Keep = Callable[[str, float, Representation], None]
+OnTaskGradient = Callable[[str, float, Representation], None]
 """Called with a task, its loss and ∂L_i/∂z, which the next task overwrites; no loss (NaN) where nothing is labelled."""
-Merge = Callable[[list[Representation]], Representation]
+CombineGradients = Callable[[list[Representation]], Representation]
 """From the tasks' w_i · ∂L_i/∂z to what takes the place of their sum; it may use up its arguments."""
 
 
-class Step(Protocol):
+class TrainingStep(Protocol):
     """A seam: another engine's whole step."""
 
     def __call__(
@@ -73,10 +73,10 @@ class Model:
         manifest: Manifest,
         graph: Callable[[str], Graph],
         weights: Vector,
-        whole: Step | None = None,
+        whole: TrainingStep | None = None,
         keep: Sequence[bool] = (),
         frozen: int = 0,
-        encoder: Encodes | None = None,
+        encoder: EncoderBackend | None = None,
     ) -> None:
         """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied.
 
@@ -99,7 +99,7 @@ class Model:
             arrays.setdefault("encoder", {})
         self._graph = graph
         self._whole = whole
-        self._encoder: Encodes = encoder or Encoder(manifest, graph, keep, frozen)
+        self._encoder: EncoderBackend = encoder or LocalEncoder(manifest, graph, keep, frozen)
         self._stem = None if manifest.embedding is None else Stem(manifest.embedding, graph)
         still = {f"encoder.{name}" for stage in manifest.stages[:frozen] for name in stage.parameters}
         still |= {tensor.name for tensor in manifest.tensors if frozen and tensor.part == "stem"}
@@ -149,8 +149,8 @@ class Model:
         x: Batch,
         targets: Targets,
         weights: Weights | None = None,
-        keep: Keep | None = None,
-        merge: Merge | None = None,
+        keep: OnTaskGradient | None = None,
+        merge: CombineGradients | None = None,
     ) -> Losses:
         """The losses by task, with all gradients of Σ w_i · L_i in `gradient`; see `heads`."""
         labelled = not any(isinstance(target, Labelled) for target in targets.values())
@@ -177,8 +177,8 @@ class Model:
         z: Representation,
         targets: Targets,
         weights: Weights | None = None,
-        keep: Keep | None = None,
-        merge: Merge | None = None,
+        keep: OnTaskGradient | None = None,
+        merge: CombineGradients | None = None,
     ) -> tuple[Losses, Representation]:
         """Every head's step in turn: the losses by task, and what the encoder receives, Σ w_i · ∂L_i/∂z · 1/√T.
 
@@ -356,7 +356,7 @@ def named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, 
     return named
 
 
-class GraphShelf:
+class GraphCache:
     """Loaded graphs by the digest of their file, so that rounds and groups that share a graph load it once.
 
     None of a manifest's graphs is loaded before all have been held to what a bundle may have.

@@ -21,7 +21,7 @@ from edge_runtime.training.encoder import Pass, Representation
 from edge_runtime.training.gram import first_order, pull
 from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.optimizer import look_ahead
-from edge_runtime.training.position import ProbesSoFar
+from edge_runtime.training.progress import ProbeProgress
 from edge_runtime.wire.conflict import gram
 from edge_runtime.wire.messages import Affinity, ProbeMethod
 
@@ -87,7 +87,7 @@ def relative_gain(before: float, after: float, lr: float) -> float:
 class AffinityStatistics:
     """Mean and variance over batches, by Welford's recurrence; a batch with a value that is not finite is left out."""
 
-    def __init__(self, tasks: tuple[str, ...], before: ProbesSoFar | None = None) -> None:
+    def __init__(self, tasks: tuple[str, ...], before: ProbeProgress | None = None) -> None:
         self.tasks = tasks
         shape = (len(tasks), len(tasks))
         self.count = before.count if before else 0
@@ -103,9 +103,9 @@ class AffinityStatistics:
         self._mean += difference / self.count
         self._squares += difference * (values - self._mean)
 
-    def so_far(self, *, is_due: bool) -> ProbesSoFar:
+    def so_far(self, *, is_due: bool) -> ProbeProgress:
         """All that goes on from here; `is_due` says whether a probe waits for its batch."""
-        return ProbesSoFar(count=self.count, mean=_rows(self._mean), squares=_rows(self._squares), is_due=is_due)
+        return ProbeProgress(count=self.count, mean=_rows(self._mean), squares=_rows(self._squares), is_due=is_due)
 
     def result(self) -> Affinity | None:
         """What was measured; None if nothing was."""

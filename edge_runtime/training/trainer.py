@@ -1,7 +1,7 @@
 """The training loop: batches in a seeded order, one head at a time, one encoder step for all of them.
 
 For T tasks the gradient that flows into the encoder is Σ w_i · ∂L_i/∂z · 1/√T (the released code of MAS; w_i are 1 but
-where a plan weights tasks), or what merging.py makes of conflicting gradients in place of the sum. What follows the
+where a plan weights tasks), or what gradient_combination.py makes of conflicting gradients. What follows the
 gradient (proximal term, clipping, the optimizer's step) sees it whole. A batch may be worked through in micro-batches;
 a probe is then of one of them. The optimizer's state is a vector that the caller keeps, so a round can go on where the
 one before it stopped.
@@ -19,15 +19,15 @@ from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
 from edge_runtime.training.accumulation import Row, add_up, micro_batches
 from edge_runtime.training.encoder import Batch, Pass, Representation
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
-from edge_runtime.training.gradient_combination import merging
-from edge_runtime.training.model import Labelled, Losses, Merge, Model, Target, Targets
+from edge_runtime.training.gradient_combination import gradient_combiner
+from edge_runtime.training.model import CombineGradients, Labelled, Losses, Model, Target, Targets
 from edge_runtime.training.optimizer import optimizer
-from edge_runtime.training.position import Position, ProbesSoFar
 from edge_runtime.training.probe import AffinityStatistics, Probe
+from edge_runtime.training.progress import ProbeProgress, TrainingProgress
 from edge_runtime.training.schedule import batch_at, batch_count, order
-from edge_runtime.training.scores import Scores
+from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.weighting import Weighting, weighting
-from edge_runtime.training.weighting_state import Learnt
+from edge_runtime.training.weighting_state import WeightingState
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
@@ -37,7 +37,7 @@ EVALUATION_BATCH = 16
 
 Report = Callable[[int, int], None]
 """Called with steps done and steps in all."""
-Save = Callable[[Callable[[], Position]], None]
+Save = Callable[[Callable[[], TrainingProgress]], None]
 """Called after each step with how to get the position, which is cheap, but not for nothing."""
 Enter = Callable[[Literal["train", "probe"]], None]
 """Called when probing begins, and when training goes on after it."""
@@ -54,7 +54,7 @@ class Trained:
     loss: dict[str, float]
     samples: int
     affinities: AffinityStatistics
-    learnt: Learnt | None
+    learnt: WeightingState | None
 
 
 class Trainer:
@@ -71,9 +71,9 @@ class Trainer:
         settings: Training,
         state: Vector,
         *,
-        learnt: Learnt | None = None,
+        learnt: WeightingState | None = None,
         received: Vector | None = None,
-        after: Position | None = None,
+        after: TrainingProgress | None = None,
         save: Save = lambda _: None,
         report: Report = lambda *_: None,
         enter: Enter = lambda _: None,
@@ -99,7 +99,7 @@ class Trainer:
             x, targets = load(model, split, chosen.tolist())
             prober.pass_batch(epoch * steps + step)
             place = (settings.seed, epoch, step)
-            losses, norms = self._gradient(x, targets, weigh, prober, partial(merging, settings), place)
+            losses, norms = self._gradient(x, targets, weigh, prober, partial(gradient_combiner, settings), place)
             if received is not None and settings.proximal_mu:
                 add_proximal(model.gradient, model.parameters, received, settings.proximal_mu)
             if settings.clip_norm:
@@ -122,7 +122,7 @@ class Trainer:
         targets: Targets,
         weigh: Weighting,
         prober: "_Prober",
-        merge_at: Callable[[Sequence[int]], Merge | None],
+        merge_at: Callable[[Sequence[int]], CombineGradients | None],
         place: tuple[int, int, int],
     ) -> tuple[Losses, Row]:
         """The losses of a batch and the norms ‖∂L_i/∂z‖ (T,), with all gradients in `model.gradient`.
@@ -149,7 +149,14 @@ class Trainer:
         return dict(zip(model.tasks, total.tolist(), strict=True)), np.sqrt(squares)
 
     def _part(
-        self, x: Batch, targets: Targets, weights: Row, prober: "_Prober", merge: Merge | None, *, norms: bool
+        self,
+        x: Batch,
+        targets: Targets,
+        weights: Row,
+        prober: "_Prober",
+        merge: CombineGradients | None,
+        *,
+        norms: bool,
     ) -> tuple[Losses, Row]:
         """The same of a batch that is run at once; NaN for norms that are not asked for."""
         if not prober.is_due and not norms:
@@ -159,7 +166,14 @@ class Trainer:
         return losses, found
 
     def _heads(
-        self, done: Pass, targets: Targets, weights: Row, prober: "_Prober", merge: Merge | None, *, norms: bool
+        self,
+        done: Pass,
+        targets: Targets,
+        weights: Row,
+        prober: "_Prober",
+        merge: CombineGradients | None,
+        *,
+        norms: bool,
     ) -> tuple[Losses, Row, Callable[[], None]]:
         """The heads of a forward pass, which is then on its way back: call what comes last for the rest of it."""
         model = self.model
@@ -176,8 +190,10 @@ class Trainer:
         return losses, found, model.send_back(done, total, release=True)
 
 
-def _position(steps: int, mean: "_MeanLosses", prober: "_Prober", weigh: Weighting) -> Position:
-    return Position(steps=steps, loss_sums=mean.sums, labelled=mean.counts, probes=prober.so_far, learnt=weigh.learnt)
+def _position(steps: int, mean: "_MeanLosses", prober: "_Prober", weigh: Weighting) -> TrainingProgress:
+    return TrainingProgress(
+        steps=steps, loss_sums=mean.sums, labelled=mean.counts, probes=prober.so_far, learnt=weigh.learnt
+    )
 
 
 class _Prober:
@@ -187,7 +203,7 @@ class _Prober:
     of every task: without labels there is nothing to gain on. Nor is there for an encoder that is frozen whole.
     """
 
-    def __init__(self, model: Model, settings: Training, enter: Enter, before: ProbesSoFar | None) -> None:
+    def __init__(self, model: Model, settings: Training, enter: Enter, before: ProbeProgress | None) -> None:
         self._model = model
         self._every = settings.probe_every if model.trains_encoder else 0
         self._probe = Probe(method=settings.probe, lr=settings.lr, weight_decay=settings.weight_decay)
@@ -197,7 +213,7 @@ class _Prober:
         self.is_due = before is not None and before.is_due
 
     @property
-    def so_far(self) -> ProbesSoFar:
+    def so_far(self) -> ProbeProgress:
         """All that goes on from here."""
         return self.statistics.so_far(is_due=self.is_due)
 
@@ -223,7 +239,7 @@ class _Prober:
 class _MeanLosses:
     """Mean losses by task, each batch weighted by its labelled samples."""
 
-    def __init__(self, tasks: Sequence[str], before: Position | None = None) -> None:
+    def __init__(self, tasks: Sequence[str], before: TrainingProgress | None = None) -> None:
         self.sums = dict.fromkeys(tasks, 0.0) | (before.loss_sums if before else {})
         self.counts = dict.fromkeys(tasks, 0) | (before.labelled if before else {})
 
@@ -241,7 +257,7 @@ class _MeanLosses:
 
 
 def evaluate(
-    model: Model, split: Split, batch: int, *, scores: Scores | None = None, report: Report = lambda *_: None
+    model: Model, split: Split, batch: int, *, scores: TaskMetrics | None = None, report: Report = lambda *_: None
 ) -> dict[str, float]:
     """Mean losses by task over the labelled samples of a split in evaluation mode; `scores` take each batch as well.
 

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.training.weighting_state import Learnt
+from edge_runtime.training.weighting_state import WeightingState
 from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, TaskWeighting, UncertaintyWeighting
 
 Row = NDArray[np.float64]
@@ -38,7 +38,7 @@ class Weighting(Protocol):
         ...
 
     @property
-    def learnt(self) -> Learnt | None:
+    def learnt(self) -> WeightingState | None:
         """What is kept between rounds; None where nothing is learnt."""
         ...
 
@@ -47,7 +47,7 @@ class Weighting(Protocol):
         ...
 
 
-class Fixed:
+class FixedWeights:
     """Weights that do not change; 1 for a task that is not named."""
 
     needs_norms = False
@@ -73,7 +73,7 @@ class GradNorm:
     method = "gradnorm"
     needs_norms = True
 
-    def __init__(self, tasks: Sequence[str], settings: GradNormWeighting, learnt: Learnt | None) -> None:
+    def __init__(self, tasks: Sequence[str], settings: GradNormWeighting, learnt: WeightingState | None) -> None:
         self._tasks = tuple(tasks)
         self._settings = settings
         self._first = np.full(len(self._tasks), np.nan)
@@ -83,10 +83,10 @@ class GradNorm:
             self._first[:] = [learnt.first_losses.get(task, np.nan) for task in self._tasks]
 
     @property
-    def learnt(self) -> Learnt:
+    def learnt(self) -> WeightingState:
         """The weights, and the first losses of the tasks that have had labels."""
         first = {task: float(loss) for task, loss in zip(self._tasks, self._first, strict=True) if not np.isnan(loss)}
-        return Learnt(method=self.method, values=_by_task(self._tasks, self.weights), first_losses=first)
+        return WeightingState(method=self.method, values=_by_task(self._tasks, self.weights), first_losses=first)
 
     def update(self, losses: Row, norms: Row) -> None:
         """Move the weights of the tasks that the batch had labels of; with one of them there is nothing to compare."""
@@ -114,7 +114,7 @@ class Uncertainty:
     method = "uncertainty"
     needs_norms = False
 
-    def __init__(self, tasks: Sequence[str], settings: UncertaintyWeighting, learnt: Learnt | None) -> None:
+    def __init__(self, tasks: Sequence[str], settings: UncertaintyWeighting, learnt: WeightingState | None) -> None:
         self._tasks = tuple(tasks)
         self._settings = settings
         self._s = np.zeros(len(self._tasks))
@@ -128,9 +128,9 @@ class Uncertainty:
         return weights
 
     @property
-    def learnt(self) -> Learnt:
+    def learnt(self) -> WeightingState:
         """The log variances."""
-        return Learnt(method=self.method, values=_by_task(self._tasks, self._s))
+        return WeightingState(method=self.method, values=_by_task(self._tasks, self._s))
 
     def update(self, losses: Row, norms: Row) -> None:  # noqa: ARG002  (a seam's signature)
         """One step of gradient descent on s for the tasks that the batch had labels of."""
@@ -138,13 +138,13 @@ class Uncertainty:
         self._s = np.clip(self._s - self._settings.lr * slope, -MOST_LOG_VARIANCE, MOST_LOG_VARIANCE)
 
 
-def weighting(tasks: Sequence[str], settings: TaskWeighting | None, learnt: Learnt | None = None) -> Weighting:
+def weighting(tasks: Sequence[str], settings: TaskWeighting | None, learnt: WeightingState | None = None) -> Weighting:
     """The weighting that a plan asks for, else the plain sum. It goes on from `learnt` if method and tasks agree."""
     if isinstance(settings, GradNormWeighting):
         return GradNorm(tasks, settings, learnt)
     if isinstance(settings, UncertaintyWeighting):
         return Uncertainty(tasks, settings, learnt)
-    return Fixed(tasks, settings or FixedWeighting())
+    return FixedWeights(tasks, settings or FixedWeighting())
 
 
 def _by_task(tasks: Sequence[str], values: Row) -> dict[str, float]:

@@ -14,7 +14,7 @@ import msgspec
 from edge_runtime.wire.files import write_whole
 
 
-class Learnt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WeightingState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a weighting has learnt, by task: GradNorm's weights and first losses, or uncertainty's log variances."""
 
     method: str
@@ -24,16 +24,16 @@ class Learnt(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class _Kept(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     bundle: str
-    learnt: Learnt
+    learnt: WeightingState
 
 
-class LearntStore:
+class WeightingStateStore:
     """What was learnt, by round, in a folder of the device's state."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def load(self, bundle: str, before_round: int) -> Learnt | None:
+    def load(self, bundle: str, before_round: int) -> WeightingState | None:
         """What the latest earlier round of a group ended with; None if there is none. `bundle` is its digest."""
         for _, path in self._earlier(before_round):
             try:
@@ -44,7 +44,7 @@ class LearntStore:
                 return kept.learnt
         return None
 
-    def save(self, bundle: str, learnt: Learnt, of_round: int) -> None:
+    def save(self, bundle: str, learnt: WeightingState, of_round: int) -> None:
         """Keep what a round ended with, and what it began with."""
         path = self._folder / f"{of_round}.json"
         write_whole(path, msgspec.json.encode(_Kept(bundle=bundle, learnt=learnt)))

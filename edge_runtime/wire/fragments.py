@@ -11,21 +11,21 @@ from dataclasses import dataclass, field
 
 from edge_runtime.wire.errors import MessageInvalid
 
-HEAD_BYTES = 8
-PIECE_BYTES = 256 * 1024 - HEAD_BYTES
-MAX_PIECES = 2**16 - 1
-NUMBERS = 2**32
+FRAGMENT_HEADER_BYTES = 8
+FRAGMENT_BYTES = 256 * 1024 - FRAGMENT_HEADER_BYTES
+MAX_FRAGMENTS = 2**16 - 1
+MESSAGE_NUMBERS = 2**32
 """Numbers of messages begin again after so many."""
 MAX_MESSAGE_BYTES = 512 * 1024**2
 """No message is longer, whatever its layout."""
 
 
-def cut(number: int, data: bytes, piece_bytes: int = PIECE_BYTES) -> list[bytes]:
+def to_fragments(number: int, data: bytes, piece_bytes: int = FRAGMENT_BYTES) -> list[bytes]:
     """The pieces of a message. Raises MessageInvalid for one that is too long."""
     count = _pieces(len(data), piece_bytes)
-    if count > MAX_PIECES:
+    if count > MAX_FRAGMENTS:
         raise MessageInvalid(f"a message of {len(data)} bytes is too long to be sent")
-    head = (number % NUMBERS).to_bytes(4, "little") + count.to_bytes(2, "little")
+    head = (number % MESSAGE_NUMBERS).to_bytes(4, "little") + count.to_bytes(2, "little")
     view = memoryview(data)
     return [
         head + index.to_bytes(2, "little") + view[index * piece_bytes : (index + 1) * piece_bytes]
@@ -33,9 +33,9 @@ def cut(number: int, data: bytes, piece_bytes: int = PIECE_BYTES) -> list[bytes]
     ]
 
 
-def crossing_bytes(length_bytes: int, piece_bytes: int = PIECE_BYTES) -> int:
+def fragmented_bytes(length_bytes: int, piece_bytes: int = FRAGMENT_BYTES) -> int:
     """How many bytes the pieces of a message of this length have together."""
-    return length_bytes + HEAD_BYTES * _pieces(length_bytes, piece_bytes)
+    return length_bytes + FRAGMENT_HEADER_BYTES * _pieces(length_bytes, piece_bytes)
 
 
 def _pieces(length_bytes: int, piece_bytes: int) -> int:
@@ -59,15 +59,15 @@ class Assembler:
 
     def accept(self, piece: bytes) -> bytes | None:
         """Take a piece that came; the message, if it is whole now. Raises MessageInvalid, and drops the message."""
-        head = bytes(piece[:HEAD_BYTES])
+        head = bytes(piece[:FRAGMENT_HEADER_BYTES])
         number, count, index = (int.from_bytes(head[a:b], "little") for a, b in ((0, 4), (4, 6), (6, 8)))
-        if len(head) < HEAD_BYTES or index >= count:
+        if len(head) < FRAGMENT_HEADER_BYTES or index >= count:
             raise MessageInvalid(f"{len(piece)} bytes are no piece of a message")
         partial = self._partial
         if partial is None or (partial.number, partial.count) != (number, count):
             partial = self._partial = _Partial(number, count)
         if index not in partial.pieces:
-            partial.size_bytes += len(piece) - HEAD_BYTES
+            partial.size_bytes += len(piece) - FRAGMENT_HEADER_BYTES
             if partial.size_bytes > self._max_bytes:
                 self._partial = None
                 raise MessageInvalid(f"a message of more than {self._max_bytes} bytes")
@@ -75,4 +75,4 @@ class Assembler:
         if len(partial.pieces) < count:
             return None
         self._partial = None
-        return b"".join(memoryview(partial.pieces[index])[HEAD_BYTES:] for index in range(count))
+        return b"".join(memoryview(partial.pieces[index])[FRAGMENT_HEADER_BYTES:] for index in range(count))

@@ -50,10 +50,10 @@ from edge_runtime.wire.messages import Count, Precision, RoundNumber, Text
 MAX_HEADER_BYTES = 4096
 MAX_PARTS = 1024
 MAX_SAMPLES = 65_536
-EVALUATED = 16
+EVALUATION_SAMPLES = 16
 """Samples in a message of a round that measures losses; of one that trains it is the batch."""
 
-Kind = Literal[
+MessageKind = Literal[
     "begin",
     "ready",
     "embedding",
@@ -67,7 +67,7 @@ Kind = Literal[
     "finished",
     "refused",
 ]
-Refused = Literal["round", "step", "unknown", "full", "invalid", "timeout"]
+RefusalReason = Literal["round", "step", "unknown", "full", "invalid", "timeout"]
 """Another round is on · a step that is not the present one · a batch that the host does not have · more parts at once
 than it holds · what was sent is not usable · the device was silent for too long."""
 Batch = NDArray[np.float32]
@@ -75,10 +75,10 @@ Shape = tuple[int, ...]
 _LEAST = np.finfo(np.float32).tiny
 
 
-class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class SplitHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """What a message is about."""
 
-    kind: Kind
+    kind: MessageKind
     round: RoundNumber
     step: Count = 0
     part: Annotated[int, Meta(ge=0, lt=MAX_PARTS)] = 0
@@ -87,22 +87,22 @@ class Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     precision: Precision = "fp32"
     seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
     """Of an embedding: what is random in the encoder; of a beginning: which one it is."""
-    about: Kind | None = None
+    about: MessageKind | None = None
     """Of a refusal: what was refused."""
-    reason: Refused | None = None
+    reason: RefusalReason | None = None
     detail: Text = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Message:
+class SplitMessage:
     """A header and its arrays, (B, …) float32 each."""
 
-    header: Header
+    header: SplitHeader
     arrays: tuple[Batch, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layout:
+class MessageLayout:
     """What the arrays of a bundle look like, and how many samples a message may have."""
 
     embedding: Shape
@@ -110,13 +110,13 @@ class Layout:
     most: int
 
     @classmethod
-    def of(cls, manifest: Manifest, most: int) -> "Layout":
+    def of(cls, manifest: Manifest, most: int) -> "MessageLayout":
         """The layout of a bundle with a stem."""
         assert manifest.embedding is not None
         z = tuple(array.shape for array in manifest.representation)
         return cls(embedding=manifest.embedding.shape, representation=z, most=most)
 
-    def arrays(self, kind: Kind) -> tuple[Shape, ...]:
+    def arrays(self, kind: MessageKind) -> tuple[Shape, ...]:
         """The shapes of a message's arrays, without the batch."""
         shapes: Mapping[str, tuple[Shape, ...]] = {
             "embedding": (self.embedding,),
@@ -133,18 +133,18 @@ class Layout:
         values = max(prod(self.embedding), sum(prod(shape) for shape in self.representation))
         return 2 + MAX_HEADER_BYTES + 4 * self.most * values
 
-    def size_bytes(self, header: Header) -> int:
+    def size_bytes(self, header: SplitHeader) -> int:
         """How many bytes the arrays of a message have."""
         each = {"fp32": 4, "fp16": 2, "int8": 1}[header.precision]
         scales = 0 if header.precision == "fp32" else 4
         return sum(header.samples * (each * prod(shape) + scales) for shape in self.arrays(header.kind))
 
-    def message_bytes(self, header: Header) -> int:
+    def message_bytes(self, header: SplitHeader) -> int:
         """How long a message with this header is."""
         return 2 + len(msgspec.json.encode(header)) + self.size_bytes(header)
 
 
-def encode(message: Message) -> bytes:
+def encode(message: SplitMessage) -> bytes:
     """The message as bytes. Raises MessageInvalid for an array that is not finite."""
     header = msgspec.json.encode(message.header)
     pieces = [len(header).to_bytes(2, "little"), header]
@@ -155,14 +155,14 @@ def encode(message: Message) -> bytes:
     return b"".join(pieces)
 
 
-def decode(layout: Layout, data: bytes | memoryview) -> Message:
+def decode(layout: MessageLayout, data: bytes | memoryview) -> SplitMessage:
     """A validated message. Raises MessageInvalid; nothing is allocated before the size has been checked."""
     view = memoryview(data)
     length = int.from_bytes(view[:2], "little")
     if not 0 < length <= MAX_HEADER_BYTES or 2 + length > len(view):
         raise MessageInvalid(f"a message of {len(view)} bytes has a header of {length}")
     try:
-        header = msgspec.json.decode(view[2 : 2 + length], type=Header)
+        header = msgspec.json.decode(view[2 : 2 + length], type=SplitHeader)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
         raise MessageInvalid(f"message not understood: {reason(exc)}") from exc
     shapes = layout.arrays(header.kind)
@@ -177,7 +177,7 @@ def decode(layout: Layout, data: bytes | memoryview) -> Message:
         if not np.isfinite(array).all():
             raise MessageInvalid(f"a value of the {header.kind} is not finite")
         arrays.append(array)
-    return Message(header=header, arrays=tuple(arrays))
+    return SplitMessage(header=header, arrays=tuple(arrays))
 
 
 def _packed(array: Batch, precision: Precision) -> Sequence[bytes]:

@@ -7,7 +7,7 @@ import pytest
 from edge_runtime.agent.work import WorkCancelled, WorkerUnusable, WorkRefused
 from edge_runtime.training.engine import trains
 from edge_runtime.training.schedule import learning_rate
-from edge_runtime.training.scores import Scores
+from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.wire.messages import GradNormWeighting, UncertaintyWeighting
 from edge_runtime.wire.tensors import transfer
@@ -75,7 +75,7 @@ def test_worker_gives_the_validation_loss_of_the_weights_that_came(tiny, worker,
 def test_worker_measures_metrics_where_it_evaluates(tiny, worker, store):
     found = worker.evaluate(tiny.order(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny)), Reports())
     model = tiny.model()
-    scores = Scores(model)
+    scores = TaskMetrics(model)
     assert found.loss == evaluate(model, tiny.dataset.test, 16, scores=scores)
     assert found.metrics == scores.result()
     assert set(found.metrics) == {"depth", "normals", "segmentation"}

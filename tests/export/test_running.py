@@ -8,7 +8,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from edge_runtime.training.engine import Engine  # noqa: E402
-from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
+from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.training.optimizer import Sgd  # noqa: E402
 from edge_runtime.training.probe import Probe  # noqa: E402
 from edge_runtime.wire.manifest import Parity  # noqa: E402
@@ -80,7 +80,7 @@ def on_device(compiled, folder):
     manifest = describe(compiled, "test", Parity(max_relative_error=0.0, worst="", compared=0))
     for name, data in compiled.graphs.items():
         (folder / f"{name}.onnx").write_bytes(data)
-    graphs = GraphShelf(Engine()).of(manifest, lambda name, _: folder / f"{name}.onnx")
+    graphs = GraphCache(Engine()).of(manifest, lambda name, _: folder / f"{name}.onnx")
     return Model(manifest, graphs, compiled.weights)
 
 

@@ -7,7 +7,7 @@ onnx = pytest.importorskip("onnx")
 from torch import nn  # noqa: E402
 
 from edge_runtime.training.engine import Engine  # noqa: E402
-from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
+from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.wire.manifest import Parity  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.errors import ModelInvalid  # noqa: E402
@@ -123,7 +123,7 @@ def on_device(compiled, folder, keep=()):
     for name, data in compiled.graphs.items():
         (folder / f"{name}.onnx").write_bytes(data)
     manifest = describe(compiled, "test", NO_PARITY)
-    graphs = GraphShelf(Engine()).of(manifest, lambda name, _: folder / f"{name}.onnx")
+    graphs = GraphCache(Engine()).of(manifest, lambda name, _: folder / f"{name}.onnx")
     return Model(manifest, graphs, compiled.weights, keep=keep)
 
 

@@ -7,9 +7,9 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
-from edge_runtime.training.encoder import Encoder  # noqa: E402
+from edge_runtime.training.encoder import LocalEncoder  # noqa: E402
 from edge_runtime.training.engine import Engine  # noqa: E402
-from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
+from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.training.optimizer import Sgd  # noqa: E402
 from edge_runtime.training.stem import Stem  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
@@ -40,7 +40,7 @@ def folder(small, tmp_path_factory):
 
 
 def graphs_of(folder, manifest):
-    return GraphShelf(Engine()).of(manifest, lambda name, _: wire.graph_path(folder, name))
+    return GraphCache(Engine()).of(manifest, lambda name, _: wire.graph_path(folder, name))
 
 
 class Piece(nn.Module):
@@ -106,7 +106,7 @@ class Apart:
         self.device = Model(self.manifest, graphs_of(folder, self.manifest), compiled.weights)
         self.stem = Stem(self.manifest.embedding, graphs_of(folder, self.manifest))
         self.there = Model(self.manifest, graphs_of(folder, self.manifest), compiled.weights)
-        self.encoder = Encoder(self.manifest, graphs_of(folder, self.manifest))
+        self.encoder = LocalEncoder(self.manifest, graphs_of(folder, self.manifest))
 
     def learn(self, x, targets):
         own, general = self.device._inputs, self.there._inputs["encoder"]

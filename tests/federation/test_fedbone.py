@@ -10,9 +10,9 @@ from broker_server.aggregation.gpaggregation import aggregate  # noqa: E402
 from broker_server.aggregation.server_optimizer import ServerOptimizer  # noqa: E402
 from edge_runtime.datasets.dataset import Split  # noqa: E402
 from edge_runtime.split_learning.client import RemoteEncoder  # noqa: E402
-from edge_runtime.split_learning.server import Host  # noqa: E402
+from edge_runtime.split_learning.server import EncoderServer  # noqa: E402
 from edge_runtime.training.engine import Engine  # noqa: E402
-from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
+from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.training.trainer import Trainer  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.messages import Training  # noqa: E402
@@ -56,7 +56,7 @@ def test_clients_with_a_task_each_teach_one_general_model(tmp_path):
     for name, data in compiled.graphs.items():
         (tmp_path / f"{name}.onnx").write_bytes(data)
     whole = describe(compiled, "vit", wire.Parity(max_relative_error=0.0, worst="", compared=0))
-    graph = GraphShelf(Engine()).of(whole, lambda name, _: tmp_path / f"{name}.onnx")
+    graph = GraphCache(Engine()).of(whole, lambda name, _: tmp_path / f"{name}.onnx")
     own = [whole.group((task,), whole.weights).local() for task in TASKS]
     weights = [transfer(whole.table, compiled.weights, local.table) for local in own]
     general = transfer(whole.table, compiled.weights, whole.general)
@@ -69,7 +69,7 @@ def test_clients_with_a_task_each_teach_one_general_model(tmp_path):
 
     for number in range(4):
         settings = msgspec.structs.replace(SETTINGS, first_epoch=2 * number)
-        host = Host(whole, graph, general, settings, number, finished=keep)
+        host = EncoderServer(whole, graph, general, settings, number, finished=keep)
         losses.append([])
         for client, local in enumerate(own):
             encoder = RemoteEncoder(whole, Direct(host, f"client-{client}"), number, SETTINGS.batch)

@@ -20,7 +20,7 @@ pytest.importorskip("matplotlib")
 
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire import split_learning as exchange
-from edge_runtime.wire.fragments import Assembler, cut
+from edge_runtime.wire.fragments import Assembler, to_fragments
 from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import Hello, Plan, Status, decode_server, encode
 from edge_runtime.wire.mqtt import MqttLink
@@ -289,7 +289,7 @@ class Impostor:
                 return plan
 
     def say(self, data):
-        for piece in cut(len(self.said), data):
+        for piece in to_fragments(len(self.said), data):
             self.link.publish(self.topics.up(self.name), piece)
         self.said.append(data)
 

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from broker_server.rounds.encoder_process import RESTARTS, Apart, GeneralHost, GeneralUnavailable
+from edge_runtime.wire.encoder_pipe import EncoderServerProcess, result_file
 from edge_runtime.wire.errors import TensorsInvalid
 from edge_runtime.wire.messages import SplitTraining, Training
-from edge_runtime.wire.pipe import HostProcess, result_file
-from edge_runtime.wire.split_learning import EVALUATED
+from edge_runtime.wire.split_learning import EVALUATION_SAMPLES
 from edge_runtime.wire.tensors import TensorTable, pack
 
 TRAINING = Training(epochs=1, first_epoch=0, batch=4, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0)
@@ -38,7 +38,7 @@ def test_host_is_told_of_a_round(tmp_path):
     later = apart(tmp_path).open(5, Training(**{**_fields(TRAINING), "first_epoch": 2}), tmp_path / "weights")
     assert later.before == str(tmp_path / "general" / "4")
     measured = apart(tmp_path).open(6, None, tmp_path / "weights")
-    assert (measured.samples, measured.training, measured.before) == (EVALUATED, None, None)
+    assert (measured.samples, measured.training, measured.before) == (EVALUATION_SAMPLES, None, None)
 
 
 def _fields(training):
@@ -69,7 +69,7 @@ class Starts:
 
     def __call__(self):
         self.count += 1
-        return HostProcess(list(self.command))
+        return EncoderServerProcess(list(self.command))
 
 
 @pytest.fixture

@@ -2,17 +2,17 @@ import threading
 
 import pytest
 
-from edge_runtime.agent.fragment_channel import Exchange
+from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.work import WorkCancelled
 from edge_runtime.wire.errors import MessageInvalid
-from edge_runtime.wire.fragments import cut
+from edge_runtime.wire.fragments import to_fragments
 
 LONG = bytes(range(256)) * 4096
 
 
 def test_messages_go_in_pieces_and_come_from_pieces():
     told = []
-    ours, theirs = Exchange(lambda: told.append("ours")), Exchange(lambda: None)
+    ours, theirs = FragmentChannel(lambda: told.append("ours")), FragmentChannel(lambda: None)
     for exchange in (ours, theirs):
         exchange.open(len(LONG))
     for message in (LONG, b"", b"short"):
@@ -28,17 +28,17 @@ def test_messages_go_in_pieces_and_come_from_pieces():
 
 
 def test_what_comes_before_a_round_or_is_too_long_is_dropped():
-    exchange = Exchange(lambda: None)
-    exchange.deliver(cut(1, b"early")[0])
+    exchange = FragmentChannel(lambda: None)
+    exchange.deliver(to_fragments(1, b"early")[0])
     exchange.open(3)
     with pytest.raises(MessageInvalid, match="more than 3 bytes"):
-        exchange.deliver(cut(2, b"long")[0])
-    exchange.deliver(cut(3, b"abc")[0])
+        exchange.deliver(to_fragments(2, b"long")[0])
+    exchange.deliver(to_fragments(3, b"abc")[0])
     assert exchange.receive(1.0) == b"abc"
 
 
 def test_work_that_waits_is_woken_when_it_is_no_longer_wanted():
-    exchange = Exchange(lambda: None)
+    exchange = FragmentChannel(lambda: None)
     exchange.begin()
     exchange.open(10)
     threading.Timer(0.1, exchange.cancel).start()
@@ -53,7 +53,7 @@ def test_work_that_waits_is_woken_when_it_is_no_longer_wanted():
 
 
 def test_new_work_does_not_send_what_the_old_one_left():
-    exchange = Exchange(lambda: None)
+    exchange = FragmentChannel(lambda: None)
     exchange.send(b"old")
     exchange.begin()
     assert exchange.take() == []

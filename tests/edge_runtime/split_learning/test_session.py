@@ -5,16 +5,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.split_learning.session import Answer, Apply, Compute, Desk, Finish, GoBack, Keep, Leave
-from edge_runtime.wire.split_learning import Header, Message
+from edge_runtime.split_learning.session import (
+    ApplyStep,
+    Compute,
+    DropSession,
+    EncoderSession,
+    FinishSession,
+    Reply,
+    RestoreState,
+    SaveState,
+)
+from edge_runtime.wire.split_learning import SplitHeader, SplitMessage
 
 ONE = (np.ones((1, 2), np.float32),)
 ROUND = 3
 
 
 def say(kind, step=0, part=0, round_number=ROUND, arrays=(), seed=0):
-    header = Header(kind=kind, round=round_number, step=step, part=part, samples=len(arrays), seed=seed)
-    return Message(header=header, arrays=tuple(arrays))
+    header = SplitHeader(kind=kind, round=round_number, step=step, part=part, samples=len(arrays), seed=seed)
+    return SplitMessage(header=header, arrays=tuple(arrays))
 
 
 def embedding(step=0, part=0):
@@ -29,7 +38,7 @@ class Machine:
     """Computes at once what a desk asks for, and notes what it did."""
 
     def __init__(self, **options):
-        self.desk = Desk(ROUND, 0.0, **options)
+        self.desk = EncoderSession(ROUND, 0.0, **options)
         self.done, self.answers = [], []
 
     def hear(self, message, now_s=0.0):
@@ -39,7 +48,7 @@ class Machine:
 
     def _do(self, actions):
         for action in actions:
-            if isinstance(action, Answer):
+            if isinstance(action, Reply):
                 self.answers.append(action.message.header)
             elif isinstance(action, Compute):
                 self.done.append((action.kind, action.step, action.part))
@@ -63,7 +72,7 @@ def stepped(machine, step, parts=1):
 def test_a_round_of_two_steps():
     machine = begun()
     stepped(machine, 0, parts=2)
-    assert Apply() not in machine.done  # the step may have more parts
+    assert ApplyStep() not in machine.done  # the step may have more parts
     stepped(machine, 1)
     assert machine.hear(say("finish", 2)) == [("finished", 2, 0, None)]
     assert machine.done == [
@@ -71,17 +80,17 @@ def test_a_round_of_two_steps():
         ("backward", 0, 0),
         ("forward", 0, 1),
         ("backward", 0, 1),
-        Apply(),
+        ApplyStep(),
         ("forward", 1, 0),
         ("backward", 1, 0),
-        Apply(),
-        Finish(),
+        ApplyStep(),
+        FinishSession(),
     ]
     assert machine.desk.ended == "finished"
     assert machine.hear(say("finish", 2)) == [("finished", 2, 0, None)]
     assert machine.hear(embedding(2)) == [("refused", 2, 0, "step")]
     assert machine.hear(say("finish", 3)) == [("refused", 3, 0, "step")]
-    assert machine.done.count(Apply()) == 2
+    assert machine.done.count(ApplyStep()) == 2
 
 
 def test_what_comes_again_is_answered_again_and_done_once():
@@ -95,7 +104,7 @@ def test_what_comes_again_is_answered_again_and_done_once():
     stepped(machine, 1)
     assert machine.hear(gradient(0)) == [("refused", 0, 0, "unknown")]
     assert machine.hear(embedding(0)) == [("refused", 0, 0, "step")]
-    assert machine.done.count(Apply()) == 1
+    assert machine.done.count(ApplyStep()) == 1
 
 
 def test_backward_passes_run_in_the_order_of_the_parts():
@@ -110,7 +119,7 @@ def test_backward_passes_run_in_the_order_of_the_parts():
 
 
 def test_one_thing_is_computed_at_a_time():
-    desk = Desk(ROUND, 0.0)
+    desk = EncoderSession(ROUND, 0.0)
     desk.received(say("begin", seed=1), 0.0)
     (first,) = desk.received(embedding(0, 0), 0.0)
     assert desk.received(embedding(0, 1), 0.0) == []
@@ -131,7 +140,7 @@ def test_a_step_that_is_not_complete_is_not_left():
         assert machine.hear(message) == [("refused", step, 0, "step")]
     assert machine.hear(gradient(1)) == [("refused", 1, 0, "unknown")]
     assert machine.hear(gradient()) == [("return", 0, 0, None)]
-    assert Apply() not in machine.done
+    assert ApplyStep() not in machine.done
 
 
 def test_refusals_say_what_was_refused():
@@ -168,15 +177,15 @@ def test_probes_change_nothing_and_are_bounded():
     assert machine.hear(say("probe", 0, 9, arrays=ONE)) == [("representation", 0, 9, None)]
     assert machine.hear(say("probe", 1, 9, arrays=ONE)) == [("refused", 1, 9, "step")]
     assert machine.hear(gradient()) == [("return", 0, 0, None)]
-    assert Apply() not in machine.done
+    assert ApplyStep() not in machine.done
     assert machine.hear(say("probe", 1, 9, arrays=ONE)) == [("representation", 1, 9, None)]
-    assert machine.done[-2:] == [Apply(), ("predict", 1, 9)]
-    desk = Desk(ROUND, 0.0, most_parts=2)
+    assert machine.done[-2:] == [ApplyStep(), ("predict", 1, 9)]
+    desk = EncoderSession(ROUND, 0.0, most_parts=2)
     desk.received(say("begin", seed=1), 0.0)
     reasons = []
     for i in range(10):
         for action in desk.received(say("probe", 0, i, arrays=ONE), 0.0):
-            if isinstance(action, Answer):
+            if isinstance(action, Reply):
                 reasons.append(action.message.header.reason)
     assert reasons == ["full"] * 5
     assert desk.held == 4
@@ -187,7 +196,7 @@ def test_nothing_but_the_end_is_answered_after_the_end():
     stepped(machine, 0)
     for _ in range(2):
         assert machine.hear(say("finish", 1)) == [("finished", 1, 0, None)]
-    assert machine.done.count(Finish()) == 1
+    assert machine.done.count(FinishSession()) == 1
     assert machine.hear(say("probe", 1, 3, arrays=ONE)) == [("refused", 1, 3, "step")]
 
 
@@ -195,19 +204,19 @@ def test_mark_and_begin_again():
     machine = begun()
     stepped(machine, 0)
     assert machine.hear(say("mark", 1)) == [("marked", 1, 0, None)]
-    assert machine.done[-2:] == [Apply(), Keep(step=1)]
+    assert machine.done[-2:] == [ApplyStep(), SaveState(step=1)]
     assert machine.hear(say("mark", 1)) == [("marked", 1, 0, None)]
-    assert machine.done.count(Keep(step=1)) == 1
+    assert machine.done.count(SaveState(step=1)) == 1
     stepped(machine, 1)
     stepped(machine, 2)
     machine.hear(embedding(3))
     assert machine.hear(say("begin", 2, seed=6)) == [("refused", 2, 0, "step")]
     assert "begin at 0 or 1, or at 3" in machine.answers[0].detail
     assert machine.hear(say("begin", 1, seed=7)) == [("ready", 1, 0, None)]
-    assert machine.done[-1] == GoBack(step=1)
+    assert machine.done[-1] == RestoreState(step=1)
     stepped(machine, 1)
     assert machine.hear(say("begin", 0, seed=8)) == [("ready", 0, 0, None)]
-    assert machine.done[-1] == GoBack(step=0)
+    assert machine.done[-1] == RestoreState(step=0)
     assert machine.desk.step == 0
 
 
@@ -216,11 +225,11 @@ def test_begin_at_the_present_step_drops_its_parts():
     stepped(machine, 0)
     machine.hear(embedding(1))
     machine.hear(say("begin", 1, seed=9))
-    assert machine.done[-1] == GoBack(step=None)
+    assert machine.done[-1] == RestoreState(step=None)
     assert machine.hear(gradient(1)) == [("refused", 1, 0, "unknown")]
     stepped(machine, 1)
     machine.hear(say("begin", 2, seed=10))  # all of step 1 was returned: it counts
-    assert machine.done[-1] == Apply()
+    assert machine.done[-1] == ApplyStep()
     assert machine.hear(say("begin", 5, seed=11)) == [("refused", 5, 0, "step")]
     assert "begin at 0, or at 2" in machine.answers[0].detail
 
@@ -231,11 +240,11 @@ def test_begin_that_comes_late_changes_nothing():
     machine.hear(embedding(1))
     assert machine.hear(say("begin", seed=5)) == [("ready", 0, 0, None)]
     assert machine.hear(gradient(1)) == [("return", 1, 0, None)]
-    assert GoBack(step=0) not in machine.done
+    assert RestoreState(step=0) not in machine.done
 
 
 def test_what_was_asked_for_before_a_beginning_has_no_use():
-    desk = Desk(ROUND, 0.0)
+    desk = EncoderSession(ROUND, 0.0)
     desk.received(say("begin", seed=1), 0.0)
     desk.received(embedding(), 0.0)
     desk.received(say("begin", seed=2), 0.0)
@@ -248,7 +257,7 @@ def test_a_silent_device_leaves_and_is_told():
     machine = begun(idle_s=10.0)
     machine.hear(embedding(), now_s=5.0)
     assert machine.desk.tick(14.0) == []
-    assert machine.desk.tick(15.0) == [Leave(detail="the device was silent for 10 s")]
+    assert machine.desk.tick(15.0) == [DropSession(detail="the device was silent for 10 s")]
     assert machine.desk.tick(99.0) == []
     assert machine.desk.ended == "left"
     assert machine.hear(gradient(), now_s=20.0) == [("refused", 0, 0, "timeout")]
@@ -262,11 +271,11 @@ def test_a_device_that_has_finished_does_not_leave():
 
 
 def test_a_computation_that_fails_ends_the_devices_round():
-    desk = Desk(ROUND, 0.0)
+    desk = EncoderSession(ROUND, 0.0)
     desk.received(say("begin", seed=1), 0.0)
     desk.received(embedding(0, 0), 0.0)
     desk.received(embedding(0, 1), 0.0)
-    assert desk.failed("no memory") == [Leave(detail="no memory")]
+    assert desk.failed("no memory") == [DropSession(detail="no memory")]
     assert desk.held == 0
 
 
@@ -305,7 +314,7 @@ def test_steps_count_once_whatever_the_network_does(seed):
     ask(say("finish", len(steps)), "finished")
     back = [(step, part) for step, parts in enumerate(steps) for part in range(parts)]
     assert [done[1:] for done in machine.done if isinstance(done, tuple) and done[0] == "backward"] == back
-    assert machine.done.count(Apply()) == len(steps)
+    assert machine.done.count(ApplyStep()) == len(steps)
     assert machine.desk.ended == "finished"
     with pytest.raises(AssertionError):
         machine.desk.computed(ONE, 0.0)

@@ -9,15 +9,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from edge_runtime.datasets.dataset import Split  # noqa: E402
-from edge_runtime.split_learning.client import HostUnavailable, RemoteEncoder, check_settings  # noqa: E402
-from edge_runtime.split_learning.server import Host  # noqa: E402
+from edge_runtime.split_learning.client import EncoderServerUnavailable, RemoteEncoder, check_settings  # noqa: E402
+from edge_runtime.split_learning.server import EncoderServer  # noqa: E402
 from edge_runtime.training.engine import Engine, EngineError  # noqa: E402
-from edge_runtime.training.model import GraphShelf, Model  # noqa: E402
+from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.training.optimizer import optimizer  # noqa: E402
 from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.messages import Training  # noqa: E402
-from edge_runtime.wire.split_learning import Header, Layout, Message, decode, encode  # noqa: E402
+from edge_runtime.wire.split_learning import MessageLayout, SplitHeader, SplitMessage, decode, encode  # noqa: E402
 from edge_runtime.wire.tensors import pack, transfer  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.models import vit  # noqa: E402
@@ -43,7 +43,7 @@ class Bundle:
         )
         self.manifest = wire.read_folder(folder)
         self.weights = compiled.weights
-        self.graph = GraphShelf(Engine()).of(self.manifest, lambda name, _: wire.graph_path(folder, name))
+        self.graph = GraphCache(Engine()).of(self.manifest, lambda name, _: wire.graph_path(folder, name))
         self.local = self.manifest.local()
         random = np.random.default_rng(0)
         self.split = Split(
@@ -62,7 +62,7 @@ class Bundle:
         def keep(device, replica):
             changes[device] = replica.change
 
-        host = Host(self.manifest, self.graph, start, settings, 7, finished=keep, **options)
+        host = EncoderServer(self.manifest, self.graph, start, settings, 7, finished=keep, **options)
         host.changes = changes
         return host
 
@@ -163,7 +163,9 @@ def test_parts_that_are_ahead_are_begun_before_the_first_goes_back(bundle):
     for ahead in (1, 2, 3):
         channel = Channel(bundle.host())
         train(bundle.device(remote(bundle, channel, ahead=ahead)), bundle.split, SETTINGS, 1)
-        kinds[ahead] = [decode(Layout.of(bundle.manifest, BATCH), data).header.kind[0] for data in channel.sent[1:9]]
+        kinds[ahead] = [
+            decode(MessageLayout.of(bundle.manifest, BATCH), data).header.kind[0] for data in channel.sent[1:9]
+        ]
     assert {ahead: "".join(found) for ahead, found in kinds.items()} == {1: "egegegeg", 2: "eegegegg", 3: "eeegeggg"}
 
 
@@ -190,7 +192,7 @@ def test_images_and_labels_never_leave_the_device(bundle):
     everything = b"".join(channel.sent)
     for data in channel.sent:
         length = int.from_bytes(data[:2], "little")
-        header = msgspec.json.decode(data[2 : 2 + length], type=Header)
+        header = msgspec.json.decode(data[2 : 2 + length], type=SplitHeader)
         assert header.kind in {"begin", "embedding", "gradient", "finish"}
         assert len(data) == 2 + length + header.samples * sizes.get(header.kind, 0)
         assert (header.detail, header.reason) == ("", None)
@@ -304,13 +306,13 @@ def test_a_graph_that_fails_ends_the_devices_round(bundle):
         raise EngineError(f"{name} cannot be loaded")
 
     start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
-    encoder = remote(bundle, Channel(Host(bundle.manifest, broken, start, SETTINGS, 7)))
-    with pytest.raises(HostUnavailable, match=r"encoder.0.forward cannot be loaded"):
+    encoder = remote(bundle, Channel(EncoderServer(bundle.manifest, broken, start, SETTINGS, 7)))
+    with pytest.raises(EncoderServerUnavailable, match=r"encoder.0.forward cannot be loaded"):
         train(bundle.device(encoder), bundle.split, SETTINGS)
 
 
 def test_a_host_that_began_anew_sends_the_device_back_to_the_beginning(bundle):
-    with pytest.raises(HostUnavailable, match="begin at 0: the host has nothing of you"):
+    with pytest.raises(EncoderServerUnavailable, match="begin at 0: the host has nothing of you"):
         remote(bundle, Channel(bundle.host()), step=3)
 
 
@@ -320,7 +322,7 @@ def test_a_host_that_does_not_answer_is_given_up(bundle):
             return []
 
     channel = Channel(Nobody())
-    with pytest.raises(HostUnavailable, match="did not answer for 60 s"):
+    with pytest.raises(EncoderServerUnavailable, match="did not answer for 60 s"):
         remote(bundle, channel, deadline_s=60.0)
     assert len(channel.sent) == 12
 
@@ -345,10 +347,10 @@ def test_a_silent_device_leaves_and_the_round_goes_on(bundle):
     host = bundle.host(idle_s=30.0)
     first, second = (remote(bundle, Channel(host, name)) for name in ("a", "b"))
     device = bundle.device(first)
-    host.received("b", encode(Message(header=Header(kind="begin", round=7, seed=1))), 25.0)
+    host.received("b", encode(SplitMessage(header=SplitHeader(kind="begin", round=7, seed=1))), 25.0)
     assert host.tick(40.0)[0][0] == "a"
     assert host.working == ("b",)
-    with pytest.raises(HostUnavailable, match="goes on without this device"):
+    with pytest.raises(EncoderServerUnavailable, match="goes on without this device"):
         train(device, bundle.split, SETTINGS)
     second.finish()
     assert list(host.changes) == ["b"]
@@ -365,7 +367,7 @@ def test_weights_that_have_diverged_on_the_host_end_the_devices_round(bundle):
     host = bundle.host()
     encoder = remote(bundle, Channel(host))
     host._replicas["a"].weights[:] = np.nan
-    with pytest.raises(HostUnavailable, match="training has diverged"):
+    with pytest.raises(EncoderServerUnavailable, match="training has diverged"):
         train(bundle.device(encoder), bundle.split, SETTINGS)
 
 
@@ -374,7 +376,7 @@ def test_gradients_that_are_not_finite_are_not_sent(bundle):
     encoder = remote(bundle, channel)
     x = np.zeros((2, 16, 16), np.float32)
     done = encoder.forward({"e": x}, {"seed": np.array(1)}, {})
-    with pytest.raises(HostUnavailable, match="the gradient is not finite"):
+    with pytest.raises(EncoderServerUnavailable, match="the gradient is not finite"):
         encoder.backward(done, tuple(np.full_like(z, np.nan) for z in done.z), {}, {})
 
 
@@ -383,9 +385,9 @@ def test_answers_to_something_else_are_passed_over(bundle):
     channel = Channel(bundle.host())
     strangers = [
         b"rubbish",
-        encode(Message(header=Header(kind="ready", round=6))),
-        encode(Message(header=Header(kind="refused", round=7, about="gradient", reason="unknown"))),
-        encode(Message(header=Header(kind="marked", round=7))),
+        encode(SplitMessage(header=SplitHeader(kind="ready", round=6))),
+        encode(SplitMessage(header=SplitHeader(kind="refused", round=7, about="gradient", reason="unknown"))),
+        encode(SplitMessage(header=SplitHeader(kind="marked", round=7))),
     ]
     receive = channel.receive
     channel.receive = lambda timeout_s: strangers.pop(0) if strangers else receive(timeout_s)
@@ -405,5 +407,5 @@ def test_proximal_term_and_clipping_are_the_hosts_own(bundle):
 def test_settings_that_need_the_encoder_are_refused():
     check_settings(SETTINGS)
     check_settings(msgspec.structs.replace(SETTINGS, probe_every=3, probe="representation"))
-    with pytest.raises(HostUnavailable, match="'exact', which needs the encoder"):
+    with pytest.raises(EncoderServerUnavailable, match="'exact', which needs the encoder"):
         check_settings(msgspec.structs.replace(SETTINGS, probe_every=3))

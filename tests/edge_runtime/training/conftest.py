@@ -10,7 +10,7 @@ import pytest
 from edge_runtime.agent.work import Order
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.engine import Engine
-from edge_runtime.training.model import GraphShelf, Model
+from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Blob, BlobStore, describe
 from edge_runtime.wire.messages import Plan, Training
@@ -37,7 +37,7 @@ class Tiny:
         self.dataset = Dataset.open(self.data)
         with np.load(FIXTURES / "reference.npz") as file:
             self.reference = dict(file)
-        self.shelf = GraphShelf(Engine())
+        self.shelf = GraphCache(Engine())
 
     def group(self, *tasks):
         """The manifest and the weights of some tasks alone."""
@@ -47,7 +47,7 @@ class Tiny:
     def model(self, *tasks):
         manifest, weights = self.group(*(tasks or self.manifest.task_names))
         locate = lambda name, _: manifests.graph_path(self.folder, name)  # noqa: E731
-        return Model(manifest, GraphShelf(Engine()).of(manifest, locate), weights)
+        return Model(manifest, GraphCache(Engine()).of(manifest, locate), weights)
 
     def velocity(self):
         return np.zeros_like(self.weights)

@@ -8,22 +8,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_runtime.training.checkpoint import MAX_HEADER_BYTES, Checkpoint, Header, key_of
-from edge_runtime.training.position import Position, ProbesSoFar
+from edge_runtime.training.checkpoint import MAX_HEADER_BYTES, Checkpoint, CheckpointHeader, key_of
+from edge_runtime.training.progress import ProbeProgress, TrainingProgress
 from edge_runtime.training.trainer import Trainer
-from edge_runtime.training.weighting_state import Learnt
+from edge_runtime.training.weighting_state import WeightingState
 from edge_runtime.wire.messages import GradNormWeighting
 from edge_runtime.worker import LocalWorker
 
 ROOT = Path(__file__).parents[3]
-POSITION = Position(
+POSITION = TrainingProgress(
     steps=3,
     loss_sums={"a": 0.1 + 0.2},
     labelled={"a": 7},
-    probes=ProbesSoFar(count=2, mean=((1 / 3,),), squares=((2e-9,),), is_due=True),
-    learnt=Learnt(method="gradnorm", values={"a": 1.0}),
+    probes=ProbeProgress(count=2, mean=((1 / 3,),), squares=((2e-9,),), is_due=True),
+    learnt=WeightingState(method="gradnorm", values={"a": 1.0}),
 )
-HEADER = Header(key="k", position=POSITION, val_loss={"a": 1e-3}, wall_s=4.5)
+HEADER = CheckpointHeader(key="k", position=POSITION, val_loss={"a": 1e-3}, wall_s=4.5)
 WEIGHTS, STATE = np.arange(5, dtype=np.float32), np.arange(3, dtype=np.float32) / 7
 
 
@@ -132,7 +132,7 @@ def test_training_goes_on_bit_for_bit_from_every_step(tiny, tmp_path, options):
 
     def save(position):
         checkpoint = Checkpoint(tmp_path / str(len(checkpoints)), 0)
-        checkpoint.save(Header(key="", position=position(), val_loss=None, wall_s=0.0), model.weights, state)
+        checkpoint.save(CheckpointHeader(key="", position=position(), val_loss=None, wall_s=0.0), model.weights, state)
         checkpoints.append(checkpoint)
 
     whole = Trainer(model, tiny.dataset.train).train(settings, state, save=save)

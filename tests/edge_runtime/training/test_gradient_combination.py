@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from edge_runtime.training.gradient_combination import merging, summed
+from edge_runtime.training.gradient_combination import gradient_combiner, summed
 from edge_runtime.training.model import Model
 from edge_runtime.training.trainer import load
 from edge_runtime.wire.conflict import cagrad, gram, pcgrad
@@ -18,7 +18,7 @@ def flat(representation):
 
 
 def test_the_plain_sum_needs_no_merging(tiny):
-    assert merging(tiny.settings, (0, 0, 0)) is None
+    assert gradient_combiner(tiny.settings, (0, 0, 0)) is None
 
 
 @pytest.mark.parametrize("rule", ["pcgrad", "cagrad"])
@@ -27,7 +27,7 @@ def test_merging_is_the_rule_on_all_arrays_as_one_vector(tiny, rule):
     whole = np.stack([flat(g) for g in given]).astype(np.float64)
     inner = gram(list(whole.astype(np.float32)))
     expected = pcgrad(inner, np.ones(3), (3, 1, 2)) if rule == "pcgrad" else cagrad(inner, np.ones(3), 0.3)
-    found = merging(tiny.change(merging=rule, cagrad_c=0.3), (3, 1, 2))(given)
+    found = gradient_combiner(tiny.change(merging=rule, cagrad_c=0.3), (3, 1, 2))(given)
     assert [array.shape for array in found] == [(2, 3), (2, 4, 5)]
     np.testing.assert_allclose(flat(found), expected @ whole, rtol=1e-4, atol=1e-5)
 
@@ -35,7 +35,7 @@ def test_merging_is_the_rule_on_all_arrays_as_one_vector(tiny, rule):
 def test_merging_depends_on_the_place_of_the_batch_alone(tiny):
     settings = tiny.change(merging="pcgrad")
     places = [(3, 0, 0), (3, 0, 0), (3, 0, 1), (3, 1, 7), (3, 1, 7, 1)]
-    results = [flat(merging(settings, place)(gradients(6))) for place in places]
+    results = [flat(gradient_combiner(settings, place)(gradients(6))) for place in places]
     np.testing.assert_array_equal(results[0], results[1])
     assert any((results[0] != other).any() for other in results[2:])
 
@@ -56,14 +56,14 @@ def test_merging_without_conflict_is_the_sum_bit_for_bit(tiny, options):
     """The same task three times over pulls one way; so does anything with a ball of no size."""
     given = [tuple(map(np.copy, gradients(1)[0])) for _ in range(3)]
     plain = given[0][0] + given[1][0] + given[2][0]
-    np.testing.assert_array_equal(merging(tiny.change(**options), (0,))(given)[0], plain)
+    np.testing.assert_array_equal(gradient_combiner(tiny.change(**options), (0,))(given)[0], plain)
 
 
 @pytest.mark.parametrize("rule", ["pcgrad", "cagrad"])
 def test_merging_of_one_task_is_its_gradient(tiny, rule):
     given = gradients(1)
     expected = flat(given[0]).copy()
-    np.testing.assert_array_equal(flat(merging(tiny.change(merging=rule), (0,))(given)), expected)
+    np.testing.assert_array_equal(flat(gradient_combiner(tiny.change(merging=rule), (0,))(given)), expected)
 
 
 @pytest.mark.parametrize("weights", [None, np.array([1.0, 2.0, 0.5])])
@@ -94,5 +94,5 @@ def test_merging_runs_the_parts_whatever_the_engine(tiny):
     model = tiny.model()
     other = Model(model.manifest, model._graph, tiny.weights, whole)
     x, targets = load(other, tiny.dataset.train, range(4))
-    losses = other.learn(x, targets, merge=merging(tiny.change(merging="pcgrad"), (0,)))
+    losses = other.learn(x, targets, merge=gradient_combiner(tiny.change(merging="pcgrad"), (0,)))
     assert set(losses) == set(other.tasks)

@@ -1,6 +1,6 @@
 import numpy as np
 
-from edge_runtime.training.local_stem import OwnStem
+from edge_runtime.training.local_stem import LocalStem
 from edge_runtime.wire.tensors import TensorTable
 
 TABLE = TensorTable.of({"head.a.w": (2,), "stem.w": (3,)})
@@ -8,7 +8,7 @@ CAME = np.array([1, 2, 3, 4, 5], np.float32)
 
 
 def test_own_stem_stands_in_place_of_the_one_that_comes_and_is_not_sent(tmp_path):
-    own = OwnStem(tmp_path / "stem")
+    own = LocalStem(tmp_path / "stem")
     assert own.put_into(TABLE, CAME, 0) is CAME
     for number in (1, 3):
         sent = own.take_out(TABLE, CAME, CAME + 10 * number, number)
@@ -18,7 +18,7 @@ def test_own_stem_stands_in_place_of_the_one_that_comes_and_is_not_sent(tmp_path
 
 
 def test_own_stem_of_a_round_that_is_done_again_is_the_one_before(tmp_path):
-    own = OwnStem(tmp_path)
+    own = LocalStem(tmp_path)
     for number in (1, 2):
         own.take_out(TABLE, CAME, CAME + 10 * number, number)
     np.testing.assert_array_equal(own.put_into(TABLE, CAME, 2), [1, 2, 13, 14, 15])
@@ -27,7 +27,7 @@ def test_own_stem_of_a_round_that_is_done_again_is_the_one_before(tmp_path):
 
 
 def test_own_stem_that_is_damaged_or_of_another_model_is_left(tmp_path):
-    own = OwnStem(tmp_path)
+    own = LocalStem(tmp_path)
     own.take_out(TABLE, CAME, CAME, 1)
     other = TensorTable.of({"head.a.w": (2,), "stem.v": (3,)})
     assert own.put_into(other, CAME, 2) is CAME

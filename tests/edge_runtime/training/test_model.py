@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.training.engine import Engine, EngineError
-from edge_runtime.training.model import GraphShelf, Labelled, Model
+from edge_runtime.training.model import GraphCache, Labelled, Model
 from edge_runtime.training.trainer import load
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid
@@ -91,7 +91,7 @@ class Counting:
 
 def test_shelf_loads_a_graph_once_for_all_groups_and_forgets_what_no_group_needs(tiny):
     engine = Counting()
-    shelf = GraphShelf(engine)
+    shelf = GraphCache(engine)
     locate = lambda name, _: manifests.graph_path(tiny.folder, name)  # noqa: E731
     whole = shelf.of(tiny.manifest, locate)
     assert engine.loaded == []
@@ -108,7 +108,7 @@ def test_shelf_loads_nothing_of_a_bundle_with_a_graph_that_none_may_have(tiny, b
     path = manifests.graph_path(bundle_copy, "encoder.0.backward")
     path.write_bytes(path.read_bytes().replace(b"Conv", b"Loop"))
     engine = Counting()
-    shelf = GraphShelf(engine)
+    shelf = GraphCache(engine)
     with pytest.raises(BundleInvalid, match=r"graph encoder.0.backward is refused: operator 'Loop'"):
         shelf.of(tiny.manifest, lambda name, _: manifests.graph_path(bundle_copy, name))
     assert engine.loaded == []

@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.training.weighting import LEAST_WEIGHT, Fixed, GradNorm, Uncertainty, weighting
-from edge_runtime.training.weighting_state import Learnt
+from edge_runtime.training.weighting import LEAST_WEIGHT, FixedWeights, GradNorm, Uncertainty, weighting
+from edge_runtime.training.weighting_state import WeightingState
 from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
 TASKS = ("a", "b", "c")
@@ -18,7 +18,7 @@ def row(*values):
 
 def test_fixed_weights_are_one_where_a_task_is_not_named():
     fixed = weighting(TASKS, FixedWeighting(weights={"b": 2.5, "c": 0.0, "z": 9.0}))
-    assert isinstance(fixed, Fixed)
+    assert isinstance(fixed, FixedWeights)
     fixed.update(row(1, 2, 3), row(1, 2, 3))
     np.testing.assert_array_equal(fixed.weights, [1.0, 2.5, 0.0])
     assert fixed.learnt is None
@@ -119,9 +119,9 @@ def test_weighting_goes_on_from_what_it_learnt_as_if_it_had_not_stopped(steps, m
 @pytest.mark.parametrize(
     "learnt",
     [
-        Learnt(method="other", values={"a": 2.0, "b": 2.0, "c": 2.0}),
-        Learnt(method="gradnorm", values={"a": 2.0}),
-        Learnt(method="uncertainty", values={"a": 2.0, "b": 2.0, "d": 2.0}),
+        WeightingState(method="other", values={"a": 2.0, "b": 2.0, "c": 2.0}),
+        WeightingState(method="gradnorm", values={"a": 2.0}),
+        WeightingState(method="uncertainty", values={"a": 2.0, "b": 2.0, "d": 2.0}),
     ],
 )
 def test_weighting_does_not_go_on_from_another_method_or_other_tasks(settings, learnt):

@@ -3,14 +3,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.wire.errors import MessageInvalid
-from edge_runtime.wire.fragments import HEAD_BYTES, MAX_PIECES, PIECE_BYTES, Assembler, crossing_bytes, cut
+from edge_runtime.wire.fragments import (
+    FRAGMENT_BYTES,
+    FRAGMENT_HEADER_BYTES,
+    MAX_FRAGMENTS,
+    Assembler,
+    fragmented_bytes,
+    to_fragments,
+)
 
 
 @given(st.binary(max_size=100), st.integers(0, 2**33), st.integers(1, 40), st.randoms(use_true_random=False))
 def test_a_message_comes_as_it_went_in_any_order_and_with_repeats(data, number, piece_bytes, random):
-    pieces = cut(number, data, piece_bytes)
-    assert all(len(piece) <= HEAD_BYTES + piece_bytes for piece in pieces)
-    assert sum(map(len, pieces)) == crossing_bytes(len(data), piece_bytes)
+    pieces = to_fragments(number, data, piece_bytes)
+    assert all(len(piece) <= FRAGMENT_HEADER_BYTES + piece_bytes for piece in pieces)
+    assert sum(map(len, pieces)) == fragmented_bytes(len(data), piece_bytes)
     assembler = Assembler(100)
     order = [*pieces, *pieces[:-1]]
     random.shuffle(order)
@@ -19,13 +26,13 @@ def test_a_message_comes_as_it_went_in_any_order_and_with_repeats(data, number, 
 
 
 def test_an_empty_message_is_one_piece():
-    (piece,) = cut(1, b"")
+    (piece,) = to_fragments(1, b"")
     assert Assembler(0).accept(piece) == b""
 
 
 def test_a_message_with_a_piece_lost_is_dropped_when_the_next_begins():
     assembler = Assembler(10)
-    first, second = cut(1, b"abcdef", 3), cut(2, b"ghijkl", 3)
+    first, second = to_fragments(1, b"abcdef", 3), to_fragments(2, b"ghijkl", 3)
     assert assembler.accept(first[0]) is None
     assert assembler.accept(second[0]) is None
     assert assembler.accept(second[1]) == b"ghijkl"
@@ -34,11 +41,11 @@ def test_a_message_with_a_piece_lost_is_dropped_when_the_next_begins():
 
 def test_a_message_that_is_longer_than_any_may_be_is_dropped_before_it_is_whole():
     assembler = Assembler(5)
-    pieces = cut(1, b"abcdef", 3)
+    pieces = to_fragments(1, b"abcdef", 3)
     assert assembler.accept(pieces[0]) is None
     with pytest.raises(MessageInvalid, match="more than 5 bytes"):
         assembler.accept(pieces[1])
-    assert assembler.accept(cut(2, b"abc")[0]) == b"abc"
+    assert assembler.accept(to_fragments(2, b"abc")[0]) == b"abc"
 
 
 @pytest.mark.parametrize(
@@ -51,5 +58,5 @@ def test_what_is_no_piece_is_refused(piece):
 
 def test_a_message_of_too_many_pieces_is_not_sent():
     with pytest.raises(MessageInvalid, match="too long"):
-        cut(1, bytes(MAX_PIECES + 1), 1)
-    assert len(cut(1, bytes(PIECE_BYTES + 1))) == 2
+        to_fragments(1, bytes(MAX_FRAGMENTS + 1), 1)
+    assert len(to_fragments(1, bytes(FRAGMENT_BYTES + 1))) == 2

@@ -6,9 +6,9 @@ from hypothesis import strategies as st
 
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.manifest import Array
-from edge_runtime.wire.split_learning import MAX_HEADER_BYTES, Header, Layout, Message, decode, encode
+from edge_runtime.wire.split_learning import MAX_HEADER_BYTES, MessageLayout, SplitHeader, SplitMessage, decode, encode
 
-LAYOUT = Layout(embedding=(3, 2), representation=((4,), (2, 2)), most=5)
+LAYOUT = MessageLayout(embedding=(3, 2), representation=((4,), (2, 2)), most=5)
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -16,8 +16,10 @@ def message(kind="gradient", samples=3, precision="fp32", scale=1.0, seed=0, **f
     random = np.random.default_rng(seed)
     shapes = LAYOUT.arrays(kind)
     arrays = tuple((scale * random.standard_normal((samples, *shape))).astype(np.float32) for shape in shapes)
-    header = Header(kind=kind, round=2, step=7, part=1, samples=samples if shapes else 0, precision=precision, **fields)
-    return Message(header=header, arrays=arrays)
+    header = SplitHeader(
+        kind=kind, round=2, step=7, part=1, samples=samples if shapes else 0, precision=precision, **fields
+    )
+    return SplitMessage(header=header, arrays=arrays)
 
 
 def raw(header, payload=b""):
@@ -36,8 +38,8 @@ def test_arrays_in_fp32_come_as_they_went(kind, samples):
 
 @pytest.mark.parametrize("kind", ["begin", "ready", "mark", "marked", "finish", "finished", "refused"])
 def test_messages_without_arrays_come_as_they_went(kind):
-    header = Header(kind=kind, round=1, step=2, seed=2**62, about="begin", reason="full", detail="ö")
-    assert decode(LAYOUT, encode(Message(header=header))) == Message(header=header)
+    header = SplitHeader(kind=kind, round=1, step=2, seed=2**62, about="begin", reason="full", detail="ö")
+    assert decode(LAYOUT, encode(SplitMessage(header=header))) == SplitMessage(header=header)
 
 
 @pytest.mark.parametrize("kind", ["embedding", "gradient", "refused"])
@@ -123,9 +125,9 @@ def test_random_bytes_are_refused(data):
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        (raw(Header(kind="gradient", round=0)), "gradient with 0 samples"),
-        (raw(Header(kind="gradient", round=0, samples=6)), "with 6 samples, at most 5"),
-        (raw(Header(kind="begin", round=0, samples=1)), "begin with 1 samples"),
+        (raw(SplitHeader(kind="gradient", round=0)), "gradient with 0 samples"),
+        (raw(SplitHeader(kind="gradient", round=0, samples=6)), "with 6 samples, at most 5"),
+        (raw(SplitHeader(kind="begin", round=0, samples=1)), "begin with 1 samples"),
         (raw(b'{"kind":"images","round":0}'), "not understood"),
         (raw(b'{"kind":"begin","round":0,"image":1}'), "not understood"),
         (raw(b'{"kind":"begin","round":0,"part":1024}'), "not understood"),
@@ -144,4 +146,4 @@ def test_layout_of_a_bundle_is_its_embedding_and_its_representation():
         embedding = Array(shape=(16, 8), dtype="float32")
         representation = (Array(shape=(4,), dtype="float32"), Array(shape=(2, 2), dtype="float32"))
 
-    assert Layout.of(Described, 7) == Layout(embedding=(16, 8), representation=((4,), (2, 2)), most=7)
+    assert MessageLayout.of(Described, 7) == MessageLayout(embedding=(16, 8), representation=((4,), (2, 2)), most=7)

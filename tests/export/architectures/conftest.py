@@ -13,7 +13,7 @@ class SideBySide:
 
     def __init__(self, model, folder):
         from edge_runtime.training.engine import Engine
-        from edge_runtime.training.model import GraphShelf, Model
+        from edge_runtime.training.model import GraphCache, Model
         from edge_runtime.wire.manifest import Parity
         from export.compile import compile_model, describe
 
@@ -23,7 +23,7 @@ class SideBySide:
         for name, data in self.compiled.graphs.items():
             (folder / f"{name}.onnx").write_bytes(data)
         self.engine = Engine()
-        graphs = GraphShelf(self.engine).of(manifest, lambda name, _: folder / f"{name}.onnx")
+        graphs = GraphCache(self.engine).of(manifest, lambda name, _: folder / f"{name}.onnx")
         self.device = Model(manifest, graphs, self.compiled.weights)
 
     def train(self, steps, lr):

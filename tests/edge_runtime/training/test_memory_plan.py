@@ -3,7 +3,7 @@ from math import prod
 import msgspec
 import pytest
 
-from edge_runtime.training.planning import planned
+from edge_runtime.training.memory_plan import plan_memory
 from edge_runtime.wire.budget import MARGIN, MemoryPlan, Work, plans, predict
 from edge_runtime.wire.errors import BudgetTooSmall
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
@@ -26,7 +26,7 @@ def manifest(tiny):
 
 
 def plan(manifest, tiny, budget, base=BASE, **change):
-    return planned(manifest, tiny.change(batch=8, **change), budget_bytes=budget, base_bytes=base, evaluates=True)
+    return plan_memory(manifest, tiny.change(batch=8, **change), budget_bytes=budget, base_bytes=base, evaluates=True)
 
 
 def peaks(manifest):
@@ -110,7 +110,7 @@ def test_worker_trains_in_its_budget_or_declines(manifest, tiny, tmp_path):
 def test_plan_cuts_a_step_into_parts_and_has_as_many_ahead_as_fit(manifest, tiny):
     for base, ahead in ((BASE, (1, 2, 2, 4)), (None, (1, 2, 3, 4))):
         found = [
-            planned(manifest, tiny.change(batch=8), budget_bytes=None, base_bytes=base, evaluates=True, parts=parts)
+            plan_memory(manifest, tiny.change(batch=8), budget_bytes=None, base_bytes=base, evaluates=True, parts=parts)
             for parts in (1, 2, 3, 100)
         ]
         assert [each.plan.micro_batch for each in found] == [8, 4, 3, 1]

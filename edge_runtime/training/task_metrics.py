@@ -10,7 +10,7 @@ PREDICTIONS_BYTES = 1024**2
 """So many bytes of predictions are there at once, or one sample's."""
 
 
-class Scores:
+class TaskMetrics:
     """What is measured of a model's predictions besides the losses; in evaluation mode, over labelled samples."""
 
     def __init__(self, model: Model) -> None:

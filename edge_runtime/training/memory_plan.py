@@ -20,7 +20,7 @@ MOST_AHEAD = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class PlannedMemory:
     """A plan with what it was made of, None where nothing is known. `arena_bytes` is what the engine starts with."""
 
     plan: MemoryPlan
@@ -46,7 +46,7 @@ class Planned:
         )
 
 
-def planned(
+def plan_memory(
     manifest: Manifest,
     settings: Training,
     *,
@@ -56,7 +56,7 @@ def planned(
     predicts: bool = False,
     update: Updates | None = None,
     parts: int = 1,
-) -> Planned:
+) -> PlannedMemory:
     """The fastest plan that fits. `base_bytes` is resident before a graph is loaded, with the weights that came.
 
     `predicts` says that evaluation measures metrics besides losses; `update` is how what was trained is written
@@ -66,7 +66,7 @@ def planned(
     most = -(-settings.batch // parts)
     if manifest.footprint is None or base_bytes is None:
         whole = MemoryPlan(micro_batch=most, keep=(False,) * len(manifest.stages))
-        return Planned(plan=whole, in_parts=False, ahead=min(parts, MOST_AHEAD))
+        return PlannedMemory(plan=whole, in_parts=False, ahead=min(parts, MOST_AHEAD))
     parameters = manifest.table.parameters
     state = optimizer(settings).table(parameters).size
     work = Work(
@@ -82,7 +82,7 @@ def planned(
     plan = choose_within(manifest, UNBOUNDED if budget_bytes is None else budget_bytes, work)
     found = predict(manifest, plan, work)
     micro_batch = min(plan.micro_batch, most)
-    return Planned(
+    return PlannedMemory(
         plan=replace(plan, micro_batch=micro_batch),
         ahead=min(plan.micro_batch // micro_batch, MOST_AHEAD),
         in_parts=plan.micro_batch < settings.batch,

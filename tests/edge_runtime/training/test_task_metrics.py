@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 
 from edge_runtime.training.metrics import metric_of
-from edge_runtime.training.scores import Scores
+from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import evaluate, load
 
 
 def measured(model, split, batch):
-    scores = Scores(model)
+    scores = TaskMetrics(model)
     return evaluate(model, split, batch, scores=scores), scores.result()
 
 
@@ -86,9 +86,9 @@ def test_scores_hold_few_predictions_at_once(tiny):
             taken.append(len(z[0]))
             return model.predict(task, z)
 
-    scores = Scores(Recorder())
+    scores = TaskMetrics(Recorder())
     scores.add(model.encode(x), targets)
     assert taken == [1] * len(test)
-    whole = Scores(model)
+    whole = TaskMetrics(model)
     whole.add(model.encode(x), targets)
     assert scores.result()["depth"] == pytest.approx(whole.result()["depth"], rel=1e-5)

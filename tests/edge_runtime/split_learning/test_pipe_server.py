@@ -4,15 +4,15 @@ import sys
 import msgspec
 import pytest
 
-from edge_runtime.split_learning.channel import PipeChannel
-from edge_runtime.split_learning.client import HostUnavailable
-from edge_runtime.split_learning.process import Rounds, serve
-from edge_runtime.wire.pipe import HostProcess, Open, PipeClosed, read_frame, write_frame
+from edge_runtime.split_learning.client import EncoderServerUnavailable
+from edge_runtime.split_learning.pipe_channel import PipeChannel
+from edge_runtime.split_learning.pipe_server import PipeServer, serve
+from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, PipeClosed, read_frame, write_frame
 
 
 def rounds():
     """No message comes, so no graph is ever asked for."""
-    return Rounds(None, None)
+    return PipeServer(None, None)
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,11 @@ ECHO = (
 
 
 def open_of(size):
-    return Open(round=3, samples=size, training=None, weights="", results="")
+    return EncoderRound(round=3, samples=size, training=None, weights="", results="")
 
 
 def test_channel_names_its_device_counts_bytes_and_passes_over_other_frames():
-    host = HostProcess([sys.executable, "-c", ECHO])
+    host = EncoderServerProcess([sys.executable, "-c", ECHO])
     channel = PipeChannel(host, "board-1")
     channel.open(open_of(1), longest_bytes=600_000)
     for data in (b"hello", bytes(600_000)):
@@ -76,7 +76,7 @@ def test_channel_names_its_device_counts_bytes_and_passes_over_other_frames():
 
 
 def test_channel_to_a_process_that_has_ended_says_so():
-    gone = HostProcess([sys.executable, "-c", "pass"])
-    with pytest.raises(HostUnavailable, match="has ended"):
+    gone = EncoderServerProcess([sys.executable, "-c", "pass"])
+    with pytest.raises(EncoderServerUnavailable, match="has ended"):
         PipeChannel(gone, "a").open(open_of(1), longest_bytes=1)
     gone.close()

@@ -5,20 +5,20 @@ import threading
 import msgspec
 import pytest
 
-from edge_runtime.wire.messages import Training
-from edge_runtime.wire.pipe import (
+from edge_runtime.wire.encoder_pipe import (
     MAX_FRAME_BYTES,
     WAITING_BYTES,
-    HostProcess,
-    Open,
+    EncoderRound,
+    EncoderServerProcess,
     PipeClosed,
     read_frame,
     result_file,
     write_frame,
 )
+from edge_runtime.wire.messages import Training
 
 SETTINGS = Training(epochs=1, first_epoch=0, batch=4, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0)
-OPEN = Open(round=3, samples=4, training=SETTINGS, weights="w", results="r", before="b", precision="int8")
+OPEN = EncoderRound(round=3, samples=4, training=SETTINGS, weights="w", results="r", before="b", precision="int8")
 
 
 class Slow(io.BytesIO):
@@ -51,14 +51,14 @@ def test_half_a_frame_or_a_giant_one_is_refused():
 
 def test_host_process_that_ends_is_told_from_one_that_is_slow():
     told = threading.Event()
-    gone = HostProcess([sys.executable, "-c", "pass"], told.set)
+    gone = EncoderServerProcess([sys.executable, "-c", "pass"], told.set)
     for _ in range(2):
         with pytest.raises(PipeClosed, match="has ended"):
             gone.receive(None)
     assert told.wait(60)
     gone.send((b"m", bytes(10_000_000)))  # nobody reads it, and nobody waits for it
     gone.close()
-    slow = HostProcess([sys.executable, "-c", "import sys; sys.stdin.read()"])
+    slow = EncoderServerProcess([sys.executable, "-c", "import sys; sys.stdin.read()"])
     assert slow.receive(0.05) is None
     slow.close()
 
@@ -73,7 +73,7 @@ def test_both_sides_may_write_at_once():
         "    o.flush()\n"
         "    i.read(int.from_bytes(head[1:], 'little'))\n"
     )
-    host = HostProcess([sys.executable, "-c", script])
+    host = EncoderServerProcess([sys.executable, "-c", script])
     for _ in range(3):
         assert host.send((b"m", bytes(10**6)))
     assert [len(host.receive(60.0)[1]) for _ in range(3)] == [10**6] * 3
@@ -81,7 +81,7 @@ def test_both_sides_may_write_at_once():
 
 
 def test_what_a_host_does_not_read_is_bounded():
-    deaf = HostProcess([sys.executable, "-c", "import time; time.sleep(600)"])
+    deaf = EncoderServerProcess([sys.executable, "-c", "import time; time.sleep(600)"])
     frame = b"m", bytes(WAITING_BYTES // 2)
     assert deaf.send(frame)
     assert deaf.send(frame)
@@ -92,7 +92,7 @@ def test_what_a_host_does_not_read_is_bounded():
 
 def test_host_process_that_says_nonsense_is_given_up():
     script = "import sys; sys.stdout.buffer.write(b'm' + b'\\xff' * 4); sys.stdout.flush(); sys.stdin.read()"
-    host = HostProcess([sys.executable, "-c", script])
+    host = EncoderServerProcess([sys.executable, "-c", script])
     with pytest.raises(PipeClosed, match="a frame of 4294967295 bytes"):
         host.receive(60.0)
     host.close()
@@ -103,18 +103,18 @@ def test_open_is_small_typed_json():
         "import sys; i, o = sys.stdin.buffer, sys.stdout.buffer; head = i.read(5); "
         "o.write(head + i.read(int.from_bytes(head[1:], 'little'))); o.flush(); i.read()"
     )
-    host = HostProcess([sys.executable, "-c", script])
+    host = EncoderServerProcess([sys.executable, "-c", script])
     host.open(OPEN)
     tag, data = host.receive(60.0)
     host.close()
     assert tag == b"o"
-    assert msgspec.json.decode(data, type=Open) == OPEN
+    assert msgspec.json.decode(data, type=EncoderRound) == OPEN
 
 
 def test_command_of_a_bundles_host_names_threads_and_provider(tmp_path):
     """There is no bundle: the process says so and ends."""
     for threads in (None, 2):
-        host = HostProcess.of_bundle(tmp_path, threads)
+        host = EncoderServerProcess.of_bundle(tmp_path, threads)
         assert ("--threads" in host._process.args) == (threads is not None)
         with pytest.raises(PipeClosed, match="has ended"):
             host.receive(120.0)

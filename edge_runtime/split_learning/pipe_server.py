@@ -1,6 +1,6 @@
 """The process of a general model's host: one round after another, for whoever writes to its standard input.
 
-Frames, and the side that starts this process: edge_runtime.wire.pipe.
+Frames, and the side that starts this process: edge_runtime.wire.encoder_pipe.
 """
 
 import secrets
@@ -15,19 +15,27 @@ import msgspec
 import numpy as np
 import safetensors
 
-from edge_runtime.split_learning.replica import Replica
-from edge_runtime.split_learning.server import Host
+from edge_runtime.split_learning.replica import EncoderReplica
+from edge_runtime.split_learning.server import EncoderServer
 from edge_runtime.training.engine import Graph
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
+from edge_runtime.wire.encoder_pipe import (
+    EncoderRound,
+    Frame,
+    PeakMemory,
+    PipeClosed,
+    read_frame,
+    result_file,
+    write_frame,
+)
 from edge_runtime.wire.errors import BundleInvalid, MessageInvalid
 from edge_runtime.wire.files import whole_file
-from edge_runtime.wire.fragments import Assembler, cut
+from edge_runtime.wire.fragments import Assembler, to_fragments
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.names import is_device_id
-from edge_runtime.wire.pipe import Frame, Open, Peak, PipeClosed, read_frame, result_file, write_frame
-from edge_runtime.wire.split_learning import Layout
+from edge_runtime.wire.split_learning import MessageLayout
 from edge_runtime.wire.tensors import TensorTable, Vector, parts_of_file
 
 TICK_S = 1.0
@@ -41,12 +49,12 @@ class _Caller:
     number: int
 
 
-class Rounds:
+class PipeServer:
     """The host of one round after the other."""
 
     def __init__(self, manifest: Manifest, graph: Callable[[str], Graph]) -> None:
         self._manifest, self._graph = manifest, graph
-        self._host: Host | None = None
+        self._host: EncoderServer | None = None
         self._longest_bytes = 0
         self._callers: dict[str, _Caller] = {}
 
@@ -54,7 +62,7 @@ class Rounds:
         """What is to be sent for a frame. Raises PipeClosed for one that nobody may send."""
         tag, data = frame
         if tag == b"p":
-            return [(b"p", msgspec.json.encode(Peak(peak_rss_bytes=peak_rss_bytes())))]
+            return [(b"p", msgspec.json.encode(PeakMemory(peak_rss_bytes=peak_rss_bytes())))]
         if tag == b"o":
             self._open(data)
             return [(b"o", b"")]
@@ -83,16 +91,16 @@ class Rounds:
         for device, data in sent:
             caller = self._caller(device)
             caller.number += 1
-            frames += [(b"m", device.encode() + b"\0" + piece) for piece in cut(caller.number, data)]
+            frames += [(b"m", device.encode() + b"\0" + piece) for piece in to_fragments(caller.number, data)]
         return frames
 
     def _open(self, data: bytes) -> None:
         try:
-            opened = msgspec.json.decode(data, type=Open)
+            opened = msgspec.json.decode(data, type=EncoderRound)
             weights = read_weights(Path(opened.weights), self._manifest.general)
         except (msgspec.MsgspecError, BundleInvalid) as exc:
             raise PipeClosed(f"a round that cannot be opened: {exc}") from exc
-        layout = Layout.of(self._manifest, opened.samples)
+        layout = MessageLayout.of(self._manifest, opened.samples)
         self._longest_bytes = layout.longest_bytes
         self._callers.clear()
         self._host = open_host(self._manifest, self._graph, weights, layout, opened)
@@ -102,18 +110,18 @@ def open_host(
     manifest: Manifest,
     graph: Callable[[str], Graph],
     weights: Vector,
-    layout: Layout,
-    opened: Open,
+    layout: MessageLayout,
+    opened: EncoderRound,
     state: Callable[[str], Vector | None] | None = None,
-) -> Host:
+) -> EncoderServer:
     """The host of a round whose results go to files. `state` is of an earlier round, by default from its files."""
     results = Path(opened.results)
 
-    def finished(device: str, replica: Replica) -> None:
+    def finished(device: str, replica: EncoderReplica) -> None:
         if opened.training is not None:
             write_result(results, device, replica, manifest.general)
 
-    return Host(
+    return EncoderServer(
         manifest,
         graph,
         weights,
@@ -128,7 +136,7 @@ def open_host(
     )
 
 
-def write_result(folder: Path, device: str, replica: Replica, table: TensorTable) -> None:
+def write_result(folder: Path, device: str, replica: EncoderReplica, table: TensorTable) -> None:
     """Write what a device has taught: the encoder's weights, and its optimizer's state before them."""
     path = result_file(folder, device)
     with whole_file(path.with_suffix(".state")) as file:
@@ -138,7 +146,7 @@ def write_result(folder: Path, device: str, replica: Replica, table: TensorTable
             file.write(piece)
 
 
-def state_before(opened: Open, device: str, manifest: Manifest) -> Vector | None:
+def state_before(opened: EncoderRound, device: str, manifest: Manifest) -> Vector | None:
     """The optimizer's state that a device goes on with in a round; None if it begins."""
     if opened.before is None or opened.training is None:
         return None
@@ -167,7 +175,7 @@ def read_weights(path: Path, table: TensorTable) -> Vector:
     return weights
 
 
-def serve(rounds: Rounds, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
+def serve(rounds: PipeServer, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
     """Answer frames until the input ends. Raises PipeClosed."""
     while True:
         frames = rounds.tick(time.monotonic())

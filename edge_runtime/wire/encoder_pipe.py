@@ -3,9 +3,9 @@
 So a program that may not load the engine, or should not hold the encoder, can have it computed. A frame is a tag (one
 byte), the length of what follows (four bytes, the least significant first) and as many bytes:
 
-    to the host     o  Open as JSON: a round begins             from it    o  nothing: the round is open
+    to the host     o  EncoderRound as JSON: a round begins             from it    o  nothing: the round is open
                     m  a device's name, a zero, a piece                    m  the same
-                    p  nothing: how much memory?                           p  Peak as JSON
+                    p  nothing: how much memory?                           p  PeakMemory as JSON
 
 The process ends when its input does. What it cannot go on with it says on standard error. What a device has taught in a
 round is written to `result_file` before the device hears that it has finished.
@@ -35,10 +35,10 @@ WAITING_BYTES = 256 * 2**20
 Frame = tuple[bytes, bytes]
 Provider = Literal["cpu", "cuda"]
 """What the host computes with."""
-GONE = "the process of the general model's host has ended; it says why on standard error"
+PROCESS_ENDED = "the process of the general model's host has ended; it says why on standard error"
 
 
-class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class EncoderRound(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A round begins."""
 
     round: RoundNumber
@@ -58,7 +58,7 @@ class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     idle_s: Positive = 120.0
 
 
-class Peak(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class PeakMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The most memory that the host has had resident; null where the system does not say."""
 
     peak_rss_bytes: int | None
@@ -73,7 +73,7 @@ def result_file(folder: Path, device: str) -> Path:
     return folder / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.safetensors"
 
 
-class HostProcess:
+class EncoderServerProcess:
     """A host that this process has started. `arrived` is called, on another thread, when a frame has come.
 
     Threads of its own write and read, so this side never waits for the host to be done with something.
@@ -102,12 +102,12 @@ class HostProcess:
         threads: int | None = None,
         provider: Provider = "cpu",
         arrived: Callable[[], None] = lambda: None,
-    ) -> "HostProcess":
+    ) -> "EncoderServerProcess":
         """The host of a bundle's encoder."""
         words = ["--provider", provider, *([] if threads is None else ["--threads", str(threads)])]
         return cls([sys.executable, "-m", "edge_runtime", "general", str(bundle), *words], arrived)
 
-    def open(self, opened: Open) -> None:
+    def open(self, opened: EncoderRound) -> None:
         """Begin a round."""
         self.send((b"o", msgspec.json.encode(opened)))
 
@@ -157,7 +157,7 @@ class HostProcess:
             outgoing.close()
 
     def _read(self) -> None:
-        incoming, why = _stream(self._process.stdout), GONE
+        incoming, why = _stream(self._process.stdout), PROCESS_ENDED
         try:
             while (frame := read_frame(incoming)) is not None:
                 self._came.put(frame)

@@ -2,12 +2,12 @@
 
 import msgspec
 
-from edge_runtime.training.weighting_state import Learnt
+from edge_runtime.training.weighting_state import WeightingState
 
 Rows = tuple[tuple[float, ...], ...]
 
 
-class ProbesSoFar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ProbeProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Batches probed, the mean of their affinities and the sum of squared differences (T, T); whether one is due."""
 
     count: int
@@ -16,11 +16,11 @@ class ProbesSoFar(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     is_due: bool
 
 
-class Position(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TrainingProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Steps done, the losses of their samples summed by task, how many samples had a label, and what goes with them."""
 
     steps: int
     loss_sums: dict[str, float]
     labelled: dict[str, int]
-    probes: ProbesSoFar
-    learnt: Learnt | None
+    probes: ProbeProgress
+    learnt: WeightingState | None
