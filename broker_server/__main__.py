@@ -8,11 +8,11 @@ import argparse
 import contextlib
 import json
 import logging
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 import msgspec
 
@@ -41,10 +41,12 @@ from broker_server.simulation.rooms import command as rooms
 from broker_server.simulation.rooms.building import RoomsInvalid
 from broker_server.simulation.run import SimulationFailed
 from broker_server.simulation.worker_pool import ClusterUnavailable, HostLost
+from devices.cli import values
+from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
+from devices.cli.run import run as run_command
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
 from edge_runtime.wire.mqtt import LinkInvalid
 
-OK, USAGE, BAD_INPUT, UNAVAILABLE, FAILED, STOPPED = 0, 2, 3, 4, 5, 130
 _FAULTS: dict[type[Exception], int] = {
     ConfigInvalid: USAGE,
     EnrolmentRefused: USAGE,
@@ -75,15 +77,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    command: Callable[[argparse.Namespace], int] = options.command
-    try:
-        return command(options)
-    except tuple(_FAULTS) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return next(code for kind, code in _FAULTS.items() if isinstance(exc, kind))
-    except KeyboardInterrupt:
-        print("stopped; the state is kept: the same command goes on from here", file=sys.stderr)
-        return STOPPED
+    return run_command(
+        partial(options.command, options),
+        _FAULTS,
+        stopped="stopped; the state is kept: the same command goes on from here",
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -167,11 +165,11 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         flag = f"--{field.name.replace('_', '-')}"
         default = "" if field.default in {None, ()} else f"(default: {field.default})"
         if field.name == "tasks":
-            settings.add_argument(flag, type=lambda text: tuple(text.split(",")), help="a,b,… (default: all)")
+            settings.add_argument(flag, type=values.names, help="a,b,… (default: all)")
         elif field.name == "fixed_groups":
-            settings.add_argument(flag, type=_groups, help="a,b;c;… (the strategy `fixed` alone)")
+            settings.add_argument(flag, type=values.groups, help="a,b;c;… (the strategy `fixed` alone)")
         elif field.name == "task_weights":
-            settings.add_argument(flag, type=_by_task, help="a=2,b=0.5,… (default: 1 for each)")
+            settings.add_argument(flag, type=values.by_task, help="a=2,b=0.5,… (default: 1 for each)")
         elif isinstance(field.default, bool):
             settings.add_argument(flag, action="store_true", default=None)
         elif get_origin(field.type) is Literal:
@@ -179,14 +177,6 @@ def _serve_options(parser: argparse.ArgumentParser) -> None:
         else:
             kind = Path if field.name in PATHS else type(field.default)
             settings.add_argument(flag, type=kind, default=None, help=default)
-
-
-def _by_task(text: str) -> dict[str, float]:
-    return {task: float(weight) for task, _, weight in (part.partition("=") for part in text.split(","))}
-
-
-def _groups(text: str) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(part.strip() for part in group.split(",")) for group in text.split(";"))
 
 
 def _settings(options: argparse.Namespace) -> ServerConfig:
@@ -212,7 +202,7 @@ def _enrol(options: argparse.Namespace) -> int:
     )
     print(f"{options.out} is for {options.device} alone: copy it there and run")
     print(f"  python -m edge_runtime run --config {options.out.name}")
-    return OK
+    return DONE
 
 
 class _AffinityFile(msgspec.Struct, frozen=True):
@@ -234,11 +224,11 @@ def _split(options: argparse.Namespace) -> int:
     else:
         print("  ".join("+".join(group) for group in found.groups))
         print(f"score {found.score:.5f}, {mode.replace('_', ' ')} {options.groups} groups")
-    return OK
+    return DONE
 
 
 def _simulate(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_terminate()
     # Composition: the devices' side of a simulation, which brings the engine.
     from broker_server.simulation.device import SimulatedDevice
     from broker_server.simulation.worker import measure, measure_stem
@@ -273,11 +263,11 @@ def _report(options: argparse.Namespace) -> int:
         store, blobs = folder.open()
         with contextlib.closing(store):
             print(write_report(options.out or config.state / "report", store, blobs))
-    return OK
+    return DONE
 
 
 def _serve(options: argparse.Namespace) -> int:
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_terminate()
     served = serve(
         _settings(options),
         broker=options.broker,
@@ -288,11 +278,7 @@ def _serve(options: argparse.Namespace) -> int:
         is_quiet=options.quiet,
         report=options.report,
     )
-    return OK if served else FAILED
-
-
-def _interrupt(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
+    return DONE if served else FAILED
 
 
 if __name__ == "__main__":

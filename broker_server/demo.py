@@ -14,16 +14,16 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
 from broker_server.report import build as reports
 from broker_server.server.enrol import enrol
 from broker_server.server.state import URL, StateFolder, read_url
+from devices.cli.run import DONE, FAILED, interrupt_on_terminate
+from devices.cli.run import run as run_command
 from edge_runtime.wire.names import group_id
 
-OK, FAILED, STOPPED = 0, 5, 130
 START_S = 60.0
 STOP_S = 20.0
 POLL_S = 0.2
@@ -57,17 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo; the exit code: 0 done, 5 a process failed, 130 stopped."""
-    demo = Demo(args)
-    signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        demo.run()
-    except DemoFailed as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return FAILED
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here, --fresh starts anew", file=sys.stderr)
-        return STOPPED
-    return OK
+    interrupt_on_terminate()
+    stopped = "stopped; the same command goes on from here, --fresh starts anew"
+    return run_command(Demo(args).run, {DemoFailed: FAILED}, stopped=stopped)
 
 
 @dataclass
@@ -94,8 +86,8 @@ class Demo:
         self.state = self.out / "server"
         self.bundle = self.out / "bundle"
 
-    def run(self) -> None:
-        """Everything. Raises DemoFailed, KeyboardInterrupt."""
+    def run(self) -> int:
+        """Do everything; the exit code. Raises DemoFailed, KeyboardInterrupt."""
         begun = time.monotonic()
         if self.args.fresh:
             for name in ("server", "devices", "bundle", "models", "predictions"):
@@ -107,6 +99,7 @@ class Demo:
         self._federation(devices, data)
         self._results(data)
         self._say(f"done in {time.monotonic() - begun:.0f} s: {self.out / 'report.html'}")
+        return DONE
 
     def _data(self) -> list[Path]:
         if self.args.data is not None:
@@ -241,10 +234,6 @@ def _data_sets(folder: Path) -> list[Path]:
 def _start(module: str, *arguments: str, log: int | None = None) -> "subprocess.Popen[bytes]":
     """A process in a session of its own: Ctrl-C reaches the demo alone, which then stops the others in order."""
     return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=log, stderr=log, start_new_session=True)
-
-
-def _interrupt(_signal: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _stop(process: "subprocess.Popen[bytes]") -> None:

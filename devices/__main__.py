@@ -9,12 +9,15 @@ import argparse
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
 from devices import catalogue, wheelhouse
+from devices.cli.run import BAD_INPUT, DONE, HALF_WRITTEN, USAGE
+from devices.cli.run import run as run_command
 from devices.firstboot.agent import CA_NAME
 from devices.firstboot.settings import SettingsInvalid
 from devices.flashing import command as flashing
@@ -30,7 +33,6 @@ from devices.provisioning.jetson import RootfsUnusable
 from devices.provisioning.ssh import HostUnusable
 from devices.wheelhouse import WheelhouseInvalid
 
-OK, USAGE, BAD_INPUT, HALF_WRITTEN, STOPPED = 0, 2, 3, 4, 130
 SERVER_KEY = "server.key"
 """What a server's state folder has in any case."""
 _FAULTS: dict[type[Exception], int] = {
@@ -45,24 +47,14 @@ _FAULTS: dict[type[Exception], int] = {
     HostUnusable: BAD_INPUT,
     WheelhouseInvalid: BAD_INPUT,
     WriteFailed: HALF_WRITTEN,
+    OSError: BAD_INPUT,
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     args = parser().parse_args(arguments)
-    run: Callable[[argparse.Namespace], int] = args.run
-    try:
-        return run(args)
-    except tuple(_FAULTS) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return next(code for kind, code in _FAULTS.items() if isinstance(exc, kind))
-    except OSError as exc:
-        print(f"error: {exc.filename or 'the system'}: {exc.strerror}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("stopped; a card that was being written is not usable", file=sys.stderr)
-        return STOPPED
+    return run_command(partial(args.run, args), _FAULTS, stopped="stopped; a card that was being written is not usable")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -97,7 +89,7 @@ def _wheelhouse(args: argparse.Namespace) -> int:
         system = msgspec.structs.replace(system, python=args.python)
     made = wheelhouse.make(profile, system, args.out or Path("wheels") / profile.name, args.sources)
     print(f"{made.folder}: {len(made.files)} wheels for Python {made.python}, {made.size_bytes / 1e6:.1f} MB")
-    return OK
+    return DONE
 
 
 def _enrol(device: str, out: Path, card: Card) -> None:

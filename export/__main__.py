@@ -9,12 +9,16 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from numpy.typing import NDArray
 
+from devices.cli.run import BAD_INPUT, DONE, NO_PARITY
+from devices.cli.run import run as run_command
+from devices.cli.values import names, whole_number
 from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, Graph, GraphObservation
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
@@ -31,7 +35,12 @@ from export.ort_training.training_model import forward_graph
 from export.parity.check import check_parity
 from export.source import build_model
 
-DONE, BAD_INPUT, NO_PARITY = 0, 3, 4
+_FAULTS: dict[type[Exception], int] = {
+    ParityFailed: NO_PARITY,
+    ExportError: BAD_INPUT,
+    WireError: BAD_INPUT,
+    OSError: BAD_INPUT,
+}
 DEFAULT_MODEL = f"{Path(__file__).parent / 'models' / 'xception.py'}:build"
 
 
@@ -48,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     compiles.add_argument("--seed", type=int, default=0, help="of the initial weights (default 0)")
     compiles.add_argument(
         "--stages",
-        type=_stages,
+        type=whole_number(1, wire.MAX_STAGES),
         metavar="N",
         help="cut the encoder into at most N stages (default: as many as keep the memory of training low)",
     )
@@ -78,29 +87,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deploys = commands.add_parser("deploy", help="a plain inference model of some tasks, with weights inside")
     deploys.add_argument("bundle", type=Path, metavar="BUNDLE")
     deploys.add_argument("--weights", type=Path, help="trained weights (.safetensors; default: the bundle's own)")
-    deploys.add_argument("--tasks", help="tasks, with commas (default: all of the bundle)")
+    deploys.add_argument("--tasks", type=names, help="tasks, with commas (default: all of the bundle)")
     deploys.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
     footprints = commands.add_parser("footprint", help="memory that training takes, and the plan for a budget")
     footprint_command.add_arguments(footprints)
     args = parser.parse_args(arguments)
     run = {"compile": _compile, "split": _split, "deploy": _deploy, "footprint": _footprint}
-    try:
-        return run[args.command](args)
-    except ParityFailed as exc:
-        print(exc, file=sys.stderr)
-        return NO_PARITY
-    except (ExportError, WireError) as exc:
-        print(exc, file=sys.stderr)
-        return BAD_INPUT
-    except OSError as exc:
-        print(f"{exc.filename}: {exc.strerror}", file=sys.stderr)
-        return BAD_INPUT
-
-
-def _stages(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= wire.MAX_STAGES:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of stages: 1 to {wire.MAX_STAGES}")
-    return int(text)
+    return run_command(partial(run[args.command], args), _FAULTS)
 
 
 def _compile(args: argparse.Namespace) -> int:
@@ -168,7 +161,7 @@ def _split(args: argparse.Namespace) -> int:
 
 def _deploy(args: argparse.Namespace) -> int:
     whole = wire.read_folder(args.bundle)
-    names = tuple(sorted(args.tasks.split(","))) if args.tasks else whole.task_names
+    names = tuple(sorted(args.tasks)) if args.tasks else whole.task_names
     manifest = whole.group(names, whole.weights)
     if args.weights is None:
         own = unpack(whole.table, (args.bundle / wire.WEIGHTS).read_bytes())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from devices.cli.values import parse_size
 from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.work import Order, WorkRefused
 from edge_runtime.training.process_memory import peak_rss_bytes
@@ -18,7 +19,6 @@ from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.blob import BlobStore, describe
 from edge_runtime.wire.compression import Updates, choose, encode
 from edge_runtime.wire.messages import Plan, Training
-from edge_runtime.wire.sizes import parse_size
 from edge_runtime.wire.tensors import unpack
 from edge_runtime.worker import LocalWorker
 

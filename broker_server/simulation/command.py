@@ -15,6 +15,7 @@ from broker_server.simulation.outline import OUTLINE
 from broker_server.simulation.run import write_json
 from broker_server.simulation.show import Bars, Lines
 from broker_server.simulation.worker_pool import local_hosts, ray_hosts
+from devices.cli import values
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,9 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: %(default)s)"
     )
     parser.add_argument("--ray", metavar="ADDRESS", help="work on a Ray cluster instead: auto, or host:port")
-    parser.add_argument("--methods", type=_names, help="a,b,…: these of the experiment's alone")
-    parser.add_argument("--seeds", type=_numbers, help="0,1,…: these instead of the experiment's")
-    parser.add_argument("--devices", type=_names, help="a,b,…: these data sets instead of the experiment's")
+    parser.add_argument("--methods", type=values.names, help="a,b,…: these of the experiment's alone")
+    parser.add_argument("--seeds", type=values.numbers, help="0,1,…: these instead of the experiment's")
+    parser.add_argument("--devices", type=values.names, help="a,b,…: these data sets instead of the experiment's")
     parser.add_argument("--quiet", action="store_true", help="lines instead of bars")
 
 
@@ -56,11 +57,3 @@ def _chosen(experiment: Experiment, args: argparse.Namespace) -> Experiment:
         chosen = {name: experiment.methods[name] for name in args.methods}
         experiment = msgspec.structs.replace(experiment, methods=chosen)
     return experiment
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip() for name in text.split(","))
-
-
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))

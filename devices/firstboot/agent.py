@@ -9,6 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from devices.cli.values import parse_size
 from devices.firstboot.settings import DEVICE, SettingsInvalid
 
 MAX_BYTES = 64 * 1024
@@ -16,8 +17,6 @@ MAX_CA_BYTES = 1 << 20
 CA_NAME = "ca.pem"
 SPARE_MIB = 32
 """What the service may take beyond the agent's budget: the kernel counts sockets and files, too."""
-_SIZE = re.compile(r"([1-9][0-9]{0,14}) ?(KiB|MiB|GiB|)\Z")
-_UNITS = {"": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _URL = re.compile(r"mqtts?://[^/\s@]+\Z")
 
 
@@ -110,10 +109,10 @@ def budgeted(agent: AgentFile, size: str) -> AgentFile:
 
 
 def _bytes_of(text: str, name: str) -> int:
-    found = _SIZE.match(text)
-    if found is None:
-        raise SettingsInvalid(f"{name} cannot be {text[:40]!r}: write a size such as 220MiB or 1GiB")
-    return int(found[1]) * _UNITS[found[2]]
+    try:
+        return parse_size(text[:40])
+    except ValueError as exc:
+        raise SettingsInvalid(f"{name}: {exc}") from exc
 
 
 def _bytes(path: Path, limit: int) -> bytes:

@@ -9,14 +9,13 @@ import sys
 import tempfile
 from pathlib import Path
 
+from devices.cli.run import DONE, NOT_CONFIRMED
 from devices.firstboot.settings import SettingsInvalid
 from devices.flashing import flags
 from devices.flashing.card import Card, Enrol, order, over, read_fleet
 from devices.flashing.image import Survey, survey
 from devices.flashing.job import Order, describe, execute, prepare
 from devices.flashing.progress import bar
-
-NOT_CONFIRMED = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser, enrol: Enrol) -> None:
@@ -53,7 +52,7 @@ def run(args: argparse.Namespace, enrol: Enrol) -> int:
             execute(plan, bar)
             plan.boot.unlink()
             print(f"{ordered.settings.device}: written and read back", flush=True)
-    return 0
+    return DONE
 
 
 def _survey(card: Card, scratch: Path, seen: dict[tuple[str, str | None], Survey]) -> Survey:

@@ -6,6 +6,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from devices.cli.run import DONE, NOT_CONFIRMED
 from devices.firstboot.bundle import bundle
 from devices.firstboot.settings import SettingsInvalid
 from devices.flashing import flags
@@ -13,7 +14,6 @@ from devices.flashing.card import Decided, Enrol, decide
 from devices.provisioning.jetson import SCRIPT, check, place, placement
 from devices.provisioning.ssh import Host, HostUnusable, discard, install, look, send
 
-NOT_CONFIRMED = 1
 _NEEDED = ("device", "board", "wheels")
 _BOARD = [name for name in flags.HELP if name not in flags.ONLY_A_CARD]
 _OF_A_PERSON = ("user", "ssh_key", "password_hash_file", "timezone", "wifi", "wifi_password_file", "wifi_country")
@@ -55,7 +55,7 @@ def _jetson(args: argparse.Namespace, enrol: Enrol) -> int:
             return NOT_CONFIRMED
         place(found)
     print(f"written: now run PASSWORD=… sh {args.l4t / SCRIPT}")
-    return 0
+    return DONE
 
 
 def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
@@ -83,7 +83,7 @@ def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
             print(install(host, seen.folder))
         finally:
             discard(host, seen.folder)
-    return 0
+    return DONE
 
 
 def _decided(args: argparse.Namespace, scratch: Path, enrol: Enrol) -> Decided:

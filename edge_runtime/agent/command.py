@@ -2,17 +2,18 @@
 
 import argparse
 import logging
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
+from devices.cli.run import BAD_INPUT, DONE, REFUSED, UNAVAILABLE, USAGE, fail, stop_event
+from devices.cli.run import run as run_command
+from devices.cli.values import parse_size
 from edge_runtime.agent.config import AgentConfig, ConfigInvalid, read
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State, StateUnusable
@@ -23,15 +24,15 @@ from edge_runtime.energy.meter import MeterUnusable
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.messages import Status, encode
 from edge_runtime.wire.mqtt import LinkInvalid, MqttLink
-from edge_runtime.wire.sizes import parse_size
 from edge_runtime.wire.topics import Topics
 
-EXIT_OK = 0
-EXIT_CONFIG = 2
-EXIT_STATE = 3
-EXIT_METER = 4
-EXIT_REFUSED = 5
 BEAT_S = 1.0
+_FAULTS: dict[type[Exception], int] = {
+    ConfigInvalid: USAGE,
+    StateUnusable: BAD_INPUT,
+    WorkerUnusable: BAD_INPUT,
+    MeterUnusable: UNAVAILABLE,
+}
 
 _log = logging.getLogger(__name__)
 
@@ -95,38 +96,40 @@ def run(
     """
     level = logging.DEBUG if args.verbose else logging.INFO
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        config = read(args.config)
-    except ConfigInvalid as exc:
-        return _fail(EXIT_CONFIG, str(exc))
-    if args.memory_budget is not None:
-        config = msgspec.structs.replace(config, memory_budget=args.memory_budget)
-    if args.meter is not None:
-        config = msgspec.structs.replace(config, meter=args.meter)
-    try:
-        state = State(config.state)
-    except StateUnusable as exc:
-        return _fail(EXIT_STATE, str(exc))
-    try:
-        return _run(config, state, make_worker, make_link, make_account)
-    except (LinkInvalid, ConfigInvalid) as exc:
-        return _fail(EXIT_CONFIG, f"{args.config}: {exc}")
-    except MeterUnusable as exc:
-        return _fail(EXIT_METER, f"the meter {config.meter} cannot be used: {exc}")
-    except (WorkerUnusable, StateUnusable) as exc:
-        return _fail(EXIT_STATE, str(exc))
-    finally:
-        state.close()
+    return run_command(partial(_configured, args, make_worker, make_link, make_account), _FAULTS)
 
 
-def _run(
-    config: AgentConfig,
-    state: State,
+def _configured(
+    args: argparse.Namespace,
     make_worker: Callable[[AgentConfig], Worker],
     make_link: Callable[[AgentConfig], Link],
     make_account: Callable[[AgentConfig], EnergyAccount],
 ) -> int:
-    stop = threading.Event()
+    config = read(args.config)
+    if args.memory_budget is not None:
+        config = msgspec.structs.replace(config, memory_budget=args.memory_budget)
+    if args.meter is not None:
+        config = msgspec.structs.replace(config, meter=args.meter)
+    state = State(config.state)
+    try:
+        with stop_event() as stop:
+            return _joined(config, state, stop, make_worker, make_link, make_account)
+    except (LinkInvalid, ConfigInvalid) as exc:
+        raise ConfigInvalid(f"{args.config}: {exc}") from exc
+    except MeterUnusable as exc:
+        raise MeterUnusable(f"the meter {config.meter} cannot be used: {exc}") from exc
+    finally:
+        state.close()
+
+
+def _joined(
+    config: AgentConfig,
+    state: State,
+    stop: threading.Event,
+    make_worker: Callable[[AgentConfig], Worker],
+    make_link: Callable[[AgentConfig], Link],
+    make_account: Callable[[AgentConfig], EnergyAccount],
+) -> int:
     worker = make_worker(config)
     account = make_account(config)
     link = make_link(config)
@@ -142,19 +145,18 @@ def _run(
         account=account,
         beat=beat,
     )
-    _stop_on_signals(stop)
     with account:
         _measure_idle(account, config.meter_idle_s, stop, beat)
         _log.info("device %s joins federation %s at %s", config.device, config.federation, config.url)
         ending = agent.run(stop)
     if ending.kind == "refused":
-        return _fail(
-            EXIT_REFUSED,
+        return fail(
+            REFUSED,
             f"{config.url}: {ending.detail}. If the token has expired or is another device's, enrol {config.device} "
             "again and replace the configuration file",
         )
     _log.info("%s: %s", ending.kind, ending.detail or "the federation has ended")
-    return EXIT_OK
+    return DONE
 
 
 def _measure_idle(account: EnergyAccount, seconds: float, stop: threading.Event, beat: Callable[[], None]) -> None:
@@ -173,21 +175,3 @@ def _wait(stop: threading.Event, beat: Callable[[], None], seconds: float) -> No
     until_s = time.monotonic() + seconds
     while (left_s := until_s - time.monotonic()) > 0 and not stop.wait(min(left_s, BEAT_S)):
         beat()
-
-
-def _stop_on_signals(stop: threading.Event) -> None:
-    """The first SIGTERM or SIGINT ends cleanly, a second one at once."""
-    if threading.current_thread() is not threading.main_thread():
-        return
-
-    def handle(number: int, _frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handle)
-
-
-def _fail(code: int, sentence: str) -> int:
-    print(sentence, file=sys.stderr)
-    return code

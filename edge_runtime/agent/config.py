@@ -35,10 +35,10 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from devices.cli.values import parse_size
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.messages import OfficialUse
 from edge_runtime.wire.names import DeviceId, FederationName
-from edge_runtime.wire.sizes import parse_size
 
 MAX_CONFIG_BYTES = 64 * 1024
 

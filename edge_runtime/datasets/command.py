@@ -4,15 +4,17 @@ Exit codes: 0 done, 2 it was asked for something that makes no sense, 3 the data
 """
 
 import argparse
-import sys
+from functools import partial
 from pathlib import Path
 
 import msgspec
 
+from devices.cli.run import BAD_INPUT, DONE, UsageError
+from devices.cli.run import run as run_command
+from devices.cli.values import names
 from edge_runtime.datasets.dataset import DatasetInvalid
 from edge_runtime.datasets.progress import progress
 
-DONE, USAGE, BAD_DATA = 0, 2, 3
 # Boards do without the packages that only the making of data sets needs.
 EXTRA = {"PIL", "rich"}
 
@@ -26,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     imports.add_argument("--out", type=Path, required=True, help="folder to write a data set for each building in")
     imports.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
     imports.add_argument("--crops", type=int, help="cut each view into so many crops (default: resize whole views)")
-    imports.add_argument("--tasks", help="tasks, with commas (default: all that every view has the domains for)")
+    imports.add_argument("--tasks", type=names, help="tasks, with commas (default: all that every view has)")
     imports.add_argument("--val", type=float, default=0.15, help="share of the validation set, or 0 (default 0.15)")
     imports.add_argument("--test", type=float, default=0.15, help="share of the test set, or 0 (default 0.15)")
     imports.add_argument("--seed", type=int, default=0, help="the same seed gives the same sets (default 0)")
@@ -35,39 +37,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what `add_arguments` parsed; the exit code."""
+    return run_command(partial(_with_extra, args), {DatasetInvalid: BAD_INPUT, OSError: BAD_INPUT})
+
+
+def _with_extra(args: argparse.Namespace) -> int:
     try:
         return _import(args)
     except ModuleNotFoundError as exc:
         if exc.name not in EXTRA:
             raise
-        print("data sets are made with pillow and rich: pip install '.[datasets]'", file=sys.stderr)
-        return USAGE
-    except DatasetInvalid as exc:
-        print(exc, file=sys.stderr)
-        return BAD_DATA
-    except OSError as exc:
-        print(f"{exc.filename}: {exc.strerror}", file=sys.stderr)
-        return BAD_DATA
+        raise UsageError("data sets are made with pillow and rich: pip install '.[datasets]'") from exc
 
 
 def _import(args: argparse.Namespace) -> int:
     from edge_runtime.datasets.importer import Settings, SettingsInvalid, import_folder
     from edge_runtime.datasets.partition import Fractions, PartitionImpossible
 
-    tasks = None if args.tasks is None else tuple(task.strip() for task in args.tasks.split(",") if task.strip())
     try:
         settings = Settings(
             size=args.size,
             crops=args.crops,
-            tasks=tasks,
+            tasks=args.tasks,
             fractions=Fractions(val=args.val, test=args.test),
             seed=args.seed,
         )
         with progress(quiet=args.json) as bar:
             done = import_folder(args.source, args.out, settings, bar.show)
     except (SettingsInvalid, PartitionImpossible) as exc:
-        print(exc, file=sys.stderr)
-        return USAGE
+        raise UsageError(str(exc)) from exc
     if args.json:
         _print_json(
             {

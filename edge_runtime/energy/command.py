@@ -15,17 +15,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
 import msgspec
 
+from devices.cli.run import DONE, NOT_FOUND, NOT_RUNNABLE, UsageError
+from devices.cli.run import run as run_command
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import EnergyMeter, HealthProbe
 from edge_runtime.energy.recording import command as recording
 from edge_runtime.energy.report import RoundEnergy
 
-DONE, USAGE, NOT_RUNNABLE, NOT_FOUND, INTERRUPTED = 0, 2, 126, 127, 130
 MAX_SECONDS = 86_400.0
 
 OpenMeter = Callable[[argparse.Namespace], tuple[EnergyMeter | None, tuple[str, ...]]]
@@ -109,25 +111,24 @@ def read_password(path: Path | None) -> str:
 
 def run(args: argparse.Namespace, command: Sequence[str], open_meter: OpenMeter, health: HealthProbe) -> int:
     """Measure, print, and give the exit code."""
+    return run_command(partial(_measure, args, command, open_meter, health))
+
+
+def _measure(args: argparse.Namespace, command: Sequence[str], open_meter: OpenMeter, health: HealthProbe) -> int:
     least = 0.0 if command else 0.1
     if not (math.isfinite(args.seconds) and least <= args.seconds <= MAX_SECONDS):
-        print(f"--seconds must be between {least:g} and {MAX_SECONDS:g}", file=sys.stderr)
-        return USAGE
+        raise UsageError(f"--seconds must be between {least:g} and {MAX_SECONDS:g}")
     try:
         meter, reasons = open_meter(args)
     except ValueError as exc:
-        print(exc, file=sys.stderr)
-        return USAGE
+        raise UsageError(str(exc)) from exc
     code = None
     with EnergyAccount(meter, health=health, reasons=reasons) as account:
-        try:
-            if not command:
-                account.begin(0, "idle")
-                time.sleep(args.seconds)
-            elif args.seconds > 0:
-                account.measure_idle(args.seconds)
-        except KeyboardInterrupt:
-            return INTERRUPTED
+        if not command:
+            account.begin(0, "idle")
+            time.sleep(args.seconds)
+        elif args.seconds > 0:
+            account.measure_idle(args.seconds)
         if command:
             account.begin(0, "command")
             with account.phase("train"):

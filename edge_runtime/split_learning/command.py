@@ -6,20 +6,22 @@ cannot be used.
 
 import argparse
 import statistics
-import sys
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from devices.cli.run import BAD_INPUT, DONE, UsageError
+from devices.cli.run import run as run_command
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.split_learning.client import EncoderServerUnavailable, RemoteEncoder, check_settings
 from edge_runtime.split_learning.pipe_channel import PipeChannel
 from edge_runtime.split_learning.pipe_server import PipeServer, read_weights, serve
-from edge_runtime.training.command import BAD_DATA, UsageError, measured, metrics_text, one_sentence, print_epoch
+from edge_runtime.training.command import FAULTS, measured, metrics_text, print_epoch
 from edge_runtime.training.engine import Engine, engine_version
 from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import optimizer
@@ -32,6 +34,7 @@ from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.messages import Precision, Training
 from edge_runtime.wire.split_learning import MessageLayout
 
+_FAULTS = {**FAULTS, EncoderServerUnavailable: BAD_INPUT, PipeClosed: BAD_INPUT}
 NAME = "device"
 PATIENCE_S = 600.0
 """For an answer of the host. A pipe loses nothing, so nothing is asked again."""
@@ -87,54 +90,54 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def general(args: argparse.Namespace) -> int:
     """Compute a bundle's encoder for whoever writes to the standard input; the exit code."""
-    with one_sentence() as failed:
-        manifest = _divided(args.bundle)
-        engine = Engine(args.threads, provider=args.provider)
-        rounds = PipeServer(
-            manifest, GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
-        )
-        try:
-            # Unbuffered: what has been read and not handed on could not be waited for.
-            with open(0, "rb", buffering=0, closefd=False) as given, open(1, "wb", buffering=0, closefd=False) as out:
-                serve(rounds, given, out)
-        except (PipeClosed, BrokenPipeError) as exc:
-            print(f"the host of the general model ends: {exc}", file=sys.stderr)
-            return BAD_DATA
-    return failed.code
+    return run_command(partial(_general, args), _FAULTS)
+
+
+def _general(args: argparse.Namespace) -> int:
+    manifest = _divided(args.bundle)
+    engine = Engine(args.threads, provider=args.provider)
+    rounds = PipeServer(manifest, GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name)))
+    try:
+        # Unbuffered: what has been read and not handed on could not be waited for.
+        with open(0, "rb", buffering=0, closefd=False) as given, open(1, "wb", buffering=0, closefd=False) as out:
+            serve(rounds, given, out)
+    except (PipeClosed, BrokenPipeError) as exc:
+        raise PipeClosed(f"the host of the general model ends: {exc}") from exc
+    return DONE
 
 
 def train(args: argparse.Namespace) -> int:
     """Train stem and heads here and the encoder in another process; the exit code."""
-    with one_sentence() as failed:
-        for name in ("epochs", "batch", "micro_batch", "ahead", "threads"):
-            if (value := getattr(args, name)) is not None and value < 1:
-                raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
-        settings = [_settings(args, epoch) for epoch in range(args.epochs)]
-        manifest = _divided(args.bundle)
-        dataset = Dataset.open(args.data)
-        for split in (dataset.train, dataset.val):
-            if split is not None:
-                check_fits(manifest, split)
-        host = EncoderServerProcess.of_bundle(args.bundle, args.threads)
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                result = _train(args, settings, manifest, dataset, host, Path(folder))
-        except EncoderServerUnavailable as exc:
-            print(exc, file=sys.stderr)
-            return BAD_DATA
-        finally:
-            host.close()
-        if args.json:
-            print(msgspec.json.encode(result).decode())
-        else:
-            print(
-                f"step {result.step_ms_median:.1f} ms (median), {result.bytes_per_step / 1e6:.2f} MB; peak memory "
-                f"{_mib(result.peak_rss_bytes)} here, {_mib(result.host_peak_rss_bytes)} of the host"
-            )
-    return failed.code
+    return run_command(partial(_train, args), _FAULTS)
 
 
-def _train(
+def _train(args: argparse.Namespace) -> int:
+    for name in ("epochs", "batch", "micro_batch", "ahead", "threads"):
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
+    settings = [_settings(args, epoch) for epoch in range(args.epochs)]
+    manifest = _divided(args.bundle)
+    dataset = Dataset.open(args.data)
+    for split in (dataset.train, dataset.val):
+        if split is not None:
+            check_fits(manifest, split)
+    host = EncoderServerProcess.of_bundle(args.bundle, args.threads)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            result = _epochs(args, settings, manifest, dataset, host, Path(folder))
+    finally:
+        host.close()
+    if args.json:
+        print(msgspec.json.encode(result).decode())
+    else:
+        print(
+            f"step {result.step_ms_median:.1f} ms (median), {result.bytes_per_step / 1e6:.2f} MB; peak memory "
+            f"{_mib(result.peak_rss_bytes)} here, {_mib(result.host_peak_rss_bytes)} of the host"
+        )
+    return DONE
+
+
+def _epochs(
     args: argparse.Namespace,
     settings: list[Training],
     manifest: wire.Manifest,

@@ -7,16 +7,17 @@ used.
 import argparse
 import math
 import statistics
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
+from devices.cli.run import BAD_INPUT, DONE, UsageError
+from devices.cli.run import run as run_command
+from devices.cli.values import by_task, names, size
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version
 from edge_runtime.training.memory_plan import PlannedMemory, plan_memory
@@ -33,14 +34,15 @@ from edge_runtime.wire.files import whole_file
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.metrics import METRICS
 from edge_runtime.wire.operators import check_graph_file
-from edge_runtime.wire.sizes import parse_size
 from edge_runtime.wire.tensors import TensorTable, Vector, parts_of_file, transfer, unpack
 
-DONE, USAGE, BAD_DATA = 0, 2, 3
-
-
-class UsageError(ValueError):
-    """An option has a value that makes no sense."""
+FAULTS: dict[type[Exception], int] = {
+    WireError: BAD_INPUT,
+    DatasetInvalid: BAD_INPUT,
+    EngineError: BAD_INPUT,
+    OfficialUnavailable: BAD_INPUT,
+    OSError: BAD_INPUT,
+}
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,7 +59,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=int, default=0, help="the same seed gives the same weights, bit for bit (default 0)"
     )
-    parser.add_argument("--tasks", help="tasks to train, with commas (default: all of the bundle)")
+    parser.add_argument("--tasks", type=names, help="tasks to train, with commas (default: all of the bundle)")
     parser.add_argument(
         "--probe-every", type=int, default=0, help="measure affinities at every so many steps (default: never)"
     )
@@ -75,7 +77,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         default="fixed",
         help="of the losses (default fixed)",
     )
-    parser.add_argument("--task-weights", type=_by_task, default={}, help="a=2,b=0.5,… (default: 1 for each)")
+    parser.add_argument("--task-weights", type=by_task, default={}, help="a=2,b=0.5,… (default: 1 for each)")
     parser.add_argument(
         "--merging",
         choices=("sum", "pcgrad", "cagrad"),
@@ -91,7 +93,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one for each core)")
     parser.add_argument(
         "--memory-budget",
-        type=_size,
+        type=size,
         metavar="SIZE",
         help="the most memory that the process may take, such as 220MiB: the fastest way to train that stays below it "
         "(default: every stage recomputed, no micro-batches)",
@@ -103,67 +105,70 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 def train(args: argparse.Namespace) -> int:
     """Train locally; the exit code."""
-    with one_sentence() as failed:
-        manifest, model, dataset, memory = _open(args)
-        if unknown := sorted(set(args.task_weights) - set(model.tasks)):
-            raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
-        epochs, step_ms = [], []
-        state = np.zeros(optimizer(_settings(args, 0)).table(model.table.parameters).size, np.float32)
-        learnt, micro_batch, evaluated = None, None, EVALUATION_BATCH
-        if memory is not None and memory.in_parts:
-            micro_batch = memory.plan.micro_batch
-            evaluated = min(EVALUATION_BATCH, micro_batch)
-        for epoch in range(args.epochs):
-            settings = _settings(args, epoch)
-            clock = [time.perf_counter()]
-            trained = Trainer(model, dataset.train, micro_batch).train(
-                settings, state, learnt=learnt, report=lambda *_, clock=clock: clock.append(time.perf_counter())
-            )
-            learnt = trained.learnt
-            if not all(map(math.isfinite, trained.loss.values())) or not np.isfinite(model.weights).all():
-                raise UsageError(f"training diverged in epoch {epoch + 1}: a lower learning rate may help (--lr)")
-            step_ms += [1000 * (after - before) for before, after in pairwise(clock)]
-            val_loss, val_metrics = measured(model, dataset.val, evaluated)
-            affinity = trained.affinities.result()
-            epochs.append(
-                {
-                    "epoch": epoch,
-                    "lr": settings.lr,
-                    "train_loss": trained.loss,
-                    "val_loss": val_loss,
-                    "val_metrics": val_metrics,
-                    "affinity": affinity,
-                }
-            )
-            if not args.json:
-                print_epoch(epoch, trained.loss, val_loss, metrics_text(manifest, val_metrics))
-        test_loss, test_metrics = measured(model, dataset.test, evaluated)
-        result = {
-            "tasks": model.tasks,
-            "metrics": {task.name: task.metric for task in manifest.tasks},
-            "examples": len(dataset.train),
-            "seed": args.seed,
-            "engine": engine_version() + (" official" if args.engine == "official" else ""),
-            "epochs": epochs,
-            "test_loss": test_loss,
-            "test_metrics": test_metrics,
-            "step_ms_median": statistics.median(step_ms),
-            "peak_rss_bytes": peak_rss_bytes(),
-            "memory": None if memory is None else memory.use,
-        }
-        if args.out is not None:
-            with whole_file(args.out) as file:
-                for part in parts_of_file(manifest.table, model.weights):
-                    file.write(part)
-        if args.json:
-            print(msgspec.json.encode(result).decode())
-        else:
-            peak = peak_rss_bytes()
-            said = "not measured" if peak is None else f"{peak / 2**20:.0f} MiB"
-            print(f"step {result['step_ms_median']:.1f} ms (median), peak memory {said}")
-            if memory is not None and memory.predicted_bytes is not None:
-                print(f"trained in {memory.plan}; {memory.predicted_bytes / 2**20:.0f} MiB were predicted")
-    return failed.code
+    return run_command(partial(_train, args), FAULTS)
+
+
+def _train(args: argparse.Namespace) -> int:
+    manifest, model, dataset, memory = _open(args)
+    if unknown := sorted(set(args.task_weights) - set(model.tasks)):
+        raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
+    epochs, step_ms = [], []
+    state = np.zeros(optimizer(_settings(args, 0)).table(model.table.parameters).size, np.float32)
+    learnt, micro_batch, evaluated = None, None, EVALUATION_BATCH
+    if memory is not None and memory.in_parts:
+        micro_batch = memory.plan.micro_batch
+        evaluated = min(EVALUATION_BATCH, micro_batch)
+    for epoch in range(args.epochs):
+        settings = _settings(args, epoch)
+        clock = [time.perf_counter()]
+        trained = Trainer(model, dataset.train, micro_batch).train(
+            settings, state, learnt=learnt, report=lambda *_, clock=clock: clock.append(time.perf_counter())
+        )
+        learnt = trained.learnt
+        if not all(map(math.isfinite, trained.loss.values())) or not np.isfinite(model.weights).all():
+            raise UsageError(f"training diverged in epoch {epoch + 1}: a lower learning rate may help (--lr)")
+        step_ms += [1000 * (after - before) for before, after in pairwise(clock)]
+        val_loss, val_metrics = measured(model, dataset.val, evaluated)
+        affinity = trained.affinities.result()
+        epochs.append(
+            {
+                "epoch": epoch,
+                "lr": settings.lr,
+                "train_loss": trained.loss,
+                "val_loss": val_loss,
+                "val_metrics": val_metrics,
+                "affinity": affinity,
+            }
+        )
+        if not args.json:
+            print_epoch(epoch, trained.loss, val_loss, metrics_text(manifest, val_metrics))
+    test_loss, test_metrics = measured(model, dataset.test, evaluated)
+    result = {
+        "tasks": model.tasks,
+        "metrics": {task.name: task.metric for task in manifest.tasks},
+        "examples": len(dataset.train),
+        "seed": args.seed,
+        "engine": engine_version() + (" official" if args.engine == "official" else ""),
+        "epochs": epochs,
+        "test_loss": test_loss,
+        "test_metrics": test_metrics,
+        "step_ms_median": statistics.median(step_ms),
+        "peak_rss_bytes": peak_rss_bytes(),
+        "memory": None if memory is None else memory.use,
+    }
+    if args.out is not None:
+        with whole_file(args.out) as file:
+            for part in parts_of_file(manifest.table, model.weights):
+                file.write(part)
+    if args.json:
+        print(msgspec.json.encode(result).decode())
+    else:
+        peak = peak_rss_bytes()
+        said = "not measured" if peak is None else f"{peak / 2**20:.0f} MiB"
+        print(f"step {result['step_ms_median']:.1f} ms (median), peak memory {said}")
+        if memory is not None and memory.predicted_bytes is not None:
+            print(f"trained in {memory.plan}; {memory.predicted_bytes / 2**20:.0f} MiB were predicted")
+    return DONE
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
@@ -179,47 +184,27 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 def predict(args: argparse.Namespace) -> int:
     """Run a plain model, of allowed operators alone, over some images; the exit code."""
-    with one_sentence() as failed:
-        split = Dataset.open(args.data).splits[args.split]
-        if split is None:
-            raise DatasetInvalid(f"{args.data} has no {args.split} set")
-        if args.count < 1:
-            raise UsageError("--count must be at least 1")
-        x, labels = split.batch(range(min(args.count, len(split))))
-        check_graph_file(args.model, args.model.name)
-        found = Engine().load(args.model).call({"image": x})
-        arrays = {"image": x}
-        for task, prediction in found.items():
-            arrays[f"prediction.{task}"] = prediction
-            if task in labels:
-                arrays[f"label.{task}"] = labels[task]
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        with args.out.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]
-    return failed.code
+    return run_command(partial(_predict, args), FAULTS)
 
 
-class Outcome:
-    """How a command ended."""
-
-    code = DONE
-
-
-@contextmanager
-def one_sentence() -> Iterator[Outcome]:
-    """Turn what a user can get wrong into one sentence and an exit code."""
-    outcome = Outcome()
-    try:
-        yield outcome
-    except UsageError as exc:
-        outcome.code = USAGE
-        print(exc, file=sys.stderr)
-    except (WireError, DatasetInvalid, EngineError, OfficialUnavailable) as exc:
-        outcome.code = BAD_DATA
-        print(exc, file=sys.stderr)
-    except OSError as exc:
-        outcome.code = BAD_DATA
-        print(f"{exc.filename}: {exc.strerror}", file=sys.stderr)
+def _predict(args: argparse.Namespace) -> int:
+    split = Dataset.open(args.data).splits[args.split]
+    if split is None:
+        raise DatasetInvalid(f"{args.data} has no {args.split} set")
+    if args.count < 1:
+        raise UsageError("--count must be at least 1")
+    x, labels = split.batch(range(min(args.count, len(split))))
+    check_graph_file(args.model, args.model.name)
+    found = Engine().load(args.model).call({"image": x})
+    arrays = {"image": x}
+    for task, prediction in found.items():
+        arrays[f"prediction.{task}"] = prediction
+        if task in labels:
+            arrays[f"label.{task}"] = labels[task]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    with args.out.open("wb") as file:
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+    return DONE
 
 
 def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, PlannedMemory | None]:
@@ -266,7 +251,7 @@ def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset
 
 def _select(whole: wire.Manifest, args: argparse.Namespace) -> tuple[wire.Manifest, Vector]:
     """The manifest of the chosen tasks and the weights to start from."""
-    names = tuple(sorted(args.tasks.split(","))) if args.tasks else whole.task_names
+    names = tuple(sorted(args.tasks)) if args.tasks else whole.task_names
     manifest = whole.group(names, whole.weights)
     if args.weights is not None:
         return manifest, unpack(manifest.table, args.weights.read_bytes())
@@ -303,17 +288,6 @@ def _weighting(args: argparse.Namespace) -> dict[str, object] | None:
             raise UsageError(f"--task-weights: --weighting {args.weighting} learns its weights, so leave them out")
         return {"type": args.weighting}
     return {"type": "fixed", "weights": args.task_weights} if args.task_weights else None
-
-
-def _size(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
-
-
-def _by_task(text: str) -> dict[str, float]:
-    return {task: float(weight) for task, _, weight in (part.partition("=") for part in text.split(","))}
 
 
 def measured(

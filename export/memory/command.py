@@ -7,9 +7,9 @@ from typing import Any
 
 import msgspec
 
+from devices.cli.values import names, size, whole_number
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.budget import MemoryPlan, Prediction, Work, choose_within, predict
-from edge_runtime.wire.sizes import parse_size
 
 BASE_BYTES = 57_000_000
 """Resident in a device's process before it loads the first graph, as measured on x86-64 with Python 3.11."""
@@ -20,8 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The arguments of `footprint`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--budget", type=size, metavar="SIZE", help="memory of the process, such as 220MiB")
-    parser.add_argument("--batch", type=_count, default=8, help="samples in a step (default 8)")
-    parser.add_argument("--tasks", help="tasks, with commas (default: all of the bundle)")
+    parser.add_argument("--batch", type=whole_number(1, 65536), default=8, help="samples in a step (default 8)")
+    parser.add_argument("--tasks", type=names, help="tasks, with commas (default: all of the bundle)")
     parser.add_argument("--optimizer", choices=tuple(STATE_VECTORS), default="sgd", help="(default sgd)")
     parser.add_argument("--most-frozen", type=int, help="freeze no more than so many stages (default: any number)")
     parser.add_argument(
@@ -34,25 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the table as JSON, and nothing else")
 
 
-def size(text: str) -> int:
-    """Bytes of a size such as 220MiB."""
-    try:
-        return parse_size(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
-
-
-def _count(text: str) -> int:
-    if not text.isdigit() or not 1 <= int(text) <= 65536:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of samples: 1 to 65536")
-    return int(text)
-
-
 def run(args: argparse.Namespace) -> None:
     """Print the table, and the plan for the budget. Raises BundleInvalid or BudgetTooSmall."""
     manifest = wire.read_folder(args.bundle)
     if args.tasks:
-        manifest = manifest.group(tuple(sorted(args.tasks.split(","))), manifest.weights)
+        manifest = manifest.group(tuple(sorted(args.tasks)), manifest.weights)
     work = Work(batch=args.batch, base_bytes=args.base, state_vectors=STATE_VECTORS[args.optimizer])
     rows = {name: [(plan, predict(manifest, plan, work)) for plan in plans] for name, plans in _shown(manifest, work)}
     if not args.json:

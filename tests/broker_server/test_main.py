@@ -7,8 +7,9 @@ pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from broker_server.__main__ import BAD_INPUT, OK, UNAVAILABLE, USAGE, main
+from broker_server.__main__ import main
 from broker_server.server.state import StateFolder
+from devices.cli.run import BAD_INPUT, DONE, UNAVAILABLE, USAGE
 
 pytestmark = pytest.mark.workstation
 GOLDEN = Path(__file__).parents[1] / "fixtures" / "split_golden.json"
@@ -19,7 +20,7 @@ def test_split_prints_json(capsys, flag, mode):
     golden = json.loads(GOLDEN.read_text())
     for case in (c for c in golden["expected"] if c["mode"] == mode):
         arguments = ["split", "--affinity", str(GOLDEN), "--groups", str(case["groups"]), "--json"]
-        assert main([*arguments, *([flag] if flag else [])]) == OK
+        assert main([*arguments, *([flag] if flag else [])]) == DONE
         found = json.loads(capsys.readouterr().out)
         assert sorted(map(sorted, found["groups"])) == sorted(map(sorted, case["partition"]))
         assert found["score"] == pytest.approx(case["score"], abs=1e-5)
@@ -27,7 +28,7 @@ def test_split_prints_json(capsys, flag, mode):
 
 
 def test_split_prints_text(capsys):
-    assert main(["split", "--affinity", str(GOLDEN), "--groups", "2"]) == OK
+    assert main(["split", "--affinity", str(GOLDEN), "--groups", "2"]) == DONE
     assert "s+d+n  k+t" in capsys.readouterr().out
 
 
@@ -46,7 +47,7 @@ def test_split_bad_file(tmp_path, capsys, text):
 
 def test_enrol_twice(tmp_path, capsys):
     arguments = ["enrol", "pi", "--out", str(tmp_path / "agent.toml"), "--state", str(tmp_path / "state")]
-    assert main(arguments) == OK
+    assert main(arguments) == DONE
     assert main(arguments) == USAGE
     assert "--force" in capsys.readouterr().err
 
@@ -54,7 +55,7 @@ def test_enrol_twice(tmp_path, capsys):
 def test_enrol_with_what_the_device_needs(tmp_path):
     out = tmp_path / "agent.toml"
     more = ["--threads", "2", "--ca-file", "ca.pem", "--url", "mqtts://server.lan"]
-    assert main(["enrol", "pi", "--out", str(out), "--state", str(tmp_path / "state"), *more]) == OK
+    assert main(["enrol", "pi", "--out", str(out), "--state", str(tmp_path / "state"), *more]) == DONE
     assert {'url = "mqtts://server.lan"', "threads = 2", 'ca_file = "ca.pem"'} < set(out.read_text().splitlines())
 
 

@@ -3,17 +3,17 @@
 import argparse
 import math
 import queue
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import FrameType
 
 import msgspec
 
+from devices.cli.run import BAD_INPUT, DONE, USAGE, UsageError, stop_event
+from devices.cli.run import run as run_command
 from devices.health import HealthProbe
 from devices.meters import Meter
 from devices.profile import ProfileInvalid
@@ -29,11 +29,12 @@ MAX_SECONDS = 7 * 86_400.0
 _MARK_LENGTH = 60
 
 _FAULTS: dict[type[Exception], int] = {
-    ProfileInvalid: 2,
-    CalibrationInvalid: 2,
-    sheet.SheetInvalid: 2,
-    NoMeter: 3,
-    plots.PlotImpossible: 3,
+    ProfileInvalid: USAGE,
+    CalibrationInvalid: USAGE,
+    sheet.SheetInvalid: USAGE,
+    NoMeter: BAD_INPUT,
+    plots.PlotImpossible: BAD_INPUT,
+    OSError: BAD_INPUT,
 }
 
 
@@ -67,15 +68,7 @@ def add_arguments(
 
 def run(args: argparse.Namespace, open_: Open) -> int:
     """Do what `add_arguments` parsed, and give the exit code. `open_` opens a source by its name."""
-    try:
-        code: int = args.run(args, open_)
-    except tuple(_FAULTS) as exc:
-        print(f"error: {exc}", file=sys.stderr)
-        return next(code for kind, code in _FAULTS.items() if isinstance(exc, kind))
-    except OSError as exc:
-        print(f"error: {exc.filename or 'the system'}: {exc.strerror}", file=sys.stderr)
-        return 3
-    return code
+    return run_command(partial(args.run, args, open_), _FAULTS)
 
 
 def record(
@@ -121,13 +114,13 @@ def _meter(args: argparse.Namespace, open_: Open) -> int:
     for name, least in (("seconds", 0.1), ("idle", 0.0)):
         value = getattr(args, name)
         if not (math.isfinite(value) and least <= value <= MAX_SECONDS):
-            raise CalibrationInvalid(f"--{name} must be between {least:g} and {MAX_SECONDS:g}")
+            raise UsageError(f"--{name} must be between {least:g} and {MAX_SECONDS:g}")
     made_true = None if args.calibration is None else calibration.read(args.calibration)
     meter: Meter
     try:
         meter = choose(args.board, args.source, args.root, open_)
     except ValueError as exc:
-        raise sheet.SheetInvalid(str(exc)) from exc
+        raise UsageError(str(exc)) from exc
     try:
         if made_true is not None:
             meter = CalibratedMeter(meter, made_true)
@@ -148,7 +141,7 @@ def _meter(args: argparse.Namespace, open_: Open) -> int:
         print(f"{len(rows)} readings in {args.csv}")
     if args.plot is not None:
         plots.recording(rows, source, args.plot)
-    return 0
+    return DONE
 
 
 def _record(args: argparse.Namespace, meter: Meter) -> list[Row]:
@@ -166,7 +159,7 @@ def _record(args: argparse.Namespace, meter: Meter) -> list[Row]:
     marks: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(marks,), name="marks", daemon=True).start()
     try:
-        with _stopped_by_signals() as stop:
+        with stop_event() as stop:
             return record(meter, add, idle_s=args.idle, seconds=args.seconds, marks=marks, stop=stop)
     finally:
         out.close()
@@ -178,22 +171,6 @@ def _listen(marks: "queue.SimpleQueue[str]") -> None:
         name = "".join(char for char in line.strip() if char.isprintable())[:_MARK_LENGTH]
         if name:
             marks.put(name)
-
-
-@contextmanager
-def _stopped_by_signals() -> Iterator[threading.Event]:
-    stop = threading.Event()
-
-    def handle(_number: int, _frame: FrameType | None) -> None:
-        stop.set()
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, handle) for number in numbers]
-    try:
-        yield stop
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
 
 
 def _line(segment: Segment) -> str:
@@ -230,4 +207,4 @@ def _calibrate(args: argparse.Namespace) -> int:
     print(
         f"{args.out}: for `python -m edge_runtime energy record --calibration`, and for the agent's meter_calibration"
     )
-    return 0
+    return DONE

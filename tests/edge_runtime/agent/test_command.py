@@ -6,16 +6,8 @@ import threading
 
 import pytest
 
-from edge_runtime.agent.command import (
-    EXIT_CONFIG,
-    EXIT_METER,
-    EXIT_OK,
-    EXIT_REFUSED,
-    EXIT_STATE,
-    add_arguments,
-    connect,
-    run,
-)
+from devices.cli.run import BAD_INPUT, DONE, REFUSED, UNAVAILABLE, USAGE
+from edge_runtime.agent.command import add_arguments, connect, run
 from edge_runtime.agent.config import ConfigInvalid, read
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkerUnusable
@@ -48,7 +40,7 @@ def arguments(config_file):
 def test_run_ends_with_0_when_the_federation_has_finished(arguments, world):
     world.server.plans.append(world.bundle.plan(0))
     world.server.connect()
-    assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == EXIT_OK
+    assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == DONE
     assert len(world.server.results) == 1
     assert world.link.retained[world.server.topics.status("kitchen")] == OFFLINE
 
@@ -65,8 +57,8 @@ def test_run_ends_with_0_and_says_offline_when_it_gets_a_signal(arguments, world
     world.server.on_message = hello
     world.server.connect()
     try:
-        assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == EXIT_OK
-        assert signal.getsignal(number) is signal.SIG_DFL
+        assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == DONE
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
     finally:
         signal.signal(signal.SIGTERM, before[0])
         signal.signal(signal.SIGINT, before[1])
@@ -82,24 +74,24 @@ def test_run_leaves_signals_alone_on_another_thread(arguments, world):
     )
     thread.start()
     thread.join(60)
-    assert codes == [EXIT_OK]
+    assert codes == [DONE]
 
 
 def test_run_ends_with_2_for_a_bad_configuration(arguments, config_file, world, capsys):
     config_file.write_text("device = 3\n")
-    assert run(arguments, lambda _config: world.worker) == EXIT_CONFIG
+    assert run(arguments, lambda _config: world.worker) == USAGE
     assert "agent.toml, key device" in capsys.readouterr().err
 
 
 def test_run_ends_with_2_for_a_url_that_is_none(arguments, config_file, world, capsys):
     config_file.write_text(config_file.read_text().replace("mqtt://", "http://"))
-    assert run(arguments, lambda _config: world.worker) == EXIT_CONFIG
+    assert run(arguments, lambda _config: world.worker) == USAGE
     assert "is not a broker URL" in capsys.readouterr().err
 
 
 def test_run_ends_with_3_when_another_process_uses_the_state(arguments, tmp_path, world, capsys):
     state = State(tmp_path / "state")
-    assert run(arguments, lambda _config: world.worker) == EXIT_STATE
+    assert run(arguments, lambda _config: world.worker) == BAD_INPUT
     state.close()
     assert "another process uses" in capsys.readouterr().err
 
@@ -108,7 +100,7 @@ def test_run_ends_with_3_when_the_data_set_cannot_be_used(arguments, tmp_path, c
     def make_worker(_config):
         raise WorkerUnusable("data/train/image.npy is missing")
 
-    assert run(arguments, make_worker) == EXIT_STATE
+    assert run(arguments, make_worker) == BAD_INPUT
     assert "image.npy is missing" in capsys.readouterr().err
     State(tmp_path / "state").close()
 
@@ -120,14 +112,14 @@ def test_run_ends_with_3_when_an_update_cannot_be_kept(arguments, tmp_path, worl
     world.worker.before = before
     world.server.plans.append(world.bundle.plan(0))
     world.server.connect()
-    assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == EXIT_STATE
+    assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == BAD_INPUT
     assert "an update cannot be written" in capsys.readouterr().err
     assert world.link.closed
 
 
 def test_run_ends_with_5_when_the_broker_refuses(arguments, world, capsys):
     world.link.inbox.put(Disconnected("Not authorized", refused=True))
-    assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == EXIT_REFUSED
+    assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == REFUSED
     error = capsys.readouterr().err
     assert "enrol kitchen again" in error
     assert "secret" not in error
@@ -144,8 +136,8 @@ def test_connect_makes_a_link_with_a_last_will(config_file):
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
-        (ConfigInvalid("meter: 'sun' is no source"), EXIT_CONFIG, "agent.toml: meter: 'sun' is no source"),
-        (MeterUnusable("rapl: not here"), EXIT_METER, "the meter auto cannot be used: rapl: not here"),
+        (ConfigInvalid("meter: 'sun' is no source"), USAGE, "agent.toml: meter: 'sun' is no source"),
+        (MeterUnusable("rapl: not here"), UNAVAILABLE, "the meter auto cannot be used: rapl: not here"),
     ],
 )
 def test_run_ends_for_a_meter_that_cannot_be_opened(arguments, world, capsys, error, code, words):
@@ -171,7 +163,7 @@ def test_run_measures_the_idle_board_first_and_says_it_beside_the_joules(config_
     world.server.plans.append(world.bundle.plan(0))
     world.server.connect()
     options = {"make_link": lambda _config: world.link, "make_account": make_account}
-    assert run(arguments, lambda _config: world.worker, **options) == EXIT_OK
+    assert run(arguments, lambda _config: world.worker, **options) == DONE
     assert asked == ["fake"]
     (spent,) = world.server.said(Spent)
     assert spent.energy.idle_w == pytest.approx(5.0)
@@ -191,7 +183,7 @@ def test_run_that_was_cut_off_at_work_keeps_its_baseline(arguments, world, make_
         "make_account": lambda _config: EnergyAccount(make_meter(), path=path),
     }
     with caplog.at_level("INFO"):
-        assert run(arguments, lambda _config: world.worker, **options) == EXIT_OK
+        assert run(arguments, lambda _config: world.worker, **options) == DONE
     assert "energy is measured by fake" in caplog.text
     assert "the idle board" not in caplog.text
 

@@ -10,7 +10,8 @@ pytest.importorskip("jwt")
 
 from broker_server.mqtt.auth import TokenAuthorizer
 from broker_server.mqtt.broker import EmbeddedBroker
-from edge_runtime.agent.command import EXIT_OK, EXIT_REFUSED, add_arguments, connect, run
+from devices.cli.run import DONE, REFUSED
+from edge_runtime.agent.command import add_arguments, connect, run
 from edge_runtime.agent.config import read
 from edge_runtime.wire import tokens
 from edge_runtime.wire.link import Connected, Delivery
@@ -107,7 +108,7 @@ def test_agent_goes_through_rounds_over_mqtt(site, configure, make_bundle, make_
     bundle = make_bundle(graph_bytes=100_000)
     server = make_server(site, [bundle], tmp_path / "server")
     server.plans.extend([bundle.plan(0), bundle.plan(1, value=5.0), bundle.evaluation(2)])
-    assert run_in_thread(configure(), worker) == EXIT_OK
+    assert run_in_thread(configure(), worker) == DONE
     assert [result.round for result in server.results] == [0, 1, 2]
     until(lambda: site.statuses[-1] == b'{"state":"offline"}')
     assert b'{"state":"online"}' in site.statuses
@@ -126,7 +127,7 @@ def test_agent_goes_on_after_the_broker_was_started_again(site, configure, make_
         return False
 
     server.on_message = restart
-    assert run_in_thread(configure(), worker) == EXIT_OK
+    assert run_in_thread(configure(), worker) == DONE
     restarts[0].join()
     assert len(server.results) == 1
     assert len(server.said(Hello)) >= 2
@@ -135,7 +136,7 @@ def test_agent_goes_on_after_the_broker_was_started_again(site, configure, make_
 
 @pytest.mark.parametrize("wrong", [{"lifetime_s": -60.0}, {"name": "attic"}])
 def test_agent_with_a_token_that_is_not_good_ends_with_5(configure, worker, capsys, wrong):
-    assert run_in_thread(configure(**wrong), worker) == EXIT_REFUSED
+    assert run_in_thread(configure(**wrong), worker) == REFUSED
     assert "enrol kitchen again" in capsys.readouterr().err
 
 

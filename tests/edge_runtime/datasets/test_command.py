@@ -98,7 +98,7 @@ def test_without_pillow(words, tmp_path):
         [sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == "data sets are made with pillow and rich: pip install '.[datasets]'\n"
+    assert done.stderr == "error: data sets are made with pillow and rich: pip install '.[datasets]'\n"
 
 
 def test_dataset_needs_neither_pillow_nor_rich():

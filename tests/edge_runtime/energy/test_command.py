@@ -150,7 +150,7 @@ def test_ctrl_c_while_the_idle_machine_is_measured_ends_quietly(meter, capsys):
         raise KeyboardInterrupt
 
     assert run(arguments(), ["never-run"], lambda _: (meter, ()), interrupted) == 130
-    assert capsys.readouterr() == ("", "")
+    assert capsys.readouterr() == ("", "stopped\n")
     assert meter.closed
 
 
