@@ -27,7 +27,7 @@ from broker_server.report.energy_costs import Plan, ReportUnusable
 from broker_server.report.energy_plot import PlotImpossible
 from broker_server.report.journals import Journalled
 from broker_server.rounds.federation import FederationChanged
-from broker_server.rounds.journal import StoreInvalid
+from broker_server.rounds.journal import JournalInvalid
 from broker_server.server.config import ConfigInvalid, ServerConfig
 from broker_server.server.config_file import PATHS, read
 from broker_server.server.enrol import EnrolmentRefused, enrol
@@ -54,7 +54,7 @@ _FAULTS: dict[type[Exception], int] = {
     TokenRefused: USAGE,
     LinkInvalid: USAGE,
     KeyInvalid: BAD_INPUT,
-    StoreInvalid: BAD_INPUT,
+    JournalInvalid: BAD_INPUT,
     BundleInvalid: BAD_INPUT,
     TensorsInvalid: BAD_INPUT,
     SplitImpossible: BAD_INPUT,
@@ -260,9 +260,9 @@ def _report(options: argparse.Namespace) -> int:
         raise ReportImpossible(f"{config.state} is not a state folder")
     folder = StateFolder(config.state)
     with contextlib.closing(folder):
-        store, blobs = folder.open()
-        with contextlib.closing(store):
-            print(write_report(options.out or config.state / "report", store, blobs))
+        journal, blobs = folder.open()
+        with contextlib.closing(journal):
+            print(write_report(options.out or config.state / "report", journal, blobs))
     return DONE
 
 

@@ -202,9 +202,9 @@ class Demo:
         state = StateFolder(self.state)
         with ExitStack() as stack:
             stack.callback(state.close)
-            store, _ = state.open()
-            stack.callback(store.close)
-            built, affinities = reports.build(store), reports.affinities(store)
+            journal, _ = state.open()
+            stack.callback(journal.close)
+            built, affinities = reports.build(journal), reports.affinities(journal)
         found: dict[str, dict[str, pictures.Array]] = {folder.name: {} for folder in data[:SHOWN]}
         for tasks in built.split.groups if built.split else (built.tasks,):
             group = group_id(tasks)

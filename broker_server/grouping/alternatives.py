@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike
 
 from broker_server.grouping.search import (
     TIE,
-    Split,
     SplitImpossible,
+    TaskSplit,
     blocks,
     check,
     check_tasks,
@@ -32,7 +32,7 @@ from broker_server.grouping.search import (
 Groups = tuple[tuple[str, ...], ...]
 
 
-def divided(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[str]]) -> Split:
+def divided(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[str]]) -> TaskSplit:
     """The division `groups`, one of its groups halved: that which gains most, or loses least, by its best halves.
 
     `values` (T, T) are the affinities i→j of all tasks. Of equals the first group is taken. Raises SplitImpossible,
@@ -56,30 +56,30 @@ def divided(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[s
         raise SplitImpossible("every group is a single task: nothing is left to divide")
     _, whole, half = best
     found = in_order(tasks, [mask for mask in masks if mask != whole] + [half, whole ^ half])
-    return Split(groups=found, score=score(tasks, array, found), mode="exactly")
+    return TaskSplit(groups=found, score=score(tasks, array, found), mode="exactly")
 
 
 def hierarchical(
     tasks: Sequence[str], values: ArrayLike, groups: int, mode: Literal["exactly", "at_most"] = "exactly"
-) -> Split:
+) -> TaskSplit:
     """The division into `groups` groups step by step; `at_most` stops where no step gains. Raises SplitImpossible."""
     array = check(tasks, values)
     if not 1 <= groups <= len(tasks):
         raise SplitImpossible(f"{len(tasks)} tasks cannot be divided step by step into {groups} groups")
     whole = (tuple(tasks),)
-    found = Split(groups=whole, score=score(tasks, array, whole), mode=mode)
+    found = TaskSplit(groups=whole, score=score(tasks, array, whole), mode=mode)
     while len(found.groups) < groups:
         following = divided(tasks, array, found.groups)
         if mode == "at_most" and following.score <= found.score + TIE:
             break
-        found = Split(groups=following.groups, score=following.score, mode=mode)
+        found = TaskSplit(groups=following.groups, score=following.score, mode=mode)
     return found
 
 
-def worst(tasks: Sequence[str], values: ArrayLike, groups: int) -> Split:
+def worst(tasks: Sequence[str], values: ArrayLike, groups: int) -> TaskSplit:
     """The division into exactly `groups` groups with the lowest score. Raises SplitImpossible."""
     found = search_table(tasks, -task_scores(check(tasks, values)), groups, "exactly")
-    return Split(groups=found.groups, score=-found.score, mode="exactly")
+    return TaskSplit(groups=found.groups, score=-found.score, mode="exactly")
 
 
 def random_groups(tasks: Sequence[str], groups: int, seed: int) -> Groups:

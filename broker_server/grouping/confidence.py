@@ -20,21 +20,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from broker_server.grouping.affinity import AffinityLedger
-from broker_server.grouping.search import Mode, Split, check, search
+from broker_server.grouping.search import Mode, TaskSplit, check, search
 
 LEAST_DEVICES = 2
 """Drawing one device anew gives the same device."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sure:
+class SplitConfidence:
     """The best split by what was measured, and how sure it is, 0 to 1; None where fewer than two devices measured."""
 
-    split: Split
+    split: TaskSplit
     confidence: float | None
 
 
-def by_devices(ledger: AffinityLedger, groups: int, mode: Mode, *, draws: int = 200, seed: int = 0) -> Sure:
+def by_devices(ledger: AffinityLedger, groups: int, mode: Mode, *, draws: int = 200, seed: int = 0) -> SplitConfidence:
     """The best split of a ledger, and the share of seeded draws of its devices in which the same groups are the best.
 
     A draw in which nobody measured some pair counts against it. Raises SplitImpossible, also if the ledger has no
@@ -43,14 +43,14 @@ def by_devices(ledger: AffinityLedger, groups: int, mode: Mode, *, draws: int = 
     tasks, devices = ledger.tasks, ledger.devices
     found = search(tasks, ledger.result().values, groups, mode)
     if len(devices) < LEAST_DEVICES:
-        return Sure(split=found, confidence=None)
+        return SplitConfidence(split=found, confidence=None)
     random = np.random.default_rng(seed)
     times = random.multinomial(len(devices), [1 / len(devices)] * len(devices), size=draws)  # (draws, devices)
     same = sum(
         bool(np.isfinite(values).all()) and search(tasks, values, groups, mode).groups == found.groups
         for values in ledger.weighted(times.astype(np.float64))
     )
-    return Sure(split=found, confidence=same / draws)
+    return SplitConfidence(split=found, confidence=same / draws)
 
 
 def settled(
@@ -62,7 +62,7 @@ def settled(
     rounds: int,
     draws: int = 200,
     seed: int = 0,
-) -> Sure | None:
+) -> SplitConfidence | None:
     """The best split, if after each of the last `rounds` probed rounds it was the best with a confidence of `least`.
 
     What counts after a round is the mean over all rounds of the ledger up to it; give `ledger.between(…)` to forget the
@@ -86,7 +86,7 @@ def by_errors(
     tasks: Sequence[str],
     values: ArrayLike,
     standard_error: ArrayLike,
-    split: Split,
+    split: TaskSplit,
     *,
     groups: int,
     draws: int = 100,

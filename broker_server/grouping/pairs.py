@@ -15,7 +15,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from broker_server.grouping.search import Mode, Split, SplitImpossible, Values, check_tasks, score_in_table, score_table
+from broker_server.grouping.search import (
+    Mode,
+    SplitImpossible,
+    TaskSplit,
+    Values,
+    check_tasks,
+    score_in_table,
+    score_table,
+)
 from broker_server.grouping.search import search_table as search
 
 Pairs = Mapping[tuple[str, str], tuple[float, float]]
@@ -24,7 +32,7 @@ Pairs = Mapping[tuple[str, str], tuple[float, float]]
 
 def choose(
     tasks: Sequence[str], singles: Mapping[str, float], pairs: Pairs, groups: int, mode: Mode = "overlap"
-) -> Split:
+) -> TaskSplit:
     """The groups with the least estimated total loss; the split's score is minus the mean over tasks.
 
     `overlap` makes at most `groups` groups, in which a task may be several times; a group may be a single task. The

@@ -42,7 +42,7 @@ class SplitImpossible(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Split:
+class TaskSplit:
     """A division of tasks into groups and its score. Groups follow the order of the tasks given."""
 
     groups: tuple[tuple[str, ...], ...]
@@ -124,7 +124,7 @@ def task_score(tasks: Sequence[str], values: ArrayLike, group: Sequence[str], ta
     return float(task_scores(check(tasks, values))[mask, _index(tasks, task)])
 
 
-def search(tasks: Sequence[str], values: ArrayLike, groups: int, mode: Mode) -> Split:
+def search(tasks: Sequence[str], values: ArrayLike, groups: int, mode: Mode) -> TaskSplit:
     """The best split of `tasks` into `groups` groups. `values` is (T, T), i→j.
 
     `exactly` makes that many groups and `at_most` that many or fewer, each task in one; `overlap` makes that many or
@@ -134,7 +134,7 @@ def search(tasks: Sequence[str], values: ArrayLike, groups: int, mode: Mode) -> 
     return search_table(tasks, task_scores(check(tasks, values)), groups, mode, smallest=2)
 
 
-def search_table(tasks: Sequence[str], table: Values, groups: int, mode: Mode, *, smallest: int = 1) -> Split:
+def search_table(tasks: Sequence[str], table: Values, groups: int, mode: Mode, *, smallest: int = 1) -> TaskSplit:
     """The best split by the scores of each task in each group, (2^T, T), 0 where it is not a member.
 
     Overlapping groups have at least `smallest` members. Raises SplitImpossible.
@@ -163,7 +163,7 @@ def search_table(tasks: Sequence[str], table: Values, groups: int, mode: Mode, *
         taken = int(choice[k, rest])
         masks.append(int(group_of[taken]))
         rest ^= taken
-    return Split(groups=in_order(tasks, dict.fromkeys(masks)), score=float(best[count, full]) / T, mode=mode)
+    return TaskSplit(groups=in_order(tasks, dict.fromkeys(masks)), score=float(best[count, full]) / T, mode=mode)
 
 
 def group_mask(tasks: Sequence[str], group: Sequence[str]) -> int:

@@ -19,7 +19,7 @@ Groups = tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Offer:
+class Candidate:
     """A division, what it is expected to gain and to cost; the units are the caller's, the same for all offers."""
 
     groups: Groups
@@ -34,23 +34,23 @@ class Offer:
 
 def offers(
     tasks: Sequence[str], values: ArrayLike, most: int, cost: Callable[[Groups], float], mode: Mode = "exactly"
-) -> tuple[Offer, ...]:
+) -> tuple[Candidate, ...]:
     """The best division into each number of groups from 1 to `most`, with its gain over the first.
 
     `values` (T, T) are affinities i→j. Of "at most" and "overlap", numbers that find nothing new are left out. Raises
     SplitImpossible, also for a cost that is not above 0.
     """
-    found: dict[Groups, Offer] = {}
+    found: dict[Groups, Candidate] = {}
     start = search(tasks, values, 1, "exactly")
     for split in (start, *(search(tasks, values, groups, mode) for groups in range(2, most + 1))):
         spent = cost(split.groups)
         if not 0 < spent < float("inf"):
             raise SplitImpossible(f"{len(split.groups)} groups are said to cost {spent}, which is not a cost")
-        found.setdefault(split.groups, Offer(groups=split.groups, gain=split.score - start.score, cost=spent))
+        found.setdefault(split.groups, Candidate(groups=split.groups, gain=split.score - start.score, cost=spent))
     return tuple(found.values())
 
 
-def choose(offered: Sequence[Offer]) -> Offer:
+def choose(offered: Sequence[Candidate]) -> Candidate:
     """The offer that gains most for a unit of cost; where none gains, or of equals, the first. Raises ValueError.
 
     The first of several offers is the one that the others' gains are over.

@@ -20,7 +20,7 @@ from broker_server.mqtt.auth import Authorizer, Principal
 from broker_server.mqtt.codec import PacketMalformed, ProtocolUnsupported, encode
 from broker_server.mqtt.flow import Flow
 from broker_server.mqtt.limits import Limits
-from broker_server.mqtt.outbox import Message
+from broker_server.mqtt.outbox import QueuedMessage
 from broker_server.mqtt.packets import (
     Connack,
     Connect,
@@ -36,7 +36,7 @@ from broker_server.mqtt.packets import (
 )
 from broker_server.mqtt.retained import Retained
 from broker_server.mqtt.router import Router
-from broker_server.mqtt.session import Connection, Peer, Phase, ProtocolViolated, Session
+from broker_server.mqtt.session import ClientSession, Connection, ConnectionPhase, Peer, ProtocolViolated
 from broker_server.mqtt.stats import Stats
 from edge_runtime.wire.errors import TokenRefused
 
@@ -53,7 +53,7 @@ class Subscriber(Protocol):
         """Whether publishers should wait."""
         ...
 
-    def offer(self, message: Message) -> bool:
+    def offer(self, message: QueuedMessage) -> bool:
         """Take a message. False if it had to be dropped."""
         ...
 
@@ -72,17 +72,17 @@ class Client:
     def __init__(self, peer: Peer, connection: Connection) -> None:
         self.peer = peer
         self.connection = connection
-        self.session: Session | None = None
+        self.session: ClientSession | None = None
 
     @property
     def is_live(self) -> bool:
         """Whether its CONNECT was accepted and it has not ended."""
-        return self.connection.phase is Phase.LIVE
+        return self.connection.phase is ConnectionPhase.LIVE
 
     @property
     def is_closed(self) -> bool:
         """Whether it has ended."""
-        return self.connection.phase is Phase.CLOSED
+        return self.connection.phase is ConnectionPhase.CLOSED
 
     def hold(self, is_held: bool) -> None:
         """Stop reading from the socket, or go on."""
@@ -98,7 +98,7 @@ class Hub:
         self._authorizer = authorizer
         self._pending: dict[Client, None] = {}  # oldest first
         self._clients: dict[str, Client] = {}  # by client id
-        self._sessions: dict[str, Session] = {}
+        self._sessions: dict[str, ClientSession] = {}
         self._router: Router[Subscriber] = Router()
         self._retained = Retained(cap=limits.retained, cap_bytes=limits.retained_bytes)
         self._flow: Flow[Client | LocalParty, Subscriber] = Flow()
@@ -141,7 +141,7 @@ class Hub:
     def malformed(self, client: Client, error: PacketMalformed, now_s: float) -> None:
         """Bytes came that are no packet."""
         self.stats.malformed[error.reason] += 1
-        if isinstance(error, ProtocolUnsupported) and client.connection.phase is Phase.FRESH:
+        if isinstance(error, ProtocolUnsupported) and client.connection.phase is ConnectionPhase.FRESH:
             client.peer.send(encode(Connack(False, BAD_PROTOCOL)))
         self._end(client, "malformed", now_s, is_polite=True)
 
@@ -165,7 +165,7 @@ class Hub:
             if reason := client.connection.overdue(now_s, is_held=self._flow.is_held(client)):
                 self._end(client, reason, now_s)
         for subscriber in self._flow.stalled(now_s, self.limits.stall_s):
-            if isinstance(subscriber, Session):  # the server's own link may take its time
+            if isinstance(subscriber, ClientSession):  # the server's own link may take its time
                 self.stats.dropped["slow"] += subscriber.outbox.clear()
                 self._end(self._clients[subscriber.client_id], "slow", now_s)
         for session in list(self._sessions.values()):
@@ -183,14 +183,14 @@ class Hub:
         """Whether every client that is connected has got and acknowledged all that was for it."""
         return not any(client.session and len(client.session.outbox) for client in self._clients.values())
 
-    def publish(self, message: Message, publisher: Client | LocalParty | None, now_s: float) -> None:
+    def publish(self, message: QueuedMessage, publisher: Client | LocalParty | None, now_s: float) -> None:
         """Route a message, and keep it if it is to be retained. `publisher` may be held back for it."""
         if message.retain:
             if not self._retained.put(message):
                 self.stats.dropped["retained-full"] += 1
-            message = Message(message.topic, message.payload, message.qos)
+            message = QueuedMessage(message.topic, message.payload, message.qos)
         for subscriber, qos in self._router.subscribers(message.topic).items():
-            copy = message if qos >= message.qos else Message(message.topic, message.payload, qos)
+            copy = message if qos >= message.qos else QueuedMessage(message.topic, message.payload, qos)
             self._offer(subscriber, copy)
             if copy.qos and publisher is not None and subscriber.is_full:
                 self._flow.block(publisher, subscriber, now_s)
@@ -199,7 +199,7 @@ class Hub:
         """Add a subscription, and deliver what is retained for it."""
         self._router.subscribe(subscriber, topic_filter, qos)
         for message in self._retained.matching(topic_filter):
-            copy = message if qos >= message.qos else Message(message.topic, message.payload, qos, retain=True)
+            copy = message if qos >= message.qos else QueuedMessage(message.topic, message.payload, qos, retain=True)
             self._offer(subscriber, copy)
 
     def unsubscribe(self, subscriber: Subscriber, topic_filter: str) -> None:
@@ -216,7 +216,7 @@ class Hub:
         self._flow.relieve(party)
         self._flow.forget(party)
 
-    def _offer(self, subscriber: Subscriber, message: Message) -> None:
+    def _offer(self, subscriber: Subscriber, message: QueuedMessage) -> None:
         if not subscriber.offer(message):
             self.stats.dropped[f"qos-{message.qos}"] += 1
 
@@ -236,7 +236,7 @@ class Hub:
             session = None
         is_present = session is not None
         if session is None:
-            session = Session(connect.client_id, is_clean=connect.clean_session, limits=self.limits)
+            session = ClientSession(connect.client_id, is_clean=connect.clean_session, limits=self.limits)
             self._make_room_for_session()
             self._sessions[connect.client_id] = session
         del self._pending[client]
@@ -269,7 +269,7 @@ class Hub:
             self._end(client, "denied", now_s, is_polite=True)
             return
         self.stats.messages_in += 1
-        self.publish(Message(packet.topic, packet.payload, packet.qos, packet.retain), client, now_s)
+        self.publish(QueuedMessage(packet.topic, packet.payload, packet.qos, packet.retain), client, now_s)
 
     def _subscribe(self, client: Client, packet: Subscribe) -> None:
         principal, session = _principal(client), _session(client)
@@ -312,9 +312,9 @@ class Hub:
                 self._forget(client.session)
         if will is not None:
             self.stats.messages_in += 1
-            self.publish(Message(will.topic, will.payload, min(will.qos, 1), will.retain), None, now_s)
+            self.publish(QueuedMessage(will.topic, will.payload, min(will.qos, 1), will.retain), None, now_s)
 
-    def _forget(self, session: Session) -> None:
+    def _forget(self, session: ClientSession) -> None:
         self._router.drop(session)
         self.stats.dropped["session-ended"] += session.outbox.clear()
         self._sessions.pop(session.client_id, None)
@@ -325,12 +325,12 @@ class Hub:
             if away:
                 self._forget(min(away, key=lambda session: session.away_since_s or 0.0))
 
-    def _relieve_if_drained(self, session: Session) -> None:
+    def _relieve_if_drained(self, session: ClientSession) -> None:
         if self._flow.is_awaited(session) and session.outbox.is_relieved:
             self._flow.relieve(session)
 
 
-def _session(client: Client) -> Session:
+def _session(client: Client) -> ClientSession:
     assert client.session is not None  # a live connection has one
     return client.session
 

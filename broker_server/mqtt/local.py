@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from broker_server.mqtt.hub import Hub
-from broker_server.mqtt.outbox import Message
+from broker_server.mqtt.outbox import QueuedMessage
 from broker_server.mqtt.topics import is_filter, is_topic
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Event, LinkFull, packet_bytes
 
@@ -26,10 +26,10 @@ class _Party:
         self.hub = hub
         self.loop = loop
         self.changed = threading.Condition()  # guards all that follows
-        self.inbox: deque[Message | Connected | Disconnected] = deque([Connected()])
+        self.inbox: deque[QueuedMessage | Connected | Disconnected] = deque([Connected()])
         self.inbox_bytes = 0
         self.inbox_cap_bytes = inbox_bytes
-        self.outbox: deque[Message] = deque()
+        self.outbox: deque[QueuedMessage] = deque()
         self.outbox_bytes = 0
         self.outbox_cap_bytes = outbox_bytes
         self.is_scheduled = False
@@ -41,7 +41,7 @@ class _Party:
     def is_full(self) -> bool:
         return self.inbox_bytes >= self.inbox_cap_bytes
 
-    def offer(self, message: Message) -> bool:
+    def offer(self, message: QueuedMessage) -> bool:
         with self.changed:
             limit = self.inbox_cap_bytes * (2 if message.qos else 1)
             if self.inbox_bytes + message.cost_bytes > limit:
@@ -91,7 +91,7 @@ class LocalLink:
         if not is_topic(topic):
             raise ValueError(f"{topic[:200]!r} is not a topic to publish to")
         party = self._party
-        message = Message(topic, payload, qos=1, retain=retain)
+        message = QueuedMessage(topic, payload, qos=1, retain=retain)
         with party.changed:
             if party.outbox_bytes + message.cost_bytes > party.outbox_cap_bytes:
                 raise LinkFull(f"{party.outbox_bytes} bytes wait for slow clients: receive, then publish again")
@@ -123,7 +123,7 @@ class LocalLink:
             if not party.inbox:
                 return None
             event = party.inbox.popleft()
-            if not isinstance(event, Message):
+            if not isinstance(event, QueuedMessage):
                 return event
             before = party.inbox_bytes
             party.inbox_bytes -= event.cost_bytes

@@ -21,7 +21,7 @@ _LAST_PACKET_ID = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
-class Message:
+class QueuedMessage:
     """What is routed. The payload is shared by all outboxes that hold it."""
 
     topic: str
@@ -42,8 +42,8 @@ class Outbox:
         self.held_bytes = 0
         self._cap_bytes = cap_bytes
         self._window = window
-        self._queue: deque[Message] = deque()
-        self._flying: dict[int, Message] = {}
+        self._queue: deque[QueuedMessage] = deque()
+        self._flying: dict[int, QueuedMessage] = {}
         self._again: deque[int] = deque()
         self._last_id = 0
 
@@ -60,7 +60,7 @@ class Outbox:
     def __len__(self) -> int:
         return len(self._queue) + len(self._flying)
 
-    def offer(self, message: Message, *, is_away: bool = False) -> bool:
+    def offer(self, message: QueuedMessage, *, is_away: bool = False) -> bool:
         """Take a message in, or say that there is no room for it."""
         if message.qos == 0 and (is_away or self.is_full):
             return False
@@ -115,7 +115,7 @@ class Outbox:
                 return self._last_id
 
 
-def _packet(message: Message, packet_id: int, *, dup: bool = False) -> Publish:
+def _packet(message: QueuedMessage, packet_id: int, *, dup: bool = False) -> Publish:
     return Publish(
         topic=message.topic,
         payload=message.payload,

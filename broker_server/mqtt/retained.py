@@ -4,7 +4,7 @@
 
 from collections.abc import Iterator
 
-from broker_server.mqtt.outbox import Message
+from broker_server.mqtt.outbox import QueuedMessage
 from broker_server.mqtt.topics import matches
 
 
@@ -15,12 +15,12 @@ class Retained:
         self.held_bytes = 0
         self._cap = cap
         self._cap_bytes = cap_bytes
-        self._messages: dict[str, Message] = {}
+        self._messages: dict[str, QueuedMessage] = {}
 
     def __len__(self) -> int:
         return len(self._messages)
 
-    def put(self, message: Message) -> bool:
+    def put(self, message: QueuedMessage) -> bool:
         """Keep a message instead of its topic's last one; an empty payload clears. False if there is no room.
 
         Without room the last one is forgotten too: a stale answer is worse than none.
@@ -36,7 +36,7 @@ class Retained:
         self.held_bytes += message.cost_bytes
         return True
 
-    def matching(self, topic_filter: str) -> Iterator[Message]:
+    def matching(self, topic_filter: str) -> Iterator[QueuedMessage]:
         """What a new subscription to `topic_filter` gets, marked retained."""
         fixed = topic_filter.split("+", maxsplit=1)[0].split("#", maxsplit=1)[0]
         if fixed == topic_filter:
@@ -47,4 +47,4 @@ class Retained:
             candidates = [message for topic, message in self._messages.items() if topic.startswith(prefix)]
         for message in candidates:
             if matches(topic_filter, message.topic):
-                yield Message(message.topic, message.payload, message.qos, retain=True)
+                yield QueuedMessage(message.topic, message.payload, message.qos, retain=True)

@@ -12,7 +12,7 @@ from typing import Protocol
 from broker_server.mqtt.auth import Principal
 from broker_server.mqtt.codec import encode, publish_header
 from broker_server.mqtt.limits import Limits
-from broker_server.mqtt.outbox import Message, Outbox
+from broker_server.mqtt.outbox import Outbox, QueuedMessage
 from broker_server.mqtt.packets import (
     Connect,
     Disconnect,
@@ -34,7 +34,7 @@ class ProtocolViolated(ValueError):
         self.reason = reason
 
 
-class Phase(Enum):
+class ConnectionPhase(Enum):
     """Where a connection stands."""
 
     FRESH = auto()
@@ -42,10 +42,10 @@ class Phase(Enum):
     CLOSED = auto()
 
 
-_ALLOWED: dict[Phase, frozenset[type[Packet]]] = {
-    Phase.FRESH: frozenset({Connect}),
-    Phase.LIVE: frozenset({Publish, Puback, Subscribe, Unsubscribe, Pingreq, Disconnect}),
-    Phase.CLOSED: frozenset(),
+_ALLOWED: dict[ConnectionPhase, frozenset[type[Packet]]] = {
+    ConnectionPhase.FRESH: frozenset({Connect}),
+    ConnectionPhase.LIVE: frozenset({Publish, Puback, Subscribe, Unsubscribe, Pingreq, Disconnect}),
+    ConnectionPhase.CLOSED: frozenset(),
 }
 
 
@@ -53,7 +53,7 @@ class Connection:
     """What is known of one connection. An illegal packet raises ProtocolViolated and changes nothing."""
 
     def __init__(self, *, connect_timeout_s: float, now_s: float) -> None:
-        self.phase = Phase.FRESH
+        self.phase = ConnectionPhase.FRESH
         self.principal: Principal | None = None
         self._will: Will | None = None
         self._patience_s: float | None = None
@@ -68,12 +68,12 @@ class Connection:
             raise ProtocolViolated("qos-2", "this broker takes messages at QoS 0 and 1")
         if isinstance(packet, Disconnect):
             self._will = None
-        if self.phase is Phase.LIVE:
+        if self.phase is ConnectionPhase.LIVE:
             self.touch(now_s)
 
     def admit(self, connect: Connect, principal: Principal, now_s: float) -> None:
         """The CONNECT was accepted."""
-        self.phase = Phase.LIVE
+        self.phase = ConnectionPhase.LIVE
         self.principal = principal
         self._will = connect.will
         # Section 3.1.2.10: one and a half times the keepalive; 0 turns it off.
@@ -91,13 +91,13 @@ class Connection:
             return "token-expired"
         if self._deadline_s is None or now_s < self._deadline_s:
             return None
-        if self.phase is Phase.FRESH:
+        if self.phase is ConnectionPhase.FRESH:
             return "connect-timeout"
         return None if is_held else "keepalive"
 
     def close(self) -> Will | None:
         """The connection ended. Returns the will if it is to be published."""
-        self.phase = Phase.CLOSED
+        self.phase = ConnectionPhase.CLOSED
         will, self._will = self._will, None
         return will
 
@@ -118,7 +118,7 @@ class Peer(Protocol):
         ...
 
 
-class Session:
+class ClientSession:
     """What the broker keeps of a client id: what it has yet to get, and the peer it is connected by, if any."""
 
     def __init__(self, client_id: str, *, is_clean: bool, limits: Limits) -> None:
@@ -151,7 +151,7 @@ class Session:
         self._peer = None
         self.away_since_s = now_s
 
-    def offer(self, message: Message) -> bool:
+    def offer(self, message: QueuedMessage) -> bool:
         """Send a message, or queue it. False if it had to be dropped."""
         is_taken = self.outbox.offer(message, is_away=self.is_away)
         self.pump()

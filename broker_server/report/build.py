@@ -14,7 +14,7 @@ from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.grouping.search import Mode
 from broker_server.report.energy import EnergySum, total
 from broker_server.rounds.actions import Result
-from broker_server.rounds.journal import RoundRow, Store
+from broker_server.rounds.journal import FederationJournal, RoundRow
 from broker_server.strategies.planner import Phase
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.energy import Energy
@@ -131,45 +131,45 @@ class ReportImpossible(ValueError):
     """There is nothing to report on, or what is there cannot be read."""
 
 
-def build(store: Store, tasks_of: Mapping[str, Tasks] | None = None) -> Report:
+def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = None) -> Report:
     """The report of what the journal holds. Raises ReportImpossible if no federation has begun.
 
     Where `tasks_of` names a device, what it measured of other tasks does not count.
     """
-    phases = [phase for phase, _ in store.phases()]
-    settings = msgspec.json.decode(store.fact("settings") or "{}", type=dict[str, object])
+    phases = [phase for phase, _ in journal.phases()]
+    settings = msgspec.json.decode(journal.fact("settings") or "{}", type=dict[str, object])
     if not phases:
         raise ReportImpossible("no federation has begun in this state folder, so there is nothing to report")
     tasks = _tasks(phases)
     closed = [
-        (row, _counting(store.results(row.assignment.round), tasks_of or {}))
-        for row in store.rounds()
+        (row, _counting(journal.results(row.assignment.round), tasks_of or {}))
+        for row in journal.rounds()
         if row.closed_s is not None
     ]
-    full = {group: blob.size_bytes for group, blob in store.weights().items()}
-    measured = affinities(store)
+    full = {group: blob.size_bytes for group, blob in journal.weights().items()}
+    measured = affinities(journal)
     split = next((phase.split for phase in phases if phase.split is not None), None)
-    evaluations = _evaluations(closed, msgspec.json.decode(store.fact("metrics") or "{}", type=_Names))
+    evaluations = _evaluations(closed, msgspec.json.decode(journal.fact("metrics") or "{}", type=_Names))
     times = [time_s for row, _ in closed for time_s in (row.started_s, row.closed_s) if time_s is not None]
     return Report(
         strategy=str(settings.get("strategy")),
         tasks=tasks,
         seed=msgspec.convert(settings.get("seed", 0), int),
-        versions=versions() | msgspec.json.decode(store.fact("versions") or "{}", type=dict[str, str]),
+        versions=versions() | msgspec.json.decode(journal.fact("versions") or "{}", type=dict[str, str]),
         rounds=[
             round_report(
                 row,
                 results,
                 full.get((row.assignment.phase, row.assignment.group)),
-                store.energy(row.assignment.round),
+                journal.energy(row.assignment.round),
             )
             for row, results in closed
             if row.assignment.work == "train"
         ],
-        energy=energy_report((row, store.energy(row.assignment.round)) for row, _ in closed),
+        energy=energy_report((row, journal.energy(row.assignment.round)) for row, _ in closed),
         affinity=None if measured is None else _affinity(measured),
         split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
-        official={group: _official(outcome) for group, outcome in store.official().items()},
+        official={group: _official(outcome) for group, outcome in journal.official().items()},
         test_loss={stage: _test_loss(stage, evaluations, tasks) for stage in STAGES},
         wall_s=max(times) - min(times) if times else None,
         evaluations=evaluations,
@@ -177,13 +177,13 @@ def build(store: Store, tasks_of: Mapping[str, Tasks] | None = None) -> Report:
     )
 
 
-def affinities(store: Store) -> Affinities | None:
+def affinities(journal: FederationJournal) -> Affinities | None:
     """What was measured in the closed rounds; None if nothing was."""
-    phases = [phase for phase, _ in store.phases()]
+    phases = [phase for phase, _ in journal.phases()]
     ledger = AffinityLedger(_tasks(phases))
-    for row in store.rounds():
+    for row in journal.rounds():
         if row.closed_s is not None and row.assignment.probe:
-            for device, result in store.results(row.assignment.round).items():
+            for device, result in journal.results(row.assignment.round).items():
                 if isinstance(result, Update) and result.affinity is not None:
                     ledger.add(row.assignment.round, device, result.affinity)
     return ledger.result() if len(ledger) else None
@@ -223,10 +223,10 @@ def round_report(
     )
 
 
-def models(store: Store, blobs: BlobStore) -> dict[str, bytes]:
+def models(journal: FederationJournal, blobs: BlobStore) -> dict[str, bytes]:
     """The newest weights of every group of the last phase that trained, by group, as safetensors."""
-    trained = [phase for phase, _ in store.phases() if phase.work == "train"]
-    current = store.weights()
+    trained = [phase for phase, _ in journal.phases() if phase.work == "train"]
+    current = journal.weights()
     groups = [group_id(tasks) for tasks in trained[-1].groups] if trained else []
     return {group: blobs.read(current[trained[-1].name, group].digest) for group in groups}
 

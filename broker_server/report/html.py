@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from broker_server.grouping.affinity import Affinities
 from broker_server.grouping.confidence import by_errors
-from broker_server.grouping.search import MAX_SPLIT_TASKS, Split
+from broker_server.grouping.search import MAX_SPLIT_TASKS, TaskSplit
 from broker_server.report import html_energy as report_energy
 from broker_server.report.build import STAGES, AffinityReport, MetricMean, OfficialReport, Report, RoundReport
 from edge_runtime.wire.files import write_whole
@@ -232,7 +232,7 @@ def _split(report: Report, affinities: Affinities | None) -> str:
         and len(affinities.tasks) <= MAX_SPLIT_TASKS
         and np.isfinite(affinities.standard_error).all()
     ):
-        split = Split(groups=found.groups, score=found.score, mode=found.mode)
+        split = TaskSplit(groups=found.groups, score=found.score, mode=found.mode)
         sure = by_errors(
             affinities.tasks, affinities.values, affinities.standard_error, split, groups=len(found.groups)
         )

@@ -48,7 +48,7 @@ class Send:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fetch:
+class FetchUpdate:
     """Ask a device for the weights that it announced; answer with `received` or `rejected`."""
 
     device: str
@@ -85,4 +85,4 @@ class Note:
     text: str
 
 
-Action = Opened | Send | Fetch | Abandon | Record | Close | Note
+Action = Opened | Send | FetchUpdate | Abandon | Record | Close | Note

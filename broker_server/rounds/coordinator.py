@@ -29,7 +29,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from broker_server.rounds.actions import Abandon, Action, Close, Fetch, Note, Opened, Record, Result, Send, Work
+from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Note, Opened, Record, Result, Send, Work
 from broker_server.rounds.validation import evaluation_fault, update_fault
 from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, Update
 
@@ -187,7 +187,7 @@ class Coordinator:
             note = Note(text=f"{device}'s update was rejected: {fault}")
             return [Abandon(device=device), self._ack(device, update, fault), note, *self._advance(now_s)]
         self._round.results[device] = update
-        return [Fetch(device=device, update=update)]
+        return [FetchUpdate(device=device, update=update)]
 
     def received(self, device: str, now_s: float) -> list[Action]:
         """The announced weights of a device are here, whole and valid."""

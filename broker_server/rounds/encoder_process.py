@@ -26,7 +26,7 @@ MOST_FRAMES = 256
 """Frames of the host that are taken at once: other messages have their turn in between."""
 
 
-class GeneralUnavailable(RuntimeError):
+class EncoderUnavailable(RuntimeError):
     """There is no host of the general model, and starting one anew does not help."""
 
 
@@ -74,7 +74,7 @@ class Apart:
         return self.results.resolve() / str(round_number)
 
 
-class GeneralHost:
+class EncoderSupervisor:
     """The host's process while it is needed. `start` starts one."""
 
     def __init__(self, start: Callable[[], EncoderServerProcess]) -> None:
@@ -86,7 +86,7 @@ class GeneralHost:
     def hear(self, opened: EncoderRound, device: str, piece: bytes) -> bool:
         """A device of the round `opened` said something; False if the host is too far behind to be told.
 
-        Raises GeneralUnavailable.
+        Raises EncoderUnavailable.
         """
         if opened.round != self._round:
             self._round, self._ends = opened.round, 0
@@ -96,12 +96,12 @@ class GeneralHost:
             try:
                 self._process = self._start()
             except OSError as exc:
-                raise GeneralUnavailable(f"the host of the general model cannot be started: {exc.strerror}") from exc
+                raise EncoderUnavailable(f"the host of the general model cannot be started: {exc.strerror}") from exc
             self._process.open(opened)
         return self._process.send((b"m", device.encode() + b"\0" + piece))
 
     def poll(self) -> list[tuple[str, bytes]]:
-        """What the host says: to which device, and a piece. Raises GeneralUnavailable."""
+        """What the host says: to which device, and a piece. Raises EncoderUnavailable."""
         said: list[tuple[str, bytes]] = []
         try:
             while self._process is not None and len(said) < MOST_FRAMES and (frame := self._process.receive(0.0)):
@@ -110,7 +110,7 @@ class GeneralHost:
             self.close()
             self._ends += 1
             if self._ends > RESTARTS:
-                raise GeneralUnavailable(f"{exc}, {self._ends} times in round {self._round}") from exc
+                raise EncoderUnavailable(f"{exc}, {self._ends} times in round {self._round}") from exc
         return said
 
     def close(self) -> None:

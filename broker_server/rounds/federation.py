@@ -18,11 +18,11 @@ from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.actions import Result, Work
 from broker_server.rounds.encoder_process import Apart
-from broker_server.rounds.journal import RoundRow, Store
-from broker_server.rounds.ort_training_process import Made
+from broker_server.rounds.journal import FederationJournal, RoundRow
+from broker_server.rounds.ort_training_process import BuiltArtifacts
 from broker_server.strategies.planner import (
     Assignment,
-    Measured,
+    Measurements,
     Phase,
     Strategy,
     assignment,
@@ -80,14 +80,14 @@ class Federation:
     def __init__(
         self,
         *,
-        store: Store,
+        journal: FederationJournal,
         blobs: BlobStore,
         bundle: Manifest,
         folder: Path,
         key: Ed25519PrivateKey,
         terms: Terms,
     ) -> None:
-        self._store = store
+        self._journal = journal
         self._blobs = blobs
         self._bundle = bundle
         self._key = key
@@ -101,15 +101,15 @@ class Federation:
         self.tasks: Tasks = tuple(sorted(terms.tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
         self._claim("settings", terms.settings)
-        store.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
-        store.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
+        journal.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
+        journal.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
         self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
         self._manifests: dict[Tasks, Manifest] = {}
-        self._artifacts = self._whole(store.official())
+        self._artifacts = self._whole(journal.official())
         self._ledger = AffinityLedger(self.tasks)
-        for row in store.rounds():
+        for row in journal.rounds():
             if row.closed_s is not None and row.assignment.probe:
-                self._learn(row.assignment.round, store.results(row.assignment.round))
+                self._learn(row.assignment.round, journal.results(row.assignment.round))
         self._graphs = tuple(
             blobs.add(graph_path(folder, name).read_bytes()) for name in bundle.group(self.tasks, bundle.weights).graphs
         )
@@ -119,9 +119,9 @@ class Federation:
             )
 
     def _claim(self, fact: str, value: str) -> None:
-        before = self._store.fact(fact)
+        before = self._journal.fact(fact)
         if before is None:
-            self._store.set_fact(fact, value)
+            self._journal.set_fact(fact, value)
         elif before != value:
             raise FederationChanged(
                 f"the state folder holds a federation with another {fact}: "
@@ -147,15 +147,15 @@ class Federation:
     @property
     def phases(self) -> tuple[Phase, ...]:
         """The phases that have begun."""
-        return tuple(phase for phase, _ in self._store.phases())
+        return tuple(phase for phase, _ in self._journal.phases())
 
     def next(self) -> Work | None:
         """The round that is open, or the one that comes next; None if the federation is finished.
 
         Begins a new phase where the last is done. Raises SplitImpossible.
         """
-        phases = self._store.phases()
-        closed = [row for row in self._store.rounds() if row.closed_s is not None]
+        phases = self._journal.phases()
+        closed = [row for row in self._journal.rounds() if row.closed_s is not None]
         measured = self._measured(closed)
         if phases:
             phase, first = phases[-1]
@@ -166,19 +166,19 @@ class Federation:
         if following is None:
             return None
         first = len(closed)
-        self._store.begin_phase(following, first, self._starts(following))
+        self._journal.begin_phase(following, first, self._starts(following))
         return self._work(following, assignment(following, 0, first))
 
-    def _measured(self, closed: Sequence[RoundRow]) -> Measured:
+    def _measured(self, closed: Sequence[RoundRow]) -> Measurements:
         """What the closed rounds have measured."""
         losses: dict[str, dict[Tasks, dict[str, float]]] = {}
         for row in closed:
             about = row.assignment
             if about.work == "evaluate":
-                results = self._store.results(about.round).values()
+                results = self._journal.results(about.round).values()
                 found = [(each.loss, each.examples) for each in results if isinstance(each, Evaluation)]
                 losses.setdefault(about.phase, {})[about.tasks] = weighted_losses(found)
-        return Measured(
+        return Measurements(
             affinities=self.affinities,
             losses=losses,
             ledger=self._ledger,
@@ -190,23 +190,23 @@ class Federation:
         groups = self.phases[-1].groups if work.assignment.work == "train" else ()
         return tuple(tasks for tasks in groups if self._manifest(tasks).official is None)
 
-    def adopt(self, made: Mapping[Tasks, Made]) -> None:
+    def adopt(self, made: Mapping[Tasks, BuiltArtifacts]) -> None:
         """Take official artifacts into the manifests of their groups from now on, and journal them."""
         for each in made.values():
             for path in each.files.values():
                 self._blobs.add(path.read_bytes())
-        self._store.set_official({group_id(tasks): each.artifacts for tasks, each in made.items()})
-        self._artifacts = self._whole(self._store.official())
+        self._journal.set_official({group_id(tasks): each.artifacts for tasks, each in made.items()})
+        self._artifacts = self._whole(self._journal.official())
         for tasks in made:
             self._manifests.pop(tasks, None)
 
     def miss(self, groups: Iterable[Tasks], problem: str) -> None:
         """Journal why groups have no official artifacts."""
-        self._store.set_official({group_id(tasks): problem for tasks in groups})
+        self._journal.set_official({group_id(tasks): problem for tasks in groups})
 
     def begun(self, work: Work) -> RoundRow | None:
         """The journal's row of a round, if an earlier process has begun it."""
-        for row in self._store.rounds():
+        for row in self._journal.rounds():
             if row.assignment.round == work.assignment.round:
                 return row
         return None
@@ -240,12 +240,12 @@ class Federation:
         Devices are folded in the order of their names, so the result does not depend on who was first.
         """
         about = work.assignment
-        journalled = self._store.results(about.round)
+        journalled = self._journal.results(about.round)
         results = {device: journalled[device] for device in sorted(devices)}
         weights, memory = self._fold(work, results) if about.work == "train" else (None, None)
         bytes_down = sum(result.bytes_down for result in results.values())
         whole_down = None if exchanged_down is None else exchanged_down + bytes_down
-        self._store.close_round(about, weights, bytes_up=bytes_up, bytes_down=whole_down, memory=memory)
+        self._journal.close_round(about, weights, bytes_up=bytes_up, bytes_down=whole_down, memory=memory)
         if about.probe:
             self._learn(about.round, results)
         if about.work == "train":
@@ -256,16 +256,16 @@ class Federation:
 
     def sweep(self, *, partial: bool) -> None:
         """Delete the blobs that the journal does not need, with `partial` also those still on their way."""
-        kept = {blob.digest for blob in self._store.weights().values()} | {blob.digest for blob in self.graphs}
-        kept |= {blob.digest for blob in self._store.memories().values()}
+        kept = {blob.digest for blob in self._journal.weights().values()} | {blob.digest for blob in self.graphs}
+        kept |= {blob.digest for blob in self._journal.memories().values()}
         if self._lent is not None:
             kept.add(self._lent.digest)
         kept |= {file.digest for artifacts in self._artifacts.values() for file in artifacts.files.values()}
         for phase in self.phases:
             kept |= {describe(encode(self._manifest(tasks))).digest for tasks in phase.groups}
-        for row in self._store.rounds():
+        for row in self._journal.rounds():
             if row.closed_s is None:
-                results = self._store.results(row.assignment.round).values()
+                results = self._journal.results(row.assignment.round).values()
                 kept |= {result.weights.digest for result in results if isinstance(result, Update)}
         for digest in list(self._blobs.digests()):
             if digest not in kept and (partial or digest in self._blobs):
@@ -277,7 +277,7 @@ class Federation:
         table = self._manifest(about.tasks).table
         given = self._given(work.whole, table)
         layout = self._aggregation.memory(table)
-        before = self._store.memories().get((about.phase, about.group))
+        before = self._journal.memories().get((about.phase, about.group))
         combination = Combination(
             table,
             given,
@@ -291,7 +291,7 @@ class Federation:
                 combination.fold(self._trained(work, device, result, given), result.examples)
         new, memory = combination.result()
         if combination.diverged:
-            self._store.note(f"round {about.round}: the step of the encoder was not finite, and was not taken")
+            self._journal.note(f"round {about.round}: the step of the encoder was not finite, and was not taken")
         left = None if layout is None or memory is None else self._blobs.add(pack(layout, memory))
         return self._blobs.add(pack(table, new)), left
 
@@ -325,7 +325,7 @@ class Federation:
     def _starts(self, phase: Phase) -> dict[str, Blob]:
         """The weights that a phase's groups start from, by group, as blobs that are here."""
         source = next((earlier for earlier in self.phases if earlier.name == phase.start), None)
-        current = self._store.weights()
+        current = self._journal.weights()
         starts = {}
         for number, tasks in enumerate(phase.groups):
             table = self._manifest(tasks).table
@@ -340,7 +340,7 @@ class Federation:
 
     def _work(self, phase: Phase, about: Assignment) -> Work:
         manifest = encode(self._manifest(about.tasks))
-        whole = self._store.weights()[phase.name, about.group]
+        whole = self._journal.weights()[phase.name, about.group]
         return Work(
             assignment=about,
             bundle=self._blobs.add(manifest),

@@ -49,7 +49,7 @@ CREATE TABLE IF NOT EXISTS events (
 MAX_EVENTS = 10_000
 
 
-class StoreInvalid(ValueError):
+class JournalInvalid(ValueError):
     """The state folder's database cannot be used."""
 
 
@@ -73,7 +73,7 @@ class RoundFacts(msgspec.Struct, frozen=True, kw_only=True):
     energy: dict[str, Energy]
 
 
-class Store:
+class FederationJournal:
     """A federation's journal. Used from one thread. `clock` is in seconds, since the epoch or a simulation's start."""
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
@@ -89,10 +89,10 @@ class Store:
                 self._database.execute(f"PRAGMA user_version={SCHEMA}")
         except sqlite3.DatabaseError as exc:
             self._database.close()
-            raise StoreInvalid(f"{path} cannot be used: {exc}; move it away to start anew") from exc
+            raise JournalInvalid(f"{path} cannot be used: {exc}; move it away to start anew") from exc
         if version not in {0, SCHEMA}:
             self._database.close()
-            raise StoreInvalid(f"{path} was written by another version ({version}, this one reads {SCHEMA})")
+            raise JournalInvalid(f"{path} was written by another version ({version}, this one reads {SCHEMA})")
 
     def close(self) -> None:
         """Close the database."""

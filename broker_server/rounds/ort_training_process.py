@@ -38,12 +38,12 @@ ROOT = Path(__file__).resolve().parents[2]
 MAX_SAID = 300
 
 
-class OfficialImpossible(RuntimeError):
+class ArtifactsUnavailable(RuntimeError):
     """The artifacts cannot be made; one sentence says why."""
 
 
 @dataclass(frozen=True)
-class Made:
+class BuiltArtifacts:
     """A group's artifacts and where their files are, by name, until the maker is started or stopped again."""
 
     artifacts: Artifacts
@@ -59,7 +59,7 @@ class _Running:
     until_s: float
 
 
-class Maker:
+class ArtifactBuilder:
     """Makes artifacts of a bundle's groups, a few groups at a time. `folder` is its own and is emptied."""
 
     def __init__(self, *, python: Path, bundle: Path, folder: Path, limit_s: float) -> None:
@@ -76,10 +76,10 @@ class Maker:
         return self._running is not None
 
     def start(self, bundle: Manifest, groups: Sequence[Tasks], now_s: float) -> None:
-        """Begin to make the artifacts of some groups of the bundle. Raises OfficialImpossible."""
+        """Begin to make the artifacts of some groups of the bundle. Raises ArtifactsUnavailable."""
         self.stop()
         if bundle.official is None or bundle.official.forward is None:
-            raise OfficialImpossible("the bundle has no forward graph of all tasks: compile it with --official auto")
+            raise ArtifactsUnavailable("the bundle has no forward graph of all tasks: compile it with --official auto")
         text = ";".join(",".join(tasks) for tasks in groups)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -95,11 +95,11 @@ class Maker:
                     start_new_session=True,
                 )
         except OSError as exc:
-            raise OfficialImpossible(f"{exc.filename or self._python}: {exc.strerror}") from exc
+            raise ArtifactsUnavailable(f"{exc.filename or self._python}: {exc.strerror}") from exc
         self._running = _Running(process, bundle, tuple(groups), out, now_s + self._limit_s)
 
-    def poll(self, now_s: float) -> dict[Tasks, Made] | None:
-        """What was made, once; None while it is not ready. Raises OfficialImpossible, and the maker is then free."""
+    def poll(self, now_s: float) -> dict[Tasks, BuiltArtifacts] | None:
+        """What was made, once; None while it is not ready. Raises ArtifactsUnavailable, and the maker is then free."""
         running = self._running
         if running is None:
             return None
@@ -108,13 +108,13 @@ class Maker:
             return None
         self._end(running)
         if code is None:
-            raise OfficialImpossible(f"they were not ready after {self._limit_s:g} s (official_limit_s)")
+            raise ArtifactsUnavailable(f"they were not ready after {self._limit_s:g} s (official_limit_s)")
         try:
             if code != 0:
-                raise OfficialImpossible(_last_line(running.out / "said") or f"{self._python} ended with code {code}")
+                raise ArtifactsUnavailable(_last_line(running.out / "said") or f"{self._python} ended with code {code}")
             return _checked(running)
         except (BundleInvalid, OSError) as exc:
-            raise OfficialImpossible(f"what {self._python} made cannot be used: {exc}") from exc
+            raise ArtifactsUnavailable(f"what {self._python} made cannot be used: {exc}") from exc
 
     def stop(self) -> None:
         """Make nothing more, and delete what was made."""
@@ -130,7 +130,7 @@ class Maker:
         running.process.wait()
 
 
-def _checked(running: _Running) -> dict[Tasks, Made]:
+def _checked(running: _Running) -> dict[Tasks, BuiltArtifacts]:
     with (running.out / MANIFEST).open("rb") as data:
         manifest = decode(data.read(MAX_MANIFEST_BYTES + 1))
     same = msgspec.structs.replace(manifest, official=running.bundle.official) == running.bundle
@@ -143,7 +143,7 @@ def _checked(running: _Running) -> dict[Tasks, Made]:
         files = {name: official_path(running.out, group_id(tasks), name) for name in artifacts.files}
         for name, file in artifacts.files.items():
             check_file(files[name], file)
-        made[tasks] = Made(artifacts, files)
+        made[tasks] = BuiltArtifacts(artifacts, files)
     return made
 
 

@@ -12,7 +12,7 @@ from broker_server.grouping.search import Mode  # noqa: TC001  (a union of it is
 from broker_server.rounds.coordinator import Rules
 from broker_server.rounds.encoder_process import Apart
 from broker_server.rounds.federation import Terms
-from broker_server.strategies.fixed import Fixed
+from broker_server.strategies.fixed import FixedGroups
 from broker_server.strategies.hoa import Hoa
 from broker_server.strategies.mas import Choice, Mas, Schedule, Start, finder
 from broker_server.strategies.planner import Strategy
@@ -281,11 +281,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         mode: Mode = "at_most" if self.at_most else "exactly"
         match self.strategy:
             case "one_by_one":
-                return Fixed(tasks, tuple((task,) for task in sorted(tasks)), rounds=rounds)
+                return FixedGroups(tasks, tuple((task,) for task in sorted(tasks)), rounds=rounds)
             case "all_in_one" | "fedbone":
-                return Fixed(tasks, (tasks,), rounds=rounds)
+                return FixedGroups(tasks, (tasks,), rounds=rounds)
             case "fixed":
-                return Fixed(tasks, self.fixed_groups, rounds=rounds)
+                return FixedGroups(tasks, self.fixed_groups, rounds=rounds)
             case "hoa":
                 return Hoa(tasks, rounds=rounds, groups=self.groups)
             case "tag":

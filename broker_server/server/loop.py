@@ -13,14 +13,14 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from broker_server.grouping.search import SplitImpossible
-from broker_server.rounds.actions import Abandon, Action, Close, Fetch, Note, Opened, Record, Result, Send, Work
+from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Note, Opened, Record, Result, Send, Work
 from broker_server.rounds.coordinator import Coordinator
-from broker_server.rounds.encoder_process import GeneralHost, GeneralUnavailable
+from broker_server.rounds.encoder_process import EncoderSupervisor, EncoderUnavailable
 from broker_server.rounds.federation import Federation
-from broker_server.rounds.journal import RoundRow, Store
-from broker_server.rounds.ort_training_process import Maker, OfficialImpossible, asking, failure
+from broker_server.rounds.journal import FederationJournal, RoundRow
+from broker_server.rounds.ort_training_process import ArtifactBuilder, ArtifactsUnavailable, asking, failure
 from broker_server.server.outgoing import Outgoing
-from broker_server.server.transfers import Downloads, Uploads
+from broker_server.server.transfers import ServedBlobs, Uploads
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TensorsInvalid, TopicInvalid
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link
@@ -72,17 +72,17 @@ class Aggregator:
         *,
         link: Link,
         topics: Topics,
-        store: Store,
+        journal: FederationJournal,
         blobs: BlobStore,
         coordinator: Coordinator,
         watcher: Watcher,
-        maker: Maker | None = None,
-        host: GeneralHost | None = None,
+        maker: ArtifactBuilder | None = None,
+        host: EncoderSupervisor | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._link = link
         self._topics = topics
-        self._store = store
+        self._journal = journal
         self._blobs = blobs
         self.coordinator = coordinator
         self._watcher = watcher
@@ -100,7 +100,7 @@ class Aggregator:
         """Whether it ended before its time."""
         self.energies = 0
         """How often a device has said what a plan has cost in the end; it may do so after the last round."""
-        self._downloads = Downloads()
+        self._downloads = ServedBlobs()
         self._uploads = Uploads(blobs)
         self._outgoing = Outgoing(link, topics, blobs)
         self._bytes_up: int | None = 0
@@ -196,7 +196,7 @@ class Aggregator:
                 self._do(self.coordinator.update(device, update, now_s))
             case Evaluation() as evaluation:
                 self._do(self.coordinator.evaluation(device, evaluation, now_s))
-            case Spent() as spent if self._store.set_energy(spent, device):
+            case Spent() as spent if self._journal.set_energy(spent, device):
                 self.energies += 1
             case Spent():
                 self._dropped["energy of a round that the device was not in"] += 1
@@ -206,7 +206,7 @@ class Aggregator:
         self._uploads.came(device)
         known = self.coordinator.devices.get(device)
         if known is None or known.hello != hello:
-            self._store.set_hello(device, hello)
+            self._journal.set_hello(device, hello)
             online = len({*self.coordinator.online, device})
             self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")
             if hello.official != "off" and self._maker is None:
@@ -224,7 +224,7 @@ class Aggregator:
         try:
             if not self._host.hear(self.federation.open(self.work), device, piece):
                 self._dropped["piece that the host had no room for"] += 1
-        except GeneralUnavailable as exc:
+        except EncoderUnavailable as exc:
             self._give_up(str(exc))
 
     def _hear_host(self) -> None:
@@ -233,7 +233,7 @@ class Aggregator:
             return
         try:
             said = self._host.poll()
-        except GeneralUnavailable as exc:
+        except EncoderUnavailable as exc:
             self._give_up(str(exc))
             return
         for device, piece in said:
@@ -289,15 +289,15 @@ class Aggregator:
             match action:
                 case Opened(round=_, members=members, quorum=quorum):
                     assert self.work is not None
-                    self._store.open_round(self.work.assignment, members, quorum)
+                    self._journal.open_round(self.work.assignment, members, quorum)
                 case Send(device=device, message=message):
                     self._outgoing.message(device, encode(message))
-                case Fetch(device=device, update=update):
+                case FetchUpdate(device=device, update=update):
                     self._fetching(device, *self._uploads.begin(device, update.weights, self._clock()))
                 case Abandon(device=device):
                     self._uploads.abandon(device)
                 case Record(device=device, result=result):
-                    self._store.add_result(result.round, device, result)
+                    self._journal.add_result(result.round, device, result)
                 case Close(devices=devices):
                     self._close(devices)
                 case Note(text=text):
@@ -336,7 +336,7 @@ class Aggregator:
             return
         self._bytes_up = None  # what came before the restart was not counted
         self._exchanged_down = 0 if self.work.apart is None else None
-        results = self._store.results(self.work.assignment.round)
+        results = self._journal.results(self.work.assignment.round)
         self.note(
             f"round {self.work.assignment.round} goes on: {len(results)} of {len(begun.members)} results are here"
         )
@@ -352,9 +352,9 @@ class Aggregator:
             self._making = tuple(lacking)
             try:
                 if self._maker is None:
-                    raise OfficialImpossible(UNMADE)  # noqa: TRY301
+                    raise ArtifactsUnavailable(UNMADE)  # noqa: TRY301
                 self._maker.start(self.federation.bundle, self._making, now_s)
-            except OfficialImpossible as exc:
+            except ArtifactsUnavailable as exc:
                 self._miss(str(exc), now_s)
             else:
                 self.note(f"making official artifacts for {', '.join(map(group_id, self._making))}")
@@ -367,7 +367,7 @@ class Aggregator:
             return
         try:
             made = self._maker.poll(now_s)
-        except OfficialImpossible as exc:
+        except ArtifactsUnavailable as exc:
             self._miss(str(exc), now_s)
             return
         if made is None:
@@ -404,5 +404,5 @@ class Aggregator:
 
     def note(self, text: str) -> None:
         """Journal something that people should read, and show it."""
-        self._store.note(text)
+        self._journal.note(text)
         self._watcher.note(text)

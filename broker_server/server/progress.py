@@ -51,7 +51,7 @@ def losses_text(losses: Mapping[str, float]) -> str:
     return f"{sum(losses.values()):.4f} = {by_task}" if len(losses) > 1 else by_task
 
 
-class Lines:
+class PlainView:
     """Quiet: one line for each round and each note."""
 
     def __init__(self, file: TextIO | None = None) -> None:
@@ -69,7 +69,7 @@ class Lines:
         """Nothing: lines stay as they are."""
 
 
-class Screen:
+class LiveView:
     """A live view: rounds and losses, affinities, groups, devices. It draws between `start` and `stop`."""
 
     def __init__(self, console: Console | None = None) -> None:

@@ -13,15 +13,15 @@ from broker_server.mqtt.auth import TokenAuthorizer
 from broker_server.mqtt.broker import EmbeddedBroker
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
-from broker_server.rounds.encoder_process import GeneralHost
+from broker_server.rounds.encoder_process import EncoderSupervisor
 from broker_server.rounds.federation import Federation
-from broker_server.rounds.journal import Store
-from broker_server.rounds.ort_training_process import Maker
+from broker_server.rounds.journal import FederationJournal
+from broker_server.rounds.ort_training_process import ArtifactBuilder
 from broker_server.server.config import ConfigInvalid, ServerConfig
 from broker_server.server.enrol import own_address
 from broker_server.server.keys import load_or_create
 from broker_server.server.loop import Aggregator, Watcher
-from broker_server.server.progress import Lines, Screen
+from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.state import StateFolder
 from edge_runtime.wire import manifest, tokens
 from edge_runtime.wire.blob import BlobStore
@@ -56,7 +56,7 @@ def serve(
 ) -> bool:
     """Serve until stopped, or with `is_once` until the federation has finished; whether it did so as planned.
 
-    With `broker`, a URL, that broker is used and none is started. Raises StateBusy, StoreInvalid, KeyInvalid,
+    With `broker`, a URL, that broker is used and none is started. Raises StateBusy, JournalInvalid, KeyInvalid,
     BrokerNotStarted, BrokerRefused, LinkInvalid, BundleInvalid, FederationChanged, SplitImpossible, ConfigInvalid;
     OSError as the file system does.
     """
@@ -70,8 +70,8 @@ def serve(
         if is_new:
             folder.clear()
         key = load_or_create(config.state)
-        store, blobs = folder.open()
-        stack.callback(store.close)
+        journal, blobs = folder.open()
+        stack.callback(journal.close)
         if broker is None:
             link = stack.enter_context(_embedded(config, key, folder))
         else:
@@ -86,38 +86,38 @@ def serve(
         aggregator = Aggregator(
             link=link,
             topics=Topics(config.federation),
-            store=store,
+            journal=journal,
             blobs=blobs,
-            coordinator=Coordinator(config.rules, store.hellos()),
+            coordinator=Coordinator(config.rules, journal.hellos()),
             watcher=watcher,
             maker=maker,
             host=host,
         )
         if config.bundle is not None or _is_bundle(config.bundle_path):
-            aggregator.run(_federation(config, store, blobs, key))
+            aggregator.run(_federation(config, journal, blobs, key))
         else:
             aggregator.note(
                 f"no bundle at {config.bundle_path}, so no rounds run: make one with "
                 f"`python -m export compile FILE.py:build --out {config.bundle_path}` and it is picked up"
             )
-        _loop(aggregator, config, key, store, blobs, is_once=is_once, out=report or config.state / "report")
+        _loop(aggregator, config, key, journal, blobs, is_once=is_once, out=report or config.state / "report")
         return not aggregator.failed
 
 
-def write_report(out: Path, store: Store, blobs: BlobStore) -> Path:
+def write_report(out: Path, journal: FederationJournal, blobs: BlobStore) -> Path:
     """Write report.json, report.html and models/ of what the journal holds; the page. Raises ReportImpossible."""
     from broker_server.report import html as report_html  # matplotlib is slow to import, and needed at the end alone
 
-    built = reports.build(store)
-    reports.write(out, built, reports.models(store, blobs))
-    return report_html.write(out, built, affinities=reports.affinities(store))
+    built = reports.build(journal)
+    reports.write(out, built, reports.models(journal, blobs))
+    return report_html.write(out, built, affinities=reports.affinities(journal))
 
 
 def _loop(
     aggregator: Aggregator,
     config: ServerConfig,
     key: Ed25519PrivateKey,
-    store: Store,
+    journal: FederationJournal,
     blobs: BlobStore,
     *,
     is_once: bool,
@@ -131,14 +131,14 @@ def _loop(
         if aggregator.federation is None and now_s - looked_s >= BUNDLE_S and _is_bundle(config.bundle_path):
             looked_s = now_s
             try:
-                aggregator.run(_federation(config, store, blobs, key))
+                aggregator.run(_federation(config, journal, blobs, key))
             except BundleInvalid as exc:  # it may still be on its way
                 if str(exc) != problem:
                     problem = str(exc)
                     aggregator.note(problem)
         if aggregator.finished is not None and reported is None:
             reported = aggregator.energies
-            aggregator.note(f"report: {write_report(out, store, blobs)}")
+            aggregator.note(f"report: {write_report(out, journal, blobs)}")
             ended_s = time.monotonic()
             if not is_once:
                 aggregator.note("the server goes on listening: Ctrl-C ends it, --new begins another federation")
@@ -146,21 +146,21 @@ def _loop(
             continue
         if aggregator.energies != reported:  # the last round's uploads, which devices have told of since
             reported, ended_s = aggregator.energies, now_s
-            write_report(out, store, blobs)
+            write_report(out, journal, blobs)
         if is_once and aggregator.quiet:
             return
 
 
 def _watcher(stack: contextlib.ExitStack, *, is_quiet: bool) -> Watcher:
     if is_quiet or not sys.stdout.isatty():
-        return Lines()
-    screen = Screen()
+        return PlainView()
+    screen = LiveView()
     screen.start()
     stack.callback(screen.stop)
     return screen
 
 
-def _maker(config: ServerConfig) -> Maker | None:
+def _maker(config: ServerConfig) -> ArtifactBuilder | None:
     """What makes official artifacts, where its Python is known. Raises ConfigInvalid."""
     if config.official_python is None:
         return None
@@ -168,7 +168,7 @@ def _maker(config: ServerConfig) -> Maker | None:
         raise ConfigInvalid(
             f"official_python: {config.official_python} does not exist: make the environment with `make venv-official`"
         )
-    return Maker(
+    return ArtifactBuilder(
         python=config.official_python.absolute(),
         bundle=config.bundle_path,
         folder=config.state / OFFICIAL,
@@ -176,24 +176,28 @@ def _maker(config: ServerConfig) -> Maker | None:
     )
 
 
-def _host(config: ServerConfig, link: Link) -> GeneralHost | None:
+def _host(config: ServerConfig, link: Link) -> EncoderSupervisor | None:
     """What computes the encoder for devices that do not have it. Raises ConfigInvalid."""
     if not config.is_apart:
         return None
     if find_spec("onnxruntime") is None:
         raise ConfigInvalid("general: a host of the encoder needs onnxruntime here: pip install '.[board]'")
     bundle, threads = config.bundle_path, config.general_threads or None
-    return GeneralHost(lambda: EncoderServerProcess.of_bundle(bundle, threads, config.general_provider, link.interrupt))
+    return EncoderSupervisor(
+        lambda: EncoderServerProcess.of_bundle(bundle, threads, config.general_provider, link.interrupt)
+    )
 
 
 def _is_bundle(folder: Path) -> bool:
     return (folder / manifest.MANIFEST).is_file()
 
 
-def _federation(config: ServerConfig, store: Store, blobs: BlobStore, key: Ed25519PrivateKey) -> Federation:
+def _federation(
+    config: ServerConfig, journal: FederationJournal, blobs: BlobStore, key: Ed25519PrivateKey
+) -> Federation:
     bundle = manifest.read_folder(config.bundle_path)
     return Federation(
-        store=store, blobs=blobs, bundle=bundle, folder=config.bundle_path, key=key, terms=config.terms(bundle)
+        journal=journal, blobs=blobs, bundle=bundle, folder=config.bundle_path, key=key, terms=config.terms(bundle)
     )
 
 

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from broker_server.rounds.journal import Store
+from broker_server.rounds.journal import FederationJournal
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.files import write_whole
 
@@ -49,9 +49,9 @@ class StateFolder:
             path.unlink()
         shutil.rmtree(self.path / BLOBS, ignore_errors=True)
 
-    def open(self, clock: Callable[[], float] = time.time) -> tuple[Store, BlobStore]:
-        """The journal, whose times are `clock`'s, and the blobs. Raises StoreInvalid."""
-        return Store(self.path / JOURNAL, clock), BlobStore(self.path / BLOBS)
+    def open(self, clock: Callable[[], float] = time.time) -> tuple[FederationJournal, BlobStore]:
+        """The journal, whose times are `clock`'s, and the blobs. Raises JournalInvalid."""
+        return FederationJournal(self.path / JOURNAL, clock), BlobStore(self.path / BLOBS)
 
     def set_url(self, url: str) -> None:
         """Keep where devices find the server, for those enrolled later."""

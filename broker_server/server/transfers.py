@@ -35,7 +35,7 @@ class Chunk:
     index: int
 
 
-class Downloads:
+class ServedBlobs:
     """What the server offers, and which chunks it has just published."""
 
     def __init__(self) -> None:

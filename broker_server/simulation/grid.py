@@ -25,7 +25,7 @@ import msgspec
 
 from broker_server.report import build as reports
 from broker_server.rounds.actions import Result
-from broker_server.rounds.journal import RoundRow, Store
+from broker_server.rounds.journal import FederationJournal, RoundRow
 from broker_server.server.config import ConfigInvalid, ServerConfig
 from broker_server.server.loop import Aggregator, Watcher
 from broker_server.server.state import StateFolder
@@ -217,25 +217,25 @@ def _alone(folder: Path, config: ServerConfig, bundle: Path, setting: Setting, w
         state = StateFolder(folder / SERVER)
         stack.callback(state.close)
         state.clear()
-        store, _ = state.open()
-        stack.callback(store.close)
-        join(journals, store)
-        reports.write(folder, reports.build(store), {})
+        journal, _ = state.open()
+        stack.callback(journal.close)
+        join(journals, journal)
+        reports.write(folder, reports.build(journal), {})
 
 
 def _summarised(method: str, seed: int, folder: Path, tasks_of: TasksOf) -> Summary:
     """The summary of a run that has finished; devices count with their own tasks, whatever they had labels of."""
     with contextlib.ExitStack() as stack:
-        store = _journal(folder, stack)
-        return summarise(method, seed, reports.build(store, tasks_of), store)
+        journal = _journal(folder, stack)
+        return summarise(method, seed, reports.build(journal, tasks_of), journal)
 
 
-def _journal(folder: Path, stack: contextlib.ExitStack) -> Store:
+def _journal(folder: Path, stack: contextlib.ExitStack) -> FederationJournal:
     state = StateFolder(folder / SERVER)
     stack.callback(state.close)
-    store, _ = state.open()
-    stack.callback(store.close)
-    return store
+    journal, _ = state.open()
+    stack.callback(journal.close)
+    return journal
 
 
 def _summary(folder: Path) -> Summary | None:

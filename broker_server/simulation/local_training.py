@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from broker_server.rounds.journal import RoundFacts, RoundRow, Store
+from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.simulation.fleet import Fleet
 from broker_server.simulation.run_cache import computed_s, set_computed
 
@@ -22,7 +22,7 @@ def unconnected(fleet: Fleet, device: str) -> Fleet:
     return Fleet(board=board)
 
 
-def join(journals: Mapping[str, Store], into: Store) -> None:
+def join(journals: Mapping[str, FederationJournal], into: FederationJournal) -> None:
     """Write the journals of finished federations of one device each, by device, as one. `into` is empty.
 
     They have the same phases. A round has the results of all, takes as long as the slowest, and no bytes.

@@ -19,7 +19,7 @@ import msgspec
 
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
-from broker_server.rounds.journal import Store
+from broker_server.rounds.journal import FederationJournal
 from broker_server.server.config import GENERAL, ServerConfig
 from broker_server.server.keys import load_or_create
 from broker_server.server.loop import Aggregator, Watcher
@@ -132,17 +132,17 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
         state = StateFolder(folder / SERVER)
         stack.callback(state.close)
         timeline = Timeline()
-        store, blobs = state.open(timeline.clock)
-        stack.callback(store.close)
-        timeline.now_s = _latest_s(store)
+        journal, blobs = state.open(timeline.clock)
+        stack.callback(journal.close)
+        timeline.now_s = _latest_s(journal)
         network = Network(timeline)
         server = network.link(LinkSpeed())
         aggregator = Aggregator(
             link=server,
             topics=Topics(config.federation),
-            store=store,
+            journal=journal,
             blobs=blobs,
-            coordinator=Coordinator(config.rules, store.hellos()),
+            coordinator=Coordinator(config.rules, journal.hellos()),
             watcher=watcher,
             clock=timeline.clock,
         )
@@ -152,7 +152,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
             library=setting.library,
             timeline=timeline,
             context=_context(config, setting),
-            store=store,
+            journal=journal,
             blobs=blobs,
             bundle=manifest,
             folder=bundle,
@@ -167,8 +167,8 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
         if aggregator.failed:
             raise SimulationFailed(str(aggregator.finished))
         federation.keep_courses()
-        built = reports.build(store)
-        reports.write(folder, built, reports.models(store, blobs))
+        built = reports.build(journal)
+        reports.write(folder, built, reports.models(journal, blobs))
     for left in (folder / DEVICES, folder / SERVER / GENERAL):
         shutil.rmtree(left, ignore_errors=True)
     return built
@@ -285,8 +285,8 @@ def _exchanged(aggregator: Aggregator, plan: Plan, up_bytes: int, down_bytes: in
         aggregator.exchanged(up_bytes=up_bytes, down_bytes=down_bytes)
 
 
-def _latest_s(store: Store) -> float:
-    times = [time_s for row in store.rounds() for time_s in (row.started_s, row.closed_s) if time_s is not None]
+def _latest_s(journal: FederationJournal) -> float:
+    times = [time_s for row in journal.rounds() for time_s in (row.started_s, row.closed_s) if time_s is not None]
     return max(times, default=0.0)
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from broker_server.rounds.actions import Work
 from broker_server.rounds.federation import Federation
-from broker_server.rounds.journal import RoundFacts, RoundRow, Store
+from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.simulation.timeline import Timeline
 from broker_server.strategies.planner import Phase
 from edge_runtime.wire.blob import Blob, BlobStore
@@ -90,24 +90,24 @@ class RecallingFederation(Federation):
             key = self._course_key(work, phase)
             course = self._library.find(key)
             if course is None:
-                self._store.set_fact(_fact(phase.name, work.assignment.group), key)
+                self._journal.set_fact(_fact(phase.name, work.assignment.group), key)
                 return work
             self._recall(work, course)
         return None
 
     def computed(self, device: str, plan: Plan, cpu_s: float) -> None:
         """A device's work has taken so many CPU seconds of a host."""
-        known = msgspec.json.decode(self._store.fact(_computed(plan.round)) or "{}", type=dict[str, float])
-        set_computed(self._store, plan.round, known | {device: cpu_s})
+        known = msgspec.json.decode(self._journal.fact(_computed(plan.round)) or "{}", type=dict[str, float])
+        set_computed(self._journal, plan.round, known | {device: cpu_s})
 
     def keep_courses(self) -> None:
         """Give the library the courses of a federation that has finished."""
-        rows = [row for row in self._store.rounds() if row.closed_s is not None]
-        current = self._store.weights()
+        rows = [row for row in self._journal.rounds() if row.closed_s is not None]
+        current = self._journal.weights()
         for phase in self.phases:
             for tasks in phase.groups:
                 group = group_id(tasks)
-                key = self._store.fact(_fact(phase.name, group))
+                key = self._journal.fact(_fact(phase.name, group))
                 mine = [row for row in rows if (row.assignment.phase, row.assignment.group) == (phase.name, group)]
                 if key is None or len(mine) != phase.rounds:
                     continue
@@ -115,9 +115,9 @@ class RecallingFederation(Federation):
                 if weights is not None:
                     self._library.blobs.add(self._blobs.read(weights.digest))
                 facts = tuple(
-                    _moved(self._store.facts_of(row), -mine[0].started_s, -mine[0].assignment.round) for row in mine
+                    _moved(self._journal.facts_of(row), -mine[0].started_s, -mine[0].assignment.round) for row in mine
                 )
-                cpu_s = tuple(computed_s(self._store, row) for row in mine)
+                cpu_s = tuple(computed_s(self._journal, row) for row in mine)
                 self._library.keep(key, Course(rounds=facts, cpu_s=cpu_s, weights=weights))
 
     def _recall(self, work: Work, course: Course) -> None:
@@ -128,8 +128,8 @@ class RecallingFederation(Federation):
         if course.weights is not None:
             self._blobs.add(self._library.blobs.read(course.weights.digest))
         for each, seconds in zip(facts, course.cpu_s, strict=True):
-            set_computed(self._store, each.row.assignment.round, seconds)
-        self._store.add_rounds(facts, course.weights)
+            set_computed(self._journal, each.row.assignment.round, seconds)
+        self._journal.add_rounds(facts, course.weights)
         for each in facts:
             if each.row.assignment.probe:
                 self._learn(each.row.assignment.round, each.results)
@@ -152,14 +152,14 @@ class RecallingFederation(Federation):
         return hashlib.sha256(msgspec.json.encode(key)).hexdigest()
 
 
-def computed_s(store: Store, row: RoundRow) -> dict[str, float]:
+def computed_s(journal: FederationJournal, row: RoundRow) -> dict[str, float]:
     """CPU seconds of a host by device that a round took, where they were measured."""
-    return msgspec.json.decode(store.fact(_computed(row.assignment.round)) or "{}", type=dict[str, float])
+    return msgspec.json.decode(journal.fact(_computed(row.assignment.round)) or "{}", type=dict[str, float])
 
 
-def set_computed(store: Store, number: int, seconds: Mapping[str, float]) -> None:
+def set_computed(journal: FederationJournal, number: int, seconds: Mapping[str, float]) -> None:
     """Keep the CPU seconds of a host by device that a round took."""
-    store.set_fact(_computed(number), msgspec.json.encode(seconds).decode())
+    journal.set_fact(_computed(number), msgspec.json.encode(seconds).decode())
 
 
 def _computed(number: int) -> str:

@@ -3,7 +3,7 @@
 import msgspec
 
 from broker_server.report.build import MetricMean, Report
-from broker_server.rounds.journal import Store
+from broker_server.rounds.journal import FederationJournal
 from broker_server.simulation.run_cache import computed_s
 
 
@@ -32,13 +32,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     bytes_down: int | None
 
 
-def summarise(method: str, seed: int, report: Report, store: Store) -> Summary:
+def summarise(method: str, seed: int, report: Report, journal: FederationJournal) -> Summary:
     """The summary of a finished run."""
-    rows = [row for row in store.rounds() if row.closed_s is not None and row.assignment.work == "train"]
-    facts = [store.facts_of(row) for row in rows]
-    computed = [computed_s(store, row) for row in rows]
+    rows = [row for row in journal.rounds() if row.closed_s is not None and row.assignment.work == "train"]
+    facts = [journal.facts_of(row) for row in rows]
+    computed = [computed_s(journal, row) for row in rows]
     missing = any(not each.results.keys() <= seconds.keys() for each, seconds in zip(facts, computed, strict=True))
-    trained = [phase for phase, _ in store.phases() if phase.work == "train"]
+    trained = [phase for phase, _ in journal.phases() if phase.work == "train"]
     stage = next((stage for stage in ("end", "merged") if report.test_loss.get(stage) is not None), None)
     energies = [energy.energy_j for each in facts for energy in each.energy.values()]
     ups, downs = [row.bytes_up for row in rows], [row.bytes_down for row in rows]

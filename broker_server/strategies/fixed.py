@@ -8,11 +8,11 @@ With every task in a group of its own this is one-by-one, with all tasks in one 
 from collections.abc import Sequence
 
 from broker_server.grouping.search import SplitImpossible
-from broker_server.strategies.planner import Measured, Phase, final, serving
+from broker_server.strategies.planner import Measurements, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
 
-class Fixed:
+class FixedGroups:
     """Trains given groups from scratch, `rounds` each, and measures what serves each task. Raises SplitImpossible.
 
     A task in several groups is served by the first of them.
@@ -26,7 +26,7 @@ class Fixed:
             raise SplitImpossible(f"task {missing[0]!r} is in none of the groups")
         self._rounds = rounds
 
-    def next(self, done: Sequence[Phase], _measured: Measured) -> Phase | None:
+    def next(self, done: Sequence[Phase], _measured: Measurements) -> Phase | None:
         """The phase after those that are done; None after the last."""
         match [phase.name for phase in done]:
             case []:
@@ -41,6 +41,6 @@ class Fixed:
                 return final(serving(self._groups, lambda *_: 0.0), "train")
         return None
 
-    def enough(self, _phase: Phase, _measured: Measured) -> bool:
+    def enough(self, _phase: Phase, _measured: Measurements) -> bool:
         """No phase ends early."""
         return False

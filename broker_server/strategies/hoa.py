@@ -11,7 +11,7 @@ from itertools import combinations
 
 from broker_server.grouping.pairs import choose, loss_scores
 from broker_server.grouping.search import SplitImpossible, group_mask
-from broker_server.strategies.planner import Measured, Phase, final, serving
+from broker_server.strategies.planner import Measurements, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
 
@@ -28,7 +28,7 @@ class Hoa:
         self._rounds = rounds
         self._groups = groups
 
-    def next(self, done: Sequence[Phase], measured: Measured) -> Phase | None:
+    def next(self, done: Sequence[Phase], measured: Measurements) -> Phase | None:
         """The phase after those that are done; None after the last. Raises SplitImpossible."""
         match [phase.name for phase in done]:
             case []:
@@ -51,11 +51,11 @@ class Hoa:
                 return final(served, "groups")
         return None
 
-    def enough(self, _phase: Phase, _measured: Measured) -> bool:
+    def enough(self, _phase: Phase, _measured: Measurements) -> bool:
         """No phase ends early."""
         return False
 
-    def _losses(self, measured: Measured) -> tuple[dict[str, float], dict[tuple[str, str], tuple[float, float]]]:
+    def _losses(self, measured: Measurements) -> tuple[dict[str, float], dict[tuple[str, str], tuple[float, float]]]:
         """The losses of the singles and of the pairs. Raises SplitImpossible where some were not measured."""
         found = measured.losses.get("measure", {})
         alone = {group[0]: losses[group[0]] for group, losses in found.items() if len(group) == 1 and losses}

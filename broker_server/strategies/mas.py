@@ -16,12 +16,12 @@ from typing import Literal
 from broker_server.grouping.affinity import Affinities
 from broker_server.grouping.alternatives import Groups, hierarchical, random_groups, worst
 from broker_server.grouping.confidence import settled
-from broker_server.grouping.search import Mode, Split, SplitImpossible, score, search
+from broker_server.grouping.search import Mode, SplitImpossible, TaskSplit, score, search
 from broker_server.grouping.training_cost import choose, offers, training_cost
-from broker_server.strategies.planner import Measured, Phase
+from broker_server.strategies.planner import Measurements, Phase
 from edge_runtime.wire.names import Tasks
 
-Search = Callable[[Affinities], Split]
+Search = Callable[[Affinities], TaskSplit]
 """Groups from affinities. Raises SplitImpossible."""
 Start = Literal["merged", "scratch"]
 Schedule = Literal["restart", "continue"]
@@ -50,11 +50,11 @@ def finder(choice: Choice, groups: int, mode: Mode, *, seed: int, head_cost: flo
             return lambda found: _worth(found, groups, head_cost)
 
 
-def _scored(found: Affinities, groups: Groups) -> Split:
-    return Split(groups=groups, score=score(found.tasks, found.values, groups), mode="exactly")
+def _scored(found: Affinities, groups: Groups) -> TaskSplit:
+    return TaskSplit(groups=groups, score=score(found.tasks, found.values, groups), mode="exactly")
 
 
-def _worth(found: Affinities, most: int, head_cost: float) -> Split:
+def _worth(found: Affinities, most: int, head_cost: float) -> TaskSplit:
     heads = dict.fromkeys(found.tasks, head_cost)
     offered = offers(found.tasks, found.values, most, lambda groups: training_cost(groups, encoder=1.0, heads=heads))
     return _scored(found, choose(offered).groups)
@@ -102,7 +102,7 @@ class Mas:
         self._confidence_rounds = confidence_rounds
         self._seed = seed
 
-    def next(self, done: Sequence[Phase], measured: Measured) -> Phase | None:
+    def next(self, done: Sequence[Phase], measured: Measurements) -> Phase | None:
         """The phase after those that are done; None after the last. Raises SplitImpossible."""
         match [phase.name for phase in done]:
             case []:
@@ -127,7 +127,7 @@ class Mas:
                 return self._test("end", done[-1].groups, "split")
         return None
 
-    def enough(self, phase: Phase, measured: Measured) -> bool:
+    def enough(self, phase: Phase, measured: Measurements) -> bool:
         """The merged phase may end when the split is sure."""
         if phase.name != "merge" or not self._confidence or measured.ledger is None:
             return False
@@ -141,7 +141,7 @@ class Mas:
         )
         return sure is not None
 
-    def _split(self, measured: Measured) -> Phase:
+    def _split(self, measured: Measurements) -> Phase:
         found = checked(measured.affinities, self._find)
         merged = measured.rounds.get("merge", self._merged_rounds)
         is_scratch = self._start == "scratch"
@@ -160,7 +160,7 @@ class Mas:
         return Phase(name=name, work="evaluate", groups=groups, start=start, data_split="test")
 
 
-def checked(affinities: Affinities, find: Search) -> Split:
+def checked(affinities: Affinities, find: Search) -> TaskSplit:
     """The groups that `find` makes of affinities. Raises SplitImpossible, also where pairs were not measured."""
     if not affinities.complete:
         raise SplitImpossible(

@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Meta
 
 from broker_server.grouping.affinity import Affinities, AffinityLedger
-from broker_server.grouping.search import Split
+from broker_server.grouping.search import TaskSplit
 from edge_runtime.wire.messages import DataSplit, RoundNumber
 from edge_runtime.wire.names import GroupId, Tasks, group_id
 
@@ -49,7 +49,7 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     open_ended: bool = False
     """Whether the strategy may end the phase before its last round."""
     data_split: DataSplit | None = None
-    split: Split | None = None
+    split: TaskSplit | None = None
     """How the groups were found, where they were searched."""
 
     @property
@@ -76,7 +76,7 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measurements:
     """What a federation has measured so far, for a strategy to decide by."""
 
     affinities: Affinities
@@ -92,11 +92,11 @@ class Measured:
 class Strategy(Protocol):
     """A seam, because strategies differ in nothing but this: what comes next."""
 
-    def next(self, done: Sequence[Phase], measured: Measured, /) -> Phase | None:
+    def next(self, done: Sequence[Phase], measured: Measurements, /) -> Phase | None:
         """The phase after those that are done; None when the federation is finished. Raises SplitImpossible."""
         ...
 
-    def enough(self, phase: Phase, measured: Measured, /) -> bool:
+    def enough(self, phase: Phase, measured: Measurements, /) -> bool:
         """Whether a phase that is going on may end before its last round. Asked after each of its rounds."""
         ...
 

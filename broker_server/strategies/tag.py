@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from broker_server.grouping.search import SplitImpossible, search, task_score
 from broker_server.strategies.mas import checked
-from broker_server.strategies.planner import Measured, Phase, final, serving
+from broker_server.strategies.planner import Measurements, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
 
@@ -28,7 +28,7 @@ class Tag:
         self._probe_from = probe_from
         self._probe_rounds = probe_rounds
 
-    def next(self, done: Sequence[Phase], measured: Measured) -> Phase | None:
+    def next(self, done: Sequence[Phase], measured: Measurements) -> Phase | None:
         """The phase after those that are done; None after the last. Raises SplitImpossible."""
         match [phase.name for phase in done]:
             case []:
@@ -55,6 +55,6 @@ class Tag:
                 return final(served, "groups")
         return None
 
-    def enough(self, _phase: Phase, _measured: Measured) -> bool:
+    def enough(self, _phase: Phase, _measured: Measurements) -> bool:
         """No phase ends early."""
         return False

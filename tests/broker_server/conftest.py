@@ -12,7 +12,7 @@ import pytest
 
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.federation import Federation
-from broker_server.rounds.journal import Store
+from broker_server.rounds.journal import FederationJournal
 from broker_server.server.config import ServerConfig
 from broker_server.server.keys import load_or_create
 from broker_server.server.loop import Aggregator
@@ -332,20 +332,20 @@ class World:
 
     def boot(self):
         config = self.config
-        self.store = Store(config.state / "federation.sqlite3")
+        self.journal = FederationJournal(config.state / "federation.sqlite3")
         self.blobs = BlobStore(config.state / "blobs")
         self.aggregator = Aggregator(
             link=self.link,
             topics=Topics(config.federation),
-            store=self.store,
+            journal=self.journal,
             blobs=self.blobs,
-            coordinator=Coordinator(config.rules, self.store.hellos()),
+            coordinator=Coordinator(config.rules, self.journal.hellos()),
             watcher=self.watcher,
             maker=self.maker(self) if self.maker else None,
             clock=lambda: self.clock.now_s,
         )
         self.federation = Federation(
-            store=self.store,
+            journal=self.journal,
             blobs=self.blobs,
             bundle=self.bundle,
             folder=self.root / "bundle",
@@ -358,7 +358,7 @@ class World:
     def crash(self):
         """The process is gone: what was in its memory and on its wires is lost; devices connect again."""
         self.link.events.clear()
-        self.store.close()
+        self.journal.close()
         self.boot()
         for device in self.link.devices.values():
             device.start()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from broker_server.grouping.search import SplitImpossible, search
-from broker_server.grouping.training_cost import Offer, choose, offers, training_cost
+from broker_server.grouping.training_cost import Candidate, choose, offers, training_cost
 
 # a and b help one another, c and d do, and the pairs disturb one another.
 VALUES = np.array([[0, 2, -1, -1], [2, 0, -1, -1], [-1, -1, 0, 2], [-1, -1, 2, 0]], np.float64)
@@ -34,9 +34,9 @@ def test_choose_gains_most_for_its_cost():
 
 
 def test_choose_weighs_cost_against_gain():
-    one = Offer(groups=(("a", "b"),), gain=0.0, cost=10.0)
-    two = Offer(groups=(("a",), ("b",)), gain=1.0, cost=20.0)
-    better = Offer(groups=(("b",), ("a",)), gain=1.5, cost=40.0)
+    one = Candidate(groups=(("a", "b"),), gain=0.0, cost=10.0)
+    two = Candidate(groups=(("a",), ("b",)), gain=1.0, cost=20.0)
+    better = Candidate(groups=(("b",), ("a",)), gain=1.5, cost=40.0)
     assert choose([one, two, better]) == two
     assert choose([one, better]) == better
     assert two.rate == 0.05

@@ -3,7 +3,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from broker_server.mqtt.codec import PacketMalformed, ProtocolUnsupported
-from broker_server.mqtt.outbox import Message
+from broker_server.mqtt.outbox import QueuedMessage
 from broker_server.mqtt.packets import (
     Connack,
     Connect,
@@ -358,7 +358,7 @@ def test_local_party_publishes_subscribes_and_is_held_back_like_any_other(make_s
     stage.hub.subscribe(party, "up", 1)
     subscribe(stage, client, "down")
     while not party.is_held:
-        stage.hub.publish(Message("down", bytes(500), 1), party, 0.0)
+        stage.hub.publish(QueuedMessage("down", bytes(500), 1), party, 0.0)
     stage.hub.lost(client, 0.0)
     assert not party.is_held
     party.is_full = True

@@ -2,13 +2,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from broker_server.mqtt.outbox import Message, Outbox
+from broker_server.mqtt.outbox import Outbox, QueuedMessage
 
 CAP = 3000
 
 
 def message(number=0, qos=1, size=10):
-    return Message(f"t/{number}", bytes(size), qos)
+    return QueuedMessage(f"t/{number}", bytes(size), qos)
 
 
 def box(window=2, cap_bytes=CAP):

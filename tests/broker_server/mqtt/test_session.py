@@ -5,7 +5,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from broker_server.mqtt.auth import Principal
 from broker_server.mqtt.limits import Limits
-from broker_server.mqtt.outbox import Message
+from broker_server.mqtt.outbox import QueuedMessage
 from broker_server.mqtt.packets import (
     Connack,
     Connect,
@@ -18,7 +18,7 @@ from broker_server.mqtt.packets import (
     Unsubscribe,
     Will,
 )
-from broker_server.mqtt.session import Connection, Phase, ProtocolViolated, Session
+from broker_server.mqtt.session import ClientSession, Connection, ConnectionPhase, ProtocolViolated
 
 WILL = Will("w", b"gone", 1, True)
 FROM_CLIENTS = [
@@ -48,7 +48,7 @@ def test_connection_takes_nothing_before_connect():
         connection = Connection(connect_timeout_s=10, now_s=0)
         with pytest.raises(ProtocolViolated, match="FRESH"):
             connection.receive(packet, 1.0)
-        assert connection.phase is Phase.FRESH
+        assert connection.phase is ConnectionPhase.FRESH
 
 
 def test_connection_that_is_live_takes_no_second_connect_and_no_broker_packets():
@@ -123,7 +123,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         except ProtocolViolated:
             assert vars(self.connection) == before
         else:
-            assert self.connection.phase is Phase.LIVE
+            assert self.connection.phase is ConnectionPhase.LIVE
 
     @rule(keepalive_s=st.integers(0, 20))
     def connect(self, keepalive_s):
@@ -131,7 +131,7 @@ class ConnectionMachine(RuleBasedStateMachine):
         try:
             self.connection.receive(packet, self.now_s)
         except ProtocolViolated:
-            assert self.connection.phase is not Phase.FRESH
+            assert self.connection.phase is not ConnectionPhase.FRESH
         else:
             self.connection.admit(packet, principal(100.0), self.now_s)
 
@@ -158,14 +158,14 @@ TestConnectionMachine = ConnectionMachine.TestCase
 
 def test_session_writes_only_while_connected_and_writable(stage):
     peer = stage.peers[stage.open()]
-    session = Session("c", is_clean=False, limits=Limits())
+    session = ClientSession("c", is_clean=False, limits=Limits())
     session.send(Pingresp())
-    assert session.offer(Message("a", b"1", 1))
-    assert not session.offer(Message("a", b"0", 0))
+    assert session.offer(QueuedMessage("a", b"1", 1))
+    assert not session.offer(QueuedMessage("a", b"0", 0))
     session.attach(peer)
     assert [p.payload for p in peer.packets()] == [b"1"]
     session.writable(False)
-    session.offer(Message("a", b"2", 1))
+    session.offer(QueuedMessage("a", b"2", 1))
     session.send(Pingresp())
     assert peer.packets() == [Pingresp()]
     session.writable(True)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from broker_server.report import build as reports
-from broker_server.rounds.journal import Store
+from broker_server.rounds.journal import FederationJournal
 from broker_server.strategies.planner import Phase, assignment
 from edge_runtime.wire.messages import Evaluation
 from edge_runtime.wire.tensors import pack, unpack
@@ -19,8 +19,8 @@ def finished(world):
 
 
 def test_report_has_what_the_federation_did(finished, tmp_path):
-    report = reports.build(finished.store)
-    reports.write(tmp_path / "out", report, reports.models(finished.store, finished.blobs))
+    report = reports.build(finished.journal)
+    reports.write(tmp_path / "out", report, reports.models(finished.journal, finished.blobs))
     data = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
     assert set(data) == {
         "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
@@ -61,7 +61,7 @@ def test_report_has_metrics_as_means_over_devices_by_examples(world):
     world.device("x", examples=10, metrics={"a": 0.25, "b": 20.0}).start()
     world.device("y", examples=30, metrics={"a": 0.5}).start()
     world.until_finished()
-    report = reports.build(world.store)
+    report = reports.build(world.journal)
     expected = {
         "a": reports.MetricMean(name="rmse", value=0.4375),
         "b": reports.MetricMean(name="angular_error_deg", value=20.0),
@@ -74,17 +74,17 @@ def test_report_has_metrics_as_means_over_devices_by_examples(world):
 def test_report_takes_a_task_s_metric_from_where_its_loss_is_least(tmp_path):
     groups = (("a", "b"), ("a", "c"), ("a", "d"))
     phase = Phase(name="end", work="evaluate", groups=groups, start=None, data_split="test")
-    store = Store(tmp_path / "s.sqlite3")
-    store.set_fact("metrics", '{"a": "rmse", "b": null}')
-    store.begin_phase(phase, 0, {})
+    journal = FederationJournal(tmp_path / "s.sqlite3")
+    journal.set_fact("metrics", '{"a": "rmse", "b": null}')
+    journal.begin_phase(phase, 0, {})
     for number, (loss, rmse) in enumerate([(2.0, 0.25), (1.0, 0.75), (1.5, 0.5)]):
         about = assignment(phase, number, 0)
-        store.open_round(about, ("x",), 1)
+        journal.open_round(about, ("x",), 1)
         said = {"loss": {"a": loss}, "metrics": {"a": rmse, "b": 0.5}, "examples": {"a": 3, "b": 3}, "energy": None}
         costs = {"wall_s": 1.0, "peak_rss_bytes": None, "bytes_down": 0}
-        store.add_result(number, "x", Evaluation(round=number, group=about.group, **said, **costs))
-        store.close_round(about, None, bytes_up=0, bytes_down=0)
-    report = reports.build(store)
+        journal.add_result(number, "x", Evaluation(round=number, group=about.group, **said, **costs))
+        journal.close_round(about, None, bytes_up=0, bytes_down=0)
+    report = reports.build(journal)
     assert [each.metrics["a"].value for each in report.evaluations] == [0.25, 0.75, 0.5]
     assert report.test_loss["end"] == {"a": 1.0}
     assert report.test_metrics["end"] == {"a": reports.MetricMean(name="rmse", value=0.75)}
@@ -95,8 +95,8 @@ def test_report_of_a_journal_that_knows_no_metrics(world):
     world.device("x", metrics={"a": 0.1}).start()
     world.device("y").start()
     world.until_finished()
-    world.store.set_fact("metrics", "{}")
-    assert not any(reports.build(world.store).test_metrics.values())
+    world.journal.set_fact("metrics", "{}")
+    assert not any(reports.build(world.journal).test_metrics.values())
 
 
 def test_metrics_of_a_foreign_task_do_not_count(world):
@@ -119,12 +119,17 @@ def test_report_of_devices_that_count_with_their_own_tasks(world):
         )
         device.start()
     world.until_finished()
-    assert reports.build(world.store).test_loss["end"] == {"a": 3.25, "b": 3.25, "c": 3.25, "total": 9.75}
-    counted = reports.build(world.store, {"x": ("a",), "y": ("b", "c")})
+    assert reports.build(world.journal).test_loss["end"] == {"a": 3.25, "b": 3.25, "c": 3.25, "total": 9.75}
+    counted = reports.build(world.journal, {"x": ("a",), "y": ("b", "c")})
     assert counted.test_loss["end"] == {"a": 1.0, "b": 4.0, "c": 4.0, "total": 9.0}
-    assert reports.build(world.store, {"x": ("a",)}).test_loss["end"] == {"a": 3.25, "b": 4.0, "c": 4.0, "total": 11.25}
+    assert reports.build(world.journal, {"x": ("a",)}).test_loss["end"] == {
+        "a": 3.25,
+        "b": 4.0,
+        "c": 4.0,
+        "total": 11.25,
+    }
     assert counted.test_metrics["end"]["a"].value == 0.125
-    assert counted.rounds == reports.build(world.store).rounds
+    assert counted.rounds == reports.build(world.journal).rounds
 
 
 def test_report_says_how_small_updates_were(world):
@@ -132,10 +137,10 @@ def test_report_says_how_small_updates_were(world):
     world.device("x").start()
     world.device("y").start()
     world.until_finished()
-    table, weights = world.bundle.table, world.store.weights()["merge", "a+b+c"]
-    row = reports.build(world.store).rounds[0]
+    table, weights = world.bundle.table, world.journal.weights()["merge", "a+b+c"]
+    row = reports.build(world.journal).rounds[0]
     assert row.update_schemes == {"int8": 2}
-    update = world.store.results(1)["x"].weights
+    update = world.journal.results(1)["x"].weights
     assert row.update_ratio == update.size_bytes / weights.size_bytes
     assert weights.size_bytes == len(pack(table, np.zeros(table.size, np.float32)))
 
@@ -145,12 +150,12 @@ def test_report_of_a_federation_that_is_still_going_on(world):
     world.device("x").start()
     world.device("y").start()
     world.until(lambda: world.aggregator.work and world.aggregator.work.assignment.round == 1)
-    report = reports.build(world.store)
+    report = reports.build(world.journal)
     assert report.test_loss["before"]["total"] == 6.0
     assert report.test_loss["end"] is None
     assert report.split is None
     assert report.affinity is None
-    assert reports.models(world.store, world.blobs).keys() == {"a+b+c"}
+    assert reports.models(world.journal, world.blobs).keys() == {"a+b+c"}
 
 
 def test_report_says_what_was_spent_and_by_whom(world, make_energy):
@@ -160,7 +165,7 @@ def test_report_says_what_was_spent_and_by_whom(world, make_energy):
     for device in world.link.devices.values():
         device.start()
     world.until_finished()
-    report = reports.build(world.store)
+    report = reports.build(world.journal)
     trained = report.rounds[0]
     assert trained.energy_by_device == {"x": x.spent, "y": None}
     assert (trained.energy.energy_j, trained.energy.measured, trained.energy.plans) == (12.0, 1, 2)
@@ -176,9 +181,9 @@ def test_report_says_what_was_spent_and_by_whom(world, make_energy):
 
 
 def test_report_of_nothing(tmp_path):
-    store = Store(tmp_path / "s.sqlite3")
+    journal = FederationJournal(tmp_path / "s.sqlite3")
     with pytest.raises(reports.ReportImpossible):
-        reports.build(store)
+        reports.build(journal)
     with pytest.raises(reports.ReportImpossible):
         reports.read(tmp_path / "report.json")
     (tmp_path / "report.json").write_text("{}")

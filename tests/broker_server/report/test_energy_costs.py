@@ -179,13 +179,13 @@ def test_report_of_the_server_has_all_that_is_read_here():
     from broker_server.report import energy as server_energy
     from broker_server.report import energy_costs as ours
     from broker_server.server.config import ServerConfig
-    from broker_server.strategies.planner import Measured
+    from broker_server.strategies.planner import Measurements
     from edge_runtime.wire.energy import Energy, PhaseEnergy
 
     mas = ServerConfig().planner(("a", "b"))
     zeros = np.zeros((2, 2))
     none = Affinities(tasks=("a", "b"), values=zeros, counts=zeros.astype(int), variance=zeros, standard_error=zeros)
-    known = Measured(affinities=none)
+    known = Measurements(affinities=none)
     before = mas.next([], known)
     assert mas.next([before], known).name == ours.MERGE
     for mine, theirs in (

@@ -29,7 +29,7 @@ def test_page_needs_nothing_else(finished, tmp_path):
         )
     ]
     path = write(
-        tmp_path, reports.build(finished.store), affinities=reports.affinities(finished.store), predictions=rows
+        tmp_path, reports.build(finished.journal), affinities=reports.affinities(finished.journal), predictions=rows
     )
     page = path.read_text()
     assert "<script" not in page
@@ -41,13 +41,13 @@ def test_page_needs_nothing_else(finished, tmp_path):
 
 
 def test_page_says_how_many_updates_came_by_which_scheme(finished):
-    report = reports.build(finished.store)
+    report = reports.build(finished.journal)
     row = msgspec.structs.replace(report.rounds[0], update_schemes={"fp32": 1, "int8": 2}, update_ratio=None)
     assert "1 fp32, 2 int8" in render(msgspec.structs.replace(report, rounds=[row]))
 
 
 def test_page_has_the_metrics_that_were_measured(finished):
-    report = reports.build(finished.store)
+    report = reports.build(finished.journal)
     assert "Test metrics" not in render(report)
     first = {"a": reports.MetricMean(name="miou", value=0.5)}
     last = {"b": reports.MetricMean(name="angular_error_deg", value=12.25)}
@@ -58,13 +58,13 @@ def test_page_has_the_metrics_that_were_measured(finished):
 
 def test_page_of_a_federation_that_has_just_begun(world):
     world = world()
-    page = render(reports.build(world.store))
+    page = render(reports.build(world.journal))
     assert "MAS" in page
     assert "data:image" not in page
 
 
 def test_page_says_what_became_of_official_artifacts(finished):
-    report = reports.build(finished.store)
+    report = reports.build(finished.journal)
     assert "Official artifacts" not in render(report)
     outcomes = {
         "a": reports.OfficialReport(max_relative_error=2e-4, problem=None),
@@ -76,5 +76,5 @@ def test_page_says_what_became_of_official_artifacts(finished):
 
 
 def test_page_escapes_names(finished):
-    report = msgspec.structs.replace(reports.build(finished.store), strategy="<img src=x>", versions={"<": "&"})
+    report = msgspec.structs.replace(reports.build(finished.journal), strategy="<img src=x>", versions={"<": "&"})
     assert "<IMG" not in render(report).replace("<img alt", "")

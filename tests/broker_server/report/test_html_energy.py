@@ -23,7 +23,7 @@ def report(world):
         for device in it.link.devices.values():
             device.start()
         it.until_finished()
-        return reports.build(it.store)
+        return reports.build(it.journal)
 
     return make
 

@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from broker_server.rounds.actions import Abandon, Close, Fetch, Note, Opened, Record, Send, Work
+from broker_server.rounds.actions import Abandon, Close, FetchUpdate, Note, Opened, Record, Send, Work
 from broker_server.rounds.coordinator import TRANSITIONS, UNANSWERED, Coordinator, Rules
 from broker_server.strategies.planner import Assignment
 from edge_runtime.wire.blob import Blob
@@ -172,7 +172,7 @@ def test_coordinator_evaluates_on_all_devices():
 
 def test_coordinator_counts_an_update_once_it_is_whole():
     coordinator, _ = started("xy")
-    assert kinds(coordinator.update("x", update(), 1.0)) == [Fetch]
+    assert kinds(coordinator.update("x", update(), 1.0)) == [FetchUpdate]
     actions = coordinator.received("x", 2.0)
     assert kinds(actions) == [Record, Send]
     assert acks(actions) == [("x", True)]
@@ -199,7 +199,7 @@ def test_coordinator_repeated_update_counts_once():
 def test_coordinator_update_announced_again_is_fetched_again():
     coordinator, _ = started("xy")
     coordinator.update("x", update(), 1.0)
-    assert kinds(coordinator.update("x", update(), 2.0)) == [Fetch]
+    assert kinds(coordinator.update("x", update(), 2.0)) == [FetchUpdate]
 
 
 def test_coordinator_evaluations():
@@ -246,22 +246,22 @@ def test_coordinator_takes_a_small_update_of_the_round_s_weights():
     assert [action.message.updates for action in actions if isinstance(action, Send)] == [Updates(scheme="int8")]
     for scheme in ("int8", "topk"):  # after a restart with other settings, what was trained before counts too
         small = update(size=1300, scheme=scheme, base=BLOB.digest)
-        assert kinds(coordinator.update("x", small, 1.0)) == [Fetch]
+        assert kinds(coordinator.update("x", small, 1.0)) == [FetchUpdate]
 
 
 def test_coordinator_takes_any_number_of_examples_from_a_device_that_said_nothing():
     coordinator, _ = started("xy")
     coordinator.devices["x"].hello = None
-    assert kinds(coordinator.update("x", update(examples={"a": 9}), 1.0)) == [Fetch]
+    assert kinds(coordinator.update("x", update(examples={"a": 9}), 1.0)) == [FetchUpdate]
     coordinator, _ = started("xy")
     del coordinator.devices["x"]
-    assert kinds(coordinator.update("x", update(examples={"a": 9}), 1.0)) == [Fetch]
+    assert kinds(coordinator.update("x", update(examples={"a": 9}), 1.0)) == [FetchUpdate]
 
 
 def test_coordinator_takes_affinities_of_the_group():
     coordinator, _ = started("xy")
     good = Affinity(tasks=("b", "a"), count=1, mean=((0.0, -1.0), (1.0, 0.0)), variance=None)
-    assert kinds(coordinator.update("x", update(affinity=good), 1.0)) == [Fetch]
+    assert kinds(coordinator.update("x", update(affinity=good), 1.0)) == [FetchUpdate]
 
 
 def test_coordinator_rejects_weights_after_fetching():
@@ -462,7 +462,7 @@ class Rounds(RuleBasedStateMachine):
                     assert (self.number, device) not in self.recorded
                 case Send(device=device, message=Ack(accepted=True) as ack):
                     assert (ack.round, device) in self.recorded
-                case Fetch(device=device):
+                case FetchUpdate(device=device):
                     assert (self.number, device) not in self.recorded
                     self.fetching.add(device)
                 case Abandon(device=device):

@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from broker_server.rounds.encoder_process import RESTARTS, Apart, GeneralHost, GeneralUnavailable
+from broker_server.rounds.encoder_process import RESTARTS, Apart, EncoderSupervisor, EncoderUnavailable
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess, result_file
 from edge_runtime.wire.errors import TensorsInvalid
 from edge_runtime.wire.messages import SplitTraining, Training
@@ -74,7 +74,7 @@ class Starts:
 
 @pytest.fixture
 def host():
-    made = GeneralHost(Starts(sys.executable, "-c", ECHO))
+    made = EncoderSupervisor(Starts(sys.executable, "-c", ECHO))
     yield made
     made.close()
 
@@ -110,13 +110,13 @@ def test_a_host_that_ends_is_started_anew_for_a_while(host, tmp_path):
     host.hear(opened, "attic", b"piece")
     assert answers(host, 1) == [("attic", b"piece")]
     host.hear(opened, "attic", b"die")
-    with pytest.raises(GeneralUnavailable, match=r"has ended.*, 4 times in round 0"):
+    with pytest.raises(EncoderUnavailable, match=r"has ended.*, 4 times in round 0"):
         answers(host, 1)
     host.hear(apart(tmp_path).open(1, TRAINING, tmp_path), "attic", b"piece")  # another round, another chance
     assert answers(host, 1) == [("attic", b"piece")]
 
 
 def test_a_host_that_cannot_be_started_is_said_to_be_so(tmp_path):
-    host = GeneralHost(Starts(str(tmp_path / "python")))
-    with pytest.raises(GeneralUnavailable, match="cannot be started: No such file"):
+    host = EncoderSupervisor(Starts(str(tmp_path / "python")))
+    with pytest.raises(EncoderUnavailable, match="cannot be started: No such file"):
         host.hear(apart(tmp_path).open(0, TRAINING, tmp_path), "attic", b"")

@@ -9,7 +9,7 @@ import pytest
 
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Device
-from broker_server.rounds.ort_training_process import Maker, OfficialImpossible, asking
+from broker_server.rounds.ort_training_process import ArtifactBuilder, ArtifactsUnavailable, asking
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.messages import Hello
 
@@ -82,7 +82,9 @@ def official(world, stand_in):
 
         def maker(world):
             state = world.config.state
-            makers.append(Maker(python=python, bundle=world.root / "bundle", folder=state / folder, limit_s=limit_s))
+            makers.append(
+                ArtifactBuilder(python=python, bundle=world.root / "bundle", folder=state / folder, limit_s=limit_s)
+            )
             return makers[-1]
 
         return world(maker=maker, **settings)
@@ -118,7 +120,7 @@ def test_official_artifacts_of_decided_groups_reach_the_devices_that_ask(officia
     assert plans[0].official is None
     for plan in x.plans[1:]:
         assert list(plans[plan.round].official.groups) == [plan.group]
-    assert reports.build(world.store).official == {
+    assert reports.build(world.journal).official == {
         group: reports.OfficialReport(max_relative_error=1e-4, problem=None) for group in ("a+b", "a+b+c", "c")
     }
     assert not (world.config.state / "official").exists()
@@ -130,7 +132,7 @@ def test_official_artifacts_are_not_made_where_nobody_asks(official, tmp_path):
     world.device("y").start()
     world.until_finished()
     assert starts(tmp_path) == []
-    assert reports.build(world.store).official == {}
+    assert reports.build(world.journal).official == {}
 
 
 def test_official_artifacts_for_a_device_that_comes_late_are_made_before_the_next_round(official, tmp_path):
@@ -164,7 +166,7 @@ def test_official_artifacts_that_fail_leave_the_portable_graphs(official, how, w
     assert world.aggregator.finished == "all rounds are done"
     if how != "lacks":  # which has the merged group
         assert training_models(x) == []
-    problem = reports.build(world.store).official["c"].problem
+    problem = reports.build(world.journal).official["c"].problem
     assert why.rstrip("; ") in problem
     said = [note for note in world.watcher.notes if note.startswith("no official artifacts for a+b, c:")]
     assert len(said) == 1  # once, though several rounds follow
@@ -206,7 +208,7 @@ def test_official_artifacts_of_a_server_without_the_environment_are_said_to_be_o
 
 def test_official_artifacts_of_a_bundle_without_a_forward_graph(world, stand_in, tmp_path):
     python = stand_in()
-    make = lambda _: Maker(python=python, bundle=tmp_path / "bundle", folder=tmp_path / "made", limit_s=1.0)  # noqa: E731
+    make = lambda _: ArtifactBuilder(python=python, bundle=tmp_path / "bundle", folder=tmp_path / "made", limit_s=1.0)  # noqa: E731
     world = world()
     world.maker = make
     world.crash()
@@ -214,7 +216,7 @@ def test_official_artifacts_of_a_bundle_without_a_forward_graph(world, stand_in,
     world.device("y").start()
     world.until_finished()
     assert starts(tmp_path) == []
-    assert "compile it with --official auto" in reports.build(world.store).official["c"].problem
+    assert "compile it with --official auto" in reports.build(world.journal).official["c"].problem
 
 
 def test_server_that_crashes_while_artifacts_are_made_makes_them_again(official, tmp_path):
@@ -230,7 +232,7 @@ def test_server_that_crashes_while_artifacts_are_made_makes_them_again(official,
     world.until_finished()
     assert starts(tmp_path) == ["a,b,c", "a,b,c", "a,b;c"]
     assert len(training_models(x)) == 3
-    rows = [row.assignment.phase for row in world.store.rounds()]
+    rows = [row.assignment.phase for row in world.journal.rounds()]
     assert rows.count("split") == 4
 
 
@@ -239,7 +241,7 @@ def test_server_that_crashes_at_any_event_ends_the_same(official, tmp_path):
     reference.device("x", step=1.0, official="auto").start()
     reference.device("y", step=3.0).start()
     reference.until_finished()
-    expected = reports.models(reference.store, reference.blobs)
+    expected = reports.models(reference.journal, reference.blobs)
     crashed = type(reference)(tmp_path / "crashed", maker=reference.maker)
     x = crashed.device("x", step=1.0, official="auto")
     x.start()
@@ -253,19 +255,19 @@ def test_server_that_crashes_at_any_event_ends_the_same(official, tmp_path):
         if crashed.random.random() < 0.01:
             crashed.crash()
     assert crashed.aggregator.finished == "all rounds are done"
-    assert reports.models(crashed.store, crashed.blobs) == expected
+    assert reports.models(crashed.journal, crashed.blobs) == expected
     assert len(training_models(x)) == 3
 
 
 def test_maker_that_takes_too_long_is_ended_with_all_it_started(stand_in, tiny_official, tmp_path):
     folder, bundle = tiny_official
-    maker = Maker(python=stand_in("hangs"), bundle=folder, folder=tmp_path / "made", limit_s=5.0)
+    maker = ArtifactBuilder(python=stand_in("hangs"), bundle=folder, folder=tmp_path / "made", limit_s=5.0)
     assert maker.poll(0.0) is None
     maker.start(bundle, [("a", "b")], 0.0)
     assert maker.busy
     child = wait_for(tmp_path / "how.child")
     assert maker.poll(4.9) is None
-    with pytest.raises(OfficialImpossible, match="not ready after 5 s"):
+    with pytest.raises(ArtifactsUnavailable, match="not ready after 5 s"):
         maker.poll(5.0)
     assert not maker.busy
     assert ends(int(child))
@@ -273,7 +275,7 @@ def test_maker_that_takes_too_long_is_ended_with_all_it_started(stand_in, tiny_o
 
 def test_maker_that_is_stopped_ends_its_process(stand_in, tiny_official, tmp_path):
     folder, bundle = tiny_official
-    maker = Maker(python=stand_in("hangs"), bundle=folder, folder=tmp_path / "made", limit_s=60.0)
+    maker = ArtifactBuilder(python=stand_in("hangs"), bundle=folder, folder=tmp_path / "made", limit_s=60.0)
     maker.start(bundle, [("a",)], 0.0)
     child = wait_for(tmp_path / "how.child")
     maker.stop()
@@ -286,15 +288,15 @@ def test_maker_whose_python_cannot_be_started(tiny_official, tmp_path):
     folder, bundle = tiny_official
     program = tmp_path / "python"
     program.write_text("not a program")
-    maker = Maker(python=program, bundle=folder, folder=tmp_path / "made", limit_s=60.0)
-    with pytest.raises(OfficialImpossible, match="python: Permission denied"):
+    maker = ArtifactBuilder(python=program, bundle=folder, folder=tmp_path / "made", limit_s=60.0)
+    with pytest.raises(ArtifactsUnavailable, match="python: Permission denied"):
         maker.start(bundle, [("a",)], 0.0)
 
 
 def test_maker_deletes_what_an_earlier_one_left(tmp_path):
     left = tmp_path / "made" / "left"
     left.mkdir(parents=True)
-    Maker(python=tmp_path, bundle=tmp_path, folder=tmp_path / "made", limit_s=1.0)
+    ArtifactBuilder(python=tmp_path, bundle=tmp_path, folder=tmp_path / "made", limit_s=1.0)
     assert not left.exists()
 
 

@@ -23,7 +23,7 @@ def test_aggregator_runs_mas_to_its_end(world):
     run(world, x, y)
     assert world.aggregator.finished == "all rounds are done"
     assert not world.aggregator.failed
-    rows = [(row.assignment.phase, row.assignment.group, row.assignment.round) for row in world.store.rounds()]
+    rows = [(row.assignment.phase, row.assignment.group, row.assignment.round) for row in world.journal.rounds()]
     assert rows == [
         ("before", "a+b+c", 0),
         ("merge", "a+b+c", 1),
@@ -43,7 +43,7 @@ def test_aggregator_runs_mas_to_its_end(world):
     # Two rounds merged and two of each group, each of which adds the mean step of 2.
     for group, tasks in (("a+b", ("a", "b")), ("c", ("c",))):
         table = world.bundle.group(tasks, world.bundle.weights).table
-        values = unpack(table, models(world.store, world.blobs)[group])
+        values = unpack(table, models(world.journal, world.blobs)[group])
         start = unpack(world.bundle.table, (world.root / "bundle" / "weights.safetensors").read_bytes())
         expected = np.concatenate([start[world.bundle.table.parts[part]] + 8 for part in table.parts])
         np.testing.assert_array_equal(values, expected)
@@ -54,7 +54,7 @@ def test_aggregator_counts_what_is_exchanged_with_the_round_that_is_going_on(wor
     world.aggregator.exchanged(up_bytes=10**9)
     world.aggregator.exchanged(up_bytes=1, down_bytes=10**9)
     run(world, world.device("x"), world.device("y"))
-    first, *others = world.store.rounds()
+    first, *others = world.journal.rounds()
     assert 10**9 < first.bytes_up < 10**9 + 10**6
     assert 10**9 <= first.bytes_down < 10**9 + 10**6
     assert all(max(row.bytes_up, row.bytes_down) < 10**6 for row in others)
@@ -73,7 +73,7 @@ def test_aggregator_keeps_the_affinities_and_the_split(world):
 def test_aggregator_deletes_superseded_blobs(world):
     world = world()
     run(world, world.device("x"), world.device("y"))
-    weights = {blob.digest for blob in world.store.weights().values()}
+    weights = {blob.digest for blob in world.journal.weights().values()}
     graphs = {blob.digest for blob in world.federation.graphs}
     rest = set(world.blobs.digests()) - weights - graphs
     assert len(rest) == 3  # the manifests of the three groups
@@ -128,7 +128,7 @@ def test_aggregator_rejects_weights_that_are_not_finite(world, poison):
     assert len(declined) == 6
     assert all("finite" in ack.detail for ack in declined)
     assert {
-        row.assignment.work for row in world.store.rounds() if "x" in world.store.results(row.assignment.round)
+        row.assignment.work for row in world.journal.rounds() if "x" in world.journal.results(row.assignment.round)
     } == {"evaluate"}
 
 
@@ -141,7 +141,7 @@ def test_aggregator_averages_small_updates(world, scheme):
     start = unpack(world.bundle.table, (world.root / "bundle" / "weights.safetensors").read_bytes())
     for group, tasks in (("a+b", ("a", "b")), ("c", ("c",))):
         table = world.bundle.group(tasks, world.bundle.weights).table
-        values = unpack(table, models(world.store, world.blobs)[group])
+        values = unpack(table, models(world.journal, world.blobs)[group])
         moved = values - np.concatenate([start[world.bundle.table.parts[part]] for part in table.parts])
         if (
             scheme == "topk"
@@ -150,7 +150,7 @@ def test_aggregator_averages_small_updates(world, scheme):
             assert 3 < moved.mean() < 8
         else:
             np.testing.assert_allclose(moved, 8, rtol=1e-5)
-    updates = [r for row in world.store.rounds() for r in world.store.results(row.assignment.round).values()]
+    updates = [r for row in world.journal.rounds() for r in world.journal.results(row.assignment.round).values()]
     assert {update.scheme for update in updates if isinstance(update, Update)} == {scheme}
 
 
@@ -218,7 +218,7 @@ def test_aggregator_one_client_gets_its_own_weights_bit_for_bit(world):
     x.train = lambda plan, bundle: sent.append(train(plan, bundle)) or sent[-1]
     run(world, x)
     last = {update.group: update.weights.digest for update in sent}
-    assert {group: blob.digest for (phase, group), blob in world.store.weights().items() if phase == "split"} == {
+    assert {group: blob.digest for (phase, group), blob in world.journal.weights().items() if phase == "split"} == {
         group: last[group] for group in ("a+b", "c")
     }
 
@@ -226,7 +226,7 @@ def test_aggregator_one_client_gets_its_own_weights_bit_for_bit(world):
 def test_aggregator_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
     reference = world()
     run(reference, reference.device("x", step=1.0), reference.device("y", step=3.0))
-    expected = models(reference.store, reference.blobs)
+    expected = models(reference.journal, reference.blobs)
     crashed = type(reference)(tmp_path / "crashed")
     crashed.device("x", step=1.0).start()
     crashed.device("y", step=3.0).start()
@@ -237,9 +237,9 @@ def test_aggregator_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
         if crashed.random.random() < 0.05:
             crashed.crash()
     assert crashed.aggregator.finished == "all rounds are done"
-    assert models(crashed.store, crashed.blobs) == expected
-    for row in crashed.store.rounds():
-        assert set(crashed.store.results(row.assignment.round)) == {"x", "y"}
+    assert models(crashed.journal, crashed.blobs) == expected
+    for row in crashed.journal.rounds():
+        assert set(crashed.journal.results(row.assignment.round)) == {"x", "y"}
     np.testing.assert_array_equal(crashed.federation.affinities.values, reference.federation.affinities.values)
 
 
@@ -259,7 +259,7 @@ def test_aggregator_after_a_crash_goes_on_with_what_aggregation_remembers(world,
     steps = {name: random.standard_normal(9) for name in ("x", "y", "z")}
     reference = world(**settings)
     run(reference, *(reference.device(name, step=step) for name, step in steps.items()))
-    expected = models(reference.store, reference.blobs)
+    expected = models(reference.journal, reference.blobs)
     crashed = type(reference)(tmp_path / "crashed", **settings)
     for name, step in steps.items():
         crashed.device(name, step=step).start()
@@ -270,10 +270,10 @@ def test_aggregator_after_a_crash_goes_on_with_what_aggregation_remembers(world,
         if crashed.random.random() < 0.05:
             crashed.crash()
     assert crashed.aggregator.finished == "all rounds are done"
-    assert models(crashed.store, crashed.blobs) == expected
+    assert models(crashed.journal, crashed.blobs) == expected
     plain = type(reference)(tmp_path / "plain", **shared)
     run(plain, *(plain.device(name, step=step) for name, step in steps.items()))
-    assert models(plain.store, plain.blobs) != expected
+    assert models(plain.journal, plain.blobs) != expected
 
     table, rule, memory = reference.bundle.table, reference.config.combining, None
     weights = unpack(table, (reference.root / "bundle" / "weights.safetensors").read_bytes())
@@ -291,7 +291,7 @@ def test_federation_keeps_what_aggregation_remembers_for_the_phase_that_goes_on(
 
     class Watching(type(world.watcher)):
         def closed(self, row, results):
-            memories = world.store.memories()
+            memories = world.journal.memories()
             assert all(blob.digest in world.blobs for blob in memories.values())
             seen.append((row.assignment.phase, row.assignment.index, sorted(memories)))
 
@@ -306,14 +306,14 @@ def test_federation_keeps_what_aggregation_remembers_for_the_phase_that_goes_on(
         ("split", 0, [("split", "a+b"), ("split", "c")]),
         ("split", 1, [("split", "a+b"), ("split", "c")]),
     ]
-    assert world.store.memories() == {}  # the last phase measures
+    assert world.journal.memories() == {}  # the last phase measures
 
 
 def test_federation_notes_a_step_that_was_not_taken(world):
     world = world(strategy="all_in_one", merged_rounds=1, split_rounds=1, server_lr=1000.0, server_momentum=0.5)
     run(world, world.device("x", step=1e38), world.device("y", step=1e38))
     assert world.aggregator.finished == "all rounds are done"
-    assert any("step of the encoder was not finite" in text for _, text in world.store.notes())
+    assert any("step of the encoder was not finite" in text for _, text in world.journal.notes())
 
 
 def test_aggregator_after_a_crash_asks_only_those_that_have_not_delivered(world):
@@ -330,8 +330,8 @@ def test_aggregator_after_a_crash_asks_only_those_that_have_not_delivered(world)
     y.start()
     world.until(lambda: world.aggregator.work.assignment.round == 2)
     assert [plan.round for plan in x.plans[plans:]] in ([], [2])
-    assert [type(r) for r in world.store.results(1).values()] == [Update, Update]
-    assert [type(r) for r in world.store.results(0).values()] == [Evaluation, Evaluation]
+    assert [type(r) for r in world.journal.results(1).values()] == [Update, Update]
+    assert [type(r) for r in world.journal.results(0).values()] == [Evaluation, Evaluation]
 
 
 def test_federation_refuses_a_state_folder_of_another_one(world):
@@ -349,15 +349,15 @@ def test_aggregator_journals_what_a_plan_has_cost_the_last_one_counting(world, m
     x, y = world.device("x"), world.device("y")
     x.start()
     y.start()
-    world.until(lambda: world.store.results(1))
+    world.until(lambda: world.journal.results(1))
     for joules in (3.0, 4.0):
         x.tell(Spent(round=0, group="a+b+c", energy=make_energy(joules=joules)))
     strange = world.device("strange")
     for device, round_number, group in ((x, 0, "a"), (x, 77, "a+b+c"), (strange, 0, "a+b+c")):
         device.tell(Spent(round=round_number, group=group, energy=make_energy()))
     world.until_finished()
-    assert world.store.energy(0) == {"x": make_energy(joules=4.0)}
+    assert world.journal.energy(0) == {"x": make_energy(joules=4.0)}
     assert world.aggregator.energies == 2
     assert world.aggregator.counts["energy of a round that the device was not in"] == 3
     world.crash()
-    assert world.store.energy(0) == {"x": make_energy(joules=4.0)}
+    assert world.journal.energy(0) == {"x": make_energy(joules=4.0)}

@@ -6,7 +6,7 @@ pytest.importorskip("rich")
 
 from rich.console import Console
 
-from broker_server.server.progress import Lines, Screen, losses_text
+from broker_server.server.progress import LiveView, PlainView, losses_text
 
 pytestmark = pytest.mark.workstation
 
@@ -20,7 +20,7 @@ def text_of(screen, aggregator):
 def test_lines_one_for_each_round(world):
     world = world()
     out = io.StringIO()
-    world.watcher = Lines(out)
+    world.watcher = PlainView(out)
     world.boot()
     world.device("x").start()
     world.device("y").start()
@@ -35,7 +35,7 @@ def test_lines_one_for_each_round(world):
 def test_lines_say_what_a_round_has_cost(world, make_energy):
     world = world()
     out = io.StringIO()
-    world.watcher = Lines(out)
+    world.watcher = PlainView(out)
     world.boot()
     world.device("x", energy=make_energy(joules=5.0, source="model", estimated=True)).start()
     world.device("y").start()
@@ -46,7 +46,7 @@ def test_lines_say_what_a_round_has_cost(world, make_energy):
 
 def test_screen_at_every_stage(world):
     world = world()
-    screen = Screen(Console(file=io.StringIO()))
+    screen = LiveView(Console(file=io.StringIO()))
     world.watcher = screen
     world.boot()
     assert "waiting for devices" in text_of(screen, world.aggregator)
@@ -63,7 +63,7 @@ def test_screen_at_every_stage(world):
 
 def test_screen_fits_into_a_small_terminal(world):
     world = world(merged_rounds=20)
-    screen = Screen(Console(file=io.StringIO(), width=80, height=24))
+    screen = LiveView(Console(file=io.StringIO(), width=80, height=24))
     world.watcher = screen
     world.boot()
     for number in range(10):

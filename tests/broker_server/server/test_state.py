@@ -16,16 +16,16 @@ def test_state_folder_is_for_one_server_at_a_time(tmp_path):
 def test_state_folder_cleared_keeps_the_key(tmp_path):
     folder = StateFolder(tmp_path)
     key = public_hex(load_or_create(tmp_path))
-    store, blobs = folder.open()
-    store.set_fact("k", "1")
+    journal, blobs = folder.open()
+    journal.set_fact("k", "1")
     blobs.add(b"x")
-    store.close()
+    journal.close()
     folder.clear()
-    store, blobs = folder.open()
-    assert store.fact("k") is None
+    journal, blobs = folder.open()
+    assert journal.fact("k") is None
     assert list(blobs.digests()) == []
     assert public_hex(load_or_create(tmp_path)) == key
-    store.close()
+    journal.close()
     folder.close()
 
 

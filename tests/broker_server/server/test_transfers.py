@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from broker_server.server.transfers import MAX_RETRY_S, RETRY_S, Chunk, Downloads, Uploads
+from broker_server.server.transfers import MAX_RETRY_S, RETRY_S, Chunk, ServedBlobs, Uploads
 from edge_runtime.wire.blob import WINDOW, BlobStore, describe
 from edge_runtime.wire.errors import BlobInvalid
 from edge_runtime.wire.messages import Need
@@ -20,7 +20,7 @@ def uploads(tmp_path):
 
 
 def test_downloads_one_publish_serves_all():
-    downloads = Downloads()
+    downloads = ServedBlobs()
     downloads.offer(BLOB)
     need = Need(digest=BLOB.digest, chunks=(0, 1, 1))
     assert downloads.need("x", need, 0.0) == [Chunk(BLOB, 0), Chunk(BLOB, 1)]
@@ -30,7 +30,7 @@ def test_downloads_one_publish_serves_all():
 
 
 def test_downloads_who_comes_too_late_for_a_chunk_gets_it_at_the_next_tick():
-    downloads = Downloads()
+    downloads = ServedBlobs()
     downloads.offer(BLOB)
     first = Need(digest=BLOB.digest, chunks=(0, 1))
     assert len(downloads.need("x", first, 0.0)) == 2
@@ -51,7 +51,7 @@ def test_downloads_who_comes_too_late_for_a_chunk_gets_it_at_the_next_tick():
 
 
 def test_downloads_unknown_blob_or_chunk():
-    downloads = Downloads()
+    downloads = ServedBlobs()
     need = Need(digest=BLOB.digest, chunks=(31,))
     assert downloads.need("x", need, 0.0) == []
     downloads.offer(BLOB)

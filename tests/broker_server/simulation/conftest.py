@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from broker_server.rounds.journal import Store
+from broker_server.rounds.journal import FederationJournal
 from broker_server.server.config import ServerConfig
 from broker_server.server.keys import load_or_create
 from broker_server.simulation.run_cache import Library, RecallingFederation
@@ -39,8 +39,11 @@ class Played:
         settings = {"merged_rounds": 2, "split_rounds": 1, "probe_rounds": 1, "probe_every": 1} | settings
         config, bundle = ServerConfig(**settings), read_folder(BUNDLE)
         self.timeline = Timeline()
-        self.store, self.blobs = Store(folder / "journal", self.timeline.clock), BlobStore(folder / "blobs")
-        self.timeline.now_s = max((row.closed_s for row in self.store.rounds()), default=0.0)
+        self.journal, self.blobs = (
+            FederationJournal(folder / "journal", self.timeline.clock),
+            BlobStore(folder / "blobs"),
+        )
+        self.timeline.now_s = max((row.closed_s for row in self.journal.rounds()), default=0.0)
         self.energy = energy
         self.played = []
         """The rounds that were not taken from the library."""
@@ -48,7 +51,7 @@ class Played:
             library=library,
             timeline=self.timeline,
             context=context,
-            store=self.store,
+            journal=self.journal,
             blobs=self.blobs,
             bundle=bundle,
             folder=BUNDLE,
@@ -62,10 +65,10 @@ class Played:
         if work is None:
             return False
         self.played.append(work.assignment)
-        self.store.open_round(work.assignment, DEVICES, 2)
+        self.journal.open_round(work.assignment, DEVICES, 2)
         self.timeline.pass_by(ROUND_S)
         for number, device in enumerate(DEVICES):
-            self.store.add_result(work.assignment.round, device, self.result(work))
+            self.journal.add_result(work.assignment.round, device, self.result(work))
             self.federation.computed(device, SimpleNamespace(round=work.assignment.round), 1.0 + number)
         self.federation.close(work, DEVICES, bytes_up=1000)
         return True
@@ -93,7 +96,7 @@ class Played:
         )
 
     def weights(self):
-        return {key: self.blobs.read(blob.digest) for key, blob in self.store.weights().items()}
+        return {key: self.blobs.read(blob.digest) for key, blob in self.journal.weights().items()}
 
 
 @pytest.fixture
@@ -112,4 +115,4 @@ def play(tmp_path, library):
 
     yield make
     for each in made:
-        each.store.close()
+        each.journal.close()

@@ -45,12 +45,12 @@ def test_a_course_that_was_taken_over_is_journalled_and_charged_as_if_done_anew(
     first.federation.keep_courses()
     second = play(strategy="one_by_one").to_the_end()
     assert second.played == []
-    assert second.store.rounds() == first.store.rounds()
-    for row in second.store.rounds():
-        assert second.store.facts_of(row) == first.store.facts_of(row)
-        assert computed_s(second.store, row) == {"attic": 1.0, "cellar": 2.0}
-    assert reports.build(second.store) == reports.build(first.store)
-    assert reports.build(second.store).test_metrics["end"]["depth"].value == 0.25
+    assert second.journal.rounds() == first.journal.rounds()
+    for row in second.journal.rounds():
+        assert second.journal.facts_of(row) == first.journal.facts_of(row)
+        assert computed_s(second.journal, row) == {"attic": 1.0, "cellar": 2.0}
+    assert reports.build(second.journal) == reports.build(first.journal)
+    assert reports.build(second.journal).test_metrics["end"]["depth"].value == 0.25
     assert second.timeline.now_s == first.timeline.now_s
     assert second.weights() == first.weights()
 
@@ -62,13 +62,13 @@ def test_a_course_is_moved_to_where_it_stands_now(play):
     second = play(strategy="hoa", groups=2).to_the_end()
     alone = {"depth", "normals", "segmentation"}
     assert alone.isdisjoint(about.group for about in second.played if about.work == "train" and about.phase == "pairs")
-    rows = [row for row in second.store.rounds() if row.assignment.work == "train"]
-    assert [row.assignment.round for row in second.store.rounds()] == list(range(len(second.store.rounds())))
+    rows = [row for row in second.journal.rounds() if row.assignment.work == "train"]
+    assert [row.assignment.round for row in second.journal.rounds()] == list(range(len(second.journal.rounds())))
     assert all(one.closed_s <= other.started_s for one, other in pairwise(rows))
     assert all(row.closed_s - row.started_s == 10.0 for row in rows)
-    for row in second.store.rounds():
+    for row in second.journal.rounds():
         assert all(
-            result.round == row.assignment.round for result in second.store.results(row.assignment.round).values()
+            result.round == row.assignment.round for result in second.journal.results(row.assignment.round).values()
         )
 
 
@@ -84,7 +84,7 @@ def test_a_course_is_another_one_where_anything_differs_that_it_depends_on(play,
 def test_a_course_that_was_begun_goes_on_and_is_kept(play):
     first = play("cut", strategy="all_in_one")
     first.round()
-    first.store.close()
+    first.journal.close()
     again = play("cut", strategy="all_in_one").to_the_end()
     assert [about.index for about in again.played if about.work == "train"] == [1, 2]
     again.federation.keep_courses()
@@ -94,7 +94,7 @@ def test_a_course_that_was_begun_goes_on_and_is_kept(play):
 def test_a_course_that_was_begun_is_not_taken_over_in_the_middle(play):
     begun = play(strategy="all_in_one")
     work = begun.federation.next()
-    begun.store.open_round(work.assignment, ("attic",), 1)
+    begun.journal.open_round(work.assignment, ("attic",), 1)
     play(strategy="all_in_one").to_the_end().federation.keep_courses()
     assert begun.federation.next().assignment == work.assignment
 
@@ -111,6 +111,6 @@ def test_phases_that_may_end_early_are_no_courses(play):
 def test_seconds_that_nobody_counted_are_unknown(play):
     one = play(strategy="all_in_one")
     work = one.federation.next()
-    one.store.open_round(work.assignment, ("attic",), 1)
-    (row,) = one.store.rounds()
-    assert computed_s(one.store, row) == {}
+    one.journal.open_round(work.assignment, ("attic",), 1)
+    (row,) = one.journal.rounds()
+    assert computed_s(one.journal, row) == {}

@@ -9,7 +9,7 @@ from broker_server.simulation.summary import summarise
 @pytest.fixture
 def summary_of():
     def make(played):
-        return summarise("a method", 7, reports.build(played.store), played.store)
+        return summarise("a method", 7, reports.build(played.journal), played.journal)
 
     return make
 
@@ -35,7 +35,7 @@ def test_summarise_counts_training_alone(play, summary_of, make_energy):
 
 def test_summarise_does_not_guess_what_was_not_measured(play, summary_of, make_energy):
     run = play(strategy="all_in_one", energy=make_energy(3.0)).to_the_end()
-    run.store.set_fact("computed/1", '{"attic": 1.0}')
+    run.journal.set_fact("computed/1", '{"attic": 1.0}')
     found = summary_of(run)
     assert found.compute_s is None
     assert found.critical_path_s is None
@@ -51,9 +51,9 @@ def test_summarise_bytes_of_a_round_that_was_interrupted(play, summary_of, make_
     run = play(strategy="all_in_one", energy=make_energy(3.0))
     run.round()
     work = run.federation.next()
-    run.store.open_round(work.assignment, ("attic", "cellar"), 2)
+    run.journal.open_round(work.assignment, ("attic", "cellar"), 2)
     for device in ("attic", "cellar"):
-        run.store.add_result(work.assignment.round, device, run.result(work))
+        run.journal.add_result(work.assignment.round, device, run.result(work))
         run.federation.computed(device, SimpleNamespace(round=work.assignment.round), 1.0)
     run.federation.close(work, ("attic", "cellar"), bytes_up=None)
     run.to_the_end()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from broker_server.grouping.affinity import Affinities, AffinityLedger
-from broker_server.strategies.planner import Measured
+from broker_server.strategies.planner import Measurements
 from edge_runtime.wire.messages import Affinity
 
 TASKS = ("a", "b", "c")
@@ -18,7 +18,7 @@ def measured():
         found = Affinities(
             tasks=TASKS, values=values, counts=np.full((3, 3), counts), variance=ones, standard_error=ones
         )
-        return Measured(affinities=found, losses=losses or {}, rounds=rounds or {}, ledger=ledger)
+        return Measurements(affinities=found, losses=losses or {}, rounds=rounds or {}, ledger=ledger)
 
     return make
 
