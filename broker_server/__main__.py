@@ -23,9 +23,6 @@ from broker_server.grouping.search import Mode, SplitImpossible, search
 from broker_server.mqtt.broker import BrokerNotStarted
 from broker_server.report import energy_command
 from broker_server.report.build import ReportImpossible
-from broker_server.report.energy_costs import Plan, ReportUnusable
-from broker_server.report.energy_plot import PlotImpossible
-from broker_server.report.journals import Journalled
 from broker_server.rounds.federation import FederationChanged
 from broker_server.rounds.journal import JournalInvalid
 from broker_server.server.config import ConfigInvalid, ServerConfig
@@ -44,6 +41,7 @@ from broker_server.simulation.worker_pool import ClusterUnavailable, HostLost
 from devices.cli import values
 from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
 from devices.cli.run import run as run_command
+from edge_runtime.agent.energy_totals import read_journal
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
 from edge_runtime.wire.mqtt import LinkInvalid
 
@@ -59,8 +57,6 @@ _FAULTS: dict[type[Exception], int] = {
     TensorsInvalid: BAD_INPUT,
     SplitImpossible: BAD_INPUT,
     ReportImpossible: BAD_INPUT,
-    ReportUnusable: BAD_INPUT,
-    PlotImpossible: BAD_INPUT,
     RoomsInvalid: USAGE,
     ComparisonImpossible: BAD_INPUT,
     StateBusy: UNAVAILABLE,
@@ -140,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "energy-report", help="joules of a federation by group, phase and task, and for what was gained"
     )
     energy_command.add_arguments(costs)
-    costs.set_defaults(command=lambda options: energy_command.run(options, _read_journal))
+    costs.set_defaults(command=lambda options: energy_command.run(options, read_journal))
 
     report = commands.add_parser("report", help="write the report of a federation: report.json, report.html, models/")
     report.add_argument("--state", type=Path, default=None, help="the server's state folder")
@@ -234,24 +230,6 @@ def _simulate(options: argparse.Namespace) -> int:
     from broker_server.simulation.worker import measure, measure_stem
 
     return simulation.run(options, Parts(make_device=SimulatedDevice, measure=measure, measure_stem=measure_stem))
-
-
-def _read_journal(path: Path) -> list[Journalled]:
-    """The plans that an agent's journal has figures of. Raises OSError."""
-    from edge_runtime.agent.energy_totals import to_message
-    from edge_runtime.energy.journal import Journal
-    from edge_runtime.energy.ledger import Ledger
-
-    ledger = Ledger()
-    records, _torn = Journal(path).read()
-    for record in records:
-        ledger.apply(record)
-    found = []
-    for number, key in sorted(ledger.rounds()):
-        group, at, _weights = key.rpartition("@")
-        plan = msgspec.convert(to_message(ledger.report(number, key)), Plan, from_attributes=True)
-        found.append(Journalled(round=number, group=group if at else key, plan=plan))
-    return found
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -13,9 +13,8 @@ from edge_runtime.energy import command as energy
 from edge_runtime.energy.recording import command as recording
 
 if TYPE_CHECKING:
-    from devices.meters import Found
+    from devices.meters import Found, Meter
     from edge_runtime.energy.account import EnergyAccount
-    from edge_runtime.energy.meter import EnergyMeter
     from edge_runtime.worker import LocalWorker
 
 
@@ -100,7 +99,7 @@ def _account(config: AgentConfig) -> "EnergyAccount":
     return EnergyAccount(meter, health=HealthProbe(config.meter_root), path=path, reasons=found.reasons)
 
 
-def _meter(args: argparse.Namespace) -> "tuple[EnergyMeter | None, tuple[str, ...]]":
+def _meter(args: argparse.Namespace) -> "tuple[Meter | None, tuple[str, ...]]":
     found = _open(args.source, args.root, args.mqtt_user, args.mqtt_password_file, args.mqtt_ca)
     return found.meter, found.reasons
 

@@ -20,8 +20,8 @@ from benchmarks.measure import ROOT, spread
 from devices.meters import open_source
 from devices.meters.meter import MeterFacts
 from edge_runtime.energy.account import EnergyAccount
-from edge_runtime.energy.integration import Reading, between
-from edge_runtime.energy.records import Sample, from_lines
+from edge_runtime.energy.integration import between
+from edge_runtime.energy.records import Reading, from_lines
 from edge_runtime.energy.sampler import Sampler
 
 TRACES, KILLS = 300, 100
@@ -111,7 +111,7 @@ def kills(folder: Path, count: int) -> dict[str, Any]:
         process.wait()
         taken_s = [float(line) for line in lines if line.endswith(b"\n")]
         records, _ = from_lines(path.read_bytes())
-        kept = sum(isinstance(record, Sample) for record in records)
+        kept = sum(isinstance(record, Reading) for record in records)
         lost.append(taken_s[-1] - taken_s[max(0, kept - 1)])
     return {"kills": count, "seconds_lost": spread(lost)}
 

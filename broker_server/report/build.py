@@ -26,6 +26,7 @@ from edge_runtime.wire.names import Tasks, group_id
 
 REPORT = "report.json"
 MODELS = "models"
+MAX_REPORT_BYTES = 256 << 20
 STAGES = ("before", "merged", "end")
 _PACKAGES = ("mas-edge", "numpy", "msgspec", "safetensors", "paho-mqtt", "cryptography", "pyjwt")
 Losses = dict[str, float]
@@ -239,13 +240,16 @@ def write(folder: Path, report: Report, weights: Mapping[str, bytes]) -> None:
 
 
 def read(path: Path) -> Report:
-    """A report that was written. Raises ReportImpossible."""
+    """Return the report in a file. Raises ReportImpossible."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Report)
+        with path.open("rb") as file:
+            return msgspec.json.decode(file.read(MAX_REPORT_BYTES), type=Report)
     except OSError as exc:
         raise ReportImpossible(f"{path} cannot be read: {exc.strerror}") from exc
-    except msgspec.MsgspecError as exc:
-        raise ReportImpossible(f"{path} is not a report: {exc}") from exc
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise ReportImpossible(
+            f"{path} is not a report of this version ({exc}): `python -m broker_server report` writes it again"
+        ) from exc
 
 
 def versions() -> dict[str, str]:

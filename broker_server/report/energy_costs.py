@@ -1,91 +1,31 @@
-"""What a federation has cost, out of its report.json: joules by group, phase and task, and for what was gained.
+"""The energy of a federation, out of its report.json: joules by group, phase and task, and for the test loss gained.
 
-A group's energy serves all its tasks at once. By task it is divided evenly: that is bookkeeping, not measurement. What
-was gained is test loss: before the federation, after the merged rounds, at the end. A group that trains in the merged
+A group's energy serves all its tasks at once. By task it is divided evenly: that is bookkeeping, not measurement. The
+gain is in test loss: before the federation, after the merged rounds, at the end. A group that trains in the merged
 rounds gains from the first to the second of these, any other from the second to the last.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
+
+from broker_server.report import build
+from broker_server.report.build import REPORT, Report, ReportImpossible, RoundReport
+from broker_server.report.energy import EnergySum
+from edge_runtime.wire.energy import Phase
 
 MERGE = "merge"
-"""The phase of a federation that trains all tasks merged; what comes after it is the split's."""
-MAX_REPORT_BYTES = 256 << 20
-_PLACES = ("report.json", "report/report.json", "state/report/report.json", "server/report/report.json")
-
-
-class ReportUnusable(ValueError):
-    """There is no report of a federation there, or it cannot be read; the sentence says why."""
-
-
-class Part(msgspec.Struct, frozen=True, kw_only=True):
-    """One phase's sum."""
-
-    seconds: float
-    energy_j: float | None
-
-
-class Sum(msgspec.Struct, frozen=True, kw_only=True):
-    """The energy of some plans: `measured` of `plans` are in it."""
-
-    energy_j: float | None
-    estimated: bool
-    uncertainty_j: float | None
-    above_idle_j: float | None
-    measured: int
-    plans: int
-    phases: dict[str, Part]
-
-
-class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """One device's part in a round."""
-
-    energy_j: float | None
-    uncertainty_j: float | None
-    estimated: bool
-    idle_w: float | None
-    seconds: float
-    phases: dict[str, Part]
-
-    @property
-    def above_idle_j(self) -> float | None:
-        """Without the idle board's power over the same time; None without a baseline."""
-        return None if self.energy_j is None or self.idle_w is None else self.energy_j - self.idle_w * self.seconds
-
-
-class Round(msgspec.Struct, frozen=True, kw_only=True):
-    """A round of training."""
-
-    round: int
-    phase: str
-    group: str
-    train_loss: dict[str, float]
-    energy: Sum
-    energy_by_device: dict[str, Plan | None] = {}
-
-
-class Energies(msgspec.Struct, frozen=True, kw_only=True):
-    """All rounds, those that only measure among them, and those of each group."""
-
-    total: Sum
-    groups: dict[str, Sum]
-
-
-class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """What is needed of report.json."""
-
-    tasks: tuple[str, ...]
-    rounds: list[Round]
-    energy: Energies
-    test_loss: dict[str, dict[str, float] | None]
+"""The phase of a federation that trains all tasks merged; the rounds after it are the split's."""
+_FOLDERS = (".", "report", "state/report", "server/report")
+"""The folders of a run that may hold its report."""
 
 
 class Gain(msgspec.Struct, frozen=True, kw_only=True):
-    """Test loss that a stage, a group or a task lost, and what it cost. None is what was not measured, or no gain."""
+    """The test loss before and after a stage, and the joules for each point of it; None: not measured, or no gain.
+
+    `stage` names a stage, a group or a task.
+    """
 
     stage: str
     loss_before: float | None
@@ -94,41 +34,34 @@ class Gain(msgspec.Struct, frozen=True, kw_only=True):
     j_per_point: float | None
 
 
-class Costs(msgspec.Struct, frozen=True, kw_only=True):
-    """All that is said: energy in joules by group, by phase (over all groups) and by task, and for what was gained."""
+class EnergyBreakdown(msgspec.Struct, frozen=True, kw_only=True):
+    """Energy in joules by group, by phase (over all groups) and by task, and for the test loss gained."""
 
-    total: Sum
-    groups: dict[str, Sum]
-    phases: dict[str, float]
+    total: EnergySum
+    groups: dict[str, EnergySum]
+    phases: dict[Phase, float]
     tasks: dict[str, float]
-    """Each group's energy divided evenly among its tasks."""
+    """Each group's energy, divided evenly among its tasks."""
     gains: tuple[Gain, ...]
     """By stage: merge, split, all."""
     group_gains: dict[str, Gain]
     task_gains: dict[str, Gain]
-    rounds: Annotated[list[Round], Meta(description="as in the report")]
+    rounds: list[RoundReport]
 
 
 def read(folder: Path) -> Report:
-    """The report of a run: its folder, the server's state folder, or report.json itself. Raises ReportUnusable."""
-    places = [folder] if folder.is_file() else [folder / place for place in _PLACES]
+    """Return the report of a run: its folder, the server's state folder, or the file. Raises ReportImpossible."""
+    places = [folder] if folder.is_file() else [folder / place / REPORT for place in _FOLDERS]
     path = next((place for place in places if place.is_file()), None)
     if path is None:
-        raise ReportUnusable(f"{folder} has no report.json: `python -m broker_server report` writes one")
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_REPORT_BYTES)
-        return msgspec.json.decode(data, type=Report)
-    except OSError as exc:
-        raise ReportUnusable(f"{path} cannot be read: {exc.strerror}") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise ReportUnusable(f"{path} is no report with energy: {exc}") from exc
+        raise ReportImpossible(f"{folder} has no {REPORT}: `python -m broker_server report` writes one")
+    return build.read(path)
 
 
-def costs(report: Report) -> Costs:
-    """The costs that a report states."""
+def break_down(report: Report) -> EnergyBreakdown:
+    """Return the energy of a report by group, phase and task, and for the test loss gained."""
     groups = report.energy.groups
-    phases: dict[str, float] = {}
+    phases: dict[Phase, float] = {}
     tasks: dict[str, float] = {}
     gained: dict[str, Gain] = {}
     merged = {row.group for row in report.rounds if row.phase == MERGE}
@@ -150,7 +83,7 @@ def costs(report: Report) -> Costs:
     stages = [(MERGE, "before", "merged", merge), ("split", "merged", "end", later)]
     gains = [_gain(report, stage, a, b, _sum(parts), whole) for stage, a, b, parts in stages if parts]
     gains.append(_gain(report, "all", "before", last, report.energy.total.energy_j, whole))
-    return Costs(
+    return EnergyBreakdown(
         total=report.energy.total,
         groups=groups,
         phases=phases,
@@ -162,13 +95,13 @@ def costs(report: Report) -> Costs:
     )
 
 
-def words(found: Costs) -> str:
-    """The costs for people."""
+def words(found: EnergyBreakdown) -> str:
+    """Return the breakdown for people."""
     whole = found.total
-    lines = [f"in all {_joules(whole.energy_j)}{_how(whole)}"]
+    lines = [f"in all {_joules(whole.energy_j)}{_notes(whole)}"]
     if whole.above_idle_j is not None:
         lines.append(f"  above the idle boards {_joules(whole.above_idle_j)}")
-    lines += ["by group", *(f"  {name}: {_joules(each.energy_j)}{_how(each)}" for name, each in found.groups.items())]
+    lines += ["by group", *(f"  {name}: {_joules(each.energy_j)}{_notes(each)}" for name, each in found.groups.items())]
     lines += ["by phase", *(f"  {name}: {_joules(each)}" for name, each in found.phases.items())]
     lines.append("by task, each group's divided evenly")
     lines += [f"  {name}: {_joules(each)}" for name, each in found.tasks.items()]
@@ -189,7 +122,7 @@ def _line(gain: Gain) -> str:
 
 
 def _gain(report: Report, stage: str, before: str, after: str, energy_j: float | None, names: Sequence[str]) -> Gain:
-    """What was gained of the sum of some losses of the report."""
+    """Return the gain in the sum of some of the report's test losses."""
     losses = []
     for point in (before, after):
         known = report.test_loss.get(point) or {}
@@ -200,7 +133,7 @@ def _gain(report: Report, stage: str, before: str, after: str, energy_j: float |
 
 
 def _tasks(group: str) -> set[str]:
-    """A group is named by its tasks; one whose name was cut counts those that are left."""
+    """Return the tasks that name a group; those that are left where the name was cut."""
     return set(group.split("++", 1)[0].split("+"))
 
 
@@ -213,10 +146,10 @@ def _joules(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.1f} J"
 
 
-def _how(found: Sum) -> str:
-    said = [f"{found.measured} of {found.plans} plans measured"] if found.measured < found.plans else []
+def _notes(found: EnergySum) -> str:
+    notes = [f"{found.measured} of {found.plans} plans measured"] if found.measured < found.plans else []
     if found.uncertainty_j is not None:
-        said.insert(0, f"± {found.uncertainty_j:.1f} J")
+        notes.insert(0, f"± {found.uncertainty_j:.1f} J")
     if found.estimated:
-        said.append("estimated in part")
-    return f" ({', '.join(said)})" if said else ""
+        notes.append("estimated in part")
+    return f" ({', '.join(notes)})" if notes else ""

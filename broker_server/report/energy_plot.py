@@ -1,21 +1,19 @@
-"""Pictures of what a federation has cost in joules."""
+"""A picture of a federation's energy."""
 
 from pathlib import Path
-from typing import Any
 
-from broker_server.report.energy_costs import Costs
+from matplotlib.figure import Figure
 
-
-class PlotImpossible(Exception):
-    """There is no matplotlib, or the file cannot be written; the sentence says which."""
+from broker_server.report.build import ReportImpossible
+from broker_server.report.energy_costs import EnergyBreakdown
 
 
-def costs(found: Costs, path: Path) -> None:
-    """Joules by group and phase, training loss over the energy spent, and what a point of test loss has cost.
+def draw(found: EnergyBreakdown, path: Path) -> None:
+    """Draw joules by group and phase, training loss over energy, and the joules for each point of test loss.
 
-    What has no price, because nothing was gained or measured, is left out. Raises PlotImpossible.
+    A stage, group or task without a gain is left out. Raises ReportImpossible where the file cannot be written.
     """
-    figure = _figure(height=9)
+    figure = Figure(figsize=(10, 9), layout="constrained")
     (left, right), (prices, by_task) = figure.subplots(2, 2)
     for axes, title, gains in (
         (prices, "stages and groups", [*found.gains, *found.group_gains.values()]),
@@ -50,19 +48,7 @@ def costs(found: Costs, path: Path) -> None:
     right.set_ylabel("training loss")
     if lines:
         right.legend(fontsize=7)
-    _save(figure, path)
-
-
-def _figure(height: float = 5) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as exc:
-        raise PlotImpossible("matplotlib is not installed: it comes with the extra `server`") from exc
-    return Figure(figsize=(10, height), layout="constrained")
-
-
-def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as exc:
-        raise PlotImpossible(f"{path} cannot be drawn: {exc}") from exc
+        raise ReportImpossible(f"{path} cannot be drawn: {exc}") from exc

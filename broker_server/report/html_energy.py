@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from broker_server.report.build import EnergyReport, Report, RoundReport
-from broker_server.report.energy import EnergySum, PhaseSum, above_idle_j, figure, joules, notes
+from broker_server.report.energy import EnergySum, PhaseSum, figure, joules, notes
 from edge_runtime.wire.energy import Energy, Phase
 
 MAX_PLANS = 200
@@ -101,7 +101,7 @@ def _devices(plans: Sequence[tuple[int, str, str, Energy]]) -> str:
             device,
             _joules(energy.energy_j, is_estimated=energy.estimated),
             _joules(energy.uncertainty_j, is_estimated=energy.estimated),
-            _joules(above_idle_j(energy), is_estimated=energy.estimated),
+            _joules(energy.above_idle_j, is_estimated=energy.estimated),
             _watts(energy.idle_w, is_estimated=energy.estimated),
             energy.source or "no meter",
             _number(energy.sample_rate_hz, 1),

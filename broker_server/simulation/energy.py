@@ -5,8 +5,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from edge_runtime.energy.report import PhaseEnergy, RoundEnergy
-from edge_runtime.wire.energy import Phase
+from edge_runtime.wire.energy import Energy, Phase, PhaseEnergy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +40,7 @@ class SimulatedAccount:
         """The rounds and groups that there are figures of."""
         return set(self._books)
 
-    def forget(self, round_: int, group: str) -> None:
+    def drop(self, round_: int, group: str) -> None:
         """Drop the figures of one."""
         self._books.pop((round_, group), None)
 
@@ -66,7 +65,7 @@ class SimulatedAccount:
             self._books[self._open].ended_s = self._clock()
             self._open = None
 
-    def report(self, round_: int, group: str) -> RoundEnergy:
+    def report(self, round_: int, group: str) -> Energy:
         """The figures of one, up to now."""
         book = self._books[round_, group]
         worked_s = sum(book.work.values())
@@ -77,9 +76,7 @@ class SimulatedAccount:
         if seconds > worked_s:
             phases["idle"] = _phase(seconds - worked_s, self._power.idle_w)
         energy_j = sum(phase.energy_j or 0.0 for phase in phases.values())
-        return RoundEnergy(
-            round=round_,
-            group=group,
+        return Energy(
             source=f"simulated: {self._power.busy_w:g} W at work, {self._power.idle_w:g} W else",
             covers="a rule, not a meter",
             estimated=True,
@@ -87,7 +84,6 @@ class SimulatedAccount:
             energy_j=energy_j,
             uncertainty_j=None,
             idle_w=self._power.idle_w,
-            above_idle_j=energy_j - self._power.idle_w * seconds,
             seconds=seconds,
             measured_s=0.0,
             gap_s=0.0,
@@ -99,12 +95,4 @@ class SimulatedAccount:
 
 
 def _phase(seconds: float, watts: float) -> PhaseEnergy:
-    return PhaseEnergy(
-        seconds=seconds,
-        measured_s=0.0,
-        energy_j=watts * seconds,
-        uncertainty_j=None,
-        mean_w=watts,
-        min_w=None,
-        max_w=None,
-    )
+    return PhaseEnergy(seconds=seconds, energy_j=watts * seconds, uncertainty_j=None)

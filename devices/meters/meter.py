@@ -8,9 +8,10 @@ stand for a board.
 # coverage: every branch
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 MAX_NUMBER_BYTES = 64
 INA_HZ = 51.0
@@ -21,12 +22,14 @@ class MeterAbsent(Exception):
     """A meter is not on this board or cannot be used; the message is one sentence that says why and what to do."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeterFacts:
-    """What a meter is.
+class MeterFacts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
+    """The properties of a meter, which do not change while it is open; the energy journal records them as an array.
 
-    `resolution` is the smallest step of a reading, in watts, or in joules for counters; `gain_error` the largest error
-    in proportion to the reading; `counter_ranges_j` where each counter begins again at zero, None for a meter of watts.
+    `source` is a short name, such as `rapl` or `hwmon:ina3221`. `covers` states for people what the figures include and
+    what they leave out. `rate_hz` is how often reading the meter is worth it. `resolution` is the smallest step of a
+    reading: watts, or joules for counters. `gain_error` is the largest error in proportion to the reading. With
+    `estimated`, the figures come from a model and nothing is measured. `counter_ranges_j` is where each counter starts
+    again at zero; None for a meter that reads watts.
     """
 
     source: str
@@ -39,19 +42,22 @@ class MeterFacts:
 
 
 class Meter(Protocol):
-    """Any of the meters."""
+    """A device that reads power, or counts energy. A Protocol, so that a test needs no sensor."""
 
     @property
     def facts(self) -> MeterFacts:
-        """What it is."""
+        """The properties of the meter."""
         ...
 
     def read(self) -> tuple[float, ...] | None:
-        """Watts, or the counters in joules; None if it cannot be read now."""
+        """Return one value in watts, or every counter in joules; None if the meter cannot be read now.
+
+        It never raises and takes less than a second.
+        """
         ...
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close the meter's files; it is not read afterwards."""
         ...
 
 

@@ -11,7 +11,7 @@ from functools import partial
 
 from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.downloads import Downloads
-from edge_runtime.agent.energy_totals import Costs
+from edge_runtime.agent.energy_totals import EnergyTotals
 from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.work import (
     Order,
@@ -71,7 +71,7 @@ class Job:
         downloads: Downloads,
         graphs: BlobStore,
         residuals: CarriedVectors,
-        costs: Costs,
+        totals: EnergyTotals,
         exchange: FragmentChannel,
         submit: Submit | None = None,
     ) -> None:
@@ -79,7 +79,7 @@ class Job:
         self._downloads = downloads
         self._graphs = graphs
         self._residuals = residuals
-        self._costs = costs
+        self._totals = totals
         self._exchange = exchange
         self._executor = ThreadPoolExecutor(1, "work")  # has no thread before it is used
         self._submit = submit or (lambda _, work: self._executor.submit(work))
@@ -124,10 +124,10 @@ class Job:
             self._progress = (stage, done, total)
             if cancelled.is_set():
                 raise WorkCancelled
-            self._costs.switch(stage)
+            self._totals.switch(stage)
 
         try:
-            self._costs.switch(plan.work)
+            self._totals.switch(plan.work)
             return self._result(plan, scheme, bytes_down, report)
         except WorkCancelled:
             return Stopped() if cancelled.is_set() else Failed("error", "the work stopped although nobody asked for it")
@@ -143,15 +143,15 @@ class Job:
         order = Order(plan=plan, manifest=manifest, weights=vector, graphs=self._graphs)
         if plan.work == "evaluate":
             evaluation = self._worker.evaluate(order, report, self._exchange)
-            message = evaluation_message(plan, evaluation, bytes_down=bytes_down, energy=self._costs.energy(plan))
+            message = evaluation_message(plan, evaluation, bytes_down=bytes_down, energy=self._totals.energy(plan))
             encode(message)
             return Done(message, None)
         result = self._worker.train(order, report, self._exchange)
-        self._costs.switch("upload")
+        self._totals.switch("upload")
         check_trained(result)
         file = self._write(plan, scheme, manifest.table, vector, result.weights)
         blob = describe(file, chunk_bytes=plan.weights.chunk_bytes)
-        update = update_message(plan, result, blob, scheme, bytes_down=bytes_down, energy=self._costs.energy(plan))
+        update = update_message(plan, result, blob, scheme, bytes_down=bytes_down, energy=self._totals.energy(plan))
         encode(update)
         return Done(update, file)
 

@@ -29,7 +29,7 @@ from edge_runtime.agent.actions import (
 from edge_runtime.agent.activity import Activity
 from edge_runtime.agent.carried_state import CarriedVectors
 from edge_runtime.agent.downloads import Downloads
-from edge_runtime.agent.energy_totals import Account, Costs
+from edge_runtime.agent.energy_totals import EnergyTotals, PlanAccount
 from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.job import Done, Failed, Job, Submit
 from edge_runtime.agent.session import Session
@@ -80,7 +80,7 @@ class Agent:
         topics: Topics,
         server_key: str,
         max_download_bytes: int,
-        account: Account | None = None,
+        account: PlanAccount | None = None,
         beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         submit: Submit | None = None,
@@ -95,14 +95,14 @@ class Agent:
         self._downloads = Downloads(
             state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
         )
-        self._costs = Costs(account or EnergyAccount(None))
+        self._totals = EnergyTotals(account or EnergyAccount(None))
         self._exchange = FragmentChannel(link.interrupt)
         self._job = Job(
             worker,
             self._downloads,
             state.blobs,
             CarriedVectors(state.root / "residual"),
-            self._costs,
+            self._totals,
             self._exchange,
             submit,
         )
@@ -110,7 +110,7 @@ class Agent:
         pending = state.pending()
         self._session = Session(hello, pending=pending)
         if pending is not None:
-            self._costs.begin(pending.plan, "idle")
+            self._totals.begin(pending.plan, "idle")
         self._uploading = False
         self._waiting: deque[DeviceMessage | Status | tuple[Blob, int] | bytes] = deque()
         self._file: bytes | None = None
@@ -153,7 +153,7 @@ class Agent:
         self._say_goodbye()
         self._link.close()
         self._job.close()
-        self._costs.close()
+        self._totals.close()
 
     def step(self, timeout_s: float) -> None:
         """Take one event from the link, if one comes in time, and do what follows from it, the work and the clock."""
@@ -169,7 +169,7 @@ class Agent:
         self._do(self._session.tick(self._clock()))
         self._flush()
         if phase := self._phase():
-            self._costs.switch(phase)
+            self._totals.switch(phase)
 
     def _phase(self) -> Phase | None:
         """What the joules are spent on now; None where the work itself says so, or there is no plan."""
@@ -319,7 +319,7 @@ class Agent:
         if plan is not self._fetched:
             _log.info("round %d: asked to %s %s", plan.round, plan.work, plan.group)
             self._settle()
-            self._costs.begin(plan, "download")
+            self._totals.begin(plan, "download")
             self._fetched, self._bytes_before = plan, self._link.bytes_in
         try:
             wanted = self._downloads.wanted(plan)
@@ -342,7 +342,7 @@ class Agent:
 
     def _settle(self) -> None:
         """A plan is over, however it ended: say what it has cost."""
-        if spent := self._costs.end():
+        if spent := self._totals.end():
             self._say(spent)
 
     def _flush(self) -> None:

@@ -1,4 +1,4 @@
-"""The account of a device's energy: meter, health, sampler, ledger and journal, put together.
+"""The energy account of a device: meter, health, sampler, ledger and journal, put together.
 
     with EnergyAccount(meter, health=probe, path=state / "energy.journal") as account:
         account.measure_idle(10.0)
@@ -6,10 +6,10 @@
         with account.phase("train"):
             ...
         print(account.report(round, group).energy_j)
-        account.forget(round, group)   # once the server has it
+        account.drop(round, group)   # once the server has it
 
-It may be used from any thread. It never raises for a meter or a disk that fails: the figures become None, or the
-journal ends with a warning, and the work goes on.
+Any thread may use it. It never raises for a meter or a disk that fails: the figures become None, or the journal ends
+with a warning, and the work goes on.
 """
 
 import logging
@@ -21,25 +21,35 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
+from devices.health import Health
+from devices.meters import Meter
 from edge_runtime.energy.journal import Journal, sync
 from edge_runtime.energy.ledger import Ledger
-from edge_runtime.energy.meter import EnergyMeter, HealthProbe
-from edge_runtime.energy.records import Baseline, Condition, Facts, Forget, Mark, Record, Sample, Start
-from edge_runtime.energy.report import RoundEnergy, phase_energy
+from edge_runtime.energy.records import (
+    Baseline,
+    DropRound,
+    HealthReading,
+    Mark,
+    PhaseTotals,
+    Reading,
+    Record,
+    Start,
+)
+from edge_runtime.energy.report import mean_w
 from edge_runtime.energy.sampler import Sampler
-from edge_runtime.wire.energy import Phase
+from edge_runtime.wire.energy import Energy, Phase
 
 HEALTH_S = 5.0
-"""How often the board's health is looked at."""
+"""Seconds between two readings of the board's health."""
 SYNC_S = 1.0
-"""How often the disk is made to keep the journal: a power cut costs so much at most."""
+"""Seconds between two syncs of the journal to the disk: the most that a power cut loses."""
 KEEP_S = 0.25
-"""How often readings are journalled and summed, some at a time at half the cost: a process that is killed loses those
-of so long at most, and the one that it was taking. Everything else is journalled at once."""
+"""Seconds for which readings are collected before they are journalled and summed, which halves the cost of each. A
+process that is killed loses these at most, and the reading under way. Everything else is journalled at once."""
 MAX_JOURNAL_BYTES = 1 << 20
-"""Then the readings are replaced by their sums."""
+"""The size from which on a journal's readings are replaced by their totals."""
 _BEFORE = -1
-"""The round of what is measured before the work."""
+"""The round that stands for the time before the work."""
 
 _log = logging.getLogger(__name__)
 
@@ -47,15 +57,16 @@ _log = logging.getLogger(__name__)
 class EnergyAccount:
     """Joules for each (round, group, phase). Without a meter every energy is None; time and health are still kept.
 
-    `reasons` says why there is no meter. With `path` the account goes on where a killed process left it. A context
-    manager: the sampler's thread runs between enter and exit.
+    `health` is called every few seconds, and at the beginning and the end of a round; it never raises. `reasons` states
+    why there is no meter. With `path` the account goes on where a killed process left it. A context manager: the
+    sampler's thread runs between enter and exit.
     """
 
     def __init__(
         self,
-        meter: EnergyMeter | None,
+        meter: Meter | None,
         *,
-        health: HealthProbe | None = None,
+        health: Callable[[], Health] | None = None,
         path: Path | None = None,
         reasons: tuple[str, ...] = (),
         clock: Callable[[], float] = time.monotonic,
@@ -66,10 +77,10 @@ class EnergyAccount:
         self._clock = clock
         self._lock = threading.RLock()
         self._ledger = Ledger()
-        self._fresh: list[Sample] = []
+        self._fresh: list[Reading] = []
         self._kept_s = self._looked_s = -math.inf
         self._journal = None if path is None else Journal(path)
-        self._facts = None if meter is None else _facts(meter)
+        self._facts = None if meter is None else meter.facts
         self._sampler = Sampler(self.sample, 1 / HEALTH_S if self._facts is None else self._facts.rate_hz)
         self._syncer = Sampler(self.sync, 1 / SYNC_S)
         self._resume()
@@ -84,8 +95,8 @@ class EnergyAccount:
     ) -> None:
         self._sampler.stop()
         with self._lock:
-            self._sample()
-            self._settle()
+            self._read_meter()
+            self._settled()
         self._syncer.stop()
         self.sync()
         with self._lock:
@@ -97,45 +108,45 @@ class EnergyAccount:
 
     @property
     def source(self) -> str | None:
-        """What measures; None if nothing does."""
+        """The name of the meter; None if nothing measures."""
         return None if self._facts is None else self._facts.source
 
     @property
     def is_estimated(self) -> bool:
-        """Whether what it says comes from a model."""
+        """Whether the figures come from a model."""
         return self._facts is not None and self._facts.estimated
 
     @property
     def idle_w(self) -> float | None:
-        """Power of the idle board by this source, as it was last measured."""
+        """The power of the idle board by this source, as it was last measured."""
         with self._lock:
-            known = self._settle().baseline
+            known = self._settled().baseline
             return None if known is None or known.source != self.source else known.idle_w
 
     def measure_idle(self, seconds: float, wait: Callable[[float], object] = time.sleep) -> float | None:
-        """Measure the idle board for a while, in watts: the baseline of what is reported from now on."""
+        """Measure the idle board's power, in watts: the baseline of all energy that is reported from now on."""
         before = self._ledger.mark
         self._mark(_BEFORE, "", "idle")
         wait(seconds)
         with self._lock:
-            self._sample()
-            idle_w = phase_energy(self._settle().tally(_BEFORE, "", "idle")).mean_w
+            self._read_meter()
+            idle_w = mean_w(self._settled().totals(_BEFORE, "").get("idle", PhaseTotals()))
             self._record(Mark(self._clock(), *_place(before)))
-            self._record(Forget(_BEFORE, ""))
+            self._record(DropRound(_BEFORE, ""))
             if idle_w is not None and self._facts is not None:
                 self._record(Baseline(self._facts.source, idle_w))
         return idle_w
 
     def begin(self, round_: int, group: str) -> None:
-        """From now on time and energy are this round's; its phase is `idle` until another is named."""
+        """Begin a round: time and energy are its own from now on, in the phase `idle` until another is named."""
         self._mark(round_, group, "idle")
 
     def end(self) -> None:
-        """From now on time and energy are no round's."""
+        """End the round: time and energy belong to no round from now on."""
         self._mark(None, "", "idle")
 
     def switch(self, phase: Phase) -> None:
-        """Go on in another phase of the same round. Cheap if it is the same, so it may be called at every step."""
+        """Go on in another phase of the same round; cheap enough for every step if the phase is the same."""
         mark = self._ledger.mark
         if mark is None or mark.phase == phase:
             return  # without the lock, which is held while the meter is read
@@ -146,7 +157,7 @@ class EnergyAccount:
 
     @contextmanager
     def phase(self, name: Phase) -> Iterator[None]:
-        """A phase of the round for as long as the block runs; then the one before goes on."""
+        """Switch to a phase of the round while the block runs; then go on in the phase before."""
         with self._lock:
             before: Phase = "idle" if self._ledger.mark is None else self._ledger.mark.phase
             self.switch(name)
@@ -155,40 +166,45 @@ class EnergyAccount:
         finally:
             self.switch(before)
 
-    def report(self, round_: int, group: str) -> RoundEnergy:
-        """What a round has cost up to now."""
+    def report(self, round_: int, group: str) -> Energy:
+        """Return a round's energy up to now."""
         with self._lock:
-            self._look()
+            self._read_health()
             mark = self._ledger.mark
-            if not self._sample() and mark is not None:
+            if not self._read_meter() and mark is not None:
                 again = Mark(self._clock(), mark.round, mark.group, mark.phase)
-                self._settle().apply(again)  # time goes on all the same
-            return self._settle().report(round_, group, self.reasons)
+                self._settled().apply(again)  # time goes on all the same
+            return self._settled().report(round_, group)
+
+    def totals(self, round_: int, group: str) -> dict[Phase, PhaseTotals]:
+        """Return the totals of a round's phases up to its last report."""
+        with self._lock:
+            return self._settled().totals(round_, group)
 
     def rounds(self) -> set[tuple[int, str]]:
-        """The (round, group) that there are figures of, those of a process before among them."""
+        """Return each (round, group) that has figures, those of an earlier process included."""
         with self._lock:
-            return self._settle().rounds()
+            return self._settled().rounds()
 
-    def forget(self, round_: int, group: str) -> None:
-        """A round's figures have been delivered and need not be kept."""
+    def drop(self, round_: int, group: str) -> None:
+        """Drop a round's figures, which have been delivered."""
         with self._lock:
-            self._record(Forget(round_, group))
+            self._record(DropRound(round_, group))
 
     def sample(self) -> None:
         """Read the meter, and every few seconds the board's health. The sampler's thread calls it."""
         with self._lock:
-            self._sample()
+            self._read_meter()
             if self._read_s - self._looked_s >= HEALTH_S:
-                self._look()
+                self._read_health()
             if self._read_s - self._kept_s >= KEEP_S:
                 self._kept_s = self._read_s
-                books = self._settle()
+                ledger = self._settled()
                 if self._journal is not None and self._journal.size_bytes > MAX_JOURNAL_BYTES:
-                    self._keep(lambda journal: journal.restart(books.snapshot()))
+                    self._write(lambda journal: journal.restart(ledger.snapshot()))
 
     def sync(self) -> None:
-        """Make the disk keep the journal. The syncer's thread calls it; nobody waits for the disk meanwhile."""
+        """Make the disk keep the journal. The syncer's thread calls it, and no other thread waits for the disk."""
         with self._lock:
             descriptor = None if self._journal is None else self._journal.descriptor()
         if descriptor is None:
@@ -203,56 +219,56 @@ class EnergyAccount:
             before = self._ledger.mark
             is_other = before is None or (before.round, before.group) != (round_, group)
             if is_other:
-                self._look()  # what happened up to now is not the next round's
-            self._sample()
+                self._read_health()  # until now it is not the next round's
+            self._read_meter()
             self._record(Mark(self._clock(), round_, group, phase))
             if is_other:
-                self._look()
+                self._read_health()
 
-    def _sample(self) -> bool:
-        """Read the meter; whether it gave something."""
+    def _read_meter(self) -> bool:
+        """Read the meter; return whether it gave a value."""
         start_s = self._read_s = self._clock()
         values = None if self._meter is None else self._meter.read()
         if values is None:
             return False
         # A reading is of some moment between asking and answer.
-        self._fresh.append(Sample((start_s + self._clock()) / 2, values))
+        self._fresh.append(Reading((start_s + self._clock()) / 2, values))
         return True
 
-    def _settle(self) -> Ledger:
-        """The ledger with every reading in it; the journal has them then, too."""
+    def _settled(self) -> Ledger:
+        """Return the ledger with every reading applied and journalled."""
         if self._fresh:
-            for sample in self._fresh:
-                self._ledger.apply(sample)
-            self._keep(lambda journal: journal.append(*self._fresh))
+            for reading in self._fresh:
+                self._ledger.apply(reading)
+            self._write(lambda journal: journal.append(*self._fresh))
             self._fresh.clear()
         return self._ledger
 
-    def _look(self) -> None:
+    def _read_health(self) -> None:
         self._looked_s = self._clock()
         if self._health is None:
             return
         found = self._health()
         self._record(
-            Condition(self._clock(), found.temperature_c, found.cpu_hz, found.throttled, found.throttled_since_boot)
+            HealthReading(self._clock(), found.temperature_c, found.cpu_hz, found.throttled, found.throttled_since_boot)
         )
 
     def _record(self, record: Record) -> None:
-        self._settle().apply(record)
-        self._keep(lambda journal: journal.append(record))
+        self._settled().apply(record)
+        self._write(lambda journal: journal.append(record))
 
-    def _keep(self, act: Callable[[Journal], None]) -> None:
-        """Do something with the journal, or go on without one."""
+    def _write(self, act: Callable[[Journal], None]) -> None:
+        """Apply `act` to the journal, or go on without one where it fails."""
         if self._journal is None:
             return
         try:
             act(self._journal)
         except OSError as exc:
-            _log.warning("energy is no longer journalled, a restart will not know it: %s", exc)
+            _log.warning("energy is no longer journalled, and a restart loses it: %s", exc)
             self._journal = None
 
     def _resume(self) -> None:
-        """Take up what a process before has left, in a new file."""
+        """Apply the journal of an earlier process, and go on in a new file."""
 
         def take_up(journal: Journal) -> None:
             records, torn = journal.read()
@@ -263,14 +279,9 @@ class EnergyAccount:
             self._ledger.apply(Start(self._clock(), self._facts))
             journal.restart(self._ledger.snapshot())
 
-        self._keep(take_up)
+        self._write(take_up)
         if self._journal is None:
             self._ledger.apply(Start(self._clock(), self._facts))
-
-
-def _facts(meter: EnergyMeter) -> Facts:
-    """What a meter says of itself, as a record."""
-    return Facts(**{name: getattr(meter.facts, name) for name in Facts.__struct_fields__})
 
 
 def _place(mark: Mark | None) -> tuple[int | None, str, Phase]:

@@ -23,14 +23,14 @@ import msgspec
 
 from devices.cli.run import DONE, NOT_FOUND, NOT_RUNNABLE, UsageError
 from devices.cli.run import run as run_command
+from devices.health import Health
+from devices.meters import Meter
 from edge_runtime.energy.account import EnergyAccount
-from edge_runtime.energy.meter import EnergyMeter, HealthProbe
 from edge_runtime.energy.recording import command as recording
-from edge_runtime.energy.report import RoundEnergy
 
 MAX_SECONDS = 86_400.0
 
-OpenMeter = Callable[[argparse.Namespace], tuple[EnergyMeter | None, tuple[str, ...]]]
+OpenMeter = Callable[[argparse.Namespace], tuple[Meter | None, tuple[str, ...]]]
 """A meter as the arguments name it, or none, and why what was tried cannot be used. Raises ValueError."""
 
 
@@ -109,12 +109,14 @@ def read_password(path: Path | None) -> str:
         raise ValueError(f"{path}: the password cannot be read: {exc}") from exc
 
 
-def run(args: argparse.Namespace, command: Sequence[str], open_meter: OpenMeter, health: HealthProbe) -> int:
+def run(args: argparse.Namespace, command: Sequence[str], open_meter: OpenMeter, health: Callable[[], Health]) -> int:
     """Measure, print, and give the exit code."""
     return run_command(partial(_measure, args, command, open_meter, health))
 
 
-def _measure(args: argparse.Namespace, command: Sequence[str], open_meter: OpenMeter, health: HealthProbe) -> int:
+def _measure(
+    args: argparse.Namespace, command: Sequence[str], open_meter: OpenMeter, health: Callable[[], Health]
+) -> int:
     least = 0.0 if command else 0.1
     if not (math.isfinite(args.seconds) and least <= args.seconds <= MAX_SECONDS):
         raise UsageError(f"--seconds must be between {least:g} and {MAX_SECONDS:g}")
@@ -133,7 +135,7 @@ def _measure(args: argparse.Namespace, command: Sequence[str], open_meter: OpenM
             account.begin(0, "command")
             with account.phase("train"):
                 code = _run(command, quiet=args.json)
-        measured = _measured(account.report(0, "command" if command else "idle"), command, code)
+        measured = _measured(account, command, code)
     if args.json:
         print(msgspec.json.encode(measured).decode(), flush=True)
     else:
@@ -141,10 +143,12 @@ def _measure(args: argparse.Namespace, command: Sequence[str], open_meter: OpenM
     return DONE if code is None else code
 
 
-def _measured(found: RoundEnergy, command: Sequence[str], code: int | None) -> Measured:
-    phases = [phase for phase in found.phases.values() if phase.mean_w is not None]
-    lows = [phase.min_w for phase in phases if phase.min_w is not None]
-    highs = [phase.max_w for phase in phases if phase.max_w is not None]
+def _measured(account: EnergyAccount, command: Sequence[str], code: int | None) -> Measured:
+    key = (0, "command" if command else "idle")
+    found = account.report(*key)
+    totals = [each for phase, each in account.totals(*key).items() if found.phases[phase].energy_j is not None]
+    lows = [each.low_w for each in totals if each.low_w is not None]
+    highs = [each.high_w for each in totals if each.high_w is not None]
     mean_w = None if found.energy_j is None else found.energy_j / found.seconds
     return Measured(
         source=found.source,
@@ -165,7 +169,7 @@ def _measured(found: RoundEnergy, command: Sequence[str], code: int | None) -> M
         throttled=found.throttled,
         command=tuple(command),
         exit_code=code,
-        reasons=found.reasons,
+        reasons=account.reasons,
     )
 
 

@@ -11,23 +11,15 @@ pointed the same way. What happens faster than the sampling, and what a meter do
 
 from dataclasses import dataclass
 
-import msgspec
-
-from edge_runtime.energy.meter import MeterFacts
+from devices.meters.meter import MeterFacts
+from edge_runtime.energy.records import Reading
 
 GAP_PERIODS = 5.0
-"""Readings further apart than so many periods have a gap between them."""
+"""Two readings that are further apart than this number of periods have a gap between them."""
 BRIDGE_S = 10.0
-"""A gap is bridged up to this length, or GAP_PERIODS periods if that is longer. What is longer was not measured."""
+"""The longest gap that is bridged, or GAP_PERIODS periods if that is longer. A longer one was not measured."""
 ZONE_MAX_W = 2000.0
-"""A counter that would mean more was set back, or wrapped more than once."""
-
-
-class Reading(msgspec.Struct, frozen=True, array_like=True):
-    """What a meter said at a time of the monotonic clock."""
-
-    t_s: float
-    values: tuple[float, ...]
+"""A counter that would mean more power was set back, or wrapped more than once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +34,17 @@ class Span:
     is_gap: bool
 
     def power_w(self, t_s: float) -> float:
-        """Power at a time within the span."""
+        """Return the power at a time within the span."""
         share = (t_s - self.start_s) / (self.end_s - self.start_s)
         return self.start_w + share * (self.end_w - self.start_w)
 
     def energy_j(self, start_s: float, end_s: float) -> float:
-        """Energy of a part of the span."""
+        """Return the energy of a part of the span."""
         return (self.power_w(start_s) + self.power_w(end_s)) / 2 * (end_s - start_s)
 
 
 def between(facts: MeterFacts, before: Reading, after: Reading, seen_w: tuple[float, float] | None) -> Span | None:
-    """The span between two readings of one meter; None if it was not measured.
+    """Return the span between two readings of one meter; None if it was not measured.
 
     `seen_w` is the least and the most power seen so far, which bounds what may have happened in a gap.
     """
@@ -64,7 +56,7 @@ def between(facts: MeterFacts, before: Reading, after: Reading, seen_w: tuple[fl
         counted = _counted_w(facts.counter_ranges_j, before, after, length_s)
         if counted is None:
             return None
-        # A counter goes on counting when nobody looks: time without readings is no gap for it.
+        # A counter goes on counting when nothing reads it: time without readings is no gap for it.
         uncertainty_w = facts.gain_error * counted + facts.resolution * len(after.values) / length_s
         return Span(
             start_s=before.t_s,
@@ -92,7 +84,7 @@ def between(facts: MeterFacts, before: Reading, after: Reading, seen_w: tuple[fl
 
 
 def _counted_w(ranges_j: tuple[float, ...], before: Reading, after: Reading, length_s: float) -> float | None:
-    """Mean power over all counters; None if one was set back or may have wrapped more than once."""
+    """Return the mean power over all counters; None if one was set back or may have wrapped more than once."""
     total_w = 0.0
     for range_j, start_j, end_j in zip(ranges_j, before.values, after.values, strict=True):
         step_j = end_j - start_j if end_j >= start_j else end_j - start_j + range_j
@@ -103,6 +95,6 @@ def _counted_w(ranges_j: tuple[float, ...], before: Reading, after: Reading, len
 
 
 def is_usable(facts: MeterFacts, values: tuple[float, ...]) -> bool:
-    """Whether a reading has as many values as the meter has counters, all of them finite."""
+    """Return whether a reading has as many values as the meter has counters, all of them finite."""
     expected = 1 if facts.counter_ranges_j is None else len(facts.counter_ranges_j)
     return len(values) == expected and all(abs(value) < 1e15 for value in values)

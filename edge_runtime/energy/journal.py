@@ -3,7 +3,7 @@
 Rules
 - Records are appended in one write, a line each: a process that is killed loses at most those that it was writing.
 - `sync` makes the disk keep what was written. It may take a while on a memory card, so it works on a descriptor of its
-  own and needs no lock: who appends does not wait for it. A power cut costs what was appended since.
+  own and needs no lock: no append waits for it. A power cut loses the records since the last sync.
 - The file is never repaired in place: `restart` writes a whole new one beside it and renames it.
 """
 
@@ -24,7 +24,7 @@ class Journal:
         self.size_bytes = 0
 
     def read(self) -> tuple[list[Record], int]:
-        """What the file holds, and how many torn lines were left out; nothing if there is no file."""
+        """Return the file's records, and how many torn lines were left out; no records if there is no file."""
         try:
             return from_lines(self._path.read_bytes())
         except FileNotFoundError:
@@ -48,11 +48,11 @@ class Journal:
             raise OSError(28, "no space left for the energy journal", str(self._path))
 
     def descriptor(self) -> int | None:
-        """A descriptor of the file for `sync`, which closes it."""
+        """Return a descriptor of the file for `sync`, which closes it."""
         return None if self._descriptor is None else os.dup(self._descriptor)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             os.close(descriptor)

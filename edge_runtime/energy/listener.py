@@ -1,4 +1,4 @@
-"""Hears one MQTT topic for a metering plug that publishes its watts."""
+"""A subscription to one MQTT topic, for a metering plug that publishes its watts."""
 
 import secrets
 import threading
@@ -23,7 +23,7 @@ class Listener:
         self._thread.start()
 
     def close(self) -> None:
-        """Leave the broker."""
+        """Stop the thread and disconnect from the broker."""
         self._closed.set()
         self._thread.join()
         self._link.close()
@@ -38,7 +38,7 @@ class Listener:
 def listen(
     url: str, topic: str, take: Callable[[bytes], None], *, username: str, password: str, ca_file: Path | None = None
 ) -> Callable[[], None]:
-    """Subscribe at a broker; what is returned ends it. Raises LinkInvalid, a ValueError, for a URL that is none."""
+    """Subscribe at a broker; the function returned ends the subscription. Raises LinkInvalid for a URL that is none."""
     link = MqttLink(
         url,
         client_id=f"energy-{secrets.token_hex(6)}",

@@ -1,6 +1,7 @@
 """The journal's records and their lines: `<CRC-32 in hexadecimal> <JSON>`, one record a line.
 
-A line that a crash has torn does not match its checksum, or does not end, and is left out.
+A line that a crash has torn does not match its checksum, or does not end, and is left out. The tags and the order of
+the fields are the file's format: a device reads the journal that an older version left.
 """
 
 # coverage: every branch
@@ -9,23 +10,12 @@ from zlib import crc32
 
 import msgspec
 
+from devices.meters.meter import MeterFacts
 from edge_runtime.wire.energy import Phase
 
 
-class Facts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
-    """A meter's own words: MeterFacts as a record."""
-
-    source: str
-    covers: str
-    rate_hz: float
-    resolution: float
-    gain_error: float
-    estimated: bool
-    counter_ranges_j: tuple[float, ...] | None
-
-
-class Tally(msgspec.Struct, kw_only=True, array_like=True):
-    """What one phase of one round has cost so far.
+class PhaseTotals(msgspec.Struct, kw_only=True, array_like=True):
+    """The time and energy of one phase of one round so far.
 
     `seconds` is its length, `measured_s` the part between readings, `gap_s` the part of that which bridges gaps.
     `low_w` and `high_w` are the least and the most power; infinite, the wrong way round, is written as null.
@@ -43,32 +33,32 @@ class Tally(msgspec.Struct, kw_only=True, array_like=True):
     estimated: bool = False
 
 
-class Weather(msgspec.Struct, kw_only=True, array_like=True):
-    """How the board was during a round. None is what it did not say."""
+class BoardConditions(msgspec.Struct, kw_only=True, array_like=True):
+    """A board's conditions during a round. None is what the board does not state."""
 
     temperature_max_c: float | None = None
     cpu_min_hz: float | None = None
     throttled: tuple[str, ...] | None = None
     at_first: tuple[str, ...] | None = None
-    """What had happened since boot when the round began: no fault of the round."""
+    """What had held the board back between its boot and the round: not counted as the round's."""
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):
-    """A process begins to record: nothing is known about the time before."""
+    """The start of a process's records: nothing is known about the time before. `facts` None: there is no meter."""
 
     t_s: float
-    facts: Facts | None
+    facts: MeterFacts | None
 
 
-class Sample(msgspec.Struct, frozen=True, array_like=True, tag="s"):
-    """A meter's reading."""
+class Reading(msgspec.Struct, frozen=True, array_like=True, tag="s"):
+    """A meter's reading at a time of the monotonic clock."""
 
     t_s: float
     values: tuple[float, ...]
 
 
 class Mark(msgspec.Struct, frozen=True, array_like=True, tag="mark"):
-    """From now on time and energy belong to this phase; `round` None: to none."""
+    """The phase that time and energy belong to from this record on; `round` None: to no round."""
 
     t_s: float
     round: int | None
@@ -76,8 +66,8 @@ class Mark(msgspec.Struct, frozen=True, array_like=True, tag="mark"):
     phase: Phase
 
 
-class Condition(msgspec.Struct, frozen=True, array_like=True, tag="health"):
-    """A board's health."""
+class HealthReading(msgspec.Struct, frozen=True, array_like=True, tag="health"):
+    """A board's health at one moment: the fields of `devices.health.Health`."""
 
     t_s: float
     temperature_c: float | None
@@ -87,37 +77,37 @@ class Condition(msgspec.Struct, frozen=True, array_like=True, tag="health"):
 
 
 class Baseline(msgspec.Struct, frozen=True, array_like=True, tag="idle"):
-    """Power of the idle board by one source, measured before the work."""
+    """The power of the idle board by one source, measured before the work."""
 
     source: str
     idle_w: float
 
 
 class Total(msgspec.Struct, frozen=True, array_like=True, tag="total"):
-    """A phase's tally, in place of the readings that made it."""
+    """A phase's totals, in place of the readings that they came from."""
 
     round: int
     group: str
     phase: Phase
-    tally: Tally
+    totals: PhaseTotals
 
 
-class Outlook(msgspec.Struct, frozen=True, array_like=True, tag="weather"):
-    """A round's weather, in place of the conditions that made it."""
-
-    round: int
-    group: str
-    weather: Weather
-
-
-class Forget(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
-    """A round has been reported and is no longer needed."""
+class RoundConditions(msgspec.Struct, frozen=True, array_like=True, tag="weather"):
+    """A round's conditions, in place of the health readings that they came from."""
 
     round: int
     group: str
+    conditions: BoardConditions
 
 
-Record = Start | Sample | Mark | Condition | Baseline | Total | Outlook | Forget
+class DropRound(msgspec.Struct, frozen=True, array_like=True, tag="forget"):
+    """The end of a round's figures: it has been reported, and they are no longer needed."""
+
+    round: int
+    group: str
+
+
+Record = Start | Reading | Mark | HealthReading | Baseline | Total | RoundConditions | DropRound
 
 _ENCODER = msgspec.json.Encoder()
 _DECODER: "msgspec.json.Decoder[Record]" = msgspec.json.Decoder(Record)
@@ -125,13 +115,13 @@ _PREFIX = 9
 
 
 def to_line(record: Record) -> bytes:
-    """A record as its line, ended."""
+    """Return a record as its line, with the line's end."""
     text = _ENCODER.encode(record)
     return b"%08x %s\n" % (crc32(text), text)
 
 
 def from_line(line: bytes) -> Record | None:
-    """The record of a line without its end; None if the line is torn or not of this format."""
+    """Return the record of a line without its end; None if the line is torn or not of this format."""
     prefix, text = line[:_PREFIX], line[_PREFIX:]
     if prefix != b"%08x " % crc32(text):
         return None
@@ -142,7 +132,7 @@ def from_line(line: bytes) -> Record | None:
 
 
 def from_lines(content: bytes) -> tuple[list[Record], int]:
-    """All records of a journal, and how many lines were torn. What follows the last line's end counts as torn."""
+    """Return all records of a journal, and how many lines were torn; a last line without an end is torn."""
     *lines, rest = content.split(b"\n")
     records = [record for line in lines if (record := from_line(line)) is not None]
     return records, len(lines) - len(records) + (rest != b"")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 SHORT_S = 0.1
-"""Up to this period the thread sleeps, at half the cost of waiting for an event; `stop` waits for the sleep's end."""
+"""The longest period for which the thread sleeps: half the cost of waiting for an event, but `stop` waits for it."""
 
 
 class Sampler:
@@ -18,11 +18,11 @@ class Sampler:
         self._thread = threading.Thread(target=self._run, name="energy", daemon=True)
 
     def start(self) -> None:
-        """Begin."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End, and wait for a tick under way."""
+        """Stop the thread, and wait for a tick under way."""
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join()

@@ -8,7 +8,8 @@ of them the offset's joules besides, by the clock; differences between readings 
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from devices.meters.meter import Meter, MeterFacts
 from edge_runtime.energy.recording.calibration import Calibration, CalibrationInvalid

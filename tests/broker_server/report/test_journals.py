@@ -2,62 +2,89 @@ import msgspec
 import pytest
 
 from broker_server.__main__ import main
-from broker_server.report.energy_costs import Plan, Report, costs
-from broker_server.report.journals import Journalled, join
+from broker_server.report.build import EnergyReport, Report, RoundReport
+from broker_server.report.energy import EnergySum, PhaseSum
+from broker_server.report.energy_costs import break_down
+from broker_server.report.journals import join
+from edge_runtime.wire.energy import Energy, PhaseEnergy
+from edge_runtime.wire.messages import Spent
 
 GROUP = "depth+edges"
 
 
-def part(joules, seconds=4.0):
-    return {"seconds": seconds, "energy_j": joules}
-
-
 def plan(joules, *, seconds=10.0, idle_w=1.0, estimated=False, **phases):
-    found = {
-        "energy_j": joules,
-        "uncertainty_j": None if joules is None else 0.5,
-        "estimated": estimated,
-        "idle_w": idle_w,
-        "seconds": seconds,
-        "phases": {name: part(value) for name, value in phases.items()},
-    }
-    return msgspec.convert(found, Plan)
+    return Energy(
+        source="rapl",
+        covers=None,
+        estimated=estimated,
+        energy_j=joules,
+        uncertainty_j=None if joules is None else 0.5,
+        idle_w=idle_w,
+        sample_rate_hz=10.0,
+        seconds=seconds,
+        measured_s=seconds,
+        gap_s=0.0,
+        phases={name: PhaseEnergy(seconds=4.0, energy_j=each, uncertainty_j=None) for name, each in phases.items()},
+        temperature_max_c=None,
+        cpu_min_hz=None,
+        throttled=None,
+    )
 
 
 def total(joules, measured, plans, *, above=None, **phases):
-    return {
-        "energy_j": joules,
-        "estimated": False,
-        "uncertainty_j": 1.0 if measured else None,
-        "above_idle_j": above,
-        "measured": measured,
-        "plans": plans,
-        "phases": {name: part(value) for name, value in phases.items()},
-    }
+    return EnergySum(
+        energy_j=joules,
+        estimated_j=None if joules is None else 0.0,
+        estimated=False,
+        uncertainty_j=1.0 if measured else None,
+        above_idle_j=above,
+        measured=measured,
+        plans=plans,
+        partial=0 < measured < plans,
+        phases={
+            name: PhaseSum(seconds=4.0, energy_j=each, estimated_j=0.0, measured=measured, plans=plans)
+            for name, each in phases.items()
+        },
+        temperature_max_c=None,
+        throttled=None,
+    )
 
 
-def report(own, **told):
-    """A round of one group, which the devices have told this of."""
-    found = {
-        "tasks": ["depth", "edges"],
-        "rounds": [
-            {
-                "round": 3,
-                "phase": "merge",
-                "group": GROUP,
-                "train_loss": {},
-                "energy": own,
-                "energy_by_device": {name: msgspec.to_builtins(value) for name, value in told.items()},
-            }
-        ],
-        "energy": {"total": own, "groups": {GROUP: own, "other": total(None, 0, 1)}},
-        "test_loss": {},
-    }
-    return msgspec.convert(found, Report)
+def report(own, **energies):
+    """A round of one group, with the energies that the devices have reported."""
+    row = RoundReport(
+        round=3,
+        phase="merge",
+        group=GROUP,
+        clients=tuple(energies),
+        train_loss={},
+        val_loss=None,
+        wall_s=1.0,
+        bytes_up=None,
+        bytes_down=None,
+        update_schemes={},
+        update_ratio=None,
+        peak_rss_bytes=None,
+        energy=own,
+        energy_by_device=energies,
+    )
+    return Report(
+        strategy="mas",
+        tasks=("depth", "edges"),
+        seed=0,
+        versions={},
+        rounds=[row],
+        energy=EnergyReport(total=own, groups={GROUP: own, "other": total(None, 0, 1)}),
+        affinity=None,
+        split=None,
+        official={},
+        test_loss={},
+        wall_s=None,
+    )
 
 
 def entry(value, number=3, group=GROUP):
-    return Journalled(round=number, group=group, plan=value)
+    return Spent(round=number, group=group, energy=value)
 
 
 def test_join_counts_what_a_device_never_reported():
@@ -74,9 +101,10 @@ def test_join_counts_what_a_device_never_reported():
             "idle": None,
         }
         assert found.phases["train"].seconds == 8.0
+        assert (found.phases["train"].measured, found.phases["train"].plans) == (2, 3)
     assert after.energy.groups["other"].energy_j is None
     assert row.energy_by_device["b"].energy_j == 25.0
-    assert costs(after).tasks == {"depth": 32.5, "edges": 32.5}
+    assert break_down(after).tasks == {"depth": 32.5, "edges": 32.5}
 
 
 def test_join_takes_the_longer_of_two_accounts_of_a_plan():
@@ -119,12 +147,11 @@ def test_join_leaves_out_what_was_not_measured_and_rounds_that_are_not_there():
 @pytest.fixture
 def run(tmp_path):
     """A run's folder: a report, and the journal of a device that was cut off in round 3."""
+    from devices.meters.meter import MeterFacts
     from edge_runtime.energy.account import EnergyAccount
 
     class Meter:
-        class facts:
-            source, covers, rate_hz, resolution, gain_error = "fake", "all", 100.0, 0.0, 0.0
-            estimated, counter_ranges_j = False, None
+        facts = MeterFacts(source="fake", covers="all", rate_hz=100.0, resolution=0.0, gain_error=0.0)
 
         def read(self):
             return (5.0,)
@@ -139,8 +166,8 @@ def run(tmp_path):
         account.switch("train")
         for _ in range(50):
             account.sample()
-    told = {"pi-01": None}
-    (tmp_path / "report.json").write_bytes(msgspec.json.encode(report(total(None, 0, 1), **told)))
+    unreported = {"pi-01": None}
+    (tmp_path / "report.json").write_bytes(msgspec.json.encode(report(total(None, 0, 1), **unreported)))
     return tmp_path
 
 

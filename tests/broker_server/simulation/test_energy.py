@@ -43,7 +43,7 @@ def test_waiting_for_others_within_work_counts_at_the_idle_power():
     assert (found.energy_j, found.seconds, found.phases["idle"].seconds) == (80.0, 20.0, 10.0)
 
 
-def test_figures_are_kept_until_they_are_forgotten():
+def test_figures_are_kept_until_they_are_dropped():
     account = SimulatedAccount(Power(busy_w=1.0, idle_w=1.0), Clock())
     account.work("train", 1.0)
     account.end()
@@ -53,6 +53,6 @@ def test_figures_are_kept_until_they_are_forgotten():
     account.end()
     assert account.rounds() == {(1, "a")}
     assert account.report(1, "a").energy_j == 0.0
-    account.forget(1, "a")
-    account.forget(1, "a")
+    account.drop(1, "a")
+    account.drop(1, "a")
     assert account.rounds() == set()

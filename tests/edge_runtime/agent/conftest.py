@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from devices.meters.meter import MeterFacts
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import EvaluationResult, TrainResult, WorkRefused
@@ -306,9 +307,7 @@ class FakeWorker:
 class FakeMeter:
     """Five watts, always."""
 
-    class facts:
-        source, covers, rate_hz, resolution = "fake", "all of it", 50.0, 0.0
-        gain_error, estimated, counter_ranges_j = 0.0, False, None
+    facts = MeterFacts(source="fake", covers="all of it", rate_hz=50.0, resolution=0.0, gain_error=0.0)
 
     def read(self):
         return (5.0,)

@@ -1,9 +1,7 @@
-import msgspec
 import pytest
 
-from edge_runtime.agent.energy_totals import Costs, to_message
+from edge_runtime.agent.energy_totals import EnergyTotals, read_journal
 from edge_runtime.energy.account import KEEP_S, EnergyAccount
-from edge_runtime.energy.report import PhaseEnergy, RoundEnergy
 from edge_runtime.wire.messages import decode_device, encode
 
 
@@ -28,16 +26,16 @@ def metered(tmp_path, make_meter):
 
 def test_plan_has_its_joules_by_phase(metered, make_bundle):
     account, plan = metered(), make_bundle().plan(3)
-    costs = Costs(account)
+    totals = EnergyTotals(account)
     account.spend(1.0)  # nobody's
-    costs.begin(plan, "download")
+    totals.begin(plan, "download")
     account.spend(1.0)
-    costs.switch("train")
+    totals.switch("train")
     account.spend(2.0)
-    assert costs.energy(plan).energy_j == pytest.approx(15.0)
-    costs.switch("upload")
+    assert totals.energy(plan).energy_j == pytest.approx(15.0)
+    totals.switch("upload")
     account.spend(1.0)
-    spent = costs.end()
+    spent = totals.end()
     account.spend(1.0)
     assert (spent.round, spent.group) == (3, "a+b")
     assert {name: phase.energy_j for name, phase in spent.energy.phases.items()} == {
@@ -48,70 +46,54 @@ def test_plan_has_its_joules_by_phase(metered, make_bundle):
     assert spent.energy.energy_j == pytest.approx(20.0)
     assert (spent.energy.source, spent.energy.estimated) == ("fake", False)
     assert decode_device(encode(spent)) == spent
-    assert costs.end() is None
+    assert totals.end() is None
 
 
 def test_plan_that_comes_again_goes_on_and_another_begins_at_nothing(metered, make_bundle):
     account, bundle = metered(), make_bundle()
-    plan, costs = bundle.plan(3), Costs(account)
-    costs.begin(plan, "train")
+    plan, totals = bundle.plan(3), EnergyTotals(account)
+    totals.begin(plan, "train")
     account.spend(1.0)
-    costs.end()
-    costs.begin(plan, "train")
+    totals.end()
+    totals.begin(plan, "train")
     account.spend(1.0)
-    assert costs.end().energy.energy_j == pytest.approx(10.0)
-    costs.begin(bundle.plan(3, value=9.0), "train")  # the same round of another federation
+    assert totals.end().energy.energy_j == pytest.approx(10.0)
+    totals.begin(bundle.plan(3, value=9.0), "train")  # the same round of another federation
     account.spend(1.0)
-    assert costs.end().energy.energy_j == pytest.approx(5.0)
+    assert totals.end().energy.energy_j == pytest.approx(5.0)
     assert len(account.rounds()) == 1
 
 
 def test_next_process_knows_what_a_killed_one_has_spent(metered, make_bundle):
     plan, first = make_bundle().plan(3), metered()
-    Costs(first).begin(plan, "train")
+    EnergyTotals(first).begin(plan, "train")
     first.spend(1.0)
     second = metered()
-    costs = Costs(second)
-    costs.begin(plan, "download")
+    totals = EnergyTotals(second)
+    totals.begin(plan, "download")
     second.spend(1.0)
-    assert 10.0 - 5.0 * (KEEP_S + 0.02) <= costs.end().energy.energy_j <= 10.0
+    assert 10.0 - 5.0 * (KEEP_S + 0.02) <= totals.end().energy.energy_j <= 10.0
 
 
 def test_close_keeps_only_a_plan_that_is_not_over(metered, make_bundle):
-    account, costs = metered(), None
-    costs = Costs(account)
-    costs.begin(make_bundle().plan(3), "train")
+    account, totals = metered(), None
+    totals = EnergyTotals(account)
+    totals.begin(make_bundle().plan(3), "train")
     account.spend(1.0)
-    costs.close()
+    totals.close()
     assert len(account.rounds()) == 1
-    costs.end()
-    costs.close()
+    totals.end()
+    totals.close()
     assert account.rounds() == set()
 
 
-def test_figures_that_no_message_takes_are_not_measured():
-    phase = PhaseEnergy(
-        seconds=1.0, measured_s=1.0, energy_j=1e14, uncertainty_j=1.0, mean_w=1e14, min_w=None, max_w=None
-    )
-    found = RoundEnergy(
-        round=1,
-        group="a",
-        source="mqtt:" + "x" * 300,
-        covers="x" * 1000,
-        estimated=False,
-        sample_rate_hz=50.0,
-        energy_j=1e14,
-        uncertainty_j=1e14,
-        idle_w=1e14,
-        above_idle_j=None,
-        seconds=1.0,
-        measured_s=1.0,
-        gap_s=0.0,
-        phases={"train": phase},
-        temperature_max_c=50.0,
-        cpu_min_hz=None,
-        throttled=("throttled",) * 20,
-    )
-    energy = to_message(found)
-    assert (energy.energy_j, energy.idle_w, energy.phases["train"].energy_j) == (None, None, None)
-    assert msgspec.json.decode(msgspec.json.encode(energy), type=type(energy)) == energy
+def test_journal_gives_the_energy_of_each_plan(metered, make_bundle, tmp_path):
+    account, plan = metered(), make_bundle().plan(3)
+    EnergyTotals(account).begin(plan, "train")
+    account.spend(1.0)
+    account.begin(1, "without a digest")
+    account.spend(1.0)
+    named, plans = read_journal(tmp_path / "energy.journal")
+    assert (named.round, named.group) == (1, "without a digest")
+    assert (plans.round, plans.group) == (3, "a+b")
+    assert plans.energy.energy_j == pytest.approx(5.0, abs=0.2)

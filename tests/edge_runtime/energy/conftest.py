@@ -2,16 +2,13 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from devices.health import Health
+from devices.meters.meter import MeterFacts
 
-@dataclass(frozen=True, kw_only=True)
-class FakeFacts:
-    source: str = "fake"
-    covers: str = "all of it"
-    rate_hz: float = 50.0
-    resolution: float = 0.0
-    gain_error: float = 0.0
-    estimated: bool = False
-    counter_ranges_j: tuple[float, ...] | None = None
+
+def make_facts(**changes) -> MeterFacts:
+    usual = {"source": "fake", "covers": "all of it", "rate_hz": 50.0, "resolution": 0.0, "gain_error": 0.0}
+    return MeterFacts(**(usual | changes))
 
 
 @dataclass
@@ -27,7 +24,7 @@ class FakeMeter:
     """Gives whatever `value` is."""
 
     value: tuple[float, ...] | None = (5.0,)
-    facts: FakeFacts = field(default_factory=FakeFacts)
+    facts: MeterFacts = field(default_factory=make_facts)
     closed: bool = False
 
     def read(self) -> tuple[float, ...] | None:
@@ -37,17 +34,14 @@ class FakeMeter:
         self.closed = True
 
 
-@dataclass(frozen=True)
-class FakeHealth:
-    temperature_c: float | None = 50.0
-    cpu_hz: float | None = 1.5e9
-    throttled: tuple[str, ...] | None = ()
-    throttled_since_boot: tuple[str, ...] | None = ()
+def make_health(**changes) -> Health:
+    usual = {"temperature_c": 50.0, "cpu_hz": 1.5e9, "throttled": (), "throttled_since_boot": ()}
+    return Health(**(usual | changes))
 
 
 @pytest.fixture(scope="session")
 def facts():
-    return FakeFacts
+    return make_facts
 
 
 @pytest.fixture
@@ -62,4 +56,4 @@ def meter():
 
 @pytest.fixture
 def health():
-    return FakeHealth
+    return make_health

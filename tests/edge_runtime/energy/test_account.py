@@ -10,7 +10,7 @@ import pytest
 
 from devices.meters.rapl import RaplMeter
 from edge_runtime.energy.account import HEALTH_S, KEEP_S, MAX_JOURNAL_BYTES, EnergyAccount
-from edge_runtime.energy.records import Sample, from_lines
+from edge_runtime.energy.records import Reading, from_lines
 
 ROOT = Path(__file__).parents[3]
 
@@ -112,7 +112,7 @@ def test_without_a_meter_health_and_time_are_kept(clock, health):
     account.begin(3, "depth")
     clock.now_s += 2
     report = account.report(3, "depth")
-    assert (report.energy_j, report.seconds, report.reasons) == (None, pytest.approx(2.0), ("rapl: not here",))
+    assert (report.energy_j, report.seconds, account.reasons) == (None, pytest.approx(2.0), ("rapl: not here",))
     assert (report.temperature_max_c, report.throttled) == (50.0, ())
     assert account.source is None
 
@@ -142,7 +142,7 @@ def test_restart_goes_on_with_what_was_counted(tmp_path, meter, clock):
     report = second.report(3, "depth")
     assert 10.0 - 5.0 * (KEEP_S + 0.02) <= report.energy_j <= 10.0
     assert report.idle_w == pytest.approx(5.0)
-    second.forget(3, "depth")
+    second.drop(3, "depth")
     assert EnergyAccount(meter, path=path, clock=clock).report(3, "depth").energy_j is None
 
 
@@ -210,21 +210,18 @@ def test_running_account_samples_by_itself_and_closes_its_meter(tmp_path, meter)
     assert report.phases["train"].energy_j == pytest.approx(5.0 * report.phases["train"].seconds, rel=1e-3)
     records, torn = from_lines((tmp_path / "energy.journal").read_bytes())
     assert torn == 0
-    assert len([record for record in records if isinstance(record, Sample)]) > 5
+    assert len([record for record in records if isinstance(record, Reading)]) > 5
 
 
 JOURNALLING = """
 import os, sys, time
 from pathlib import Path
-from devices.meters.rapl import RaplMeter
+from devices.meters.meter import MeterFacts
 from edge_runtime.energy.account import EnergyAccount
 
-class Facts:
-    source, covers, rate_hz, resolution = "fake", "all", 1000.0, 0.0
-    gain_error, estimated, counter_ranges_j = 0.0, False, None
-
 class Meter:
-    facts, n = Facts(), 0
+    facts = MeterFacts(source="fake", covers="all", rate_hz=1000.0, resolution=0.0, gain_error=0.0)
+    n = 0
     def read(self):
         self.n += 1
         os.write(1, b"%d %.6f\\n" % (self.n, time.monotonic()))
@@ -253,7 +250,7 @@ def test_killed_process_loses_at_most_a_quarter_of_a_second(tmp_path):
         taken_s = [float(line.split()[1]) for line in lines if line.endswith(b"\n")]
         assert process.wait() == -signal.SIGKILL
         records, torn = from_lines(path.read_bytes())
-        kept = sum(isinstance(record, Sample) for record in records)
+        kept = sum(isinstance(record, Reading) for record in records)
         assert torn <= 1
         assert kept <= len(taken_s)
         lost_s = taken_s[max(0, kept - 1) : -1]  # from the last one kept to the one before the kill

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.energy.integration import BRIDGE_S, Reading, between, is_usable
+from edge_runtime.energy.integration import BRIDGE_S, between, is_usable
+from edge_runtime.energy.records import Reading
 
 
 def test_two_readings_make_a_trapezoid(facts):

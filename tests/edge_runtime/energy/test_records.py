@@ -2,24 +2,24 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from devices.meters.meter import MeterFacts
 from edge_runtime.energy.records import (
     Baseline,
-    Condition,
-    Facts,
-    Forget,
+    BoardConditions,
+    DropRound,
+    HealthReading,
     Mark,
-    Outlook,
-    Sample,
+    PhaseTotals,
+    Reading,
+    RoundConditions,
     Start,
-    Tally,
     Total,
-    Weather,
     from_line,
     from_lines,
     to_line,
 )
 
-FACTS = Facts(
+FACTS = MeterFacts(
     source="rapl",
     covers="package-0\nand more",
     rate_hz=10.0,
@@ -31,14 +31,14 @@ FACTS = Facts(
 ALL = [
     Start(1.0, FACTS),
     Start(1.0, None),
-    Sample(1.5, (2.0, 3.0)),
+    Reading(1.5, (2.0, 3.0)),
     Mark(2.0, 7, "depth+edges", "train"),
     Mark(2.0, None, "", "idle"),
-    Condition(2.0, 51.5, None, ("throttled",), None),
+    HealthReading(2.0, 51.5, None, ("throttled",), None),
     Baseline("rapl", 3.5),
-    Total(7, "depth", "probe", Tally(seconds=2.0, sources=("rapl",), low_w=1.0)),
-    Outlook(7, "depth", Weather(throttled=("under_voltage",), at_first=())),
-    Forget(7, "depth"),
+    Total(7, "depth", "probe", PhaseTotals(seconds=2.0, sources=("rapl",), low_w=1.0)),
+    RoundConditions(7, "depth", BoardConditions(throttled=("under_voltage",), at_first=())),
+    DropRound(7, "depth"),
 ]
 
 
@@ -87,3 +87,31 @@ def test_damage_in_the_middle_costs_that_line():
     records, torn = from_lines(b"".join(lines))
     assert records == ALL[:3] + ALL[4:]
     assert torn == 1
+
+
+OLDER_JOURNAL = b"""\
+5f765dff ["start",1.0,["rapl","package-0",10.0,0.001,0.03,false,[262143.3]]]
+8ee1c0c9 ["s",1.5,[2.0,3.0]]
+e9b7094b ["mark",2.0,7,"depth+edges","train"]
+c7a715fe ["health",2.0,51.5,null,["throttled"],null]
+e649d5b2 ["idle","rapl",3.5]
+d6047939 ["total",7,"depth","probe",[2.0,0.0,0.0,0.0,0.0,0,1.0,null,["rapl"],false]]
+aafdd50a ["weather",7,"depth",[null,null,["under_voltage"],[]]]
+f66545b8 ["forget",7,"depth"]
+"""
+
+
+def test_journal_of_an_older_version_is_read_and_written_as_it_was():
+    records, torn = from_lines(OLDER_JOURNAL)
+    assert torn == 0
+    assert [type(record) for record in records] == [
+        Start,
+        Reading,
+        Mark,
+        HealthReading,
+        Baseline,
+        Total,
+        RoundConditions,
+        DropRound,
+    ]
+    assert b"".join(map(to_line, records)) == OLDER_JOURNAL
