@@ -45,7 +45,7 @@ from edge_runtime.training.weighting_state import WeightingStateStore
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import DataSplit, Hello, OfficialUse, Plan, Training
+from edge_runtime.wire.messages import DataSplit, Hello, OrtTrainingUse, Plan, Training
 from edge_runtime.wire.split_learning import EVALUATION_SAMPLES, MessageLayout
 from edge_runtime.wire.tensors import Vector, transfer
 
@@ -65,7 +65,7 @@ class LocalWorker:
         state: Path,
         threads: int | None = None,
         *,
-        official: OfficialUse = "off",
+        official: OrtTrainingUse = "off",
         checkpoint_s: float = CHECKPOINT_S,
         memory_budget_bytes: int | None = None,
         shelf: GraphCache | None = None,
@@ -85,7 +85,7 @@ class LocalWorker:
         if official == "auto" and not trains():
             _log.info("%s is installed, not onnxruntime-training: this device trains portable graphs", engine_version())
         self._threads = threads
-        self._use: OfficialUse = official if trains() else "off"
+        self._use: OrtTrainingUse = official if trains() else "off"
         self._engine: Engine | None = None
         self._shelf = shelf
         self._official: OfficialShelf | None = None
@@ -112,7 +112,7 @@ class LocalWorker:
             examples={name: len(split) for name, split in splits.items() if split is not None},
             tasks=self._dataset.tasks,
             memory_bytes=installed_bytes(),
-            official=self._use,
+            ort_training=self._use,
         )
 
     def train(self, order: Order, report: Report, exchange: SplitLearningChannel | None = None) -> TrainResult:
@@ -125,7 +125,7 @@ class LocalWorker:
             result = self._unless_forgotten(plan, work)
             if result is not None:
                 return result
-        raise WorkRefused("host", f"the host of the general model forgot the round {ATTEMPTS} times")
+        raise WorkRefused("encoder_server", f"the host of the general model forgot the round {ATTEMPTS} times")
 
     def _unless_forgotten(self, plan: Plan, work: Callable[[], T]) -> T | None:
         try:
@@ -135,7 +135,7 @@ class LocalWorker:
             self._checkpoint.forget()
             return None
         except EncoderServerUnavailable as exc:
-            raise WorkRefused("host", str(exc)) from exc
+            raise WorkRefused("encoder_server", str(exc)) from exc
 
     def _train(self, order: Order, report: Report, exchange: SplitLearningChannel | None) -> TrainResult:
         started_s = time.monotonic()
@@ -149,7 +149,7 @@ class LocalWorker:
         except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         came = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        start = self._stem.put_into(manifest.table, came, plan.round) if plan.own_stem else came
+        start = self._stem.put_into(manifest.table, came, plan.round) if plan.local_stem else came
         memory = self._planned(manifest, settings, plan) if whole is None else None
         model = self._model(
             manifest, store, start, split, whole, memory, self._remote(plan, manifest, exchange, memory)
@@ -194,7 +194,7 @@ class LocalWorker:
         if trained.learnt is not None:
             self._learnt.save(plan.bundle.digest, trained.learnt, plan.round)
         new = model.weights
-        if plan.own_stem:
+        if plan.local_stem:
             new = self._stem.take_out(manifest.table, came, new, plan.round)
         return TrainResult(
             weights=new if manifest is asked else _among(asked, weights, manifest, new),
@@ -221,7 +221,7 @@ class LocalWorker:
             raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
         asked, manifest = order.manifest, self._labelled(order.manifest, split)
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        if plan.own_stem:
+        if plan.local_stem:
             start = self._stem.put_into(manifest.table, start, plan.round)
         model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, exchange))
         try:
@@ -245,7 +245,7 @@ class LocalWorker:
         plan: Plan, manifest: Manifest, exchange: SplitLearningChannel | None, memory: PlannedMemory | None = None
     ) -> RemoteEncoder | None:
         """Return the encoder of split learning. Raises EncoderServerUnavailable for settings that it does not have."""
-        if plan.apart is None:
+        if plan.split_learning is None:
             return None
         assert exchange is not None
         if plan.training is not None:
@@ -253,7 +253,9 @@ class LocalWorker:
         samples = EVALUATION_SAMPLES if plan.training is None else plan.training.batch
         exchange.open(MessageLayout.of(manifest, samples).longest_bytes)
         ahead = memory.ahead if memory else 1
-        return RemoteEncoder(manifest, exchange, plan.round, samples, precision=plan.apart.precision, ahead=ahead)
+        return RemoteEncoder(
+            manifest, exchange, plan.round, samples, precision=plan.split_learning.precision, ahead=ahead
+        )
 
     def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> PlannedMemory:
         """How to train in the budget. Raises WorkRefused if nothing fits."""
@@ -266,7 +268,7 @@ class LocalWorker:
                 base_bytes=None if self._base_bytes is None else self._base_bytes + came_bytes,
                 evaluates=self._dataset.val is not None,
                 update=plan.updates,
-                parts=plan.apart.parts if plan.apart else 1,
+                parts=plan.split_learning.parts if plan.split_learning else 1,
             )
         except BudgetTooSmall as exc:
             raise WorkRefused("memory", str(exc)) from exc

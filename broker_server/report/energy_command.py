@@ -9,13 +9,13 @@ import msgspec
 
 from broker_server.report import energy_costs, journals
 from broker_server.report.build import ReportImpossible
-from edge_runtime.wire.messages import Spent
+from edge_runtime.wire.messages import FinalEnergy
 
 JOURNAL = "energy.journal"
 _RUN = f"devices/*/state/{JOURNAL}"
 """The journals of devices on the server's machine, each in a folder of the device's name."""
 
-ReadJournal = Callable[[Path], Sequence[Spent]]
+ReadJournal = Callable[[Path], Sequence[FinalEnergy]]
 """Returns the energy of each plan in a device's journal. Raises OSError."""
 
 

@@ -14,10 +14,10 @@ from msgspec.structs import replace
 from broker_server.report.build import Report, RoundReport
 from broker_server.report.energy import exchanged
 from edge_runtime.wire.energy import Energy
-from edge_runtime.wire.messages import Spent
+from edge_runtime.wire.messages import FinalEnergy
 
 
-def join(report: Report, device: str, journal: Sequence[Spent]) -> tuple[Report, list[str]]:
+def join(report: Report, device: str, journal: Sequence[FinalEnergy]) -> tuple[Report, list[str]]:
     """Return the report with a device's journal counted, and a sentence for each plan that it has more of."""
     notes = []
     for entry in journal:

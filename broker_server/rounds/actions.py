@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from broker_server.strategies.planner import Assignment
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.compression import Updates
-from edge_runtime.wire.messages import Evaluation, ServerMessage, SplitTraining, Training, Update
+from edge_runtime.wire.messages import Evaluation, ServerMessage, SplitLearning, Training, Update
 
 Result = Update | Evaluation
 """What a device makes of a round."""
@@ -24,7 +24,7 @@ class Work:
     """The group's weights in full: the same, unless the encoder is computed by a host."""
     training: Training | None
     updates: Updates
-    apart: SplitTraining | None = None
+    apart: SplitLearning | None = None
     """How the encoder is computed by a host; None where devices have it."""
     own_stem: bool = False
     """Whether devices keep their stems to themselves."""

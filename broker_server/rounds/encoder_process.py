@@ -17,7 +17,7 @@ from pathlib import Path
 
 from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, Frame, PipeClosed, result_file
 from edge_runtime.wire.errors import TensorsInvalid
-from edge_runtime.wire.messages import SplitTraining, Training
+from edge_runtime.wire.messages import SplitLearning, Training
 from edge_runtime.wire.split_learning import EVALUATION_SAMPLES
 from edge_runtime.wire.tensors import TensorTable, Vector, unpack
 
@@ -35,7 +35,7 @@ class Apart:
     """How encoders are computed by a host. `results` is a folder of its own."""
 
     results: Path
-    settings: SplitTraining
+    settings: SplitLearning
     most_devices: int
     idle_s: float
 

@@ -21,10 +21,10 @@ from broker_server.strategies.planner import Assignment, Phase
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.manifest import Artifacts
-from edge_runtime.wire.messages import Evaluation, Hello, Spent, Update
+from edge_runtime.wire.messages import Evaluation, FinalEnergy, Hello, Update
 
 T = TypeVar("T")
-SCHEMA = 2
+SCHEMA = 3
 _TABLES = """
 CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS devices (device TEXT PRIMARY KEY, hello BLOB NOT NULL) STRICT;
@@ -92,7 +92,10 @@ class FederationJournal:
             raise JournalInvalid(f"{path} cannot be used: {exc}; move it away to start anew") from exc
         if version not in {0, SCHEMA}:
             self._database.close()
-            raise JournalInvalid(f"{path} was written by another version ({version}, this one reads {SCHEMA})")
+            raise JournalInvalid(
+                f"{path} was written by another version of MAS Edge (schema {version}, this one reads {SCHEMA}): "
+                "finish the federation with that version, or move the file away to start again"
+            )
 
     def close(self) -> None:
         """Close the database."""
@@ -166,7 +169,7 @@ class FederationJournal:
         )
         return {device: msgspec.json.decode(body, type=Update | Evaluation) for device, body in rows}
 
-    def set_energy(self, spent: Spent, device: str) -> bool:
+    def set_energy(self, spent: FinalEnergy, device: str) -> bool:
         """Keep what a plan has cost a device in all; False if it was not in that round."""
         with self._transaction() as database:
             row = database.execute("SELECT body, members FROM rounds WHERE round = ?", (spent.round,)).fetchone()

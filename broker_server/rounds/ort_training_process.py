@@ -154,7 +154,7 @@ def _last_line(said: Path) -> str:
 
 def asking(devices: Mapping[str, Device]) -> tuple[list[str], list[str]]:
     """The devices that ask for official artifacts, and those of them that train with nothing else, in order."""
-    uses = {name: device.hello.official for name, device in sorted(devices.items()) if device.hello is not None}
+    uses = {name: device.hello.ort_training for name, device in sorted(devices.items()) if device.hello is not None}
     return [name for name, use in uses.items() if use != "off"], [n for n, use in uses.items() if use == "require"]
 
 

@@ -23,12 +23,12 @@ from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import (
     CAGradRadius,
     FixedWeighting,
+    GradientCombination,
     GradNormWeighting,
-    Merging,
     Precision,
     ProbeMethod,
     Rate,
-    SplitTraining,
+    SplitLearning,
     TaskWeighting,
     Training,
     UncertaintyWeighting,
@@ -136,7 +136,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     weighting_lr: Rate = 0.025
     """How fast GradNorm or uncertainty weighting learns its weights."""
 
-    merging: Merging = "sum"
+    merging: GradientCombination = "sum"
     """How tasks' gradients become one in the encoder: added, or by a rule for those that conflict."""
     cagrad_c: CAGradRadius = 0.4
     """How far CAGrad may go from the mean, in parts of its length."""
@@ -176,7 +176,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return None
         return Apart(
             results=self.state / GENERAL,
-            settings=SplitTraining(precision=self.general_precision, parts=self.general_parts),
+            settings=SplitLearning(precision=self.general_precision, parts=self.general_parts),
             most_devices=self.general_devices,
             idle_s=self.general_idle_s,
         )
@@ -211,7 +211,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             clip_norm=self.clip_norm,
             proximal_mu=self.proximal_mu,
             weighting=self._weighting,
-            merging=self.merging,
+            gradient_combination=self.merging,
             cagrad_c=self.cagrad_c,
         )
 

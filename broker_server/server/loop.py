@@ -26,11 +26,11 @@ from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TensorsInvalid
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link
 from edge_runtime.wire.messages import (
     Evaluation,
+    FinalEnergy,
     Hello,
     Need,
     Progress,
     Refusal,
-    Spent,
     Update,
     decode_device,
     decode_status,
@@ -196,9 +196,9 @@ class Aggregator:
                 self._do(self.coordinator.update(device, update, now_s))
             case Evaluation() as evaluation:
                 self._do(self.coordinator.evaluation(device, evaluation, now_s))
-            case Spent() as spent if self._journal.set_energy(spent, device):
+            case FinalEnergy() as spent if self._journal.set_energy(spent, device):
                 self.energies += 1
-            case Spent():
+            case FinalEnergy():
                 self._dropped["energy of a round that the device was not in"] += 1
 
     def _hello(self, device: str, hello: Hello) -> None:
@@ -209,7 +209,7 @@ class Aggregator:
             self._journal.set_hello(device, hello)
             online = len({*self.coordinator.online, device})
             self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")
-            if hello.official != "off" and self._maker is None:
+            if hello.ort_training != "off" and self._maker is None:
                 self.note(f"{device} asks for official artifacts: {UNMADE}")
         self._do(self.coordinator.hello(device, hello, self._clock()))
 

@@ -269,7 +269,7 @@ def _rule(
             timeline.after(lost_s, lambda: link.lose(board.away_s))
         held_up_s = 0.0 if lost_s is None or crosses is None else board.away_s
         work = aggregator.work
-        is_on = plan.apart is not None and work is not None and work.assignment.round == plan.round
+        is_on = plan.split_learning is not None and work is not None and work.assignment.round == plan.round
         return Begun(
             seconds=time.total_s + held_up_s,
             board_s=time.board_s,

@@ -39,12 +39,12 @@ class Crossing:
 
 def crossing(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) -> Crossing | None:
     """What crosses for a plan over so many examples; None if the device computes the encoder. The bundle has a stem."""
-    if plan.apart is None:
+    if plan.split_learning is None:
         return None
     training = plan.training
     layout = MessageLayout.of(manifest, EVALUATION_SAMPLES if training is None else training.batch)
     steps = [] if training is None else training.epochs * _parts(examples.get("train", 0), training.batch)
-    trained = [size for step in steps for size in _parts(step, -(-layout.most // plan.apart.parts))]
+    trained = [size for step in steps for size in _parts(step, -(-layout.most // plan.split_learning.parts))]
     judged = examples.get(plan.data_split or "val", 0)
     probes = [size for whole in _parts(judged, EVALUATION_SAMPLES) for size in _parts(whole, layout.most)]
     asked: list[tuple[MessageKind, MessageKind, int, int]] = [("begin", "ready", 0, 1), ("finish", "finished", 0, 1)]
@@ -59,7 +59,7 @@ def crossing(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) 
             step=0 if kind in {"begin", "ready"} else len(steps),
             part=MAX_PARTS // 2 if kind == "probe" else 0,
             samples=samples,
-            precision=plan.apart.precision if plan.apart is not None and samples else "fp32",
+            precision=plan.split_learning.precision if plan.split_learning is not None and samples else "fp32",
             seed=seed,
         )
         return fragmented_bytes(layout.message_bytes(header))

@@ -65,9 +65,9 @@ class Done:
 def perform(task: Task) -> Done | Refused:
     """Do what the plan asks for. The peak memory of the result is left out: the process is no board."""
     order = replace(task.order, plan=as_sent(task.order.plan))
-    is_apart = order.plan.apart is not None
+    is_apart = order.plan.split_learning is not None
     if is_apart and task.general is None:
-        return Refused(reason="host", detail="the round was over before this device could begin with it")
+        return Refused(reason="encoder_server", detail="the round was over before this device could begin with it")
     worker = LocalWorker(
         task.data,
         task.state,

@@ -24,7 +24,7 @@ from edge_runtime.energy.meter import MeterUnusable
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.messages import Status, encode
 from edge_runtime.wire.mqtt import LinkInvalid, MqttLink
-from edge_runtime.wire.topics import Topics
+from edge_runtime.wire.topics import PROTOCOL, Topics
 
 BEAT_S = 1.0
 _FAULTS: dict[type[Exception], int] = {
@@ -153,7 +153,8 @@ def _joined(
         return fail(
             REFUSED,
             f"{config.url}: {ending.detail}. If the token has expired or is another device's, enrol {config.device} "
-            "again and replace the configuration file",
+            "again and replace the configuration file; if the server runs another version of MAS Edge than this one "
+            f"(protocol {PROTOCOL}), install the server's version here",
         )
     _log.info("%s: %s", ending.kind, ending.detail or "the federation has ended")
     return DONE

@@ -37,7 +37,7 @@ from msgspec import Meta
 
 from devices.cli.values import parse_size
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
-from edge_runtime.wire.messages import OfficialUse
+from edge_runtime.wire.messages import OrtTrainingUse
 from edge_runtime.wire.names import DeviceId, FederationName
 
 MAX_CONFIG_BYTES = 64 * 1024
@@ -80,9 +80,9 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return None if self.memory_budget is None else parse_size(self.memory_budget)
 
     @property
-    def official(self) -> OfficialUse:
+    def official(self) -> OrtTrainingUse:
         """Whether the engine is the official one."""
-        uses: dict[str, OfficialUse] = {"portable": "off", "auto": "auto", "official": "require"}
+        uses: dict[str, OrtTrainingUse] = {"portable": "off", "auto": "auto", "official": "require"}
         return uses[self.engine]
 
     def __repr__(self) -> str:

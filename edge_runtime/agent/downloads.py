@@ -58,7 +58,7 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, 
         raise WorkRefused(
             "bundle", f"the manifest is for {', '.join(manifest.task_names)}, the plan for {', '.join(plan.tasks)}"
         )
-    if plan.apart is not None:
+    if plan.split_learning is not None:
         if manifest.embedding is None:
             raise WorkRefused("bundle", "the model has no stem, so its encoder cannot be computed elsewhere")
         manifest = manifest.local()

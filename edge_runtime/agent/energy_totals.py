@@ -9,7 +9,7 @@ from typing import Protocol
 from edge_runtime.energy.journal import Journal
 from edge_runtime.energy.ledger import Ledger
 from edge_runtime.wire.energy import Energy, Phase, bounded
-from edge_runtime.wire.messages import Plan, Spent
+from edge_runtime.wire.messages import FinalEnergy, Plan
 
 
 class PlanAccount(Protocol):
@@ -63,13 +63,13 @@ class EnergyTotals:
         """Return a plan's energy up to now."""
         return bounded(self._account.report(*_key(plan)))
 
-    def end(self) -> Spent | None:
+    def end(self) -> FinalEnergy | None:
         """End the plan and return its energy in all, once; None if there is no plan."""
         plan, self._plan = self._plan, None
         if plan is None:
             return None
         self._account.end()
-        return Spent(round=plan.round, group=plan.group, energy=self.energy(plan))
+        return FinalEnergy(round=plan.round, group=plan.group, energy=self.energy(plan))
 
     def close(self) -> None:
         """Drop the figures of plans that are over. A plan that is not over keeps its own, for the next process."""
@@ -78,7 +78,7 @@ class EnergyTotals:
                 self._account.drop(*key)
 
 
-def read_journal(path: Path) -> list[Spent]:
+def read_journal(path: Path) -> list[FinalEnergy]:
     """Return the energy of each plan in a device's journal. Raises OSError."""
     ledger = Ledger()
     records, _torn = Journal(path).read()
@@ -88,7 +88,7 @@ def read_journal(path: Path) -> list[Spent]:
     for number, key in sorted(ledger.rounds()):
         group, at, _digest = key.rpartition("@")
         energy = bounded(ledger.report(number, key))
-        found.append(Spent(round=number, group=group if at else key, energy=energy))
+        found.append(FinalEnergy(round=number, group=group if at else key, energy=energy))
     return found
 
 

@@ -41,7 +41,17 @@ from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.energy import Phase
 from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TopicInvalid
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link, LinkFull
-from edge_runtime.wire.messages import Ack, DeviceMessage, Plan, Progress, Refusal, Spent, Status, decode_server, encode
+from edge_runtime.wire.messages import (
+    Ack,
+    DeviceMessage,
+    FinalEnergy,
+    Plan,
+    Progress,
+    Refusal,
+    Status,
+    decode_server,
+    encode,
+)
 from edge_runtime.wire.topics import Topics
 
 TICK_S = 0.2
@@ -93,7 +103,7 @@ class Agent:
         self._beat = beat
         hello = worker.hello()
         self._downloads = Downloads(
-            state, server_key=server_key, max_bytes=max_download_bytes, official=hello.official != "off"
+            state, server_key=server_key, max_bytes=max_download_bytes, official=hello.ort_training != "off"
         )
         self._totals = EnergyTotals(account or EnergyAccount(None))
         self._exchange = FragmentChannel(link.interrupt)
@@ -196,7 +206,7 @@ class Agent:
     def _on_disconnected(self, event: Disconnected) -> None:
         _log.warning("disconnected: %s", event.reason)
         self._uplink.lost()
-        self._waiting = deque(item for item in self._waiting if isinstance(item, Refusal | Spent))  # said once
+        self._waiting = deque(item for item in self._waiting if isinstance(item, Refusal | FinalEnergy))  # said once
         if self._session.online:
             self._session.disconnected()
         if event.refused:
@@ -373,7 +383,7 @@ class Agent:
         """Say offline, since a clean end sends no will."""
         if not self._session.online:
             return
-        self._waiting = deque(item for item in self._waiting if isinstance(item, Spent))
+        self._waiting = deque(item for item in self._waiting if isinstance(item, FinalEnergy))
         self._waiting.append(Status(state="offline"))
         until_s = self._clock() + GOODBYE_S
         self._flush()

@@ -19,7 +19,7 @@ from edge_runtime.wire.tensors import Vector
 
 MAX_LOSS = 1e18
 """What a message may carry; beyond it training has diverged."""
-Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "host", "error"]
+Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "encoder_server", "error"]
 Stage = Literal["download", "train", "probe", "evaluate", "upload"]
 Report = Callable[[Stage, int, int], None]
 """Called with a stage, steps done and steps in all, when the stage begins and after each of its steps.

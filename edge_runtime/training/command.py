@@ -274,7 +274,7 @@ def _settings(args: argparse.Namespace, epoch: int) -> Training:
         "beta2": args.beta2,
         "clip_norm": args.clip_norm,
         "weighting": _weighting(args),
-        "merging": args.merging,
+        "gradient_combination": args.merging,
     }
     try:
         return msgspec.convert(settings, Training)

@@ -23,14 +23,14 @@ def gradient_combiner(settings: Training, place: Sequence[int]) -> CombineGradie
 
     PCGrad draws its orders for the `place` of the batch: the same place, the same orders.
     """
-    if settings.merging == "sum":
+    if settings.gradient_combination == "sum":
         return None
 
     def merge(gradients: list[Representation]) -> Representation:
         arrays = range(len(gradients[0]))
         inner: Matrix = np.sum([gram([gradient[k] for gradient in gradients]) for k in arrays], axis=0)  # (T, T)
         shares = np.ones(len(gradients))
-        if settings.merging == "pcgrad":
+        if settings.gradient_combination == "pcgrad":
             return summed(gradients, pcgrad(inner, shares, place))
         return summed(gradients, cagrad(inner, shares, settings.cagrad_c))
 

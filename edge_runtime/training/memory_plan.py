@@ -73,7 +73,7 @@ def plan_memory(
         batch=settings.batch,
         base_bytes=base_bytes,
         state_vectors=-(-state // parameters.size),
-        merges=settings.merging != "sum",
+        merges=settings.gradient_combination != "sum",
         evaluates=evaluates,
         predicts=predicts,
         probe=settings.probe if settings.probe_every else None,

@@ -3,23 +3,23 @@
 Rules
 - A message is at most MAX_MESSAGE_BYTES and matches its schema exactly; unknown fields are refused.
 - A message never names its sender: the topic does, and the broker has checked it against the sender's token.
-- What a device reports twice (a device, a group and a round) counts once.
-- A number that was not measured is null; none is infinite or not a number.
-- What `encode` gives, the other side takes: a message that its own schema refuses is never sent.
+- A result that arrives twice (of one device, group and round) counts once.
+- A number that was not measured is null; no number is infinite or NaN.
+- The other side accepts whatever `encode` returns: a message that its own schema refuses is never sent.
 
-A device sends Hello when it comes online; the server answers, then or later, with work:
+A device sends Hello when it comes online; the server answers, then or later, with a plan:
 
     device                                   server
     Hello                       ──►
                                 ◄──          Plan (train or evaluate)
-    Need (bundle, weights)      ──►
+    Need (manifest, weights)    ──►
                                 ◄──          chunks, on the blob's topic
     Progress …                  ──►
     Update (announces a blob)   ──►
                                 ◄──          Need
     chunks                      ──►
                                 ◄──          Ack
-    Spent                       ──►
+    FinalEnergy                 ──►
                                 ◄──          Finished
 """
 
@@ -52,10 +52,10 @@ Counts = Annotated[dict[TaskName, Count], Meta(max_length=MAX_TASKS)]
 Row = Annotated[tuple[Number, ...], Meta(min_length=1, max_length=MAX_TASKS)]
 Matrix = Annotated[tuple[Row, ...], Meta(min_length=1, max_length=MAX_TASKS)]
 DataSplit = Literal["train", "val", "test"]
-OfficialUse = Literal["off", "auto", "require"]
-"""Whether a device trains with official artifacts: never, where the bundle has them, or with nothing else."""
+OrtTrainingUse = Literal["off", "auto", "require"]
+"""A device's use of ONNX Runtime training artifacts: never, where the bundle has them, or nothing else."""
 Precision = Literal["fp32", "fp16", "int8"]
-"""How activations and their gradients travel in split training."""
+"""The number format in which activations and their gradients travel in split learning."""
 T = TypeVar("T")
 
 
@@ -64,7 +64,7 @@ class Message(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class Affinity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Affinities over the probed batches of one device in one round: values[i][j] is i→j, (T, T).
+    """Affinities over the probed batches of one device in one round: mean[i][j] is that of task i to task j, (T, T).
 
     `variance` is the sample variance over the batches, null when fewer than two were probed.
     """
@@ -78,40 +78,41 @@ class Affinity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         _check_tasks(self.tasks)
         for matrix in (self.mean, self.variance):
             if matrix is not None and {len(self.tasks)} != {len(matrix), *map(len, matrix)}:
-                raise ValueError(f"an affinity matrix of {len(self.tasks)} tasks is {len(self.tasks)} by as many")
+                raise ValueError(
+                    f"an affinity matrix of {len(self.tasks)} tasks is {len(self.tasks)} × {len(self.tasks)}"
+                )
 
 
 def _check_tasks(tasks: Tasks) -> None:
     if len(set(tasks)) != len(tasks):
-        raise ValueError(f"a task is there twice in {'+'.join(tasks)}")
+        raise ValueError(f"a task is named twice in {'+'.join(tasks)}")
 
 
 Weight = Annotated[float, Meta(ge=0, le=1e6)]
 Rate = Annotated[float, Meta(gt=0, le=10)]
 ProbeMethod = Literal["exact", "encoder", "representation"]
 """Affinities by look-ahead, or to first order from the encoder's or the representation's gradients."""
-
-
-Merging = Literal["sum", "pcgrad", "cagrad"]
-"""Tasks' gradients are added, or what pulls against others is taken out first, or the worst-off is helped most."""
+GradientCombination = Literal["sum", "pcgrad", "cagrad"]
+"""The rule by which the tasks' gradients become one: their sum, PCGrad (conflicting components are projected out) or
+CAGrad (the task that gains least gains most)."""
 CAGradRadius = Annotated[float, Meta(ge=0, lt=1)]
 
 
 class FixedWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fixed"):
-    """Each task's loss counts so much; 1 for a task that is not named."""
+    """Constant weights of the tasks' losses; 1 for a task that is not named."""
 
     weights: Annotated[dict[TaskName, Weight], Meta(max_length=MAX_TASKS)] = {}
 
 
 class GradNormWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="gradnorm"):
-    """Weights that GradNorm learns."""
+    """Loss weights adapted by GradNorm."""
 
     alpha: Annotated[float, Meta(ge=0, le=10)] = 1.5
     lr: Rate = 0.025
 
 
 class UncertaintyWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="uncertainty"):
-    """Weights by learnt uncertainty."""
+    """Loss weights from the tasks' learned uncertainty."""
 
     lr: Rate = 0.025
 
@@ -120,18 +121,18 @@ TaskWeighting = FixedWeighting | GradNormWeighting | UncertaintyWeighting
 
 
 class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How to train locally in a round."""
+    """Settings of local training in a round."""
 
     epochs: Annotated[int, Meta(ge=1, le=1000)]
     first_epoch: Count
-    """Epochs of this group before the round: with the seed it fixes the order of the samples."""
+    """Epochs that this group has trained before the round; with the seed it fixes the order of the samples."""
     batch: Annotated[int, Meta(ge=1, le=65536)]
     lr: Positive
     momentum: Annotated[float, Meta(ge=0, lt=1)]
     weight_decay: Annotated[float, Meta(ge=0, le=1)]
     seed: Count
     probe_every: Annotated[int, Meta(ge=0, le=1_000_000)]
-    """Probe affinities at every so many batches of the group, counted through its rounds; 0 for never."""
+    """Batches between two probes of affinities, counted through the group's rounds; 0 for never."""
     probe: ProbeMethod = "exact"
 
     optimizer: Literal["sgd", "adamw"] = "sgd"
@@ -139,19 +140,19 @@ class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
     epsilon: Annotated[float, Meta(gt=0, le=1)] = 1e-8
     clip_norm: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
-    """Scale a gradient whose Euclidean norm is larger down to it; 0 for never."""
+    """The largest Euclidean norm of a gradient, which is scaled down to it; 0 for no limit."""
     proximal_mu: Annotated[float, Meta(ge=0, le=1e3)] = 0.0
-    """FedProx: add mu · (w − w_received) to the gradient."""
+    """FedProx: mu · (w − w_received) is added to the gradient."""
     weighting: TaskWeighting | None = None
-    """How much each task's loss counts; null for the plain sum."""
-    merging: Merging = "sum"
-    """How the tasks' gradients at the representation are merged."""
+    """The weighting of the tasks' losses; null for the plain sum."""
+    gradient_combination: GradientCombination = "sum"
+    """The rule that combines the tasks' gradients at the representation."""
     cagrad_c: CAGradRadius = 0.4
-    """For `cagrad`: how far from their mean it may go, in parts of the mean's length."""
+    """For `cagrad`: the largest distance from the mean gradient, relative to the mean's length."""
 
 
 class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device is online and says what it has."""
+    """A device is online: its software, data and memory."""
 
     software: Text
     engine: Text
@@ -159,20 +160,20 @@ class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     examples: dict[DataSplit, Count]
     tasks: Tasks
     memory_bytes: Count | None
-    official: OfficialUse = "off"
-    """Whether it asks for official artifacts: the server then makes those of the groups that it decides."""
+    ort_training: OrtTrainingUse = "off"
+    """With other than `off` the server makes training artifacts for the groups that it forms."""
 
     def __post_init__(self) -> None:
         _check_tasks(self.tasks)
 
 
-class SplitTraining(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The server's host computes the encoder, and the device stem and heads; see edge_runtime.wire.split_learning."""
+class SplitLearning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The encoder server computes the encoder, the device stem and heads; see edge_runtime.wire.split_learning."""
 
     precision: Precision = "fp32"
-    """How the arrays of both sides travel."""
+    """The format of the arrays in both directions."""
     parts: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Micro-batches that a step is cut into, some of them on their way at once."""
+    """Micro-batches that a step is cut into, several of them under way at once."""
 
 
 class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -191,15 +192,15 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     training: Training | None = None
     """For work = train."""
     updates: Updates = Updates()
-    """How to send what was trained."""
-    apart: SplitTraining | None = None
-    """Where the encoder is computed elsewhere: `weights` are then of stem and heads alone."""
-    own_stem: bool = False
-    """Whether the device keeps its stem to itself, and trains and measures with that."""
+    """The form in which the trained weights are sent."""
+    split_learning: SplitLearning | None = None
+    """Set where the encoder is computed by the encoder server: `weights` are then of stem and heads alone."""
+    local_stem: bool = False
+    """With true the stem is personalised: the device trains and evaluates with a stem that it never sends."""
     data_split: DataSplit | None = None
     """For work = evaluate."""
     deadline_s: Positive
-    """Seconds from now after which the server no longer waits."""
+    """Seconds from now until the server stops waiting."""
 
     def __post_init__(self) -> None:
         _check_tasks(self.tasks)
@@ -210,14 +211,14 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Need(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Please send these chunks of a blob."""
+    """A request for chunks of a blob."""
 
     digest: Digest
     chunks: Annotated[tuple[Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)], ...], Meta(min_length=1, max_length=64)]
 
 
 class Progress(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far a device is in its round: for people who watch, never for decisions."""
+    """A device's progress in its round: for people who watch, never for decisions."""
 
     round: RoundNumber
     stage: Literal["download", "train", "probe", "evaluate", "upload"]
@@ -226,18 +227,18 @@ class Progress(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device does not do this round, and why."""
+    """A device does not take part in this round, for a reason."""
 
     round: RoundNumber
     group: GroupId
-    reason: Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "host", "error"]
+    reason: Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "encoder_server", "error"]
     detail: Text
 
 
 class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a device has trained in its memory: samples at once, and the encoder's stages by what was done with them.
+    """The memory plan that a device trained by: micro-batch, and the encoder's stages kept, recomputed and frozen.
 
-    The budget is null where none was known, and what was predicted where the bundle or the system does not say.
+    The budget is null where none was known, the predicted peak where the bundle or the system gives no figure.
     """
 
     budget_bytes: Count | None
@@ -249,18 +250,18 @@ class MemoryUse(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device has trained: its weights, or how it changed them, wait to be fetched."""
+    """A device has trained: its weights, or their change, are ready to be fetched."""
 
     round: RoundNumber
     group: GroupId
     weights: Blob
     """The update's file."""
     scheme: Scheme = "fp32"
-    """How the file is written."""
+    """The format of the file."""
     base: Digest | None = None
-    """Of the weights that the file is a change to; null where it has the weights in full."""
+    """The digest of the weights that the file is a change to; null where it has the weights in full."""
     examples: Counts
-    """Examples trained on, by task. The encoder counts the largest of them."""
+    """Examples trained on, by task. The encoder's count is the largest of them."""
     train_loss: Losses
     val_loss: Losses | None
     """Of the weights that the device received, before it trained; null without validation data."""
@@ -269,9 +270,9 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     peak_rss_bytes: Count | None
     bytes_down: Count
     energy: Energy | None
-    """Up to this message; Spent says the rest."""
+    """Up to this message; FinalEnergy has the total."""
     memory: MemoryUse | None = None
-    """Null for training by the official engine, which has no plan."""
+    """Null for training by ONNX Runtime training artifacts, which have no memory plan."""
 
     def __post_init__(self) -> None:
         if (self.scheme == "fp32") != (self.base is None):
@@ -279,7 +280,7 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A device has measured the losses of the weights that it was given, and the metrics of their predictions."""
+    """The losses of the plan's weights on a device's data, and the metrics of their predictions."""
 
     round: RoundNumber
     group: GroupId
@@ -289,15 +290,15 @@ class Evaluation(Message, frozen=True, kw_only=True, forbid_unknown_fields=True)
     peak_rss_bytes: Count | None
     bytes_down: Count
     energy: Energy | None
-    """Up to this message; Spent says the rest."""
+    """Up to this message; FinalEnergy has the total."""
     metrics: Losses | None = None
-    """By task, of those whose bundle names a metric, over all of this device's examples; null where none was."""
+    """By task, for those whose bundle names a metric, over all of this device's examples; null where there is none."""
 
 
-class Spent(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a plan has cost in the end, its upload included: for the books alone, it changes nothing in the round.
+class FinalEnergy(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A plan's energy account when the plan is over, its upload included; it changes nothing in the round.
 
-    Said when a plan is over, however it ended; of several the last one counts.
+    Sent however the plan ended; of several the last one counts.
     """
 
     round: RoundNumber
@@ -306,7 +307,7 @@ class Spent(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Ack(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The server has a device's update or evaluation, or has dropped it and says why."""
+    """The server has accepted a device's update or evaluation, or has dropped it for the reason in `detail`."""
 
     round: RoundNumber
     group: GroupId
@@ -315,7 +316,7 @@ class Ack(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Finished(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The federation has ended; a device may go."""
+    """The federation has ended; a device may leave."""
 
     detail: Text = ""
 
@@ -326,10 +327,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     state: Literal["online", "offline"]
 
 
-DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation | Spent
-"""What a device may say."""
+DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation | FinalEnergy
+"""The messages that a device may send."""
 ServerMessage = Plan | Need | Ack | Finished
-"""What the server may say."""
+"""The messages that the server may send."""
 
 _DEVICE = cast("msgspec.json.Decoder[DeviceMessage]", msgspec.json.Decoder(DeviceMessage))
 _SERVER = cast("msgspec.json.Decoder[ServerMessage]", msgspec.json.Decoder(ServerMessage))
@@ -337,7 +338,7 @@ _STATUS = msgspec.json.Decoder(Status)
 
 
 def encode(message: Message | Status) -> bytes:
-    """The message as JSON. Raises MessageInvalid if it is too large or has a value that the other side would refuse."""
+    """Return the message as JSON. Raises MessageInvalid if it is too large or has a value that decoding refuses."""
     kind = type(message).__name__
     try:
         data = msgspec.json.encode(message)
@@ -345,22 +346,22 @@ def encode(message: Message | Status) -> bytes:
             raise MessageInvalid(f"a {kind} of {len(data)} bytes is over the {MAX_MESSAGE_BYTES} allowed")
         msgspec.json.decode(data, type=type(message))
     except (msgspec.MsgspecError, UnicodeEncodeError, OverflowError) as exc:
-        raise MessageInvalid(f"a {kind} that nobody would take was not sent: {reason(exc)}") from exc
+        raise MessageInvalid(f"a {kind} that its own schema refuses was not sent: {reason(exc)}") from exc
     return data
 
 
 def decode_device(data: bytes | memoryview) -> DeviceMessage:
-    """What a device said. Raises MessageInvalid."""
+    """Decode a message from a device. Raises MessageInvalid."""
     return _decode(_DEVICE, data)
 
 
 def decode_server(data: bytes | memoryview) -> ServerMessage:
-    """What the server said. Raises MessageInvalid."""
+    """Decode a message from the server. Raises MessageInvalid."""
     return _decode(_SERVER, data)
 
 
 def decode_status(data: bytes | memoryview) -> Status:
-    """A device's status. Raises MessageInvalid."""
+    """Decode a device's status. Raises MessageInvalid."""
     return _decode(_STATUS, data)
 
 

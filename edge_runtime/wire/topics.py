@@ -1,14 +1,15 @@
 """Topics: where each kind of message goes, and what a token's bearer may touch.
 
-    mas/1/<federation>/device/<device>/status          device → all, retained, with a last will
-    mas/1/<federation>/device/<device>/event           device → server, control messages
-    mas/1/<federation>/device/<device>/command         server → device, control messages
-    mas/1/<federation>/device/<device>/blob/<digest>/<index>   device → server, chunks
-    mas/1/<federation>/device/<device>/exchange/up     device → server, pieces of messages for the general model's host
-    mas/1/<federation>/device/<device>/exchange/down   server → device, pieces of its answers
-    mas/1/<federation>/blob/<digest>/<index>           server → every device that asked, chunks
+    mas/2/<federation>/device/<device>/status                 device → all, retained, with a last will
+    mas/2/<federation>/device/<device>/event                  device → server, control messages
+    mas/2/<federation>/device/<device>/command                server → device, control messages
+    mas/2/<federation>/device/<device>/blob/<digest>/<index>  device → server, chunks
+    mas/2/<federation>/device/<device>/split_learning/up      device → encoder server, fragments of messages
+    mas/2/<federation>/device/<device>/split_learning/down    encoder server → device, fragments of answers
+    mas/2/<federation>/blob/<digest>/<index>                  server → every device that asked, chunks
 
-The 1 is the protocol's version.
+The 2 is the protocol's version. A device of another version names another topic in its last will, so the broker refuses
+its connection: two versions never meet in a message.
 """
 
 # coverage: every branch
@@ -20,14 +21,15 @@ from typing import Literal
 from edge_runtime.wire.errors import TopicInvalid
 from edge_runtime.wire.names import is_device_id
 
-ROOT = "mas/1"
+PROTOCOL = 2
+ROOT = f"mas/{PROTOCOL}"
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _INDEX = re.compile(r"(0|[1-9][0-9]{0,8})\Z")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A topic, taken apart. `device` is None for what the server sends to all."""
+    """A parsed topic. `device` is None for what the server sends to all."""
 
     device: str | None
     kind: Literal["status", "event", "command", "blob", "up", "down"]
@@ -47,54 +49,54 @@ class Topics:
 
     @property
     def root(self) -> str:
-        """What all topics of the federation begin with."""
+        """The beginning of all topics of the federation."""
         return f"{ROOT}/{self.federation}"
 
     def status(self, device: str) -> str:
-        """A device's retained status."""
+        """Return the topic of a device's retained status."""
         return f"{self._device(device)}/status"
 
     def event(self, device: str) -> str:
-        """What a device says to the server."""
+        """Return the topic of a device's control messages to the server."""
         return f"{self._device(device)}/event"
 
     def command(self, device: str) -> str:
-        """What the server says to a device."""
+        """Return the topic of the server's control messages to a device."""
         return f"{self._device(device)}/command"
 
     def up(self, device: str) -> str:
-        """What a device says to the host of the general model."""
-        return f"{self._device(device)}/exchange/up"
+        """Return the topic of a device's fragments to the encoder server."""
+        return f"{self._device(device)}/split_learning/up"
 
     def down(self, device: str) -> str:
-        """What the host of the general model says to a device."""
-        return f"{self._device(device)}/exchange/down"
+        """Return the topic of the encoder server's fragments to a device."""
+        return f"{self._device(device)}/split_learning/down"
 
     def upload(self, device: str, digest: str, index: int) -> str:
-        """A chunk from a device."""
+        """Return the topic of a chunk from a device."""
         return f"{self._device(device)}/blob/{_chunk(digest, str(index))}"
 
     def download(self, digest: str, index: int) -> str:
-        """A chunk for every device that asked."""
+        """Return the topic of a chunk for every device that asked."""
         return f"{self.root}/blob/{_chunk(digest, str(index))}"
 
     def downloads(self, digest: str) -> str:
-        """The filter for all chunks of one blob."""
+        """Return the filter for all chunks of one blob."""
         return f"{self.root}/blob/{_chunk(digest, '0').removesuffix('0')}+"
 
     def from_devices(self) -> tuple[str, ...]:
-        """The filters of all that devices publish."""
+        """Return the filters for everything that devices publish, which the server subscribes to."""
         device = f"{self.root}/device/+"
-        return f"{device}/status", f"{device}/event", f"{device}/blob/+/+", f"{device}/exchange/up"
+        return f"{device}/status", f"{device}/event", f"{device}/blob/+/+", f"{device}/split_learning/up"
 
     def parse(self, topic: str) -> Address:
-        """Take a topic apart. Raises TopicInvalid if it is not one of this federation's."""
+        """Parse a topic. Raises TopicInvalid if it is not one of this federation's."""
         levels = topic.split("/", 8)
         if levels[:3] == self.root.split("/"):
             match levels[3:]:
                 case ["device", device, ("status" | "event" | "command") as kind] if is_device_id(device):
                     return Address(device=device, kind=kind)
-                case ["device", device, "exchange", ("up" | "down") as kind] if is_device_id(device):
+                case ["device", device, "split_learning", ("up" | "down") as kind] if is_device_id(device):
                     return Address(device=device, kind=kind)
                 case ["device", device, "blob", digest, index] if is_device_id(device):
                     _chunk(digest, index)
@@ -111,14 +113,14 @@ class Topics:
 
 
 def _chunk(digest: str, index: str) -> str:
-    """The last two levels of a chunk's topic."""
+    """Return the last two levels of a chunk's topic."""
     if not _DIGEST.match(digest) or not _INDEX.match(index):
         raise TopicInvalid(f"{digest[:80]!r} and {index[:20]!r} do not name a chunk of a blob")
     return f"{digest}/{index}"
 
 
 def may_publish(federation: str, role: str, name: str, topic: str) -> bool:
-    """Whether the bearer of a token for `federation` with this role and name may publish to `topic`."""
+    """Return whether a token's bearer, with this role and name in `federation`, may publish to `topic`."""
     try:
         address = Topics(federation).parse(topic)
     except TopicInvalid:
@@ -130,7 +132,7 @@ def may_publish(federation: str, role: str, name: str, topic: str) -> bool:
 
 
 def may_subscribe(federation: str, role: str, name: str, topic_filter: str) -> bool:
-    """Whether the bearer of a token may subscribe to `topic_filter`: a device to its own topics and to blobs."""
+    """Return whether a token's bearer may subscribe to `topic_filter`: a device to its own topics and to blobs."""
     try:
         topics = Topics(federation)
         own = {topics.command(name), topics.status(name), topics.down(name)}

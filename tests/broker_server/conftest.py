@@ -26,11 +26,11 @@ from edge_runtime.wire.messages import (
     Ack,
     Affinity,
     Evaluation,
+    FinalEnergy,
     Finished,
     Hello,
     Need,
     Plan,
-    Spent,
     Status,
     Update,
     decode_server,
@@ -113,7 +113,7 @@ class Device:
             examples={"train": self.examples},
             tasks=TASKS,
             memory_bytes=None,
-            official=self.official,
+            ort_training=self.official,
         )
         self.tell(hello)
 
@@ -151,7 +151,7 @@ class Device:
             case Ack() as ack:
                 self.acks.append(ack)
                 if self.spent is not None and isinstance(self.answer, Update):
-                    self.tell(Spent(round=ack.round, group=ack.group, energy=self.spent))
+                    self.tell(FinalEnergy(round=ack.round, group=ack.group, energy=self.spent))
                 if self.plan is not None and ack.round == self.plan.round:
                     self.answer = self.plan = None
             case Finished() as finished:

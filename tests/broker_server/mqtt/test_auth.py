@@ -19,9 +19,10 @@ def test_token_of_a_device_lets_it_in_under_its_own_name_for_as_long_as_it_is_go
     principal = AUTHORIZER.authenticate("dev1", "dev1", token())
     assert (principal.name, principal.role) == ("dev1", "device")
     assert 0 < principal.valid_for_s <= 60
-    topic = "mas/1/fed/device/{}/status"
+    topic = "mas/2/fed/device/{}/status"
     assert AUTHORIZER.may_publish(principal, topic.format("dev1"))
     assert not AUTHORIZER.may_publish(principal, topic.format("dev2"))
+    assert not AUTHORIZER.may_publish(principal, topic.format("dev1").replace("/2/", "/1/"))  # an older device's will
     assert AUTHORIZER.may_subscribe(principal, topic.format("dev1"))
     assert not AUTHORIZER.may_subscribe(principal, "#")
 

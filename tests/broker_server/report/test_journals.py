@@ -7,7 +7,7 @@ from broker_server.report.energy import EnergySum, PhaseSum
 from broker_server.report.energy_costs import break_down
 from broker_server.report.journals import join
 from edge_runtime.wire.energy import Energy, PhaseEnergy
-from edge_runtime.wire.messages import Spent
+from edge_runtime.wire.messages import FinalEnergy
 
 GROUP = "depth+edges"
 
@@ -84,7 +84,7 @@ def report(own, **energies):
 
 
 def entry(value, number=3, group=GROUP):
-    return Spent(round=number, group=group, energy=value)
+    return FinalEnergy(round=number, group=group, energy=value)
 
 
 def test_join_counts_what_a_device_never_reported():

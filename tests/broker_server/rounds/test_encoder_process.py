@@ -7,7 +7,7 @@ import pytest
 from broker_server.rounds.encoder_process import RESTARTS, Apart, EncoderSupervisor, EncoderUnavailable
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess, result_file
 from edge_runtime.wire.errors import TensorsInvalid
-from edge_runtime.wire.messages import SplitTraining, Training
+from edge_runtime.wire.messages import SplitLearning, Training
 from edge_runtime.wire.split_learning import EVALUATION_SAMPLES
 from edge_runtime.wire.tensors import TensorTable, pack
 
@@ -27,7 +27,7 @@ LIMIT_S = 60.0
 
 
 def apart(folder, **changes):
-    settings = {"settings": SplitTraining(precision="fp16"), "most_devices": 3, "idle_s": 9.0} | changes
+    settings = {"settings": SplitLearning(precision="fp16"), "most_devices": 3, "idle_s": 9.0} | changes
     return Apart(results=folder / "general", **settings)
 
 

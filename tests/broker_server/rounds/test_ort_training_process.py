@@ -303,7 +303,9 @@ def test_maker_deletes_what_an_earlier_one_left(tmp_path):
 def test_asking_names_devices_by_what_they_want():
     def device(use):
         return Device(
-            hello=Hello(software="", engine="", platform="", examples={}, tasks=("a",), memory_bytes=None, official=use)
+            hello=Hello(
+                software="", engine="", platform="", examples={}, tasks=("a",), memory_bytes=None, ort_training=use
+            )
         )
 
     fleet = {"z": device("require"), "y": device("off"), "x": device("auto"), "w": Device()}

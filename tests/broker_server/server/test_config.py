@@ -51,8 +51,8 @@ def test_config_weighting(keys, expected):
 def test_config_merging(tmp_path):
     path = tmp_path / "server.toml"
     path.write_text("[training]\nmerging = 'cagrad'\ncagrad_c = 0.2\n")
-    assert (read(path).training.merging, read(path).training.cagrad_c) == ("cagrad", 0.2)
-    assert ServerConfig().training.merging == "sum"
+    assert (read(path).training.gradient_combination, read(path).training.cagrad_c) == ("cagrad", 0.2)
+    assert ServerConfig().training.gradient_combination == "sum"
     with pytest.raises(ConfigInvalid, match="merging"):
         read(None, merging="mean")
     with pytest.raises(ConfigInvalid, match="cagrad_c"):

@@ -7,7 +7,7 @@ from broker_server.report.build import models
 from broker_server.rounds.federation import FederationChanged
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.link import Disconnected
-from edge_runtime.wire.messages import Evaluation, Spent, Update
+from edge_runtime.wire.messages import Evaluation, FinalEnergy, Update
 from edge_runtime.wire.tensors import pack, unpack
 
 
@@ -93,16 +93,16 @@ def test_aggregator_sends_graphs_to_a_device_once(world):
 def test_aggregator_drops_what_is_not_a_message(world):
     world = world()
     for topic, payload in [
-        ("mas/1/home/device/x/event", b"{"),
-        ("mas/1/home/device/x/event", b"\xff" * 100_000),
-        ("mas/1/home/device/x/status", b""),
-        ("mas/1/home/device/x/command", b"{}"),
-        ("mas/1/home/blob/" + "0" * 64 + "/0", b""),
-        ("mas/1/home/device/x/blob/" + "0" * 64 + "/0", b"never asked for"),
+        ("mas/2/home/device/x/event", b"{"),
+        ("mas/2/home/device/x/event", b"\xff" * 100_000),
+        ("mas/2/home/device/x/status", b""),
+        ("mas/2/home/device/x/command", b"{}"),
+        ("mas/2/home/blob/" + "0" * 64 + "/0", b""),
+        ("mas/2/home/device/x/blob/" + "0" * 64 + "/0", b"never asked for"),
         ("mas/2/home/device/x/event", b"{}"),
-        ("mas/1/home/device/x/event", b'{"type":"need","digest":"' + b"0" * 64 + b'","chunks":[0]}'),
-        ("mas/1/home/device/x/event", b'{"type":"progress","round":7,"stage":"train","done":1,"total":2}'),
-        ("mas/1/home/device/x/event", b'{"type":"refusal","round":7,"group":"a","reason":"heat","detail":""}'),
+        ("mas/2/home/device/x/event", b'{"type":"need","digest":"' + b"0" * 64 + b'","chunks":[0]}'),
+        ("mas/2/home/device/x/event", b'{"type":"progress","round":7,"stage":"train","done":1,"total":2}'),
+        ("mas/2/home/device/x/event", b'{"type":"refusal","round":7,"group":"a","reason":"heat","detail":""}'),
     ]:
         world.link.say(topic, payload)
     run(world, world.device("x"), world.device("y"))
@@ -351,10 +351,10 @@ def test_aggregator_journals_what_a_plan_has_cost_the_last_one_counting(world, m
     y.start()
     world.until(lambda: world.journal.results(1))
     for joules in (3.0, 4.0):
-        x.tell(Spent(round=0, group="a+b+c", energy=make_energy(joules=joules)))
+        x.tell(FinalEnergy(round=0, group="a+b+c", energy=make_energy(joules=joules)))
     strange = world.device("strange")
     for device, round_number, group in ((x, 0, "a"), (x, 77, "a+b+c"), (strange, 0, "a+b+c")):
-        device.tell(Spent(round=round_number, group=group, energy=make_energy()))
+        device.tell(FinalEnergy(round=round_number, group=group, energy=make_energy()))
     world.until_finished()
     assert world.journal.energy(0) == {"x": make_energy(joules=4.0)}
     assert world.aggregator.energies == 2

@@ -9,13 +9,13 @@ from broker_server.simulation.worker import Refused, Task, perform
 from edge_runtime.agent.work import Order
 from edge_runtime.wire.blob import BlobStore, describe
 from edge_runtime.wire.manifest import read_folder
-from edge_runtime.wire.messages import Plan, SplitTraining
+from edge_runtime.wire.messages import Plan, SplitLearning
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 BLOB = describe(b"x")
 PLAN = Plan(
     work="evaluate", data_split="val", round=3, phase="p", group="depth", tasks=("depth",), bundle=BLOB,
-    signature="0" * 128, weights=BLOB, deadline_s=1.0, apart=SplitTraining(),
+    signature="0" * 128, weights=BLOB, deadline_s=1.0, split_learning=SplitLearning(),
 )  # fmt: skip
 
 
@@ -31,4 +31,4 @@ def test_a_plan_whose_round_was_over_before_its_device_began_is_refused(tmp_path
     order = Order(plan=PLAN, manifest=manifest, weights=np.zeros(1, np.float32), graphs=BlobStore(tmp_path))
     refused = perform(Task(data=FIXTURES / "data", state=tmp_path, memory_budget_bytes=1 << 40, order=order))
     assert isinstance(refused, Refused)
-    assert refused.reason == "host"
+    assert refused.reason == "encoder_server"

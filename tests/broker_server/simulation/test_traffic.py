@@ -5,7 +5,7 @@ from broker_server.simulation.network import LinkSpeed
 from broker_server.simulation.traffic import Crossing, crossing
 from edge_runtime.wire.blob import describe
 from edge_runtime.wire.manifest import Array, Manifest, Parity
-from edge_runtime.wire.messages import Plan, SplitTraining, Training
+from edge_runtime.wire.messages import Plan, SplitLearning, Training
 
 BLOB = describe(b"x")
 TRAINING = Training(epochs=2, first_epoch=0, batch=10, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0)
@@ -28,13 +28,13 @@ MOST_HEADER_BYTES = 200
 
 
 def plan(precision="fp32", **changes):
-    given = {"work": "train", "training": TRAINING, "apart": SplitTraining(precision=precision)} | changes
+    given = {"work": "train", "training": TRAINING, "split_learning": SplitLearning(precision=precision)} | changes
     about = {"round": 3, "phase": "p", "group": "a", "tasks": ("a",), "deadline_s": 1.0}
     return Plan(bundle=BLOB, signature="0" * 128, weights=BLOB, **about, **given)
 
 
 def test_nothing_crosses_where_the_device_has_the_encoder():
-    assert crossing(plan(apart=None), EXAMPLES, MANIFEST) is None
+    assert crossing(plan(split_learning=None), EXAMPLES, MANIFEST) is None
 
 
 @pytest.mark.parametrize(("precision", "each", "scales"), [("fp32", 4, 0), ("fp16", 2, 4), ("int8", 1, 4)])
@@ -60,7 +60,7 @@ def test_crossing_of_an_evaluation_is_its_split():
 
 
 def test_crossing_of_a_step_in_parts_has_more_messages_about_the_same_samples():
-    whole, halves = (crossing(plan(apart=SplitTraining(parts=parts)), EXAMPLES, MANIFEST) for parts in (1, 2))
+    whole, halves = (crossing(plan(split_learning=SplitLearning(parts=parts)), EXAMPLES, MANIFEST) for parts in (1, 2))
     assert (
         halves.messages - whole.messages == 2 * 4 * 2
     )  # the four batches of ten come in two parts, those of four in one

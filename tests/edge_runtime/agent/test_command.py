@@ -14,7 +14,8 @@ from edge_runtime.agent.work import WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
 from edge_runtime.wire.link import Disconnected
-from edge_runtime.wire.messages import Hello, Spent
+from edge_runtime.wire.messages import FinalEnergy, Hello
+from edge_runtime.wire.topics import PROTOCOL
 
 OFFLINE = b'{"state":"offline"}'
 
@@ -122,6 +123,7 @@ def test_run_ends_with_5_when_the_broker_refuses(arguments, world, capsys):
     assert run(arguments, lambda _config: world.worker, make_link=lambda _config: world.link) == REFUSED
     error = capsys.readouterr().err
     assert "enrol kitchen again" in error
+    assert f"(protocol {PROTOCOL})" in error
     assert "secret" not in error
 
 
@@ -165,7 +167,7 @@ def test_run_measures_the_idle_board_first_and_says_it_beside_the_joules(config_
     options = {"make_link": lambda _config: world.link, "make_account": make_account}
     assert run(arguments, lambda _config: world.worker, **options) == DONE
     assert asked == ["fake"]
-    (spent,) = world.server.said(Spent)
+    (spent,) = world.server.said(FinalEnergy)
     assert spent.energy.idle_w == pytest.approx(5.0)
 
 

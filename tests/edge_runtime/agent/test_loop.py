@@ -17,7 +17,7 @@ from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.wire.blob import describe
 from edge_runtime.wire.compression import Updates, decode
 from edge_runtime.wire.link import Disconnected
-from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Progress, Refusal, Spent, Update
+from edge_runtime.wire.messages import Ack, Evaluation, FinalEnergy, Finished, Hello, Need, Progress, Refusal, Update
 from edge_runtime.wire.tensors import pack, unpack
 
 OFFLINE = b'{"state":"offline"}'
@@ -151,10 +151,10 @@ def test_agent_counts_and_drops_foreign_topics_and_chunks(world):
 
     def hello(message):
         if isinstance(message, Hello):
-            world.link.filters |= {"mas/1/rooms/device/attic/command", "other/topic", f"mas/1/rooms/blob/{'0' * 64}/+"}
-            world.link.deliver("mas/1/rooms/device/attic/command", b"{}")
+            world.link.filters |= {"mas/2/rooms/device/attic/command", "other/topic", f"mas/2/rooms/blob/{'0' * 64}/+"}
+            world.link.deliver("mas/2/rooms/device/attic/command", b"{}")
             world.link.deliver("other/topic", b"")
-            world.link.deliver(f"mas/1/rooms/blob/{'0' * 64}/0", b"unasked")
+            world.link.deliver(f"mas/2/rooms/blob/{'0' * 64}/0", b"unasked")
         return False
 
     def mangle(digest, index, data):
@@ -168,7 +168,7 @@ def test_agent_counts_and_drops_foreign_topics_and_chunks(world):
     assert len(world.server.results) == 1
     assert world.agent.session.errors["topic"] == 2
     assert world.agent.session.errors["chunk"] > 2
-    assert f"mas/1/rooms/blob/{'0' * 64}/+" not in world.link.filters
+    assert f"mas/2/rooms/blob/{'0' * 64}/+" not in world.link.filters
 
 
 def test_agent_works_on_while_disconnected_and_announces_afterwards(world):
@@ -657,7 +657,7 @@ def test_agent_says_what_each_plan_has_cost(world, make_meter):
         world.run(plans=[world.bundle.plan(0), world.bundle.evaluation(1)])
         assert account.rounds() == set()
     update, evaluation = world.server.results
-    first, second = world.server.said(Spent)
+    first, second = world.server.said(FinalEnergy)
     assert [(spent.round, spent.group) for spent in (first, second)] == [(0, "a+b"), (1, "a+b")]
     for energy in (update.energy, evaluation.energy, first.energy, second.energy):
         assert (energy.source, energy.estimated) == ("fake", False)
@@ -690,7 +690,7 @@ def test_agent_says_what_a_refused_plan_has_cost(world, make_meter):
     with EnergyAccount(make_meter()) as account:
         world.account = account
         world.run(plans=[world.bundle.plan(0)])
-    (spent,) = world.server.said(Spent)
+    (spent,) = world.server.said(FinalEnergy)
     assert spent.energy.energy_j == pytest.approx(5.0 * spent.energy.seconds, rel=1e-2)
     assert spent.energy.phases["train"].seconds >= 0.1
 
@@ -706,7 +706,7 @@ def test_agent_that_was_cut_off_before_the_ack_knows_what_it_has_spent(world, ma
     world.stop.clear()
     with EnergyAccount(make_meter(), path=path) as world.account:
         world.run()
-    (spent,) = world.server.said(Spent)
+    (spent,) = world.server.said(FinalEnergy)
     assert spent.energy.phases["train"].energy_j == pytest.approx(
         world.server.results[0].energy.phases["train"].energy_j
     )
@@ -724,4 +724,4 @@ def test_agent_says_what_superseded_work_has_cost(world):
 
     world.worker.before = before
     world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
-    assert [spent.round for spent in world.server.said(Spent)] == [0, 1]
+    assert [spent.round for spent in world.server.said(FinalEnergy)] == [0, 1]

@@ -38,8 +38,8 @@ class Site:
         self.broker = EmbeddedBroker(authorizer)
         self.port = self.broker.start(port=self.port)
         self.link = self.broker.link()
-        self.link.subscribe("mas/1/rooms/device/+/status", "mas/1/rooms/device/+/event")
-        self.link.subscribe("mas/1/rooms/device/+/blob/+/+")
+        self.link.subscribe("mas/2/rooms/device/+/status", "mas/2/rooms/device/+/event")
+        self.link.subscribe("mas/2/rooms/device/+/blob/+/+")
         self.running = True
         self.thread = threading.Thread(target=self.pump, daemon=True)
         self.thread.start()

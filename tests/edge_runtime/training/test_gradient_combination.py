@@ -27,13 +27,13 @@ def test_merging_is_the_rule_on_all_arrays_as_one_vector(tiny, rule):
     whole = np.stack([flat(g) for g in given]).astype(np.float64)
     inner = gram(list(whole.astype(np.float32)))
     expected = pcgrad(inner, np.ones(3), (3, 1, 2)) if rule == "pcgrad" else cagrad(inner, np.ones(3), 0.3)
-    found = gradient_combiner(tiny.change(merging=rule, cagrad_c=0.3), (3, 1, 2))(given)
+    found = gradient_combiner(tiny.change(gradient_combination=rule, cagrad_c=0.3), (3, 1, 2))(given)
     assert [array.shape for array in found] == [(2, 3), (2, 4, 5)]
     np.testing.assert_allclose(flat(found), expected @ whole, rtol=1e-4, atol=1e-5)
 
 
 def test_merging_depends_on_the_place_of_the_batch_alone(tiny):
-    settings = tiny.change(merging="pcgrad")
+    settings = tiny.change(gradient_combination="pcgrad")
     places = [(3, 0, 0), (3, 0, 0), (3, 0, 1), (3, 1, 7), (3, 1, 7, 1)]
     results = [flat(gradient_combiner(settings, place)(gradients(6))) for place in places]
     np.testing.assert_array_equal(results[0], results[1])
@@ -51,7 +51,9 @@ def test_summed_uses_the_gradients_up():
         np.testing.assert_allclose(total[k], one[k] + 0.5 * two[k] - three[k], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"merging": "pcgrad"}, {"merging": "cagrad", "cagrad_c": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"gradient_combination": "pcgrad"}, {"gradient_combination": "cagrad", "cagrad_c": 0.0}]
+)
 def test_merging_without_conflict_is_the_sum_bit_for_bit(tiny, options):
     """The same task three times over pulls one way; so does anything with a ball of no size."""
     given = [tuple(map(np.copy, gradients(1)[0])) for _ in range(3)]
@@ -63,7 +65,9 @@ def test_merging_without_conflict_is_the_sum_bit_for_bit(tiny, options):
 def test_merging_of_one_task_is_its_gradient(tiny, rule):
     given = gradients(1)
     expected = flat(given[0]).copy()
-    np.testing.assert_array_equal(flat(gradient_combiner(tiny.change(merging=rule), (0,))(given)), expected)
+    np.testing.assert_array_equal(
+        flat(gradient_combiner(tiny.change(gradient_combination=rule), (0,))(given)), expected
+    )
 
 
 @pytest.mark.parametrize("weights", [None, np.array([1.0, 2.0, 0.5])])
@@ -94,5 +98,5 @@ def test_merging_runs_the_parts_whatever_the_engine(tiny):
     model = tiny.model()
     other = Model(model.manifest, model._graph, tiny.weights, whole)
     x, targets = load(other, tiny.dataset.train, range(4))
-    losses = other.learn(x, targets, merge=gradient_combiner(tiny.change(merging="pcgrad"), (0,)))
+    losses = other.learn(x, targets, merge=gradient_combiner(tiny.change(gradient_combination="pcgrad"), (0,)))
     assert set(losses) == set(other.tasks)

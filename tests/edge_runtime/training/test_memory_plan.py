@@ -73,7 +73,10 @@ def test_plan_counts_the_gradients_that_are_merged(manifest, tiny):
     held = [predict(few, option, Work(batch=8, base_bytes=BASE, merges=merges)).arrays for merges in (False, True)]
     size = 8 * sum(4 * prod(array.shape) for array in few.representation)
     assert held[1] - held[0] == size
-    seen = [plan(manifest, tiny, None, merging=merging).predicted_bytes for merging in ("sum", "pcgrad", "cagrad")]
+    seen = [
+        plan(manifest, tiny, None, gradient_combination=merging).predicted_bytes
+        for merging in ("sum", "pcgrad", "cagrad")
+    ]
     assert seen[0] <= seen[1] == seen[2]
 
 

@@ -164,8 +164,8 @@ OPTIONS = [
     {"weighting": FixedWeighting(weights={"depth": 3.0})},
     {"weighting": GradNormWeighting(lr=0.1)},
     {"weighting": UncertaintyWeighting(lr=0.1)},
-    {"merging": "pcgrad"},
-    {"merging": "cagrad"},
+    {"gradient_combination": "pcgrad"},
+    {"gradient_combination": "cagrad"},
     {"optimizer": "adamw", "lr": 0.003, "clip_norm": 0.1, "weighting": GradNormWeighting()},
 ]
 

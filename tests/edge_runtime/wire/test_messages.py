@@ -15,6 +15,7 @@ from edge_runtime.wire.messages import (
     Ack,
     Affinity,
     Evaluation,
+    FinalEnergy,
     Finished,
     FixedWeighting,
     GradNormWeighting,
@@ -23,7 +24,6 @@ from edge_runtime.wire.messages import (
     Plan,
     Progress,
     Refusal,
-    Spent,
     Status,
     Training,
     UncertaintyWeighting,
@@ -179,7 +179,7 @@ DEVICE = st.one_of(
         metrics=st.none() | LOSSES,
         **MEASURED,
     ),
-    st.builds(Spent, round=ROUND, group=GROUP, energy=ENERGY),
+    st.builds(FinalEnergy, round=ROUND, group=GROUP, energy=ENERGY),
 )
 SERVER = st.one_of(
     plans("train"),
@@ -322,7 +322,7 @@ def test_update_of_a_change_without_its_base_is_refused(scheme, base):
 
 @pytest.mark.parametrize("change", [{"tasks": ("a", "a")}, {"mean": ((1.0, 2.0),)}, {"variance": ((1.0,), (1.0,))}])
 def test_affinity_of_another_shape_is_refused(change):
-    with pytest.raises(ValueError, match="twice|is 2 by as many"):
+    with pytest.raises(ValueError, match="twice|is 2 × 2"):
         Affinity(
             **{"tasks": ("a", "b"), "count": 1, "mean": ((1.0, 2.0), (3.0, 4.0)), "variance": None, **change},
         )
@@ -390,4 +390,4 @@ def test_repeated_field_counts_once_and_is_still_checked():
 
 def test_every_message_belongs_to_one_side_or_both():
     kinds = set(messages.Message.__subclasses__())
-    assert kinds == {Hello, Plan, Need, Progress, Refusal, Update, Evaluation, Spent, Ack, Finished}
+    assert kinds == {Hello, Plan, Need, Progress, Refusal, Update, Evaluation, FinalEnergy, Ack, Finished}
