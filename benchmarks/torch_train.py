@@ -15,7 +15,7 @@ import torch
 from edge_runtime.datasets.dataset import Dataset, convert
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.training.schedule import batches, learning_rate, order
-from export.source import build_model
+from export.model_file import build_model
 
 
 def main() -> None:

@@ -36,7 +36,7 @@ from edge_runtime.training.local_stem import LocalStem
 from edge_runtime.training.memory_plan import PlannedMemory, plan_memory
 from edge_runtime.training.model import GraphCache, Model, TrainingStep
 from edge_runtime.training.optimizer import optimizer
-from edge_runtime.training.ort_training_engine import OfficialShelf, OfficialUnavailable, check_installed
+from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrainingUnavailable, check_installed
 from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.progress import TrainingProgress
 from edge_runtime.training.task_metrics import TaskMetrics
@@ -80,7 +80,7 @@ class LocalWorker:
             self._dataset = Dataset.open(data)
             if official == "require":
                 check_installed()
-        except (DatasetInvalid, OfficialUnavailable) as exc:
+        except (DatasetInvalid, OrtTrainingUnavailable) as exc:
             raise WorkerUnusable(str(exc)) from exc
         if official == "auto" and not trains():
             _log.info("%s is installed, not onnxruntime-training: this device trains portable graphs", engine_version())
@@ -88,7 +88,7 @@ class LocalWorker:
         self._use: OrtTrainingUse = official if trains() else "off"
         self._engine: Engine | None = None
         self._shelf = shelf
-        self._official: OfficialShelf | None = None
+        self._official: OrtTrainingCache | None = None
         self._momentum = CarriedVectors(state / "momentum")
         self._stem = LocalStem(state / "stem")
         self._learnt = WeightingStateStore(state / "weighting")
@@ -146,7 +146,7 @@ class LocalWorker:
         asked, manifest = order.manifest, self._labelled(order.manifest, split)
         try:
             whole = self._whole(manifest, store)
-        except (EngineError, BundleInvalid, OfficialUnavailable) as exc:
+        except (EngineError, BundleInvalid, OrtTrainingUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         came = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
         start = self._stem.put_into(manifest.table, came, plan.round) if plan.local_stem else came
@@ -280,11 +280,11 @@ class LocalWorker:
         return self._engine
 
     def _whole(self, manifest: Manifest, store: BlobStore) -> TrainingStep | None:
-        if self._use == "off" or (self._use == "auto" and manifest.official is None):
+        if self._use == "off" or (self._use == "auto" and manifest.ort_training is None):
             return None
         if self._official is None:
-            self._official = OfficialShelf(self._started())
-        return self._official.of(manifest, lambda _, digest: store.path(digest))
+            self._official = OrtTrainingCache(self._started())
+        return self._official.step(manifest, lambda _, digest: store.path(digest))
 
     @staticmethod
     def _labelled(manifest: Manifest, split: Split) -> Manifest:

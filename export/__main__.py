@@ -27,13 +27,13 @@ from edge_runtime.wire.tensors import TensorTable, pack, transfer, unpack
 from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
 from export.deploy import inference_model
-from export.errors import ExportError, OfficialImpossible, OperatorUnsupported, ParityFailed
+from export.errors import ExportError, OperatorUnsupported, OrtTrainingImpossible, ParityFailed
 from export.memory import command as footprint_command
 from export.memory.footprint import footprint
-from export.ort_training.groups import compiled_official, described, official_python, split, write_official
+from export.model_file import build_model
+from export.ort_training.groups import artifacts_of_all_tasks, described, ort_training_python, split, write_artifacts
 from export.ort_training.training_model import forward_graph
 from export.parity.check import check_parity
-from export.source import build_model
 
 _FAULTS: dict[type[Exception], int] = {
     ParityFailed: NO_PARITY,
@@ -127,23 +127,23 @@ def _with_official(
     args: argparse.Namespace, compiled: Compiled, manifest: wire.Manifest, run: "_Runner"
 ) -> wire.Manifest:
     """The manifest, with official artifacts if they are wanted and possible; their files are written."""
-    shutil.rmtree(args.out / wire.OFFICIAL, ignore_errors=True)  # of a bundle that was here before
+    shutil.rmtree(args.out / wire.ORT_TRAINING, ignore_errors=True)  # of a bundle that was here before
     if args.official == "off":
         return manifest
     try:
-        python = official_python(args.official_python)
+        python = ort_training_python(args.official_python)
         forward = forward_graph(compiled.model)
-        made = compiled_official(
+        made = artifacts_of_all_tasks(
             forward, manifest, compiled.weights, compiled.model, graphs=compiled.graphs, run=run, python=python
         )
-    except (OfficialImpossible, OperatorUnsupported) as exc:
+    except (OrtTrainingImpossible, OperatorUnsupported) as exc:
         if args.official == "require":
             raise
         print(f"no official artifacts: {exc}", file=sys.stderr)
         return manifest
     data = forward.SerializeToString(deterministic=True)
     (args.out / wire.MANIFEST).unlink(missing_ok=True)  # a folder with a manifest is whole
-    write_official(args.out, data, made)
+    write_artifacts(args.out, data, made)
     return described(manifest, data, made)
 
 
@@ -153,7 +153,7 @@ def _split(args: argparse.Namespace) -> int:
         weights = unpack(wire.read_folder(args.bundle).table, args.weights.read_bytes())
     with tempfile.TemporaryDirectory() as folder:
         run = _Runner(Engine(), Path(folder))
-        python = official_python(args.official_python)
+        python = ort_training_python(args.official_python)
         names = split(args.bundle, args.groups, weights, run=run, python=python, out=args.out)
     print(f"{args.out or args.bundle}: official artifacts for {', '.join(names)}")
     return DONE
@@ -228,7 +228,7 @@ def _summary(manifest: wire.Manifest) -> dict[str, Any]:
         "opset": manifest.opset,
         "parity": manifest.parity,
         "versions": manifest.versions,
-        "official": {} if manifest.official is None else manifest.official.groups,
+        "official": {} if manifest.ort_training is None else manifest.ort_training.groups,
     }
 
 

@@ -22,8 +22,8 @@ from edge_runtime.wire.tensors import TensorTable, Vector, pack
 from export.encoder import StagedEncoder
 from export.errors import ModelInvalid
 from export.model import MultiTaskModel, embed, numbered, represent
-from export.part import Lowered, Part, Results, Run, Sources
-from export.running import unchanged
+from export.model_part import Lowered, ModelPart, Results, Run, Sources
+from export.running_statistics import unchanged
 
 Progress = Callable[[str, int, int], None]
 
@@ -53,9 +53,9 @@ def compile_model(
     model.check()
     embedding = embed(model)
     encoder = (
-        StagedEncoder(Part("encoder", model.encoder), model.example_input, stages)
+        StagedEncoder(ModelPart("encoder", model.encoder), model.example_input, stages)
         if embedding is None
-        else StagedEncoder(Part("encoder", model.encoder), embedding, stages, source="e")
+        else StagedEncoder(ModelPart("encoder", model.encoder), embedding, stages, source="e")
     )
     parts = [*(f"encoder.{k}" for k in range(len(encoder.stages))), *(f"head.{task}" for task in model.tasks)]
     parts += [] if model.stem is None else ["stem"]
@@ -92,7 +92,7 @@ def named_tensors(model: MultiTaskModel) -> dict[str, Tensor]:
     """All parameters and all state by their names on the wire."""
     found: dict[str, Tensor] = {}
     for part, module in model.parts().items():
-        found |= Part(part, module).tensors()
+        found |= ModelPart(part, module).tensors()
     return found
 
 
@@ -142,7 +142,7 @@ def _array(tensor: Tensor) -> wire.Array:
 def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
     """The stem's graphs by their kinds."""
     assert model.stem is not None
-    part, e = Part("stem", model.stem), embed(model)
+    part, e = ModelPart("stem", model.stem), embed(model)
     assert e is not None
 
     def step(data: Sources, run: Callable[[Any], Run]) -> Results:
@@ -160,7 +160,7 @@ def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
 
 def _head(model: MultiTaskModel, task: str) -> dict[str, Lowered]:
     """The graphs of a task by their kinds."""
-    part = Part(f"head.{task}", model.heads[task])
+    part = ModelPart(f"head.{task}", model.heads[task])
     head = _Head(model, task, part.name)
     z = numbered("z", represent(model))
     target = {"target": model.example_targets[task]}

@@ -11,18 +11,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from edge_runtime.wire import manifest as wire
 from export.errors import ModelInvalid
 from export.model import numbered, tensors
-from export.part import Lowered, Part, Results, Run, Sources, Traced, traced
-from export.running import moving
-from export.saved_activations import kept_nodes
-from export.stages import Segment, cut
+from export.model_part import Lowered, ModelPart, Results, Run, Sources, Traced, traced
+from export.running_statistics import moving
+from export.saved_activations import saved_nodes
+from export.stages import ForwardSegment, cut
 from export.trace import Batch, replay
 
 
 @dataclass(frozen=True)
-class Stage:
+class TracedStage:
     """One stage: its operators, the values that it reads and writes by name, its parameters and its state."""
 
-    segment: Segment
+    segment: ForwardSegment
     reads: Mapping[str, fx.Node]
     writes: Mapping[str, fx.Node]
     parameters: tuple[str, ...]
@@ -40,7 +40,7 @@ class StagedEncoder:
     What it starts from, `x`, is called x in its graphs, or e where a stem has made it: then the graphs give ∂L/∂e too.
     """
 
-    def __init__(self, part: Part, x: Tensor, stages: int | None = None, *, source: str = "x") -> None:
+    def __init__(self, part: ModelPart, x: Tensor, stages: int | None = None, *, source: str = "x") -> None:
         self._part = part
         self._x = x
         self._source = source
@@ -71,7 +71,7 @@ class StagedEncoder:
         written = {joint.node(name): name for name in stage.writes}
         saved: dict[str, fx.Node] = {}
         given: dict[str, fx.Node] = {}
-        for node in kept_nodes(joint.trace, [joint.node(name) for name in arriving]):
+        for node in saved_nodes(joint.trace, [joint.node(name) for name in arriving]):
             if node in written:
                 given[written[node]] = node
             else:
@@ -88,7 +88,7 @@ class StagedEncoder:
         used = {source for step in joint.trace.steps for source in step.sources}
         return next(name for name in arriving if joint.node(name) in used)
 
-    def _stage(self, segment: Segment, *, last: bool) -> Stage:
+    def _stage(self, segment: ForwardSegment, *, last: bool) -> TracedStage:
         used = {source for step in segment.steps for source in step.sources}
         inside = {step.node for step in segment.steps}
 
@@ -101,7 +101,7 @@ class StagedEncoder:
             for name in self._part.state
             if (node := self._whole.node(f"next.{name}")) in inside or (last and node not in self._steps)
         ]
-        return Stage(
+        return TracedStage(
             segment=segment,
             reads={self._names[node][0] if node in self._steps else self._source: node for node in segment.reads},
             writes={name: node for node in segment.writes for name in self._names[node]},
@@ -109,7 +109,7 @@ class StagedEncoder:
             state=tuple(sorted({*state, *mine("state.")})),
         )
 
-    def _joint(self, stage: Stage) -> Traced:
+    def _joint(self, stage: TracedStage) -> Traced:
         """Forward and backward pass of a stage as one function, of which its graphs are parts."""
         steps = stage.segment.steps
         constants = dict(self._whole.trace.constants)
@@ -155,7 +155,7 @@ class StagedEncoder:
         return tuple(dim for dim in shape[1:] if not isinstance(dim, Batch))
 
 
-def _check_effect(part: Part, x: Tensor, *, of_source: bool) -> None:
+def _check_effect(part: ModelPart, x: Tensor, *, of_source: bool) -> None:
     """Raises ModelInvalid for a parameter without effect on the representation, or for an embedding without any."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, moving():
         leaves = {name: mode.from_tensor(value.detach()).requires_grad_() for name, value in part.parameters.items()}

@@ -3,7 +3,7 @@
 ExportError
 ├── ModelInvalid          the model is not a multi-task model as described in export.model
 ├── OperatorUnsupported   an operator has no translation to ONNX, or cannot be differentiated
-├── OfficialImpossible    official ONNX Runtime training artifacts cannot be made; portable graphs can
+├── OrtTrainingImpossible    official ONNX Runtime training artifacts cannot be made; portable graphs can
 └── ParityFailed          the exported graphs disagree with PyTorch
 """
 
@@ -26,7 +26,7 @@ class OperatorUnsupported(ExportError):
         self.advice = advice
 
 
-class OfficialImpossible(ExportError):
+class OrtTrainingImpossible(ExportError):
     """Official ONNX Runtime training artifacts cannot be made of this model or on this machine."""
 
 

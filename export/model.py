@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edge_runtime.wire.names import TaskName
 from export.errors import ModelInvalid
 from export.metrics import Chosen, choose
-from export.running import BATCH_NORM, check_normalization, running_statistics, unchanged
+from export.running_statistics import BATCH_NORM, check_normalization, running_statistics, unchanged
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

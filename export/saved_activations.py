@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from export.trace import Step, Trace
+from export.trace import Trace, TraceStep
 
 aten = torch.ops.aten
 NORMALIZATIONS: frozenset[Any] = frozenset(
@@ -31,7 +31,7 @@ CHEAP: frozenset[Any] = NORMALIZATIONS | {
 }
 
 
-def kept_nodes(trace: Trace, gradients: Collection[fx.Node]) -> tuple[fx.Node, ...]:
+def saved_nodes(trace: Trace, gradients: Collection[fx.Node]) -> tuple[fx.Node, ...]:
     """The results of the forward pass that its backward pass is given, in order.
 
     `gradients` are the inputs that the backward pass starts from; all that does not depend on them is forward.
@@ -62,7 +62,7 @@ def kept_nodes(trace: Trace, gradients: Collection[fx.Node]) -> tuple[fx.Node, .
     return tuple(step.node for step in trace.steps if step.node in kept)
 
 
-def _cheap(step: Step, steps: dict[fx.Node, Step]) -> bool:
+def _cheap(step: TraceStep, steps: dict[fx.Node, TraceStep]) -> bool:
     if step.target is operator.getitem:
         source, index = step.args
         nothing = 0 in (step.shapes[0] or ())  # the statistics of a batch norm that uses those it has

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from export.trace import Batch, Step, Trace
+from export.trace import Batch, Trace, TraceStep
 
 MAX_STAGES = 8
 NEAR = 1.1
@@ -26,15 +26,15 @@ NEAR = 1.1
 
 
 @dataclass(frozen=True)
-class Segment:
+class ForwardSegment:
     """Some consecutive operators of a forward pass: the nodes that they read from others and write for others."""
 
-    steps: tuple[Step, ...]
+    steps: tuple[TraceStep, ...]
     reads: tuple[fx.Node, ...]
     writes: tuple[fx.Node, ...]
 
 
-def cut(trace: Trace, x: fx.Node, outputs: Sequence[fx.Node], stages: int | None = None) -> tuple[Segment, ...]:
+def cut(trace: Trace, x: fx.Node, outputs: Sequence[fx.Node], stages: int | None = None) -> tuple[ForwardSegment, ...]:
     """The segments of a forward pass from `x` to `outputs`; all other inputs of the trace belong to one segment.
 
     `stages` sets how many there are at most; None chooses.
@@ -52,7 +52,7 @@ def cut(trace: Trace, x: fx.Node, outputs: Sequence[fx.Node], stages: int | None
             wanted |= passed_on
         order = [x, *(step.node for step in trace.steps)]
         segments.append(
-            Segment(
+            ForwardSegment(
                 steps=trace.steps[first:last],
                 reads=tuple(node for node in order if node in read),
                 writes=tuple(node for node in order if node in wanted),
@@ -141,7 +141,7 @@ def _bounds(flow: _Flow, stages: int | None) -> list[int]:
     return next(bounds for peak, _, bounds in found if peak <= NEAR * lowest)
 
 
-def _batched(step: Step) -> bool:
+def _batched(step: TraceStep) -> bool:
     shape = step.shapes[0] or ()
     return (
         len(step.shapes) == 1
@@ -151,11 +151,11 @@ def _batched(step: Step) -> bool:
     )
 
 
-def _sample_bytes(step: Step) -> float:
+def _sample_bytes(step: TraceStep) -> float:
     return sum(_bytes(shape, dtype) for shape, dtype in zip(step.shapes, step.dtypes, strict=True))
 
 
-def _inner_bytes(step: Step) -> float:
+def _inner_bytes(step: TraceStep) -> float:
     """What an operator leaves behind for the backward pass; a view, or a result taken out of several, is not new."""
     view = not isinstance(step.target, torch._ops.OpOverload) or step.target.is_view  # noqa: SLF001
     return 0.0 if view else _sample_bytes(step)

@@ -37,7 +37,7 @@ Dim = int | Batch
 
 
 @dataclass(frozen=True)
-class Step:
+class TraceStep:
     """One operator of the merged graph; `args` and `kwargs` hold nodes, numbers and `Batch`."""
 
     node: fx.Node
@@ -61,9 +61,9 @@ class Step:
 class Trace:
     """A traced function: its input nodes, its operators in order and its outputs."""
 
-    inputs: tuple[Step, ...]
+    inputs: tuple[TraceStep, ...]
     constants: tuple[tuple[fx.Node, torch.Tensor], ...]
-    steps: tuple[Step, ...]
+    steps: tuple[TraceStep, ...]
     outputs: tuple[Any, ...]
 
     def part(self, inputs: Sequence[fx.Node], outputs: Sequence[Any]) -> "Trace":
@@ -91,7 +91,7 @@ def trace(
     return _merge(first, second, first_draw)
 
 
-def replay(steps: Sequence[Step], known: Mapping[fx.Node, Any], batch: int) -> dict[fx.Node, Any]:
+def replay(steps: Sequence[TraceStep], known: Mapping[fx.Node, Any], batch: int) -> dict[fx.Node, Any]:
     """Run operators again, so that autograd sees them or they are traced anew; the results of all by node.
 
     `known` has what they use and do not compute. Their modules stay theirs.
@@ -105,7 +105,7 @@ def replay(steps: Sequence[Step], known: Mapping[fx.Node, Any], batch: int) -> d
     return found
 
 
-def bound(step: Step, found: Mapping[fx.Node, Any], batch: int) -> tuple[list[Any], dict[str, Any]]:
+def bound(step: TraceStep, found: Mapping[fx.Node, Any], batch: int) -> tuple[list[Any], dict[str, Any]]:
     """The arguments of an operator with what its nodes were found to be, for a batch size."""
 
     def value(argument: Any) -> Any:
@@ -178,8 +178,8 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
         raise ModelInvalid(
             "the model runs other operators for another batch size: its control flow must not depend on it"
         )
-    inputs: list[Step] = []
-    steps: list[Step] = []
+    inputs: list[TraceStep] = []
+    steps: list[TraceStep] = []
     constants: list[tuple[fx.Node, torch.Tensor]] = []
     outputs: tuple[Any, ...] = ()
     modules: dict[fx.Node, str] = {}
@@ -193,7 +193,7 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
             continue
         where = f"{node.target} in {modules[node]}"
         shapes, dtypes = _results(node.meta["val"], other.meta["val"], where)
-        step = Step(
+        step = TraceStep(
             node=node,
             target=node.target,
             args=_merged(node.args, other.args, where),

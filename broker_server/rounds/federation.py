@@ -38,10 +38,10 @@ from edge_runtime.wire.manifest import (
     Artifacts,
     File,
     Manifest,
-    Official,
+    OrtTrainingArtifacts,
+    artifact_path,
     encode,
     graph_path,
-    official_path,
 )
 from edge_runtime.wire.messages import Evaluation, Training, Update
 from edge_runtime.wire.names import Tasks, group_id
@@ -113,9 +113,9 @@ class Federation:
         self._graphs = tuple(
             blobs.add(graph_path(folder, name).read_bytes()) for name in bundle.group(self.tasks, bundle.weights).graphs
         )
-        if bundle.official is not None:
+        if bundle.ort_training is not None:
             self._graphs += tuple(
-                blobs.add(official_path(folder, group, TRAINING).read_bytes()) for group in bundle.official.groups
+                blobs.add(artifact_path(folder, group, TRAINING).read_bytes()) for group in bundle.ort_training.groups
             )
 
     def _claim(self, fact: str, value: str) -> None:
@@ -188,7 +188,7 @@ class Federation:
     def lacking(self, work: Work) -> tuple[Tasks, ...]:
         """The groups of the phase of a round of training that have no official artifacts."""
         groups = self.phases[-1].groups if work.assignment.work == "train" else ()
-        return tuple(tasks for tasks in groups if self._manifest(tasks).official is None)
+        return tuple(tasks for tasks in groups if self._manifest(tasks).ort_training is None)
 
     def adopt(self, made: Mapping[Tasks, BuiltArtifacts]) -> None:
         """Take official artifacts into the manifests of their groups from now on, and journal them."""
@@ -387,7 +387,9 @@ class Federation:
         file = File(digest=initial.digest, size_bytes=initial.size_bytes)
         manifest = self._bundle.group(tasks, file)
         if made := self._artifacts.get(group_id(tasks)):
-            manifest = msgspec.structs.replace(manifest, official=Official(groups={group_id(tasks): made}))
+            manifest = msgspec.structs.replace(
+                manifest, ort_training=OrtTrainingArtifacts(groups={group_id(tasks): made})
+            )
         return self._manifests.setdefault(tasks, manifest)
 
 

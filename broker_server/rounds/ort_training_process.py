@@ -27,9 +27,9 @@ from edge_runtime.wire.manifest import (
     MAX_MANIFEST_BYTES,
     Artifacts,
     Manifest,
+    artifact_path,
     check_file,
     decode,
-    official_path,
 )
 from edge_runtime.wire.names import Tasks, group_id
 
@@ -78,7 +78,7 @@ class ArtifactBuilder:
     def start(self, bundle: Manifest, groups: Sequence[Tasks], now_s: float) -> None:
         """Begin to make the artifacts of some groups of the bundle. Raises ArtifactsUnavailable."""
         self.stop()
-        if bundle.official is None or bundle.official.forward is None:
+        if bundle.ort_training is None or bundle.ort_training.forward is None:
             raise ArtifactsUnavailable("the bundle has no forward graph of all tasks: compile it with --official auto")
         text = ";".join(",".join(tasks) for tasks in groups)
         try:
@@ -133,14 +133,14 @@ class ArtifactBuilder:
 def _checked(running: _Running) -> dict[Tasks, BuiltArtifacts]:
     with (running.out / MANIFEST).open("rb") as data:
         manifest = decode(data.read(MAX_MANIFEST_BYTES + 1))
-    same = msgspec.structs.replace(manifest, official=running.bundle.official) == running.bundle
-    found = manifest.official.groups if manifest.official is not None else {}
+    same = msgspec.structs.replace(manifest, ort_training=running.bundle.ort_training) == running.bundle
+    found = manifest.ort_training.groups if manifest.ort_training is not None else {}
     if not same or (lacking := [group for group in map(group_id, running.groups) if group not in found]):
         raise BundleInvalid("it is of another bundle" if not same else f"it has nothing for {', '.join(lacking)}")
     made = {}
     for tasks in running.groups:
         artifacts = found[group_id(tasks)]
-        files = {name: official_path(running.out, group_id(tasks), name) for name in artifacts.files}
+        files = {name: artifact_path(running.out, group_id(tasks), name) for name in artifacts.files}
         for name, file in artifacts.files.items():
             check_file(files[name], file)
         made[tasks] = BuiltArtifacts(artifacts, files)

@@ -68,7 +68,7 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, 
             "bundle",
             f"the weights have {plan.weights.size_bytes} bytes, the manifest's tensors {4 * manifest.table.size}",
         )
-    total = sum(manifest.needs(official=official).values()) + plan.weights.size_bytes + plan.bundle.size_bytes
+    total = sum(manifest.needs(ort_training=official).values()) + plan.weights.size_bytes + plan.bundle.size_bytes
     if total > max_bytes:
         raise WorkRefused(
             "bundle", f"the plan needs {total} bytes, this device fetches at most {max_bytes} (max_download_bytes)"
@@ -78,7 +78,7 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, 
 
 def graph_blobs(manifest: Manifest, chunk_bytes: int, *, official: bool = False) -> tuple[Blob, ...]:
     """The manifest's graph files as blobs, each once, in the order of their digests."""
-    sizes = manifest.needs(official=official)
+    sizes = manifest.needs(ort_training=official)
     return tuple(
         Blob(digest=digest, size_bytes=size, chunk_bytes=chunk_bytes) for digest, size in sorted(sizes.items())
     )

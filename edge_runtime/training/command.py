@@ -23,7 +23,7 @@ from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engin
 from edge_runtime.training.memory_plan import PlannedMemory, plan_memory
 from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import optimizer
-from edge_runtime.training.ort_training_engine import OfficialShelf, OfficialUnavailable
+from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrainingUnavailable
 from edge_runtime.training.process_memory import peak_rss_bytes, rss_bytes
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.task_metrics import TaskMetrics
@@ -40,7 +40,7 @@ FAULTS: dict[type[Exception], int] = {
     WireError: BAD_INPUT,
     DatasetInvalid: BAD_INPUT,
     EngineError: BAD_INPUT,
-    OfficialUnavailable: BAD_INPUT,
+    OrtTrainingUnavailable: BAD_INPUT,
     OSError: BAD_INPUT,
 }
 
@@ -224,8 +224,8 @@ def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, Plan
     graphs = GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
     step = None
     if args.engine == "official":
-        path = lambda group, _: wire.official_path(args.bundle, group, wire.TRAINING)  # noqa: E731
-        step = OfficialShelf(engine).of(manifest, path)
+        path = lambda group, _: wire.artifact_path(args.bundle, group, wire.TRAINING)  # noqa: E731
+        step = OrtTrainingCache(engine).step(manifest, path)
     plan = memory.plan if memory else None
     model = Model(manifest, graphs, weights, step, keep=plan.keep if plan else (), frozen=plan.frozen if plan else 0)
     return manifest, model, dataset, memory

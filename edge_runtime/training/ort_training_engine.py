@@ -17,38 +17,38 @@ from numpy.typing import NDArray
 from edge_runtime.training.engine import Engine, Graph, engine_version, trains
 from edge_runtime.wire.manifest import TRAINING, Artifacts, Manifest
 from edge_runtime.wire.names import group_id
-from edge_runtime.wire.operators import OFFICIAL, check_graph_file
+from edge_runtime.wire.operators import ORT_TRAINING, check_graph_file
 from edge_runtime.wire.tensors import STATE, Vector
 
 RELEASE = "1.19.2"
 
 
-class OfficialUnavailable(RuntimeError):
+class OrtTrainingUnavailable(RuntimeError):
     """The official engine cannot be used here, or has nothing to run for this group."""
 
 
 def check_installed() -> None:
-    """Raises OfficialUnavailable unless what is installed as onnxruntime is onnxruntime-training."""
+    """Raises OrtTrainingUnavailable unless what is installed as onnxruntime is onnxruntime-training."""
     if not trains():
-        raise OfficialUnavailable(
+        raise OrtTrainingUnavailable(
             f"the engine 'official' needs onnxruntime-training {RELEASE}, and {engine_version()} is installed: install "
             "onnxruntime-training-cpu in an environment of its own (x86-64, Python up to 3.12), or use 'portable'"
         )
 
 
 def artifacts_of(manifest: Manifest) -> Artifacts:
-    """The official artifacts of a group's manifest. Raises OfficialUnavailable."""
+    """The official artifacts of a group's manifest. Raises OrtTrainingUnavailable."""
     group = group_id(manifest.task_names)
-    found = manifest.official.groups.get(group) if manifest.official else None
+    found = manifest.ort_training.groups.get(group) if manifest.ort_training else None
     if found is None:
-        raise OfficialUnavailable(
+        raise OrtTrainingUnavailable(
             f"the bundle has no official artifacts for {group}: make them with `python -m export split BUNDLE --groups "
             f"{','.join(manifest.task_names)}`, or use the engine 'portable'"
         )
     return found
 
 
-class OfficialStep:
+class OrtTrainingStep:
     """All losses and gradients of a group in one run."""
 
     def __init__(self, graph: Graph, manifest: Manifest) -> None:
@@ -101,19 +101,19 @@ def _buffer(parameter: str) -> str:
     return f"{parameter}_grad.accumulation.buffer"
 
 
-class OfficialShelf:
+class OrtTrainingCache:
     """The step of the group that is being trained, loaded once for all its rounds."""
 
     def __init__(self, engine: Engine) -> None:
-        """Raises OfficialUnavailable where onnxruntime-training is not installed."""
+        """Raises OrtTrainingUnavailable where onnxruntime-training is not installed."""
         check_installed()
         self._engine = engine
         self._loaded: tuple[str, Graph] | None = None
 
-    def of(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> OfficialStep:
+    def step(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> OrtTrainingStep:
         """A group's step. `locate` gives the file of the group's training model by the group and its digest.
 
-        Raises EngineError, BundleInvalid for a model with operators that none may have, or OfficialUnavailable where
+        Raises EngineError, BundleInvalid for a model with operators that none may have, or OrtTrainingUnavailable where
         the bundle has no artifacts for the group.
         """
         digest = artifacts_of(manifest).training_model.digest
@@ -121,6 +121,6 @@ class OfficialShelf:
             self._loaded = None  # the one before is freed first
             group = group_id(manifest.task_names)
             path = locate(group, digest)
-            check_graph_file(path, f"{TRAINING} of {group}", OFFICIAL)
+            check_graph_file(path, f"{TRAINING} of {group}", ORT_TRAINING)
             self._loaded = (digest, self._engine.load(path))
-        return OfficialStep(self._loaded[1], manifest)
+        return OrtTrainingStep(self._loaded[1], manifest)

@@ -67,7 +67,8 @@ MAX_MANIFEST_BYTES = 8 * 1024**2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GRAPHS = "graphs"
-OFFICIAL = "official"
+ORT_TRAINING = "official"
+"""The folder of ONNX Runtime training artifacts, named as the first bundles of format 2 named it."""
 FORWARD = "forward.onnx"
 TRAINING = "training_model.onnx"
 MAX_REPRESENTATIONS = 32
@@ -159,7 +160,7 @@ class Artifacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return {**models, "checkpoint": self.checkpoint}
 
 
-class Official(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class OrtTrainingArtifacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Official artifacts by group, and the forward graph of all tasks that those of other groups are made from."""
 
     groups: Annotated[dict[GroupId, Artifacts], Meta(max_length=4096)]
@@ -182,7 +183,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     opset: Annotated[int, Meta(ge=1, le=1000)]
     parity: Parity
     versions: Annotated[dict[Text, Text], Meta(max_length=100)]
-    official: Official | None = None
+    ort_training: OrtTrainingArtifacts | None = msgspec.field(default=None, name="official")
+    """`official` in the JSON: a device refuses unknown keys, so those of before could not read another."""
     footprint: Footprint | None = None
     embedding: Array | None = None
     """What the stem makes of the input for the encoder; null where there is no stem."""
@@ -228,17 +230,17 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             values=(),
         )
 
-    def needs(self, *, official: bool = False) -> dict[str, int]:
+    def needs(self, *, ort_training: bool = False) -> dict[str, int]:
         """Digests and bytes of the files that a device trains with; `official` adds the official training model."""
         files = [*self.graphs.values()]
-        if official and self.official is not None:
-            files += [artifacts.training_model for artifacts in self.official.groups.values()]
+        if ort_training and self.ort_training is not None:
+            files += [artifacts.training_model for artifacts in self.ort_training.groups.values()]
         return {file.digest: file.size_bytes for file in files}
 
     def group(self, tasks: Tasks, weights: File) -> "Manifest":
         """The manifest of some of the tasks alone: the same graphs, other weights, its own official artifacts."""
         group = group_id(tasks)
-        artifacts = self.official.groups.get(group) if self.official else None
+        artifacts = self.ort_training.groups.get(group) if self.ort_training else None
         kept = tuple(self.task(name) for name in sorted(set(tasks)))
         parts = _parts(tasks, stem=self.embedding is not None)
         table = self.table
@@ -250,7 +252,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             tensors=table.select(part for part in table.parts if part.removeprefix(STATE) in parts).tensors,
             graphs=graphs,
             weights=weights,
-            official=None if artifacts is None else Official(groups={group: artifacts}),
+            ort_training=None if artifacts is None else OrtTrainingArtifacts(groups={group: artifacts}),
             footprint=None if self.footprint is None else self.footprint.of(digests),
         )
 
@@ -343,9 +345,9 @@ def graph_path(folder: Path, name: str) -> Path:
     return folder / GRAPHS / f"{name}.onnx"
 
 
-def official_path(folder: Path, group: str, name: str) -> Path:
+def artifact_path(folder: Path, group: str, name: str) -> Path:
     """Where a bundle's folder keeps an official artifact; `group` and `name` are of a validated manifest."""
-    return folder / OFFICIAL / group / name
+    return folder / ORT_TRAINING / group / name
 
 
 def read_folder(folder: Path) -> Manifest:
@@ -358,12 +360,12 @@ def read_folder(folder: Path) -> Manifest:
     check_file(folder / WEIGHTS, manifest.weights)
     for name, graph in manifest.graphs.items():
         check_file(graph_path(folder, name), graph)
-    if manifest.official is not None:
-        if manifest.official.forward is not None:
-            check_file(folder / OFFICIAL / FORWARD, manifest.official.forward)
-        for group, artifacts in manifest.official.groups.items():
+    if manifest.ort_training is not None:
+        if manifest.ort_training.forward is not None:
+            check_file(folder / ORT_TRAINING / FORWARD, manifest.ort_training.forward)
+        for group, artifacts in manifest.ort_training.groups.items():
             for name, artifact in artifacts.files.items():
-                check_file(official_path(folder, group, name), artifact)
+                check_file(artifact_path(folder, group, name), artifact)
     return manifest
 
 

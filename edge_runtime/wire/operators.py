@@ -51,7 +51,7 @@ PORTABLE: Operators = {
 }
 """Of the graphs that any onnxruntime runs."""
 
-OFFICIAL: Operators = {
+ORT_TRAINING: Operators = {
     **PORTABLE,
     "com.microsoft": frozenset(
         {

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, size
+from export.lowering.context import Call, Context, Result, RuleBook, Untranslatable, Value, size
 from export.trace import Batch
 
 aten = torch.ops.aten
@@ -45,7 +45,7 @@ def batch_norm(
         assert variance is not None
         return add("BatchNormalization", x.name, gamma, beta, mean.name, variance.name, epsilon=float(eps)), None, None
     if mean is not None:
-        raise Unfit("it changes a buffer: use a BatchNorm module, whose running statistics are kept")
+        raise Untranslatable("it changes a buffer: use a BatchNorm module, whose running statistics are kept")
     level = _mean(context, x)
     centred = _centred(context, x, level)
     spread = _mean_product(context, x, centred, centred)

@@ -14,7 +14,7 @@ SEED = "seed"
 CHUNK = 4096
 
 
-class Unfit(Exception):
+class Untranslatable(Exception):
     """A rule cannot translate an operator with these arguments; the text says what to use instead."""
 
 
@@ -158,9 +158,9 @@ Rule = Callable[..., Result]
 
 
 def size(dim: Dim) -> int:
-    """A dimension that must be fixed. Raises Unfit."""
+    """A dimension that must be fixed. Raises Untranslatable."""
     if isinstance(dim, Batch):
-        raise Unfit("it works along the batch: leave the first dimension as it is")
+        raise Untranslatable("it works along the batch: leave the first dimension as it is")
     return dim
 
 

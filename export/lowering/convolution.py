@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, pair, size
+from export.lowering.context import Call, Context, Result, RuleBook, Untranslatable, Value, pair, size
 
 aten = torch.ops.aten
 RULES = RuleBook()
@@ -114,7 +114,7 @@ def convolution_backward(
 
 def _check_rank(weight: Value) -> None:
     if weight.rank != 4:
-        raise Unfit("only two-dimensional convolutions are: view the data as an image, of height one perhaps")
+        raise Untranslatable("only two-dimensional convolutions are: view the data as an image, of height one perhaps")
 
 
 def _data_gradient(

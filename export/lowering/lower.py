@@ -13,9 +13,10 @@ from torch import fx
 from export.errors import OperatorUnsupported
 from export.lowering import (
     batch_normalization,
-    chance,
     convolution,
+    dropout,
     normalization,
+    ort_training,
     padding,
     pointwise,
     reduction,
@@ -23,15 +24,14 @@ from export.lowering import (
     selection,
     shaping,
 )
-from export.lowering import ort_training as official
-from export.lowering.context import SEED, Call, Context, RuleBook, Unfit, Value
+from export.lowering.context import SEED, Call, Context, RuleBook, Untranslatable, Value
 from export.onnx_graph import ELEMENT, OnnxGraph
-from export.trace import Batch, Step, Trace
+from export.trace import Batch, Trace, TraceStep
 
 RULES = RuleBook()
 for family in (
     batch_normalization,
-    chance,
+    dropout,
     convolution,
     normalization,
     padding,
@@ -42,7 +42,7 @@ for family in (
     shaping,
 ):
     RULES.update(family.RULES)
-OFFICIAL = RuleBook(RULES | official.RULES)
+ORT_TRAINING = RuleBook(RULES | ort_training.RULES)
 """For a forward pass that onnxruntime-training is to differentiate."""
 
 ADVICE = {
@@ -72,7 +72,7 @@ class Translation:
     names: Mapping[fx.Node, str]
 
 
-def unsupported(step: Step) -> OperatorUnsupported:
+def unsupported(step: TraceStep) -> OperatorUnsupported:
     """The error for an operator without a rule."""
     name = str(step.target)
     advice = next((text for part, text in ADVICE.items() if part in name), "write it with other operators of torch")
@@ -127,7 +127,7 @@ def lower(
         try:
             _check_types(step)
             values[step.node] = _values(rule(context, call, *args, **kwargs), call)
-        except Unfit as exc:
+        except Untranslatable as exc:
             raise OperatorUnsupported(call.operator, step.module, str(exc)) from exc
         for node in graph.nodes[first:] if located else ():
             node.doc_string = step.module
@@ -151,10 +151,10 @@ def lower(
     return Translation(model, {node: value.name for node, value in values.items() if isinstance(value, Value)})
 
 
-def _check_types(step: Step) -> None:
+def _check_types(step: TraceStep) -> None:
     for dtype in step.dtypes:
         if dtype is not None and dtype not in ELEMENT:
-            raise Unfit(f"its result is {dtype}: use float32, int64 or bool")
+            raise Untranslatable(f"its result is {dtype}: use float32, int64 or bool")
 
 
 def _used(trace: Trace) -> defaultdict[fx.Node, frozenset[int]]:

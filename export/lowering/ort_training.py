@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from export.lowering import resample
-from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, elements, size
+from export.lowering.context import Call, Context, Result, RuleBook, Untranslatable, Value, elements, size
 from export.lowering.resample import between, linear_resample, pool_matrices, whole_factors
 
 aten = torch.ops.aten
@@ -129,7 +129,7 @@ def batch_norm(
     axes = context.ints(0, *range(2, x.rank))
     if training:
         if mean is not None:
-            raise Unfit("it changes a buffer: use a BatchNorm module, whose running statistics are kept")
+            raise Untranslatable("it changes a buffer: use a BatchNorm module, whose running statistics are kept")
         level = add("ReduceMean", x.name, axes, keepdims=0)
         centred = add("Sub", x.name, add("Reshape", level, column))
         spread = add("ReduceMean", add("Mul", centred, centred), axes, keepdims=0)

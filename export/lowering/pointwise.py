@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Number, Result, RuleBook, Unfit, Value
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Untranslatable, Value
 from export.onnx_graph import ELEMENT
 
 aten = torch.ops.aten
@@ -73,7 +73,7 @@ def unary(context: Context, call: Call, x: Value) -> Result:
     """One operand, of the result's type where that is a number."""
     name = _of(call, UNARY)
     if name == "Not" and x.dtype != torch.bool:
-        raise Unfit("only truth values can be negated: compare first")
+        raise Untranslatable("only truth values can be negated: compare first")
     return context.add(name, x.name if call.dtype == torch.bool else context.operand(x, call.dtype))
 
 
@@ -94,7 +94,7 @@ def binary(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
     """Two operands of the result's type; a product of truth values is their conjunction."""
     if call.dtype == torch.bool:
         if _of(call, BINARY) != "Mul":
-            raise Unfit("truth values cannot be computed with: convert them to float32")
+            raise Untranslatable("truth values cannot be computed with: convert them to float32")
         return context.add("And", context.operand(x, call.dtype), context.operand(y, call.dtype))
     return context.add(_of(call, BINARY), context.operand(x, call.dtype), context.operand(y, call.dtype))
 
@@ -125,7 +125,7 @@ def not_equal(context: Context, _: Call, x: Value, y: Value | Number) -> Result:
 def logical(context: Context, call: Call, x: Value, y: Value) -> Result:
     """Two truth values."""
     if x.dtype != torch.bool or y.dtype != torch.bool:
-        raise Unfit("only truth values are combined: compare first")
+        raise Untranslatable("only truth values are combined: compare first")
     return context.add(_of(call, LOGICAL), x.name, y.name)
 
 
@@ -357,7 +357,7 @@ def _comparable(context: Context, x: Value, y: Value | Number) -> tuple[str, str
 
 def _sum(op: str, context: Context, call: Call, x: Value | Number, y: Value | Number, alpha: Number) -> str:
     if call.dtype == torch.bool:
-        raise Unfit("truth values cannot be computed with: convert them to float32")
+        raise Untranslatable("truth values cannot be computed with: convert them to float32")
     right = context.operand(y, call.dtype)
     if alpha != 1:
         right = context.add("Mul", right, context.number(alpha, call.dtype))

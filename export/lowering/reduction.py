@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, axis, elements
+from export.lowering.context import Call, Context, Result, RuleBook, Untranslatable, Value, axis, elements
 from export.onnx_graph import ELEMENT
 
 aten = torch.ops.aten
@@ -48,7 +48,7 @@ def extreme_along(context: Context, call: Call, x: Value, dim: int, keep: bool =
 def place_of_extreme(context: Context, call: Call, x: Value, dim: int | None = None, keep: bool = False) -> Result:
     """Where the first of the largest or smallest elements along a dimension is."""
     if dim is None:
-        raise Unfit("it looks for one place in the whole batch: say along which dimension")
+        raise Untranslatable("it looks for one place in the whole batch: say along which dimension")
     op = "ArgMax" if "max" in call.operator else "ArgMin"
     return context.add(op, x.name, axis=axis(dim, x.rank), keepdims=int(keep))
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.lowering.context import Call, Context, Result, RuleBook, Unfit, Value, pair, size
+from export.lowering.context import Call, Context, Result, RuleBook, Untranslatable, Value, pair, size
 
 aten = torch.ops.aten
 RULES = RuleBook()
@@ -45,7 +45,7 @@ def adaptive_max_pool(context: Context, call: Call, x: Value, output: Sequence[i
     """Results: the maxima of equal windows, and where in the whole tensor they were."""
     lengths = [size(x.shape[-2 + i]) for i in range(2)]
     if any(length % target for length, target in zip(lengths, output, strict=True)):
-        raise Unfit(f"windows of {lengths} for {list(output)} are not all as large: choose a divisor")
+        raise Untranslatable(f"windows of {lengths} for {list(output)} are not all as large: choose a divisor")
     window = [length // target for length, target in zip(lengths, output, strict=True)]
     return max_pool(context, call, x, window)
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Number, Result, RuleBook, Unfit, Value, axis, size
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Untranslatable, Value, axis, size
 from export.onnx_graph import ELEMENT
 from export.trace import Dim
 
@@ -88,7 +88,7 @@ def put_slice(
     whole = size(x.shape[dim])
     first, last, _step = slice(start, None if end is None else size(end)).indices(whole)
     if step != 1:
-        raise Unfit("it overwrites every other element: use torch.where")
+        raise Untranslatable("it overwrites every other element: use torch.where")
     pieces = [source.name]
     if first > 0:
         pieces.insert(0, _slice(context, x.name, dim, 0, first, 1))
@@ -123,7 +123,7 @@ def embedding_backward(
 ) -> Result:
     """Each row's gradients added up; none for the row of padding."""
     if by_frequency:
-        raise Unfit("gradients are not divided by how often an index is there: scale_grad_by_freq=False")
+        raise Untranslatable("gradients are not divided by how often an index is there: scale_grad_by_freq=False")
     name = gradient.name
     if ignored >= 0:
         unused = context.add("Equal", index.name, context.graph.constant(ignored, "int64"))
@@ -146,7 +146,7 @@ def add_at(
     """The gradient of looking elements up: added where they came from."""
     dim, index = _only(indices)
     if not accumulate:
-        raise Unfit("it overwrites elements by an index: use torch.where or torch.scatter")
+        raise Untranslatable("it overwrites elements by an index: use torch.where or torch.scatter")
     if not dim:
         return context.add("Add", x.name, _added_rows(context, call, index, source.name))
     # The dimension is brought to the front, where ScatterND looks, and back.
@@ -162,7 +162,7 @@ def _only(indices: Sequence[Value | None]) -> tuple[int, Value]:
     """The dimension and the index of a look-up along one."""
     found = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if len(found) != 1 or found[0][1].dtype != torch.int64:
-        raise Unfit("elements are looked up by one int64 index: use torch.gather or masks")
+        raise Untranslatable("elements are looked up by one int64 index: use torch.gather or masks")
     return found[0]
 
 

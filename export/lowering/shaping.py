@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Number, Result, RuleBook, Unfit, Value, axis, size
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Untranslatable, Value, axis, size
 from export.onnx_graph import ELEMENT
 from export.trace import Batch
 
@@ -39,7 +39,7 @@ def transpose(context: Context, _: Call, x: Value, first: int = 0, second: int =
 def roll(context: Context, _: Call, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Result:
     """Move elements along dimensions; what leaves at one end comes in at the other."""
     if not dims:
-        raise Unfit("it rolls over all dimensions at once: say which")
+        raise Untranslatable("it rolls over all dimensions at once: say which")
     name = x.name
     for shift, dim in zip(shifts, dims, strict=True):
         length = size(x.shape[dim])
@@ -123,7 +123,7 @@ def count(context: Context, call: Call, *bounds: Number, **_: Any) -> Result:
     """Numbers at equal distances, as a constant."""
     fixed = [bound for bound in bounds if not isinstance(bound, Batch)]
     if len(fixed) < len(bounds):
-        raise Unfit("it counts the samples of a batch: no sample may depend on its place")
+        raise Untranslatable("it counts the samples of a batch: no sample may depend on its place")
     return context.graph.constant(torch.arange(*fixed, dtype=call.dtype).numpy())
 
 

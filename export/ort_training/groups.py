@@ -21,11 +21,18 @@ from edge_runtime.wire.files import write_whole
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of, transfer, unpack
-from export import chain
-from export.errors import OfficialImpossible
+from export.errors import OrtTrainingImpossible
 from export.model import MultiTaskModel
-from export.ort_training import nonsmooth as kinks
-from export.ort_training.training_model import ROOT, Arrays, Made, Sample, group_graph, make_artifacts
+from export.ort_training import branch_decisions
+from export.ort_training.training_model import (
+    ROOT,
+    Arrays,
+    ReferenceSample,
+    VerifiedArtifacts,
+    group_graph,
+    make_artifacts,
+)
+from export.parity import encoder_passes
 from export.parity.check import Runner
 
 DRAWS = 3
@@ -33,15 +40,15 @@ VARIABLE = "MAS_OFFICIAL_PYTHON"
 GraphBytes = Callable[[str], bytes]
 
 
-def official_python(given: Path | None) -> Path:
+def ort_training_python(given: Path | None) -> Path:
     """The Python that has onnxruntime-training: as given, as the environment says, or of .venv-official here.
 
-    Raises OfficialImpossible.
+    Raises OrtTrainingImpossible.
     """
     named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
     python = named or ROOT / ".venv-official" / "bin" / "python"
     if not python.is_file():
-        raise OfficialImpossible(
+        raise OrtTrainingImpossible(
             f"{python} does not exist: make the environment of onnxruntime-training with `make venv-official`, or name "
             f"its Python with --official-python or {VARIABLE}"
         )
@@ -89,10 +96,10 @@ def make_group(
     graph: GraphBytes,
     run: Runner,
     python: Path,
-) -> Made:
+) -> VerifiedArtifacts:
     """A group's artifacts. `weights` is laid out by the whole bundle's table; `graph` gives a portable graph by name.
 
-    Raises OfficialImpossible.
+    Raises OrtTrainingImpossible.
     """
     manifest = whole.group(tasks, whole.weights)
     vector = transfer(TensorTable(whole.tensors), weights, manifest.table)
@@ -100,7 +107,7 @@ def make_group(
     samples = [_sample(manifest, tensors, batch, graph, run) for batch in batches]
     parameters = {name: value for name, value in tensors.items() if not name.startswith(STATE)}
 
-    def tell() -> tuple[Sample, list[NDArray[Any]]]:
+    def tell() -> tuple[ReferenceSample, list[NDArray[Any]]]:
         told: list[NDArray[Any]] = []
         return _sample(manifest, tensors, batches[0], graph, _telling(run, told)), told
 
@@ -113,15 +120,15 @@ def _telling(run: Runner, told: list[NDArray[Any]]) -> Runner:
     def running(data: bytes, arrays: Arrays) -> Arrays:
         model = onnx.load_from_string(data)
         outputs = {output.name for output in model.graph.output}
-        names = kinks.deciding(model.graph)
-        found = run(kinks.telling(model, names).SerializeToString(deterministic=True), arrays)
+        names = branch_decisions.deciding(model.graph)
+        found = run(branch_decisions.telling(model, names).SerializeToString(deterministic=True), arrays)
         told.extend(found[name] for name in names)
         return {name: value for name, value in found.items() if name in outputs}
 
     return running
 
 
-def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: GraphBytes, run: Runner) -> Sample:
+def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: GraphBytes, run: Runner) -> ReferenceSample:
     """One batch with what the portable graphs make of it: losses, gradients and the next state.
 
     The encoder's gradients are of Σ ∂L_i/∂z · 1/√T.
@@ -141,7 +148,7 @@ def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: Grap
 
     expected: dict[str, NDArray[Any]] = {}
     x = {"x": batch["x"], **of("encoder")}
-    passed = chain.forward(manifest.stages, call, x, "recompute")
+    passed = encoder_passes.forward(manifest.stages, call, x, "recompute")
     expected |= _of_part("encoder", "next", passed)
     z = {name: value for name, value in passed.items() if name.startswith("z.")}
     dz = {f"d{name}": np.zeros_like(value) for name, value in z.items()}
@@ -152,12 +159,12 @@ def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: Grap
         expected |= _of_part(part, "grad", found) | _of_part(part, "next", found)
         dz = {name: summed + found[name] for name, summed in dz.items()}
     dz = {name: summed * np.float32(1 / np.sqrt(len(tasks))) for name, summed in dz.items()}
-    expected |= _of_part("encoder", "grad", chain.backward(manifest.stages, call, x, dz, passed, "recompute"))
+    expected |= _of_part("encoder", "grad", encoder_passes.backward(manifest.stages, call, x, dz, passed, "recompute"))
     inputs = {"x": batch["x"], "loss_weights": np.ones(len(tasks), np.float32)}
     inputs |= {f"target.{task}": batch[f"target.{task}"] for task in tasks}
     inputs |= {name: value for name, value in tensors.items() if name.startswith(STATE)}
     inputs |= {f"seed.{part}": value for part, value in seeds.items()}
-    return Sample(inputs, expected)
+    return ReferenceSample(inputs, expected)
 
 
 def _of_part(part: str, kind: str, found: Arrays) -> dict[str, NDArray[Any]]:
@@ -165,22 +172,22 @@ def _of_part(part: str, kind: str, found: Arrays) -> dict[str, NDArray[Any]]:
     return {f"{kind}.{part}.{name.removeprefix(f'{kind}.')}": found[name] for name in names}
 
 
-def described(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks, Made]) -> wire.Manifest:
+def described(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks, VerifiedArtifacts]) -> wire.Manifest:
     """The manifest with these groups' artifacts beside those that it has."""
-    groups = dict(manifest.official.groups) if manifest.official else {}
-    for tasks, artifacts in made.items():
-        files = {name.removesuffix(".onnx"): _file(data) for name, data in artifacts.files.items()}
-        groups[group_id(tasks)] = wire.Artifacts(**files, max_relative_error=artifacts.max_relative_error)
-    official = wire.Official(groups=dict(sorted(groups.items())), forward=_file(forward))
-    return msgspec.structs.replace(manifest, official=official)
+    groups = dict(manifest.ort_training.groups) if manifest.ort_training else {}
+    for tasks, each in made.items():
+        files = {name.removesuffix(".onnx"): _file(data) for name, data in each.files.items()}
+        groups[group_id(tasks)] = wire.Artifacts(**files, max_relative_error=each.max_relative_error)
+    artifacts = wire.OrtTrainingArtifacts(groups=dict(sorted(groups.items())), forward=_file(forward))
+    return msgspec.structs.replace(manifest, ort_training=artifacts)
 
 
-def write_official(folder: Path, forward: bytes, made: Mapping[Tasks, Made]) -> None:
+def write_artifacts(folder: Path, forward: bytes, made: Mapping[Tasks, VerifiedArtifacts]) -> None:
     """Write the files that the manifest of `described` names."""
-    write_whole(folder / wire.OFFICIAL / wire.FORWARD, forward)
-    for tasks, artifacts in made.items():
-        for name, data in artifacts.files.items():
-            write_whole(wire.official_path(folder, group_id(tasks), name), data)
+    write_whole(folder / wire.ORT_TRAINING / wire.FORWARD, forward)
+    for tasks, each in made.items():
+        for name, data in each.files.items():
+            write_whole(wire.artifact_path(folder, group_id(tasks), name), data)
 
 
 def split(
@@ -189,14 +196,14 @@ def split(
     """Make artifacts for groups of a bundle's tasks and write them into it; returns the groups' names.
 
     With `out` they go to that folder, with the manifest that names them, and the bundle stays as it is. `weights` is
-    laid out by the bundle's table; None for the bundle's own. Raises BundleInvalid, OfficialImpossible.
+    laid out by the bundle's table; None for the bundle's own. Raises BundleInvalid, OrtTrainingImpossible.
     """
     manifest = wire.read_folder(folder)
     for name in manifest.graphs:
         check_graph_file(wire.graph_path(folder, name), name)
     chosen = parse_groups(groups, manifest)
-    path = folder / wire.OFFICIAL / wire.FORWARD
-    if manifest.official is None or manifest.official.forward is None:
+    path = folder / wire.ORT_TRAINING / wire.FORWARD
+    if manifest.ort_training is None or manifest.ort_training.forward is None:
         raise BundleInvalid(f"{folder} has no {path.name} for official artifacts: compile it with --official require")
     data = path.read_bytes()
     forward = onnx.load_from_string(data)
@@ -214,12 +221,12 @@ def split(
             python=python,
         )
     target = out or folder
-    write_official(target, data, made)
+    write_artifacts(target, data, made)
     write_whole(target / wire.MANIFEST, wire.encode(described(manifest, data, made)))
     return [group_id(tasks) for tasks in chosen]
 
 
-def compiled_official(
+def artifacts_of_all_tasks(
     forward: onnx.ModelProto,
     manifest: wire.Manifest,
     weights: Vector,
@@ -228,8 +235,8 @@ def compiled_official(
     graphs: Mapping[str, bytes],
     run: Runner,
     python: Path,
-) -> Mapping[Tasks, Made]:
-    """The artifacts of the all-in-one task of a model that was just compiled. Raises OfficialImpossible."""
+) -> Mapping[Tasks, VerifiedArtifacts]:
+    """The artifacts of the all-in-one task of a model that was just compiled. Raises OrtTrainingImpossible."""
     made = make_group(
         forward,
         manifest,

@@ -6,7 +6,7 @@ on a CPU (export.lowering.ort_training). A group's graph is the part of it that 
 onnxruntime have the same import name. So a group that is decided later needs neither PyTorch nor the model's file.
 
 Forward graph: x, target.<task> …, parameters, state, seed.<part> … → loss.<task> …, next.<part>.<name> …
-Group's graph: the same of its tasks, and loss_weights (T,) → loss = Σ weight_i · L_i
+GroupGraph's graph: the same of its tasks, and loss_weights (T,) → loss = Σ weight_i · L_i
 
 Running statistics are inputs (state.<part>.<name>) and outputs; where dropout draws, each part has a seed, and draws
 what its portable graphs draw with it. Parameters that no loss of a group depends on, such as those of a stage of the
@@ -29,19 +29,19 @@ from onnx import helper, numpy_helper
 from torch import Tensor, nn
 
 from edge_runtime.wire.manifest import TRAINING
-from edge_runtime.wire.operators import OFFICIAL as OFFICIAL_OPERATORS
+from edge_runtime.wire.operators import ORT_TRAINING as OPERATORS
 from edge_runtime.wire.operators import check_graph
 from edge_runtime.wire.tensors import STATE, part_of
-from export.errors import OfficialImpossible
+from export.errors import OrtTrainingImpossible
 from export.lowering.context import SEED
-from export.lowering.lower import OFFICIAL, lower
+from export.lowering.lower import ORT_TRAINING, lower
 from export.lowering.ort_training import DIFFERENTIABLE, NO_STEP
 from export.model import MultiTaskModel, tensors
+from export.model_part import ModelPart
 from export.onnx_graph import live
-from export.ort_training import nonsmooth as kinks
+from export.ort_training import branch_decisions
 from export.parity.check import relative_errors
-from export.part import Part
-from export.running import unchanged
+from export.running_statistics import unchanged
 from export.trace import trace
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,7 +57,7 @@ OTHER = "other_model"
 
 
 @dataclass(frozen=True)
-class Group:
+class GroupGraph:
     """A group's graph, the parameters that its losses depend on, and those that only its next state depends on."""
 
     graph: onnx.ModelProto
@@ -66,19 +66,19 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Sample:
+class ReferenceSample:
     """One batch to hold the artifacts to: its inputs, and the losses, gradients and next state that are right."""
 
     inputs: Arrays
     expected: Arrays
 
 
-Tell = Callable[[], tuple[Sample, Sequence[NDArray[Any]]]]
+Tell = Callable[[], tuple[ReferenceSample, Sequence[NDArray[Any]]]]
 """A sample with the values that the portable graphs decided by."""
 
 
 @dataclass(frozen=True)
-class Made:
+class VerifiedArtifacts:
     """A group's artifacts as bytes by file name, and their largest relative difference to what is right."""
 
     files: dict[str, bytes]
@@ -88,12 +88,12 @@ class Made:
 def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
     """The forward graph of all tasks in training mode, its parameters and its state as inputs.
 
-    Raises OfficialImpossible, naming operator and module, where 1.19.2 could not differentiate it, and what the trace
-    raises.
+    Raises OrtTrainingImpossible, naming operator and module, where 1.19.2 could not differentiate it, and what the
+    trace raises.
     """
     if model.stem is not None:
-        raise OfficialImpossible("official artifacts train a model in one piece, and this one has a stem")
-    parts = {name: Part(name, module) for name, module in model.parts().items()}
+        raise OrtTrainingImpossible("official artifacts train a model in one piece, and this one has a stem")
+    parts = {name: ModelPart(name, module) for name, module in model.parts().items()}
     held = {name: value for part in parts.values() for name, value in part.tensors().items()}
     names = sorted(held)
     following: list[str] = []
@@ -104,7 +104,7 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
         values = dict(zip(names, rest[len(targets) :], strict=True))
         state: dict[str, Tensor] = {}
 
-        def call(part: Part, argument: Any) -> Any:
+        def call(part: ModelPart, argument: Any) -> Any:
             done = part.run(argument, part.own(values), part.own(values, STATE))
             state.update({f"{NEXT}{part.name}.{name}": value for name, value in done.state.items()})
             return done.result
@@ -130,7 +130,7 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
         inputs=["x", *(f"target.{task}" for task in model.tasks), *names],
         outputs=[*(f"loss.{task}" for task in model.tasks), *following],
         optional=[name for name in names if name.startswith(STATE)],
-        rules=OFFICIAL,
+        rules=ORT_TRAINING,
         located=True,
         seed=lambda module: f"{SEED}.{module.partition('.')[0].replace('/', '.')}",
     ).model
@@ -139,7 +139,7 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
 
 
 def check_gradients(model: onnx.ModelProto, parameters: Sequence[str]) -> None:
-    """Raises OfficialImpossible if a gradient must pass an operator that 1.19.2 has no gradient of for a CPU."""
+    """Raises OrtTrainingImpossible if a gradient must pass an operator that 1.19.2 has no gradient of for a CPU."""
     depends = set(parameters)
     for node in model.graph.node:
         if node.op_type not in NO_STEP and depends.intersection(_differentiable(node)):
@@ -149,7 +149,7 @@ def check_gradients(model: onnx.ModelProto, parameters: Sequence[str]) -> None:
         if not needed.intersection(node.output) or not depends.intersection(node.output):
             continue
         if node.op_type not in DIFFERENTIABLE:
-            raise OfficialImpossible(
+            raise OrtTrainingImpossible(
                 f"onnxruntime-training 1.19.2 has no CPU gradient for {node.op_type}, which {node.doc_string} uses: "
                 "use another operator there, or do without official artifacts (--official off)"
             )
@@ -164,7 +164,7 @@ def _differentiable(node: onnx.NodeProto) -> list[str]:
     return list(node.input[:1] if node.op_type in single else node.input)
 
 
-def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arrays) -> Group:
+def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arrays) -> GroupGraph:
     """A group's graph with its parameters inside: what its losses and the next state of its parts need."""
     losses = [f"loss.{task}" for task in tasks]
     parts = {"encoder", *(f"head.{task}" for task in tasks)}
@@ -190,15 +190,17 @@ def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arra
     onnx.checker.check_model(model)
     trained = tuple(name for name in parameters if name in of_loss)
     frozen = tuple(name for name in parameters if name in used - of_loss)
-    return Group(model, trained, frozen)
+    return GroupGraph(model, trained, frozen)
 
 
-def make_artifacts(group: Group, samples: Sequence[Sample], python: Path, tell: Tell | None = None) -> Made:
+def make_artifacts(
+    group: GroupGraph, samples: Sequence[ReferenceSample], python: Path, tell: Tell | None = None
+) -> VerifiedArtifacts:
     """A group's artifacts, made by the Python of the official environment and held to the samples.
 
     Each tensor's smallest difference over the samples counts (export.parity.check says why). Where one is over the
     tolerance, the training model is also held to a sample of `tell`, deciding as the portable graphs did. Raises
-    OfficialImpossible.
+    OrtTrainingImpossible.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -218,16 +220,18 @@ def make_artifacts(group: Group, samples: Sequence[Sample], python: Path, tell: 
             errors |= {name: min(errors[name], error) for name, error in again.items()}
         worst, error = max(errors.items(), key=lambda item: item[1])
         if not error <= TOLERANCE:
-            raise OfficialImpossible(
+            raise OrtTrainingImpossible(
                 f"the official training model's {worst} differs from the portable graphs by {error:.1e} relative, "
                 f"more than {TOLERANCE:.0e}"
             )
         files = {name: (folder / name).read_bytes() for name in FILES}
-        check_graph(files[TRAINING], TRAINING, OFFICIAL_OPERATORS)
-        return Made(files, error)
+        check_graph(files[TRAINING], TRAINING, OPERATORS)
+        return VerifiedArtifacts(files, error)
 
 
-def _deciding_alike(folder: Path, python: Path, sample: Sample, told: Sequence[NDArray[Any]]) -> Mapping[str, float]:
+def _deciding_alike(
+    folder: Path, python: Path, sample: ReferenceSample, told: Sequence[NDArray[Any]]
+) -> Mapping[str, float]:
     """How far the gradients are where the training model reads, of what it decides by, what the portable graphs told.
 
     It tells its own first: each is replaced by the one that is the same but for rounding; what has none stays. Then
@@ -235,15 +239,15 @@ def _deciding_alike(folder: Path, python: Path, sample: Sample, told: Sequence[N
     (export.parity.check.ROUNDING), as in all of a bias before a normalisation.
     """
     model = onnx.load(folder / TRAINING)
-    names = kinks.deciding(model.graph)
-    own = _run_model(python, folder, kinks.telling(model, names), sample.inputs)
-    values = {name: value for name in names if (value := kinks.same(own[name], told)) is not None}
-    taking = kinks.taking(model, values)
+    names = branch_decisions.deciding(model.graph)
+    own = _run_model(python, folder, branch_decisions.telling(model, names), sample.inputs)
+    values = {name: value for name in names if (value := branch_decisions.same(own[name], told)) is not None}
+    taking = branch_decisions.taking(model, values)
     expected = {name: value for name, value in sample.expected.items() if name.startswith("grad.")}
     zeros = {name: np.zeros_like(value) for name, value in expected.items()}
     found, other = (
-        zeros | _run_model(python, folder, taking, {**sample.inputs, **kinks.given(arrays)})
-        for arrays in (values, kinks.nudged(values))
+        zeros | _run_model(python, folder, taking, {**sample.inputs, **branch_decisions.given(arrays)})
+        for arrays in (values, branch_decisions.nudged(values))
     )
     rounded = {name: value + (other[name] - found[name]) for name, value in expected.items()}
     return relative_errors(found, expected, rounded)
@@ -272,7 +276,7 @@ def _run(python: Path, folder: Path, *models: str) -> None:
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise OfficialImpossible(f"{python} cannot make official artifacts: {exc}") from exc
+        raise OrtTrainingImpossible(f"{python} cannot make official artifacts: {exc}") from exc
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
-        raise OfficialImpossible(f"onnxruntime-training could not make the artifacts: {lines[-1]}")
+        raise OrtTrainingImpossible(f"onnxruntime-training could not make the artifacts: {lines[-1]}")

@@ -12,9 +12,9 @@ import onnx
 import torch
 from torch import fx
 
+from export.model_part import Lowered
 from export.onnx_graph import ELEMENT
-from export.part import Lowered
-from export.trace import Step
+from export.trace import TraceStep
 
 aten = torch.ops.aten
 DECIDES: Mapping[Any, tuple[int, ...]] = {
@@ -45,7 +45,7 @@ DECIDES: Mapping[Any, tuple[int, ...]] = {
 """The places of the arguments that decide, by operator. One that is missing here makes the parity check stricter."""
 
 
-def deciding(step: Step) -> dict[int, fx.Node]:
+def deciding(step: TraceStep) -> dict[int, fx.Node]:
     """The arguments that an operator decides by, by their places."""
     places = DECIDES.get(step.target, ())
     return {i: step.args[i] for i in places if i < len(step.args) and isinstance(step.args[i], fx.Node)}

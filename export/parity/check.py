@@ -23,14 +23,14 @@ from torch import Tensor, nn
 
 from edge_runtime.wire.manifest import Parity
 from edge_runtime.wire.tensors import STATE, part_of
-from export import chain
 from export.compile import Compiled
 from export.errors import ParityFailed
 from export.model import MultiTaskModel, numbered, represent, tensors
+from export.parity import encoder_passes
 from export.parity.branch_decisions import decisions, telling
 from export.parity.replay import as_pytorch_counts, replayed
-from export.parity.seeded import Seeded
-from export.running import BATCH_NORM, running_statistics, unchanged
+from export.parity.seeded_dropout import SeededDropout
+from export.running_statistics import BATCH_NORM, running_statistics, unchanged
 
 TOLERANCE = 1e-4
 SEED = 5
@@ -175,7 +175,7 @@ def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
     return float(np.abs(np.subtract(*both)).max(initial=0))
 
 
-def outputs(compiled: Compiled, call: chain.RunByName, batch: Tensor) -> Tensors:
+def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -> Tensors:
     """The outputs of all graphs, each run on what those before it gave; those of all stages together."""
     model = compiled.model
     inputs = _inputs(compiled)
@@ -187,8 +187,8 @@ def outputs(compiled: Compiled, call: chain.RunByName, batch: Tensor) -> Tensors
         training, x = ({**stem[kind], **inputs["encoder"]} for kind in ("forward", "predict"))
     names = [f"z.{i}" for i in range(len(represent(model)))]
     found = {"encoder.predict": call("encoder.predict", x)}
-    passes = {mode: chain.forward(compiled.stages, call, training, mode) for mode in chain.KINDS}
-    for mode, (kind, _) in chain.KINDS.items():
+    passes = {mode: encoder_passes.forward(compiled.stages, call, training, mode) for mode in encoder_passes.KINDS}
+    for mode, (kind, _) in encoder_passes.KINDS.items():
         found[f"encoder.{kind}"] = passes[mode]
     total = {f"d{name}": np.zeros_like(passes["recompute"][name]) for name in names}
     for task in model.tasks:
@@ -200,8 +200,8 @@ def outputs(compiled: Compiled, call: chain.RunByName, batch: Tensor) -> Tensors
             found[f"{part}.{kind}"] = call(f"{part}.{kind}", z | held)
         for name in total:
             total[name] += found[f"{part}.step"][name]
-    for mode, (_, kind) in chain.KINDS.items():
-        found[f"encoder.{kind}"] = chain.backward(compiled.stages, call, training, total, passes[mode], mode)
+    for mode, (_, kind) in encoder_passes.KINDS.items():
+        found[f"encoder.{kind}"] = encoder_passes.backward(compiled.stages, call, training, total, passes[mode], mode)
     if model.stem is not None:
         de = {"de": found["encoder.backward"]["de"], "x": batch.numpy(), **inputs["stem"]}
         found |= {f"stem.{kind}": results for kind, results in stem.items()}
@@ -244,16 +244,16 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
             module.zero_grad(set_to_none=True)
         source = batch
         if model.stem is not None:
-            with Seeded(SEED):
+            with SeededDropout(SEED):
                 e = model.stem(batch)
             source = e.detach().requires_grad_()
-        with Seeded(SEED):
+        with SeededDropout(SEED):
             z = tensors(model.encoder(source))
         forward = _arrays(numbered("z", z)) | _next_state(model.encoder)
         total = [torch.zeros_like(value) for value in z]
         for task in model.tasks:
             leaves = tuple(value.detach().requires_grad_() for value in z)
-            with Seeded(SEED):
+            with SeededDropout(SEED):
                 prediction = model.heads[task](model.packed(leaves))
                 loss = model.losses[task](prediction, model.example_targets[task][: len(batch)])
             torch.autograd.backward(loss)
@@ -271,7 +271,7 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
             torch.autograd.backward(e, source.grad)
             gradients |= _arrays({"de": cast("Tensor", source.grad)})
             found |= {"stem.forward": _arrays({"e": e}), "stem.backward": _gradients(model.stem)}
-        for kinds in chain.KINDS.values():
+        for kinds in encoder_passes.KINDS.values():
             found |= zip((f"encoder.{kind}" for kind in kinds), (forward, gradients), strict=True)
     return found
 

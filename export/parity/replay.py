@@ -11,9 +11,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from export.lowering.chance import draws, threshold
+from export.lowering.dropout import draws, threshold
+from export.model_part import Lowered
 from export.parity.branch_decisions import deciding, decisions
-from export.part import Lowered
 from export.trace import Batch, bound
 
 aten = torch.ops.aten

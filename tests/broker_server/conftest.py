@@ -69,8 +69,8 @@ def make_bundle(folder, tasks=TASKS, *, forward=None):
     )
     if forward is not None:
         file = manifests.File(digest=describe(forward).digest, size_bytes=len(forward))
-        bundle = msgspec.structs.replace(bundle, official=manifests.Official(groups={}, forward=file))
-        write_whole(folder / manifests.OFFICIAL / manifests.FORWARD, forward)
+        bundle = msgspec.structs.replace(bundle, ort_training=manifests.OrtTrainingArtifacts(groups={}, forward=file))
+        write_whole(folder / manifests.ORT_TRAINING / manifests.FORWARD, forward)
     manifests.write_folder(folder, bundle, weights, graphs)
     return bundle
 
@@ -176,7 +176,7 @@ class Device:
         verify(self.server_key, data, plan.signature)
         bundle = manifests.decode(data)
         assert bundle.task_names == tuple(sorted(plan.tasks))
-        for digest, size in bundle.needs(official=self.official != "off").items():
+        for digest, size in bundle.needs(ort_training=self.official != "off").items():
             self.want(Blob(digest=digest, size_bytes=size))
         if all(assembly.whole for assembly in self.wanted.values()):
             self.answer = self.train(plan, bundle) if plan.work == "train" else self.evaluate(plan)

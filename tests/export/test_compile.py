@@ -21,9 +21,9 @@ from edge_runtime.wire.tensors import unpack  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.deploy import inference_model  # noqa: E402
 from export.errors import ModelInvalid, ParityFailed  # noqa: E402
+from export.model_file import build_model  # noqa: E402
 from export.models import xception  # noqa: E402
 from export.parity.check import TOLERANCE, check_parity  # noqa: E402
-from export.source import build_model  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 ROOT = Path(__file__).parents[2]

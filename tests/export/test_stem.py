@@ -16,7 +16,7 @@ from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.tensors import pack  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.deploy import inference_model  # noqa: E402
-from export.errors import ModelInvalid, OfficialImpossible, ParityFailed  # noqa: E402
+from export.errors import ModelInvalid, OrtTrainingImpossible, ParityFailed  # noqa: E402
 from export.models import vit  # noqa: E402
 from export.ort_training.training_model import forward_graph  # noqa: E402
 from export.parity.check import TOLERANCE, check_parity  # noqa: E402
@@ -236,7 +236,7 @@ def test_stem_is_refused(name, make):
 
 
 def test_official_artifacts_are_refused(make):
-    with pytest.raises(OfficialImpossible, match="and this one has a stem"):
+    with pytest.raises(OrtTrainingImpossible, match="and this one has a stem"):
         forward_graph(divided(make))
 
 

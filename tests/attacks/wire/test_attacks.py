@@ -9,7 +9,7 @@ from edge_runtime.wire import compression
 from edge_runtime.wire.errors import BundleInvalid, MessageInvalid, TensorsInvalid
 from edge_runtime.wire.manifest import decode
 from edge_runtime.wire.messages import decode_device, decode_server, decode_status
-from edge_runtime.wire.operators import OFFICIAL, PORTABLE, check_graph_file
+from edge_runtime.wire.operators import ORT_TRAINING, PORTABLE, check_graph_file
 from edge_runtime.wire.tensors import TensorTable, unpack
 
 HERE = Path(__file__).parent
@@ -46,7 +46,7 @@ def test_hostile_tensor_file_is_refused(path):
 
 
 @attacks("graphs")
-@pytest.mark.parametrize("operators", [PORTABLE, OFFICIAL])
+@pytest.mark.parametrize("operators", [PORTABLE, ORT_TRAINING])
 def test_hostile_graph_is_refused_before_an_engine_reads_it(path, operators):
     with pytest.raises(BundleInvalid) as caught:
         check_graph_file(path, "encoder.forward", operators)

@@ -41,19 +41,19 @@ if how == "hangs":
     Path({how!r} + ".child").write_text(str(child.pid))
     time.sleep(600)
 whole = manifests.read_folder(bundle)
-made = dict(whole.official.groups)
+made = dict(whole.ort_training.groups)
 for group in groups.split(";")[: 1 if how == "lacks" else None]:
     name = "+".join(group.split(","))
     files = {{}}
     for kind in ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint"):
         data = f"{{kind}} of {{name}}".encode()
         files[kind.removesuffix(".onnx")] = manifests.File(digest=describe(data).digest, size_bytes=len(data))
-        write_whole(manifests.official_path(out, name, kind), b"broken" if how == "broken" else data)
+        write_whole(manifests.artifact_path(out, name, kind), b"broken" if how == "broken" else data)
     made[name] = manifests.Artifacts(**files, max_relative_error=1e-4)
 if how == "other":
     whole = msgspec.structs.replace(whole, name="other")
-official = msgspec.structs.replace(whole.official, groups=made)
-write_whole(out / manifests.MANIFEST, manifests.encode(msgspec.structs.replace(whole, official=official)))
+official = msgspec.structs.replace(whole.ort_training, groups=made)
+write_whole(out / manifests.MANIFEST, manifests.encode(msgspec.structs.replace(whole, ort_training=official)))
 """
 
 
@@ -117,9 +117,9 @@ def test_official_artifacts_of_decided_groups_reach_the_devices_that_ask(officia
     assert training_models(y) == []
     assert any("official artifacts for a+b, c are within 1.0e-04" in note for note in world.watcher.notes)
     plans = {plan.round: manifests.decode(x.blobs.read(plan.bundle.digest)) for plan in x.plans}
-    assert plans[0].official is None
+    assert plans[0].ort_training is None
     for plan in x.plans[1:]:
-        assert list(plans[plan.round].official.groups) == [plan.group]
+        assert list(plans[plan.round].ort_training.groups) == [plan.group]
     assert reports.build(world.journal).official == {
         group: reports.OfficialReport(max_relative_error=1e-4, problem=None) for group in ("a+b", "a+b+c", "c")
     }

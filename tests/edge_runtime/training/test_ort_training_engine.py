@@ -6,9 +6,9 @@ import pytest
 
 from edge_runtime.training.engine import trains
 from edge_runtime.training.ort_training_engine import (
-    OfficialShelf,
-    OfficialStep,
-    OfficialUnavailable,
+    OrtTrainingCache,
+    OrtTrainingStep,
+    OrtTrainingUnavailable,
     artifacts_of,
     check_installed,
 )
@@ -43,7 +43,7 @@ def manifest(official=None, *, state=False):
         opset=18,
         parity=wire.Parity(max_relative_error=0.0, worst="", compared=0),
         versions={},
-        official=official,
+        ort_training=official,
     )
 
 
@@ -65,7 +65,7 @@ def test_step_writes_gradients_into_the_vector_and_returns_losses():
     x, targets = np.zeros((1, 2), np.float32), {"a": np.zeros((1, 2)), "b": np.ones((1, 2))}
     weights, gradient = np.arange(4, dtype=np.float32), np.full(4, 9, np.float32)
     model = TrainingModel()
-    step = OfficialStep(model, manifest())
+    step = OrtTrainingStep(model, manifest())
     vectors = {"weights": weights, "gradient": gradient, "moved": np.zeros(4, np.float32), "seeds": {}}
     assert step(x, targets, **vectors) == {"a": 1.0, "b": 2.0}
     assert gradient.tolist() == [1, 2, 3, 4]
@@ -89,7 +89,7 @@ def test_step_moves_state_draws_by_seed_and_leaves_the_gradient_of_what_has_no_e
     x, targets = np.zeros((1, 2), np.float32), {"a": np.zeros((1, 2)), "b": np.ones((1, 2))}
     weights, gradient, moved = np.arange(6, dtype=np.float32), np.full(4, 9, np.float32), np.zeros(6, np.float32)
     seeds = {"encoder": np.array(3), "head.a": np.array(4)}
-    step = OfficialStep(StatefulModel(), manifest(state=True))
+    step = OrtTrainingStep(StatefulModel(), manifest(state=True))
     found = step(x, targets, weights=weights, gradient=gradient, moved=moved, seeds=seeds)
     assert found == {"a": 3.0, "b": 3.0}
     assert gradient.tolist() == [7, 7, 0, 0]
@@ -98,34 +98,36 @@ def test_step_moves_state_draws_by_seed_and_leaves_the_gradient_of_what_has_no_e
 
 
 def test_group_without_artifacts_is_refused_by_name():
-    with pytest.raises(OfficialUnavailable, match=r"no official artifacts for a\+b: .* --groups a,b"):
+    with pytest.raises(OrtTrainingUnavailable, match=r"no official artifacts for a\+b: .* --groups a,b"):
         artifacts_of(manifest())
-    official = wire.Official(groups={"a": ARTIFACTS, "a+b": ARTIFACTS})
+    official = wire.OrtTrainingArtifacts(groups={"a": ARTIFACTS, "a+b": ARTIFACTS})
     assert artifacts_of(manifest(official)) is official.groups["a+b"]
 
 
 @pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
 def test_stock_onnxruntime_is_refused_with_what_to_install():
     with pytest.raises(
-        OfficialUnavailable, match=r"needs onnxruntime-training 1\.19\.2, and onnxruntime .* is installed"
+        OrtTrainingUnavailable, match=r"needs onnxruntime-training 1\.19\.2, and onnxruntime .* is installed"
     ):
         check_installed()
-    with pytest.raises(OfficialUnavailable):
-        OfficialShelf(engine=None)
+    with pytest.raises(OrtTrainingUnavailable):
+        OrtTrainingCache(engine=None)
 
 
 def test_group_of_a_manifest_keeps_its_own_artifacts_alone():
     own, other = ARTIFACTS, msgspec.structs.replace(ARTIFACTS, max_relative_error=1.0)
-    whole = manifest(wire.Official(groups={"a": own, "a+b": other}, forward=FILE))
-    assert whole.group(("a",), FILE).official == wire.Official(groups={"a": own})
-    assert whole.group(("b",), FILE).official is None
+    whole = manifest(wire.OrtTrainingArtifacts(groups={"a": own, "a+b": other}, forward=FILE))
+    assert whole.group(("a",), FILE).ort_training == wire.OrtTrainingArtifacts(groups={"a": own})
+    assert whole.group(("b",), FILE).ort_training is None
     assert wire.decode(wire.encode(whole)) == whole
     assert b"official" not in wire.encode(manifest())
 
 
 def test_device_needs_the_training_model_where_its_engine_is_the_official_one():
     model = wire.File(digest="1" * 64, size_bytes=7)
-    whole = manifest(wire.Official(groups={"a+b": msgspec.structs.replace(ARTIFACTS, training_model=model)}))
+    whole = manifest(
+        wire.OrtTrainingArtifacts(groups={"a+b": msgspec.structs.replace(ARTIFACTS, training_model=model)})
+    )
     assert whole.needs() == {"0" * 64: 1}
-    assert whole.needs(official=True) == {"0" * 64: 1, "1" * 64: 7}
-    assert manifest().needs(official=True) == {"0" * 64: 1}
+    assert whole.needs(ort_training=True) == {"0" * 64: 1, "1" * 64: 7}
+    assert manifest().needs(ort_training=True) == {"0" * 64: 1}

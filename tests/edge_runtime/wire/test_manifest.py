@@ -10,21 +10,21 @@ from edge_runtime.wire.manifest import (
     FORMAT,
     FORWARD,
     MAX_MANIFEST_BYTES,
-    OFFICIAL,
+    ORT_TRAINING,
     Array,
     Artifacts,
     File,
     Manifest,
-    Official,
+    OrtTrainingArtifacts,
     Parity,
     Stage,
     Task,
+    artifact_path,
     check_file,
     decode,
     encode,
     graph_names,
     graph_path,
-    official_path,
     read_folder,
     write_folder,
 )
@@ -304,14 +304,16 @@ def test_folder_with_official_artifacts_has_each_of_them_checked(tmp_path, with_
     names["checkpoint"] = "checkpoint"
     artifacts = Artifacts(**{field: file_of(name.encode()) for field, name in names.items()}, max_relative_error=0.0)
     forward = file_of(b"forward") if with_forward else None
-    whole = manifest_of("depth", "normals", official=Official(groups={"depth": artifacts}, forward=forward))
-    paths = [official_path(tmp_path, "depth", name) for name in artifacts.files]
+    whole = manifest_of(
+        "depth", "normals", ort_training=OrtTrainingArtifacts(groups={"depth": artifacts}, forward=forward)
+    )
+    paths = [artifact_path(tmp_path, "depth", name) for name in artifacts.files]
     assert sorted(path.name for path in paths) == sorted(names.values())
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(path.name.encode())
     if with_forward:
-        paths.append(tmp_path / OFFICIAL / FORWARD)
+        paths.append(tmp_path / ORT_TRAINING / FORWARD)
         paths[-1].write_bytes(b"forward")
     write_folder(tmp_path, whole, b"weights", {name: name.encode() for name in whole.graphs})
     assert read_folder(tmp_path) == whole

@@ -18,7 +18,7 @@ class Translated:
         import torch
 
         from export.lowering import lower
-        from export.running import moving
+        from export.running_statistics import moving
         from export.trace import trace
 
         self.module = module

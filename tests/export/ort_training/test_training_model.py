@@ -19,14 +19,14 @@ from torch import nn  # noqa: E402
 
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.errors import BundleInvalid  # noqa: E402
-from edge_runtime.wire.operators import OFFICIAL as OPERATORS  # noqa: E402
+from edge_runtime.wire.operators import ORT_TRAINING as OPERATORS  # noqa: E402
 from edge_runtime.wire.tensors import transfer, unpack  # noqa: E402
 from export.compile import compile_model  # noqa: E402
-from export.errors import OfficialImpossible  # noqa: E402
+from export.errors import OrtTrainingImpossible  # noqa: E402
 from export.losses import pixel_cross_entropy  # noqa: E402
 from export.models import xception  # noqa: E402
-from export.ort_training import training_model as official  # noqa: E402
-from export.ort_training.groups import VARIABLE, official_python, parse_groups  # noqa: E402
+from export.ort_training import training_model  # noqa: E402
+from export.ort_training.groups import VARIABLE, ort_training_python, parse_groups  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 ROOT = Path(__file__).parents[3]
@@ -89,9 +89,9 @@ def made(model, tasks):
     parameters = {tensor.name: views[tensor.name] for tensor in table.tensors}
     inputs = {"x": model.example_input.numpy(), "loss_weights": np.ones(len(tasks), np.float32)}
     inputs |= {f"target.{task}": model.example_targets[task].numpy() for task in tasks}
-    sample = official.Sample(inputs, losses_and_gradients(model, tasks, parameters))
-    group = official.group_graph(official.forward_graph(model), tasks, parameters)
-    return official.make_artifacts(group, [sample], PYTHON), parameters, sample
+    sample = training_model.ReferenceSample(inputs, losses_and_gradients(model, tasks, parameters))
+    group = training_model.group_graph(training_model.forward_graph(model), tasks, parameters)
+    return training_model.make_artifacts(group, [sample], PYTHON), parameters, sample
 
 
 @needs_environment
@@ -136,7 +136,7 @@ def test_operators_are_translated_to_what_has_a_gradient(make):
 @needs_environment
 def test_gradient_of_each_operator_on_the_list_is_its_slope():
     script = ROOT / "tests" / "fixtures" / "official_gradients.py"
-    done = command(script, *sorted(official.DIFFERENTIABLE), python=PYTHON)
+    done = command(script, *sorted(training_model.DIFFERENTIABLE), python=PYTHON)
     assert done.returncode == 0, done.stderr[-2000:]
     wrong, _, operators = done.stdout.strip().partition("\noperators: ")
     assert wrong == "wrong:"
@@ -196,15 +196,15 @@ def test_bundle_with_official_artifacts_trains_alike_on_both_engines(tmp_path, t
     assert done.returncode == 0, done.stderr
     assert "depth+normals, segmentation" in done.stdout
     manifest = wire.read_folder(bundle)
-    assert list(manifest.official.groups) == ["depth+normals", "depth+normals+segmentation", "segmentation"]
+    assert list(manifest.ort_training.groups) == ["depth+normals", "depth+normals+segmentation", "segmentation"]
     before, out = wire.encode(manifest), tmp_path / "out"
     words = ("--groups", "depth", "--out", out, "--official-python", PYTHON)
     done = command("-m", "export", "split", bundle, *words, python=PYTHON)  # as a server does
     assert done.returncode == 0, done.stderr
     assert (bundle / wire.MANIFEST).read_bytes() == before
-    apart = wire.decode((out / wire.MANIFEST).read_bytes()).official.groups["depth"]
+    apart = wire.decode((out / wire.MANIFEST).read_bytes()).ort_training.groups["depth"]
     for name, file in apart.files.items():
-        wire.check_file(wire.official_path(out, "depth", name), file)
+        wire.check_file(wire.artifact_path(out, "depth", name), file)
     options = ("--epochs", 2, "--batch", 4, "--lr", 0.02, "--seed", 3, "--bundle", bundle, "--data", data)
     for tasks in ("depth,normals,segmentation", "depth,normals"):
         table = manifest.group(tuple(tasks.split(",")), manifest.weights).table
@@ -221,7 +221,7 @@ def test_bundle_with_official_artifacts_trains_alike_on_both_engines(tmp_path, t
     )
     assert done.returncode == 3
     assert "the bundle has no official artifacts for depth" in done.stderr
-    (wire.official_path(bundle, "segmentation", "checkpoint")).write_bytes(b"other")
+    (wire.artifact_path(bundle, "segmentation", "checkpoint")).write_bytes(b"other")
     with pytest.raises(BundleInvalid, match="checkpoint is not the file"):
         wire.read_folder(bundle)
 
@@ -235,7 +235,7 @@ def test_running_statistics_dropout_and_several_representations_train_alike_on_b
     done = command("-m", "export", "split", bundle, "--groups", "normals")
     assert done.returncode == 0, done.stderr
     manifest = wire.read_folder(bundle)
-    assert all(each.max_relative_error < 2e-4 for each in manifest.official.groups.values())
+    assert all(each.max_relative_error < 2e-4 for each in manifest.ort_training.groups.values())
     options = ("--epochs", 2, "--batch", 4, "--lr", 0.02, "--seed", 3, "--bundle", bundle, "--data", data)
     for tasks in ("depth,normals,segmentation", "normals"):
         table = manifest.group(tuple(tasks.split(",")), manifest.weights).table
@@ -257,11 +257,11 @@ def test_running_statistics_dropout_and_several_representations_train_alike_on_b
 
 def test_group_s_graph_has_the_state_and_the_seeds_of_its_parts():
     model = stateful()
-    forward = official.forward_graph(model)
+    forward = training_model.forward_graph(model)
     compiled = compile_model(model)
     parameters = {n: v for n, v in compiled.table.views(compiled.weights).items() if not n.startswith("state.")}
     own = {name: value for name, value in parameters.items() if name.startswith(("encoder.", "head.normals."))}
-    group = official.group_graph(forward, ("normals",), own)
+    group = training_model.group_graph(forward, ("normals",), own)
     inputs, outputs = ({value.name for value in each} for each in (group.graph.graph.input, group.graph.graph.output))
     assert {"seed.encoder", "seed.head.normals", "state.encoder.last.running_mean"} <= inputs
     assert not {"seed.head.depth", "state.head.depth.norm.running_mean"} & inputs
@@ -279,16 +279,16 @@ def test_other_draws_than_those_of_the_portable_graphs_are_refused():
     compiled = compile_model(model)
     tensors = compiled.table.views(compiled.weights)
     parameters = {name: value for name, value in tensors.items() if not name.startswith("state.")}
-    group = official.group_graph(official.forward_graph(model), ("normals",), parameters)
+    group = training_model.group_graph(training_model.forward_graph(model), ("normals",), parameters)
     inputs = {"x": model.example_input.numpy(), "loss_weights": np.ones(1, np.float32)}
     inputs |= {"target.normals": model.example_targets["normals"].numpy()}
     inputs |= {name: value for name, value in tensors.items() if name.startswith("state.")}
     inputs |= {f"seed.{part}": np.array(5, np.int64) for part in model.parts()}
     expected = {"loss.normals": np.array(2.0, np.float32)}
     with pytest.raises(
-        OfficialImpossible, match=r"the official training model's loss\.normals differs from the portable"
+        OrtTrainingImpossible, match=r"the official training model's loss\.normals differs from the portable"
     ):
-        official.make_artifacts(group, [official.Sample(inputs, expected)], PYTHON)
+        training_model.make_artifacts(group, [training_model.ReferenceSample(inputs, expected)], PYTHON)
 
 
 @needs_environment
@@ -310,7 +310,7 @@ def test_gradients_that_differ_by_a_decision_are_held_to_the_same_decisions(scal
     x[0, :, 0, 0] = 0
     model.encoder.conv.bias.data[0] = 1e-9
     model.example_targets["a"][0, 0, 0, 0] = 100
-    forward = official.forward_graph(model)
+    forward = training_model.forward_graph(model)
     parameters = {
         f"{part}.{n}": p.detach().numpy() for part, m in model.parts().items() for n, p in m.named_parameters()
     }
@@ -320,15 +320,15 @@ def test_gradients_that_differ_by_a_decision_are_held_to_the_same_decisions(scal
     expected["grad.head.a.weight"] = expected["grad.head.a.weight"] * np.float32(scale)
     told = [model.encoder(x).detach().numpy()]
     inputs = {"x": x.numpy(), "loss_weights": np.ones(1, np.float32), "target.a": model.example_targets["a"].numpy()}
-    sample = official.Sample(inputs, expected)
-    group = official.group_graph(forward, ("a",), parameters)
+    sample = training_model.ReferenceSample(inputs, expected)
+    group = training_model.group_graph(forward, ("a",), parameters)
     tell = (lambda: (sample, told)) if tried else None
     if tried and scale == 1:
-        assert official.make_artifacts(group, [sample], PYTHON, tell).max_relative_error < 1e-4
+        assert training_model.make_artifacts(group, [sample], PYTHON, tell).max_relative_error < 1e-4
     else:
         name = "head.a.weight" if scale != 1 else "encoder.conv.bias"
-        with pytest.raises(OfficialImpossible, match=rf"{name} differs from the portable graphs"):
-            official.make_artifacts(group, [sample], PYTHON, tell)
+        with pytest.raises(OrtTrainingImpossible, match=rf"{name} differs from the portable graphs"):
+            training_model.make_artifacts(group, [sample], PYTHON, tell)
 
 
 TRANSPOSED = """
@@ -357,7 +357,7 @@ def test_operator_without_a_gradient_is_named_with_its_module(tmp_path):
     done = command("-m", "export", "compile", f"{source}:build", "--out", tmp_path / "a", "--official", "auto")
     assert done.returncode == 0, done.stderr
     assert sentence in done.stderr
-    assert wire.read_folder(tmp_path / "a").official is None
+    assert wire.read_folder(tmp_path / "a").ort_training is None
     done = command("-m", "export", "compile", f"{source}:build", "--out", tmp_path / "b", "--official", "require")
     assert done.returncode == 3
     assert sentence in done.stderr
@@ -367,7 +367,7 @@ def test_operator_without_a_gradient_is_named_with_its_module(tmp_path):
 def test_gradient_check_finds_what_lies_between_parameters_and_loss_alone(make):
     head = nn.Sequential(nn.Conv2d(4, 1, 1), nn.ELU())
     model = make(heads={"a": head, "b": nn.Conv2d(4, 2, 1)})
-    official.forward_graph(model)
+    training_model.forward_graph(model)
 
     class Rounded(nn.Module):
         def __init__(self):
@@ -377,24 +377,24 @@ def test_gradient_check_finds_what_lies_between_parameters_and_loss_alone(make):
         def forward(self, z):
             return self.conv(z).amax(dim=3, keepdim=True).expand(-1, -1, -1, 8)
 
-    with pytest.raises(OfficialImpossible, match="no CPU gradient for ReduceMax, which head/a uses"):
-        official.forward_graph(make(heads={"a": Rounded(), "b": nn.Conv2d(4, 2, 1)}))
+    with pytest.raises(OrtTrainingImpossible, match="no CPU gradient for ReduceMax, which head/a uses"):
+        training_model.forward_graph(make(heads={"a": Rounded(), "b": nn.Conv2d(4, 2, 1)}))
 
 
 def test_environment_that_is_not_there_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path / "python"))
-    with pytest.raises(OfficialImpossible, match="make venv-official"):
-        official_python(None)
-    assert official_python(Path(sys.executable)) == Path(sys.executable)
+    with pytest.raises(OrtTrainingImpossible, match="make venv-official"):
+        ort_training_python(None)
+    assert ort_training_python(Path(sys.executable)) == Path(sys.executable)
 
 
 def test_environment_without_onnxruntime_training_is_said(make):
     model = make()
     compiled = compile_model(model)
     parameters = compiled.table.views(compiled.weights)
-    group = official.group_graph(official.forward_graph(model), model.tasks, parameters)
-    with pytest.raises(OfficialImpossible, match="has no onnxruntime-training 1.19.2"):
-        official.make_artifacts(group, [], Path(sys.executable))
+    group = training_model.group_graph(training_model.forward_graph(model), model.tasks, parameters)
+    with pytest.raises(OrtTrainingImpossible, match="has no onnxruntime-training 1.19.2"):
+        training_model.make_artifacts(group, [], Path(sys.executable))
 
 
 def test_groups_are_read_in_the_order_of_names_and_unknown_tasks_refused():

@@ -7,7 +7,7 @@ onnx = pytest.importorskip("onnx")
 from torch import nn  # noqa: E402
 
 from export.compile import compile_model  # noqa: E402
-from export.ort_training import nonsmooth as kinks  # noqa: E402
+from export.ort_training import branch_decisions  # noqa: E402
 from export.parity.check import outputs  # noqa: E402
 
 pytestmark = pytest.mark.workstation
@@ -30,7 +30,7 @@ def pooled(make, run):
 
     outputs(compiled, call, compiled.model.example_input)
     model = onnx.load_from_string(compiled.graphs["encoder.0.backward"])
-    return model, kinks.deciding(model.graph), calls["encoder.0.backward"]
+    return model, branch_decisions.deciding(model.graph), calls["encoder.0.backward"]
 
 
 def ran(run, model, inputs):
@@ -39,7 +39,7 @@ def ran(run, model, inputs):
 
 def test_graph_tells_what_it_decides_by(pooled, run):
     model, names, inputs = pooled
-    plain, told = ran(run, model, inputs), ran(run, kinks.telling(model, names), inputs)
+    plain, told = ran(run, model, inputs), ran(run, branch_decisions.telling(model, names), inputs)
     assert told.keys() == plain.keys() | set(names)
     assert any(np.issubdtype(told[name].dtype, np.integer) for name in names)  # the places of maxima
     rectified = [told[name] for name in names if told[name].shape == (2, 4, 8, 8)]
@@ -50,21 +50,21 @@ def test_graph_tells_what_it_decides_by(pooled, run):
 
 def test_graph_that_takes_decisions_follows_them(pooled, run):
     model, names, inputs = pooled
-    told = {name: ran(run, kinks.telling(model, names), inputs)[name] for name in names}
-    taking = kinks.taking(model, told)
+    told = {name: ran(run, branch_decisions.telling(model, names), inputs)[name] for name in names}
+    taking = branch_decisions.taking(model, told)
     plain = ran(run, model, inputs)
-    for values in (told, kinks.nudged(told)):
-        for name, value in ran(run, taking, {**inputs, **kinks.given(values)}).items():
+    for values in (told, branch_decisions.nudged(told)):
+        for name, value in ran(run, taking, {**inputs, **branch_decisions.given(values)}).items():
             np.testing.assert_allclose(value, plain[name], rtol=1e-4, atol=1e-5)
     # All off: nothing passes the ReLU any more.
     off = {n: np.full_like(v, -1) if v.dtype == np.float32 else v for n, v in told.items()}
-    found = ran(run, taking, {**inputs, **kinks.given(off)})
+    found = ran(run, taking, {**inputs, **branch_decisions.given(off)})
     assert not any(value.any() for value in found.values())
 
 
 def test_nudged_values_are_others_that_decide_alike():
     values = {"a": np.array([0.0, -0.0, 1.0, -3.0, 1e-30], np.float32), "places": np.array([0, 7])}
-    found = kinks.nudged(values)
+    found = branch_decisions.nudged(values)
     assert found["places"] is values["places"]
     np.testing.assert_array_equal(np.sign(found["a"]), np.sign(values["a"]))
     assert (found["a"] != values["a"]).sum() == 3
@@ -75,13 +75,16 @@ def test_same_is_the_nearest_that_differs_by_rounding():
     random = np.random.default_rng(0)
     value = random.normal(size=(2, 3, 50)).astype(np.float32)
     near, nearer = value + np.float32(5e-5), value + np.float32(1e-6)
-    assert kinks.same(value, [near, nearer, value[:1]]) is nearer
-    assert kinks.same(value, [value + np.float32(1e-2), value.reshape(3, 2, 50), value.astype(np.float64)]) is None
-    assert kinks.same(value, []) is None
-    assert kinks.same(value[:0], [value[:0]]) is None
+    assert branch_decisions.same(value, [near, nearer, value[:1]]) is nearer
+    assert (
+        branch_decisions.same(value, [value + np.float32(1e-2), value.reshape(3, 2, 50), value.astype(np.float64)])
+        is None
+    )
+    assert branch_decisions.same(value, []) is None
+    assert branch_decisions.same(value[:0], [value[:0]]) is None
     places = np.arange(3000)
     moved = places.copy()
     moved[:2] = 7
-    assert kinks.same(places, [places[::-1], moved]) is moved
+    assert branch_decisions.same(places, [places[::-1], moved]) is moved
     moved[:30] = 7
-    assert kinks.same(places, [moved]) is None
+    assert branch_decisions.same(places, [moved]) is None

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid
 from export.lowering import Translation, lower
-from export.running import moving, running_statistics, unchanged
+from export.running_statistics import moving, running_statistics, unchanged
 from export.trace import Trace, trace
 
 Sources = dict[str, Tensor]
@@ -103,7 +103,7 @@ class Traced:
         return Lowered(part, tuple(inputs), tuple(outputs), translation)
 
 
-class Part:
+class ModelPart:
     """A module that is trained as one part: `encoder` or `head.<task>`."""
 
     def __init__(self, name: str, module: nn.Module) -> None:

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from export.lowering.chance import draws, threshold
+from export.lowering.dropout import draws, threshold
 
 aten = torch.ops.aten
 
 
-class Seeded(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class SeededDropout(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is in force, the n-th random operator draws what the n-th of a graph with this seed draws."""
 
     def __init__(self, seed: int) -> None:

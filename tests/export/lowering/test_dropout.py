@@ -7,8 +7,8 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from export.errors import OperatorUnsupported  # noqa: E402
-from export.lowering.chance import draws, threshold  # noqa: E402
-from export.parity.seeded import Seeded  # noqa: E402
+from export.lowering.dropout import draws, threshold  # noqa: E402
+from export.parity.seeded_dropout import SeededDropout  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 
@@ -40,7 +40,7 @@ def test_dropout_is_pytorchs_with_the_same_draws(case, seed, translate, run_grap
         x, dy = torch.randn(batch, 4, 5, 6), torch.randn(batch, 4, 5, 6)
         inputs = {"x": x.numpy(), "dy": dy.numpy(), "seed": np.array(seed, np.int64)}
         ours = run_graph(translated.model, inputs)
-        with Seeded(seed):
+        with SeededDropout(seed):
             expected = translated.reference(x, dy)
         for name, value in expected.items():
             np.testing.assert_allclose(ours[name], value.numpy(), atol=1e-5, err_msg=name)
