@@ -2,18 +2,16 @@
 
 import argparse
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from devices.cli.run import UsageError
 from edge_runtime.agent import command as agent
 from edge_runtime.agent.config import AgentConfig, ConfigInvalid
 from edge_runtime.datasets import command as datasets
 from edge_runtime.energy import command as energy
-from edge_runtime.energy.recording import command as recording
 
 if TYPE_CHECKING:
-    from devices.meters import Found, Meter
     from edge_runtime.energy.account import EnergyAccount
     from edge_runtime.worker import LocalWorker
 
@@ -48,15 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser.parse_args(arguments)
         return apart.train(args) if args.command == "train-apart" else apart.general(args)
     if (arguments or sys.argv[1:])[:1] == ["energy"]:
-        from devices.health import HealthProbe
-
         words, command = energy.split(arguments or sys.argv[1:])
-        args = parser.parse_args(words)
-        if args.energy_command is not None:
-            return recording.run(
-                args, lambda source: _open(source, args.root, args.mqtt_user, args.mqtt_password_file, args.mqtt_ca)
-            )
-        return energy.run(args, command, _meter, HealthProbe(args.root))
+        return energy.run(parser.parse_args(words), command)
     args = parser.parse_args(arguments)
     return datasets.run(args) if args.command == "datasets" else agent.run(args, _worker, make_account=_account)
 
@@ -75,18 +66,22 @@ def _worker(config: AgentConfig) -> "LocalWorker":
 
 
 def _account(config: AgentConfig) -> "EnergyAccount":
-    """What books this device's energy. Raises ConfigInvalid for a meter or calibration that is none, MeterUnusable."""
+    """Return the account of this device's energy. Raises ConfigInvalid for its meter's settings, and MeterUnusable."""
     from devices.health import HealthProbe
     from edge_runtime.energy.account import EnergyAccount
-    from edge_runtime.energy.meter import MeterUnusable
+    from edge_runtime.energy.meter import MeterUnusable, open_meter
     from edge_runtime.energy.recording import calibration
     from edge_runtime.energy.recording.calibrated import CalibratedMeter
 
     try:
-        found = _open(
-            config.meter, config.meter_root, config.meter_user, config.meter_password_file, config.meter_ca_file
+        found = open_meter(
+            config.meter,
+            root=config.meter_root,
+            user=config.meter_user,
+            password_file=config.meter_password_file,
+            ca_file=config.meter_ca_file,
         )
-    except ValueError as exc:
+    except UsageError as exc:
         raise ConfigInvalid(f"meter: {exc}") from exc
     if found.meter is None and config.meter not in {"auto", "none"}:
         raise MeterUnusable("; ".join(found.reasons))
@@ -97,23 +92,6 @@ def _account(config: AgentConfig) -> "EnergyAccount":
     except calibration.CalibrationInvalid as exc:
         raise ConfigInvalid(f"meter_calibration: {exc}") from exc
     return EnergyAccount(meter, health=HealthProbe(config.meter_root), path=path, reasons=found.reasons)
-
-
-def _meter(args: argparse.Namespace) -> "tuple[Meter | None, tuple[str, ...]]":
-    found = _open(args.source, args.root, args.mqtt_user, args.mqtt_password_file, args.mqtt_ca)
-    return found.meter, found.reasons
-
-
-def _open(source: str, root: Path, user: str, password_file: Path | None, ca_file: Path | None) -> "Found":
-    """A meter of this board's, and MQTT for those that need it. Raises ValueError."""
-    from devices.meters import open_source
-    from edge_runtime.energy.listener import listen
-
-    def hear(url: str, topic: str, take: Callable[[bytes], None]) -> Callable[[], None]:
-        password = energy.read_password(password_file)
-        return listen(url, topic, take, username=user, password=password, ca_file=ca_file)
-
-    return open_source(source, root=root, listen=hear)
 
 
 if __name__ == "__main__":

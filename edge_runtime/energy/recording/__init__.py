@@ -1,1 +1,1 @@
-"""Measurements in the field: recordings of a board's power, their calibration, and what a federation has cost."""
+"""Recordings of a board's power, and the calibration of its meter."""

@@ -1,7 +1,7 @@
-"""A meter whose readings are made true by a calibration: for recordings, and for what the agent reports.
+"""A meter whose readings a calibration corrects: for recordings, and for the energy that the agent reports.
 
 A meter of watts reads gain · w + offset, and never less than nothing. Counters count gain times as fast, and the first
-of them the offset's joules besides, by the clock; differences between readings are what counts of them.
+of them the offset's joules besides, by the clock; only the differences between their readings count.
 """
 
 # coverage: every branch
@@ -16,7 +16,7 @@ from edge_runtime.energy.recording.calibration import Calibration, CalibrationIn
 
 
 class CalibratedMeter:
-    """The meter with its readings made true; its name says so. Raises CalibrationInvalid for another source's."""
+    """The meter with corrected readings. Raises CalibrationInvalid for a calibration of another source."""
 
     def __init__(self, meter: Meter, calibration: Calibration, clock: Callable[[], float] = time.monotonic) -> None:
         facts = meter.facts
@@ -35,20 +35,20 @@ class CalibratedMeter:
 
     @property
     def facts(self) -> MeterFacts:
-        """The meter's own, in true watts; its gain error stands, because two loads do not say what is left of it."""
+        """The meter's own, in true watts; its gain error stays: two loads do not show how much of it is left."""
         return self._facts
 
     def read(self) -> tuple[float, ...] | None:
-        """True watts, or the counters in true joules; None if it cannot be read now."""
+        """Return true watts, or the counters in true joules; None if the meter cannot be read now."""
         values = self._meter.read()
         if values is None:
             return None
-        made = self._calibration
+        calibration = self._calibration
         if self._facts.counter_ranges_j is None:
-            return (max(0.0, made.true_w(sum(values))),)
-        first, *others = (made.gain * value for value in values)
-        return (first + made.offset_w * (self._clock() - self._began_s), *others)
+            return (max(0.0, calibration.true_w(sum(values))),)
+        first, *others = (calibration.gain * value for value in values)
+        return (first + calibration.offset_w * (self._clock() - self._began_s), *others)
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close the meter's files."""
         self._meter.close()

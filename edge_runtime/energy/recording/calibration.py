@@ -1,7 +1,7 @@
-"""A meter held against known loads: true watts = gain · reading + offset.
+"""The calibration of a meter at known loads: true watts = gain · reading + offset.
 
-Two recordings at loads that a better meter states give both numbers; more loads give the least squares and what is left
-over. The file is TOML and names the source that it is for.
+Two recordings at loads that a better meter states give both numbers; more loads give the least squares and the largest
+error left. The file is TOML and names the source that it is for.
 """
 
 # coverage: every branch
@@ -15,16 +15,16 @@ from msgspec import Meta
 
 MAX_BYTES = 16 * 1024
 MIN_SPREAD_W = 0.2
-"""Two loads that lie closer give a gain of noise."""
+"""Two loads that lie closer together than this give a gain of noise."""
 _LEAST_GAIN, _LARGEST_GAIN = 0.5, 2.0
 
 
 class CalibrationInvalid(ValueError):
-    """These loads, or this file, give no calibration; the sentence says why."""
+    """The loads, or the file, give no calibration; the sentence states why."""
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What makes a source's readings true. `residual_w` is the largest error left at the loads that it was made of."""
+    """The correction of a source's readings. `residual_w` is the largest error left at the loads."""
 
     source: Annotated[str, Meta(min_length=1, max_length=200)]
     gain: Annotated[float, Meta(ge=_LEAST_GAIN, le=_LARGEST_GAIN)]
@@ -32,12 +32,12 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     residual_w: Annotated[float, Meta(ge=0)]
 
     def true_w(self, watts: float) -> float:
-        """A reading made true."""
+        """Return a reading corrected."""
         return self.gain * watts + self.offset_w
 
 
 def fit(source: str, loads: Sequence[tuple[float, float]]) -> Calibration:
-    """The straight line through (true watts, read watts), by least squares. Raises CalibrationInvalid."""
+    """Fit a straight line to loads of (true watts, read watts), by least squares. Raises CalibrationInvalid."""
     if len(loads) < 2:
         raise CalibrationInvalid("a calibration needs two known loads, one low and one high")
     true, read = [load[0] for load in loads], [load[1] for load in loads]
@@ -59,7 +59,7 @@ def fit(source: str, loads: Sequence[tuple[float, float]]) -> Calibration:
 
 
 def encode(calibration: Calibration) -> bytes:
-    """The file's content."""
+    """Return the file's content."""
     return (
         f'source = "{calibration.source}"\n'
         f"gain = {calibration.gain:.6f}\n"
@@ -69,7 +69,7 @@ def encode(calibration: Calibration) -> bytes:
 
 
 def read(path: Path) -> Calibration:
-    """A calibration's file. Raises CalibrationInvalid."""
+    """Read a calibration from its file. Raises CalibrationInvalid."""
     try:
         with path.open("rb") as file:
             return msgspec.toml.decode(file.read(MAX_BYTES), type=Calibration)

@@ -1,28 +1,25 @@
-"""Which meter a board has: what its profile names, the best first, then whatever else is there.
+"""The meter of a board: the ones that its profile names, the best first, then any other that is there.
 
-A sensor on I2C is tried only where the board was named by hand: on a bus nobody can see what a chip's shunt is.
+A sensor on I2C is tried only where the board was named by hand: a bus does not show the resistance of a chip's shunt.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 from devices.detection import detect
-from devices.meters import Found, Meter, discover
+from devices.meters import Meter, discover
 from devices.profile import Profile, load, load_all
-
-Open = Callable[[str], Found]
-
-
-class NoMeter(Exception):
-    """Nothing measures here; the sentence says what was tried and what helps."""
+from edge_runtime.energy.meter import MeterUnusable, Open
 
 
 def choose(board: str, source: str | None, root: Path, open_: Open) -> Meter:
-    """The meter of `source`, or of a board: its name, or `auto`. Raises NoMeter, ProfileInvalid and ValueError."""
+    """Open the meter of `source`, or of a board: its name, or `auto`.
+
+    Raises MeterUnusable with the reasons of every meter that was tried, ProfileInvalid, and UsageError.
+    """
     if source is not None:
         found = open_(source)
         if found.meter is None:
-            raise NoMeter("; ".join(found.reasons))
+            raise MeterUnusable("; ".join(found.reasons))
         return found.meter
     profile = detect(load_all(), root).profile if board == "auto" else load(board)
     reasons: list[str] = []
@@ -35,7 +32,7 @@ def choose(board: str, source: str | None, root: Path, open_: Open) -> Meter:
     if found.meter is not None:
         return found.meter
     reasons += found.reasons
-    raise NoMeter("; ".join(dict.fromkeys(reasons)) + _help(profile))
+    raise MeterUnusable("; ".join(dict.fromkeys(reasons)) + _help(profile))
 
 
 def _candidates(profile: Profile | None, *, is_named: bool) -> list[str]:

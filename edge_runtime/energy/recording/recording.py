@@ -1,7 +1,7 @@
-"""A recording of power: readings into watts, and watts into what is said of them. No clock and no file.
+"""A recording of power: from readings to watts, and from watts to the energy of segments. No clock and no file.
 
 Time is in seconds from the recording's start. Between two readings power is a straight line; a counter gives the mean
-since the reading before. What lies between readings more than BRIDGE_S apart was not measured.
+since the reading before. The time between readings more than BRIDGE_S apart was not measured.
 """
 
 # coverage: every branch
@@ -10,14 +10,16 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from edge_runtime.wire.energy import above_idle_j
+
 BRIDGE_S = 10.0
 IDLE = "idle"
 """The segment before the work: its mean power is the baseline."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
-    """One reading. `mark` is the name of the segment that it belongs to."""
+class PowerReading:
+    """One reading in watts. `mark` is the name of the segment that it belongs to."""
 
     seconds: float
     watts: float
@@ -25,8 +27,8 @@ class Row:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segment:
-    """What lies between two marks. `above_idle_j` is None without a baseline."""
+class RecordingSegment:
+    """The part of a recording between two marks. `above_idle_j` is None without a baseline."""
 
     mark: str
     seconds: float
@@ -38,15 +40,15 @@ class Segment:
     above_idle_j: float | None
 
 
-class Power:
-    """Readings of a meter into watts. `ranges_j` is where each counter starts again; None for a meter of watts."""
+class PowerConverter:
+    """Converts readings to watts. `ranges_j` is where each counter starts again; None for a meter of watts."""
 
     def __init__(self, ranges_j: tuple[float, ...] | None) -> None:
         self._ranges_j = ranges_j
         self._last: tuple[float, tuple[float, ...]] | None = None
 
     def __call__(self, seconds: float, values: tuple[float, ...]) -> float | None:
-        """The watts at that time; None for a counter's first reading."""
+        """Return the watts at that time; None for a counter's first reading."""
         if self._ranges_j is None:
             return sum(values)
         last, self._last = self._last, (seconds, values)
@@ -57,19 +59,22 @@ class Power:
         return joules / (seconds - last[0])
 
 
-def segments(rows: Sequence[Row]) -> list[Segment]:
-    """A recording's segments in the order of their beginning. An interval belongs to the segment that it begins in."""
-    marks = list(dict.fromkeys(row.mark for row in rows))
-    parts = {mark: [pair for pair in pairwise(rows) if pair[0].mark == mark] for mark in marks}
+def segments(readings: Sequence[PowerReading]) -> list[RecordingSegment]:
+    """Return a recording's segments in the order of their beginning.
+
+    The interval between two readings belongs to the segment of the first.
+    """
+    marks = list(dict.fromkeys(each.mark for each in readings))
+    parts = {mark: [pair for pair in pairwise(readings) if pair[0].mark == mark] for mark in marks}
     idle_w = _mean_w(parts.get(IDLE, []))
     found = []
     for mark in marks:
         pairs = parts[mark]
-        watts = [row.watts for row in rows if row.mark == mark]
+        watts = [each.watts for each in readings if each.mark == mark]
         measured_s = sum(_length_s(pair) for pair in pairs)
         energy_j = sum(_joules(pair) for pair in pairs)
         found.append(
-            Segment(
+            RecordingSegment(
                 mark=mark,
                 seconds=sum(after.seconds - before.seconds for before, after in pairs),
                 measured_s=measured_s,
@@ -77,27 +82,27 @@ def segments(rows: Sequence[Row]) -> list[Segment]:
                 mean_w=_mean_w(pairs),
                 min_w=min(watts),
                 max_w=max(watts),
-                above_idle_j=None if idle_w is None else energy_j - idle_w * measured_s,
+                above_idle_j=above_idle_j(energy_j, idle_w, measured_s),
             )
         )
     return found
 
 
-def mean_w(rows: Sequence[Row]) -> float | None:
-    """The mean power of a whole recording; None where nothing was measured."""
-    return _mean_w(list(pairwise(rows)))
+def mean_w(readings: Sequence[PowerReading]) -> float | None:
+    """Return the mean power of a whole recording; None where nothing was measured."""
+    return _mean_w(list(pairwise(readings)))
 
 
-def _mean_w(pairs: Iterable[tuple[Row, Row]]) -> float | None:
+def _mean_w(pairs: Iterable[tuple[PowerReading, PowerReading]]) -> float | None:
     pairs = list(pairs)
     measured_s = sum(_length_s(pair) for pair in pairs)
     return sum(_joules(pair) for pair in pairs) / measured_s if measured_s > 0 else None
 
 
-def _length_s(pair: tuple[Row, Row]) -> float:
+def _length_s(pair: tuple[PowerReading, PowerReading]) -> float:
     length_s = pair[1].seconds - pair[0].seconds
     return length_s if length_s <= BRIDGE_S else 0.0
 
 
-def _joules(pair: tuple[Row, Row]) -> float:
+def _joules(pair: tuple[PowerReading, PowerReading]) -> float:
     return _length_s(pair) * (pair[0].watts + pair[1].watts) / 2

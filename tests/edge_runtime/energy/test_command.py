@@ -10,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from edge_runtime.energy.command import add_arguments, read_password, run, split
+from devices.cli.run import UsageError
+from devices.meters import Found
+from edge_runtime.energy.command import add_arguments, run, split
+from edge_runtime.energy.meter import read_password
 from edge_runtime.wire.link import Connected
 from edge_runtime.wire.mqtt import MqttLink
 
@@ -23,6 +26,10 @@ def arguments(*words):
     parser = argparse.ArgumentParser()
     add_arguments(parser)
     return parser.parse_args(words)
+
+
+def opened(meter, *reasons):
+    return lambda _source: Found(meter=meter, reasons=reasons)
 
 
 def energy(*words, **options):
@@ -43,7 +50,7 @@ def test_words_after_the_dashes_are_the_command():
 
 
 def test_idle_machine_is_measured(meter, health, capsys):
-    code = run(arguments("--seconds", "0.3", "--json"), [], lambda _: (meter, ()), health)
+    code = run(arguments("--seconds", "0.3", "--json"), [], opened(meter), health)
     found = json.loads(capsys.readouterr().out)
     assert code == 0
     assert found["energy_j"] == pytest.approx(5.0 * found["seconds"], rel=1e-3)
@@ -59,7 +66,7 @@ def test_idle_machine_is_measured(meter, health, capsys):
 
 def test_command_is_measured_beside_the_idle_machine(meter, health, capfd):
     words = [PYTHON, "-c", "import time; print('hello'); time.sleep(0.3); raise SystemExit(7)"]
-    code = run(arguments("--seconds", "0.2", "--json"), words, lambda _: (meter, ()), health)
+    code = run(arguments("--seconds", "0.2", "--json"), words, opened(meter), health)
     out, err = capfd.readouterr()
     found = json.loads(out)
     assert (code, found["exit_code"], found["command"]) == (7, 7, words)
@@ -70,7 +77,12 @@ def test_command_is_measured_beside_the_idle_machine(meter, health, capfd):
 
 def test_words_for_people_go_beside_the_command_s_output(meter, health, capfd):
     health_now = lambda: health(temperature_c=81.0, throttled=("throttled",))  # noqa: E731
-    code = run(arguments("--seconds", "0.1"), [PYTHON, "-c", "print('hello')"], lambda _: (meter, ()), health_now)
+    code = run(
+        arguments("--seconds", "0.1"),
+        [PYTHON, "-c", "print('hello')"],
+        opened(meter),
+        health_now,
+    )
     out, err = capfd.readouterr()
     assert (code, out) == (0, "hello\n")
     for words in ("J (±", "(fake)", "J above idle", "81.0 °C", "held back by: throttled", "covers all of it"):
@@ -78,28 +90,28 @@ def test_words_for_people_go_beside_the_command_s_output(meter, health, capfd):
 
 
 def test_nothing_that_measures_is_null_with_reasons_and_no_failure(health, capsys):
-    code = run(arguments("--seconds", "0.1", "--json"), [], lambda _: (None, ("rapl: not here",)), health)
+    code = run(arguments("--seconds", "0.1", "--json"), [], opened(None, "rapl: not here"), health)
     found = json.loads(capsys.readouterr().out)
     assert (code, found["energy_j"], found["mean_w"], found["source"]) == (0, None, None, None)
     assert found["reasons"] == ["rapl: not here"]
     assert found["seconds"] >= 0.1
-    run(arguments("--seconds", "0.1"), [], lambda _: (None, ("rapl: not here",)), health)
+    run(arguments("--seconds", "0.1"), [], opened(None, "rapl: not here"), health)
     assert "no usable meter here\n  rapl: not here" in capsys.readouterr().out
 
 
 def test_command_runs_where_nothing_measures(health, capfd):
-    assert run(arguments("--seconds", "0"), [PYTHON, "-c", "exit(3)"], lambda _: (None, ("no",)), health) == 3
+    assert run(arguments("--seconds", "0"), [PYTHON, "-c", "exit(3)"], opened(None, "no"), health) == 3
 
 
 def test_meter_that_stops_is_said(meter, health, capsys):
     meter.value = None
-    run(arguments("--seconds", "0.1"), [], lambda _: (meter, ()), health)
+    run(arguments("--seconds", "0.1"), [], opened(meter), health)
     assert "too few readings" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "1e9", "0"])
 def test_seconds_that_make_no_sense_are_refused(meter, health, capsys, seconds):
-    assert run(arguments(f"--seconds={seconds}"), [], lambda _: (meter, ()), health) == 2
+    assert run(arguments(f"--seconds={seconds}"), [], opened(meter), health) == 2
     assert "--seconds" in capsys.readouterr().err
 
 
@@ -119,7 +131,7 @@ def test_source_that_is_none_is_one_sentence():
     ],
 )
 def test_command_that_fails_has_a_shell_s_exit_code(meter, health, capfd, words, code, said):
-    assert run(arguments("--seconds", "0"), words, lambda _: (meter, ()), health) == code
+    assert run(arguments("--seconds", "0"), words, opened(meter), health) == code
     assert said in capfd.readouterr().err
 
 
@@ -149,7 +161,7 @@ def test_ctrl_c_while_the_idle_machine_is_measured_ends_quietly(meter, capsys):
     def interrupted():
         raise KeyboardInterrupt
 
-    assert run(arguments(), ["never-run"], lambda _: (meter, ()), interrupted) == 130
+    assert run(arguments(), ["never-run"], opened(meter), interrupted) == 130
     assert capsys.readouterr() == ("", "stopped\n")
     assert meter.closed
 
@@ -158,7 +170,7 @@ def test_password_is_read_from_a_file(tmp_path):
     (tmp_path / "password").write_text("secret\n")
     assert read_password(tmp_path / "password") == "secret"
     assert read_password(None) == ""
-    with pytest.raises(ValueError, match="cannot be read"):
+    with pytest.raises(UsageError, match="cannot be read"):
         read_password(tmp_path / "none")
 
 

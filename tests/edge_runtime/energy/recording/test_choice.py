@@ -1,7 +1,8 @@
 import pytest
 
 from devices.meters import open_source
-from edge_runtime.energy.recording.choice import NoMeter, choose
+from edge_runtime.energy.meter import MeterUnusable
+from edge_runtime.energy.recording.choice import choose
 
 
 @pytest.fixture
@@ -33,10 +34,10 @@ def test_choose_a_board_s_best_meter_first(board, opened, pmic_text):
 def test_choose_auto_tries_no_chip_that_nobody_can_see(board, opened):
     raspberry(board, "raspberrypi,4-model-b")
     asked, open_ = opened
-    with pytest.raises(NoMeter, match="--source i2c:ina219@0x40"):
+    with pytest.raises(MeterUnusable, match="--source i2c:ina219@0x40"):
         choose("auto", None, board.root, open_)
     assert asked == []
-    with pytest.raises(NoMeter):
+    with pytest.raises(MeterUnusable):
         choose("rpi4", None, board.root, open_)
     assert asked == ["i2c:ina219@0x40,bus=1,shunt=0.1"]
 
@@ -48,7 +49,7 @@ def test_choose_whatever_else_the_kernel_shows(board, opened):
 
 
 def test_choose_a_source_as_it_was_said(board, opened):
-    with pytest.raises(NoMeter, match="rapl"):
+    with pytest.raises(MeterUnusable, match="rapl"):
         choose("auto", "rapl", board.root, opened[1])
     with pytest.raises(ValueError, match="no source"):
         choose("auto", "magic", board.root, opened[1])

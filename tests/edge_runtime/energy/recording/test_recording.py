@@ -2,19 +2,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.energy.recording.recording import Power, Row, mean_w, segments
+from edge_runtime.energy.recording.recording import PowerConverter, PowerReading, mean_w, segments
 
 
 def rows(*triples):
-    return [Row(seconds=s, watts=w, mark=m) for s, w, m in triples]
+    return [PowerReading(seconds=s, watts=w, mark=m) for s, w, m in triples]
 
 
 def test_power_of_watts_is_their_sum():
-    assert Power(None)(0.0, (1.5, 2.0)) == 3.5
+    assert PowerConverter(None)(0.0, (1.5, 2.0)) == 3.5
 
 
 def test_power_of_counters_is_the_mean_since_the_reading_before():
-    power = Power((100.0, 100.0))
+    power = PowerConverter((100.0, 100.0))
     assert power(0.0, (10.0, 99.0)) is None
     assert power(2.0, (14.0, 1.0)) == pytest.approx((4 + 2) / 2)  # the second one has started again
     assert power(2.0, (20.0, 2.0)) is None  # no time has passed
@@ -43,7 +43,7 @@ def test_segments_long_gaps_are_not_measured():
     cuts=st.lists(st.sampled_from(["idle", "a", "b"]), min_size=30, max_size=30),
 )
 def test_segments_add_up_to_the_whole(powers, cuts):
-    whole = [Row(seconds=float(n), watts=w, mark=cuts[n]) for n, w in enumerate(powers)]
+    whole = [PowerReading(seconds=float(n), watts=w, mark=cuts[n]) for n, w in enumerate(powers)]
     found = segments(whole)
     assert sum(each.energy_j for each in found) == pytest.approx(mean_w(whole) * (len(powers) - 1))
     assert sum(each.seconds for each in found) == len(powers) - 1

@@ -1,7 +1,7 @@
 import pytest
 
 from devices.health import Health
-from edge_runtime.energy.recording.recording import Row
+from edge_runtime.energy.recording.recording import PowerReading
 from edge_runtime.energy.recording.sheet import Sheet, SheetInvalid, read
 
 HEALTH = Health(temperature_c=61.25, cpu_hz=1.5e9, throttled=("under_voltage",), throttled_since_boot=())
@@ -10,7 +10,7 @@ HEALTH = Health(temperature_c=61.25, cpu_hz=1.5e9, throttled=("under_voltage",),
 def write(path, count=3):
     sheet = Sheet(path, "pmic")
     for n in range(count):
-        sheet.add(Row(seconds=n * 0.1, watts=2.5 + n, mark="a, b"), 1.7e9 + n, HEALTH if n else None)
+        sheet.add(PowerReading(seconds=n * 0.1, watts=2.5 + n, mark="a, b"), 1.7e9 + n, HEALTH if n else None)
     return sheet
 
 
@@ -18,7 +18,7 @@ def test_sheet_comes_back(tmp_path):
     write(tmp_path / "a.csv").close()
     source, rows = read(tmp_path / "a.csv")
     assert source == "pmic"
-    assert rows[2] == Row(seconds=0.2, watts=4.5, mark="a, b")
+    assert rows[2] == PowerReading(seconds=0.2, watts=4.5, mark="a, b")
     assert (tmp_path / "a.csv").read_text().splitlines()[2].endswith(",pmic,61.2,1500,under_voltage")
 
 
