@@ -162,7 +162,7 @@ class LocalWorker:
             state = np.zeros(layout.size, np.float32)
         before = self._checkpoint.load(key, model.weights, state)
         spent_s = before.wall_s if before else 0.0
-        model.begin(before.position.steps if before else 0)
+        model.begin_round(before.position.steps if before else 0)
 
         def save(position: Callable[[], TrainingProgress]) -> None:
             if self._checkpoint.is_due:
@@ -170,7 +170,7 @@ class LocalWorker:
                 header = CheckpointHeader(key=key, position=position(), val_loss=val_loss, wall_s=wall_s)
                 try:
                     self._checkpoint.save(header, model.weights, state)
-                    model.mark()
+                    model.mark_checkpoint()
                 except OSError as exc:
                     _log.warning("no checkpoint of round %d could be written: %s", plan.round, exc.strerror)
 
@@ -187,7 +187,7 @@ class LocalWorker:
                 report=lambda done, total: report("train", done, total),
                 enter=lambda stage: report(stage, 0, 1),
             )
-            model.finish()
+            model.finish_round()
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
         self._momentum.save(layout, state, plan.round)
@@ -225,10 +225,10 @@ class LocalWorker:
             start = self._stem.put_into(manifest.table, start, plan.round)
         model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, exchange))
         try:
-            model.begin()
+            model.begin_round()
             scores = TaskMetrics(model)
             loss = self._loss(model, split, report, scores=scores)
-            model.finish()
+            model.finish_round()
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
         assert loss is not None
@@ -251,10 +251,10 @@ class LocalWorker:
         if plan.training is not None:
             check_settings(plan.training)
         samples = EVALUATION_SAMPLES if plan.training is None else plan.training.batch
-        exchange.open(MessageLayout.of(manifest, samples).longest_bytes)
-        ahead = memory.ahead if memory else 1
+        exchange.open(MessageLayout.of(manifest, samples).max_message_bytes)
+        in_flight = memory.in_flight if memory else 1
         return RemoteEncoder(
-            manifest, exchange, plan.round, samples, precision=plan.split_learning.precision, ahead=ahead
+            manifest, exchange, plan.round, samples, precision=plan.split_learning.precision, in_flight=in_flight
         )
 
     def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> PlannedMemory:

@@ -49,9 +49,9 @@ class Apart:
             training=training,
             weights=str(weights.resolve()),
             results=str(self._folder(round_number)),
-            before=None if begins else str(before),
+            previous=None if begins else str(before),
             precision=self.settings.precision,
-            most_devices=self.most_devices,
+            max_devices=self.most_devices,
             idle_s=self.idle_s,
         )
 

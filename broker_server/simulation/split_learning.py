@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from edge_runtime.split_learning.pipe_server import open_host, read_weights, state_before
+from edge_runtime.split_learning.pipe_server import load_state, open_round, read_weights
 from edge_runtime.training.model import GraphCache
 from edge_runtime.wire.encoder_pipe import EncoderRound
 from edge_runtime.wire.fragments import fragmented_bytes
@@ -42,7 +42,7 @@ def general(device: str, bundle: Path, opened: EncoderRound) -> General:
         bundle=bundle,
         opened=opened,
         weights=read_weights(Path(opened.weights), manifest.general),
-        state=state_before(opened, device, manifest),
+        state=load_state(opened, device, manifest),
     )
 
 
@@ -58,19 +58,19 @@ class HostedExchange:
         graphs = shelf.of(manifest, lambda name, _: graph_path(side.bundle, name))
         opened = as_sent(side.opened)
         layout = MessageLayout.of(manifest, opened.samples)
-        self._host = open_host(manifest, graphs, side.weights, layout, opened, lambda _: side.state)
+        self._host = open_round(manifest, graphs, side.weights, layout, opened, lambda _: side.state)
         self._device = side.device
         self._answers: deque[bytes] = deque()
         self.bytes_up = self.bytes_down = 0
 
-    def open(self, longest_bytes: int) -> None:  # noqa: ARG002  (a seam's signature)
+    def open(self, max_message_bytes: int) -> None:  # noqa: ARG002  (a seam's signature)
         """A round begins; what came before is forgotten."""
         self._answers.clear()
 
     def send(self, data: bytes) -> None:
         """Have a message answered."""
         self.bytes_up += fragmented_bytes(len(data))
-        for _, answer in self._host.received(self._device, data, 0.0):
+        for _, answer in self._host.on_message(self._device, data, 0.0):
             self.bytes_down += fragmented_bytes(len(answer))
             self._answers.append(answer)
 

@@ -44,9 +44,9 @@ def crossing(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) 
     training = plan.training
     layout = MessageLayout.of(manifest, EVALUATION_SAMPLES if training is None else training.batch)
     steps = [] if training is None else training.epochs * _parts(examples.get("train", 0), training.batch)
-    trained = [size for step in steps for size in _parts(step, -(-layout.most // plan.split_learning.parts))]
+    trained = [size for step in steps for size in _parts(step, -(-layout.max_samples // plan.split_learning.parts))]
     judged = examples.get(plan.data_split or "val", 0)
-    probes = [size for whole in _parts(judged, EVALUATION_SAMPLES) for size in _parts(whole, layout.most)]
+    probes = [size for whole in _parts(judged, EVALUATION_SAMPLES) for size in _parts(whole, layout.max_samples)]
     asked: list[tuple[MessageKind, MessageKind, int, int]] = [("begin", "ready", 0, 1), ("finish", "finished", 0, 1)]
     asked += [("probe", "representation", size, count) for size, count in Counter(probes).items()]
     for size, count in Counter(trained).items():

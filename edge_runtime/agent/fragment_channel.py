@@ -1,7 +1,7 @@
-"""A device's messages to and from the host of the general model: between the work's thread and the loop's.
+"""A device's split-learning messages, between the thread of the work and the loop's thread.
 
-The work says and hears whole messages; the loop publishes and takes pieces of them (edge_runtime.wire.fragments).
-What is lost on the way is asked for again by the work, so nothing here is kept over a lost connection.
+The work sends and receives complete messages. The loop publishes and receives their fragments
+(edge_runtime.wire.fragments). The work sends again what is lost on the way, so nothing here outlives a connection.
 """
 
 import secrets
@@ -14,57 +14,57 @@ from edge_runtime.wire.fragments import Assembler, to_fragments
 
 
 class FragmentChannel:
-    """See the module. `interrupt` tells the loop that there is something to publish."""
+    """Passes messages between the two threads. `interrupt` wakes the loop when there is something to publish."""
 
     def __init__(self, interrupt: Callable[[], None]) -> None:
         self._interrupt = interrupt
-        self._number = secrets.randbits(32)  # an earlier process had others
-        self._out: deque[bytes] = deque()
-        self._came: SimpleQueue[bytes | None] = SimpleQueue()
+        self._number = secrets.randbits(32)  # differs from the numbers of an earlier process
+        self._outgoing: deque[bytes] = deque()
+        self._received: SimpleQueue[bytes | None] = SimpleQueue()
         self._assembler: Assembler | None = None
         self._cancelled = False
 
-    # The work's side
+    # On the thread of the work
 
-    def open(self, longest_bytes: int) -> None:
-        """A round begins, in which no message is longer than this; what came before is forgotten."""
-        self._came = SimpleQueue()
-        self._assembler = Assembler(longest_bytes)
+    def open(self, max_message_bytes: int) -> None:
+        """Begin a round, in which no message is longer than this; drop what was received before."""
+        self._received = SimpleQueue()
+        self._assembler = Assembler(max_message_bytes)
 
     def send(self, data: bytes) -> None:
         """Send without waiting. Raises MessageInvalid for a message that is too long."""
         self._number += 1
-        self._out.extend(to_fragments(self._number, data))
+        self._outgoing.extend(to_fragments(self._number, data))
         self._interrupt()
 
     def receive(self, timeout_s: float) -> bytes | None:
-        """The next message, or None if none comes in that time. Raises WorkCancelled."""
+        """Return the next message, or None if none comes in that time. Raises WorkCancelled."""
         try:
-            data = None if self._cancelled else self._came.get(timeout=timeout_s)
+            data = None if self._cancelled else self._received.get(timeout=timeout_s)
         except Empty:
             return None
         if data is None:
             raise WorkCancelled
         return data
 
-    # The loop's side
+    # On the loop's thread
 
     def begin(self) -> None:
-        """Work begins."""
+        """Make ready for new work."""
         self._cancelled = False
         self._assembler = None
-        self._out.clear()
+        self._outgoing.clear()
 
     def cancel(self) -> None:
-        """The work is no longer wanted: wake it."""
+        """Wake the work, which is no longer wanted."""
         self._cancelled = True
-        self._came.put(None)
+        self._received.put(None)
 
-    def deliver(self, piece: bytes) -> None:
-        """A piece came. Raises MessageInvalid for one that cannot be; without a round it is dropped."""
-        if self._assembler is not None and (data := self._assembler.accept(piece)) is not None:
-            self._came.put(data)
+    def deliver(self, fragment: bytes) -> None:
+        """Take a fragment that has arrived; without a round it is dropped. Raises MessageInvalid."""
+        if self._assembler is not None and (data := self._assembler.accept(fragment)) is not None:
+            self._received.put(data)
 
     def take(self) -> list[bytes]:
-        """The pieces that are to be published, once."""
-        return [self._out.popleft() for _ in range(len(self._out))]
+        """Return the fragments to publish, and remove them."""
+        return [self._outgoing.popleft() for _ in range(len(self._outgoing))]

@@ -15,6 +15,7 @@ from edge_runtime.wire.compression import Scheme
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Affinity, Evaluation, Hello, MemoryUse, Plan, Update
+from edge_runtime.wire.split_learning import MessageChannel
 from edge_runtime.wire.tensors import Vector
 
 MAX_LOSS = 1e18
@@ -86,19 +87,11 @@ class Order:
     """Where the manifest's graphs are."""
 
 
-class SplitLearningChannel(Protocol):
-    """A seam: a round's messages to and from the host of the general model, which may be lost on the way."""
+class SplitLearningChannel(MessageChannel, Protocol):
+    """A seam: a round's messages to and from the encoder server. `receive` raises WorkCancelled."""
 
-    def open(self, longest_bytes: int) -> None:
-        """A round begins, in which no message is longer than this."""
-        ...
-
-    def send(self, data: bytes) -> None:
-        """Send without waiting."""
-        ...
-
-    def receive(self, timeout_s: float) -> bytes | None:
-        """The next message, or None if none comes in that time. Raises WorkCancelled."""
+    def open(self, max_message_bytes: int) -> None:
+        """Begin a round, in which no message is longer than this."""
         ...
 
 

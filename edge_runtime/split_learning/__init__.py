@@ -1,1 +1,1 @@
-"""Split training: the general model computed on a host, stem and heads on devices."""
+"""Split learning: an encoder server computes the shared encoder, devices compute stem and heads."""

@@ -1,15 +1,14 @@
-"""The encoder of a device that does not have it: what goes in and comes out crosses to the host of the general model.
+"""The encoder of a device in split learning: the encoder server computes it.
 
-It stands in the place of the encoder (edge_runtime.training.encoder), so the trainer trains as ever, with parameters of
-stem and heads alone. A question is sent again until its answer comes or the deadline has passed; the host answers the
-same question alike, so nothing is done twice.
+It takes the place of the encoder (edge_runtime.training.encoder), so the trainer is the same, with the parameters of
+stem and heads alone. A request is sent again until its reply comes or its deadline has passed. The server gives the
+same reply to the same request, so nothing is computed twice.
 """
 
 import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -20,6 +19,7 @@ from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Precision, Training
 from edge_runtime.wire.split_learning import (
     MAX_PARTS,
+    MessageChannel,
     MessageKind,
     MessageLayout,
     SplitHeader,
@@ -29,8 +29,8 @@ from edge_runtime.wire.split_learning import (
 )
 
 FIRST_PROBE = MAX_PARTS // 2
-"""Probes count through the upper half of the parts: an answer to one is never taken for another's, or for a batch's."""
-ANSWERS: dict[str, MessageKind] = {
+"""Probes take the upper half of the part numbers by turns, so replies to different requests are not confused."""
+REPLIES: dict[str, MessageKind] = {
     "begin": "ready",
     "embedding": "representation",
     "probe": "representation",
@@ -41,31 +41,18 @@ ANSWERS: dict[str, MessageKind] = {
 
 
 class EncoderServerUnavailable(RuntimeError):
-    """The host did not answer in time, or refused: this device cannot go on with the round."""
+    """The encoder server sent no reply in time, or refused: this device cannot go on with the round."""
 
 
 class EncoderSessionLost(EncoderServerUnavailable):
-    """The host has nothing of what this device did in the round: begin it anew."""
-
-
-class MessageChannel(Protocol):
-    """A seam: how messages get to the host and back, which may lose, repeat and reorder them."""
-
-    def send(self, data: bytes) -> None:
-        """Send without waiting."""
-        ...
-
-    def receive(self, timeout_s: float) -> bytes | None:
-        """What has come, or None if nothing does in that time."""
-        ...
+    """The encoder server has no session with this device's work any more: begin the round again."""
 
 
 class RemoteEncoder:
-    """The encoder of a bundle with a stem, computed by the host, for one round.
+    """The encoder of a bundle with a stem, computed by the encoder server, for one round.
 
-    `batch` is the most samples that a message has. With `ahead`, so many parts of a step are on their way at once: then
-    the link and both processors have something to do. A question is asked again after `again_s`, and given up after
-    `deadline_s`.
+    `batch` is the most samples in a message. Up to `in_flight` parts of a step are on their way at once, which keeps
+    the link and both processors busy. A request is sent again after `resend_s`, and given up after `deadline_s`.
     """
 
     def __init__(
@@ -76,52 +63,52 @@ class RemoteEncoder:
         batch: int,
         *,
         precision: Precision = "fp32",
-        again_s: float = 5.0,
+        resend_s: float = 5.0,
         deadline_s: float = 300.0,
-        ahead: int = 1,
+        in_flight: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layout = MessageLayout.of(manifest, batch)
         self._channel, self._clock = channel, clock
         self._round = round_number
         self._precision: Precision = precision
-        self._again_s, self._deadline_s, self._ahead = again_s, deadline_s, ahead
-        self._open: list[_Question] = []
-        self._step, self._part, self._fresh = -1, 0, True
+        self._resend_s, self._deadline_s, self._in_flight = resend_s, deadline_s, in_flight
+        self._open: list[_Request] = []
+        self._step, self._part, self._step_begins = -1, 0, True
         self._probes = 0
 
-    def begin(self, step: int = 0) -> None:
-        """Begin with an optimizer's step: 0 at the beginning of a round, else one that was marked.
+    def begin_round(self, step: int = 0) -> None:
+        """Begin at an optimizer's step: 0, or one whose checkpoint was marked.
 
         Raises EncoderServerUnavailable, and EncoderSessionLost if the server has nothing of the step.
         """
-        self._step, self._part, self._fresh = step - 1, 0, True
-        which = 2**61 + secrets.randbits(61)  # always as many digits, so that the same round has as many bytes again
-        self._ask(SplitHeader(kind="begin", round=self._round, step=step, seed=which))
+        self._step, self._part, self._step_begins = step - 1, 0, True
+        identity = 2**61 + secrets.randbits(61)  # of a fixed number of digits: a repeated round has the same traffic
+        self._request(SplitHeader(kind="begin", round=self._round, step=step, seed=identity))
 
-    def at(self, *place: int) -> None:
-        """The batch of a place: a step begins with its first part."""
+    def set_place(self, *place: int) -> None:
+        """Name the batch that comes next: seed, epoch, step and, of a later micro-batch, its number."""
         self._part = place[3] if len(place) > 3 else 0
-        self._fresh = self._part == 0
+        self._step_begins = self._part == 0
 
     @property
-    def ahead(self) -> int:
-        """How many passes may be on their way at once."""
-        return self._ahead
+    def in_flight(self) -> int:
+        """The number of passes that may be on their way at once."""
+        return self._in_flight
 
     def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:  # noqa: ARG002
-        """The host's forward pass in training mode. It has no other parameters than its own: `backward` is true.
+        """Start a forward pass in training mode; the pass's z waits for the reply.
 
-        The embedding is on its way when this returns; whoever asks the pass for z waits for it.
+        `backward` must be true: the server computes with its own parameters only, so it cannot look ahead.
         """
         assert backward
-        if self._fresh:
-            self._step, self._fresh = self._step + 1, False
+        if self._step_begins:
+            self._step, self._step_begins = self._step + 1, False
         header = SplitHeader(
             kind="embedding", round=self._round, step=self._step, part=self._part, seed=int(inputs["seed"])
         )
-        question = self._post(header, (given["e"],))
-        return _RemotePass(given, header, lambda: self._await(question).arrays)
+        request = self._send(header, (given["e"],))
+        return _RemotePass(given, header, lambda: self._await(request).arrays)
 
     def backward(
         self,
@@ -132,35 +119,35 @@ class RemoteEncoder:
         *,
         release: bool = False,  # noqa: ARG002
     ) -> Callable[[], Batch | None]:
-        """∂L/∂e from the host, which keeps the gradients of its parameters, for whoever asks and waits."""
+        """Send ∂L/∂z; the result waits for ∂L/∂e. The server keeps the gradients of the encoder's parameters."""
         assert isinstance(done, _RemotePass)
-        question = self._post(msgspec.structs.replace(done.header, kind="gradient", seed=0), dz)
-        return lambda: self._await(question).arrays[0]
+        request = self._send(msgspec.structs.replace(done.header, kind="gradient", seed=0), dz)
+        return lambda: self._await(request).arrays[0]
 
     def predict(self, given: Inputs, inputs: Inputs) -> Representation:  # noqa: ARG002
-        """The host's representation in evaluation mode, in pieces of a batch at most."""
-        e, most = given["e"], self._layout.most
-        pieces = []
+        """Return the representation in evaluation mode, computed in parts of a batch at most."""
+        e, most = given["e"], self._layout.max_samples
+        parts = []
         for start in range(0, len(e), most):
             self._probes = (self._probes + 1) % FIRST_PROBE
-            part = FIRST_PROBE + self._probes
-            header = SplitHeader(kind="probe", round=self._round, step=self._step + 1, part=part)
-            pieces.append(self._ask(header, (e[start : start + most],)).arrays)
-        return tuple(np.concatenate(arrays) for arrays in zip(*pieces, strict=True))
+            number = FIRST_PROBE + self._probes
+            header = SplitHeader(kind="probe", round=self._round, step=self._step + 1, part=number)
+            parts.append(self._request(header, (e[start : start + most],)).arrays)
+        return tuple(np.concatenate(arrays) for arrays in zip(*parts, strict=True))
 
-    def mark(self) -> None:
-        """All steps so far are in a checkpoint: the host remembers them too."""
-        self._ask(SplitHeader(kind="mark", round=self._round, step=self._step + 1))
+    def mark_checkpoint(self) -> None:
+        """Have the server save the state after all steps so far, which are in a checkpoint of the device."""
+        self._request(SplitHeader(kind="mark", round=self._round, step=self._step + 1))
 
-    def finish(self) -> None:
-        """The device has done its round."""
-        self._ask(SplitHeader(kind="finish", round=self._round, step=self._step + 1))
+    def finish_round(self) -> None:
+        """Have the server store what this device has trained, and end its session."""
+        self._request(SplitHeader(kind="finish", round=self._round, step=self._step + 1))
 
-    def _ask(self, header: SplitHeader, arrays: tuple[Batch, ...] = ()) -> SplitMessage:
-        return self._await(self._post(header, arrays))
+    def _request(self, header: SplitHeader, arrays: tuple[Batch, ...] = ()) -> SplitMessage:
+        return self._await(self._send(header, arrays))
 
-    def _post(self, header: SplitHeader, arrays: tuple[Batch, ...] = ()) -> "_Question":
-        """Ask without waiting."""
+    def _send(self, header: SplitHeader, arrays: tuple[Batch, ...] = ()) -> "_Request":
+        """Send a request without waiting for its reply."""
         if arrays:
             header = msgspec.structs.replace(header, samples=len(arrays[0]), precision=self._precision)
         try:
@@ -169,31 +156,29 @@ class RemoteEncoder:
             raise EncoderServerUnavailable(str(exc)) from exc
         self._channel.send(data)
         now_s = self._clock()
-        question = _Question(header, data, now_s, now_s)
-        self._open.append(question)
-        return question
+        request = _Request(header, data, now_s, now_s)
+        self._open.append(request)
+        return request
 
-    def _await(self, question: "_Question") -> SplitMessage:
-        """The answer to a question. Meanwhile all that are open are asked again when it is time."""
-        while question.answer is None:
+    def _await(self, request: "_Request") -> SplitMessage:
+        """Return the reply to a request. Meanwhile all open requests are sent again when it is time."""
+        while request.reply is None:
             now_s = self._clock()
-            if now_s - question.posed_s >= self._deadline_s:
-                raise EncoderServerUnavailable(
-                    f"the host of the general model did not answer for {self._deadline_s:.0f} s"
-                )
-            unanswered = [each for each in self._open if each.answer is None]
+            if now_s - request.first_sent_s >= self._deadline_s:
+                raise EncoderServerUnavailable(f"the encoder server has sent no reply for {self._deadline_s:.0f} s")
+            unanswered = [each for each in self._open if each.reply is None]
             for each in unanswered:
-                if now_s - each.sent_s >= self._again_s:
+                if now_s - each.sent_s >= self._resend_s:
                     self._channel.send(each.data)
                     each.sent_s = now_s
-            came = self._channel.receive(max(0.0, min(each.sent_s for each in unanswered) + self._again_s - now_s))
-            if came is not None:
-                self._take(came)
-        self._open.remove(question)
-        return question.answer
+            data = self._channel.receive(max(0.0, min(each.sent_s for each in unanswered) + self._resend_s - now_s))
+            if data is not None:
+                self._on_message(data)
+        self._open.remove(request)
+        return request.reply
 
-    def _take(self, data: bytes) -> None:
-        """A message came: perhaps an answer. Raises EncoderServerUnavailable for a refusal."""
+    def _on_message(self, data: bytes) -> None:
+        """Take a reply; other messages are passed over. Raises EncoderServerUnavailable for a refusal."""
         try:
             message = decode(self._layout, data)
         except MessageInvalid:
@@ -201,61 +186,60 @@ class RemoteEncoder:
         header = message.header
         if header.round != self._round:
             return
-        for question in self._open:
-            if question.is_refused(header):
-                forgot = header.reason in {"step", "unknown", "timeout"}
-                kind, asked = (EncoderSessionLost if forgot else EncoderServerUnavailable), question.header
-                raise kind(f"the host refused {asked.kind} of step {asked.step}: {header.detail}")
-            if question.is_answered(message):
-                question.answer = message
+        for request in self._open:
+            if request.is_refused(header):
+                is_lost = header.reason in {"step", "unknown", "timeout"}
+                error, asked = (EncoderSessionLost if is_lost else EncoderServerUnavailable), request.header
+                raise error(f"the encoder server refused {asked.kind} of step {asked.step}: {header.detail}")
+            if request.is_answered(message):
+                request.reply = message
 
 
 @dataclass(eq=False)
-class _Question:
-    """What the host was asked, when first and when last, and its answer."""
+class _Request:
+    """A request to the encoder server, when it was sent first and last, and its reply."""
 
     header: SplitHeader
     data: bytes
-    posed_s: float
+    first_sent_s: float
     sent_s: float
-    answer: SplitMessage | None = None
+    reply: SplitMessage | None = None
 
     def is_refused(self, header: SplitHeader) -> bool:
-        """Whether this refuses it: by its name, or all that a device says. A host that is full is asked again."""
-        if self.answer is not None or header.kind != "refused":
+        """Return True if a header refuses this request, or all of the device. 'full' refuses for now only."""
+        if self.reply is not None or header.kind != "refused":
             return False
         asked = self.header
         is_it = (header.about, header.step, header.part) == (asked.kind, asked.step, asked.part)
         return header.reason in {"timeout", "invalid"} or (is_it and header.reason != "full")
 
     def is_answered(self, message: SplitMessage) -> bool:
-        """Whether this answers it."""
+        """Return True if a message is the reply to this request."""
         header, asked = message.header, self.header
-        is_it = (header.kind, header.step, header.part) == (ANSWERS[asked.kind], asked.step, asked.part)
+        is_it = (header.kind, header.step, header.part) == (REPLIES[asked.kind], asked.step, asked.part)
         return is_it and header.samples == (asked.samples if message.arrays else 0)
 
 
 class _RemotePass(Pass):
-    """A forward pass at the host, whose representation is still on its way."""
+    """A forward pass at the encoder server, whose representation may still be on its way."""
 
-    def __init__(self, given: Inputs, header: SplitHeader, arrive: Callable[[], Representation]) -> None:
+    def __init__(self, given: Inputs, header: SplitHeader, wait: Callable[[], Representation]) -> None:
         super().__init__(given, 0)
         self.header = header
-        self._arrive = arrive
+        self._wait = wait
         self._z: Representation | None = None
 
     @property
     def z(self) -> Representation:
-        """The representation, waited for if it has not come. Raises EncoderServerUnavailable."""
+        """The representation; waits if it has not come. Raises EncoderServerUnavailable."""
         if self._z is None:
-            self._z = self._arrive()
+            self._z = self._wait()
         return self._z
 
 
 def check_settings(settings: Training) -> None:
-    """Raises EncoderServerUnavailable for what split training does not do."""
+    """Raise EncoderServerUnavailable for settings that split learning does not have."""
     if settings.probe_every and settings.probe != "representation":
         raise EncoderServerUnavailable(
-            f"affinities are probed by {settings.probe!r}, which needs the encoder: with a general model on a host "
-            "'representation' alone can be"
+            f"the probe {settings.probe!r} needs the encoder on the device: in split learning use 'representation'"
         )

@@ -1,7 +1,7 @@
-"""The commands `train-apart` and `general`: split training on one machine, as two processes.
+"""The commands `train-apart` and `general`: split learning on one machine, as two processes.
 
-Exit codes as of `train`: 0 done, 2 it was asked for something that makes no sense, 3 the bundle, the data or the host
-cannot be used.
+Exit codes are those of `train`: 0 done, 2 an option is wrong, 3 the bundle, the data or the encoder server cannot be
+used.
 """
 
 import argparse
@@ -37,11 +37,11 @@ from edge_runtime.wire.split_learning import MessageLayout
 _FAULTS = {**FAULTS, EncoderServerUnavailable: BAD_INPUT, PipeClosed: BAD_INPUT}
 NAME = "device"
 PATIENCE_S = 600.0
-"""For an answer of the host. A pipe loses nothing, so nothing is asked again."""
+"""The longest wait for a reply. A pipe loses nothing, so no request is sent again."""
 
 
-class Epoch(msgspec.Struct, frozen=True, kw_only=True):
-    """What an epoch gave."""
+class SplitEpoch(msgspec.Struct, frozen=True, kw_only=True):
+    """The losses and metrics of one epoch, by task."""
 
     epoch: int
     train_loss: dict[str, float]
@@ -49,13 +49,13 @@ class Epoch(msgspec.Struct, frozen=True, kw_only=True):
     val_metrics: dict[str, float] | None
 
 
-class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What `train-apart` prints as JSON. `bytes_per_step` cross in both directions together."""
+class SplitResult(msgspec.Struct, frozen=True, kw_only=True):
+    """The JSON result of `train-apart`. `bytes_per_step` is the traffic in both directions together."""
 
     tasks: tuple[str, ...]
     engine: str
     precision: Precision
-    epochs: list[Epoch]
+    epochs: list[SplitEpoch]
     step_ms_median: float
     bytes_per_step: float
     peak_rss_bytes: int | None
@@ -63,14 +63,14 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def add_general_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `general`."""
+    """Add the arguments of `general`."""
     parser.add_argument("bundle", type=Path, help="folder of a bundle with a stem")
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one for each core)")
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="what computes (default cpu)")
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `train-apart`."""
+    """Add the arguments of `train-apart`."""
     parser.add_argument("--bundle", type=Path, required=True, help="folder of a bundle with a stem")
     parser.add_argument("--data", type=Path, required=True, help="data set folder, as for train")
     parser.add_argument("--epochs", type=int, default=1, help="(default 1)")
@@ -89,25 +89,28 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def general(args: argparse.Namespace) -> int:
-    """Compute a bundle's encoder for whoever writes to the standard input; the exit code."""
+    """Run the encoder server of a bundle on standard input and output; return the exit code."""
     return run_command(partial(_general, args), _FAULTS)
 
 
 def _general(args: argparse.Namespace) -> int:
-    manifest = _divided(args.bundle)
+    manifest = _read_bundle_with_stem(args.bundle)
     engine = Engine(args.threads, provider=args.provider)
-    rounds = PipeServer(manifest, GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name)))
+    server = PipeServer(manifest, GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name)))
     try:
-        # Unbuffered: what has been read and not handed on could not be waited for.
-        with open(0, "rb", buffering=0, closefd=False) as given, open(1, "wb", buffering=0, closefd=False) as out:
-            serve(rounds, given, out)
+        # Unbuffered: `select` does not see what a buffer has already read.
+        with (
+            open(0, "rb", buffering=0, closefd=False) as incoming,
+            open(1, "wb", buffering=0, closefd=False) as outgoing,
+        ):
+            serve(server, incoming, outgoing)
     except (PipeClosed, BrokenPipeError) as exc:
-        raise PipeClosed(f"the host of the general model ends: {exc}") from exc
+        raise PipeClosed(f"the encoder server ends: {exc}") from exc
     return DONE
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train stem and heads here and the encoder in another process; the exit code."""
+    """Train stem and heads here and the encoder in another process; return the exit code."""
     return run_command(partial(_train, args), _FAULTS)
 
 
@@ -116,23 +119,23 @@ def _train(args: argparse.Namespace) -> int:
         if (value := getattr(args, name)) is not None and value < 1:
             raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
     settings = [_settings(args, epoch) for epoch in range(args.epochs)]
-    manifest = _divided(args.bundle)
+    manifest = _read_bundle_with_stem(args.bundle)
     dataset = Dataset.open(args.data)
     for split in (dataset.train, dataset.val):
         if split is not None:
             check_fits(manifest, split)
-    host = EncoderServerProcess.of_bundle(args.bundle, args.threads)
+    server = EncoderServerProcess.of_bundle(args.bundle, args.threads)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            result = _epochs(args, settings, manifest, dataset, host, Path(folder))
+            result = _epochs(args, settings, manifest, dataset, server, Path(folder))
     finally:
-        host.close()
+        server.close()
     if args.json:
         print(msgspec.json.encode(result).decode())
     else:
         print(
             f"step {result.step_ms_median:.1f} ms (median), {result.bytes_per_step / 1e6:.2f} MB; peak memory "
-            f"{_mib(result.peak_rss_bytes)} here, {_mib(result.host_peak_rss_bytes)} of the host"
+            f"{_mib(result.peak_rss_bytes)} here, {_mib(result.host_peak_rss_bytes)} in the encoder server"
         )
     return DONE
 
@@ -142,62 +145,62 @@ def _epochs(
     settings: list[Training],
     manifest: wire.Manifest,
     dataset: Dataset,
-    host: EncoderServerProcess,
+    server: EncoderServerProcess,
     folder: Path,
-) -> "Result":
+) -> SplitResult:
     local = manifest.local()
-    graph = GraphCache(Engine(args.threads)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
+    graphs = GraphCache(Engine(args.threads)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
     weights = read_weights(args.bundle / wire.WEIGHTS, local.table)
     state = np.zeros(optimizer(settings[0]).table(local.table.parameters).size, np.float32)
-    channel = PipeChannel(host, NAME)
-    epochs: list[Epoch] = []
+    channel = PipeChannel(server, NAME)
+    epochs: list[SplitEpoch] = []
     step_ms: list[float] = []
-    crossed = 0
+    traffic_bytes = 0
     for epoch, one in enumerate(settings):
-        before = folder / str(epoch - 1) if epoch else None
-        opened = EncoderRound(
+        previous = folder / str(epoch - 1) if epoch else None
+        encoder_round = EncoderRound(
             round=epoch,
             samples=args.batch,
             training=one,
-            weights=str(args.bundle / wire.WEIGHTS if before is None else result_file(before, NAME)),
+            weights=str(args.bundle / wire.WEIGHTS if previous is None else result_file(previous, NAME)),
             results=str(folder / str(epoch)),
-            before=None if before is None else str(before),
+            previous=None if previous is None else str(previous),
             precision=args.precision,
             idle_s=PATIENCE_S,
         )
-        channel.open(opened, MessageLayout.of(manifest, args.batch).longest_bytes)
+        channel.open(encoder_round, MessageLayout.of(manifest, args.batch).max_message_bytes)
         encoder = RemoteEncoder(
             manifest,
             channel,
             epoch,
             args.batch,
             precision=args.precision,
-            again_s=PATIENCE_S,
+            resend_s=PATIENCE_S,
             deadline_s=PATIENCE_S,
-            ahead=args.ahead,
+            in_flight=args.ahead,
         )
-        encoder.begin()
-        model = Model(local, graph, weights, encoder=encoder)
-        crossed_before = channel.bytes_up + channel.bytes_down
+        encoder.begin_round()
+        model = Model(local, graphs, weights, encoder=encoder)
+        bytes_before = channel.bytes_up + channel.bytes_down
         clock = [time.perf_counter()]
         trained = Trainer(model, dataset.train, args.micro_batch).train(
             one, state, report=lambda *_, clock=clock: clock.append(time.perf_counter())
         )
-        crossed += channel.bytes_up + channel.bytes_down - crossed_before
+        traffic_bytes += channel.bytes_up + channel.bytes_down - bytes_before
         step_ms += [1000 * (later - earlier) for earlier, later in pairwise(clock)]
         val_loss, val_metrics = measured(model, dataset.val, args.batch)
-        encoder.finish()
+        encoder.finish_round()
         weights = model.weights
-        epochs.append(Epoch(epoch=epoch, train_loss=trained.loss, val_loss=val_loss, val_metrics=val_metrics))
+        epochs.append(SplitEpoch(epoch=epoch, train_loss=trained.loss, val_loss=val_loss, val_metrics=val_metrics))
         if not args.json:
             print_epoch(epoch, trained.loss, val_loss, metrics_text(manifest, val_metrics))
-    return Result(
+    return SplitResult(
         tasks=local.task_names,
         engine=engine_version(),
         precision=args.precision,
         epochs=epochs,
         step_ms_median=statistics.median(step_ms),
-        bytes_per_step=crossed / len(step_ms),
+        bytes_per_step=traffic_bytes / len(step_ms),
         peak_rss_bytes=peak_rss_bytes(),
         host_peak_rss_bytes=channel.peak_rss_bytes(),
     )
@@ -222,10 +225,12 @@ def _settings(args: argparse.Namespace, epoch: int) -> Training:
     return found
 
 
-def _divided(folder: Path) -> wire.Manifest:
+def _read_bundle_with_stem(folder: Path) -> wire.Manifest:
     manifest = wire.read_folder(folder)
     if manifest.embedding is None:
-        raise BundleInvalid(f"{folder} has no stem, so its encoder cannot be computed apart: give its model one")
+        raise BundleInvalid(
+            f"{folder} has no stem, and split learning needs one: give the model a stem and compile it again"
+        )
     return manifest
 
 

@@ -1,6 +1,6 @@
-"""The process of a general model's host: one round after another, for whoever writes to its standard input.
+"""The encoder server as a process: it opens one round after another, as its standard input asks.
 
-Frames, and the side that starts this process: edge_runtime.wire.encoder_pipe.
+The frames, and the side that starts this process, are in edge_runtime.wire.encoder_pipe.
 """
 
 import secrets
@@ -33,7 +33,6 @@ from edge_runtime.wire.errors import BundleInvalid, MessageInvalid
 from edge_runtime.wire.files import whole_file
 from edge_runtime.wire.fragments import Assembler, to_fragments
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Training
 from edge_runtime.wire.names import is_device_id
 from edge_runtime.wire.split_learning import MessageLayout
 from edge_runtime.wire.tensors import TensorTable, Vector, parts_of_file
@@ -42,129 +41,127 @@ TICK_S = 1.0
 
 
 @dataclass(eq=False)
-class _Caller:
-    """One device's messages in a round."""
+class _Sender:
+    """The fragments of one device in a round: those to put together, and the number of the last message sent."""
 
     assembler: Assembler
     number: int
 
 
 class PipeServer:
-    """The host of one round after the other."""
+    """Serves one round after another over frames. Does no I/O but reading weights and writing results."""
 
     def __init__(self, manifest: Manifest, graph: Callable[[str], Graph]) -> None:
         self._manifest, self._graph = manifest, graph
-        self._host: EncoderServer | None = None
+        self._server: EncoderServer | None = None
         self._longest_bytes = 0
-        self._callers: dict[str, _Caller] = {}
+        self._senders: dict[str, _Sender] = {}
 
-    def received(self, frame: Frame, now_s: float) -> list[Frame]:
-        """What is to be sent for a frame. Raises PipeClosed for one that nobody may send."""
+    def on_frame(self, frame: Frame, now_s: float) -> list[Frame]:
+        """Handle a frame; return the frames to send. Raises PipeClosed for an invalid one."""
         tag, data = frame
         if tag == b"p":
             return [(b"p", msgspec.json.encode(PeakMemory(peak_rss_bytes=peak_rss_bytes())))]
         if tag == b"o":
             self._open(data)
             return [(b"o", b"")]
-        name, _, piece = data.partition(b"\0")
+        name, _, fragment = data.partition(b"\0")
         device = name.decode(errors="replace")
-        if tag != b"m" or not is_device_id(device) or self._host is None:
-            raise PipeClosed(f"a frame {tag!r} of {len(data)} bytes, which is none, or before a round")
+        if tag != b"m" or not is_device_id(device) or self._server is None:
+            raise PipeClosed(f"a frame {tag!r} of {len(data)} bytes is not valid, or no round is open yet")
         try:
-            message = self._caller(device).assembler.accept(piece)
+            message = self._sender(device).assembler.accept(fragment)
         except MessageInvalid:
-            self._host.errors[device] += 1
+            self._server.errors[device] += 1
             return []
-        return [] if message is None else self._framed(self._host.received(device, message, now_s))
+        return [] if message is None else self._frames(self._server.on_message(device, message, now_s))
 
-    def tick(self, now_s: float) -> list[Frame]:
-        """Time has passed."""
-        return [] if self._host is None else self._framed(self._host.tick(now_s))
+    def on_tick(self, now_s: float) -> list[Frame]:
+        """End the sessions of silent devices; return the frames to send."""
+        return [] if self._server is None else self._frames(self._server.on_tick(now_s))
 
-    def _caller(self, device: str) -> _Caller:
-        if device not in self._callers:
-            self._callers[device] = _Caller(Assembler(self._longest_bytes), secrets.randbits(32))
-        return self._callers[device]
+    def _sender(self, device: str) -> _Sender:
+        if device not in self._senders:
+            self._senders[device] = _Sender(Assembler(self._longest_bytes), secrets.randbits(32))
+        return self._senders[device]
 
-    def _framed(self, sent: list[tuple[str, bytes]]) -> list[Frame]:
+    def _frames(self, sent: list[tuple[str, bytes]]) -> list[Frame]:
         frames: list[Frame] = []
         for device, data in sent:
-            caller = self._caller(device)
-            caller.number += 1
-            frames += [(b"m", device.encode() + b"\0" + piece) for piece in to_fragments(caller.number, data)]
+            sender = self._sender(device)
+            sender.number += 1
+            frames += [(b"m", device.encode() + b"\0" + fragment) for fragment in to_fragments(sender.number, data)]
         return frames
 
     def _open(self, data: bytes) -> None:
         try:
-            opened = msgspec.json.decode(data, type=EncoderRound)
-            weights = read_weights(Path(opened.weights), self._manifest.general)
+            encoder_round = msgspec.json.decode(data, type=EncoderRound)
+            weights = read_weights(Path(encoder_round.weights), self._manifest.general)
         except (msgspec.MsgspecError, BundleInvalid) as exc:
-            raise PipeClosed(f"a round that cannot be opened: {exc}") from exc
-        layout = MessageLayout.of(self._manifest, opened.samples)
-        self._longest_bytes = layout.longest_bytes
-        self._callers.clear()
-        self._host = open_host(self._manifest, self._graph, weights, layout, opened)
+            raise PipeClosed(f"the round cannot be opened: {exc}") from exc
+        layout = MessageLayout.of(self._manifest, encoder_round.samples)
+        self._longest_bytes = layout.max_message_bytes
+        self._senders.clear()
+        self._server = open_round(self._manifest, self._graph, weights, layout, encoder_round)
 
 
-def open_host(
+def open_round(
     manifest: Manifest,
     graph: Callable[[str], Graph],
     weights: Vector,
     layout: MessageLayout,
-    opened: EncoderRound,
-    state: Callable[[str], Vector | None] | None = None,
+    encoder_round: EncoderRound,
+    initial_state: Callable[[str], Vector | None] | None = None,
 ) -> EncoderServer:
-    """The host of a round whose results go to files. `state` is of an earlier round, by default from its files."""
-    results = Path(opened.results)
+    """Return the encoder server of a round, which writes what devices have trained to files.
 
-    def finished(device: str, replica: EncoderReplica) -> None:
-        if opened.training is not None:
+    `initial_state` gives a device's optimizer state from the previous round, by default from the files of that round.
+    """
+    results = Path(encoder_round.results)
+
+    def on_finished(device: str, replica: EncoderReplica) -> None:
+        if encoder_round.training is not None:
             write_result(results, device, replica, manifest.general)
 
     return EncoderServer(
         manifest,
         graph,
         weights,
-        opened.training,
-        opened.round,
+        encoder_round.training,
+        encoder_round.round,
         layout=layout,
-        most_devices=opened.most_devices,
-        idle_s=opened.idle_s,
-        precision=opened.precision,
-        state=state or (lambda device: state_before(opened, device, manifest)),
-        finished=finished,
+        max_devices=encoder_round.max_devices,
+        idle_s=encoder_round.idle_s,
+        precision=encoder_round.precision,
+        initial_state=initial_state or (lambda device: load_state(encoder_round, device, manifest)),
+        on_finished=on_finished,
     )
 
 
 def write_result(folder: Path, device: str, replica: EncoderReplica, table: TensorTable) -> None:
-    """Write what a device has taught: the encoder's weights, and its optimizer's state before them."""
+    """Write the encoder that a device has trained, after its optimizer's state, so that both are there with it."""
     path = result_file(folder, device)
     with whole_file(path.with_suffix(".state")) as file:
         file.write(replica.state.data.cast("B"))
     with whole_file(path) as file:
-        for piece in parts_of_file(table, replica.weights):
-            file.write(piece)
+        file.writelines(parts_of_file(table, replica.weights))
 
 
-def state_before(opened: EncoderRound, device: str, manifest: Manifest) -> Vector | None:
-    """The optimizer's state that a device goes on with in a round; None if it begins."""
-    if opened.before is None or opened.training is None:
+def load_state(encoder_round: EncoderRound, device: str, manifest: Manifest) -> Vector | None:
+    """Return the optimizer's state of a device that took part in the previous round; None if it begins at zero."""
+    if encoder_round.previous is None or encoder_round.training is None:
         return None
-    return read_state(Path(opened.before), device, manifest, opened.training)
-
-
-def read_state(folder: Path, device: str, manifest: Manifest, settings: Training) -> Vector | None:
-    """The optimizer's state of a device that took part in an earlier round; None if there is none of this length."""
-    size = optimizer(settings).table(manifest.general).size
+    size = optimizer(encoder_round.training).table(manifest.general).size
     try:
-        state = np.fromfile(result_file(folder, device).with_suffix(".state"), np.float32)
+        path = result_file(Path(encoder_round.previous), device).with_suffix(".state")
+        state = np.fromfile(path, np.float32)
     except FileNotFoundError:
         return None
     return state if len(state) == size else None
 
 
 def read_weights(path: Path, table: TensorTable) -> Vector:
-    """Some of a file's tensors; the others are never in memory. Raises BundleInvalid."""
+    """Read the tensors of a table from a safetensors file, which may have others. Raises BundleInvalid."""
     weights = np.empty(table.size, np.float32)
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -175,14 +172,14 @@ def read_weights(path: Path, table: TensorTable) -> Vector:
     return weights
 
 
-def serve(rounds: PipeServer, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
-    """Answer frames until the input ends. Raises PipeClosed."""
+def serve(server: PipeServer, incoming: IO[bytes], outgoing: IO[bytes]) -> None:
+    """Handle frames until the input ends. Raises PipeClosed."""
     while True:
-        frames = rounds.tick(time.monotonic())
+        frames = server.on_tick(time.monotonic())
         if select.select([incoming], [], [], TICK_S)[0]:
             frame = read_frame(incoming)
             if frame is None:
                 return
-            frames += rounds.received(frame, time.monotonic())
-        for answer in frames:
-            write_frame(outgoing, answer)
+            frames += server.on_frame(frame, time.monotonic())
+        for reply in frames:
+            write_frame(outgoing, reply)

@@ -1,9 +1,9 @@
-"""The general model as one device trains it in one round: the encoder's graphs on parameters of its own.
+"""The shared encoder as one device trains it in one round: the encoder's graphs on parameters of its own.
 
-What a replica holds, in vectors as long as the encoder's parameters (P): weights, the gradient of a part, the sum of a
-step, the optimizer's state twice, now and as the round began (1 for SGD, 2 for AdamW), and weights and state once more
-where a step is remembered. The weights that the round began with are one read-only vector for all replicas. A reader,
-in a round that measures losses, holds none of it.
+A replica holds vectors as long as the encoder's parameters (P): the weights, the gradient of a part, the gradient's sum
+over a step, and the optimizer's state (1 vector for SGD, 2 for AdamW) twice, now and at the round's beginning. After a
+device's checkpoint it holds weights and state once more. All replicas share one read-only vector of initial weights. A
+round that evaluates needs none of this, only a SharedEncoder.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ from edge_runtime.wire.tensors import Vector
 
 
 class SharedEncoder:
-    """The encoder of a bundle with a stem, of which nothing is trained."""
+    """The encoder of a bundle with a stem, for evaluation alone."""
 
     def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector) -> None:
         """`weights` (P,) are laid out by `manifest.general`."""
@@ -30,43 +30,48 @@ class SharedEncoder:
         self._encoder = LocalEncoder(manifest, graph)
 
     def predict(self, arrays: Arrays) -> Arrays:
-        """The representation of an embedding in evaluation mode."""
+        """Compute the representation of an embedding in evaluation mode."""
         (e,) = arrays
         return self._encoder.predict({"e": e}, self._inputs)
 
 
 class EncoderReplica(SharedEncoder):
-    """The encoder of a bundle with a stem, trained by one device."""
+    """The encoder of a bundle with a stem, as one device trains it."""
 
     def __init__(
         self,
         manifest: Manifest,
         graph: Callable[[str], Graph],
-        start: Vector,
+        initial_weights: Vector,
         settings: Training,
-        state: Vector | None = None,
+        initial_state: Vector | None = None,
     ) -> None:
-        """`start` (P,) is laid out by `manifest.general`; `state` is the optimizer's of an earlier round, or begins."""
+        """`initial_weights` (P,) are laid out by `manifest.general`.
+
+        `initial_state` is the optimizer's state of the previous round; without it the state begins at zero.
+        """
         table = manifest.general
-        table.check(start)
-        self._start = start
-        self.weights = np.array(start)
+        table.check(initial_weights)
+        self._initial_weights = initial_weights
+        self.weights = np.array(initial_weights)
         super().__init__(manifest, graph, self.weights)
         self._gradient, self._sum = np.zeros_like(self.weights), np.zeros_like(self.weights)
         self._settings, self._optimizer = settings, optimizer(settings)
-        self._first = np.zeros(self._optimizer.table(table).size, np.float32) if state is None else state
-        self.state = self._first.copy()
+        if initial_state is None:
+            initial_state = np.zeros(self._optimizer.table(table).size, np.float32)
+        self._initial_state = initial_state
+        self.state = initial_state.copy()
         self._outputs = named(table, self._gradient, "grad")["encoder"]
         self._passes: dict[int, tuple[Pass, Inputs]] = {}
-        self._kept: tuple[Vector, Vector] | None = None
+        self._saved: tuple[Vector, Vector] | None = None
 
     @property
-    def change(self) -> Vector:
-        """What the device has taught: the weights that the round began with, less those of now, (P,)."""
-        return self._start - self.weights
+    def delta(self) -> Vector:
+        """The change that the device has trained: the initial weights less the current ones, (P,)."""
+        return self._initial_weights - self.weights
 
     def forward(self, part: int, arrays: Arrays, seed: int) -> Arrays:
-        """The representation of an embedding, in training mode."""
+        """Compute the representation of an embedding in training mode."""
         (e,) = arrays
         inputs = {**self._inputs, "seed": np.array(seed, np.int64)}
         done = self._encoder.forward({"e": e}, inputs, {})
@@ -74,32 +79,32 @@ class EncoderReplica(SharedEncoder):
         return done.z
 
     def backward(self, part: int, arrays: Arrays) -> Arrays:
-        """∂L/∂e for ∂L/∂z of a part that went forward; its gradient is added to the step's."""
+        """Compute ∂L/∂e from ∂L/∂z of a part after its forward pass, and add its gradient to the step's."""
         done, inputs = self._passes.pop(part)
         de = self._encoder.backward(done, arrays, inputs, self._outputs, release=True)()
         assert de is not None
         self._sum += self._gradient
         return (de,)
 
-    def apply(self) -> None:
-        """The optimizer's step. The proximal term and clipping are of the encoder's parameters alone."""
+    def apply_step(self) -> None:
+        """Take the optimizer's step. The proximal term and clipping see the encoder's parameters alone."""
         if self._settings.proximal_mu:
-            add_proximal(self._sum, self.weights, self._start, self._settings.proximal_mu)
+            add_proximal(self._sum, self.weights, self._initial_weights, self._settings.proximal_mu)
         if self._settings.clip_norm:
             clip(self._sum, self._settings.clip_norm)
         self._optimizer.step(self.weights, self._sum, self.state)
         self._sum[:] = 0
 
-    def keep(self) -> None:
-        """Remember weights and the optimizer's state."""
-        self._kept = self.weights.copy(), self.state.copy()
+    def save(self) -> None:
+        """Copy weights and the optimizer's state, for `restore`."""
+        self._saved = self.weights.copy(), self.state.copy()
 
-    def go_back(self, step: int | None) -> None:
-        """To the beginning (0), to what was remembered, or, with None, to the end of the last step."""
+    def restore(self, step: int | None) -> None:
+        """Go back to the round's beginning (0), to the saved step, or, with None, to the end of the last step."""
         self._passes.clear()
         self._sum[:] = 0
         if step == 0:
-            self.weights[:], self.state[:] = self._start, self._first
+            self.weights[:], self.state[:] = self._initial_weights, self._initial_state
         elif step is not None:
-            assert self._kept is not None
-            self.weights[:], self.state[:] = self._kept
+            assert self._saved is not None
+            self.weights[:], self.state[:] = self._saved

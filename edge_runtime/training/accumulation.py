@@ -65,9 +65,9 @@ def add_up(model: Model, place: tuple[int, ...], parts: Iterable[Part], heads: H
     for number, (x, targets, share) in enumerate(parts):
         seed(number)
         begun.append((number, model.forward(x), targets, share))
-        if len(begun) == model.ahead:
+        if len(begun) == model.in_flight:
             run_heads()
-        if len(returning) == model.ahead:
+        if len(returning) == model.in_flight:
             take_back()
     while begun:
         run_heads()

@@ -40,23 +40,23 @@ class EncoderBackend(Protocol):
     """A seam: the encoder may be computed here, or by somebody else, who is told how a round goes."""
 
     @property
-    def ahead(self) -> int:
+    def in_flight(self) -> int:
         """How many forward passes may be begun before the first of them goes back: more than one if that saves time."""
         ...
 
-    def begin(self, step: int) -> None:
+    def begin_round(self, step: int) -> None:
         """A round begins, or goes on, with an optimizer's step."""
         ...
 
-    def mark(self) -> None:
+    def mark_checkpoint(self) -> None:
         """A checkpoint has all steps so far."""
         ...
 
-    def finish(self) -> None:
+    def finish_round(self) -> None:
         """The round's training or measuring is done."""
         ...
 
-    def at(self, *place: int) -> None:
+    def set_place(self, *place: int) -> None:
         """What comes next is of the batch of this place: seed, epoch, step and, of a later micro-batch, its number."""
         ...
 
@@ -96,20 +96,20 @@ class LocalEncoder:
         self._representations = len(z)
 
     @property
-    def ahead(self) -> int:
+    def in_flight(self) -> int:
         """One after another: there is one processor for all."""
         return 1
 
-    def begin(self, step: int) -> None:
+    def begin_round(self, step: int) -> None:
         """Nothing is remembered here between steps."""
 
-    def mark(self) -> None:
+    def mark_checkpoint(self) -> None:
         """Nor is anything that a checkpoint would need."""
 
-    def finish(self) -> None:
+    def finish_round(self) -> None:
         """And nobody waits for the end."""
 
-    def at(self, *place: int) -> None:
+    def set_place(self, *place: int) -> None:
         """What is random comes with the inputs: nothing else depends on the place."""
 
     def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:

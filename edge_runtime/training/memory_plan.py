@@ -16,7 +16,7 @@ from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import MemoryUse, Training
 
 UNBOUNDED = 2**60
-MOST_AHEAD = 4
+MAX_IN_FLIGHT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,8 @@ class PlannedMemory:
     budget_bytes: int | None = None
     predicted_bytes: int | None = None
     arena_bytes: int | None = None
-    ahead: int = 1
-    """How many micro-batches may be on their way to a host at once."""
+    in_flight: int = 1
+    """How many micro-batches may be on their way to the encoder server at once."""
 
     @property
     def use(self) -> MemoryUse:
@@ -57,16 +57,16 @@ def plan_memory(
     update: Updates | None = None,
     parts: int = 1,
 ) -> PlannedMemory:
-    """The fastest plan that fits. `base_bytes` is resident before a graph is loaded, with the weights that came.
+    """Return the fastest plan that fits. `base_bytes` is resident before a graph is loaded, with the received weights.
 
-    `predicts` says that evaluation measures metrics besides losses; `update` is how what was trained is written
-    afterwards, None where it is not. With `parts` a step is cut into so many micro-batches at least, of which as many
-    are on their way to a host at once as fit (MOST_AHEAD). Raises BudgetTooSmall, which says what would fit.
+    `predicts`: evaluation measures metrics besides losses. `update`: the encoding of the update, None without one.
+    A step has at least `parts` micro-batches; as many as fit, and at most MAX_IN_FLIGHT, are on their way to the
+    encoder server at once. Raises BudgetTooSmall, which states what would fit.
     """
     most = -(-settings.batch // parts)
     if manifest.footprint is None or base_bytes is None:
         whole = MemoryPlan(micro_batch=most, keep=(False,) * len(manifest.stages))
-        return PlannedMemory(plan=whole, in_parts=False, ahead=min(parts, MOST_AHEAD))
+        return PlannedMemory(plan=whole, in_parts=False, in_flight=min(parts, MAX_IN_FLIGHT))
     parameters = manifest.table.parameters
     state = optimizer(settings).table(parameters).size
     work = Work(
@@ -84,7 +84,7 @@ def plan_memory(
     micro_batch = min(plan.micro_batch, most)
     return PlannedMemory(
         plan=replace(plan, micro_batch=micro_batch),
-        ahead=min(plan.micro_batch // micro_batch, MOST_AHEAD),
+        in_flight=min(plan.micro_batch // micro_batch, MAX_IN_FLIGHT),
         in_parts=plan.micro_batch < settings.batch,
         budget_bytes=budget_bytes,
         predicted_bytes=found.peak,

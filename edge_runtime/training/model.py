@@ -114,9 +114,9 @@ class Model:
         return self.table.parts.get("encoder", slice(0, 0))
 
     @property
-    def ahead(self) -> int:
+    def in_flight(self) -> int:
         """How many forward passes may be begun before the first of them goes back."""
-        return self._encoder.ahead
+        return self._encoder.in_flight
 
     @property
     def heads_at(self) -> slice:
@@ -129,20 +129,20 @@ class Model:
         """The parameters, a view of `weights` as long as `gradient`."""
         return self.weights[: len(self.gradient)]
 
-    def begin(self, step: int = 0) -> None:
+    def begin_round(self, step: int = 0) -> None:
         """A round begins, or goes on, with an optimizer's step; whoever computes the encoder is told, here and below.
 
         Raises HostUnavailable, as all that needs an encoder that is computed elsewhere.
         """
-        self._encoder.begin(step)
+        self._encoder.begin_round(step)
 
-    def mark(self) -> None:
+    def mark_checkpoint(self) -> None:
         """All steps so far are in a checkpoint."""
-        self._encoder.mark()
+        self._encoder.mark_checkpoint()
 
-    def finish(self) -> None:
+    def finish_round(self) -> None:
         """The round's training or measuring is done."""
-        self._encoder.finish()
+        self._encoder.finish_round()
 
     def learn(
         self,
@@ -215,7 +215,7 @@ class Model:
         drawn = np.random.SeedSequence(numbers).generate_state(len(parts))
         for part, value in zip(parts, drawn, strict=True):
             self._inputs[part]["seed"] = np.array(value, np.int64)
-        self._encoder.at(*numbers)
+        self._encoder.set_place(*numbers)
 
     def forward(self, x: Batch) -> Pass:
         """The forward pass up to the representation in training mode; moves the encoder's state."""

@@ -1,14 +1,14 @@
-"""The host of a general model as a process of its own, spoken to over its standard input and output.
+"""The encoder server as a process of its own, reached through its standard input and output.
 
-So a program that may not load the engine, or should not hold the encoder, can have it computed. A frame is a tag (one
-byte), the length of what follows (four bytes, the least significant first) and as many bytes:
+A program that may not load the engine, or should not hold the encoder, has it computed there. A frame is a tag (one
+byte), the length of its content (four bytes, the least significant first) and the content:
 
-    to the host     o  EncoderRound as JSON: a round begins             from it    o  nothing: the round is open
-                    m  a device's name, a zero, a piece                    m  the same
-                    p  nothing: how much memory?                           p  PeakMemory as JSON
+    to the server   o  EncoderRound as JSON: open a round       from it    o  nothing: the round is open
+                    m  a device's name, a zero, a fragment                 m  the same
+                    p  nothing: report the memory                          p  PeakMemory as JSON
 
-The process ends when its input does. What it cannot go on with it says on standard error. What a device has taught in a
-round is written to `result_file` before the device hears that it has finished.
+The process ends when its input ends, or with a sentence on standard error when it cannot go on. The encoder that a
+device has trained in a round is in `result_file` before the device gets the reply that it has finished.
 """
 
 # coverage: every branch
@@ -31,64 +31,64 @@ from edge_runtime.wire.split_learning import MAX_SAMPLES
 
 MAX_FRAME_BYTES = 2**20
 WAITING_BYTES = 256 * 2**20
-"""What may wait to be read by the host; beyond that pieces are dropped, and devices say their messages again."""
+"""The most that waits for the process to read it. More is dropped, and devices send their messages again."""
 Frame = tuple[bytes, bytes]
 Provider = Literal["cpu", "cuda"]
-"""What the host computes with."""
-PROCESS_ENDED = "the process of the general model's host has ended; it says why on standard error"
+"""The processor of the encoder server."""
+PROCESS_ENDED = "the process of the encoder server has ended: its standard error says why"
 
 
 class EncoderRound(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A round begins."""
+    """A round that the encoder server opens."""
 
     round: RoundNumber
     samples: Annotated[int, Meta(ge=1, le=MAX_SAMPLES)]
-    """The most in a message."""
+    """The most samples in a message."""
     training: Training | None
-    """Null for a round that measures losses."""
+    """Null in a round that evaluates."""
     weights: str
-    """The file with the encoder's tensors, perhaps among others."""
+    """The path of a file with the encoder's tensors, perhaps among others."""
     results: str
-    """The folder for what devices have taught."""
-    before: str | None = None
-    """The folder of the group's round before: who took part goes on with its optimizer's state."""
+    """The folder for the encoders that devices have trained."""
+    previous: str | None = None
+    """The folder of the group's previous round: a device that took part goes on with its optimizer's state."""
     precision: Precision = "fp32"
-    most_devices: Annotated[int, Meta(ge=1, le=10_000)] = 16
+    max_devices: Annotated[int, Meta(ge=1, le=10_000)] = 16
     """At once: each takes the memory of a replica of the encoder's parameters."""
     idle_s: Positive = 120.0
 
 
 class PeakMemory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The most memory that the host has had resident; null where the system does not say."""
+    """The peak of the encoder server's resident memory; null where the system does not report it."""
 
     peak_rss_bytes: int | None
 
 
 class PipeClosed(RuntimeError):
-    """The other side has gone, or says what no frame may be."""
+    """The other side has gone, or has sent something that is not a valid frame."""
 
 
 def result_file(folder: Path, device: str) -> Path:
-    """Where the encoder is that a device has trained (safetensors); `.state` beside it is its optimizer's state."""
+    """Return the path of the encoder that a device has trained (safetensors); `.state` beside it is the optimizer's."""
     return folder / f"{hashlib.sha256(device.encode()).hexdigest()[:32]}.safetensors"
 
 
 class EncoderServerProcess:
-    """A host that this process has started. `arrived` is called, on another thread, when a frame has come.
+    """An encoder server that this process has started. `on_frame` is called, on another thread, after each frame.
 
-    Threads of its own write and read, so this side never waits for the host to be done with something.
+    Threads of its own write and read, so this side never waits for the server to complete anything.
     """
 
-    def __init__(self, command: list[str], arrived: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, command: list[str], on_frame: Callable[[], None] = lambda: None) -> None:
         root = Path(__file__).resolve().parents[2]  # where the packages are, installed or not
         paths = os.pathsep.join(filter(None, (str(root), os.environ.get("PYTHONPATH"))))
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0, env={**os.environ, "PYTHONPATH": paths}
         )
-        self._arrived = arrived
-        self._came: SimpleQueue[Frame | str] = SimpleQueue()
-        """Frames, and last why there are no more."""
-        self._leaving: SimpleQueue[Frame | None] = SimpleQueue()
+        self._on_frame = on_frame
+        self._received: SimpleQueue[Frame | str] = SimpleQueue()
+        """Frames, and after the last one the reason why no more come."""
+        self._outgoing: SimpleQueue[Frame | None] = SimpleQueue()
         self._waiting_bytes = 0
         self._counting = threading.Lock()
         self._threads = [threading.Thread(target=run, daemon=True) for run in (self._read, self._write)]
@@ -101,40 +101,40 @@ class EncoderServerProcess:
         bundle: Path,
         threads: int | None = None,
         provider: Provider = "cpu",
-        arrived: Callable[[], None] = lambda: None,
+        on_frame: Callable[[], None] = lambda: None,
     ) -> "EncoderServerProcess":
-        """The host of a bundle's encoder."""
+        """Start the encoder server of a bundle."""
         words = ["--provider", provider, *([] if threads is None else ["--threads", str(threads)])]
-        return cls([sys.executable, "-m", "edge_runtime", "general", str(bundle), *words], arrived)
+        return cls([sys.executable, "-m", "edge_runtime", "general", str(bundle), *words], on_frame)
 
-    def open(self, opened: EncoderRound) -> None:
-        """Begin a round."""
-        self.send((b"o", msgspec.json.encode(opened)))
+    def open(self, encoder_round: EncoderRound) -> None:
+        """Open a round."""
+        self.send((b"o", msgspec.json.encode(encoder_round)))
 
     def send(self, frame: Frame) -> bool:
-        """Hand a frame over; False if too much waits already, and then it is dropped."""
+        """Queue a frame; return False, and drop it, if too much waits already."""
         size = len(frame[1])
         with self._counting:
             if self._waiting_bytes + size > WAITING_BYTES:
                 return False
             self._waiting_bytes += size
-        self._leaving.put(frame)
+        self._outgoing.put(frame)
         return True
 
     def receive(self, timeout_s: float | None) -> Frame | None:
-        """The next frame; None if none comes in time. Raises PipeClosed when there will be no more."""
+        """Return the next frame, or None if none comes in time. Raises PipeClosed when no more will come."""
         try:
-            frame = self._came.get(timeout=timeout_s)
+            frame = self._received.get(timeout=timeout_s)
         except Empty:
             return None
         if isinstance(frame, str):
-            self._came.put(frame)
+            self._received.put(frame)
             raise PipeClosed(frame)
         return frame
 
     def close(self, patience_s: float = 10.0) -> None:
-        """End the process, which its closed input tells to end; it is killed if it does not within `patience_s`."""
-        self._leaving.put(None)
+        """Close the process's input, which ends it; kill it if it has not ended within `patience_s`."""
+        self._outgoing.put(None)
         try:
             self._process.wait(timeout=patience_s)
         except subprocess.TimeoutExpired:
@@ -147,29 +147,29 @@ class EncoderServerProcess:
     def _write(self) -> None:
         outgoing = _stream(self._process.stdin)
         try:
-            while (frame := self._leaving.get()) is not None:
+            while (frame := self._outgoing.get()) is not None:
                 write_frame(outgoing, frame)
                 with self._counting:
                     self._waiting_bytes -= len(frame[1])
         except OSError:
-            pass  # the reading thread says that the process has gone
+            pass  # the reading thread reports that the process has gone
         finally:
             outgoing.close()
 
     def _read(self) -> None:
-        incoming, why = _stream(self._process.stdout), PROCESS_ENDED
+        incoming, reason = _stream(self._process.stdout), PROCESS_ENDED
         try:
             while (frame := read_frame(incoming)) is not None:
-                self._came.put(frame)
-                self._arrived()
+                self._received.put(frame)
+                self._on_frame()
         except PipeClosed as exc:
-            why = str(exc)
-        self._came.put(why)
-        self._arrived()
+            reason = str(exc)
+        self._received.put(reason)
+        self._on_frame()
 
 
 def read_frame(stream: IO[bytes]) -> Frame | None:
-    """The next frame; None at the end of the stream. Raises PipeClosed for half a frame, or one that is too large."""
+    """Read the next frame; None at the end of the stream. Raises PipeClosed for half a frame or one too large."""
     head = _exactly(stream, 5)
     if not head:
         return None
@@ -183,7 +183,7 @@ def read_frame(stream: IO[bytes]) -> Frame | None:
 
 
 def write_frame(stream: IO[bytes], frame: Frame) -> None:
-    """Write a frame whole."""
+    """Write a complete frame."""
     left = memoryview(frame[0] + len(frame[1]).to_bytes(4, "little") + frame[1])
     while left:
         left = left[stream.write(left) :]
@@ -191,12 +191,12 @@ def write_frame(stream: IO[bytes], frame: Frame) -> None:
 
 
 def _exactly(stream: IO[bytes], length: int) -> bytes:
-    """So many bytes, or fewer where the stream ends."""
-    pieces = []
-    while length and (piece := stream.read(length)):
-        pieces.append(piece)
-        length -= len(piece)
-    return b"".join(pieces)
+    """Read this many bytes, or fewer where the stream ends."""
+    chunks = []
+    while length and (chunk := stream.read(length)):
+        chunks.append(chunk)
+        length -= len(chunk)
+    return b"".join(chunks)
 
 
 def _stream(stream: IO[bytes] | None) -> IO[bytes]:

@@ -1,8 +1,9 @@
-"""Split training on the wire: what a device and the host of a general model say to one another, batch by batch.
+"""Split learning on the wire: the messages between a device and the encoder server, batch by batch.
 
-The device has the stem and the heads, the host the encoder. Images and labels never leave the device. Within a round:
+The device has the stem and the heads, the server the shared encoder. Images and labels never leave the device. Within a
+round:
 
-    device                                        host
+    device                                        encoder server
     begin (round, step)              ──►
                                      ◄──          ready (step)
     embedding (step, part; e)        ──►
@@ -15,20 +16,20 @@ The device has the stem and the heads, the host the encoder. Images and labels n
     finish (step)                    ──►
                                      ◄──          finished (step)
 
-and `probe` (step, part; e), between steps, which is answered by a representation in evaluation mode, of the weights
-that the step begins with; and `refused`, with a reason, instead of any answer. A step is an optimizer's step; a part is
-a micro-batch of it, and tells probes apart. The host takes a step when a message belongs to the next one. Whatever is
-said twice has the same answer twice, so both sides may send again what may be lost.
+A `probe` (step, part; e) comes between steps; its reply is a representation in evaluation mode, computed with the
+weights that the step begins with. `refused`, with a reason, may take the place of any reply. A step is an optimizer's
+step. A part is a micro-batch of the step; probes have part numbers of their own. The server takes a step when a message
+belongs to the next one. The same request gets the same reply, so both sides may send again what may be lost.
 
-A message is two bytes with the length of its header, the header as JSON, and its arrays one after the other: shapes
-follow from the bundle's manifest and the number of samples, so a header cannot lie about them. Arrays travel as
+A message is two bytes with the length of its header, the header as JSON, and its arrays one after the other. Shapes
+follow from the bundle's manifest and the number of samples, so a header cannot state wrong ones. Arrays travel as
 
     fp32    float32: exact
     fp16    for each sample a scale, the power of two above its largest value, float32; then float16 of value / scale
     int8    for each sample a scale, its largest value / 127, float32; then int8 of value / scale, rounded
 
-A scale for each sample, because gradients of one sample may be a thousand times those of another, and all of them far
-below what float16 tells from zero.
+Each sample has its own scale, because the gradients of one sample may be a thousand times those of another, and all of
+them too small for float16.
 """
 
 # coverage: every branch
@@ -36,14 +37,15 @@ below what float16 tells from zero.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import msgspec
 import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from edge_runtime.wire.errors import MessageInvalid, reason
+from edge_runtime.wire.errors import MessageInvalid
+from edge_runtime.wire.errors import reason as reason_of
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Count, Precision, RoundNumber, Text
 
@@ -51,7 +53,7 @@ MAX_HEADER_BYTES = 4096
 MAX_PARTS = 1024
 MAX_SAMPLES = 65_536
 EVALUATION_SAMPLES = 16
-"""Samples in a message of a round that measures losses; of one that trains it is the batch."""
+"""The most samples in a message of a round that evaluates; in a round that trains it is the batch."""
 
 MessageKind = Literal[
     "begin",
@@ -68,15 +70,15 @@ MessageKind = Literal[
     "refused",
 ]
 RefusalReason = Literal["round", "step", "unknown", "full", "invalid", "timeout"]
-"""Another round is on · a step that is not the present one · a batch that the host does not have · more parts at once
-than it holds · what was sent is not usable · the device was silent for too long."""
+"""Another round is open · not the current step · a part that the server does not have · more parts than it holds ·
+content that cannot be used · the device was silent for too long."""
 Batch = NDArray[np.float32]
 Shape = tuple[int, ...]
 _LEAST = np.finfo(np.float32).tiny
 
 
 class SplitHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a message is about."""
+    """The kind, the place in the round and the encoding of a message."""
 
     kind: MessageKind
     round: RoundNumber
@@ -86,9 +88,9 @@ class SplitHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """In each array; 0 without arrays."""
     precision: Precision = "fp32"
     seed: Annotated[int, Meta(ge=0, le=2**62)] = 0
-    """Of an embedding: what is random in the encoder; of a beginning: which one it is."""
+    """Of an embedding: the seed of the encoder's random operators. Of a `begin`: its identity."""
     about: MessageKind | None = None
-    """Of a refusal: what was refused."""
+    """Of a refusal: the kind of message that was refused."""
     reason: RefusalReason | None = None
     detail: Text = ""
 
@@ -101,23 +103,35 @@ class SplitMessage:
     arrays: tuple[Batch, ...] = ()
 
 
+class MessageChannel(Protocol):
+    """A seam: carries messages to the encoder server and back, and may lose, repeat and reorder them."""
+
+    def send(self, data: bytes) -> None:
+        """Send without waiting."""
+        ...
+
+    def receive(self, timeout_s: float) -> bytes | None:
+        """Return the next message, or None if none comes in that time."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class MessageLayout:
-    """What the arrays of a bundle look like, and how many samples a message may have."""
+    """The shapes of a bundle's arrays, and the most samples that a message may have."""
 
     embedding: Shape
     representation: tuple[Shape, ...]
-    most: int
+    max_samples: int
 
     @classmethod
-    def of(cls, manifest: Manifest, most: int) -> "MessageLayout":
-        """The layout of a bundle with a stem."""
+    def of(cls, manifest: Manifest, max_samples: int) -> "MessageLayout":
+        """Return the layout of a bundle with a stem."""
         assert manifest.embedding is not None
         z = tuple(array.shape for array in manifest.representation)
-        return cls(embedding=manifest.embedding.shape, representation=z, most=most)
+        return cls(embedding=manifest.embedding.shape, representation=z, max_samples=max_samples)
 
-    def arrays(self, kind: MessageKind) -> tuple[Shape, ...]:
-        """The shapes of a message's arrays, without the batch."""
+    def shapes(self, kind: MessageKind) -> tuple[Shape, ...]:
+        """Return the shapes of a message's arrays, without the batch."""
         shapes: Mapping[str, tuple[Shape, ...]] = {
             "embedding": (self.embedding,),
             "probe": (self.embedding,),
@@ -128,35 +142,52 @@ class MessageLayout:
         return shapes.get(kind, ())
 
     @property
-    def longest_bytes(self) -> int:
-        """How long a message can be."""
+    def max_message_bytes(self) -> int:
+        """The length of the longest message."""
         values = max(prod(self.embedding), sum(prod(shape) for shape in self.representation))
-        return 2 + MAX_HEADER_BYTES + 4 * self.most * values
+        return 2 + MAX_HEADER_BYTES + 4 * self.max_samples * values
 
-    def size_bytes(self, header: SplitHeader) -> int:
-        """How many bytes the arrays of a message have."""
+    def arrays_bytes(self, header: SplitHeader) -> int:
+        """Return the length of a message's arrays together."""
         each = {"fp32": 4, "fp16": 2, "int8": 1}[header.precision]
         scales = 0 if header.precision == "fp32" else 4
-        return sum(header.samples * (each * prod(shape) + scales) for shape in self.arrays(header.kind))
+        return sum(header.samples * (each * prod(shape) + scales) for shape in self.shapes(header.kind))
 
     def message_bytes(self, header: SplitHeader) -> int:
-        """How long a message with this header is."""
-        return 2 + len(msgspec.json.encode(header)) + self.size_bytes(header)
+        """Return the length of a message with this header."""
+        return 2 + len(msgspec.json.encode(header)) + self.arrays_bytes(header)
+
+
+def refusal(about: SplitHeader, reason: RefusalReason, detail: str) -> SplitMessage:
+    """Return the reply that refuses the message with the header `about`."""
+    header = SplitHeader(
+        kind="refused",
+        round=about.round,
+        step=about.step,
+        part=about.part,
+        about=about.kind,
+        reason=reason,
+        detail=detail[:500],
+    )
+    return SplitMessage(header=header)
 
 
 def encode(message: SplitMessage) -> bytes:
-    """The message as bytes. Raises MessageInvalid for an array that is not finite."""
+    """Encode a message. Raises MessageInvalid for an array that is not finite."""
     header = msgspec.json.encode(message.header)
-    pieces = [len(header).to_bytes(2, "little"), header]
+    chunks = [len(header).to_bytes(2, "little"), header]
     for array in message.arrays:
         if not np.isfinite(array).all():
             raise MessageInvalid(f"a value of the {message.header.kind} is not finite: training has diverged")
-        pieces += _packed(np.ascontiguousarray(array, np.float32), message.header.precision)
-    return b"".join(pieces)
+        chunks += _pack(np.ascontiguousarray(array, np.float32), message.header.precision)
+    return b"".join(chunks)
 
 
 def decode(layout: MessageLayout, data: bytes | memoryview) -> SplitMessage:
-    """A validated message. Raises MessageInvalid; nothing is allocated before the size has been checked."""
+    """Decode and validate a message. Raises MessageInvalid.
+
+    Nothing is allocated before the size has been checked.
+    """
     view = memoryview(data)
     length = int.from_bytes(view[:2], "little")
     if not 0 < length <= MAX_HEADER_BYTES or 2 + length > len(view):
@@ -164,23 +195,25 @@ def decode(layout: MessageLayout, data: bytes | memoryview) -> SplitMessage:
     try:
         header = msgspec.json.decode(view[2 : 2 + length], type=SplitHeader)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        raise MessageInvalid(f"message not understood: {reason(exc)}") from exc
-    shapes = layout.arrays(header.kind)
-    if bool(shapes) != bool(header.samples) or header.samples > layout.most:
-        raise MessageInvalid(f"a message of kind {header.kind} with {header.samples} samples, at most {layout.most}")
-    start, needed = 2 + length, layout.size_bytes(header)
+        raise MessageInvalid(f"a split-learning message is not understood: {reason_of(exc)}") from exc
+    shapes = layout.shapes(header.kind)
+    if bool(shapes) != bool(header.samples) or header.samples > layout.max_samples:
+        raise MessageInvalid(
+            f"a message of kind {header.kind} with {header.samples} samples, at most {layout.max_samples}"
+        )
+    start, needed = 2 + length, layout.arrays_bytes(header)
     if len(view) - start != needed:
         raise MessageInvalid(f"a {header.kind} of {header.samples} samples has {needed} bytes, not {len(view) - start}")
     arrays = []
     for shape in shapes:
-        array, start = _unpacked(view, start, (header.samples, *shape), header.precision)
+        array, start = _unpack(view, start, (header.samples, *shape), header.precision)
         if not np.isfinite(array).all():
             raise MessageInvalid(f"a value of the {header.kind} is not finite")
         arrays.append(array)
     return SplitMessage(header=header, arrays=tuple(arrays))
 
 
-def _packed(array: Batch, precision: Precision) -> Sequence[bytes]:
+def _pack(array: Batch, precision: Precision) -> Sequence[bytes]:
     if precision == "fp32":
         return [array.tobytes()]
     rows = array.reshape(len(array), -1)  # (B, n)
@@ -194,8 +227,8 @@ def _packed(array: Batch, precision: Precision) -> Sequence[bytes]:
     return [scale.tobytes(), np.rint(steps).astype(np.int8).tobytes()]
 
 
-def _unpacked(view: memoryview, start: int, shape: Shape, precision: Precision) -> tuple[Batch, int]:
-    """An array that begins at `start`, as a copy, and where the next begins; `shape` is (B, …)."""
+def _unpack(view: memoryview, start: int, shape: Shape, precision: Precision) -> tuple[Batch, int]:
+    """Return the array of shape (B, …) that begins at `start`, as a copy, and the start of the next one."""
     count = prod(shape)
     if precision == "fp32":
         return np.frombuffer(view, np.float32, count, start).reshape(shape).copy(), start + 4 * count
@@ -203,6 +236,6 @@ def _unpacked(view: memoryview, start: int, shape: Shape, precision: Precision) 
     start += 4 * shape[0]
     dtype = np.dtype(np.float16 if precision == "fp16" else np.int8)
     rows = np.frombuffer(view, dtype, count, start).reshape(shape[0], -1)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused in words
+    with np.errstate(over="ignore", invalid="ignore"):  # decode refuses values that are not finite
         array: Batch = np.multiply(rows, scale[:, None], dtype=np.float32)
     return array.reshape(shape), start + dtype.itemsize * count

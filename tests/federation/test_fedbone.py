@@ -32,7 +32,7 @@ class Direct:
         self.host, self.device, self.box = host, device, []
 
     def send(self, data):
-        self.box += [answer for _, answer in self.host.received(self.device, data, 0.0)]
+        self.box += [answer for _, answer in self.host.on_message(self.device, data, 0.0)]
 
     def receive(self, _):
         return self.box.pop(0) if self.box else None
@@ -65,18 +65,18 @@ def test_clients_with_a_task_each_teach_one_general_model(tmp_path):
     taught = {}
 
     def keep(device, replica):
-        taught[device] = replica.change
+        taught[device] = replica.delta
 
     for number in range(4):
         settings = msgspec.structs.replace(SETTINGS, first_epoch=2 * number)
-        host = EncoderServer(whole, graph, general, settings, number, finished=keep)
+        host = EncoderServer(whole, graph, general, settings, number, on_finished=keep)
         losses.append([])
         for client, local in enumerate(own):
             encoder = RemoteEncoder(whole, Direct(host, f"client-{client}"), number, SETTINGS.batch)
-            encoder.begin()
+            encoder.begin_round()
             device = Model(local, graph, weights[client], encoder=encoder)
             trained = Trainer(device, images(client)).train(settings, np.zeros_like(device.gradient))
-            encoder.finish()
+            encoder.finish_round()
             weights[client] = device.weights
             losses[-1] += trained.loss.values()
         changes = list(taught.values())

@@ -33,12 +33,12 @@ def apart(folder, **changes):
 
 def test_host_is_told_of_a_round(tmp_path):
     opened = apart(tmp_path).open(0, TRAINING, tmp_path / "weights")
-    assert (opened.round, opened.samples, opened.before) == (0, 4, None)
-    assert (opened.precision, opened.most_devices, opened.idle_s) == ("fp16", 3, 9.0)
+    assert (opened.round, opened.samples, opened.previous) == (0, 4, None)
+    assert (opened.precision, opened.max_devices, opened.idle_s) == ("fp16", 3, 9.0)
     later = apart(tmp_path).open(5, Training(**{**_fields(TRAINING), "first_epoch": 2}), tmp_path / "weights")
-    assert later.before == str(tmp_path / "general" / "4")
+    assert later.previous == str(tmp_path / "general" / "4")
     measured = apart(tmp_path).open(6, None, tmp_path / "weights")
-    assert (measured.samples, measured.training, measured.before) == (EVALUATION_SAMPLES, None, None)
+    assert (measured.samples, measured.training, measured.previous) == (EVALUATION_SAMPLES, None, None)
 
 
 def _fields(training):

@@ -60,7 +60,7 @@ def test_train_apart_tells_people(bundle):
     done = command("train-apart", "--bundle", bundle, "--data", TINY / "data", "--precision", "int8")
     assert done.returncode == 0, done.stderr
     assert "epoch 1: train" in done.stdout
-    assert "of the host" in done.stdout
+    assert "in the encoder server" in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -69,7 +69,7 @@ def test_train_apart_tells_people(bundle):
         (("--batch", 0), 2, "--batch must be at least 1"),
         (("--micro-batch", 0), 2, "--micro-batch must be at least 1"),
         (("--lr", -1), 2, "the training options are not usable"),
-        (("--bundle", TINY / "bundle"), 3, "has no stem, so its encoder cannot be computed apart"),
+        (("--bundle", TINY / "bundle"), 3, "has no stem, and split learning needs one"),
         (("--data", TINY), 3, "is not a data set"),
     ],
 )
@@ -87,13 +87,13 @@ def test_general_ends_with_its_input_and_says_what_it_cannot_use(bundle):
     odd = subprocess.run(
         [sys.executable, "-m", "edge_runtime", "general", str(bundle)],
         cwd=ROOT,
-        input=b"hello, host",
+        input=b"hello, server",
         capture_output=True,
         timeout=300,
         check=False,
     )
     assert odd.returncode == 3
-    assert b"the host of the general model ends" in odd.stderr
+    assert b"the encoder server ends" in odd.stderr
 
 
 def test_damaged_weights_are_named(bundle, tmp_path):

@@ -10,7 +10,7 @@ from edge_runtime.split_learning.pipe_server import PipeServer, serve
 from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, PipeClosed, read_frame, write_frame
 
 
-def rounds():
+def server():
     """No message comes, so no graph is ever asked for."""
     return PipeServer(None, None)
 
@@ -22,17 +22,17 @@ def rounds():
 )
 def test_frames_that_nobody_may_send_end_the_host(frame):
     with pytest.raises(PipeClosed):
-        rounds().received(frame, 0.0)
+        server().on_frame(frame, 0.0)
 
 
 def test_host_says_how_much_memory_it_has_had():
-    ((tag, data),) = rounds().received((b"p", b""), 0.0)
+    ((tag, data),) = server().on_frame((b"p", b""), 0.0)
     assert tag == b"p"
     assert msgspec.json.decode(data)["peak_rss_bytes"] > 1_000_000
 
 
 def test_host_without_a_round_has_nothing_to_do_as_time_passes():
-    assert rounds().tick(1e9) == []
+    assert server().on_tick(1e9) == []
 
 
 def test_serve_answers_until_its_input_ends():
@@ -46,7 +46,7 @@ def test_serve_answers_until_its_input_ends():
         for _ in range(2):
             write_frame(to_it, (b"p", b""))
         to_it.close()
-        serve(rounds(), given, out)
+        serve(server(), given, out)
         assert [read_frame(from_it)[0] for _ in range(2)] == [b"p", b"p"]
 
 
@@ -66,7 +66,7 @@ def open_of(size):
 def test_channel_names_its_device_counts_bytes_and_passes_over_other_frames():
     host = EncoderServerProcess([sys.executable, "-c", ECHO])
     channel = PipeChannel(host, "board-1")
-    channel.open(open_of(1), longest_bytes=600_000)
+    channel.open(open_of(1), max_message_bytes=600_000)
     for data in (b"hello", bytes(600_000)):
         channel.send(data)
         assert channel.receive(60.0) == data
@@ -78,5 +78,5 @@ def test_channel_names_its_device_counts_bytes_and_passes_over_other_frames():
 def test_channel_to_a_process_that_has_ended_says_so():
     gone = EncoderServerProcess([sys.executable, "-c", "pass"])
     with pytest.raises(EncoderServerUnavailable, match="has ended"):
-        PipeChannel(gone, "a").open(open_of(1), longest_bytes=1)
+        PipeChannel(gone, "a").open(open_of(1), max_message_bytes=1)
     gone.close()

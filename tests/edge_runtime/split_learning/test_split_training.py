@@ -1,4 +1,4 @@
-"""Split training from end to end: a device's trainer, the messages and the host, over channels that fail."""
+"""Split learning from end to end: a device's trainer, the messages and the encoder server, over channels that fail."""
 
 import random as randoms
 
@@ -60,9 +60,9 @@ class Bundle:
         changes = {}
 
         def keep(device, replica):
-            changes[device] = replica.change
+            changes[device] = replica.delta
 
-        host = EncoderServer(self.manifest, self.graph, start, settings, 7, finished=keep, **options)
+        host = EncoderServer(self.manifest, self.graph, start, settings, 7, on_finished=keep, **options)
         host.changes = changes
         return host
 
@@ -111,7 +111,7 @@ class Channel:
         if self._happens():
             self._late.append(data)
         for one in copies:
-            for device, answer in self.host.received(self.device, one, self.now_s):
+            for device, answer in self.host.on_message(self.device, one, self.now_s):
                 assert device == self.device
                 self._box += [] if self._happens() else [answer]
 
@@ -133,22 +133,22 @@ def bundle(tmp_path_factory):
 
 def remote(bundle, channel, step=0, **options):
     encoder = RemoteEncoder(bundle.manifest, channel, 7, BATCH, clock=channel.clock, **options)
-    encoder.begin(step)
+    encoder.begin_round(step)
     return encoder
 
 
 @pytest.mark.parametrize("trouble", [0.0, 0.2])
-@pytest.mark.parametrize(("micro_batch", "ahead"), [(None, 1), (3, 1), (1, 3), (2, 8)])
-def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble, micro_batch, ahead):
+@pytest.mark.parametrize(("micro_batch", "in_flight"), [(None, 1), (3, 1), (1, 3), (2, 8)])
+def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble, micro_batch, in_flight):
     """Fifty steps of SGD with momentum and dropout in fp32, also where a fifth of all is lost, repeated or late."""
     settings = msgspec.structs.replace(SETTINGS, epochs=10)
     whole, expected = bundle.whole(settings, micro_batch)
     host = bundle.host(settings)
     channel = Channel(host, trouble=trouble)
-    encoder = remote(bundle, channel, ahead=ahead)
+    encoder = remote(bundle, channel, in_flight=in_flight)
     device = bundle.device(encoder)
     found = train(device, bundle.split, settings, micro_batch)
-    encoder.finish()
+    encoder.finish_round()
     general, local = bundle.parts(whole)
     assert found.loss == expected.loss
     assert device.weights.tobytes() == local.tobytes()
@@ -159,14 +159,17 @@ def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble
 
 
 def test_parts_that_are_ahead_are_begun_before_the_first_goes_back(bundle):
-    kinds = {}
-    for ahead in (1, 2, 3):
+    found = {}
+    for in_flight in (1, 2, 3):
         channel = Channel(bundle.host())
-        train(bundle.device(remote(bundle, channel, ahead=ahead)), bundle.split, SETTINGS, 1)
-        kinds[ahead] = [
-            decode(MessageLayout.of(bundle.manifest, BATCH), data).header.kind[0] for data in channel.sent[1:9]
-        ]
-    assert {ahead: "".join(found) for ahead, found in kinds.items()} == {1: "egegegeg", 2: "eegegegg", 3: "eeegeggg"}
+        train(bundle.device(remote(bundle, channel, in_flight=in_flight)), bundle.split, SETTINGS, 1)
+        layout = MessageLayout.of(bundle.manifest, BATCH)
+        found[in_flight] = "".join(decode(layout, data).header.kind[0] for data in channel.sent[1:9])
+    assert found == {
+        1: "egegegeg",
+        2: "eegegegg",
+        3: "eeegeggg",
+    }
 
 
 def test_evaluation_and_first_order_probes_are_those_of_one_device(bundle):
@@ -187,7 +190,7 @@ def test_images_and_labels_never_leave_the_device(bundle):
     encoder = remote(bundle, channel)
     device = bundle.device(encoder)
     train(device, bundle.split, SETTINGS)
-    encoder.finish()
+    encoder.finish_round()
     sizes = {"embedding": 4 * 16 * 16, "gradient": 4 * 16 * 16}
     everything = b"".join(channel.sent)
     for data in channel.sent:
@@ -229,8 +232,8 @@ def test_devices_do_not_meet_within_a_round(bundle):
     train(devices[0], bundle.split, settings[0], save=by_turns)
     train(devices[1], bundle.split, settings[1])
     for encoder in others:
-        encoder.finish()
-    assert host.working == ()
+        encoder.finish_round()
+    assert host.active_devices == ()
     assert list(host.changes) == ["a", "b"]
     for name, one in zip(("a", "b"), settings, strict=True):
         whole, _ = bundle.whole(one)
@@ -254,7 +257,7 @@ def test_a_device_that_was_killed_goes_on_from_its_checkpoint(bundle):
         done = position()
         if done.steps == 3:
             kept.append((done, device.weights.copy(), state.copy()))
-            encoder.mark()
+            encoder.mark_checkpoint()
         if done.steps == 7:
             raise Killed
 
@@ -265,7 +268,7 @@ def test_a_device_that_was_killed_goes_on_from_its_checkpoint(bundle):
     device = bundle.device(again)
     device.weights[:] = weights
     Trainer(device, bundle.split).train(SETTINGS, velocity, after=position)
-    again.finish()
+    again.finish_round()
     whole, _ = bundle.whole()
     general, local = bundle.parts(whole)
     assert device.weights.tobytes() == local.tobytes()
@@ -281,9 +284,9 @@ def test_a_device_that_begins_its_round_anew_finds_the_weights_of_its_beginning(
         train(device, bundle.split, msgspec.structs.replace(SETTINGS, epochs=1 + times))
         if not times:  # killed with a batch on its way
             x = np.zeros((2, 16, 16), np.float32)
-            encoder.at(0, 0, 9)
+            encoder.set_place(0, 0, 9)
             encoder.forward({"e": x}, {"seed": np.array(1)}, {})
-    encoder.finish()
+    encoder.finish_round()
     start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
     np.testing.assert_array_equal(host.changes["a"], start - bundle.parts(bundle.whole()[0])[0])
 
@@ -296,7 +299,7 @@ def test_a_batch_that_was_on_its_way_is_forgotten_where_the_device_goes_on(bundl
     encoder.forward({"e": x}, {"seed": np.array(1)}, {})
     again = remote(bundle, Channel(host))
     train(bundle.device(again), bundle.split, SETTINGS)
-    again.finish()
+    again.finish_round()
     start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
     np.testing.assert_array_equal(host.changes["a"], start - bundle.parts(bundle.whole()[0])[0])
 
@@ -312,54 +315,54 @@ def test_a_graph_that_fails_ends_the_devices_round(bundle):
 
 
 def test_a_host_that_began_anew_sends_the_device_back_to_the_beginning(bundle):
-    with pytest.raises(EncoderServerUnavailable, match="begin at 0: the host has nothing of you"):
+    with pytest.raises(EncoderServerUnavailable, match="begin at 0: this device has no session"):
         remote(bundle, Channel(bundle.host()), step=3)
 
 
 def test_a_host_that_does_not_answer_is_given_up(bundle):
     class Nobody:
-        def received(self, *_):
+        def on_message(self, *_):
             return []
 
     channel = Channel(Nobody())
-    with pytest.raises(EncoderServerUnavailable, match="did not answer for 60 s"):
+    with pytest.raises(EncoderServerUnavailable, match="no reply for 60 s"):
         remote(bundle, channel, deadline_s=60.0)
     assert len(channel.sent) == 12
 
 
 def test_a_host_with_all_places_taken_is_asked_until_one_is_free(bundle):
-    host = bundle.host(most_devices=1, idle_s=20.0)
+    host = bundle.host(max_devices=1, idle_s=20.0)
     remote(bundle, Channel(host, "a"))
     channel = Channel(host, "b")
     sending = channel.send
 
     def send(data):
-        host.tick(channel.now_s)
+        host.on_tick(channel.now_s)
         sending(data)
 
     channel.send = send
     remote(bundle, channel)
     assert channel.now_s >= 20
-    assert host.working == ("b",)
+    assert host.active_devices == ("b",)
 
 
 def test_a_silent_device_leaves_and_the_round_goes_on(bundle):
     host = bundle.host(idle_s=30.0)
     first, second = (remote(bundle, Channel(host, name)) for name in ("a", "b"))
     device = bundle.device(first)
-    host.received("b", encode(SplitMessage(header=SplitHeader(kind="begin", round=7, seed=1))), 25.0)
-    assert host.tick(40.0)[0][0] == "a"
-    assert host.working == ("b",)
+    host.on_message("b", encode(SplitMessage(header=SplitHeader(kind="begin", round=7, seed=1))), 25.0)
+    assert host.on_tick(40.0)[0][0] == "a"
+    assert host.active_devices == ("b",)
     with pytest.raises(EncoderServerUnavailable, match="goes on without this device"):
         train(device, bundle.split, SETTINGS)
-    second.finish()
+    second.finish_round()
     assert list(host.changes) == ["b"]
 
 
 def test_what_is_not_understood_is_refused_and_counted(bundle):
     host = bundle.host()
-    ((device, answer),) = host.received("a", b"\xff\xffnonsense", 0.0)
-    assert (device, host.errors["a"], host.working) == ("a", 1, ())
+    ((device, answer),) = host.on_message("a", b"\xff\xffnonsense", 0.0)
+    assert (device, host.errors["a"], host.active_devices) == ("a", 1, ())
     assert b"a header of 65535" in answer
 
 
@@ -400,12 +403,12 @@ def test_proximal_term_and_clipping_are_the_hosts_own(bundle):
     host = bundle.host(settings)
     encoder = remote(bundle, Channel(host))
     train(bundle.device(encoder), bundle.split, settings)
-    encoder.finish()
+    encoder.finish_round()
     assert np.linalg.norm(host.changes["a"]) <= 10 * settings.lr * 0.01 * 1.01
 
 
 def test_settings_that_need_the_encoder_are_refused():
     check_settings(SETTINGS)
     check_settings(msgspec.structs.replace(SETTINGS, probe_every=3, probe="representation"))
-    with pytest.raises(EncoderServerUnavailable, match="'exact', which needs the encoder"):
+    with pytest.raises(EncoderServerUnavailable, match="'exact' needs the encoder"):
         check_settings(msgspec.structs.replace(SETTINGS, probe_every=3))

@@ -111,13 +111,13 @@ def test_worker_trains_in_its_budget_or_declines(manifest, tiny, tmp_path):
 
 
 def test_plan_cuts_a_step_into_parts_and_has_as_many_ahead_as_fit(manifest, tiny):
-    for base, ahead in ((BASE, (1, 2, 2, 4)), (None, (1, 2, 3, 4))):
+    for base, in_flight in ((BASE, (1, 2, 2, 4)), (None, (1, 2, 3, 4))):
         found = [
             plan_memory(manifest, tiny.change(batch=8), budget_bytes=None, base_bytes=base, evaluates=True, parts=parts)
             for parts in (1, 2, 3, 100)
         ]
         assert [each.plan.micro_batch for each in found] == [8, 4, 3, 1]
-        assert tuple(each.ahead for each in found) == ahead
+        assert tuple(each.in_flight for each in found) == in_flight
 
 
 def test_plan_of_a_device_without_the_encoder_counts_what_crosses(manifest, tiny):

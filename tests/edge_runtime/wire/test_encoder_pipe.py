@@ -18,7 +18,7 @@ from edge_runtime.wire.encoder_pipe import (
 from edge_runtime.wire.messages import Training
 
 SETTINGS = Training(epochs=1, first_epoch=0, batch=4, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0)
-OPEN = EncoderRound(round=3, samples=4, training=SETTINGS, weights="w", results="r", before="b", precision="int8")
+OPEN = EncoderRound(round=3, samples=4, training=SETTINGS, weights="w", results="r", previous="b", precision="int8")
 
 
 class Slow(io.BytesIO):

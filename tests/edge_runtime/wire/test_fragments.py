@@ -14,20 +14,20 @@ from edge_runtime.wire.fragments import (
 
 
 @given(st.binary(max_size=100), st.integers(0, 2**33), st.integers(1, 40), st.randoms(use_true_random=False))
-def test_a_message_comes_as_it_went_in_any_order_and_with_repeats(data, number, piece_bytes, random):
-    pieces = to_fragments(number, data, piece_bytes)
-    assert all(len(piece) <= FRAGMENT_HEADER_BYTES + piece_bytes for piece in pieces)
-    assert sum(map(len, pieces)) == fragmented_bytes(len(data), piece_bytes)
+def test_a_message_comes_as_it_went_in_any_order_and_with_repeats(data, number, fragment_bytes, random):
+    fragments = to_fragments(number, data, fragment_bytes)
+    assert all(len(fragment) <= FRAGMENT_HEADER_BYTES + fragment_bytes for fragment in fragments)
+    assert sum(map(len, fragments)) == fragmented_bytes(len(data), fragment_bytes)
     assembler = Assembler(100)
-    order = [*pieces, *pieces[:-1]]
+    order = [*fragments, *fragments[:-1]]
     random.shuffle(order)
-    found = [message for piece in order if (message := assembler.accept(piece)) is not None]
+    found = [message for fragment in order if (message := assembler.accept(fragment)) is not None]
     assert found[0] == data
 
 
 def test_an_empty_message_is_one_piece():
-    (piece,) = to_fragments(1, b"")
-    assert Assembler(0).accept(piece) == b""
+    (fragment,) = to_fragments(1, b"")
+    assert Assembler(0).accept(fragment) == b""
 
 
 def test_a_message_with_a_piece_lost_is_dropped_when_the_next_begins():
@@ -41,19 +41,19 @@ def test_a_message_with_a_piece_lost_is_dropped_when_the_next_begins():
 
 def test_a_message_that_is_longer_than_any_may_be_is_dropped_before_it_is_whole():
     assembler = Assembler(5)
-    pieces = to_fragments(1, b"abcdef", 3)
-    assert assembler.accept(pieces[0]) is None
+    fragments = to_fragments(1, b"abcdef", 3)
+    assert assembler.accept(fragments[0]) is None
     with pytest.raises(MessageInvalid, match="more than 5 bytes"):
-        assembler.accept(pieces[1])
+        assembler.accept(fragments[1])
     assert assembler.accept(to_fragments(2, b"abc")[0]) == b"abc"
 
 
 @pytest.mark.parametrize(
-    "piece", [b"", b"1234567", bytes(8), b"\1\0\0\0\2\0\2\0data"], ids=["none", "short", "zero", "place"]
+    "fragment", [b"", b"1234567", bytes(8), b"\1\0\0\0\2\0\2\0data"], ids=["none", "short", "zero", "place"]
 )
-def test_what_is_no_piece_is_refused(piece):
-    with pytest.raises(MessageInvalid, match="no piece"):
-        Assembler(100).accept(piece)
+def test_what_is_no_piece_is_refused(fragment):
+    with pytest.raises(MessageInvalid, match="no fragment"):
+        Assembler(100).accept(fragment)
 
 
 def test_a_message_of_too_many_pieces_is_not_sent():

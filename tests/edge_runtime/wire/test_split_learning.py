@@ -8,13 +8,13 @@ from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.manifest import Array
 from edge_runtime.wire.split_learning import MAX_HEADER_BYTES, MessageLayout, SplitHeader, SplitMessage, decode, encode
 
-LAYOUT = MessageLayout(embedding=(3, 2), representation=((4,), (2, 2)), most=5)
+LAYOUT = MessageLayout(embedding=(3, 2), representation=((4,), (2, 2)), max_samples=5)
 PRECISIONS = ("fp32", "fp16", "int8")
 
 
 def message(kind="gradient", samples=3, precision="fp32", scale=1.0, seed=0, **fields):
     random = np.random.default_rng(seed)
-    shapes = LAYOUT.arrays(kind)
+    shapes = LAYOUT.shapes(kind)
     arrays = tuple((scale * random.standard_normal((samples, *shape))).astype(np.float32) for shape in shapes)
     header = SplitHeader(
         kind=kind, round=2, step=7, part=1, samples=samples if shapes else 0, precision=precision, **fields
@@ -45,9 +45,9 @@ def test_messages_without_arrays_come_as_they_went(kind):
 @pytest.mark.parametrize("kind", ["embedding", "gradient", "refused"])
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_no_message_is_longer_than_the_longest(kind, precision):
-    sent = message(kind, LAYOUT.most, precision, about="embedding", detail="\u0001" * 500)
-    assert len(encode(sent)) <= LAYOUT.longest_bytes
-    assert LAYOUT.longest_bytes < 2 + MAX_HEADER_BYTES + 5 * 4 * 9
+    sent = message(kind, LAYOUT.max_samples, precision, about="embedding", detail="\u0001" * 500)
+    assert len(encode(sent)) <= LAYOUT.max_message_bytes
+    assert LAYOUT.max_message_bytes < 2 + MAX_HEADER_BYTES + 5 * 4 * 9
 
 
 @given(st.integers(-25, 30), st.integers(0, 1000))
@@ -79,9 +79,9 @@ def test_extreme_values_are_taken(precision, value):
 def test_size_of_a_message(precision):
     each = {"fp32": 4, "fp16": 2, "int8": 1}[precision]
     sent = message(precision=precision)
-    assert LAYOUT.size_bytes(sent.header) == 3 * 8 * each + (0 if precision == "fp32" else 2 * 3 * 4)
+    assert LAYOUT.arrays_bytes(sent.header) == 3 * 8 * each + (0 if precision == "fp32" else 2 * 3 * 4)
     header = len(msgspec.json.encode(sent.header))
-    assert len(encode(sent)) == 2 + header + LAYOUT.size_bytes(sent.header) == LAYOUT.message_bytes(sent.header)
+    assert len(encode(sent)) == 2 + header + LAYOUT.arrays_bytes(sent.header) == LAYOUT.message_bytes(sent.header)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
@@ -101,7 +101,7 @@ def test_what_is_not_finite_is_neither_sent_nor_taken(value):
 def test_scale_that_is_not_finite_is_refused(precision, scale):
     sent = message("embedding", 1, precision)
     data = bytearray(encode(sent))
-    start = len(data) - LAYOUT.size_bytes(sent.header)
+    start = len(data) - LAYOUT.arrays_bytes(sent.header)
     data[start : start + 4] = np.float32(scale).tobytes()
     with pytest.raises(MessageInvalid, match="not finite"):
         decode(LAYOUT, bytes(data))
@@ -146,4 +146,6 @@ def test_layout_of_a_bundle_is_its_embedding_and_its_representation():
         embedding = Array(shape=(16, 8), dtype="float32")
         representation = (Array(shape=(4,), dtype="float32"), Array(shape=(2, 2), dtype="float32"))
 
-    assert MessageLayout.of(Described, 7) == MessageLayout(embedding=(16, 8), representation=((4,), (2, 2)), most=7)
+    assert MessageLayout.of(Described, 7) == MessageLayout(
+        embedding=(16, 8), representation=((4,), (2, 2)), max_samples=7
+    )
