@@ -19,7 +19,7 @@ from broker_server.simulation.experiment import Experiment, read_experiment
 from broker_server.simulation.fleet import Board, Costs
 from broker_server.simulation.grid import RUNS, SUMMARY
 from broker_server.simulation.summary import Summary
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 
 HEAD = (
     "link",
@@ -96,7 +96,7 @@ def main() -> None:
     made = tables(read_experiment(options.experiment), options.folder)
     print(made)
     if options.out is not None:
-        write_whole(options.out, f"# {options.experiment.stem}\n\n{made}".encode())
+        write_atomic(options.out, f"# {options.experiment.stem}\n\n{made}".encode())
 
 
 if __name__ == "__main__":

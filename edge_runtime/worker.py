@@ -10,10 +10,10 @@ from typing import TypeVar
 import numpy as np
 
 from edge_runtime import __version__
-from edge_runtime.agent.carried_state import CarriedVectors
+from edge_runtime.agent.carried_state import CarriedState
 from edge_runtime.agent.work import (
+    DownloadedPlan,
     EvaluationResult,
-    Order,
     Report,
     SplitLearningChannel,
     Stage,
@@ -89,7 +89,7 @@ class LocalWorker:
         self._engine: Engine | None = None
         self._shelf = shelf
         self._official: OrtTrainingCache | None = None
-        self._momentum = CarriedVectors(state / "momentum")
+        self._momentum = CarriedState(state / "momentum")
         self._stem = LocalStem(state / "stem")
         self._learnt = WeightingStateStore(state / "weighting")
         self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
@@ -115,9 +115,11 @@ class LocalWorker:
             ort_training=self._use,
         )
 
-    def train(self, order: Order, report: Report, exchange: SplitLearningChannel | None = None) -> TrainResult:
+    def train(
+        self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
+    ) -> TrainResult:
         """Train locally as `plan.training` says. Raises WorkRefused."""
-        return self._persevering(order.plan, lambda: self._train(order, report, exchange))
+        return self._persevering(downloaded.plan, lambda: self._train(downloaded, report, channel))
 
     def _persevering(self, plan: Plan, work: Callable[[], T]) -> T:
         """Do it, and again where the host of the general model has forgotten this device. Raises WorkRefused."""
@@ -137,13 +139,13 @@ class LocalWorker:
         except EncoderServerUnavailable as exc:
             raise WorkRefused("encoder_server", str(exc)) from exc
 
-    def _train(self, order: Order, report: Report, exchange: SplitLearningChannel | None) -> TrainResult:
+    def _train(self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None) -> TrainResult:
         started_s = time.monotonic()
         restart_peak()
-        plan, store, weights = order.plan, order.graphs, order.weights
+        plan, store, weights = downloaded.plan, downloaded.graphs, downloaded.weights
         assert plan.training is not None
         settings, split = plan.training, self._dataset.train
-        asked, manifest = order.manifest, self._labelled(order.manifest, split)
+        asked, manifest = downloaded.manifest, self._labelled(downloaded.manifest, split)
         try:
             whole = self._whole(manifest, store)
         except (EngineError, BundleInvalid, OrtTrainingUnavailable) as exc:
@@ -151,9 +153,7 @@ class LocalWorker:
         came = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
         start = self._stem.put_into(manifest.table, came, plan.round) if plan.local_stem else came
         memory = self._planned(manifest, settings, plan) if whole is None else None
-        model = self._model(
-            manifest, store, start, split, whole, memory, self._remote(plan, manifest, exchange, memory)
-        )
+        model = self._model(manifest, store, start, split, whole, memory, self._remote(plan, manifest, channel, memory))
         layout = optimizer(settings).table(manifest.table.parameters)
         key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
         begins = settings.first_epoch == 0  # a group's first round: nothing is carried over from another phase
@@ -207,23 +207,27 @@ class LocalWorker:
             memory=memory.use if memory else None,
         )
 
-    def evaluate(self, order: Order, report: Report, exchange: SplitLearningChannel | None = None) -> EvaluationResult:
+    def evaluate(
+        self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
+    ) -> EvaluationResult:
         """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
-        return self._persevering(order.plan, lambda: self._evaluate(order, report, exchange))
+        return self._persevering(downloaded.plan, lambda: self._evaluate(downloaded, report, channel))
 
-    def _evaluate(self, order: Order, report: Report, exchange: SplitLearningChannel | None) -> EvaluationResult:
+    def _evaluate(
+        self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None
+    ) -> EvaluationResult:
         started_s = time.monotonic()
         restart_peak()
-        plan, store, weights = order.plan, order.graphs, order.weights
+        plan, store, weights = downloaded.plan, downloaded.graphs, downloaded.weights
         assert plan.data_split is not None
         split = self._dataset.splits[plan.data_split]
         if split is None:
             raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
-        asked, manifest = order.manifest, self._labelled(order.manifest, split)
+        asked, manifest = downloaded.manifest, self._labelled(downloaded.manifest, split)
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
         if plan.local_stem:
             start = self._stem.put_into(manifest.table, start, plan.round)
-        model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, exchange))
+        model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, channel))
         try:
             model.begin_round()
             scores = TaskMetrics(model)
@@ -242,19 +246,19 @@ class LocalWorker:
 
     @staticmethod
     def _remote(
-        plan: Plan, manifest: Manifest, exchange: SplitLearningChannel | None, memory: PlannedMemory | None = None
+        plan: Plan, manifest: Manifest, channel: SplitLearningChannel | None, memory: PlannedMemory | None = None
     ) -> RemoteEncoder | None:
         """Return the encoder of split learning. Raises EncoderServerUnavailable for settings that it does not have."""
         if plan.split_learning is None:
             return None
-        assert exchange is not None
+        assert channel is not None
         if plan.training is not None:
             check_settings(plan.training)
         samples = EVALUATION_SAMPLES if plan.training is None else plan.training.batch
-        exchange.open(MessageLayout.of(manifest, samples).max_message_bytes)
+        channel.open(MessageLayout.of(manifest, samples).max_message_bytes)
         in_flight = memory.in_flight if memory else 1
         return RemoteEncoder(
-            manifest, exchange, plan.round, samples, precision=plan.split_learning.precision, in_flight=in_flight
+            manifest, channel, plan.round, samples, precision=plan.split_learning.precision, in_flight=in_flight
         )
 
     def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> PlannedMemory:

@@ -22,7 +22,7 @@ from devices.cli.values import names, whole_number
 from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, Graph, GraphObservation
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.tensors import TensorTable, pack, transfer, unpack
 from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
@@ -169,7 +169,7 @@ def _deploy(args: argparse.Namespace) -> int:
     else:
         weights = unpack(manifest.table, args.weights.read_bytes())
     model = inference_model(args.bundle, manifest, weights)
-    write_whole(args.out, model.SerializeToString(deterministic=True))
+    write_atomic(args.out, model.SerializeToString(deterministic=True))
     print(f"{args.out}: {', '.join(manifest.task_names)}")
     return DONE
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import msgspec
 
 from devices.cli.values import parse_size
-from edge_runtime.agent.carried_state import CarriedVectors
-from edge_runtime.agent.work import Order, WorkRefused
+from edge_runtime.agent.carried_state import CarriedState
+from edge_runtime.agent.work import DownloadedPlan, WorkRefused
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.blob import BlobStore, describe
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> None:
         store.add(wire.graph_path(bundle, name).read_bytes())
     weights = unpack(manifest.table, (bundle / wire.WEIGHTS).read_bytes())
     blob = describe(b"weights")
-    residuals = CarriedVectors(state / "residual")
+    residuals = CarriedState(state / "residual")
     found = []
     for number in range(1, rounds + 1):
         plan = Plan(
@@ -66,7 +66,9 @@ def main(arguments: list[str]) -> None:
             deadline_s=6000.0,
         )
         try:
-            result = worker.train(Order(plan=plan, manifest=manifest, weights=weights, graphs=store), lambda *_: None)
+            result = worker.train(
+                DownloadedPlan(plan=plan, manifest=manifest, weights=weights, graphs=store), lambda *_: None
+            )
         except WorkRefused as refusal:
             print(json.dumps({"declined": str(refusal)}))
             return

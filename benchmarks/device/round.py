@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.agent.work import Order, Stage
+from edge_runtime.agent.work import DownloadedPlan, Stage
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.messages import Plan
@@ -34,10 +34,10 @@ def main(arguments: list[str]) -> None:
             time.sleep(pause_s)
 
     worker = LocalWorker(data, state, 1, checkpoint_s=0)
-    order = Order(
+    downloaded = DownloadedPlan(
         plan=msgspec.json.decode(plan.read_bytes(), type=Plan), manifest=manifest, weights=weights, graphs=store
     )
-    result = worker.train(order, report)
+    result = worker.train(downloaded, report)
     out.write_bytes(result.weights.tobytes() + msgspec.json.encode([result.train_loss, result.affinity]))
 
 

@@ -16,7 +16,7 @@ from broker_server.comparison.results import read_all, read_costs
 from broker_server.simulation.experiment import read_experiment
 from broker_server.simulation.fleet import Costs
 from broker_server.simulation.run import write_json
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 
 JSON, MARKDOWN = "comparison.json", "comparison.md"
 
@@ -49,12 +49,12 @@ def run(args: argparse.Namespace) -> int:
         from broker_server.comparison import plot  # matplotlib is slow to import
 
         for each in found:
-            write_whole(pictures[each.name], plot.draw(each))
+            write_atomic(pictures[each.name], plot.draw(each))
     except ImportError as exc:
         raise ComparisonImpossible("matplotlib is not installed: pip install '.[server]'") from exc
     missing = [run for each in found for run in each.missing]
     write_json(args.out / JSON, _File(experiments=found, missing=missing, costs=costs))
-    write_whole(args.out / MARKDOWN, document([(each, pictures[each.name].name) for each in found]).encode())
+    write_atomic(args.out / MARKDOWN, document([(each, pictures[each.name].name) for each in found]).encode())
     for each in found:
         if each.missing:
             print(f"{each.title}: not finished, and left out: {', '.join(each.missing)}")

@@ -18,7 +18,7 @@ from broker_server.rounds.journal import FederationJournal, RoundRow
 from broker_server.strategies.planner import Phase
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.energy import Energy
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.manifest import Artifacts
 from edge_runtime.wire.messages import Evaluation, Update
 from edge_runtime.wire.metrics import MetricName
@@ -235,8 +235,8 @@ def models(journal: FederationJournal, blobs: BlobStore) -> dict[str, bytes]:
 def write(folder: Path, report: Report, weights: Mapping[str, bytes]) -> None:
     """Write report.json and models/<group>.safetensors."""
     for group, data in weights.items():
-        write_whole(folder / MODELS / f"{group}.safetensors", data)
-    write_whole(folder / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
+        write_atomic(folder / MODELS / f"{group}.safetensors", data)
+    write_atomic(folder / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")
 
 
 def read(path: Path) -> Report:

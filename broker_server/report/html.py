@@ -18,7 +18,7 @@ from broker_server.grouping.confidence import by_errors
 from broker_server.grouping.search import MAX_SPLIT_TASKS, TaskSplit
 from broker_server.report import html_energy as report_energy
 from broker_server.report.build import STAGES, AffinityReport, MetricMean, OfficialReport, Report, RoundReport
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.metrics import METRICS, headed
 
 PAGE = "report.html"
@@ -68,7 +68,7 @@ def write(
     folder: Path, report: Report, *, affinities: Affinities | None = None, predictions: Sequence[Row] = ()
 ) -> Path:
     """Write report.html into `folder`; its path."""
-    write_whole(folder / PAGE, render(report, affinities=affinities, predictions=predictions).encode())
+    write_atomic(folder / PAGE, render(report, affinities=affinities, predictions=predictions).encode())
     return folder / PAGE
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from broker_server.server.keys import load_or_create
 from broker_server.server.state import read_url
 from edge_runtime.wire import tokens
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.signing import public_hex
 
 SECRET = 0o600
@@ -70,7 +70,7 @@ def enrol(
     }
     given = {name: value for name, value in entries.items() if value is not None}
     text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items())
-    write_whole(out, text.encode(), mode=SECRET)
+    write_atomic(out, text.encode(), mode=SECRET)
 
 
 def own_address(host: str = "") -> str:

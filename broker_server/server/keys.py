@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 
 KEY = "server.key"
 _SECRET = 0o600
@@ -25,7 +25,7 @@ def load_or_create(state: Path) -> Ed25519PrivateKey:
     path = state / KEY
     if not path.exists():
         key = Ed25519PrivateKey.generate()
-        write_whole(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=_SECRET)
+        write_atomic(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=_SECRET)
         return key
     if path.stat().st_mode & 0o077:
         raise KeyInvalid(f"{path} can be read by others: run chmod 600 on it, and enrol devices anew if it has leaked")

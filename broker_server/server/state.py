@@ -16,7 +16,7 @@ from pathlib import Path
 
 from broker_server.rounds.journal import FederationJournal
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 
 JOURNAL = "federation.sqlite3"
 BLOBS = "blobs"
@@ -55,7 +55,7 @@ class StateFolder:
 
     def set_url(self, url: str) -> None:
         """Keep where devices find the server, for those enrolled later."""
-        write_whole(self.path / URL, f"{url}\n".encode())
+        write_atomic(self.path / URL, f"{url}\n".encode())
 
     def close(self) -> None:
         """Give the folder free."""

@@ -13,10 +13,17 @@ from typing import Protocol
 from broker_server.simulation.energy import Power, SimulatedAccount
 from broker_server.simulation.split_learning import General, general
 from broker_server.simulation.worker import Refused, Task, perform
-from edge_runtime.agent.job import Outcome
 from edge_runtime.agent.loop import Agent
+from edge_runtime.agent.plan_runner import WorkOutcome
 from edge_runtime.agent.state import State
-from edge_runtime.agent.work import EvaluationResult, Order, Report, SplitLearningChannel, TrainResult, WorkRefused
+from edge_runtime.agent.work import (
+    DownloadedPlan,
+    EvaluationResult,
+    Report,
+    SplitLearningChannel,
+    TrainResult,
+    WorkRefused,
+)
 from edge_runtime.wire.encoder_pipe import EncoderRound
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.messages import Hello, Plan
@@ -180,12 +187,12 @@ class SimulatedDevice:
         """Let go of the state folder. Work that is going on is not waited for."""
         self._state.close()
 
-    def _submit(self, plan: Plan, work: Callable[[], Outcome]) -> "Future[Outcome]":
+    def _submit(self, plan: Plan, work: Callable[[], WorkOutcome]) -> "Future[WorkOutcome]":
         begun = self._place.begin_work(plan, self._hello)
         self._worker.begin(begun)
         self._account.work(plan.work, begun.board_s, begun.seconds - begun.board_s)
         real = self._place.threads.submit(work)
-        outcome: Future[Outcome] = Future()
+        outcome: Future[WorkOutcome] = Future()
 
         def over() -> None:
             outcome.set_result(real.result())
@@ -220,24 +227,26 @@ class _HostedWorker:
         opened = begun.opened
         self._general = None if opened is None else general(self._place.name, self._place.bundle, opened)
 
-    def train(self, order: Order, _report: Report, _exchange: SplitLearningChannel | None = None) -> TrainResult:
-        result = self._perform(order)
+    def train(
+        self, downloaded: DownloadedPlan, _report: Report, _channel: SplitLearningChannel | None = None
+    ) -> TrainResult:
+        result = self._perform(downloaded)
         assert isinstance(result, TrainResult)
         return result
 
     def evaluate(
-        self, order: Order, _report: Report, _exchange: SplitLearningChannel | None = None
+        self, downloaded: DownloadedPlan, _report: Report, _channel: SplitLearningChannel | None = None
     ) -> EvaluationResult:
-        result = self._perform(order)
+        result = self._perform(downloaded)
         assert isinstance(result, EvaluationResult)
         return result
 
-    def _perform(self, order: Order) -> TrainResult | EvaluationResult:
+    def _perform(self, downloaded: DownloadedPlan) -> TrainResult | EvaluationResult:
         task = Task(
             data=self._place.data,
             state=self._place.state,
             memory_budget_bytes=self._place.board.memory_bytes,
-            order=order,
+            downloaded=downloaded,
             general=self._general,
         )
         self.cpu_s = None

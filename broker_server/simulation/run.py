@@ -30,7 +30,7 @@ from broker_server.simulation.run_cache import Library, RecallingFederation
 from broker_server.simulation.timeline import Timeline
 from broker_server.simulation.traffic import crossing
 from edge_runtime.wire.encoder_pipe import EncoderRound
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.manifest import read_folder
 from edge_runtime.wire.messages import Hello, Plan
@@ -313,4 +313,4 @@ def _fingerprint(data: Path) -> str:
 
 def write_json(path: Path, value: object) -> None:
     """Write something as indented JSON."""
-    write_whole(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")

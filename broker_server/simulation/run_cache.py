@@ -19,7 +19,7 @@ from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.simulation.timeline import Timeline
 from broker_server.strategies.planner import Phase
 from edge_runtime.wire.blob import Blob, BlobStore
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.wire.names import group_id
 
@@ -51,7 +51,7 @@ class Library:
 
     def keep(self, key: str, course: Course) -> None:
         """Know a course from now on."""
-        write_whole(self._folder / f"{key}.json", msgspec.json.encode(course))
+        write_atomic(self._folder / f"{key}.json", msgspec.json.encode(course))
 
 
 class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

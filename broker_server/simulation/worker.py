@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from broker_server.simulation.split_learning import General, HostedExchange, as_sent
-from edge_runtime.agent.work import EvaluationResult, Order, Reason, TrainResult, WorkRefused
+from edge_runtime.agent.work import DownloadedPlan, EvaluationResult, Reason, TrainResult, WorkRefused
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.encoder import Batch, Representation
 from edge_runtime.training.engine import ARENA_BYTES, Engine
@@ -40,7 +40,7 @@ class Task:
     data: Path
     state: Path
     memory_budget_bytes: int
-    order: Order
+    downloaded: DownloadedPlan
     general: General | None = None
     """The encoder's side, in split training."""
 
@@ -64,8 +64,8 @@ class Done:
 
 def perform(task: Task) -> Done | Refused:
     """Do what the plan asks for. The peak memory of the result is left out: the process is no board."""
-    order = replace(task.order, plan=as_sent(task.order.plan))
-    is_apart = order.plan.split_learning is not None
+    downloaded = replace(task.downloaded, plan=as_sent(task.downloaded.plan))
+    is_apart = downloaded.plan.split_learning is not None
     if is_apart and task.general is None:
         return Refused(reason="encoder_server", detail="the round was over before this device could begin with it")
     worker = LocalWorker(
@@ -77,11 +77,11 @@ def perform(task: Task) -> Done | Refused:
         memory_budget_bytes=task.memory_budget_bytes,
         shelf=_shelf(),
     )
-    do = worker.train if order.plan.work == "train" else worker.evaluate
+    do = worker.train if downloaded.plan.work == "train" else worker.evaluate
     before_s = time.process_time()
     exchange = None if task.general is None else HostedExchange(task.general, _general_shelf())
     try:
-        result = do(order, lambda *_: None, exchange)
+        result = do(downloaded, lambda *_: None, exchange)
     except WorkRefused as refusal:
         return Refused(reason=refusal.reason, detail=refusal.detail)
     return Done(

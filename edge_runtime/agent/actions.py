@@ -1,4 +1,4 @@
-"""What a session asks its caller to do, in the order in which it asks."""
+"""The actions that a session asks its caller to take, in the order in which it returns them."""
 
 from dataclasses import dataclass
 
@@ -8,55 +8,58 @@ from edge_runtime.wire.messages import Ack, DeviceMessage, Plan, Status
 
 
 @dataclass(frozen=True)
-class Say:
-    """Publish this; a Status is retained."""
+class SendMessage:
+    """Publish a message to the server; a Status is retained."""
 
     message: DeviceMessage | Status
 
 
 @dataclass(frozen=True)
-class Subscribe:
+class SubscribeBlob:
     """Subscribe to the chunks of this blob, now or when the link is up, and again after each reconnect."""
 
     digest: str
 
 
 @dataclass(frozen=True)
-class Unsubscribe:
-    """The chunks of this blob are no longer wanted."""
+class UnsubscribeBlob:
+    """Unsubscribe from the chunks of this blob."""
 
     digest: str
 
 
 @dataclass(frozen=True)
-class Fetch:
-    """Look what this plan still needs: answer with `wanted`, or with `refused`."""
+class CheckFiles:
+    """Look up which files of the plan are missing: answer with `on_files_checked` or `on_files_refused`."""
 
     plan: Plan
 
 
 @dataclass(frozen=True)
 class StartWork:
-    """Everything that the plan needs is here: begin; answer with `done`, `failed` or `stopped`, once."""
+    """Start the work on a plan, all of whose files are here.
+
+    Answer with `on_work_done`, `on_work_failed` or `on_work_stopped`, once.
+    """
 
     plan: Plan
 
 
 @dataclass(frozen=True)
 class CancelWork:
-    """The work is no longer wanted: make it stop, and answer as StartWork says."""
+    """Stop the work, whose result is no longer wanted, and answer as StartWork asks."""
 
 
 @dataclass(frozen=True)
-class Keep:
+class SaveResult:
     """Make the finished result survive a power cut before it is announced."""
 
     pending: Pending
 
 
 @dataclass(frozen=True)
-class Forget:
-    """The result need not be announced again after a restart."""
+class DropResult:
+    """Drop the saved result: it need not be announced again after a restart."""
 
 
 @dataclass(frozen=True)
@@ -68,17 +71,29 @@ class SendChunks:
 
 
 @dataclass(frozen=True)
-class Answered:
-    """The server has taken the result, or declined it: the plan is over."""
+class ClosePlan:
+    """Close the plan, whose result the server has accepted or dropped."""
 
     ack: Ack
 
 
 @dataclass(frozen=True)
 class Exit:
-    """The federation has ended."""
+    """End the agent: the federation has ended."""
 
     detail: str
 
 
-Action = Say | Subscribe | Unsubscribe | Fetch | StartWork | CancelWork | Keep | Forget | SendChunks | Answered | Exit
+Action = (
+    SendMessage
+    | SubscribeBlob
+    | UnsubscribeBlob
+    | CheckFiles
+    | StartWork
+    | CancelWork
+    | SaveResult
+    | DropResult
+    | SendChunks
+    | ClosePlan
+    | Exit
+)

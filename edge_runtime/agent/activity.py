@@ -1,7 +1,8 @@
-"""What a device can be doing with its plan, and what leads from one to the other: the one table of it.
+"""The activities of a device with its plan, and the one table of transitions between them.
 
-idle ─plan─► looking ─wanted─► fetching ─whole─► looking ─ready─► working ─done─► announcing ─ack─► idle
-└──────────────ready, old work not stopped─► waiting ─stopped─► working
+idle ─plan─► checking ─start─► working ─done─► announcing ─ack─► idle
+             checking ─files_missing─► downloading ─files_complete─► checking
+             checking ─wait─► waiting ─stopped─► working
 """
 
 from enum import Enum, auto
@@ -9,51 +10,61 @@ from typing import Literal
 
 
 class Activity(Enum):
-    """What a device is doing with its plan."""
+    """A device's activity with its plan."""
 
     IDLE = auto()
-    LOOKING = auto()
-    """The caller was asked what the plan still needs."""
-    FETCHING = auto()
+    CHECKING = auto()
+    """The caller was asked which files of the plan are missing."""
+    DOWNLOADING = auto()
     WAITING = auto()
-    """Everything is here, the superseded work has not stopped yet."""
+    """All files are here, but the superseded work has not stopped yet."""
     WORKING = auto()
     ANNOUNCING = auto()
     ENDED = auto()
 
 
 Event = Literal[
-    "plan", "repeated", "wanted", "ready", "queued", "whole", "stopped", "done", "refused", "ack", "finished"
+    "plan",
+    "repeated_plan",
+    "files_missing",
+    "files_complete",
+    "start",
+    "wait",
+    "stopped",
+    "done",
+    "refused",
+    "ack",
+    "finished",
 ]
 
 TRANSITIONS: dict[Activity, dict[Event, Activity]] = {
     Activity.IDLE: {
-        "plan": Activity.LOOKING,
-        "repeated": Activity.ANNOUNCING,
+        "plan": Activity.CHECKING,
+        "repeated_plan": Activity.ANNOUNCING,
         "ack": Activity.IDLE,
         "finished": Activity.ENDED,
     },
-    Activity.LOOKING: {
-        "plan": Activity.LOOKING,
-        "wanted": Activity.FETCHING,
-        "ready": Activity.WORKING,
-        "queued": Activity.WAITING,
+    Activity.CHECKING: {
+        "plan": Activity.CHECKING,
+        "files_missing": Activity.DOWNLOADING,
+        "start": Activity.WORKING,
+        "wait": Activity.WAITING,
         "refused": Activity.IDLE,
         "finished": Activity.ENDED,
     },
-    Activity.FETCHING: {
-        "plan": Activity.LOOKING,
-        "whole": Activity.LOOKING,
+    Activity.DOWNLOADING: {
+        "plan": Activity.CHECKING,
+        "files_complete": Activity.CHECKING,
         "refused": Activity.IDLE,
         "finished": Activity.ENDED,
     },
-    Activity.WAITING: {"plan": Activity.LOOKING, "stopped": Activity.WORKING, "finished": Activity.ENDED},
+    Activity.WAITING: {"plan": Activity.CHECKING, "stopped": Activity.WORKING, "finished": Activity.ENDED},
     Activity.WORKING: {
-        "plan": Activity.LOOKING,
+        "plan": Activity.CHECKING,
         "done": Activity.ANNOUNCING,
         "refused": Activity.IDLE,
         "finished": Activity.ENDED,
     },
-    Activity.ANNOUNCING: {"plan": Activity.LOOKING, "ack": Activity.IDLE, "finished": Activity.ENDED},
+    Activity.ANNOUNCING: {"plan": Activity.CHECKING, "ack": Activity.IDLE, "finished": Activity.ENDED},
     Activity.ENDED: {},
 }

@@ -3,8 +3,8 @@
 state/lock            held by the running agent
 state/pending.json    the plan that was worked on and its result, until the server has acknowledged it
 state/blobs/          manifests and graphs, kept for reuse
-state/weights/        weights that came, and the update's
-state/uplink.json     how fast the link has uploaded
+state/weights/        the weights of the present plan, and those of the update
+state/uplink.json     the measured upload speed of the link
 """
 
 import fcntl
@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.messages import Evaluation, Plan, Update
 
 MAX_PENDING_BYTES = 256 * 1024
@@ -29,7 +29,7 @@ class StateUnusable(OSError):
 
 
 class Pending(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A plan that was worked on, and what the server has still to acknowledge."""
+    """A plan with a result that the server has not acknowledged yet."""
 
     plan: Plan
     result: Update | Evaluation
@@ -65,8 +65,8 @@ class State:
     def _journal(self) -> Path:
         return self.root / "pending.json"
 
-    def pending(self) -> Pending | None:
-        """The result that was not acknowledged yet, if its weights are still here."""
+    def pending_result(self) -> Pending | None:
+        """Return the result that was not acknowledged yet, if its weights are still here."""
         try:
             if self._journal.stat().st_size > MAX_PENDING_BYTES:
                 raise msgspec.ValidationError("it is too large")
@@ -74,41 +74,41 @@ class State:
         except FileNotFoundError:
             return None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
-            _log.warning("%s is not understood and was put aside: %s", self._journal, exc)
+            _log.warning("%s cannot be read and was renamed to .bad, so its plan is done again: %s", self._journal, exc)
             self._journal.replace(self._journal.with_suffix(".bad"))
             return None
         if isinstance(pending.result, Update) and pending.result.weights.digest not in self.weights:
-            _log.warning("the weights of the update of round %d are gone: it is forgotten", pending.plan.round)
-            self.forget()
+            _log.warning("the weights of the update of round %d are gone: it is dropped", pending.plan.round)
+            self.drop_result()
             return None
         return pending
 
-    def keep(self, pending: Pending, weights: bytes | None) -> None:
-        """Make a result survive: its weights first, then the journal. Raises StateUnusable."""
+    def save_result(self, pending: Pending, weights: bytes | None) -> None:
+        """Save a result for the processes after this one: its weights first, then the journal. Raises StateUnusable."""
         try:
             if weights is not None:
                 self.weights.add(weights)
-            write_whole(self._journal, msgspec.json.encode(pending))
+            write_atomic(self._journal, msgspec.json.encode(pending))
         except OSError as exc:
             raise StateUnusable(f"an update cannot be written to {self.root}: {exc.strerror}") from exc
 
-    def forget(self) -> None:
-        """The result need not be announced again. Raises StateUnusable."""
+    def drop_result(self) -> None:
+        """Delete the saved result. Raises StateUnusable."""
         try:
             self._journal.unlink(missing_ok=True)
         except OSError as exc:
             raise StateUnusable(f"{self._journal} cannot be removed: {exc.strerror}") from exc
 
     def upload_bytes_per_s(self) -> float | None:
-        """The link's upload speed as it was last measured; None where it is not known."""
+        """Return the link's upload speed as it was last measured; None where it was not."""
         try:
             return msgspec.json.decode((self.root / "uplink.json").read_bytes(), type=_Uplink).bytes_per_s
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
 
-    def keep_upload_speed(self, bytes_per_s: float) -> None:
-        """Keep the link's upload speed for the processes after this one. Raises StateUnusable."""
+    def save_upload_speed(self, bytes_per_s: float) -> None:
+        """Save the link's upload speed for the processes after this one. Raises StateUnusable."""
         try:
-            write_whole(self.root / "uplink.json", msgspec.json.encode(_Uplink(bytes_per_s=bytes_per_s)))
+            write_atomic(self.root / "uplink.json", msgspec.json.encode(_Uplink(bytes_per_s=bytes_per_s)))
         except OSError as exc:
             raise StateUnusable(f"the upload speed cannot be written to {self.root}: {exc.strerror}") from exc

@@ -1,8 +1,8 @@
-"""How fast a device's link uploads, from the updates that it has sent, without I/O or clock.
+"""The upload speed of a device's link, measured on the updates that it has sent, without I/O or clock.
 
-The time runs from the first chunk that the server asked for until it has acknowledged the whole, so it holds all that
-an upload waits for. An upload that was over in less than SHORT_S was mostly waiting: it can show that the link is
-faster than was thought, never that it is slow. A connection that was lost in between gives no measurement.
+The time runs from the first chunk that the server requested until the server has acknowledged the update, so it
+includes all waiting. An upload that took less than SHORT_S was mostly waiting: it can show that the link
+is faster than was measured before, never that it is slow. A connection that was lost in between gives no measurement.
 """
 
 # coverage: every branch
@@ -18,26 +18,26 @@ class Uplink:
     """The upload speed of one link. `now_s` is any clock that only goes forward."""
 
     def __init__(self, bytes_per_s: float | None = None) -> None:
-        """Go on from what an earlier process has measured."""
+        """Go on from the speed that an earlier process measured."""
         self.bytes_per_s = bytes_per_s
         """None while nothing was measured."""
         self._blob: Blob | None = None
         self._sent: set[int] = set()
         self._since_s = 0.0
 
-    def sending(self, blob: Blob, indices: tuple[int, ...], now_s: float) -> None:
-        """The server has asked for these chunks of an update."""
+    def on_chunks_requested(self, blob: Blob, indices: tuple[int, ...], now_s: float) -> None:
+        """Count the chunks of an update that the server requested."""
         if self._blob != blob:
             self._blob, self._since_s = blob, now_s
             self._sent.clear()
         self._sent.update(indices)
 
-    def lost(self) -> None:
-        """The connection was lost, or the update is no longer wanted."""
+    def on_upload_lost(self) -> None:
+        """Stop measuring: the connection was lost, or the update is no longer wanted."""
         self._blob = None
 
-    def acknowledged(self, now_s: float) -> bool:
-        """The server has the update, whole; whether that has changed `bytes_per_s`."""
+    def on_acknowledged(self, now_s: float) -> bool:
+        """Measure an upload that the server has acknowledged; return whether that has changed `bytes_per_s`."""
         if self._blob is None or now_s <= self._since_s:
             return False
         took_s = now_s - self._since_s

@@ -1,4 +1,4 @@
-"""The seam between the agent and training: what the agent asks for, and what comes back.
+"""The seam between the agent and training: requests to a worker, and its results.
 
 The agent owns the link and the state folder; a worker owns the data set and the engine. A worker is called on a
 thread of its own, one call at a time.
@@ -19,11 +19,11 @@ from edge_runtime.wire.split_learning import MessageChannel
 from edge_runtime.wire.tensors import Vector
 
 MAX_LOSS = 1e18
-"""What a message may carry; beyond it training has diverged."""
+"""The largest loss that a message may have; beyond it training has diverged."""
 Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "encoder_server", "error"]
 Stage = Literal["download", "train", "probe", "evaluate", "upload"]
 Report = Callable[[Stage, int, int], None]
-"""Called with a stage, steps done and steps in all, when the stage begins and after each of its steps.
+"""A callback with a stage, steps done and steps in all, when the stage begins and after each of its steps.
 
 Raises WorkCancelled when the work is no longer wanted.
 """
@@ -48,9 +48,9 @@ class WorkRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What local training gave: the new weights in the layout of the manifest's table, and what was measured.
+    """The result of local training: the new weights in the layout of the manifest's table, and measurements.
 
-    `val_loss` is of the weights that came, before training. None is for what was not measured.
+    `val_loss` is of the weights before training. None is for what was not measured.
     """
 
     weights: Vector
@@ -65,7 +65,7 @@ class TrainResult:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationResult:
-    """The losses of the weights that came, by task, over `examples`, and the metrics of those tasks that have one."""
+    """The losses of the plan's weights, by task, over `examples`, and the metrics of those tasks that have one."""
 
     loss: dict[str, float]
     examples: dict[str, int]
@@ -75,16 +75,16 @@ class EvaluationResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """A plan, and all that it names: here, whole and checked."""
+class DownloadedPlan:
+    """A plan with its files, downloaded and checked."""
 
     plan: Plan
     manifest: Manifest
-    """In split training without an encoder."""
+    """In split learning without the encoder."""
     weights: Vector
     """Read-only, in the layout of the manifest's table."""
     graphs: BlobStore
-    """Where the manifest's graphs are."""
+    """The store with the manifest's graphs."""
 
 
 class SplitLearningChannel(MessageChannel, Protocol):
@@ -96,27 +96,31 @@ class SplitLearningChannel(MessageChannel, Protocol):
 
 
 class Worker(Protocol):
-    """Does what a plan asks for with this device's data.
+    """Trains and evaluates as a plan asks, on this device's data.
 
-    In split training `exchange` leads to the host that computes the encoder; otherwise it may be left out. Both calls
-    may raise WorkRefused, and let WorkCancelled, which `report` and `exchange` raise, pass.
+    In split learning `channel` leads to the encoder server; otherwise it may be left out. Both calls may raise
+    WorkRefused, and let WorkCancelled, which `report` and `channel` raise, pass.
     """
 
     def hello(self) -> Hello:
-        """What this device has."""
+        """Return the device's Hello: its software, data and memory."""
         ...
 
-    def train(self, order: Order, report: Report, exchange: SplitLearningChannel | None = None) -> TrainResult:
+    def train(
+        self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
+    ) -> TrainResult:
         """Train locally as `plan.training` says."""
         ...
 
-    def evaluate(self, order: Order, report: Report, exchange: SplitLearningChannel | None = None) -> EvaluationResult:
+    def evaluate(
+        self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
+    ) -> EvaluationResult:
         """Measure the losses, and metrics, over `plan.data_split`."""
         ...
 
 
 def check_trained(result: TrainResult) -> None:
-    """Raises WorkRefused if what was trained is not finite."""
+    """Raise WorkRefused if trained weights, losses or affinities are not finite."""
     if not np.isfinite(result.weights).all():
         raise WorkRefused("diverged", "after training, weights were not finite: a lower learning rate may help")
     _check_finite("training loss", result.train_loss)
@@ -128,7 +132,7 @@ def check_trained(result: TrainResult) -> None:
 def update_message(
     plan: Plan, result: TrainResult, file: Blob, scheme: Scheme, *, bytes_down: int, energy: Energy | None
 ) -> Update:
-    """The message that announces an update, whose `file` was written by `scheme`."""
+    """Return the message that announces an update, whose `file` was written by `scheme`."""
     return Update(
         round=plan.round,
         group=plan.group,
@@ -148,7 +152,7 @@ def update_message(
 
 
 def evaluation_message(plan: Plan, result: EvaluationResult, *, bytes_down: int, energy: Energy | None) -> Evaluation:
-    """The message with an evaluation's losses and metrics. Raises WorkRefused if one is not finite."""
+    """Return the message with an evaluation's losses and metrics. Raises WorkRefused if one is not finite."""
     _check_finite("evaluation loss", result.loss)
     _check_finite("metric", result.metrics or {})
     return Evaluation(
@@ -169,7 +173,7 @@ def _all_finite(affinity: Affinity) -> bool:
     return all(abs(value) <= MAX_LOSS for matrix in matrices for row in matrix for value in row)
 
 
-def _check_finite(which: str, by_task: Mapping[str, float]) -> None:
+def _check_finite(name: str, by_task: Mapping[str, float]) -> None:
     for task, value in sorted(by_task.items()):
         if not abs(value) <= MAX_LOSS:
-            raise WorkRefused("diverged", f"the {which} of {task} is {value}: a lower learning rate may help")
+            raise WorkRefused("diverged", f"the {name} of {task} is {value}: a lower learning rate may help")

@@ -32,7 +32,7 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from edge_runtime.wire.files import sync_folder, write_whole
+from edge_runtime.wire.files import sync_folder, write_atomic
 from edge_runtime.wire.names import MAX_TASKS, TASK_PATTERN, TaskName
 
 Array = NDArray[Any]
@@ -382,4 +382,4 @@ def write_split(folder: Path, image: Array, labels: Mapping[str, Array]) -> None
 def write_description(folder: Path, description: Description) -> None:
     """Write dataset.json: the same content gives the same bytes."""
     data = msgspec.json.format(msgspec.json.encode(description, order="deterministic"), indent=1) + b"\n"
-    write_whole(folder / DESCRIPTION, data)
+    write_atomic(folder / DESCRIPTION, data)

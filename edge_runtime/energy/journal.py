@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from edge_runtime.energy.records import Record, from_lines, to_line
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 
 
 class Journal:
@@ -34,7 +34,7 @@ class Journal:
         """Go on in a new file that begins with `records`, in place of the one there."""
         content = b"".join(map(to_line, records))
         self.close()
-        write_whole(self._path, content)
+        write_atomic(self._path, content)
         self._descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
         self.size_bytes = len(content)
 

@@ -30,12 +30,12 @@ from edge_runtime.wire.encoder_pipe import (
     write_frame,
 )
 from edge_runtime.wire.errors import BundleInvalid, MessageInvalid
-from edge_runtime.wire.files import whole_file
+from edge_runtime.wire.files import atomic_file
 from edge_runtime.wire.fragments import Assembler, to_fragments
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.names import is_device_id
 from edge_runtime.wire.split_learning import MessageLayout
-from edge_runtime.wire.tensors import TensorTable, Vector, parts_of_file
+from edge_runtime.wire.tensors import TensorTable, Vector, file_parts
 
 TICK_S = 1.0
 
@@ -141,10 +141,10 @@ def open_round(
 def write_result(folder: Path, device: str, replica: EncoderReplica, table: TensorTable) -> None:
     """Write the encoder that a device has trained, after its optimizer's state, so that both are there with it."""
     path = result_file(folder, device)
-    with whole_file(path.with_suffix(".state")) as file:
+    with atomic_file(path.with_suffix(".state")) as file:
         file.write(replica.state.data.cast("B"))
-    with whole_file(path) as file:
-        file.writelines(parts_of_file(table, replica.weights))
+    with atomic_file(path) as file:
+        file.writelines(file_parts(table, replica.weights))
 
 
 def load_state(encoder_round: EncoderRound, device: str, manifest: Manifest) -> Vector | None:

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.training.progress import TrainingProgress
-from edge_runtime.wire.files import whole_file
+from edge_runtime.wire.files import atomic_file
 from edge_runtime.wire.messages import Plan
 from edge_runtime.wire.tensors import Vector
 
@@ -83,7 +83,7 @@ class Checkpoint:
     def save(self, header: CheckpointHeader, weights: Vector, state: Vector) -> None:
         """Write whole. Raises OSError."""
         data = msgspec.json.encode(header)
-        with whole_file(self._path) as file:
+        with atomic_file(self._path) as file:
             file.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)
             for vector in (weights, state):
                 file.write(vector.data.cast("B"))

@@ -30,11 +30,11 @@ from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import EVALUATION_BATCH, Trainer, check_fits, evaluate
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
-from edge_runtime.wire.files import whole_file
+from edge_runtime.wire.files import atomic_file
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.metrics import METRICS
 from edge_runtime.wire.operators import check_graph_file
-from edge_runtime.wire.tensors import TensorTable, Vector, parts_of_file, transfer, unpack
+from edge_runtime.wire.tensors import TensorTable, Vector, file_parts, transfer, unpack
 
 FAULTS: dict[type[Exception], int] = {
     WireError: BAD_INPUT,
@@ -157,8 +157,8 @@ def _train(args: argparse.Namespace) -> int:
         "memory": None if memory is None else memory.use,
     }
     if args.out is not None:
-        with whole_file(args.out) as file:
-            for part in parts_of_file(manifest.table, model.weights):
+        with atomic_file(args.out) as file:
+            for part in file_parts(manifest.table, model.weights):
                 file.write(part)
     if args.json:
         print(msgspec.json.encode(result).decode())

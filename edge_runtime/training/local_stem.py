@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime.wire.errors import TensorsInvalid
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.tensors import TensorTable, Vector, pack, unpack
 
 STEM = "stem"
@@ -38,7 +38,7 @@ class LocalStem:
     def take_out(self, table: TensorTable, came: Vector, trained: Vector, of_round: int) -> Vector:
         """Keep the stem of weights that a round has trained; the weights with the one that came are for the server."""
         stem = table.select([STEM])
-        write_whole(self._path(of_round), pack(stem, trained[table.parts[STEM]]))
+        write_atomic(self._path(of_round), pack(stem, trained[table.parts[STEM]]))
         for number in self._rounds():
             if number not in {of_round, of_round - 1}:
                 self._path(number).unlink()

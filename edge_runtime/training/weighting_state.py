@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 
 
 class WeightingState(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -47,7 +47,7 @@ class WeightingStateStore:
     def save(self, bundle: str, learnt: WeightingState, of_round: int) -> None:
         """Keep what a round ended with, and what it began with."""
         path = self._folder / f"{of_round}.json"
-        write_whole(path, msgspec.json.encode(_Kept(bundle=bundle, learnt=learnt)))
+        write_atomic(path, msgspec.json.encode(_Kept(bundle=bundle, learnt=learnt)))
         kept = {path, *(before for _, before in self._earlier(of_round)[:1])}
         for other in self._folder.glob("*.json"):
             if other not in kept:

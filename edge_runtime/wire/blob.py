@@ -22,7 +22,7 @@ import msgspec
 from msgspec import Meta
 
 from edge_runtime.wire.errors import BlobInvalid
-from edge_runtime.wire.files import digest_file, sync_file, sync_folder, write_whole
+from edge_runtime.wire.files import digest_file, sync_file, sync_folder, write_atomic
 from edge_runtime.wire.names import Digest
 
 CHUNK_BYTES = 256 * 1024
@@ -104,7 +104,7 @@ class BlobStore:
         """Keep `data` and return its description."""
         blob = describe(data, chunk_bytes=chunk_bytes)
         if blob.digest not in self:
-            write_whole(self.path(blob.digest), data)
+            write_atomic(self.path(blob.digest), data)
         return blob
 
     def chunk(self, blob: Blob, index: int) -> bytes:

@@ -13,17 +13,17 @@ from typing import BinaryIO
 READ_BYTES = 1 << 20
 
 
-def write_whole(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> None:
+def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> None:
     """Write `data` to `path` so that a reader, or a power cut, sees the old file or the new one.
 
     Raises OSError as the file system does.
     """
-    with whole_file(path, mode=mode) as file:
+    with atomic_file(path, mode=mode) as file:
         file.write(data)
 
 
 @contextmanager
-def whole_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
     """A file to write to, which takes its place at the end of the block, and is gone if that raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, sibling = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)

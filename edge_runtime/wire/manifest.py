@@ -56,7 +56,7 @@ from msgspec import Meta
 
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
-from edge_runtime.wire.files import digest_file, write_whole
+from edge_runtime.wire.files import digest_file, write_atomic
 from edge_runtime.wire.footprint import Footprint
 from edge_runtime.wire.metrics import MetricName, misfit
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
@@ -384,6 +384,6 @@ def write_folder(folder: Path, manifest: Manifest, weights: bytes, graphs: dict[
     for left in set((folder / GRAPHS).glob("*.onnx")) - {graph_path(folder, name) for name in graphs}:
         left.unlink()
     for name, data in graphs.items():
-        write_whole(graph_path(folder, name), data)
-    write_whole(folder / WEIGHTS, weights)
-    write_whole(folder / MANIFEST, content)
+        write_atomic(graph_path(folder, name), data)
+    write_atomic(folder / WEIGHTS, weights)
+    write_atomic(folder / MANIFEST, content)

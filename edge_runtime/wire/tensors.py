@@ -132,10 +132,10 @@ class TensorTable:
 
 def pack(table: TensorTable, vector: Vector) -> bytes:
     """The vector as a safetensors file: same values, same bytes."""
-    return b"".join(parts_of_file(table, vector))
+    return b"".join(file_parts(table, vector))
 
 
-def parts_of_file(table: TensorTable, vector: Vector) -> tuple[bytes, memoryview]:
+def file_parts(table: TensorTable, vector: Vector) -> tuple[bytes, memoryview]:
     """The same file as its header and its data, a view of the vector: no copy of a model that memory is short for.
 
     The header is what safetensors writes: the length in 8 bytes, little-endian, and JSON, filled up with spaces to a

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of, transfer, unpack
@@ -184,10 +184,10 @@ def described(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks, Veri
 
 def write_artifacts(folder: Path, forward: bytes, made: Mapping[Tasks, VerifiedArtifacts]) -> None:
     """Write the files that the manifest of `described` names."""
-    write_whole(folder / wire.ORT_TRAINING / wire.FORWARD, forward)
+    write_atomic(folder / wire.ORT_TRAINING / wire.FORWARD, forward)
     for tasks, each in made.items():
         for name, data in each.files.items():
-            write_whole(wire.artifact_path(folder, group_id(tasks), name), data)
+            write_atomic(wire.artifact_path(folder, group_id(tasks), name), data)
 
 
 def split(
@@ -222,7 +222,7 @@ def split(
         )
     target = out or folder
     write_artifacts(target, data, made)
-    write_whole(target / wire.MANIFEST, wire.encode(described(manifest, data, made)))
+    write_atomic(target / wire.MANIFEST, wire.encode(described(manifest, data, made)))
     return [group_id(tasks) for tasks in chosen]
 
 

@@ -20,7 +20,7 @@ from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
 from edge_runtime.wire.energy import Energy, PhaseEnergy
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import (
     Ack,
@@ -70,7 +70,7 @@ def make_bundle(folder, tasks=TASKS, *, forward=None):
     if forward is not None:
         file = manifests.File(digest=describe(forward).digest, size_bytes=len(forward))
         bundle = msgspec.structs.replace(bundle, ort_training=manifests.OrtTrainingArtifacts(groups={}, forward=file))
-        write_whole(folder / manifests.ORT_TRAINING / manifests.FORWARD, forward)
+        write_atomic(folder / manifests.ORT_TRAINING / manifests.FORWARD, forward)
     manifests.write_folder(folder, bundle, weights, graphs)
     return bundle
 

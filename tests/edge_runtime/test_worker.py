@@ -47,7 +47,7 @@ def test_worker_says_what_the_device_has(worker):
 def test_worker_trains_as_the_plan_says(tiny, worker, store):
     reports = Reports()
     result = worker.train(
-        tiny.order(tiny.plan(training=tiny.settings), tiny.manifest, store, weights_of(tiny)), reports
+        tiny.downloaded(tiny.plan(training=tiny.settings), tiny.manifest, store, weights_of(tiny)), reports
     )
     scale = np.abs(tiny.reference["weights"]).max()
     np.testing.assert_allclose(result.weights, tiny.reference["weights"], atol=1e-4 * scale)
@@ -60,12 +60,12 @@ def test_worker_trains_as_the_plan_says(tiny, worker, store):
 
 
 def test_worker_gives_the_validation_loss_of_the_weights_that_came(tiny, worker, store):
-    result = worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    result = worker.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
     np.testing.assert_allclose(
         [result.val_loss[task] for task in tiny.manifest.task_names], tiny.reference["val_before"], rtol=1e-4
     )
     plan = tiny.plan(data_split="val")
-    found = worker.evaluate(tiny.order(plan, tiny.manifest, store, tiny.reference["weights"]), Reports())
+    found = worker.evaluate(tiny.downloaded(plan, tiny.manifest, store, tiny.reference["weights"]), Reports())
     np.testing.assert_allclose(
         [found.loss[task] for task in tiny.manifest.task_names], tiny.reference["val_after"], rtol=1e-3
     )
@@ -73,7 +73,9 @@ def test_worker_gives_the_validation_loss_of_the_weights_that_came(tiny, worker,
 
 
 def test_worker_measures_metrics_where_it_evaluates(tiny, worker, store):
-    found = worker.evaluate(tiny.order(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny)), Reports())
+    found = worker.evaluate(
+        tiny.downloaded(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny)), Reports()
+    )
     model = tiny.model()
     scores = TaskMetrics(model)
     assert found.loss == evaluate(model, tiny.dataset.test, 16, scores=scores)
@@ -81,14 +83,14 @@ def test_worker_measures_metrics_where_it_evaluates(tiny, worker, store):
     assert set(found.metrics) == {"depth", "normals", "segmentation"}
     bare = tuple(msgspec.structs.replace(task, metric=None) for task in tiny.manifest.tasks)
     without = msgspec.structs.replace(tiny.manifest, tasks=bare)
-    again = worker.evaluate(tiny.order(tiny.plan(data_split="test"), without, store, weights_of(tiny)), Reports())
+    again = worker.evaluate(tiny.downloaded(tiny.plan(data_split="test"), without, store, weights_of(tiny)), Reports())
     assert (again.loss, again.metrics) == (found.loss, None)
 
 
 def test_worker_measures_affinities_where_the_plan_wants_them(tiny, worker, store):
     plan = tiny.plan(training=tiny.change(epochs=1, probe_every=2))
     reports = Reports()
-    result = worker.train(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), reports)
+    result = worker.train(tiny.downloaded(plan, tiny.manifest, store, weights_of(tiny)), reports)
     assert result.affinity.tasks == tiny.manifest.task_names
     assert result.affinity.count == 2
     stages = [stage for stage, *_ in reports]
@@ -96,9 +98,9 @@ def test_worker_measures_affinities_where_the_plan_wants_them(tiny, worker, stor
 
 
 def test_worker_trains_a_group_with_graphs_it_holds(tiny, worker, store):
-    worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    worker.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
     manifest, weights = tiny.group("depth", "normals")
-    result = worker.train(tiny.order(tiny.plan(round_number=2), manifest, store, weights), Reports())
+    result = worker.train(tiny.downloaded(tiny.plan(round_number=2), manifest, store, weights), Reports())
     assert tuple(result.train_loss) == ("depth", "normals")
     assert result.weights.shape == weights.shape
 
@@ -112,29 +114,29 @@ def test_rounds_of_one_client_are_plain_training_bit_for_bit(tiny, worker, store
         settings = tiny.change(epochs=1, first_epoch=r, lr=learning_rate(lr, r, rounds))
         alone = Trainer(model, tiny.dataset.train).train(settings, velocity)
         plan = tiny.plan(round_number=r + 1, training=settings)
-        result = worker.train(tiny.order(plan, tiny.manifest, store, weights), Reports())
+        result = worker.train(tiny.downloaded(plan, tiny.manifest, store, weights), Reports())
         assert result.train_loss == alone.loss
         weights = result.weights
         assert weights.tobytes() == model.weights.tobytes()
     assert (
         evaluate(model, tiny.dataset.val, 16)
-        == worker.evaluate(tiny.order(tiny.plan(data_split="val"), tiny.manifest, store, weights), Reports()).loss
+        == worker.evaluate(tiny.downloaded(tiny.plan(data_split="val"), tiny.manifest, store, weights), Reports()).loss
     )
 
 
 def test_round_that_is_done_again_gives_the_same_bits(tiny, worker, store):
     """A power cut after training and before the update was sent: the momentum of the round before is still there."""
-    first = worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    first = worker.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
     plan = tiny.plan(round_number=2, training=tiny.change(epochs=1, first_epoch=1))
-    once = worker.train(tiny.order(plan, tiny.manifest, store, first.weights), Reports())
-    again = worker.train(tiny.order(plan, tiny.manifest, store, first.weights), Reports())
+    once = worker.train(tiny.downloaded(plan, tiny.manifest, store, first.weights), Reports())
+    again = worker.train(tiny.downloaded(plan, tiny.manifest, store, first.weights), Reports())
     assert once.weights.tobytes() == again.weights.tobytes()
 
 
 def test_worker_that_missed_a_round_begins_without_momentum(tiny, worker, store):
-    first = worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    first = worker.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
     plan = tiny.plan(round_number=3)
-    found = worker.train(tiny.order(plan, tiny.manifest, store, first.weights), Reports())
+    found = worker.train(tiny.downloaded(plan, tiny.manifest, store, first.weights), Reports())
     model, velocity = tiny.model(), tiny.velocity()
     model.weights[:] = first.weights
     Trainer(model, tiny.dataset.train).train(plan.training, velocity)
@@ -151,9 +153,11 @@ def test_worker_without_validation_images_measures_no_validation_loss(tiny, data
         path.unlink()
     (data_copy / "val").rmdir()
     worker = LocalWorker(data_copy, tmp_path / "state")
-    assert worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports()).val_loss is None
+    assert (
+        worker.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports()).val_loss is None
+    )
     with pytest.raises(WorkRefused, match="no val set") as caught:
-        worker.evaluate(tiny.order(tiny.plan(data_split="val"), tiny.manifest, store, weights_of(tiny)), Reports())
+        worker.evaluate(tiny.downloaded(tiny.plan(data_split="val"), tiny.manifest, store, weights_of(tiny)), Reports())
     assert caught.value.reason == "no_data"
 
 
@@ -172,8 +176,8 @@ def test_worker_without_labels_of_a_task_trains_the_others(tiny, data_copy, tmp_
     weights, expected = weights_of(tiny), start
     for number in (1, 2):
         plan = tiny.plan(round_number=number, training=tiny.change(epochs=1, first_epoch=number - 1, probe_every=2))
-        found = worker.train(tiny.order(plan, tiny.manifest, store, weights), Reports())
-        other = alone.train(tiny.order(plan, manifest, store, expected), Reports())
+        found = worker.train(tiny.downloaded(plan, tiny.manifest, store, weights), Reports())
+        other = alone.train(tiny.downloaded(plan, manifest, store, expected), Reports())
         assert found.examples == {"depth": 10, "segmentation": 10}
         assert found.train_loss == other.train_loss
         assert found.val_loss == other.val_loss
@@ -183,7 +187,7 @@ def test_worker_without_labels_of_a_task_trains_the_others(tiny, data_copy, tmp_
     assert transfer(tiny.table, weights, manifest.table).tobytes() == expected.tobytes()
     head = tiny.table.parts["head.normals"]
     assert weights[head].tobytes() == tiny.weights[head].tobytes()
-    measured = worker.evaluate(tiny.order(tiny.plan(data_split="test"), tiny.manifest, store, weights), Reports())
+    measured = worker.evaluate(tiny.downloaded(tiny.plan(data_split="test"), tiny.manifest, store, weights), Reports())
     assert measured.loss.keys() == measured.examples.keys() == {"depth", "segmentation"}
 
 
@@ -192,8 +196,8 @@ def test_worker_without_labels_of_any_task_refuses(tiny, data_copy, tmp_path, st
     worker = LocalWorker(data_copy, tmp_path / "state")
     manifest, weights = tiny.group("normals")
     for work in (
-        lambda: worker.train(tiny.order(tiny.plan(), manifest, store, weights), Reports()),
-        lambda: worker.evaluate(tiny.order(tiny.plan(data_split="test"), manifest, store, weights), Reports()),
+        lambda: worker.train(tiny.downloaded(tiny.plan(), manifest, store, weights), Reports()),
+        lambda: worker.evaluate(tiny.downloaded(tiny.plan(data_split="test"), manifest, store, weights), Reports()),
     ):
         with pytest.raises(WorkRefused, match="no labels for normals; it has depth, segmentation") as caught:
             work()
@@ -216,7 +220,7 @@ def test_rounds_with_options_go_on_and_can_be_done_again(tiny, tmp_path, store, 
     for number in (1, 2, 2):
         training = tiny.change(epochs=1, first_epoch=number - 1, **options)
         result = worker.train(
-            tiny.order(tiny.plan(round_number=number, training=training), tiny.manifest, store, weights), Reports()
+            tiny.downloaded(tiny.plan(round_number=number, training=training), tiny.manifest, store, weights), Reports()
         )
         if number == 1:
             weights = result.weights
@@ -230,7 +234,7 @@ def test_worker_begins_a_group_anew_without_momentum_of_another_phase(tiny, work
     training = tiny.change(epochs=1)
     plans = [tiny.plan(round_number=number, training=training) for number in (1, 2)]
     first, second = (
-        worker.train(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), Reports()) for plan in plans
+        worker.train(tiny.downloaded(plan, tiny.manifest, store, weights_of(tiny)), Reports()) for plan in plans
     )
     assert first.weights.tobytes() == second.weights.tobytes()
 
@@ -238,11 +242,11 @@ def test_worker_begins_a_group_anew_without_momentum_of_another_phase(tiny, work
 def test_worker_that_missed_rounds_keeps_what_its_weighting_has_learnt(tiny, worker, store):
     training = tiny.change(epochs=1, weighting=GradNormWeighting())
     first = worker.train(
-        tiny.order(tiny.plan(round_number=1, training=training), tiny.manifest, store, weights_of(tiny)), Reports()
+        tiny.downloaded(tiny.plan(round_number=1, training=training), tiny.manifest, store, weights_of(tiny)), Reports()
     )
     later = tiny.change(epochs=1, first_epoch=8, weighting=GradNormWeighting())
     found = worker.train(
-        tiny.order(tiny.plan(round_number=9, training=later), tiny.manifest, store, first.weights), Reports()
+        tiny.downloaded(tiny.plan(round_number=9, training=later), tiny.manifest, store, first.weights), Reports()
     )
     model = tiny.model()
     learnt = Trainer(model, tiny.dataset.train).train(training, tiny.velocity()).learnt
@@ -258,9 +262,11 @@ def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store)
         np.save(path, images)
     worker = LocalWorker(data_copy, tmp_path / "state")
     with pytest.raises(WorkRefused, match=r"\(3, 8, 16\)"):
-        worker.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+        worker.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
     with pytest.raises(WorkRefused, match=r"\(3, 8, 16\)"):
-        worker.evaluate(tiny.order(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny)), Reports())
+        worker.evaluate(
+            tiny.downloaded(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny)), Reports()
+        )
 
 
 @pytest.mark.parametrize(("work", "graph"), [("train", "encoder.0.forward"), ("evaluate", "encoder.predict")])
@@ -277,7 +283,7 @@ def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, w
     path.write_bytes(change(path.read_bytes()))
     plan = tiny.plan() if work == "train" else tiny.plan(data_split="test")
     with pytest.raises(WorkRefused, match=text.format(graph=graph)) as caught:
-        getattr(worker, work)(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), Reports())
+        getattr(worker, work)(tiny.downloaded(plan, tiny.manifest, store, weights_of(tiny)), Reports())
     assert caught.value.reason == reason
 
 
@@ -288,9 +294,9 @@ def test_worker_stops_where_the_work_is_no_longer_wanted(tiny, worker, store):
 
     plan = tiny.plan()
     with pytest.raises(WorkCancelled):
-        worker.train(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), report)
+        worker.train(tiny.downloaded(plan, tiny.manifest, store, weights_of(tiny)), report)
     # What was cut short left nothing behind.
-    result = worker.train(tiny.order(plan, tiny.manifest, store, weights_of(tiny)), Reports())
+    result = worker.train(tiny.downloaded(plan, tiny.manifest, store, weights_of(tiny)), Reports())
     model = tiny.model()
     Trainer(model, tiny.dataset.train).train(plan.training, tiny.velocity())
     assert result.weights.tobytes() == model.weights.tobytes()
@@ -309,6 +315,7 @@ def test_worker_that_would_use_the_official_engine_does_without_where_it_is_not_
     assert worker.hello().ort_training == "off"
     portable = LocalWorker(tiny.data, tmp_path / "other")
     found = [
-        w.train(tiny.order(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports()) for w in (worker, portable)
+        w.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+        for w in (worker, portable)
     ]
     assert found[0].weights.tobytes() == found[1].weights.tobytes()

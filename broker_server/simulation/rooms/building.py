@@ -17,7 +17,7 @@ from msgspec import Meta
 
 from broker_server.simulation.rooms.render import Order, draw_view
 from edge_runtime.datasets.taskonomy import file_name, write_pixels
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 
 RECORD = "rooms.json"
 DRAWING = 1
@@ -99,7 +99,7 @@ def _claim(out: Path, folders: tuple[Path, ...], settings: Settings) -> None:
         if taken := [folder for folder in folders if folder.exists()]:
             message = f"{taken[0]} is there already, without a {RECORD} beside it: name another folder"
             raise RoomsInvalid(message) from None
-        write_whole(record, msgspec.json.encode(settings) + b"\n")
+        write_atomic(record, msgspec.json.encode(settings) + b"\n")
     except msgspec.MsgspecError as exc:
         raise RoomsInvalid(f"{record} is not understood: {exc}") from exc
     else:

@@ -22,7 +22,7 @@ sys.path.insert(0, os.getcwd())
 import msgspec
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import describe
-from edge_runtime.wire.files import write_whole
+from edge_runtime.wire.files import write_atomic
 
 how = Path({how!r}).read_text()
 _, export, split, bundle, _, groups, _, out, _, python = sys.argv[1:]
@@ -48,12 +48,12 @@ for group in groups.split(";")[: 1 if how == "lacks" else None]:
     for kind in ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint"):
         data = f"{{kind}} of {{name}}".encode()
         files[kind.removesuffix(".onnx")] = manifests.File(digest=describe(data).digest, size_bytes=len(data))
-        write_whole(manifests.artifact_path(out, name, kind), b"broken" if how == "broken" else data)
+        write_atomic(manifests.artifact_path(out, name, kind), b"broken" if how == "broken" else data)
     made[name] = manifests.Artifacts(**files, max_relative_error=1e-4)
 if how == "other":
     whole = msgspec.structs.replace(whole, name="other")
 official = msgspec.structs.replace(whole.ort_training, groups=made)
-write_whole(out / manifests.MANIFEST, manifests.encode(msgspec.structs.replace(whole, ort_training=official)))
+write_atomic(out / manifests.MANIFEST, manifests.encode(msgspec.structs.replace(whole, ort_training=official)))
 """
 
 

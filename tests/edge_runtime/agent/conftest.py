@@ -272,33 +272,33 @@ class FakeWorker:
     def hello(self) -> Hello:
         return Hello(software="s", engine="e", platform="p", examples={"train": 8}, tasks=("a", "b"), memory_bytes=None)
 
-    def _begin(self, order, report) -> None:
-        assert all(file.digest in order.graphs for file in order.manifest.graphs.values())
+    def _begin(self, downloaded, report) -> None:
+        assert all(file.digest in downloaded.graphs for file in downloaded.manifest.graphs.values())
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         try:
-            self.before(order.plan, report)
+            self.before(downloaded.plan, report)
         finally:
             self.running -= 1
-        self.calls.append((order.plan.work, order.plan.round))
+        self.calls.append((downloaded.plan.work, downloaded.plan.round))
 
-    def train(self, order, report, exchange=None) -> TrainResult:
-        self._begin(order, report)
+    def train(self, downloaded, report, channel=None) -> TrainResult:
+        self._begin(downloaded, report)
         return TrainResult(
-            weights=order.weights + np.float32(self.step),
-            examples=dict.fromkeys(order.plan.tasks, 8),
-            train_loss=dict.fromkeys(order.plan.tasks, self.loss),
+            weights=downloaded.weights + np.float32(self.step),
+            examples=dict.fromkeys(downloaded.plan.tasks, 8),
+            train_loss=dict.fromkeys(downloaded.plan.tasks, self.loss),
             val_loss=None,
             affinity=None,
             wall_s=1.0,
             peak_rss_bytes=None,
         )
 
-    def evaluate(self, order, report, exchange=None) -> EvaluationResult:
-        self._begin(order, report)
+    def evaluate(self, downloaded, report, channel=None) -> EvaluationResult:
+        self._begin(downloaded, report)
         return EvaluationResult(
-            loss=dict.fromkeys(order.plan.tasks, self.loss),
-            examples=dict.fromkeys(order.plan.tasks, 8),
+            loss=dict.fromkeys(downloaded.plan.tasks, self.loss),
+            examples=dict.fromkeys(downloaded.plan.tasks, 8),
             wall_s=1.0,
             peak_rss_bytes=None,
         )

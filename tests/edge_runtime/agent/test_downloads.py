@@ -7,7 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.agent.downloads import Downloads, check_manifest, check_plan, graph_blobs, surplus
+from edge_runtime.agent.downloads import PlanDownloads, check_manifest, check_plan, graph_blobs, surplus
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkRefused
 from edge_runtime.wire import signing
@@ -33,7 +33,7 @@ def bundle(make_bundle):
 
 @pytest.fixture
 def downloads(state, public_key):
-    return Downloads(state, server_key=public_key, max_bytes=CAP)
+    return PlanDownloads(state, server_key=public_key, max_bytes=CAP)
 
 
 def resized(blob, size_bytes):
@@ -47,15 +47,15 @@ def chunks(blob, data):
 def fetch(downloads, bundle, plan):
     """Bring everything that the plan needs; the digests that were brought."""
     brought = []
-    while wanted := downloads.wanted(plan):
-        for each in wanted:
+    while missing := downloads.missing(plan):
+        for each in missing:
             brought.append(each.blob.digest)
-            arrivals = [
+            outcomes = [
                 downloads.accept(each.blob.digest, i, data)
                 for i, data in chunks(each.blob, bundle.blobs[each.blob.digest])
-                if i in each.missing
+                if i in each.chunks
             ]
-            assert arrivals == ["kept"] * (len(arrivals) - 1) + ["whole"]
+            assert outcomes == ["kept"] * (len(outcomes) - 1) + ["complete"]
     return brought
 
 
@@ -151,7 +151,7 @@ def test_surplus_leaves_at_most_the_cap_or_what_is_kept(sizes, kept, cap):
 # On disk
 
 
-def test_wanted_asks_for_the_manifest_then_for_the_rest(downloads, bundle):
+def test_missing_is_the_manifest_first_then_the_rest(downloads, bundle):
     plan = bundle.plan(0)
     brought = fetch(downloads, bundle, plan)
     graphs = {file.digest for file in bundle.manifest.graphs.values()}
@@ -162,13 +162,13 @@ def test_wanted_asks_for_the_manifest_then_for_the_rest(downloads, bundle):
     np.testing.assert_array_equal(vector, np.zeros(bundle.table.size, np.float32))
 
 
-def test_wanted_asks_for_nothing_but_weights_in_the_next_round(downloads, bundle):
+def test_missing_is_nothing_but_weights_in_the_next_round(downloads, bundle):
     fetch(downloads, bundle, bundle.plan(0))
     plan = bundle.plan(1)
     assert fetch(downloads, bundle, plan) == [plan.weights.digest]
 
 
-def test_wanted_drops_the_weights_of_the_round_before(downloads, state, bundle):
+def test_missing_drops_the_weights_of_the_round_before(downloads, state, bundle):
     first, second = bundle.plan(0), bundle.plan(1)
     fetch(downloads, bundle, first)
     fetch(downloads, bundle, second)
@@ -176,41 +176,41 @@ def test_wanted_drops_the_weights_of_the_round_before(downloads, state, bundle):
     assert {file.digest for file in bundle.manifest.graphs.values()} <= set(state.blobs.digests())
 
 
-def test_wanted_goes_on_with_a_partial_blob_after_a_restart(state, bundle, public_key):
+def test_missing_goes_on_with_a_partial_blob_after_a_restart(state, bundle, public_key):
     plan = bundle.plan(0)
-    first = Downloads(state, server_key=public_key, max_bytes=CAP)
-    (wanted,) = first.wanted(plan)
+    first = PlanDownloads(state, server_key=public_key, max_bytes=CAP)
+    (missing,) = first.missing(plan)
     assert first.accept(plan.bundle.digest, 1, chunks(plan.bundle, bundle.encoded)[1][1]) == "kept"
-    second = Downloads(state, server_key=public_key, max_bytes=CAP)
-    (again,) = second.wanted(plan)
-    assert again.missing == tuple(i for i in wanted.missing if i != 1)
+    second = PlanDownloads(state, server_key=public_key, max_bytes=CAP)
+    (again,) = second.missing(plan)
+    assert again.chunks == tuple(i for i in missing.chunks if i != 1)
 
 
-def test_wanted_fetches_a_file_again_that_has_changed_on_disk(state, bundle, public_key):
+def test_missing_fetches_a_file_again_that_has_changed_on_disk(state, bundle, public_key):
     plan = bundle.plan(0)
-    fetch(Downloads(state, server_key=public_key, max_bytes=CAP), bundle, plan)
+    fetch(PlanDownloads(state, server_key=public_key, max_bytes=CAP), bundle, plan)
     graph = bundle.manifest.graphs["encoder.0.forward"]
     path = state.blobs.path(graph.digest)
     for spoiled in (bytes(graph.size_bytes), b"short"):
         path.write_bytes(spoiled)
-        assert fetch(Downloads(state, server_key=public_key, max_bytes=CAP), bundle, plan) == [graph.digest]
+        assert fetch(PlanDownloads(state, server_key=public_key, max_bytes=CAP), bundle, plan) == [graph.digest]
 
 
-def test_wanted_drops_partial_blobs_that_the_plan_does_not_need(downloads, state, bundle, make_bundle):
+def test_missing_drops_partial_blobs_that_the_plan_does_not_need(downloads, state, bundle, make_bundle):
     other = make_bundle(tasks=("a",))
-    downloads.wanted(other.plan(0))
+    downloads.missing(other.plan(0))
     downloads.accept(other.bundle.digest, 0, other.encoded[:1024])
     assert other.bundle.digest in state.blobs.digests()
-    downloads.wanted(bundle.plan(1))
+    downloads.missing(bundle.plan(1))
     assert other.bundle.digest not in state.blobs.digests()
 
 
-def test_wanted_drops_old_graphs_over_the_cap(state, bundle, make_bundle, public_key):
+def test_missing_drops_old_graphs_over_the_cap(state, bundle, make_bundle, public_key):
     old = make_bundle(tasks=("c",), graph_bytes=3500)
-    fetch(Downloads(state, server_key=public_key, max_bytes=CAP), old, old.plan(0))
+    fetch(PlanDownloads(state, server_key=public_key, max_bytes=CAP), old, old.plan(0))
     for digest in state.blobs.digests():
         os.utime(state.blobs.path(digest), (1.0, 1.0))
-    small = Downloads(state, server_key=public_key, max_bytes=45_000)
+    small = PlanDownloads(state, server_key=public_key, max_bytes=45_000)
     fetch(small, bundle, bundle.plan(1))
     held = set(state.blobs.digests())
     assert {file.digest for file in bundle.manifest.graphs.values()} <= held
@@ -218,7 +218,7 @@ def test_wanted_drops_old_graphs_over_the_cap(state, bundle, make_bundle, public
     assert sum(path.stat().st_size for path in state.blobs.root.iterdir()) <= 45_000
 
 
-def test_wanted_drops_a_manifest_that_is_not_the_servers(downloads, state, make_bundle):
+def test_missing_drops_a_manifest_that_is_not_the_servers(downloads, state, make_bundle):
     foreign = make_bundle(key=Ed25519PrivateKey.generate())
     with pytest.raises(WorkRefused):
         fetch(downloads, foreign, foreign.plan(0))
@@ -227,36 +227,36 @@ def test_wanted_drops_a_manifest_that_is_not_the_servers(downloads, state, make_
 
 def test_state_folder_that_has_vanished_is_a_refusal(downloads, state, bundle):
     plan = bundle.plan(0)
-    downloads.wanted(plan)
+    downloads.missing(plan)
     state.blobs.root.rmdir()
     with pytest.raises(WorkRefused, match="cannot be written to the state folder") as caught:
         downloads.accept(plan.bundle.digest, 0, bundle.encoded[:1024])
     assert caught.value.reason == "error"
     with pytest.raises(WorkRefused, match="state folder cannot be used"):
-        downloads.wanted(plan)
+        downloads.missing(plan)
 
 
 def test_accept_takes_only_what_is_on_its_way(downloads, bundle):
     plan = bundle.plan(0)
-    assert downloads.accept(plan.bundle.digest, 0, b"") == "unasked"
-    downloads.wanted(plan)
+    assert downloads.accept(plan.bundle.digest, 0, b"") == "unrequested"
+    downloads.missing(plan)
     downloads.stop(plan.bundle.digest)
-    assert downloads.accept(plan.bundle.digest, 0, b"") == "unasked"
+    assert downloads.accept(plan.bundle.digest, 0, b"") == "unrequested"
     downloads.stop(plan.bundle.digest)
 
 
 @pytest.mark.parametrize(("index", "length"), [(0, 1023), (0, 1025), (10**6, 1024)])
 def test_accept_refuses_a_chunk_that_cannot_be(downloads, bundle, index, length):
-    downloads.wanted(bundle.plan(0))
+    downloads.missing(bundle.plan(0))
     with pytest.raises(BlobInvalid):
         downloads.accept(bundle.bundle.digest, index, bytes(length))
 
 
 def test_accept_says_when_a_complete_blob_has_another_digest(downloads, state, bundle):
     plan = bundle.plan(0)
-    (wanted,) = downloads.wanted(plan)
-    arrivals = [downloads.accept(plan.bundle.digest, i, bytes(plan.bundle.length(i))) for i in wanted.missing]
-    assert arrivals[-1] == "corrupt"
+    (missing,) = downloads.missing(plan)
+    outcomes = [downloads.accept(plan.bundle.digest, i, bytes(plan.bundle.length(i))) for i in missing.chunks]
+    assert outcomes[-1] == "corrupt"
     assert plan.bundle.digest not in state.blobs
     assert downloads.accept(plan.bundle.digest, 0, bundle.encoded[:1024]) == "kept"
 

@@ -13,8 +13,8 @@ LONG = bytes(range(256)) * 4096
 def test_messages_go_in_pieces_and_come_from_pieces():
     told = []
     ours, theirs = FragmentChannel(lambda: told.append("ours")), FragmentChannel(lambda: None)
-    for exchange in (ours, theirs):
-        exchange.open(len(LONG))
+    for channel in (ours, theirs):
+        channel.open(len(LONG))
     for message in (LONG, b"", b"short"):
         ours.send(message)
     assert told == ["ours"] * 3
@@ -28,32 +28,32 @@ def test_messages_go_in_pieces_and_come_from_pieces():
 
 
 def test_what_comes_before_a_round_or_is_too_long_is_dropped():
-    exchange = FragmentChannel(lambda: None)
-    exchange.deliver(to_fragments(1, b"early")[0])
-    exchange.open(3)
+    channel = FragmentChannel(lambda: None)
+    channel.deliver(to_fragments(1, b"early")[0])
+    channel.open(3)
     with pytest.raises(MessageInvalid, match="more than 3 bytes"):
-        exchange.deliver(to_fragments(2, b"long")[0])
-    exchange.deliver(to_fragments(3, b"abc")[0])
-    assert exchange.receive(1.0) == b"abc"
+        channel.deliver(to_fragments(2, b"long")[0])
+    channel.deliver(to_fragments(3, b"abc")[0])
+    assert channel.receive(1.0) == b"abc"
 
 
 def test_work_that_waits_is_woken_when_it_is_no_longer_wanted():
-    exchange = FragmentChannel(lambda: None)
-    exchange.begin()
-    exchange.open(10)
-    threading.Timer(0.1, exchange.cancel).start()
+    channel = FragmentChannel(lambda: None)
+    channel.begin()
+    channel.open(10)
+    threading.Timer(0.1, channel.cancel).start()
     with pytest.raises(WorkCancelled):
-        exchange.receive(60.0)
-    exchange.open(10)  # it had not looked yet
+        channel.receive(60.0)
+    channel.open(10)  # it had not looked yet
     with pytest.raises(WorkCancelled):
-        exchange.receive(60.0)
-    exchange.begin()
-    exchange.open(10)
-    assert exchange.receive(0.01) is None
+        channel.receive(60.0)
+    channel.begin()
+    channel.open(10)
+    assert channel.receive(0.01) is None
 
 
 def test_new_work_does_not_send_what_the_old_one_left():
-    exchange = FragmentChannel(lambda: None)
-    exchange.send(b"old")
-    exchange.begin()
-    assert exchange.take() == []
+    channel = FragmentChannel(lambda: None)
+    channel.send(b"old")
+    channel.begin()
+    assert channel.take() == []

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from edge_runtime.agent.carried_state import CarriedVectors
+from edge_runtime.agent.carried_state import CarriedState
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkCancelled, WorkRefused
 from edge_runtime.energy.account import EnergyAccount
@@ -366,7 +366,7 @@ def test_agent_counts_messages_that_do_not_fit(world):
 
     world.server.on_message = odd
     world.run(plans=[world.bundle.plan(0)])
-    assert world.agent.session.errors == {"stale_ack": 1, "odd_need": 2}
+    assert world.agent.session.errors == {"stale_ack": 1, "unexpected_need": 2}
     assert len(world.server.results) == 1
 
 
@@ -438,7 +438,7 @@ def test_agent_counts_a_need_for_an_update_that_has_vanished(world):
 
     world.server.on_message = vanish
     assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
-    assert world.agent.session.errors == {"odd_need": 2}
+    assert world.agent.session.errors == {"unexpected_need": 2}
 
 
 def test_agent_ends_although_the_link_has_no_room_for_its_goodbye(world):
@@ -502,10 +502,10 @@ def uneven(world):
     size = world.bundle.table.size
     train = world.worker.train
 
-    def stepped(order, report, exchange=None):
-        result = train(order, report)
-        steps = np.random.default_rng(order.plan.round).normal(size=size).astype(np.float32)
-        return dataclasses.replace(result, weights=order.weights + steps)
+    def stepped(downloaded, report, channel=None):
+        result = train(downloaded, report)
+        steps = np.random.default_rng(downloaded.plan.round).normal(size=size).astype(np.float32)
+        return dataclasses.replace(result, weights=downloaded.weights + steps)
 
     world.worker.train = stepped
 
@@ -535,7 +535,7 @@ def test_agent_sends_small_updates_and_makes_up_for_what_they_leave_out(world, s
     assert all(update.weights.size_bytes < 0.6 * plans[0].weights.size_bytes for update in world.server.results)
     sent = changes(world, plans)
     made = [np.random.default_rng(r).normal(size=world.bundle.table.size) for r in range(6)]
-    left = CarriedVectors(world.state_folder / "residual").load(world.bundle.table, 5)
+    left = CarriedState(world.state_folder / "residual").load(world.bundle.table, 5)
     if scheme == "fp16":
         assert left is None
         np.testing.assert_allclose(sent, made, rtol=2**-11, atol=1e-5)
@@ -597,7 +597,7 @@ def test_agent_sends_weights_in_full_with_what_was_left_out_before(world):
 def test_agent_chooses_by_the_link_where_it_may(world, bytes_per_s, scheme):
     if bytes_per_s is not None:
         state = State(world.state_folder)
-        state.keep_upload_speed(bytes_per_s)
+        state.save_upload_speed(bytes_per_s)
         state.close()
     world.run(plans=[world.bundle.plan(0, updates=Updates(scheme="auto"))])
     assert [update.scheme for update in world.server.results] == [scheme]

@@ -7,22 +7,28 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from edge_runtime.agent.actions import (
-    Answered,
     CancelWork,
+    CheckFiles,
+    ClosePlan,
+    DropResult,
     Exit,
-    Fetch,
-    Forget,
-    Keep,
-    Say,
+    SaveResult,
     SendChunks,
+    SendMessage,
     StartWork,
-    Subscribe,
-    Unsubscribe,
+    SubscribeBlob,
+    UnsubscribeBlob,
 )
 from edge_runtime.agent.activity import TRANSITIONS, Activity
-from edge_runtime.agent.session import ANNOUNCE_AGAIN_S, MAX_ANNOUNCE_AGAIN_S, MAX_CORRUPT, LocalProtocolError, Session
+from edge_runtime.agent.session import (
+    FIRST_ANNOUNCE_AGAIN_S,
+    MAX_ANNOUNCE_AGAIN_S,
+    MAX_CORRUPT,
+    LocalProtocolError,
+    Session,
+)
 from edge_runtime.agent.state import Pending
-from edge_runtime.agent.transfer import Wanted
+from edge_runtime.agent.transfer import MissingBlob
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.messages import (
     Ack,
@@ -39,7 +45,7 @@ from edge_runtime.wire.messages import (
 )
 
 HELLO = Hello(software="s", engine="e", platform="p", examples={"train": 8}, tasks=("a",), memory_bytes=None)
-ONLINE = Say(Status(state="online"))
+ONLINE = SendMessage(Status(state="online"))
 
 
 def blob(letter, chunks=3):
@@ -93,44 +99,46 @@ def evaluation(of):
 
 
 def wants(*blobs):
-    return tuple(Wanted(b, tuple(range(b.chunks))) for b in blobs)
+    return tuple(MissingBlob(b, tuple(range(b.chunks))) for b in blobs)
 
 
 def online(**kwargs):
     session = Session(HELLO, **kwargs)
-    session.connected(0.0)
+    session.on_connected(0.0)
     return session
 
 
 def fetching(*, number=0):
     session = online()
-    session.received(plan(number), 0.0)
-    session.wanted(wants(blob("a")), 0.0)
+    session.on_message(plan(number), 0.0)
+    session.on_files_checked(wants(blob("a")), 0.0)
     return session
 
 
 def working(*, number=0):
     session = online()
-    session.received(plan(number), 0.0)
-    session.wanted((), 0.0)
+    session.on_message(plan(number), 0.0)
+    session.on_files_checked((), 0.0)
     return session
 
 
 def announcing(*, number=0):
     session = working(number=number)
-    session.done(update(plan(number)), 0.0)
+    session.on_work_done(update(plan(number)), 0.0)
     return session
 
 
 def superseded():
     """Round 0 is still being worked on, round 1 is wanted."""
     session = working()
-    session.received(plan(1), 0.0)
+    session.on_message(plan(1), 0.0)
     return session
 
 
 def says(actions, kind):
-    return [action.message for action in actions if isinstance(action, Say) and isinstance(action.message, kind)]
+    return [
+        action.message for action in actions if isinstance(action, SendMessage) and isinstance(action.message, kind)
+    ]
 
 
 def ack(number, *, accepted=True):
@@ -142,47 +150,49 @@ def ack(number, *, accepted=True):
 
 def test_session_says_who_it_is_when_connected():
     session = Session(HELLO)
-    assert session.connected(0.0) == [ONLINE, Say(HELLO)]
+    assert session.on_connected(0.0) == [ONLINE, SendMessage(HELLO)]
     assert session.online
 
 
 def test_session_goes_through_a_round():
     session = online()
-    assert session.received(plan(0), 0.0) == [Fetch(plan(0))]
-    assert session.wanted(wants(blob("a")), 0.0) == [
-        Subscribe("a" * 64),
-        Say(Need(digest="a" * 64, chunks=(0, 1, 2))),
+    assert session.on_message(plan(0), 0.0) == [CheckFiles(plan(0))]
+    assert session.on_files_checked(wants(blob("a")), 0.0) == [
+        SubscribeBlob("a" * 64),
+        SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2))),
     ]
-    session.chunk("a" * 64, 0, 0.1)
-    session.chunk("a" * 64, 1, 0.1)
-    assert session.whole("a" * 64, 0.1) == [Unsubscribe("a" * 64), Fetch(plan(0))]
-    assert session.wanted((), 0.2) == [StartWork(plan(0))]
+    session.on_chunk_kept("a" * 64, 0, 0.1)
+    session.on_chunk_kept("a" * 64, 1, 0.1)
+    assert session.on_blob_complete("a" * 64, 0.1) == [UnsubscribeBlob("a" * 64), CheckFiles(plan(0))]
+    assert session.on_files_checked((), 0.2) == [StartWork(plan(0))]
     assert session.activity is Activity.WORKING
     assert session.busy
-    assert session.progress("train", 1, 2, 1.5) == [Say(Progress(round=0, stage="train", done=1, total=2))]
+    assert session.on_progress("train", 1, 2, 1.5) == [SendMessage(Progress(round=0, stage="train", done=1, total=2))]
     result = update(plan(0))
-    assert session.done(result, 2.0) == [Keep(Pending(plan=plan(0), result=result)), Say(result)]
-    assert session.received(Need(digest="c" * 64, chunks=(0, 2)), 2.1) == [SendChunks(blob("c"), (0, 2))]
-    assert session.received(ack(0), 2.2) == [Answered(ack(0)), Forget()]
+    assert session.on_work_done(result, 2.0) == [SaveResult(Pending(plan=plan(0), result=result)), SendMessage(result)]
+    assert session.on_message(Need(digest="c" * 64, chunks=(0, 2)), 2.1) == [SendChunks(blob("c"), (0, 2))]
+    assert session.on_message(ack(0), 2.2) == [ClosePlan(ack(0)), DropResult()]
     assert session.activity is Activity.IDLE
-    assert session.received(Finished(detail="bye"), 2.3) == [Exit("bye")]
+    assert session.on_message(Finished(detail="bye"), 2.3) == [Exit("bye")]
     assert session.errors == Counter()
 
 
 def test_session_looks_again_only_when_all_blobs_are_whole():
     session = online()
-    session.received(plan(0), 0.0)
-    session.wanted(wants(blob("a", 5), blob("b", 20)), 0.0)
-    actions = session.whole("a" * 64, 0.0)
-    assert actions[0] == Unsubscribe("a" * 64)
+    session.on_message(plan(0), 0.0)
+    session.on_files_checked(wants(blob("a", 5), blob("b", 20)), 0.0)
+    actions = session.on_blob_complete("a" * 64, 0.0)
+    assert actions[0] == UnsubscribeBlob("a" * 64)
     assert says(actions, Need)[0].digest == "b" * 64
-    assert Fetch(plan(0)) in session.whole("b" * 64, 0.0)
+    assert CheckFiles(plan(0)) in session.on_blob_complete("b" * 64, 0.0)
 
 
 def test_session_says_how_far_a_download_is_once_in_a_while():
     session = fetching()
-    assert says(session.chunk("a" * 64, 0, 0.0), Progress) == [Progress(round=0, stage="download", done=1, total=3)]
-    assert says(session.chunk("a" * 64, 1, 0.1), Progress) == []
+    assert says(session.on_chunk_kept("a" * 64, 0, 0.0), Progress) == [
+        Progress(round=0, stage="download", done=1, total=3)
+    ]
+    assert says(session.on_chunk_kept("a" * 64, 1, 0.1), Progress) == []
 
 
 # The same plan, a newer one, an older one
@@ -190,104 +200,106 @@ def test_session_says_how_far_a_download_is_once_in_a_while():
 
 def test_session_ignores_the_same_plan_while_it_works():
     session = working()
-    assert session.received(plan(0, deadline_s=5.0), 1.0) == []
+    assert session.on_message(plan(0, deadline_s=5.0), 1.0) == []
     assert session.activity is Activity.WORKING
 
 
 def test_session_announces_again_when_the_same_plan_comes():
     session = announcing()
-    assert session.received(plan(0), 1.0) == [Say(update(plan(0)))]
-    session.received(ack(0), 1.0)
-    assert session.received(plan(0), 2.0) == [Say(update(plan(0)))]
+    assert session.on_message(plan(0), 1.0) == [SendMessage(update(plan(0)))]
+    session.on_message(ack(0), 1.0)
+    assert session.on_message(plan(0), 2.0) == [SendMessage(update(plan(0)))]
     assert session.activity is Activity.ANNOUNCING
-    assert session.received(ack(0), 3.0) == [Answered(ack(0))]
+    assert session.on_message(ack(0), 3.0) == [ClosePlan(ack(0))]
     assert session.activity is Activity.IDLE
 
 
 def test_session_works_again_when_its_result_was_not_accepted():
     session = announcing()
-    assert session.received(ack(0, accepted=False), 1.0) == [Answered(ack(0, accepted=False)), Forget()]
-    assert session.received(plan(0), 2.0) == [Fetch(plan(0))]
+    assert session.on_message(ack(0, accepted=False), 1.0) == [ClosePlan(ack(0, accepted=False)), DropResult()]
+    assert session.on_message(plan(0), 2.0) == [CheckFiles(plan(0))]
 
 
 def test_session_repeats_a_refusal_when_the_same_plan_comes():
     session = working()
     refusal = Refusal(round=0, group="a", reason="heat", detail="hot")
-    assert session.failed("heat", "hot") == [Say(refusal)]
-    assert session.received(plan(0), 1.0) == [Say(refusal)]
+    assert session.on_work_failed("heat", "hot") == [SendMessage(refusal)]
+    assert session.on_message(plan(0), 1.0) == [SendMessage(refusal)]
     assert session.activity is Activity.IDLE
 
 
 def test_session_lets_a_newer_plan_supersede_work():
     session = working()
-    assert session.received(plan(1), 1.0) == [CancelWork(), Fetch(plan(1))]
-    assert session.wanted((), 1.0) == []
+    assert session.on_message(plan(1), 1.0) == [CancelWork(), CheckFiles(plan(1))]
+    assert session.on_files_checked((), 1.0) == []
     assert session.activity is Activity.WAITING
-    assert session.stopped() == [StartWork(plan(1))]
+    assert session.on_work_stopped() == [StartWork(plan(1))]
     assert session.busy
 
 
 def test_session_cancels_work_once_only():
     session = superseded()
-    assert session.received(plan(2), 1.0) == [Fetch(plan(2))]
-    assert session.stopped() == []
-    assert session.wanted((), 1.0) == [StartWork(plan(2))]
+    assert session.on_message(plan(2), 1.0) == [CheckFiles(plan(2))]
+    assert session.on_work_stopped() == []
+    assert session.on_files_checked((), 1.0) == [StartWork(plan(2))]
 
 
-@pytest.mark.parametrize("end", [lambda s: s.done(update(plan(0)), 1.0), lambda s: s.failed("error", "x")])
+@pytest.mark.parametrize(
+    "end", [lambda s: s.on_work_done(update(plan(0)), 1.0), lambda s: s.on_work_failed("error", "x")]
+)
 def test_session_drops_what_superseded_work_gave(end):
     session = superseded()
     assert end(session) == []
     assert not session.busy
     session = superseded()
-    session.wanted((), 1.0)
+    session.on_files_checked((), 1.0)
     assert end(session) == [StartWork(plan(1))]
 
 
 def test_session_can_refuse_the_newer_plan_while_the_older_work_stops():
     session = superseded()
-    assert says(session.refused("bundle", "odd"), Refusal)[0].round == 1
+    assert says(session.on_files_refused("bundle", "odd"), Refusal)[0].round == 1
     assert session.busy
-    assert session.stopped() == []
+    assert session.on_work_stopped() == []
 
 
 def test_session_lets_a_newer_plan_supersede_a_transfer():
     session = fetching()
-    assert session.received(plan(1), 1.0) == [Unsubscribe("a" * 64), Fetch(plan(1))]
+    assert session.on_message(plan(1), 1.0) == [UnsubscribeBlob("a" * 64), CheckFiles(plan(1))]
 
 
 def test_session_forgets_a_result_when_its_round_is_over():
     session = announcing()
-    assert session.received(plan(1), 1.0) == [Forget(), Fetch(plan(1))]
+    assert session.on_message(plan(1), 1.0) == [DropResult(), CheckFiles(plan(1))]
 
 
 def test_session_lets_another_plan_of_the_same_round_supersede():
     session = working()
     other = plan(0, group="b")
-    assert session.received(other, 1.0) == [CancelWork(), Fetch(other)]
+    assert session.on_message(other, 1.0) == [CancelWork(), CheckFiles(other)]
 
 
 def test_session_drops_a_stale_plan():
     session = online()
-    session.received(plan(5), 0.0)
-    session.wanted((), 0.0)
-    assert session.received(plan(4), 1.0) == []
+    session.on_message(plan(5), 0.0)
+    session.on_files_checked((), 0.0)
+    assert session.on_message(plan(4), 1.0) == []
     assert session.errors == {"stale_plan": 1}
     assert session.plan == plan(5)
 
 
 def test_session_takes_an_earlier_round_after_reconnecting():
     session = working(number=5)
-    session.disconnected()
-    session.connected(1.0)
-    assert session.received(plan(0), 1.0) == [CancelWork(), Fetch(plan(0))]
-    assert session.received(plan(0), 1.0) == []
+    session.on_disconnected()
+    session.on_connected(1.0)
+    assert session.on_message(plan(0), 1.0) == [CancelWork(), CheckFiles(plan(0))]
+    assert session.on_message(plan(0), 1.0) == []
 
 
 def test_session_takes_an_earlier_round_when_idle():
     session = announcing(number=5)
-    session.received(ack(5), 1.0)
-    assert session.received(plan(0), 1.0) == [Fetch(plan(0))]
+    session.on_message(ack(5), 1.0)
+    assert session.on_message(plan(0), 1.0) == [CheckFiles(plan(0))]
 
 
 # The link comes and goes
@@ -295,41 +307,45 @@ def test_session_takes_an_earlier_round_when_idle():
 
 def test_session_goes_on_with_transfers_after_reconnecting():
     session = fetching()
-    session.chunk("a" * 64, 0, 0.1)
-    session.disconnected()
+    session.on_chunk_kept("a" * 64, 0, 0.1)
+    session.on_disconnected()
     assert session.tick(100.0) == []
-    assert session.connected(101.0) == [ONLINE, Say(HELLO), Say(Need(digest="a" * 64, chunks=(1, 2)))]
+    assert session.on_connected(101.0) == [
+        ONLINE,
+        SendMessage(HELLO),
+        SendMessage(Need(digest="a" * 64, chunks=(1, 2))),
+    ]
 
 
 def test_session_is_silent_while_offline():
     session = fetching()
-    session.disconnected()
-    assert session.chunk("a" * 64, 0, 5.0) == []
-    assert session.whole("a" * 64, 5.0) == [Unsubscribe("a" * 64), Fetch(plan(0))]
-    assert session.wanted(wants(blob("b")), 5.0) == [Subscribe("b" * 64)]
-    session.whole("b" * 64, 5.0)
-    assert session.wanted((), 5.0) == [StartWork(plan(0))]
-    assert session.progress("train", 1, 2, 6.0) == []
-    assert session.done(update(plan(0)), 7.0) == [Keep(Pending(plan=plan(0), result=update(plan(0))))]
-    assert session.connected(8.0) == [ONLINE, Say(HELLO), Say(update(plan(0)))]
+    session.on_disconnected()
+    assert session.on_chunk_kept("a" * 64, 0, 5.0) == []
+    assert session.on_blob_complete("a" * 64, 5.0) == [UnsubscribeBlob("a" * 64), CheckFiles(plan(0))]
+    assert session.on_files_checked(wants(blob("b")), 5.0) == [SubscribeBlob("b" * 64)]
+    session.on_blob_complete("b" * 64, 5.0)
+    assert session.on_files_checked((), 5.0) == [StartWork(plan(0))]
+    assert session.on_progress("train", 1, 2, 6.0) == []
+    assert session.on_work_done(update(plan(0)), 7.0) == [SaveResult(Pending(plan=plan(0), result=update(plan(0))))]
+    assert session.on_connected(8.0) == [ONLINE, SendMessage(HELLO), SendMessage(update(plan(0)))]
 
 
 def test_session_says_a_refusal_when_it_is_online_again():
     session = working()
-    session.disconnected()
-    assert session.failed("heat", "hot") == []
+    session.on_disconnected()
+    assert session.on_work_failed("heat", "hot") == []
     refusal = Refusal(round=0, group="a", reason="heat", detail="hot")
-    assert session.connected(1.0) == [ONLINE, Say(HELLO), Say(refusal)]
-    session.disconnected()
-    assert session.connected(2.0) == [ONLINE, Say(HELLO)]
+    assert session.on_connected(1.0) == [ONLINE, SendMessage(HELLO), SendMessage(refusal)]
+    session.on_disconnected()
+    assert session.on_connected(2.0) == [ONLINE, SendMessage(HELLO)]
 
 
 def test_session_works_on_while_the_link_is_down():
     session = working()
-    session.disconnected()
+    session.on_disconnected()
     assert session.busy
-    assert session.connected(1.0) == [ONLINE, Say(HELLO)]
-    assert session.received(plan(0), 1.0) == []
+    assert session.on_connected(1.0) == [ONLINE, SendMessage(HELLO)]
+    assert session.on_message(plan(0), 1.0) == []
 
 
 # Time
@@ -342,19 +358,19 @@ def test_tick_announces_again_with_growing_pauses():
         while not session.tick(now_s):
             now_s += 1.0
         pauses.append(now_s - before)
-    assert pauses == [ANNOUNCE_AGAIN_S, 30.0, 60.0, 120.0, MAX_ANNOUNCE_AGAIN_S, MAX_ANNOUNCE_AGAIN_S]
+    assert pauses == [FIRST_ANNOUNCE_AGAIN_S, 30.0, 60.0, 120.0, MAX_ANNOUNCE_AGAIN_S, MAX_ANNOUNCE_AGAIN_S]
 
 
 def test_tick_does_not_announce_while_the_server_fetches():
     session = announcing()
-    session.received(Need(digest="c" * 64, chunks=(0,)), 14.0)
+    session.on_message(Need(digest="c" * 64, chunks=(0,)), 14.0)
     assert session.tick(20.0) == []
 
 
 def test_tick_asks_for_lost_chunks_again():
     session = fetching()
     assert session.tick(1.0) == []
-    assert session.tick(2.0) == [Say(Need(digest="a" * 64, chunks=(0, 1, 2)))]
+    assert session.tick(2.0) == [SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2)))]
 
 
 def test_tick_has_nothing_to_do_when_idle():
@@ -367,24 +383,24 @@ def test_tick_has_nothing_to_do_when_idle():
 def test_session_fetches_a_corrupt_blob_again_and_then_gives_up():
     session = fetching()
     for _ in range(MAX_CORRUPT - 1):
-        assert session.corrupt("a" * 64, 1.0) == [Say(Need(digest="a" * 64, chunks=(0, 1, 2)))]
-    actions = session.corrupt("a" * 64, 1.0)
-    assert actions[0] == Unsubscribe("a" * 64)
+        assert session.on_blob_corrupt("a" * 64, 1.0) == [SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2)))]
+    actions = session.on_blob_corrupt("a" * 64, 1.0)
+    assert actions[0] == UnsubscribeBlob("a" * 64)
     assert says(actions, Refusal)[0].reason == "bundle"
     assert session.errors == {"corrupt_blob": MAX_CORRUPT}
 
 
 def test_session_starts_a_blob_again_that_is_complete_but_not_whole():
     session = online()
-    session.received(plan(0), 0.0)
-    session.wanted((Wanted(blob("a"), (2,)),), 0.0)
-    assert session.chunk("a" * 64, 2, 0.1) == [Say(Need(digest="a" * 64, chunks=(0, 1, 2)))]
+    session.on_message(plan(0), 0.0)
+    session.on_files_checked((MissingBlob(blob("a"), (2,)),), 0.0)
+    assert session.on_chunk_kept("a" * 64, 2, 0.1) == [SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2)))]
 
 
 def test_session_refuses_while_fetching_when_a_chunk_cannot_be_kept():
     session = fetching()
-    actions = session.refused("error", "x" * 1000)
-    assert actions[0] == Unsubscribe("a" * 64)
+    actions = session.on_files_refused("error", "x" * 1000)
+    assert actions[0] == UnsubscribeBlob("a" * 64)
     assert len(says(actions, Refusal)[0].detail) == 500
 
 
@@ -394,18 +410,18 @@ def test_session_refuses_while_fetching_when_a_chunk_cannot_be_kept():
 @pytest.mark.parametrize("result", [update(plan(3)), evaluation(plan(3))])
 def test_session_announces_what_an_earlier_process_has_done(result):
     session = online(pending=Pending(plan=plan(3), result=result))
-    assert session.received(plan(3, deadline_s=9.0), 0.0) == [Say(result)]
-    assert session.received(ack(3), 0.0) == [Answered(ack(3)), Forget()]
+    assert session.on_message(plan(3, deadline_s=9.0), 0.0) == [SendMessage(result)]
+    assert session.on_message(ack(3), 0.0) == [ClosePlan(ack(3)), DropResult()]
 
 
 def test_session_takes_an_ack_before_the_plan_comes_again():
     session = online(pending=Pending(plan=plan(3), result=update(plan(3))))
-    assert session.received(ack(3), 0.0) == [Answered(ack(3)), Forget()]
+    assert session.on_message(ack(3), 0.0) == [ClosePlan(ack(3)), DropResult()]
 
 
 def test_session_forgets_what_an_earlier_process_has_done_for_a_closed_round():
     session = online(pending=Pending(plan=plan(3), result=update(plan(3))))
-    assert session.received(plan(4), 0.0) == [Forget(), Fetch(plan(4))]
+    assert session.on_message(plan(4), 0.0) == [DropResult(), CheckFiles(plan(4))]
 
 
 # What the server should not say
@@ -415,48 +431,48 @@ def test_session_forgets_what_an_earlier_process_has_done_for_a_closed_round():
     "need",
     [Need(digest="d" * 64, chunks=(0,)), Need(digest="c" * 64, chunks=(3,)), Need(digest="c" * 64, chunks=(0, 2**20))],
 )
-def test_session_counts_an_odd_need(need):
+def test_session_counts_an_unexpected_need(need):
     session = announcing()
-    assert session.received(need, 0.0) == []
-    assert session.errors == {"odd_need": 1}
+    assert session.on_message(need, 0.0) == []
+    assert session.errors == {"unexpected_need": 1}
 
 
 def test_session_counts_a_need_when_there_is_no_update():
     for session in (online(), working(), online(pending=Pending(plan=plan(0), result=evaluation(plan(0))))):
-        assert session.received(Need(digest="c" * 64, chunks=(0,)), 0.0) == []
-        assert session.errors == {"odd_need": 1}
+        assert session.on_message(Need(digest="c" * 64, chunks=(0,)), 0.0) == []
+        assert session.errors == {"unexpected_need": 1}
 
 
 @pytest.mark.parametrize("message", [ack(1), Ack(round=0, group="b", accepted=True)])
 def test_session_counts_a_stale_ack(message):
     session = announcing()
-    assert session.received(message, 0.0) == []
+    assert session.on_message(message, 0.0) == []
     assert session.errors == {"stale_ack": 1}
     assert session.activity is Activity.ANNOUNCING
 
 
 def test_session_counts_an_ack_of_nothing():
     session = online()
-    session.received(ack(0), 0.0)
+    session.on_message(ack(0), 0.0)
     assert session.errors == {"stale_ack": 1}
 
 
 @pytest.mark.parametrize("accepted", [True, False])
 def test_session_takes_the_ack_of_an_announcement_that_it_repeated_quietly(accepted):
     session = announcing()
-    session.tick(ANNOUNCE_AGAIN_S)
-    session.received(ack(0, accepted=accepted), ANNOUNCE_AGAIN_S)
-    assert session.received(ack(0, accepted=accepted), ANNOUNCE_AGAIN_S + 1.0) == []
-    session.received(plan(1), ANNOUNCE_AGAIN_S + 2.0)
+    session.tick(FIRST_ANNOUNCE_AGAIN_S)
+    session.on_message(ack(0, accepted=accepted), FIRST_ANNOUNCE_AGAIN_S)
+    assert session.on_message(ack(0, accepted=accepted), FIRST_ANNOUNCE_AGAIN_S + 1.0) == []
+    session.on_message(plan(1), FIRST_ANNOUNCE_AGAIN_S + 2.0)
     activity = session.activity
-    assert session.received(ack(0, accepted=accepted), ANNOUNCE_AGAIN_S + 3.0) == []
+    assert session.on_message(ack(0, accepted=accepted), FIRST_ANNOUNCE_AGAIN_S + 3.0) == []
     assert session.activity is activity
     assert session.errors == Counter()
 
 
 def test_session_cancels_everything_when_the_federation_ends():
-    assert working().received(Finished(), 0.0) == [CancelWork(), Exit("")]
-    assert fetching().received(Finished(), 0.0) == [Unsubscribe("a" * 64), Exit("")]
+    assert working().on_message(Finished(), 0.0) == [CancelWork(), Exit("")]
+    assert fetching().on_message(Finished(), 0.0) == [UnsubscribeBlob("a" * 64), Exit("")]
 
 
 # What the caller should not do
@@ -465,23 +481,23 @@ def test_session_cancels_everything_when_the_federation_ends():
 @pytest.mark.parametrize(
     ("make", "act"),
     [
-        (online, lambda s: s.connected(0.0)),
-        (lambda: Session(HELLO), lambda s: s.disconnected()),
-        (lambda: Session(HELLO), lambda s: s.received(plan(0), 0.0)),
-        (online, lambda s: s.wanted((), 0.0)),
-        (working, lambda s: s.wanted((), 0.0)),
-        (online, lambda s: s.refused("error", "x")),
-        (working, lambda s: s.refused("error", "x")),
-        (online, lambda s: s.chunk("a" * 64, 0, 0.0)),
-        (fetching, lambda s: s.chunk("f" * 64, 0, 0.0)),
-        (fetching, lambda s: s.whole("f" * 64, 0.0)),
-        (online, lambda s: s.whole("a" * 64, 0.0)),
-        (fetching, lambda s: s.corrupt("f" * 64, 0.0)),
-        (online, lambda s: s.done(update(plan(0)), 0.0)),
-        (working, lambda s: s.done(update(plan(1)), 0.0)),
-        (online, lambda s: s.failed("error", "x")),
-        (online, lambda s: s.stopped()),
-        (working, lambda s: s.stopped()),
+        (online, lambda s: s.on_connected(0.0)),
+        (lambda: Session(HELLO), lambda s: s.on_disconnected()),
+        (lambda: Session(HELLO), lambda s: s.on_message(plan(0), 0.0)),
+        (online, lambda s: s.on_files_checked((), 0.0)),
+        (working, lambda s: s.on_files_checked((), 0.0)),
+        (online, lambda s: s.on_files_refused("error", "x")),
+        (working, lambda s: s.on_files_refused("error", "x")),
+        (online, lambda s: s.on_chunk_kept("a" * 64, 0, 0.0)),
+        (fetching, lambda s: s.on_chunk_kept("f" * 64, 0, 0.0)),
+        (fetching, lambda s: s.on_blob_complete("f" * 64, 0.0)),
+        (online, lambda s: s.on_blob_complete("a" * 64, 0.0)),
+        (fetching, lambda s: s.on_blob_corrupt("f" * 64, 0.0)),
+        (online, lambda s: s.on_work_done(update(plan(0)), 0.0)),
+        (working, lambda s: s.on_work_done(update(plan(1)), 0.0)),
+        (online, lambda s: s.on_work_failed("error", "x")),
+        (online, lambda s: s.on_work_stopped()),
+        (working, lambda s: s.on_work_stopped()),
     ],
 )
 def test_session_refuses_an_input_that_is_not_possible_and_changes_nothing(make, act):
@@ -494,8 +510,8 @@ def test_session_refuses_an_input_that_is_not_possible_and_changes_nothing(make,
 
 def test_session_that_has_ended_takes_nothing_more():
     session = online()
-    session.received(Finished(), 0.0)
-    for act in (lambda: session.received(plan(0), 0.0), lambda: session.connected(0.0)):
+    session.on_message(Finished(), 0.0)
+    for act in (lambda: session.on_message(plan(0), 0.0), lambda: session.on_connected(0.0)):
         with pytest.raises(LocalProtocolError):
             act()
 
@@ -529,12 +545,12 @@ class Device(RuleBasedStateMachine):
     def do(self, actions):
         for action in actions:
             match action:
-                case Subscribe(digest):
+                case SubscribeBlob(digest):
                     self.subscribed.add(digest)
-                case Unsubscribe(digest):
+                case UnsubscribeBlob(digest):
                     self.subscribed.discard(digest)
                     self.open.pop(digest, None)
-                case Fetch(p):
+                case CheckFiles(p):
                     assert p == self.session.plan
                     self.todo = p
                     self.open.clear()
@@ -543,17 +559,17 @@ class Device(RuleBasedStateMachine):
                     self.work = p
                 case CancelWork():
                     assert self.work is not None
-                case Keep(pending):
+                case SaveResult(pending):
                     self.journal = pending
-                case Forget():
+                case DropResult():
                     assert self.journal is not None
                     self.journal = None
-                case Say(Update() | Evaluation() as result):
+                case SendMessage(Update() | Evaluation() as result):
                     assert self.session.online
                     assert self.session.plan is not None
                     assert (result.round, result.group) == (self.session.plan.round, self.session.plan.group)
                     assert self.session.activity is Activity.ANNOUNCING
-                case Say():
+                case SendMessage():
                     assert self.session.online
         if self.todo is not None:
             self.answer_fetch()
@@ -564,17 +580,17 @@ class Device(RuleBasedStateMachine):
         stage = stages[self.wanted_stage % 3]
         self.wanted_stage += 1
         self.open = {letter * 64: set(range(3)) for letter in stage}
-        self.do(self.session.wanted(wants(*(blob(letter) for letter in stage)), self.now_s))
+        self.do(self.session.on_files_checked(wants(*(blob(letter) for letter in stage)), self.now_s))
 
     @precondition(lambda self: not self.session.online)
     @rule()
     def connect(self):
-        self.do(self.session.connected(self.now_s))
+        self.do(self.session.on_connected(self.now_s))
 
     @precondition(lambda self: self.session.online)
     @rule()
     def disconnect(self):
-        self.session.disconnected()
+        self.session.on_disconnected()
 
     @rule(seconds=st.sampled_from([0.1, 1.0, 5.0, 100.0]))
     def time(self, seconds):
@@ -584,7 +600,7 @@ class Device(RuleBasedStateMachine):
     @precondition(lambda self: self.session.online)
     @rule(number=st.integers(0, 3), seed=st.integers(0, 1), deadline_s=st.sampled_from([1.0, 2.0]))
     def plan(self, number, seed, deadline_s):
-        self.do(self.session.received(plan(number, seed=seed, deadline_s=deadline_s), self.now_s))
+        self.do(self.session.on_message(plan(number, seed=seed, deadline_s=deadline_s), self.now_s))
 
     @precondition(lambda self: self.session.online)
     @rule(
@@ -594,7 +610,7 @@ class Device(RuleBasedStateMachine):
         )
     )
     def say(self, message):
-        self.do(self.session.received(message, self.now_s))
+        self.do(self.session.on_message(message, self.now_s))
 
     @precondition(lambda self: self.open)
     @rule(data=st.data(), corrupt=st.booleans())
@@ -604,45 +620,45 @@ class Device(RuleBasedStateMachine):
         missing = self.open[digest]
         if missing == {index} and corrupt:
             self.open[digest] = set(range(3))
-            self.do(self.session.corrupt(digest, self.now_s))
+            self.do(self.session.on_blob_corrupt(digest, self.now_s))
         elif missing == {index}:
             del self.open[digest]
-            self.do(self.session.whole(digest, self.now_s))
+            self.do(self.session.on_blob_complete(digest, self.now_s))
         else:
             missing.discard(index)
-            self.do(self.session.chunk(digest, index, self.now_s))
+            self.do(self.session.on_chunk_kept(digest, index, self.now_s))
 
     @precondition(lambda self: self.work is not None)
     @rule(kind=st.sampled_from(["done", "failed", "stopped", "progress"]))
     def end_work(self, kind):
         of, wanted = self.work, self.session.activity is Activity.WORKING
         if kind == "progress":
-            self.do(self.session.progress("train", 1, 2, self.now_s))
+            self.do(self.session.on_progress("train", 1, 2, self.now_s))
             return
         if kind == "stopped" and wanted:
             with pytest.raises(LocalProtocolError):
-                self.session.stopped()
+                self.session.on_work_stopped()
             return
         self.work = None
         if kind == "done":
-            self.do(self.session.done(update(of), self.now_s))
+            self.do(self.session.on_work_done(update(of), self.now_s))
         elif kind == "failed":
-            self.do(self.session.failed("error", "x"))
+            self.do(self.session.on_work_failed("error", "x"))
         else:
-            self.do(self.session.stopped())
+            self.do(self.session.on_work_stopped())
 
     @rule(mistake=st.sampled_from(["connected", "disconnected", "wanted", "done"]))
     def mistake(self, mistake):
         session = self.session
         before = dict(vars(session))
         if mistake == "connected" and session.online:
-            act = lambda: session.connected(self.now_s)  # noqa: E731
+            act = lambda: session.on_connected(self.now_s)  # noqa: E731
         elif mistake == "disconnected" and not session.online:
-            act = session.disconnected
+            act = session.on_disconnected
         elif mistake == "wanted":
-            act = lambda: session.wanted((), self.now_s)  # noqa: E731
+            act = lambda: session.on_files_checked((), self.now_s)  # noqa: E731
         elif mistake == "done" and self.work is None:
-            act = lambda: session.done(update(plan(0)), self.now_s)  # noqa: E731
+            act = lambda: session.on_work_done(update(plan(0)), self.now_s)  # noqa: E731
         else:
             return
         with pytest.raises(LocalProtocolError):
@@ -655,7 +671,7 @@ class Device(RuleBasedStateMachine):
         if not self.session.online:
             self.connect()
         newest = plan(9, seed=int(self.now_s * 10))
-        self.do(self.session.received(newest, self.now_s))
+        self.do(self.session.on_message(newest, self.now_s))
         for _ in range(50):
             if self.work is not None:
                 self.end_work("done" if self.session.activity is Activity.WORKING else "stopped")
@@ -663,13 +679,13 @@ class Device(RuleBasedStateMachine):
                 digest, missing = next(iter(self.open.items()))
                 if len(missing) == 1:
                     del self.open[digest]
-                    self.do(self.session.whole(digest, self.now_s))
+                    self.do(self.session.on_blob_complete(digest, self.now_s))
                 else:
-                    self.do(self.session.chunk(digest, missing.pop(), self.now_s))
+                    self.do(self.session.on_chunk_kept(digest, missing.pop(), self.now_s))
             elif self.session.activity is Activity.ANNOUNCING:
                 break
         assert self.session.activity is Activity.ANNOUNCING
-        self.do(self.session.received(Ack(round=9, group="a", accepted=True), self.now_s))
+        self.do(self.session.on_message(Ack(round=9, group="a", accepted=True), self.now_s))
         assert self.session.activity is Activity.IDLE
         # Later plans of these tests have lower rounds again: the server has begun anew.
 

@@ -40,13 +40,13 @@ def pending(make_bundle):
 
 
 def test_state_gives_back_what_it_keeps(state, pending):
-    assert state.pending() is None
-    state.keep(pending, b"weights")
-    assert state.pending() == pending
+    assert state.pending_result() is None
+    state.save_result(pending, b"weights")
+    assert state.pending_result() == pending
     assert pending.result.weights.digest in state.weights
-    state.forget()
-    assert state.pending() is None
-    state.forget()
+    state.drop_result()
+    assert state.pending_result() is None
+    state.drop_result()
 
 
 def test_state_keeps_an_evaluation_without_weights(state, pending):
@@ -61,15 +61,15 @@ def test_state_keeps_an_evaluation_without_weights(state, pending):
         energy=None,
     )
     kept = Pending(plan=pending.plan, result=result)
-    state.keep(kept, None)
-    assert state.pending() == kept
+    state.save_result(kept, None)
+    assert state.pending_result() == kept
 
 
 def test_state_forgets_an_update_whose_weights_are_gone(state, pending, caplog):
-    state.keep(pending, b"weights")
+    state.save_result(pending, b"weights")
     state.weights.discard(pending.result.weights.digest)
     with caplog.at_level(logging.WARNING):
-        assert state.pending() is None
+        assert state.pending_result() is None
     assert "weights of the update of round 3 are gone" in caplog.text
     assert not (state.root / "pending.json").exists()
 
@@ -78,8 +78,8 @@ def test_state_forgets_an_update_whose_weights_are_gone(state, pending, caplog):
 def test_state_puts_a_journal_aside_that_it_does_not_understand(state, content, caplog):
     (state.root / "pending.json").write_bytes(content)
     with caplog.at_level(logging.WARNING):
-        assert state.pending() is None
-    assert "not understood" in caplog.text
+        assert state.pending_result() is None
+    assert "cannot be read and was renamed to .bad" in caplog.text
     assert (state.root / "pending.bad").read_bytes() == content
 
 
@@ -111,14 +111,14 @@ def test_state_cannot_be_where_a_file_is(tmp_path):
 def test_state_says_when_it_cannot_write(state, pending):
     (state.root / "pending.json").mkdir()
     with pytest.raises(StateUnusable, match="cannot be written"):
-        state.keep(pending, b"weights")
+        state.save_result(pending, b"weights")
     with pytest.raises(StateUnusable, match="cannot be removed"):
-        state.forget()
+        state.drop_result()
 
 
 def test_state_keeps_the_upload_speed_for_the_next_process(state):
     assert state.upload_bytes_per_s() is None
-    state.keep_upload_speed(125_000.5)
+    state.save_upload_speed(125_000.5)
     assert state.upload_bytes_per_s() == 125_000.5
 
 
@@ -131,5 +131,5 @@ def test_state_that_holds_no_upload_speed_does_not_know_it(state, content):
 def test_state_says_that_the_upload_speed_cannot_be_kept(state):
     (state.root / "uplink.json").mkdir()
     with pytest.raises(StateUnusable, match="upload speed"):
-        state.keep_upload_speed(1.0)
+        state.save_upload_speed(1.0)
     assert state.upload_bytes_per_s() is None

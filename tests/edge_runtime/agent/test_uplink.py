@@ -9,8 +9,8 @@ ALL = tuple(range(11))
 
 
 def upload(uplink, took_s, blob=BLOB, indices=ALL, start_s=100.0):
-    uplink.sending(blob, indices, start_s)
-    return uplink.acknowledged(start_s + took_s)
+    uplink.on_chunks_requested(blob, indices, start_s)
+    return uplink.on_acknowledged(start_s + took_s)
 
 
 def test_uplink_is_unknown_at_first():
@@ -20,9 +20,9 @@ def test_uplink_is_unknown_at_first():
 
 def test_uplink_measures_from_the_first_chunk_asked_for_to_the_acknowledgement():
     uplink = Uplink()
-    uplink.sending(BLOB, (0, 1, 2, 3), 10.0)
-    uplink.sending(BLOB, (3, 4, 5, 6, 7, 8, 9, 10), 12.0)  # chunk 3 was lost, and counts once
-    assert uplink.acknowledged(14.0)
+    uplink.on_chunks_requested(BLOB, (0, 1, 2, 3), 10.0)
+    uplink.on_chunks_requested(BLOB, (3, 4, 5, 6, 7, 8, 9, 10), 12.0)  # chunk 3 was lost, and counts once
+    assert uplink.on_acknowledged(14.0)
     assert uplink.bytes_per_s == 10_500 / 4
 
 
@@ -49,20 +49,20 @@ def test_uplink_is_fast_where_a_short_upload_was_faster():
 
 def test_uplink_without_an_upload_measures_nothing():
     uplink = Uplink()
-    assert not uplink.acknowledged(5.0)
-    uplink.sending(BLOB, ALL, 1.0)
-    uplink.lost()
-    assert not uplink.acknowledged(5.0)
+    assert not uplink.on_acknowledged(5.0)
+    uplink.on_chunks_requested(BLOB, ALL, 1.0)
+    uplink.on_upload_lost()
+    assert not uplink.on_acknowledged(5.0)
     assert not upload(uplink, 0.0)
     assert uplink.bytes_per_s is None
 
 
 def test_uplink_begins_anew_with_another_update():
     uplink = Uplink()
-    uplink.sending(BLOB, ALL, 1.0)
+    uplink.on_chunks_requested(BLOB, ALL, 1.0)
     assert upload(uplink, 2.0, OTHER, (0, 1), start_s=50.0)
     assert uplink.bytes_per_s == 1024
-    assert not uplink.acknowledged(60.0)  # an acknowledgement counts once
+    assert not uplink.on_acknowledged(60.0)  # an acknowledgement counts once
 
 
 def test_uplink_counts_what_this_connection_has_sent():

@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.agent.work import Order
+from edge_runtime.agent.work import DownloadedPlan
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.engine import Engine
 from edge_runtime.training.model import GraphCache, Model
@@ -63,8 +63,8 @@ class Tiny:
         return store
 
     @staticmethod
-    def order(plan, manifest, store, weights):
-        return Order(plan=plan, manifest=manifest, weights=weights, graphs=store)
+    def downloaded(plan, manifest, store, weights):
+        return DownloadedPlan(plan=plan, manifest=manifest, weights=weights, graphs=store)
 
     def plan(self, *, round_number=1, training=None, data_split=None):
         blob = describe(b"weights")

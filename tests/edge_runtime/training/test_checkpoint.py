@@ -211,16 +211,16 @@ def test_worker_goes_on_where_it_was_stopped(tiny, tmp_path):
     weights = tiny.weights
     done_steps = []
     expected = LocalWorker(tiny.data, tmp_path / "other", 1).train(
-        tiny.order(plan, tiny.manifest, store, weights), until(99)
+        tiny.downloaded(plan, tiny.manifest, store, weights), until(99)
     )
     worker = LocalWorker(tiny.data, tmp_path / "state", 1, checkpoint_s=0)
     with pytest.raises(Stopped):
-        worker.train(tiny.order(plan, tiny.manifest, store, weights), until(4))
+        worker.train(tiny.downloaded(plan, tiny.manifest, store, weights), until(4))
     done_steps.clear()
     fresh = LocalWorker(tiny.data, tmp_path / "state", 1, checkpoint_s=0)
-    result = fresh.train(tiny.order(plan, tiny.manifest, store, weights), until(99))
+    result = fresh.train(tiny.downloaded(plan, tiny.manifest, store, weights), until(99))
     assert [step for step in done_steps if step[1] and step[0] == "train"] == [("train", 5), ("train", 6)]
     assert "evaluate" not in {stage for stage, _ in done_steps}
     assert result.weights.tobytes() == expected.weights.tobytes()
     assert (result.train_loss, result.val_loss) == (expected.train_loss, expected.val_loss)
-    fresh.train(tiny.order(tiny.plan(round_number=2), tiny.manifest, store, weights), until(99))
+    fresh.train(tiny.downloaded(tiny.plan(round_number=2), tiny.manifest, store, weights), until(99))

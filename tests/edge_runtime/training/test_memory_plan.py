@@ -90,23 +90,23 @@ def test_worker_trains_in_its_budget_or_declines(manifest, tiny, tmp_path):
     from edge_runtime.agent.work import WorkRefused
 
     store = tiny.store(tmp_path / "blobs")
-    order = tiny.order(tiny.plan(training=tiny.change(batch=8, epochs=1)), manifest, store, tiny.weights)
+    downloaded = tiny.downloaded(tiny.plan(training=tiny.change(batch=8, epochs=1)), manifest, store, tiny.weights)
     report = lambda *_: None  # noqa: E731
     plenty = LocalWorker(tiny.data, tmp_path / "plenty", 1, memory_budget_bytes=2**40)
-    result = plenty.train(order, report)
+    result = plenty.train(downloaded, report)
     assert (result.memory.micro_batch, result.memory.recomputed) == (8, 0)
     # What the process has already depends on the tests before: a budget under what all kept would take, by more than
     # resident memory varies by and less than recomputing saves.
     budget = int(result.memory.predicted_peak_bytes / MARGIN) - 12 * MIB
     tight = LocalWorker(tiny.data, tmp_path / "tight", 1, memory_budget_bytes=budget)
-    smaller = tight.train(order, report)
+    smaller = tight.train(downloaded, report)
     assert smaller.memory.predicted_peak_bytes <= smaller.memory.budget_bytes
     assert (smaller.memory.micro_batch, smaller.memory.kept) < (8, len(manifest.stages))
     nothing = LocalWorker(tiny.data, tmp_path / "nothing", 1, memory_budget_bytes=MIB)
     with pytest.raises(
         WorkRefused, match=r"1 MiB of memory are too little for this bundle: \d+ MiB would do"
     ) as caught:
-        nothing.train(order, report)
+        nothing.train(downloaded, report)
     assert caught.value.reason == "memory"
 
 

@@ -14,9 +14,9 @@ from edge_runtime.wire.tensors import (
     MAX_TENSORS,
     Tensor,
     TensorTable,
+    file_parts,
     pack,
     part_of,
-    parts_of_file,
     transfer,
     unpack,
 )
@@ -64,7 +64,7 @@ def test_pack_writes_what_the_format_s_own_reader_reads(case):
 def test_pack_is_what_the_format_s_own_writer_writes(case):
     table, vector = case
     assert pack(table, vector) == safetensors.numpy.save(table.views(vector))
-    header, data = parts_of_file(table, vector)
+    header, data = file_parts(table, vector)
     assert data.obj is vector
     assert pack(table, vector) == header + bytes(data)
 

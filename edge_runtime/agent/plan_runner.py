@@ -1,6 +1,6 @@
-"""The work on a thread of its own, so that the link is served while a device trains. One at a time.
+"""A plan's work on a thread of its own, so that the link is served while a device trains. One plan at a time.
 
-`start` begins, `cancel` makes the worker's next report raise, `poll` gives what came of it, once.
+`start` begins, `cancel` makes the worker's next report raise, `poll` returns the outcome, once.
 """
 
 import threading
@@ -9,12 +9,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from edge_runtime.agent.carried_state import CarriedVectors
-from edge_runtime.agent.downloads import Downloads
+from edge_runtime.agent.carried_state import CarriedState
+from edge_runtime.agent.downloads import PlanDownloads
 from edge_runtime.agent.energy_totals import EnergyTotals
 from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.work import (
-    Order,
+    DownloadedPlan,
     Reason,
     Stage,
     WorkCancelled,
@@ -33,46 +33,46 @@ from edge_runtime.wire.tensors import TensorTable, Vector
 
 
 @dataclass(frozen=True)
-class Done:
-    """The message for the server, and for an update the file that it announces."""
+class WorkDone:
+    """The work has a result: the message for the server, and for an update the file that it announces."""
 
     message: Update | Evaluation
     file: bytes | None
 
 
 @dataclass(frozen=True)
-class Failed:
-    """The worker refused."""
+class WorkFailed:
+    """The worker refused the plan."""
 
     reason: Reason
     detail: str
 
 
 @dataclass(frozen=True)
-class Stopped:
+class WorkStopped:
     """The work ended because it was cancelled."""
 
 
-Outcome = Done | Failed | Stopped
-Submit = Callable[[Plan, Callable[[], Outcome]], "Future[Outcome]"]
-"""A seam: where the work on a plan is run, and when its outcome is known. It must not run on the caller's thread."""
+WorkOutcome = WorkDone | WorkFailed | WorkStopped
+Submit = Callable[[Plan, Callable[[], WorkOutcome]], "Future[WorkOutcome]"]
+"""A seam: runs the work on a plan, not on the caller's thread, and completes the future when the outcome is known."""
 
 
-class Job:
-    """Runs a worker's calls. `graphs` is where the graphs of a plan's manifest are whole.
+class PlanRunner:
+    """Runs a worker's calls. `graphs` has the graph files of a plan's manifest.
 
-    `residuals` is where what an update leaves out waits for the next one; `exchange` leads to the host of a general
-    model. Without `submit` the work has a thread here.
+    `residuals` has what updates left out, for the next one; `channel` leads to the encoder server. Without `submit` the
+    work has a thread here.
     """
 
     def __init__(
         self,
         worker: Worker,
-        downloads: Downloads,
+        downloads: PlanDownloads,
         graphs: BlobStore,
-        residuals: CarriedVectors,
+        residuals: CarriedState,
         totals: EnergyTotals,
-        exchange: FragmentChannel,
+        channel: FragmentChannel,
         submit: Submit | None = None,
     ) -> None:
         self._worker = worker
@@ -80,35 +80,35 @@ class Job:
         self._graphs = graphs
         self._residuals = residuals
         self._totals = totals
-        self._exchange = exchange
+        self._channel = channel
         self._executor = ThreadPoolExecutor(1, "work")  # has no thread before it is used
         self._submit = submit or (lambda _, work: self._executor.submit(work))
-        self._future: Future[Outcome] | None = None
+        self._future: Future[WorkOutcome] | None = None
         self._cancelled = threading.Event()
         self._progress: tuple[Stage, int, int] | None = None
 
     def start(self, plan: Plan, bytes_down: int, upload_bytes_per_s: float | None = None) -> None:
-        """Begin to work on a plan whose files are all here. `bytes_down` is what they took on the link.
+        """Begin the work on a plan all of whose files are here. `bytes_down` is how many bytes they took on the link.
 
-        `upload_bytes_per_s` is how fast the link is, where that was measured.
+        `upload_bytes_per_s` is the link's upload speed, None where it was not measured.
         """
         self._cancelled, self._progress = threading.Event(), None
-        self._exchange.begin()
+        self._channel.begin()
         scheme = compression.choose(plan.updates, upload_bytes_per_s)
         self._future = self._submit(plan, partial(self._work, plan, scheme, bytes_down, self._cancelled))
 
     def cancel(self) -> None:
-        """Make the work end at its next report."""
+        """Make the work end at its next report or message."""
         self._cancelled.set()
-        self._exchange.cancel()
+        self._channel.cancel()
 
     def progress(self) -> tuple[Stage, int, int] | None:
-        """The latest report, once: stage, done, total."""
+        """Return the latest report, once: stage, steps done, steps in all."""
         progress, self._progress = self._progress, None
         return progress
 
-    def poll(self) -> Outcome | None:
-        """What came of the work, once; None while there is none. Raises what the worker should not have raised."""
+    def poll(self) -> WorkOutcome | None:
+        """Return the outcome of the work, once; None while there is none. Raises a worker's unexpected exceptions."""
         if self._future is None or not self._future.done():
             return None
         future, self._future = self._future, None
@@ -119,7 +119,7 @@ class Job:
         self.cancel()
         self._executor.shutdown(wait=True)
 
-    def _work(self, plan: Plan, scheme: Scheme, bytes_down: int, cancelled: threading.Event) -> Outcome:
+    def _work(self, plan: Plan, scheme: Scheme, bytes_down: int, cancelled: threading.Event) -> WorkOutcome:
         def report(stage: Stage, done: int, total: int) -> None:
             self._progress = (stage, done, total)
             if cancelled.is_set():
@@ -130,33 +130,39 @@ class Job:
             self._totals.switch(plan.work)
             return self._result(plan, scheme, bytes_down, report)
         except WorkCancelled:
-            return Stopped() if cancelled.is_set() else Failed("error", "the work stopped although nobody asked for it")
+            return (
+                WorkStopped()
+                if cancelled.is_set()
+                else WorkFailed("error", "the work stopped although it was not cancelled")
+            )
         except WorkRefused as refusal:
-            return Failed(refusal.reason, refusal.detail)
+            return WorkFailed(refusal.reason, refusal.detail)
         except MemoryError:
-            return Failed("memory", "there was not enough memory while working")
+            return WorkFailed("memory", "there was not enough memory while working")
         except MessageInvalid as exc:
-            return Failed("error", f"the result cannot be sent: {exc}")
+            return WorkFailed("error", f"the result cannot be sent: {exc}")
 
-    def _result(self, plan: Plan, scheme: Scheme, bytes_down: int, report: Callable[[Stage, int, int], None]) -> Done:
+    def _result(
+        self, plan: Plan, scheme: Scheme, bytes_down: int, report: Callable[[Stage, int, int], None]
+    ) -> WorkDone:
         manifest, vector = self._downloads.load(plan)
-        order = Order(plan=plan, manifest=manifest, weights=vector, graphs=self._graphs)
+        downloaded = DownloadedPlan(plan=plan, manifest=manifest, weights=vector, graphs=self._graphs)
         if plan.work == "evaluate":
-            evaluation = self._worker.evaluate(order, report, self._exchange)
+            evaluation = self._worker.evaluate(downloaded, report, self._channel)
             message = evaluation_message(plan, evaluation, bytes_down=bytes_down, energy=self._totals.energy(plan))
             encode(message)
-            return Done(message, None)
-        result = self._worker.train(order, report, self._exchange)
+            return WorkDone(message, None)
+        result = self._worker.train(downloaded, report, self._channel)
         self._totals.switch("upload")
         check_trained(result)
         file = self._write(plan, scheme, manifest.table, vector, result.weights)
         blob = describe(file, chunk_bytes=plan.weights.chunk_bytes)
         update = update_message(plan, result, blob, scheme, bytes_down=bytes_down, energy=self._totals.energy(plan))
         encode(update)
-        return Done(update, file)
+        return WorkDone(update, file)
 
     def _write(self, plan: Plan, scheme: Scheme, table: TensorTable, received: Vector, trained: Vector) -> bytes:
-        """The update's file; what it leaves out is kept for the round after. Raises WorkRefused."""
+        """Return the update's file, and save what it leaves out for the round after. Raises WorkRefused."""
         begins = plan.training is not None and plan.training.first_epoch == 0
         try:
             file, residual = compression.encode(
