@@ -16,8 +16,8 @@ from broker_server.comparison.markdown import table
 from broker_server.comparison.results import read_costs
 from broker_server.report.build import REPORT, Report, RoundReport
 from broker_server.simulation.experiment import Experiment, read_experiment
-from broker_server.simulation.fleet import Board, Costs
-from broker_server.simulation.grid import RUNS, SUMMARY
+from broker_server.simulation.fleet import Board, WorkCosts
+from broker_server.simulation.output import RUNS, SUMMARY
 from broker_server.simulation.summary import Summary
 from edge_runtime.wire.files import write_atomic
 
@@ -75,7 +75,7 @@ def _link(board: Board) -> str:
     return f"{8 * board.up_bytes_per_s / 1e6:g} Mbit/s, {1e3 * board.latency_s:g} ms"
 
 
-def _reckoned(experiment: Experiment, costs: Costs) -> str:
+def _reckoned(experiment: Experiment, costs: WorkCosts) -> str:
     fleet, stem_s = experiment.fleet, costs.train_stem_s or 0.0
     heads_s = list(costs.train_head_s.values())
     return (

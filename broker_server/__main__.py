@@ -33,11 +33,10 @@ from broker_server.server.loop import BrokerRefused
 from broker_server.server.serve import serve, write_report
 from broker_server.server.state import StateBusy, StateFolder
 from broker_server.simulation import command as simulation
-from broker_server.simulation.grid import Parts
+from broker_server.simulation.errors import SimulationFailed
 from broker_server.simulation.rooms import command as rooms
 from broker_server.simulation.rooms.building import RoomsInvalid
-from broker_server.simulation.run import SimulationFailed
-from broker_server.simulation.worker_pool import ClusterUnavailable, HostLost
+from broker_server.simulation.worker_pool import ClusterUnavailable, WorkerLost
 from devices.cli import values
 from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
 from devices.cli.run import run as run_command
@@ -64,7 +63,7 @@ _FAULTS: dict[type[Exception], int] = {
     BrokerRefused: UNAVAILABLE,
     ClusterUnavailable: UNAVAILABLE,
     SimulationFailed: FAILED,
-    HostLost: FAILED,
+    WorkerLost: FAILED,
     OSError: UNAVAILABLE,
 }
 
@@ -225,11 +224,7 @@ def _split(options: argparse.Namespace) -> int:
 
 def _simulate(options: argparse.Namespace) -> int:
     interrupt_on_terminate()
-    # Composition: the devices' side of a simulation, which brings the engine.
-    from broker_server.simulation.device import SimulatedDevice
-    from broker_server.simulation.worker import measure, measure_stem
-
-    return simulation.run(options, Parts(make_device=SimulatedDevice, measure=measure, measure_stem=measure_stem))
+    return simulation.run(options)
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -1,6 +1,6 @@
 """Energy: error on synthetic traces, what a kill loses, and what sampling costs.
 
-Costs are processor time of this process, not wall time.
+WorkCosts are processor time of this process, not wall time.
 """
 
 import math

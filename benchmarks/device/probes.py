@@ -1,6 +1,6 @@
 """Affinity probes: what each method costs, and how far their rankings of the pairs of tasks agree.
 
-Costs are CPU time of one thread, the least of some repeats, so they hardly depend on what else the machine does.
+WorkCosts are CPU time of one thread, the least of some repeats, so they hardly depend on what else the machine does.
 Affinities depend on neither: a probe never changes training, so all methods see the same weights and batches.
 """
 

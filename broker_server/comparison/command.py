@@ -14,8 +14,8 @@ from broker_server.comparison.comparison import Comparison, ComparisonImpossible
 from broker_server.comparison.markdown import document
 from broker_server.comparison.results import read_all, read_costs
 from broker_server.simulation.experiment import read_experiment
-from broker_server.simulation.fleet import Costs
-from broker_server.simulation.run import write_json
+from broker_server.simulation.fleet import WorkCosts
+from broker_server.simulation.output import write_json
 from edge_runtime.wire.files import write_atomic
 
 JSON, MARKDOWN = "comparison.json", "comparison.md"
@@ -26,7 +26,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
 
     experiments: list[Comparison]
     missing: list[str]
-    costs: list[Costs | None]
+    costs: list[WorkCosts | None]
     """By folder: what simulated time and energy are reckoned from."""
 
 

@@ -7,9 +7,9 @@ from typing import TypeVar
 import msgspec
 
 from broker_server.comparison.comparison import Comparison, ComparisonImpossible, compare
-from broker_server.simulation.fleet import Costs
-from broker_server.simulation.grid import COSTS, RUNS, SUMMARY
-from broker_server.simulation.outline import OUTLINE, Outline
+from broker_server.simulation.fleet import WorkCosts
+from broker_server.simulation.outline import Outline
+from broker_server.simulation.output import COSTS, OUTLINE, RUNS, SUMMARY
 from broker_server.simulation.summary import Summary
 
 Found = TypeVar("Found")
@@ -57,9 +57,9 @@ def read_summaries(folder: Path) -> list[Summary]:
     return found if found or not (folder / SUMMARY).is_file() else _decode(folder / SUMMARY, list[Summary])
 
 
-def read_costs(folder: Path) -> Costs | None:
+def read_costs(folder: Path) -> WorkCosts | None:
     """What the work costs by the rules of a folder's runs; None where nothing was run. Raises ComparisonImpossible."""
-    return _decode(folder / COSTS, Costs) if (folder / COSTS).is_file() else None
+    return _decode(folder / COSTS, WorkCosts) if (folder / COSTS).is_file() else None
 
 
 def _decode(path: Path, kind: type[Found]) -> Found:

@@ -10,11 +10,9 @@ import msgspec
 
 from broker_server.server.config import ConfigInvalid
 from broker_server.simulation.experiment import Experiment, read_experiment
-from broker_server.simulation.grid import SUMMARY, Parts, Show, run_grid
-from broker_server.simulation.outline import OUTLINE
-from broker_server.simulation.run import write_json
-from broker_server.simulation.show import Bars, Lines
-from broker_server.simulation.worker_pool import local_hosts, ray_hosts
+from broker_server.simulation.output import OUTLINE, SUMMARY, write_json
+from broker_server.simulation.show import RunBars, RunLines
+from broker_server.simulation.worker_pool import local_workers, ray_workers
 from devices.cli import values
 
 
@@ -32,16 +30,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="lines instead of bars")
 
 
-def run(args: argparse.Namespace, parts: Parts) -> int:
+def run(args: argparse.Namespace) -> int:
     """Run an experiment. Raises what run_grid and the hosts raise."""
+    from broker_server.simulation.grid import run_grid  # brings the engine
+
     whole = read_experiment(args.experiment)
     experiment = _chosen(whole, args)
     with contextlib.ExitStack() as stack:
-        show: Show = Lines() if args.quiet or not sys.stderr.isatty() else stack.enter_context(Bars())
+        show: RunBars | RunLines = (
+            RunLines() if args.quiet or not sys.stderr.isatty() else stack.enter_context(RunBars())
+        )
         out = args.out.resolve()  # workers elsewhere have another working folder
         write_json(out / OUTLINE, whole.outline(args.experiment.stem))
-        hosts = stack.enter_context(ray_hosts(args.ray) if args.ray else local_hosts(max(1, args.workers)))
-        run_grid(experiment, out, hosts.executor, parts, show, at_once=hosts.processors + 1)
+        hosts = stack.enter_context(ray_workers(args.ray) if args.ray else local_workers(max(1, args.workers)))
+        run_grid(experiment, out, hosts.executor, show, at_once=hosts.processors + 1)
     print(args.out / SUMMARY)
     return 0
 

@@ -6,13 +6,13 @@ a host does it, and its outcome is there when the simulated time is over.
 
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
-from broker_server.simulation.energy import Power, SimulatedAccount
-from broker_server.simulation.split_learning import General, general
-from broker_server.simulation.worker import Refused, Task, perform
+from broker_server.simulation.energy import BoardPower, SimulatedAccount
+from broker_server.simulation.fleet import Board
+from broker_server.simulation.split_learning import EncoderState, encoder_state
+from broker_server.simulation.worker import DeviceTask, TaskRefused, perform
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.plan_runner import WorkOutcome
 from edge_runtime.agent.state import State
@@ -33,142 +33,64 @@ from edge_runtime.worker import LocalWorker
 MAX_DOWNLOAD_BYTES = 1 << 40
 
 
-class Board(Protocol):
-    """What a rule says of the board."""
+@dataclass(frozen=True, kw_only=True)
+class ModelledWork:
+    """Work on a plan that has begun, in simulated seconds: `seconds` in all, `board_s` of the board."""
 
-    @property
-    def memory_bytes(self) -> int:
-        """The budget of the memory plan."""
-        ...
-
-    @property
-    def busy_w(self) -> float:
-        """Watts at work."""
-        ...
-
-    @property
-    def idle_w(self) -> float:
-        """Watts while it waits or transfers."""
-        ...
+    seconds: float
+    board_s: float
+    opened: EncoderRound | None
+    """The round for the encoder server; None for a plan without split learning, or one that came too late."""
 
 
-class Begun(Protocol):
-    """Work on a plan that has begun."""
+@dataclass(frozen=True, kw_only=True)
+class DeviceContext:
+    """Everything that a simulation gives a device."""
 
-    @property
-    def seconds(self) -> float:
-        """How many simulated seconds it takes."""
-        ...
-
-    @property
-    def board_s(self) -> float:
-        """How many of them the board works; in the others it waits."""
-        ...
-
-    @property
-    def opened(self) -> EncoderRound | None:
-        """What the host of the general model is told of the round, in split training."""
-        ...
-
-
-class Place(Protocol):
-    """What a simulation gives a device."""
-
-    @property
-    def name(self) -> str:
-        """Its name."""
-        ...
-
-    @property
-    def data(self) -> Path:
-        """Its data set."""
-        ...
-
-    @property
-    def state(self) -> Path:
-        """Its state folder."""
-        ...
-
-    @property
-    def federation(self) -> str:
-        """The federation's name."""
-        ...
-
-    @property
-    def server_key(self) -> str:
-        """The server's public key, hexadecimal."""
-        ...
-
-    @property
-    def bundle(self) -> Path:
-        """The folder of the federation's bundle, for the encoder in split training."""
-        ...
-
-    @property
-    def link(self) -> Link:
-        """Its link."""
-        ...
-
-    @property
-    def board(self) -> Board:
-        """Its board."""
-        ...
-
-    @property
-    def clock(self) -> Callable[[], float]:
-        """Simulated seconds."""
-        ...
-
-    @property
-    def after(self) -> Callable[[float, Callable[[], None]], None]:
-        """Calls something when so many simulated seconds have passed."""
-        ...
-
-    @property
-    def begin_work(self) -> Callable[[Plan, Hello], Begun]:
-        """Told when work begins."""
-        ...
-
-    @property
-    def computed(self) -> Callable[[Plan, float], None]:
-        """Told how many CPU seconds of a worker process a plan's work took."""
-        ...
-
-    @property
-    def exchanged(self) -> Callable[[Plan, int, int], None]:
-        """Told how many bytes went to the host of the general model for a plan, and came from it."""
-        ...
-
-    @property
-    def hosts(self) -> Executor:
-        """Where work is done."""
-        ...
-
-    @property
-    def threads(self) -> Executor:
-        """Threads of this process that wait for the hosts, one for each device at least."""
-        ...
+    name: str
+    data: Path
+    state: Path
+    federation: str
+    server_key: str
+    bundle: Path
+    """Of the federation, for the encoder in split learning."""
+    link: Link
+    board: Board
+    clock: Callable[[], float]
+    after: Callable[[float, Callable[[], None]], None]
+    """Calls a function after simulated seconds."""
+    begin_work: Callable[[Plan, Hello], ModelledWork]
+    """Called when work on a plan begins."""
+    computed: Callable[[Plan, float], None]
+    """Called with the CPU seconds of a worker process that a plan took."""
+    exchanged: Callable[[Plan, int, int], None]
+    """Called with the bytes to the encoder server and from it for a plan."""
+    workers: Executor
+    threads: Executor
+    """Threads of this process that wait for the workers, at least one for each device."""
 
 
 class SimulatedDevice:
     """An agent that is stepped by the simulation. Raises WorkerUnusable, StateUnusable."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
-        self._state = State(place.state)
-        self._account = SimulatedAccount(Power(busy_w=place.board.busy_w, idle_w=place.board.idle_w), place.clock)
-        self._worker = worker = _HostedWorker(place)
+    def __init__(self, context: DeviceContext) -> None:
+        self._context = context
+        self._state = State(context.state)
+        self._account = SimulatedAccount(
+            BoardPower(busy_w=context.board.busy_w, idle_w=context.board.idle_w), context.clock
+        )
+        self._worker = worker = _WorkerProxy(context)
         self._hello = worker.hello()
         self._agent = Agent(
-            place.link,
+            context.link,
             self._state,
             worker,
-            device=place.name,
-            topics=Topics(place.federation),
-            server_key=place.server_key,
+            device=context.name,
+            topics=Topics(context.federation),
+            server_key=context.server_key,
             max_download_bytes=MAX_DOWNLOAD_BYTES,
             account=self._account,
-            clock=place.clock,
+            clock=context.clock,
             submit=self._submit,
         )
         self._agent.begin()
@@ -188,44 +110,44 @@ class SimulatedDevice:
         self._state.close()
 
     def _submit(self, plan: Plan, work: Callable[[], WorkOutcome]) -> "Future[WorkOutcome]":
-        begun = self._place.begin_work(plan, self._hello)
+        begun = self._context.begin_work(plan, self._hello)
         self._worker.begin(begun)
         self._account.work(plan.work, begun.board_s, begun.seconds - begun.board_s)
-        real = self._place.threads.submit(work)
+        real = self._context.threads.submit(work)
         outcome: Future[WorkOutcome] = Future()
 
         def over() -> None:
             outcome.set_result(real.result())
             if self._worker.cpu_s is not None:
-                self._place.computed(plan, self._worker.cpu_s)
-                self._place.exchanged(plan, *self._worker.exchanged)
+                self._context.computed(plan, self._worker.cpu_s)
+                self._context.exchanged(plan, *self._worker.exchanged)
             self.step()
 
-        self._place.after(begun.seconds, over)
+        self._context.after(begun.seconds, over)
         return outcome
 
 
-class _HostedWorker:
+class _WorkerProxy:
     """A worker whose training and evaluation is done by worker processes. It says that it took what the rule says."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+    def __init__(self, context: DeviceContext) -> None:
+        self._context = context
         self._seconds = 0.0
-        self._general: General | None = None
+        self._general: EncoderState | None = None
         self.cpu_s: float | None = None
         """What the last work took a worker process."""
         self.exchanged = (0, 0)
-        """Bytes that went to the host of the general model for it, and came from there."""
-        self._local = LocalWorker(place.data, place.state, 1, memory_budget_bytes=place.board.memory_bytes)
+        """Bytes that went to the host of the encoder_state model for it, and came from there."""
+        self._local = LocalWorker(context.data, context.state, 1, memory_budget_bytes=context.board.memory_bytes)
 
     def hello(self) -> Hello:
         return self._local.hello()
 
-    def begin(self, begun: Begun) -> None:
+    def begin(self, begun: ModelledWork) -> None:
         """The next work takes so long, and is with this host. Raises BundleInvalid."""
         self._seconds = begun.seconds
         opened = begun.opened
-        self._general = None if opened is None else general(self._place.name, self._place.bundle, opened)
+        self._general = None if opened is None else encoder_state(self._context.name, self._context.bundle, opened)
 
     def train(
         self, downloaded: DownloadedPlan, _report: Report, _channel: SplitLearningChannel | None = None
@@ -242,16 +164,16 @@ class _HostedWorker:
         return result
 
     def _perform(self, downloaded: DownloadedPlan) -> TrainResult | EvaluationResult:
-        task = Task(
-            data=self._place.data,
-            state=self._place.state,
-            memory_budget_bytes=self._place.board.memory_bytes,
+        task = DeviceTask(
+            data=self._context.data,
+            state=self._context.state,
+            memory_budget_bytes=self._context.board.memory_bytes,
             downloaded=downloaded,
-            general=self._general,
+            encoder_state=self._general,
         )
         self.cpu_s = None
-        done = self._place.hosts.submit(perform, task).result()
-        if isinstance(done, Refused):
+        done = self._context.workers.submit(perform, task).result()
+        if isinstance(done, TaskRefused):
             raise WorkRefused(done.reason, done.detail)
         self.cpu_s, self.exchanged = done.cpu_s, done.exchanged
         return replace(done.result, wall_s=self._seconds)

@@ -1,4 +1,4 @@
-"""A simulated device's energy: stated watts over simulated seconds. Every figure is labelled as an estimate."""
+"""A simulated device's energy: stated watts over simulated seconds. Every figure is with_labels as an estimate."""
 
 # coverage: every branch
 
@@ -9,7 +9,7 @@ from edge_runtime.wire.energy import Energy, Phase, PhaseEnergy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Power:
+class BoardPower:
     """What a board draws, in watts: computing, and waiting or transferring."""
 
     busy_w: float
@@ -17,7 +17,7 @@ class Power:
 
 
 @dataclass
-class _Book:
+class _Interval:
     begun_s: float
     ended_s: float | None = None
     waited_s: float = 0.0
@@ -30,10 +30,10 @@ class SimulatedAccount:
     `clock` is the simulation's, in seconds. What has begun and not ended is reported by its work alone.
     """
 
-    def __init__(self, power: Power, clock: Callable[[], float]) -> None:
+    def __init__(self, power: BoardPower, clock: Callable[[], float]) -> None:
         self._power = power
         self._clock = clock
-        self._books: dict[tuple[int, str], _Book] = {}
+        self._books: dict[tuple[int, str], _Interval] = {}
         self._open: tuple[int, str] | None = None
 
     def rounds(self) -> set[tuple[int, str]]:
@@ -47,7 +47,7 @@ class SimulatedAccount:
     def begin(self, round_: int, group: str) -> None:
         """From now on time and energy are this one's."""
         self._open = (round_, group)
-        self._books.setdefault(self._open, _Book(self._clock()))
+        self._books.setdefault(self._open, _Interval(self._clock()))
 
     def switch(self, phase: Phase) -> None:
         """Phases are the rule's: `work` says how long the work takes, the rest is waiting."""

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from broker_server.simulation.network import LinkSpeed
-from broker_server.simulation.traffic import Crossing
+from broker_server.simulation.traffic import Traffic
 from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.wire.names import DeviceId, TaskName, Tasks
 
@@ -48,7 +48,7 @@ class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         )
 
 
-class GeneralHost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class SimulatedEncoderServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What computes the encoder in split training, for each device as if it were the only one."""
 
     speed: Speed = 1.0
@@ -60,7 +60,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     board: Board = Board()
     boards: dict[DeviceId, dict[str, float | int]] = {}
-    host: GeneralHost = GeneralHost()
+    host: SimulatedEncoderServer = SimulatedEncoderServer()
 
     def of(self, device: str) -> Board:
         """One device's board. Raises msgspec.ValidationError for a key that a board does not have."""
@@ -75,7 +75,7 @@ def _changed(board: Board, keys: Mapping[str, float | int]) -> Board:
     return msgspec.convert(msgspec.to_builtins(board) | dict(keys), Board)
 
 
-class Costs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+class WorkCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """CPU seconds on one core of the simulating machine, measured once for an experiment.
 
     A training step of some tasks costs `train_s` + Σ `train_head_s` for each sample, an evaluation likewise; a probe of
@@ -97,13 +97,13 @@ class WorkTime:
     """Simulated seconds of a plan: of the board, of the host of the general model, and of what crosses between them."""
 
     board_s: float
-    host_s: float = 0.0
-    exchange_s: float = 0.0
+    encoder_server_s: float = 0.0
+    traffic_s: float = 0.0
 
     @property
     def total_s(self) -> float:
         """One after the other."""
-        return self.board_s + self.host_s + self.exchange_s
+        return self.board_s + self.encoder_server_s + self.traffic_s
 
 
 def additive(whole: float, alone: Mapping[str, float]) -> tuple[float, dict[str, float]]:
@@ -121,14 +121,14 @@ def work_time(
     plan: Plan,
     examples: int,
     tasks: Tasks,
-    costs: Costs,
+    costs: WorkCosts,
     board: Board,
-    host: GeneralHost,
-    crossing: Crossing | None = None,
+    host: SimulatedEncoderServer,
+    traffic: Traffic | None = None,
 ) -> WorkTime:
     """The rule: how long a board works on a plan over so many examples, and waits in split training.
 
-    With `crossing` the host computes the encoder, and the costs of the stem are known.
+    With `traffic` the encoder server computes the encoder, and the costs of the stem are known.
     """
     here = [task for task in plan.tasks if task in tasks]
     settings = plan.training
@@ -140,13 +140,13 @@ def work_time(
         samples, probed_s = settings.epochs * examples, probes(settings, examples) * share * costs.probe_s
         body_s, stem_s, head_s = costs.train_s, costs.train_stem_s, costs.train_head_s
     heads_s = sum(head_s[task] for task in here)
-    if crossing is None:
+    if traffic is None:
         return WorkTime(board_s=(samples * (body_s + heads_s) + probed_s) / board.speed)
     assert stem_s is not None
     return WorkTime(
         board_s=(samples * (stem_s + heads_s) + probed_s) / board.speed,
-        host_s=samples * (body_s - stem_s) / host.speed,
-        exchange_s=crossing.seconds(board.link),
+        encoder_server_s=samples * (body_s - stem_s) / host.speed,
+        traffic_s=traffic.seconds(board.link),
     )
 
 

@@ -1,23 +1,13 @@
-"""All runs of an experiment: every method with every seed, some at once, each going on where it was stopped.
-
-OUT/costs.json               what the work costs on this machine, measured once
-OUT/bundles/SEED/            the compiled model
-OUT/data/DEVICE/             the labels of some tasks alone, by links, where tasks_of says so
-OUT/courses/                 what need not be done twice
-OUT/runs/METHOD/SEED/        a run: server/ (its journal), report.json, models/, summary.json when it has finished;
-                             alone/DEVICE/ has as much of each device that trained for itself
-OUT/summary.json             all summaries
-OUT/experiment.json          the names of all methods, in order, and the seeds
-"""
+"""All runs of an experiment: every method with every seed, some at once, each going on where it was stopped."""
 
 import contextlib
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -29,70 +19,17 @@ from broker_server.rounds.journal import FederationJournal, RoundRow
 from broker_server.server.config import ConfigInvalid, ServerConfig
 from broker_server.server.loop import Aggregator, Watcher
 from broker_server.server.state import StateFolder
+from broker_server.simulation.errors import SimulationFailed, SimulationStopped
 from broker_server.simulation.experiment import Experiment, TasksOf, data_sets
-from broker_server.simulation.fleet import Costs, additive
-from broker_server.simulation.labels import labelled
-from broker_server.simulation.local_training import join, unconnected
-from broker_server.simulation.run import (
-    SERVER,
-    MakeDevice,
-    Setting,
-    SimulationFailed,
-    SimulationStopped,
-    simulate,
-    write_json,
-)
-from broker_server.simulation.run_cache import Library
+from broker_server.simulation.fleet import WorkCosts, additive
+from broker_server.simulation.labels import with_labels
+from broker_server.simulation.local_training import join, without_link
+from broker_server.simulation.output import BUNDLES, COSTS, DATA, LOCAL, RUN_CACHE, RUNS, SERVER, SUMMARY, write_json
+from broker_server.simulation.run import RunSetting, simulate
+from broker_server.simulation.run_cache import RunCache
 from broker_server.simulation.summary import Summary, summarise
+from broker_server.simulation.worker import measure, measure_stem
 from edge_runtime.wire.manifest import MANIFEST, read_folder
-from edge_runtime.wire.messages import ProbeMethod
-from edge_runtime.wire.names import Tasks
-
-SUMMARY, RUNS, DATA, ALONE, COSTS = "summary.json", "runs", "data", "alone", "costs.json"
-
-
-class Cost(Protocol):
-    """CPU seconds of one thread: of a training step and of an evaluation by sample, of a probe by batch."""
-
-    @property
-    def train_s(self) -> float:
-        """Of a step, by sample."""
-        ...
-
-    @property
-    def evaluate_s(self) -> float:
-        """Of an evaluation, by sample."""
-        ...
-
-    @property
-    def probe_s(self) -> float | None:
-        """Of a probe, by batch; None where none was asked for."""
-        ...
-
-
-class StemCost(Protocol):
-    """CPU seconds of one thread by sample: of the stem alone."""
-
-    @property
-    def train_s(self) -> float:
-        """Of a step."""
-        ...
-
-    @property
-    def evaluate_s(self) -> float:
-        """Of an evaluation."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Parts:
-    """What the devices' side brings: how a device is made, and how its work is measured."""
-
-    make_device: MakeDevice
-    measure: Callable[[Path, Path, Tasks, int, ProbeMethod | None], Cost]
-    """(bundle, data set, tasks, batch, probe method) → cost; run by a worker process."""
-    measure_stem: Callable[[Path, Path, int], StemCost]
-    """(bundle, data set, batch) → cost, likewise."""
 
 
 class Show(Protocol):
@@ -130,9 +67,7 @@ class _Watcher:
         """Nothing moves between rounds."""
 
 
-def run_grid(
-    experiment: Experiment, out: Path, hosts: Executor, parts: Parts, show: Show, *, at_once: int
-) -> list[Summary]:
+def run_grid(experiment: Experiment, out: Path, hosts: Executor, show: Show, *, at_once: int) -> list[Summary]:
     """Every method with every seed; the summaries in the experiment's order.
 
     Seeds run at once, `at_once` of them, the methods of a seed one after another, so that what they share is done once.
@@ -145,19 +80,18 @@ def run_grid(
         for seed in experiment.seeds
         for method in experiment.methods
     }
-    own = {method: labelled(data, conduct.tasks_of or {}, out / DATA) for method, conduct in conducts.items()}
+    own = {method: with_labels(data, conduct.tasks_of or {}, out / DATA) for method, conduct in conducts.items()}
     fleets = {method: experiment.fleet_of(method) for method in experiment.methods}
     show.begin(len(configs))
     bundles = {seed: _bundle(experiment, seed, out) for seed in experiment.seeds}
-    costs = _costs(out, hosts, parts, bundles[experiment.seeds[0]], data, experiment)
+    costs = _costs(out, hosts, bundles[experiment.seeds[0]], data, experiment)
     stop = threading.Event()
-    setting = Setting(
+    setting = RunSetting(
         data=data,
         fleet=experiment.fleet,
         costs=costs,
-        library=Library(out / "courses"),
+        cache=RunCache(out / RUN_CACHE),
         hosts=hosts,
-        make_device=parts.make_device,
         stop=stop,
     )
 
@@ -170,7 +104,7 @@ def run_grid(
             folder = out / RUNS / _folder(method) / str(seed)
             summary = _summary(folder)
             if summary is None:
-                simulated = _alone if conducts[method].alone else simulate
+                simulated = _train_locally if conducts[method].alone else simulate
                 try:
                     simulated(
                         folder,
@@ -204,16 +138,16 @@ def run_grid(
     return summaries
 
 
-def _alone(folder: Path, config: ServerConfig, bundle: Path, setting: Setting, watcher: Watcher) -> None:
+def _train_locally(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetting, watcher: Watcher) -> None:
     """Each device for itself, one after another, and what they came to as one run.
 
     Raises what `simulate` raises.
     """
     for device, path in setting.data.items():
-        own = replace(setting, data={device: path}, fleet=unconnected(setting.fleet, device))
-        simulate(folder / ALONE / device, config, bundle, own, watcher)
+        own = replace(setting, data={device: path}, fleet=without_link(setting.fleet, device))
+        simulate(folder / LOCAL / device, config, bundle, own, watcher)
     with contextlib.ExitStack() as stack:
-        journals = {device: _journal(folder / ALONE / device, stack) for device in setting.data}
+        journals = {device: _journal(folder / LOCAL / device, stack) for device in setting.data}
         state = StateFolder(folder / SERVER)
         stack.callback(state.close)
         state.clear()
@@ -249,7 +183,7 @@ def _bundle(experiment: Experiment, seed: int, out: Path) -> Path:
     """The bundle of a seed, compiled if it is not there."""
     if experiment.bundle is not None:
         return Path(experiment.bundle)
-    folder = out / "bundles" / str(seed)
+    folder = out / BUNDLES / str(seed)
     if not (folder / MANIFEST).is_file():
         command = [sys.executable, "-m", "export", "compile", str(experiment.model)]
         done = subprocess.run([*command, "--out", str(folder), "--seed", str(seed)], check=False)
@@ -258,9 +192,7 @@ def _bundle(experiment: Experiment, seed: int, out: Path) -> Path:
     return folder
 
 
-def _costs(
-    out: Path, hosts: Executor, parts: Parts, bundle: Path, data: Mapping[str, Path], experiment: Experiment
-) -> Costs:
+def _costs(out: Path, hosts: Executor, bundle: Path, data: Mapping[str, Path], experiment: Experiment) -> WorkCosts:
     """What the work costs this machine: measured once, then read; the stem apart when a method first needs it."""
     path, first, seed = out / COSTS, data[min(data)], experiment.seeds[0]
     configs = {method: experiment.config(method, seed, len(data)) for method in experiment.methods}
@@ -268,12 +200,12 @@ def _costs(
     if divided and read_folder(bundle).embedding is None:
         raise ConfigInvalid(f"methods.{divided[0]}: general: the model has no stem: give one, or general = 'device'")
     if path.is_file():
-        costs = msgspec.json.decode(path.read_bytes(), type=Costs)
+        costs = msgspec.json.decode(path.read_bytes(), type=WorkCosts)
     else:
-        costs = _whole_costs(hosts, parts, bundle, first, next(iter(configs.values())))
+        costs = _whole_costs(hosts, bundle, first, next(iter(configs.values())))
         write_json(path, costs)
     if divided and costs.train_stem_s is None:
-        stem = hosts.submit(parts.measure_stem, bundle, first, configs[divided[0]].batch).result()
+        stem = hosts.submit(measure_stem, bundle, first, configs[divided[0]].batch).result()
         costs = msgspec.structs.replace(
             costs,
             train_stem_s=min(stem.train_s, costs.train_s),
@@ -283,14 +215,14 @@ def _costs(
     return costs
 
 
-def _whole_costs(hosts: Executor, parts: Parts, bundle: Path, data: Path, config: ServerConfig) -> Costs:
+def _whole_costs(hosts: Executor, bundle: Path, data: Path, config: ServerConfig) -> WorkCosts:
     """What a device's work costs that has the encoder."""
     tasks = config.terms(read_folder(bundle)).tasks
-    whole = hosts.submit(parts.measure, bundle, data, tuple(sorted(tasks)), config.batch, config.probe).result()
-    alone = {task: hosts.submit(parts.measure, bundle, data, (task,), config.batch, None).result() for task in tasks}
+    whole = hosts.submit(measure, bundle, data, tuple(sorted(tasks)), config.batch, config.probe).result()
+    alone = {task: hosts.submit(measure, bundle, data, (task,), config.batch, None).result() for task in tasks}
     train_s, train_head_s = additive(whole.train_s, {task: cost.train_s for task, cost in alone.items()})
     evaluate_s, evaluate_head_s = additive(whole.evaluate_s, {task: cost.evaluate_s for task, cost in alone.items()})
-    return Costs(
+    return WorkCosts(
         train_s=train_s,
         train_head_s=train_head_s,
         evaluate_s=evaluate_s,

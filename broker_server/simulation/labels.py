@@ -9,7 +9,7 @@ from edge_runtime.wire.names import Tasks, group_id
 IMAGE = "image"
 
 
-def labelled(data: Mapping[str, Path], tasks_of: Mapping[str, Tasks], folder: Path) -> dict[str, Path]:
+def with_labels(data: Mapping[str, Path], tasks_of: Mapping[str, Tasks], folder: Path) -> dict[str, Path]:
     """Each device's data set, where `tasks_of` names its tasks with these labels alone, linked below `folder`.
 
     Raises ConfigInvalid for a device without a data set, or a task without labels; OSError as the file system does.

@@ -1,12 +1,10 @@
-"""OUT/experiment.json: what an experiment is going to run, for who reads its results before it has finished."""
+"""The contents of experiment.json: the runs of an experiment, for readers of results that have not finished."""
 
 # coverage: every branch
 
 from collections.abc import Mapping
 
 import msgspec
-
-OUTLINE = "experiment.json"
 
 
 class Outline(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,6 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
@@ -24,14 +23,14 @@ from broker_server.server.config import GENERAL, ServerConfig
 from broker_server.server.keys import load_or_create
 from broker_server.server.loop import Aggregator, Watcher
 from broker_server.server.state import StateFolder
-from broker_server.simulation.fleet import Board, Costs, Fleet, drop_after, work_time
+from broker_server.simulation.device import DeviceContext, ModelledWork, SimulatedDevice
+from broker_server.simulation.errors import SimulationFailed, SimulationStopped
+from broker_server.simulation.fleet import Board, Fleet, WorkCosts, drop_after, work_time
 from broker_server.simulation.network import LinkSpeed, MemoryLink, Network
-from broker_server.simulation.run_cache import Library, RecallingFederation
+from broker_server.simulation.output import DEVICES, SERVER
+from broker_server.simulation.run_cache import RecallingFederation, RunCache
 from broker_server.simulation.timeline import Timeline
-from broker_server.simulation.traffic import crossing
-from edge_runtime.wire.encoder_pipe import EncoderRound
-from edge_runtime.wire.files import write_atomic
-from edge_runtime.wire.link import Link
+from broker_server.simulation.traffic import traffic_of
 from edge_runtime.wire.manifest import read_folder
 from edge_runtime.wire.messages import Hello, Plan
 from edge_runtime.wire.signing import public_hex
@@ -42,87 +41,23 @@ PATIENCE = 5
 """How many deadlines in a row may pass without a round that closes."""
 LINGER_S = 3600.0
 """How long, of simulated time, a device that is away when the federation ends is waited for."""
-SERVER, DEVICES = "server", "devices"
-
-
-class SimulationFailed(RuntimeError):
-    """A simulated federation ended before its time; the sentence says why."""
-
-
-class SimulationStopped(Exception):
-    """The simulation is to end before its time; its state is kept."""
-
-
-class Device(Protocol):
-    """A seam: a simulated device, made of what the field's devices are made of."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether the federation is over for it."""
-        ...
-
-    def step(self) -> None:
-        """Take what has come, and see what time it is."""
-        ...
-
-    def close(self) -> None:
-        """Let go of the state folder."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Begun:
-    """Work on a plan has begun, which takes so many simulated seconds, and the board so many of them."""
-
-    seconds: float
-    board_s: float
-    opened: EncoderRound | None
-    """What the host of the general model is told of the round; None for a plan without it, or that came too late."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Place:
-    """What a simulation gives a device."""
-
-    name: str
-    data: Path
-    state: Path
-    federation: str
-    server_key: str
-    bundle: Path
-    link: Link
-    board: Board
-    clock: Callable[[], float]
-    after: Callable[[float, Callable[[], None]], None]
-    begin_work: Callable[[Plan, Hello], Begun]
-    """Work on a plan begins."""
-    computed: Callable[[Plan, float], None]
-    """Work on a plan has taken so many CPU seconds of a worker process."""
-    exchanged: Callable[[Plan, int, int], None]
-    """For a plan so many bytes have gone to the host of the general model, and come from it."""
-    hosts: Executor
-    threads: Executor
-
-
-MakeDevice = Callable[[Place], Device]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Setting:
+class RunSetting:
     """What the runs of an experiment share."""
 
     data: Mapping[str, Path]
     """The data set of each device."""
     fleet: Fleet
-    costs: Costs
-    library: Library
+    costs: WorkCosts
+    cache: RunCache
     hosts: Executor
-    make_device: MakeDevice
     stop: threading.Event
     """Set when all runs are to end where they are."""
 
 
-def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting, watcher: Watcher) -> reports.Report:
+def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetting, watcher: Watcher) -> reports.Report:
     """Run a federation to its end, or go on with it; its report, also written to `folder`.
 
     Raises SimulationFailed, SimulationStopped, SplitImpossible, FederationChanged, BundleInvalid; OSError as the file
@@ -149,7 +84,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
         manifest = read_folder(bundle)
         key = load_or_create(folder / SERVER)
         federation = RecallingFederation(
-            library=setting.library,
+            cache=setting.cache,
             timeline=timeline,
             context=_context(config, setting),
             journal=journal,
@@ -166,7 +101,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
             _until_finished(aggregator, devices, timeline, PATIENCE * config.round_deadline_s, setting.stop)
         if aggregator.failed:
             raise SimulationFailed(str(aggregator.finished))
-        federation.keep_courses()
+        federation.keep_group_runs()
         built = reports.build(journal)
         reports.write(folder, built, reports.models(journal, blobs))
     for left in (folder / DEVICES, folder / SERVER / GENERAL):
@@ -176,7 +111,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: Setting,
 
 def _until_finished(
     aggregator: Aggregator,
-    devices: Sequence[Device],
+    devices: Sequence[SimulatedDevice],
     timeline: Timeline,
     patience_s: float,
     stop: threading.Event,
@@ -213,11 +148,11 @@ def _seats(
     bundle: Path,
     server_key: str,
     network: Network,
-    setting: Setting,
+    setting: RunSetting,
     aggregator: Aggregator,
     federation: RecallingFederation,
     stack: contextlib.ExitStack,
-) -> list[Device]:
+) -> list[SimulatedDevice]:
     timeline = network.timeline
     threads = stack.enter_context(ThreadPoolExecutor(len(setting.data), "device"))
     topics = Topics(config.federation)
@@ -225,8 +160,8 @@ def _seats(
     for name, data in sorted(setting.data.items()):
         board = setting.fleet.of(name)
         link = network.link(board.link, will=topics.status(name))
-        device = setting.make_device(
-            Place(
+        device = SimulatedDevice(
+            DeviceContext(
                 name=name,
                 data=data,
                 state=folder / DEVICES / name,
@@ -240,7 +175,7 @@ def _seats(
                 begin_work=_rule(name, board, link, setting, config.seed, timeline, aggregator, federation),
                 computed=partial(federation.computed, name),
                 exchanged=partial(_exchanged, aggregator),
-                hosts=setting.hosts,
+                workers=setting.hosts,
                 threads=threads,
             )
         )
@@ -254,15 +189,15 @@ def _rule(
     name: str,
     board: Board,
     link: MemoryLink,
-    setting: Setting,
+    setting: RunSetting,
     seed: int,
     timeline: Timeline,
     aggregator: Aggregator,
     federation: RecallingFederation,
-) -> Callable[[Plan, Hello], Begun]:
-    def begin(plan: Plan, hello: Hello) -> Begun:
+) -> Callable[[Plan, Hello], ModelledWork]:
+    def begin(plan: Plan, hello: Hello) -> ModelledWork:
         examples = hello.examples.get("train" if plan.data_split is None else plan.data_split, 0)
-        crosses = crossing(plan, hello.examples, federation.bundle)
+        crosses = traffic_of(plan, hello.examples, federation.bundle)
         time = work_time(plan, examples, hello.tasks, setting.costs, board, setting.fleet.host, crosses)
         lost_s = drop_after(plan, name, board, seed, time.total_s)
         if lost_s is not None:
@@ -270,7 +205,7 @@ def _rule(
         held_up_s = 0.0 if lost_s is None or crosses is None else board.away_s
         work = aggregator.work
         is_on = plan.split_learning is not None and work is not None and work.assignment.round == plan.round
-        return Begun(
+        return ModelledWork(
             seconds=time.total_s + held_up_s,
             board_s=time.board_s,
             opened=federation.open(work) if is_on and work is not None else None,
@@ -290,8 +225,8 @@ def _latest_s(journal: FederationJournal) -> float:
     return max(times, default=0.0)
 
 
-def _context(config: ServerConfig, setting: Setting) -> str:
-    """What all courses of a run depend on beyond what their plans say."""
+def _context(config: ServerConfig, setting: RunSetting) -> str:
+    """What all group_runs of a run depend on beyond what their plans say."""
     boards = {name: setting.fleet.of(name) for name in sorted(setting.data)}
     data = {name: _fingerprint(path) for name, path in sorted(setting.data.items())}
     rules = [config.min_devices, config.clients_per_round, config.quorum, config.round_deadline_s, config.seed]
@@ -309,8 +244,3 @@ def _fingerprint(data: Path) -> str:
         if path.is_file()
     ]
     return hashlib.sha256(msgspec.json.encode(facts)).hexdigest()
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write something as indented JSON."""
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(value), indent=1) + b"\n")

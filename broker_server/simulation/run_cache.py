@@ -1,9 +1,9 @@
-"""Courses: what has been trained or measured before is not done again, because it would be the same bit for bit.
+"""Group runs that were computed before are not computed again, because they would be the same bit for bit.
 
-A course is all rounds of one group in one phase. Its key is a digest of everything that its outcome depends on: the
-group's manifest and the weights that it starts from, the training settings, the rounds and their probes, the rules, the
-boards and their data. Strategies that are compared share many courses (every pair of tasks, the merged model), and each
-is charged for all of its own: rounds, results, seconds and joules are journalled as if they had been done anew.
+A group run is all rounds of one group in one phase. Its key is a digest of everything that its outcome depends on: the
+group's manifest and first weights, the training settings, the rounds and their probes, the rules, the boards and their
+data. Strategies that are compared share many group runs (every pair of tasks, the merged model). Each strategy is
+charged for all of its own: rounds, results, seconds and joules are journalled as if they had been computed again.
 """
 
 import hashlib
@@ -24,38 +24,38 @@ from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.wire.names import group_id
 
 
-class Course(msgspec.Struct, frozen=True, kw_only=True):
-    """All rounds of one group in one phase. Times count from its begin."""
+class GroupRun(msgspec.Struct, frozen=True, kw_only=True):
+    """All rounds of one group in one phase. Times count from its beginning."""
 
     rounds: tuple[RoundFacts, ...]
     cpu_s: tuple[dict[str, float], ...]
-    """CPU seconds of a host for each round, by device, where they were measured."""
+    """CPU seconds of a worker process for each round, by device, where they were measured."""
     weights: Blob | None
     """What they made of the group; null for an evaluation."""
 
 
-class Library:
-    """The courses that are known, in a folder that simulations share."""
+class RunCache:
+    """The known group runs, in a folder that simulations share."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.blobs = BlobStore(folder / "weights")
 
-    def find(self, key: str) -> Course | None:
-        """A course; None if it is not known."""
+    def find(self, key: str) -> GroupRun | None:
+        """Return a group run; None if it is not known."""
         try:
-            course = msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=Course)
+            group_run = msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=GroupRun)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
-        return course if course.weights is None or course.weights.digest in self.blobs else None
+        return group_run if group_run.weights is None or group_run.weights.digest in self.blobs else None
 
-    def keep(self, key: str, course: Course) -> None:
-        """Know a course from now on."""
-        write_atomic(self._folder / f"{key}.json", msgspec.json.encode(course))
+    def keep(self, key: str, group_run: GroupRun) -> None:
+        """Keep a group run for later simulations."""
+        write_atomic(self._folder / f"{key}.json", msgspec.json.encode(group_run))
 
 
 class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Everything that a course's outcome depends on."""
+    """Everything that the outcome of a group run depends on."""
 
     context: str
     manifest: str
@@ -70,38 +70,38 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class RecallingFederation(Federation):
-    """A federation that takes the courses which a library knows from there.
+    """A federation that takes known group runs from a cache.
 
-    `context` says what all its courses depend on and their plans do not say.
+    `context` is what all its group runs depend on beyond their plans.
     """
 
-    def __init__(self, *, library: Library, timeline: Timeline, context: str, **federation: Any) -> None:
+    def __init__(self, *, cache: RunCache, timeline: Timeline, context: str, **federation: Any) -> None:
         super().__init__(**federation)
-        self._library = library
+        self._library = cache
         self._timeline = timeline
         self._context = context
 
     def next(self) -> Work | None:
-        """The round that is open, or the next one that nobody knows."""
+        """Return the open round, or the next one that the cache does not know."""
         while (work := super().next()) is not None:
             phase = self.phases[-1]
             if work.assignment.index or phase.open_ended or self.begun(work) is not None:
                 return work
-            key = self._course_key(work, phase)
-            course = self._library.find(key)
-            if course is None:
+            key = self._group_run_key(work, phase)
+            group_run = self._library.find(key)
+            if group_run is None:
                 self._journal.set_fact(_fact(phase.name, work.assignment.group), key)
                 return work
-            self._recall(work, course)
+            self._recall(work, group_run)
         return None
 
     def computed(self, device: str, plan: Plan, cpu_s: float) -> None:
-        """A device's work has taken so many CPU seconds of a host."""
+        """Journal the CPU seconds of a worker process that a device's work took."""
         known = msgspec.json.decode(self._journal.fact(_computed(plan.round)) or "{}", type=dict[str, float])
         set_computed(self._journal, plan.round, known | {device: cpu_s})
 
-    def keep_courses(self) -> None:
-        """Give the library the courses of a federation that has finished."""
+    def keep_group_runs(self) -> None:
+        """Give the library the group_runs of a federation that has finished."""
         rows = [row for row in self._journal.rounds() if row.closed_s is not None]
         current = self._journal.weights()
         for phase in self.phases:
@@ -118,23 +118,23 @@ class RecallingFederation(Federation):
                     _moved(self._journal.facts_of(row), -mine[0].started_s, -mine[0].assignment.round) for row in mine
                 )
                 cpu_s = tuple(computed_s(self._journal, row) for row in mine)
-                self._library.keep(key, Course(rounds=facts, cpu_s=cpu_s, weights=weights))
+                self._library.keep(key, GroupRun(rounds=facts, cpu_s=cpu_s, weights=weights))
 
-    def _recall(self, work: Work, course: Course) -> None:
+    def _recall(self, work: Work, group_run: GroupRun) -> None:
         about = work.assignment
         begun_s = self._timeline.now_s
-        facts = [_moved(each, begun_s, about.round, about.phase) for each in course.rounds]
+        facts = [_moved(each, begun_s, about.round, about.phase) for each in group_run.rounds]
         self._timeline.pass_by(max((each.row.closed_s or begun_s) for each in facts) - begun_s)
-        if course.weights is not None:
-            self._blobs.add(self._library.blobs.read(course.weights.digest))
-        for each, seconds in zip(facts, course.cpu_s, strict=True):
+        if group_run.weights is not None:
+            self._blobs.add(self._library.blobs.read(group_run.weights.digest))
+        for each, seconds in zip(facts, group_run.cpu_s, strict=True):
             set_computed(self._journal, each.row.assignment.round, seconds)
-        self._journal.add_rounds(facts, course.weights)
+        self._journal.add_rounds(facts, group_run.weights)
         for each in facts:
             if each.row.assignment.probe:
                 self._learn(each.row.assignment.round, each.results)
 
-    def _course_key(self, work: Work, phase: Phase) -> str:
+    def _group_run_key(self, work: Work, phase: Phase) -> str:
         about = work.assignment
         shape = (phase.work, phase.rounds, phase.rounds_before, phase.probe_from, phase.probe_rounds, about.data_split)
         key = _Key(
@@ -153,12 +153,12 @@ class RecallingFederation(Federation):
 
 
 def computed_s(journal: FederationJournal, row: RoundRow) -> dict[str, float]:
-    """CPU seconds of a host by device that a round took, where they were measured."""
+    """Return the CPU seconds of a round by device, where they were measured."""
     return msgspec.json.decode(journal.fact(_computed(row.assignment.round)) or "{}", type=dict[str, float])
 
 
 def set_computed(journal: FederationJournal, number: int, seconds: Mapping[str, float]) -> None:
-    """Keep the CPU seconds of a host by device that a round took."""
+    """Journal the CPU seconds of a round by device."""
     journal.set_fact(_computed(number), msgspec.json.encode(seconds).decode())
 
 
@@ -171,7 +171,7 @@ def _fact(phase: str, group: str) -> str:
 
 
 def _moved(facts: RoundFacts, seconds: float, rounds: int, phase: str | None = None) -> RoundFacts:
-    """A round at another time, under another number and perhaps in another phase."""
+    """Return a round at another time, under another number and perhaps in another phase."""
     row = facts.row
     number = row.assignment.round + rounds
     about = msgspec.structs.replace(row.assignment, round=number, phase=phase or row.assignment.phase)

@@ -20,7 +20,7 @@ def line(run: str, summary: Summary) -> str:
     )
 
 
-class Lines:
+class RunLines:
     """A line for each finished run."""
 
     def begin(self, runs: int) -> None:
@@ -35,7 +35,7 @@ class Lines:
         print(line(run, summary), flush=True)
 
 
-class Bars(AbstractContextManager["Bars"]):
+class RunBars(AbstractContextManager["RunBars"]):
     """A bar for the whole, and a line for what each seed is doing. May be used from several threads."""
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class Bars(AbstractContextManager["Bars"]):
         self._texts: dict[str, str] = {}
         self._whole = self._progress.add_task("runs", text="", total=None)
 
-    def __enter__(self) -> "Bars":  # noqa: PYI034 - typing has no Self before 3.11
+    def __enter__(self) -> "RunBars":  # noqa: PYI034 - typing has no Self before 3.11
         self._progress.start()
         return self
 

@@ -1,7 +1,7 @@
-"""The host of a general model within a simulation: the process that does a device's work computes the encoder too.
+"""Split learning within a simulation: the process that does a device's work computes the encoder too.
 
-What it is told of the round, the weights and the optimizer's state are read when the work begins on the simulated
-clock, and go with it: what else happens meanwhile in simulated time cannot change them.
+The round, the weights and the optimizer's state are read when the work begins on the simulated clock, and go with it.
+Later events in simulated time cannot change them.
 """
 
 from collections import deque
@@ -24,7 +24,7 @@ Sent = TypeVar("Sent", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class General:
+class EncoderState:
     """The encoder's side of a plan: `weights` (P,), and the optimizer's state if the device goes on with one."""
 
     device: str
@@ -34,10 +34,10 @@ class General:
     state: Vector | None
 
 
-def general(device: str, bundle: Path, opened: EncoderRound) -> General:
-    """What is known of a round when a device's work on it begins. Raises BundleInvalid."""
+def encoder_state(device: str, bundle: Path, opened: EncoderRound) -> EncoderState:
+    """Return the encoder's side of a round as it is when a device's work begins. Raises BundleInvalid."""
     manifest = manifest_of(bundle)
-    return General(
+    return EncoderState(
         device=device,
         bundle=bundle,
         opened=opened,
@@ -46,13 +46,13 @@ def general(device: str, bundle: Path, opened: EncoderRound) -> General:
     )
 
 
-class HostedExchange:
-    """A device's exchange (edge_runtime.agent.work.Exchange) with a host of its own in this process.
+class LocalEncoderChannel:
+    """A device's split-learning channel to an encoder server of its own in this process.
 
-    Every question is answered when it is asked. Bytes are counted as the pieces that a link would carry.
+    Every request is answered at once. Bytes are counted as the fragments that a link would carry.
     """
 
-    def __init__(self, side: General, shelf: GraphCache) -> None:
+    def __init__(self, side: EncoderState, shelf: GraphCache) -> None:
         """Graphs are those of the bundle's folder, loaded by `shelf`. Raises BundleInvalid."""
         manifest = manifest_of(side.bundle)
         graphs = shelf.of(manifest, lambda name, _: graph_path(side.bundle, name))
@@ -64,23 +64,23 @@ class HostedExchange:
         self.bytes_up = self.bytes_down = 0
 
     def open(self, max_message_bytes: int) -> None:  # noqa: ARG002  (a seam's signature)
-        """A round begins; what came before is forgotten."""
+        """Begin a round and drop earlier answers."""
         self._answers.clear()
 
     def send(self, data: bytes) -> None:
-        """Have a message answered."""
+        """Have the encoder server answer a message."""
         self.bytes_up += fragmented_bytes(len(data))
         for _, answer in self._host.on_message(self._device, data, 0.0):
             self.bytes_down += fragmented_bytes(len(answer))
             self._answers.append(answer)
 
     def receive(self, timeout_s: float) -> bytes | None:  # noqa: ARG002
-        """The next answer; None if there is none. Never waits."""
+        """Return the next answer; None if there is none. Never waits."""
         return self._answers.popleft() if self._answers else None
 
 
 def as_sent(value: Sent) -> Sent:
-    """The same as it is after a way through JSON.
+    """Return the value as it is after a way through JSON.
 
     Messages leave out what is the default, by identity; strings that came to another process by pickle are not that.
     """
@@ -89,5 +89,5 @@ def as_sent(value: Sent) -> Sent:
 
 @lru_cache(maxsize=4)
 def manifest_of(bundle: Path) -> Manifest:
-    """A bundle's manifest, whose files are checked once. Raises BundleInvalid."""
+    """Return a bundle's manifest, whose files are checked once. Raises BundleInvalid."""
     return read_folder(bundle)

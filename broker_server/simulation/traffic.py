@@ -21,7 +21,7 @@ SEED, BEGINNING = 2**31, 2**61
 
 
 @dataclass(frozen=True, kw_only=True)
-class Crossing:
+class Traffic:
     """Bytes of pieces, and how many messages are waited for, one way and the other."""
 
     up_bytes: int = 0
@@ -37,7 +37,7 @@ class Crossing:
         )
 
 
-def crossing(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) -> Crossing | None:
+def traffic_of(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) -> Traffic | None:
     """What crosses for a plan over so many examples; None if the device computes the encoder. The bundle has a stem."""
     if plan.split_learning is None:
         return None
@@ -65,7 +65,7 @@ def crossing(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) 
         return fragmented_bytes(layout.message_bytes(header))
 
     seeds = {"begin": BEGINNING, "embedding": SEED}
-    return Crossing(
+    return Traffic(
         up_bytes=sum(count * size_bytes(kind, size, seeds.get(kind, 0)) for kind, _, size, count in asked),
         down_bytes=sum(count * size_bytes(kind, size) for _, kind, size, count in asked),
         messages=2 * sum(count for *_, count in asked),

@@ -1,7 +1,7 @@
-"""What a worker process of a simulation does: the work of any simulated device, on one thread.
+"""The work of a worker process of a simulation: any simulated device's plans, on one thread.
 
 It keeps the engine and the graphs that it has loaded; everything that belongs to a device is in its state folder, so
-any process may do any device's work. In split training it computes the encoder too, as the host of the general model.
+any process may do any device's work. In split learning it computes the encoder too, as an encoder server would.
 Times are CPU seconds of this process.
 """
 
@@ -14,7 +14,7 @@ from statistics import median
 
 import numpy as np
 
-from broker_server.simulation.split_learning import General, HostedExchange, as_sent
+from broker_server.simulation.split_learning import EncoderState, LocalEncoderChannel, as_sent
 from edge_runtime.agent.work import DownloadedPlan, EvaluationResult, Reason, TrainResult, WorkRefused
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.encoder import Batch, Representation
@@ -34,19 +34,19 @@ REPEATS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is to be done for a device."""
+class DeviceTask:
+    """A plan to be worked on for a device."""
 
     data: Path
     state: Path
     memory_budget_bytes: int
     downloaded: DownloadedPlan
-    general: General | None = None
-    """The encoder's side, in split training."""
+    encoder_state: EncoderState | None = None
+    """The encoder's side, in split learning."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Refused:
+class TaskRefused:
     """The device's worker refused the plan."""
 
     reason: Reason
@@ -54,37 +54,37 @@ class Refused:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Done:
-    """What the plan asked for, the CPU seconds that it took here, and the bytes that crossed to the host and back."""
+class TaskDone:
+    """The result of a plan, its CPU seconds here, and the bytes to the encoder server and back."""
 
     result: TrainResult | EvaluationResult
     cpu_s: float
     exchanged: tuple[int, int] = (0, 0)
 
 
-def perform(task: Task) -> Done | Refused:
-    """Do what the plan asks for. The peak memory of the result is left out: the process is no board."""
+def perform(task: DeviceTask) -> TaskDone | TaskRefused:
+    """Work on a plan and return its result. Its peak memory is left out: the process is no board."""
     downloaded = replace(task.downloaded, plan=as_sent(task.downloaded.plan))
     is_apart = downloaded.plan.split_learning is not None
-    if is_apart and task.general is None:
-        return Refused(reason="encoder_server", detail="the round was over before this device could begin with it")
+    if is_apart and task.encoder_state is None:
+        return TaskRefused(reason="encoder_server", detail="the round was over before this device could begin with it")
     worker = LocalWorker(
         task.data,
         task.state,
         1,
-        # A host that ends with this process remembers nothing that a checkpoint could go on from.
+        # An encoder server that ends with this process keeps nothing that a checkpoint could go on from.
         checkpoint_s=math.inf if is_apart else CHECKPOINT_S,
         memory_budget_bytes=task.memory_budget_bytes,
-        shelf=_shelf(),
+        shelf=_graph_cache(),
     )
     do = worker.train if downloaded.plan.work == "train" else worker.evaluate
     before_s = time.process_time()
-    exchange = None if task.general is None else HostedExchange(task.general, _general_shelf())
+    exchange = None if task.encoder_state is None else LocalEncoderChannel(task.encoder_state, _encoder_graph_cache())
     try:
         result = do(downloaded, lambda *_: None, exchange)
     except WorkRefused as refusal:
-        return Refused(reason=refusal.reason, detail=refusal.detail)
-    return Done(
+        return TaskRefused(reason=refusal.reason, detail=refusal.detail)
+    return TaskDone(
         result=replace(result, peak_rss_bytes=None),
         cpu_s=time.process_time() - before_s,
         exchanged=(0, 0) if exchange is None else (exchange.bytes_up, exchange.bytes_down),
@@ -92,7 +92,7 @@ def perform(task: Task) -> Done | Refused:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class MeasuredCost:
     """CPU seconds of one thread: of a training step and of an evaluation by sample, of a probe by batch."""
 
     train_s: float
@@ -100,12 +100,12 @@ class Cost:
     probe_s: float | None
 
 
-def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMethod | None) -> Cost:
-    """What training a group costs this machine: the median of some repetitions, the first being left out."""
+def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMethod | None) -> MeasuredCost:
+    """Return what training a group costs this machine: the median of repetitions, without the first."""
     whole = read_folder(bundle)
     manifest = whole.group(tasks, whole.weights)
     weights = transfer(whole.table, unpack(whole.table, (bundle / WEIGHTS).read_bytes()), manifest.table)
-    graphs = _shelf().of(manifest, lambda name, _: graph_path(bundle, name))
+    graphs = _graph_cache().of(manifest, lambda name, _: graph_path(bundle, name))
     model = Model(manifest, graphs, np.array(weights), keep=(True,) * len(manifest.stages))
     split = Dataset.open(data).train
     chosen = range(min(batch, len(split)))
@@ -123,7 +123,7 @@ def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMeth
         evaluate.append(time.process_time() - at_s)
         if probe is not None:
             probed.append(_probe_s(model, Probe(method=probe, lr=0.01, weight_decay=0.0), x, targets))
-    return Cost(
+    return MeasuredCost(
         train_s=median(train[1:]) / len(chosen),
         evaluate_s=median(evaluate[1:]) / len(chosen),
         probe_s=median(probed[1:]) if probed else None,
@@ -131,18 +131,18 @@ def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMeth
 
 
 @dataclass(frozen=True, kw_only=True)
-class StemCost:
+class MeasuredStemCost:
     """CPU seconds of one thread by sample: of a training step of the stem alone, and of an evaluation."""
 
     train_s: float
     evaluate_s: float
 
 
-def measure_stem(bundle: Path, data: Path, batch: int) -> StemCost:
-    """What the stem costs this machine, of a bundle with one: the median as in `measure`."""
+def measure_stem(bundle: Path, data: Path, batch: int) -> MeasuredStemCost:
+    """Return what the stem of a bundle costs this machine: the median as in `measure`."""
     manifest = read_folder(bundle)
     assert manifest.embedding is not None
-    graphs = _shelf().of(manifest, lambda name, _: graph_path(bundle, name))
+    graphs = _graph_cache().of(manifest, lambda name, _: graph_path(bundle, name))
     table = manifest.table
     weights = unpack(table, (bundle / WEIGHTS).read_bytes())
     inputs = {**named(table, weights, "param")["stem"], "seed": np.array(0, np.int64)}
@@ -158,7 +158,7 @@ def measure_stem(bundle: Path, data: Path, batch: int) -> StemCost:
         at_s = time.process_time()
         stem.predict(x, inputs)
         evaluate.append(time.process_time() - at_s)
-    return StemCost(train_s=median(train[1:]) / len(x), evaluate_s=median(evaluate[1:]) / len(x))
+    return MeasuredStemCost(train_s=median(train[1:]) / len(x), evaluate_s=median(evaluate[1:]) / len(x))
 
 
 def _probe_s(model: Model, probe: Probe, x: Batch, targets: Targets) -> float:
@@ -175,17 +175,17 @@ def _probe_s(model: Model, probe: Probe, x: Batch, targets: Targets) -> float:
 
 @lru_cache(maxsize=1)
 def _engine() -> Engine:
-    """The process's engine, made when it is first needed."""
+    """Return the process's engine, made when it is first needed."""
     return Engine(1, ARENA_BYTES)
 
 
 @lru_cache(maxsize=1)
-def _shelf() -> GraphCache:
-    """The graphs of devices."""
+def _graph_cache() -> GraphCache:
+    """Return the cache of devices' graphs."""
     return GraphCache(_engine())
 
 
 @lru_cache(maxsize=1)
-def _general_shelf() -> GraphCache:
-    """Those of the host of a general model, which devices' plans do not name."""
+def _encoder_graph_cache() -> GraphCache:
+    """Return the cache of the encoder's graphs, which devices' plans do not name."""
     return GraphCache(_engine())

@@ -19,12 +19,12 @@ class ClusterUnavailable(RuntimeError):
     """There is no Ray, or no cluster where one was said to be."""
 
 
-class HostLost(RuntimeError):
+class WorkerLost(RuntimeError):
     """What did the work is gone. What has been done is kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hosts:
+class WorkerPool:
     """Where work is done, and how much of it at once."""
 
     executor: Executor
@@ -32,14 +32,14 @@ class Hosts:
 
 
 @contextlib.contextmanager
-def local_hosts(workers: int) -> Iterator[Hosts]:
-    """So many worker processes of this machine. Raises HostLost."""
+def local_workers(workers: int) -> Iterator[WorkerPool]:
+    """So many worker processes of this machine. Raises WorkerLost."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
-            yield Hosts(executor=pool, processors=workers)
+            yield WorkerPool(executor=pool, processors=workers)
         except BrokenProcessPool as exc:
-            raise HostLost("a worker process was ended from outside, perhaps for want of memory") from exc
+            raise WorkerLost("a worker process was ended from outside, perhaps for want of memory") from exc
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -58,8 +58,8 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def ray_hosts(address: str) -> Iterator[Hosts]:
-    """The processors of a Ray cluster; `address` is `auto`, or host:port. Raises ClusterUnavailable, HostLost.
+def ray_workers(address: str) -> Iterator[WorkerPool]:
+    """The processors of a Ray cluster; `address` is `auto`, or host:port. Raises ClusterUnavailable, WorkerLost.
 
     The nodes have this software, and data sets and the folder of the results at the same paths, as on a shared file
     system. Work whose process or node dies is done anew, three times; then the cluster counts as lost.
@@ -75,11 +75,11 @@ def ray_hosts(address: str) -> Iterator[Hosts]:
     except (ConnectionError, RuntimeError, ValueError) as exc:
         raise ClusterUnavailable(f"no Ray cluster at {address!r}: {exc}") from exc
     try:
-        yield Hosts(executor=_RayExecutor(ray), processors=int(ray.cluster_resources().get("CPU", 1)))
+        yield WorkerPool(executor=_RayExecutor(ray), processors=int(ray.cluster_resources().get("CPU", 1)))
     except RayTaskError as exc:
         raise exc.cause from exc  # what the work itself raised, as it would come from a process of this machine
     except RayError as exc:
-        raise HostLost(f"the Ray cluster did not do its work: {exc}") from exc
+        raise WorkerLost(f"the Ray cluster did not do its work: {exc}") from exc
     finally:
         ray.shutdown()
 

@@ -9,7 +9,7 @@ pytest.importorskip("matplotlib")
 
 from broker_server.__main__ import main
 from broker_server.simulation.outline import Outline
-from broker_server.simulation.run import write_json
+from broker_server.simulation.output import write_json
 
 pytestmark = pytest.mark.workstation
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -3,9 +3,9 @@ import pytest
 
 from broker_server.comparison.comparison import ComparisonImpossible
 from broker_server.comparison.results import read_all, read_costs, read_outline, read_summaries
-from broker_server.simulation.fleet import Costs
+from broker_server.simulation.fleet import WorkCosts
 from broker_server.simulation.outline import Outline
-from broker_server.simulation.run import write_json
+from broker_server.simulation.output import write_json
 
 
 def fill(folder, summaries, outline=None):
@@ -89,7 +89,9 @@ def test_read_outline_refuses_what_is_none(tmp_path):
 
 
 def test_read_costs_of_a_folder_that_has_some(tmp_path):
-    costs = Costs(train_s=1.0, train_head_s={"depth": 0.5}, evaluate_s=0.3, evaluate_head_s={"depth": 0.1}, probe_s=2.0)
+    costs = WorkCosts(
+        train_s=1.0, train_head_s={"depth": 0.5}, evaluate_s=0.3, evaluate_head_s={"depth": 0.1}, probe_s=2.0
+    )
     assert read_costs(tmp_path) is None
     write_json(tmp_path / "costs.json", costs)
     assert read_costs(tmp_path) == costs

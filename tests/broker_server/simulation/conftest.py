@@ -9,7 +9,7 @@ import pytest
 from broker_server.rounds.journal import FederationJournal
 from broker_server.server.config import ServerConfig
 from broker_server.server.keys import load_or_create
-from broker_server.simulation.run_cache import Library, RecallingFederation
+from broker_server.simulation.run_cache import RecallingFederation, RunCache
 from broker_server.simulation.summary import Summary
 from broker_server.simulation.timeline import Timeline
 from edge_runtime.wire.blob import BlobStore
@@ -35,7 +35,7 @@ def make_summary():
 class Played:
     """A federation over the fixture's bundle. Every round takes ROUND_S, adds one to the weights and is told of."""
 
-    def __init__(self, folder, library, *, context="boards", energy=None, **settings):
+    def __init__(self, folder, cache, *, context="boards", energy=None, **settings):
         settings = {"merged_rounds": 2, "split_rounds": 1, "probe_rounds": 1, "probe_every": 1} | settings
         config, bundle = ServerConfig(**settings), read_folder(BUNDLE)
         self.timeline = Timeline()
@@ -46,9 +46,9 @@ class Played:
         self.timeline.now_s = max((row.closed_s for row in self.journal.rounds()), default=0.0)
         self.energy = energy
         self.played = []
-        """The rounds that were not taken from the library."""
+        """The rounds that were not taken from the cache."""
         self.federation = RecallingFederation(
-            library=library,
+            cache=cache,
             timeline=self.timeline,
             context=context,
             journal=self.journal,
@@ -100,17 +100,17 @@ class Played:
 
 
 @pytest.fixture
-def library(tmp_path):
-    return Library(tmp_path / "library")
+def cache(tmp_path):
+    return RunCache(tmp_path / "library")
 
 
 @pytest.fixture
-def play(tmp_path, library):
-    """Makes federations that share a library, each in a folder of its own or of the name given."""
+def play(tmp_path, cache):
+    """Makes federations that share a cache, each in a folder of its own or of the name given."""
     made = []
 
     def make(name=None, **settings):
-        made.append(Played(tmp_path / (name or f"run-{len(made)}"), library, **settings))
+        made.append(Played(tmp_path / (name or f"run-{len(made)}"), cache, **settings))
         return made[-1]
 
     yield make

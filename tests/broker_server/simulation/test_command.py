@@ -22,7 +22,7 @@ def arguments(tmp_path, *flags):
 
 def test_run_refuses_methods_that_the_experiment_does_not_have_before_anything_is_begun(tmp_path):
     with pytest.raises(ConfigInvalid, match="the experiment has no 'HOA'; it has MAS, TAG"):
-        command.run(arguments(tmp_path, "--methods", "TAG, HOA"), None)
+        command.run(arguments(tmp_path, "--methods", "TAG, HOA"))
     assert not (tmp_path / "out").exists()
 
 

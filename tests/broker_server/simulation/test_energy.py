@@ -1,4 +1,4 @@
-from broker_server.simulation.energy import Power, SimulatedAccount
+from broker_server.simulation.energy import BoardPower, SimulatedAccount
 
 
 class Clock:
@@ -11,7 +11,7 @@ class Clock:
 
 def test_work_counts_at_the_busy_power_and_the_rest_at_the_idle_one():
     clock = Clock()
-    account = SimulatedAccount(Power(busy_w=6.0, idle_w=2.0), clock)
+    account = SimulatedAccount(BoardPower(busy_w=6.0, idle_w=2.0), clock)
     account.begin(3, "a+b")
     account.switch("train")
     account.work("train", 10.0)
@@ -32,7 +32,7 @@ def test_work_counts_at_the_busy_power_and_the_rest_at_the_idle_one():
 
 def test_waiting_for_others_within_work_counts_at_the_idle_power():
     clock = Clock()
-    account = SimulatedAccount(Power(busy_w=6.0, idle_w=2.0), clock)
+    account = SimulatedAccount(BoardPower(busy_w=6.0, idle_w=2.0), clock)
     account.begin(3, "a+b")
     account.work("train", 10.0, 5.0)
     early = account.report(3, "a+b")
@@ -44,7 +44,7 @@ def test_waiting_for_others_within_work_counts_at_the_idle_power():
 
 
 def test_figures_are_kept_until_they_are_dropped():
-    account = SimulatedAccount(Power(busy_w=1.0, idle_w=1.0), Clock())
+    account = SimulatedAccount(BoardPower(busy_w=1.0, idle_w=1.0), Clock())
     account.work("train", 1.0)
     account.end()
     assert account.rounds() == set()

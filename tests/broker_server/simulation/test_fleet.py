@@ -3,12 +3,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.simulation.fleet import Board, Costs, Fleet, GeneralHost, additive, drop_after, probes, work_time
-from broker_server.simulation.traffic import Crossing
+from broker_server.simulation.fleet import (
+    Board,
+    Fleet,
+    SimulatedEncoderServer,
+    WorkCosts,
+    additive,
+    drop_after,
+    probes,
+    work_time,
+)
+from broker_server.simulation.traffic import Traffic
 from edge_runtime.wire.blob import describe
 from edge_runtime.wire.messages import Plan, Training
 
-COSTS = Costs(
+COSTS = WorkCosts(
     train_s=0.1,
     train_head_s={"a": 0.01, "b": 0.02},
     evaluate_s=0.04,
@@ -46,7 +55,9 @@ def test_fleet_gives_a_board_what_it_has_of_its_own():
 
 
 def test_fleet_of_other_boards_keeps_what_one_of_them_has_of_its_own():
-    fleet = Fleet(board=Board(speed=0.5, busy_w=7.0), boards={"x": {"speed": 0.1}}, host=GeneralHost(speed=4.0))
+    fleet = Fleet(
+        board=Board(speed=0.5, busy_w=7.0), boards={"x": {"speed": 0.1}}, host=SimulatedEncoderServer(speed=4.0)
+    )
     other = fleet.having({"speed": 0.2, "latency_s": 1.0})
     assert (other.of("x"), other.host) == (Board(speed=0.1, busy_w=7.0, latency_s=1.0), fleet.host)
     assert other.of("y").speed == 0.2
@@ -55,7 +66,7 @@ def test_fleet_of_other_boards_keeps_what_one_of_them_has_of_its_own():
 
 
 def work_seconds(plan, examples, tasks, costs, speed):
-    return work_time(plan, examples, tasks, costs, Board(speed=speed), GeneralHost(speed=100.0)).total_s
+    return work_time(plan, examples, tasks, costs, Board(speed=speed), SimulatedEncoderServer(speed=100.0)).total_s
 
 
 def test_work_time_adds_encoder_heads_and_probes():
@@ -71,14 +82,14 @@ def test_work_time_adds_encoder_heads_and_probes():
 def test_work_time_of_split_training_is_the_board_s_the_host_s_and_the_link_s():
     costs = msgspec.structs.replace(COSTS, train_stem_s=0.02, evaluate_stem_s=0.01)
     board = Board(speed=0.5, up_bytes_per_s=10.0, down_bytes_per_s=100.0, latency_s=0.25)
-    crosses = Crossing(up_bytes=50, down_bytes=100, messages=8)
-    trained = work_time(plan(probe_every=2), 20, ("a", "b"), costs, board, GeneralHost(speed=4.0), crosses)
+    crosses = Traffic(up_bytes=50, down_bytes=100, messages=8)
+    trained = work_time(plan(probe_every=2), 20, ("a", "b"), costs, board, SimulatedEncoderServer(speed=4.0), crosses)
     assert trained.board_s == pytest.approx((2 * 20 * (0.02 + 0.03) + 2 * 5.0) / 0.5)
-    assert trained.host_s == pytest.approx(2 * 20 * 0.08 / 4.0)
-    assert trained.exchange_s == pytest.approx(5.0 + 1.0 + 2.0)
-    assert trained.total_s == trained.board_s + trained.host_s + trained.exchange_s
-    measured = work_time(measuring(("a",)), 20, ("a", "b"), costs, board, GeneralHost(), crosses)
-    assert (measured.board_s, measured.host_s) == pytest.approx((20 * 0.011 / 0.5, 20 * 0.03))
+    assert trained.encoder_server_s == pytest.approx(2 * 20 * 0.08 / 4.0)
+    assert trained.traffic_s == pytest.approx(5.0 + 1.0 + 2.0)
+    assert trained.total_s == trained.board_s + trained.encoder_server_s + trained.traffic_s
+    measured = work_time(measuring(("a",)), 20, ("a", "b"), costs, board, SimulatedEncoderServer(), crosses)
+    assert (measured.board_s, measured.encoder_server_s) == pytest.approx((20 * 0.011 / 0.5, 20 * 0.03))
 
 
 @given(st.integers(1, 60), st.integers(1, 9), st.integers(1, 4), st.integers(0, 5), st.integers(1, 7))

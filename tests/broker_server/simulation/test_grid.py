@@ -4,14 +4,15 @@ import msgspec
 import pytest
 
 from broker_server.server.config import ConfigInvalid
+from broker_server.simulation.errors import SimulationFailed
 from broker_server.simulation.experiment import Experiment
-from broker_server.simulation.fleet import Costs
-from broker_server.simulation.grid import Parts, run_grid
-from broker_server.simulation.run import SimulationFailed, write_json
+from broker_server.simulation.fleet import WorkCosts
+from broker_server.simulation.grid import run_grid
+from broker_server.simulation.output import write_json
 from edge_runtime.wire.errors import BundleInvalid
 
 BUNDLE = Path(__file__).parents[2] / "fixtures" / "bundle"
-COSTS = Costs(train_s=1.0, train_head_s={"depth": 1.0}, evaluate_s=1.0, evaluate_head_s={"depth": 1.0}, probe_s=1.0)
+COSTS = WorkCosts(train_s=1.0, train_head_s={"depth": 1.0}, evaluate_s=1.0, evaluate_head_s={"depth": 1.0}, probe_s=1.0)
 
 
 class Watched:
@@ -31,7 +32,7 @@ class Watched:
 
 
 class NoWork:
-    """Hosts and parts that nobody may use."""
+    """Workers that nobody may use."""
 
     def __getattr__(self, name):
         raise AssertionError(f"{name} was used")
@@ -49,8 +50,7 @@ def experiment(tmp_path):
 
 
 def run(experiment, out, show):
-    parts = Parts(make_device=NoWork(), measure=NoWork(), measure_stem=NoWork())
-    return run_grid(experiment, out, NoWork(), parts, show, at_once=2)
+    return run_grid(experiment, out, NoWork(), show, at_once=2)
 
 
 def test_run_grid_does_nothing_again_that_has_finished(experiment, tmp_path, make_summary):

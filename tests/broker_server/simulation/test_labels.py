@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from broker_server.server.config import ConfigInvalid
-from broker_server.simulation.labels import labelled
+from broker_server.simulation.labels import with_labels
 from edge_runtime.datasets.dataset import Dataset, Description, write_description, write_split
 
 
@@ -19,7 +19,7 @@ def data(tmp_path):
 
 
 def test_labelled_are_the_same_data_with_labels_of_some_tasks_alone(data, tmp_path):
-    found = labelled(data, {"attic": ("normals",)}, tmp_path / "links")
+    found = with_labels(data, {"attic": ("normals",)}, tmp_path / "links")
     assert found["cellar"] == data["cellar"]
     attic = Dataset.open(found["attic"])
     assert attic.tasks == ("normals",)
@@ -31,12 +31,12 @@ def test_labelled_are_the_same_data_with_labels_of_some_tasks_alone(data, tmp_pa
 
 def test_labelled_may_be_asked_for_again_and_for_others(data, tmp_path):
     links = tmp_path / "links"
-    first = labelled(data, {"attic": ("normals",)}, links)
-    assert labelled(data, {"attic": ("normals",)}, links) == first
-    other = labelled(data, {"attic": ("depth", "normals")}, links)
+    first = with_labels(data, {"attic": ("normals",)}, links)
+    assert with_labels(data, {"attic": ("normals",)}, links) == first
+    other = with_labels(data, {"attic": ("depth", "normals")}, links)
     assert Dataset.open(other["attic"]).tasks == ("depth", "normals")
     assert Dataset.open(first["attic"]).tasks == ("normals",)
-    assert labelled(data, {}, links) == data
+    assert with_labels(data, {}, links) == data
 
 
 @pytest.mark.parametrize(
@@ -49,5 +49,5 @@ def test_labelled_may_be_asked_for_again_and_for_others(data, tmp_path):
 )
 def test_labelled_refuses_what_is_not_there(data, tmp_path, tasks_of, says):
     with pytest.raises(ConfigInvalid, match=says):
-        labelled(data, tasks_of, tmp_path / "links")
+        with_labels(data, tasks_of, tmp_path / "links")
     assert not (tmp_path / "links").exists()

@@ -8,7 +8,7 @@ import pytest
 from broker_server.report import build as reports
 from broker_server.rounds.journal import FederationJournal
 from broker_server.simulation.fleet import Board, Fleet
-from broker_server.simulation.local_training import join, unconnected
+from broker_server.simulation.local_training import join, without_link
 from broker_server.simulation.run_cache import computed_s, set_computed
 from broker_server.simulation.summary import summarise
 
@@ -49,5 +49,5 @@ def test_join_makes_rounds_of_all_devices_without_bytes(journals, tmp_path):
 
 def test_unconnected_is_the_same_board_with_a_link_that_takes_no_time():
     fleet = Fleet(board=Board(speed=0.5, latency_s=1.0, drop_rate=0.5), boards={"x": {"up_bytes_per_s": 9.0}})
-    board = unconnected(fleet, "x").of("x")
+    board = without_link(fleet, "x").of("x")
     assert (board.speed, board.latency_s, board.drop_rate, board.up_bytes_per_s) == (0.5, 0.0, 0.0, math.inf)

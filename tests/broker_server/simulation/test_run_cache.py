@@ -3,24 +3,24 @@ from itertools import pairwise
 import pytest
 
 from broker_server.report import build as reports
-from broker_server.simulation.run_cache import Course, computed_s
+from broker_server.simulation.run_cache import GroupRun, computed_s
 from edge_runtime.wire.blob import describe
 
 
-def test_library_finds_what_it_keeps(library):
-    course = Course(rounds=(), cpu_s=({"attic": 1.5},), weights=library.blobs.add(b"weights"))
-    library.keep("a" * 64, course)
-    assert library.find("a" * 64) == course
-    assert library.find("b" * 64) is None
+def test_library_finds_what_it_keeps(cache):
+    group_run = GroupRun(rounds=(), cpu_s=({"attic": 1.5},), weights=cache.blobs.add(b"weights"))
+    cache.keep("a" * 64, group_run)
+    assert cache.find("a" * 64) == group_run
+    assert cache.find("b" * 64) is None
 
 
-def test_library_does_not_know_a_course_that_is_damaged_or_whose_weights_are_gone(library, tmp_path):
-    library.keep("a" * 64, Course(rounds=(), cpu_s=(), weights=describe(b"weights")))
-    assert library.find("a" * 64) is None
-    library.keep("b" * 64, Course(rounds=(), cpu_s=(), weights=None))
+def test_library_does_not_know_a_course_that_is_damaged_or_whose_weights_are_gone(cache, tmp_path):
+    cache.keep("a" * 64, GroupRun(rounds=(), cpu_s=(), weights=describe(b"weights")))
+    assert cache.find("a" * 64) is None
+    cache.keep("b" * 64, GroupRun(rounds=(), cpu_s=(), weights=None))
     (path,) = (tmp_path / "library").glob("b*.json")
     path.write_bytes(path.read_bytes()[:-3])
-    assert library.find("b" * 64) is None
+    assert cache.find("b" * 64) is None
 
 
 def phases(played):
@@ -29,7 +29,7 @@ def phases(played):
 
 def test_courses_of_an_earlier_federation_are_taken_over_whole(play):
     first = play(groups=2).to_the_end()
-    first.federation.keep_courses()
+    first.federation.keep_group_runs()
     second = play(groups=3).to_the_end()
     assert "merge" in {phase for phase, _ in phases(first.played)}
     assert "merge" not in {phase for phase, _ in phases(second.played)}
@@ -42,7 +42,7 @@ def test_courses_of_an_earlier_federation_are_taken_over_whole(play):
 
 def test_a_course_that_was_taken_over_is_journalled_and_charged_as_if_done_anew(play):
     first = play(strategy="one_by_one").to_the_end()
-    first.federation.keep_courses()
+    first.federation.keep_group_runs()
     second = play(strategy="one_by_one").to_the_end()
     assert second.played == []
     assert second.journal.rounds() == first.journal.rounds()
@@ -58,7 +58,7 @@ def test_a_course_that_was_taken_over_is_journalled_and_charged_as_if_done_anew(
 def test_a_course_is_moved_to_where_it_stands_now(play):
     """Tasks alone, with other rounds before them: HOA trains what one-by-one has trained after other things."""
     first = play(strategy="fixed", fixed_groups=(("segmentation",), ("depth",), ("normals",))).to_the_end()
-    first.federation.keep_courses()
+    first.federation.keep_group_runs()
     second = play(strategy="hoa", groups=2).to_the_end()
     alone = {"depth", "normals", "segmentation"}
     assert alone.isdisjoint(about.group for about in second.played if about.work == "train" and about.phase == "pairs")
@@ -76,7 +76,7 @@ def test_a_course_is_moved_to_where_it_stands_now(play):
     "other", [{"context": "other boards"}, {"lr": 0.01}, {"seed": 1}, {"merged_rounds": 3}, {"update_scheme": "int8"}]
 )
 def test_a_course_is_another_one_where_anything_differs_that_it_depends_on(play, other):
-    play(strategy="all_in_one").to_the_end().federation.keep_courses()
+    play(strategy="all_in_one").to_the_end().federation.keep_group_runs()
     assert play(strategy="all_in_one", **other).federation.next() is not None
     assert play(strategy="all_in_one").federation.next() is None
 
@@ -87,7 +87,7 @@ def test_a_course_that_was_begun_goes_on_and_is_kept(play):
     first.journal.close()
     again = play("cut", strategy="all_in_one").to_the_end()
     assert [about.index for about in again.played if about.work == "train"] == [1, 2]
-    again.federation.keep_courses()
+    again.federation.keep_group_runs()
     assert play(strategy="all_in_one").federation.next() is None
 
 
@@ -95,14 +95,14 @@ def test_a_course_that_was_begun_is_not_taken_over_in_the_middle(play):
     begun = play(strategy="all_in_one")
     work = begun.federation.next()
     begun.journal.open_round(work.assignment, ("attic",), 1)
-    play(strategy="all_in_one").to_the_end().federation.keep_courses()
+    play(strategy="all_in_one").to_the_end().federation.keep_group_runs()
     assert begun.federation.next().assignment == work.assignment
 
 
 def test_phases_that_may_end_early_are_no_courses(play):
     surely = {"confidence": 0.5, "confidence_rounds": 1, "groups": 2}
     first = play(**surely).to_the_end()
-    first.federation.keep_courses()
+    first.federation.keep_group_runs()
     second = play(**surely).to_the_end()
     assert {phase for phase, _ in phases(second.played)} == {"merge"}
     assert second.weights() == first.weights()

@@ -4,7 +4,7 @@ import pytest
 
 pytest.importorskip("rich")
 
-from broker_server.simulation.show import Bars, Lines, line
+from broker_server.simulation.show import RunBars, RunLines, line
 
 pytestmark = pytest.mark.workstation
 
@@ -19,7 +19,7 @@ def test_line_says_what_was_not_measured(make_summary):
 
 
 def test_lines_has_one_for_each_run_that_has_finished(make_summary, capsys):
-    show = Lines()
+    show = RunLines()
     show.begin(2)
     show.step("a", "merged 1/2")
     show.done("a", make_summary())
@@ -27,7 +27,7 @@ def test_lines_has_one_for_each_run_that_has_finished(make_summary, capsys):
 
 
 def test_bars_print_each_run_that_has_finished_from_any_thread(make_summary, capsys):
-    with Bars() as show:
+    with RunBars() as show:
         show.begin(8)
 
         def work(number):

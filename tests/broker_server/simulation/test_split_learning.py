@@ -5,7 +5,7 @@ import msgspec
 import numpy as np
 
 from broker_server.simulation.split_learning import as_sent
-from broker_server.simulation.worker import Refused, Task, perform
+from broker_server.simulation.worker import DeviceTask, TaskRefused, perform
 from edge_runtime.agent.work import DownloadedPlan
 from edge_runtime.wire.blob import BlobStore, describe
 from edge_runtime.wire.manifest import read_folder
@@ -29,6 +29,6 @@ def test_what_came_to_another_process_leaves_out_its_defaults_again():
 def test_a_plan_whose_round_was_over_before_its_device_began_is_refused(tmp_path):
     manifest = read_folder(FIXTURES / "bundle")
     order = DownloadedPlan(plan=PLAN, manifest=manifest, weights=np.zeros(1, np.float32), graphs=BlobStore(tmp_path))
-    refused = perform(Task(data=FIXTURES / "data", state=tmp_path, memory_budget_bytes=1 << 40, downloaded=order))
-    assert isinstance(refused, Refused)
+    refused = perform(DeviceTask(data=FIXTURES / "data", state=tmp_path, memory_budget_bytes=1 << 40, downloaded=order))
+    assert isinstance(refused, TaskRefused)
     assert refused.reason == "encoder_server"

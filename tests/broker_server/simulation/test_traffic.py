@@ -2,7 +2,7 @@ import msgspec
 import pytest
 
 from broker_server.simulation.network import LinkSpeed
-from broker_server.simulation.traffic import Crossing, crossing
+from broker_server.simulation.traffic import Traffic, traffic_of
 from edge_runtime.wire.blob import describe
 from edge_runtime.wire.manifest import Array, Manifest, Parity
 from edge_runtime.wire.messages import Plan, SplitLearning, Training
@@ -34,12 +34,12 @@ def plan(precision="fp32", **changes):
 
 
 def test_nothing_crosses_where_the_device_has_the_encoder():
-    assert crossing(plan(split_learning=None), EXAMPLES, MANIFEST) is None
+    assert traffic_of(plan(split_learning=None), EXAMPLES, MANIFEST) is None
 
 
 @pytest.mark.parametrize(("precision", "each", "scales"), [("fp32", 4, 0), ("fp16", 2, 4), ("int8", 1, 4)])
 def test_crossing_of_training_is_every_batch_and_validation(precision, each, scales):
-    found = crossing(plan(precision), EXAMPLES, MANIFEST)
+    found = traffic_of(plan(precision), EXAMPLES, MANIFEST)
     # Two epochs of 10, 10 and 4; 16 + 4 to validate, at most a batch of 10 at once: 10, 6 and 4.
     trained, judged, steps, probes = 48, 20, 6, 3
     e, z = each * 100 + scales, each * 50 + 2 * scales
@@ -52,15 +52,17 @@ def test_crossing_of_training_is_every_batch_and_validation(precision, each, sca
 
 def test_crossing_of_an_evaluation_is_its_split():
     measuring = plan(work="evaluate", training=None, data_split="test")
-    found = crossing(measuring, EXAMPLES, MANIFEST)
+    found = traffic_of(measuring, EXAMPLES, MANIFEST)
     assert found.messages == 2 * (2 + 3)
     assert 0 < found.up_bytes - 33 * 400 < 5 * MOST_HEADER_BYTES
     assert 0 < found.down_bytes - 33 * 200 < 5 * MOST_HEADER_BYTES
-    assert crossing(measuring, {}, MANIFEST).messages == 4
+    assert traffic_of(measuring, {}, MANIFEST).messages == 4
 
 
 def test_crossing_of_a_step_in_parts_has_more_messages_about_the_same_samples():
-    whole, halves = (crossing(plan(split_learning=SplitLearning(parts=parts)), EXAMPLES, MANIFEST) for parts in (1, 2))
+    whole, halves = (
+        traffic_of(plan(split_learning=SplitLearning(parts=parts)), EXAMPLES, MANIFEST) for parts in (1, 2)
+    )
     assert (
         halves.messages - whole.messages == 2 * 4 * 2
     )  # the four batches of ten come in two parts, those of four in one
@@ -69,10 +71,10 @@ def test_crossing_of_a_step_in_parts_has_more_messages_about_the_same_samples():
 
 def test_crossing_of_more_epochs_is_more():
     longer = plan(training=msgspec.structs.replace(TRAINING, epochs=3))
-    assert crossing(longer, EXAMPLES, MANIFEST).up_bytes > crossing(plan(), EXAMPLES, MANIFEST).up_bytes
+    assert traffic_of(longer, EXAMPLES, MANIFEST).up_bytes > traffic_of(plan(), EXAMPLES, MANIFEST).up_bytes
 
 
 def test_seconds_are_bytes_over_speed_and_a_latency_for_each_message():
     link = LinkSpeed(up_bytes_per_s=10.0, down_bytes_per_s=50.0, latency_s=0.5)
-    assert Crossing(up_bytes=20, down_bytes=100, messages=6).seconds(link) == pytest.approx(2.0 + 2.0 + 3.0)
-    assert Crossing(up_bytes=20, down_bytes=100, messages=6).seconds(LinkSpeed()) == 0.0
+    assert Traffic(up_bytes=20, down_bytes=100, messages=6).seconds(link) == pytest.approx(2.0 + 2.0 + 3.0)
+    assert Traffic(up_bytes=20, down_bytes=100, messages=6).seconds(LinkSpeed()) == 0.0
