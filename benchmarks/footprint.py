@@ -23,7 +23,7 @@ from benchmarks.measure import RESULTS, ROOT, WORK, run_json, write
 from benchmarks.models import convolutional as nets
 from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, GraphObservation
 from edge_runtime.wire import manifest as wire
-from edge_runtime.wire.budget import MemoryPlan, Work, predict
+from edge_runtime.wire.budget import MemoryPlan, Workload, predict
 from edge_runtime.wire.tensors import pack
 from export.compile import compile_model, describe
 from export.losses import cross_entropy, l2, masked_l1
@@ -134,7 +134,7 @@ def measure(name: str) -> list[dict[str, Any]]:
     found = []
     for kept in (False, True):
         for batch in MICRO_BATCHES:
-            plan = MemoryPlan(micro_batch=batch, keep=(kept,) * stages)
+            plan = MemoryPlan(micro_batch=batch, saved=(kept,) * stages)
             found.append({"kept": kept, **measure_plan(folder, plan, batch)})
             print(f"{name} {found[-1]}", flush=True)
     return found
@@ -147,12 +147,12 @@ def measure_others(name: str) -> list[dict[str, Any]]:
     nothing = (False,) * stages
     half = stages // 2
     plans = {
-        "8 in micro-batches of 2, recomputed": (MemoryPlan(micro_batch=2, keep=nothing), "sgd"),
-        "8 in micro-batches of 2, kept": (MemoryPlan(micro_batch=2, keep=(True,) * stages), "sgd"),
-        "the first half frozen, recomputed": (MemoryPlan(micro_batch=8, keep=nothing, frozen=half), "sgd"),
-        "all stages frozen": (MemoryPlan(micro_batch=8, keep=nothing, frozen=stages), "sgd"),
-        "one stage kept": (MemoryPlan(micro_batch=8, keep=(*nothing[1:], True)), "sgd"),
-        "AdamW, recomputed": (MemoryPlan(micro_batch=8, keep=nothing), "adamw"),
+        "8 in micro-batches of 2, recomputed": (MemoryPlan(micro_batch=2, saved=nothing), "sgd"),
+        "8 in micro-batches of 2, kept": (MemoryPlan(micro_batch=2, saved=(True,) * stages), "sgd"),
+        "the first half frozen, recomputed": (MemoryPlan(micro_batch=8, saved=nothing, frozen=half), "sgd"),
+        "all stages frozen": (MemoryPlan(micro_batch=8, saved=nothing, frozen=stages), "sgd"),
+        "one stage kept": (MemoryPlan(micro_batch=8, saved=(*nothing[1:], True)), "sgd"),
+        "AdamW, recomputed": (MemoryPlan(micro_batch=8, saved=nothing), "adamw"),
     }
     found = []
     for way, (plan, optimizer) in plans.items():
@@ -164,14 +164,14 @@ def measure_others(name: str) -> list[dict[str, Any]]:
 def measure_plan(folder: Path, plan: MemoryPlan, batch: int, optimizer: str = "sgd") -> dict[str, Any]:
     """What a plan was said to take, and what a process that trained by it took."""
     manifest = wire.read_folder(folder)
-    work = Work(batch=batch, base_bytes=0, evaluates=False, state_vectors=2 if optimizer == "adamw" else 1)
+    work = Workload(batch=batch, base_bytes=0, evaluates=False, state_vectors=2 if optimizer == "adamw" else 1)
     options = ["--batch", str(batch), "--micro", str(plan.micro_batch), "--frozen", str(plan.frozen)]
-    options += ["--keep", "".join("01"[kept] for kept in plan.keep), "--optimizer", optimizer]
+    options += ["--keep", "".join("01"[kept] for kept in plan.saved), "--optimizer", optimizer]
     options += ["--arena", str(predict(manifest, plan, work).arena_bytes)]
     ran = run_json(["-m", "benchmarks.train_peak", str(folder), *options])
     predicted = predict(manifest, plan, replace(work, base_bytes=ran["base_bytes"]))
     parts = {f"{part}_bytes": value for part, value in msgspec.to_builtins(predicted).items()}
-    row = {"stages": len(plan.keep), "micro_batch": plan.micro_batch}
+    row = {"stages": len(plan.saved), "micro_batch": plan.micro_batch}
     return {**row, "predicted_bytes": predicted.peak, "measured_bytes": ran["peak_bytes"], **parts}
 
 

@@ -320,7 +320,7 @@ class LocalWorker:
         except BundleInvalid as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         plan = memory.plan if memory else None
-        keep, frozen = (plan.keep, plan.frozen) if plan else ((), 0)
+        keep, frozen = (plan.saved, plan.frozen) if plan else ((), 0)
         return Model(manifest, graphs, weights, whole, keep=keep, frozen=frozen, encoder=remote)
 
     @staticmethod

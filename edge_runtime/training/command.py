@@ -227,7 +227,7 @@ def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, Plan
         path = lambda group, _: wire.artifact_path(args.bundle, group, wire.TRAINING)  # noqa: E731
         step = OrtTrainingCache(engine).step(manifest, path)
     plan = memory.plan if memory else None
-    model = Model(manifest, graphs, weights, step, keep=plan.keep if plan else (), frozen=plan.frozen if plan else 0)
+    model = Model(manifest, graphs, weights, step, keep=plan.saved if plan else (), frozen=plan.frozen if plan else 0)
     return manifest, model, dataset, memory
 
 

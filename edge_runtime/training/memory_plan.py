@@ -10,7 +10,7 @@ does not say what is free, the fastest plan is taken; a bundle without footprint
 from dataclasses import dataclass, replace
 
 from edge_runtime.training.optimizer import optimizer
-from edge_runtime.wire.budget import MemoryPlan, Work, choose_within, predict
+from edge_runtime.wire.budget import MemoryPlan, Workload, choose_within, predict
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import MemoryUse, Training
@@ -35,13 +35,13 @@ class PlannedMemory:
     @property
     def use(self) -> MemoryUse:
         """What an update says of it."""
-        kept = sum(self.plan.keep)
+        kept = sum(self.plan.saved)
         return MemoryUse(
             budget_bytes=self.budget_bytes,
             predicted_peak_bytes=self.predicted_bytes,
             micro_batch=self.plan.micro_batch,
             kept=kept,
-            recomputed=len(self.plan.keep) - self.plan.frozen - kept,
+            recomputed=len(self.plan.saved) - self.plan.frozen - kept,
             frozen=self.plan.frozen,
         )
 
@@ -65,11 +65,11 @@ def plan_memory(
     """
     most = -(-settings.batch // parts)
     if manifest.footprint is None or base_bytes is None:
-        whole = MemoryPlan(micro_batch=most, keep=(False,) * len(manifest.stages))
+        whole = MemoryPlan(micro_batch=most, saved=(False,) * len(manifest.stages))
         return PlannedMemory(plan=whole, in_parts=False, in_flight=min(parts, MAX_IN_FLIGHT))
     parameters = manifest.table.parameters
     state = optimizer(settings).table(parameters).size
-    work = Work(
+    work = Workload(
         batch=settings.batch,
         base_bytes=base_bytes,
         state_vectors=-(-state // parameters.size),

@@ -59,20 +59,20 @@ class MemoryPlan:
     """How to train: samples in a run, which stages keep their activations, how many first stages are frozen."""
 
     micro_batch: int
-    keep: tuple[bool, ...]
+    saved: tuple[bool, ...]
     frozen: int = 0
 
     def __str__(self) -> str:
         """In words."""
-        kept = sum(self.keep)
+        kept = sum(self.saved)
         return (
-            f"micro-batches of {self.micro_batch}, {kept} of {len(self.keep)} stages kept, "
-            f"{len(self.keep) - self.frozen - kept} recomputed, {self.frozen} frozen"
+            f"micro-batches of {self.micro_batch}, {kept} of {len(self.saved)} stages kept, "
+            f"{len(self.saved) - self.frozen - kept} recomputed, {self.frozen} frozen"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Workload:
     """What is to be trained, besides the bundle."""
 
     batch: int
@@ -101,7 +101,7 @@ class Prediction:
     sessions: int
     vectors: int
     arrays: int
-    kept: int
+    saved: int
     transient: int
     update: int = 0
     """When training is over, instead of vectors and arrays: the weights and what writing the update takes."""
@@ -109,7 +109,7 @@ class Prediction:
     @property
     def arena_bytes(self) -> int:
         """What the engine's arena is to begin with, in whole MiB: a little more, because saved values leave gaps."""
-        return -(-int((self.kept + self.transient) * SLACK) // MIB) * MIB
+        return -(-int((self.saved + self.transient) * SLACK) // MIB) * MIB
 
     @property
     def table(self) -> int:
@@ -120,15 +120,15 @@ class Prediction:
     def peak(self) -> int:
         """All that there is at once."""
         ours = max(self.vectors + self.arrays, self.update)
-        return self.base + self.sessions + ours + self.kept + self.transient + self.table
+        return self.base + self.sessions + ours + self.saved + self.transient + self.table
 
 
-def predict(manifest: Manifest, plan: MemoryPlan, work: Work) -> Prediction:
+def predict(manifest: Manifest, plan: MemoryPlan, work: Workload) -> Prediction:
     """The peak of the resident memory of training by a plan. Raises BundleInvalid for a bundle without footprint."""
     return _Model(manifest, work).predict(plan)
 
 
-def choose(manifest: Manifest, budget_bytes: int, work: Work, *, most_frozen: int | None = None) -> MemoryPlan:
+def choose(manifest: Manifest, budget_bytes: int, work: Workload, *, most_frozen: int | None = None) -> MemoryPlan:
     """The first plan that fits, in the order of plans above; no more than `most_frozen` stages are frozen (all).
 
     Raises BudgetTooSmall, which says what would fit, and BundleInvalid for a bundle without footprint.
@@ -145,7 +145,9 @@ def choose(manifest: Manifest, budget_bytes: int, work: Work, *, most_frozen: in
     raise BudgetTooSmall(budget_bytes, *best)
 
 
-def choose_within(manifest: Manifest, budget_bytes: int, work: Work, *, most_frozen: int | None = None) -> MemoryPlan:
+def choose_within(
+    manifest: Manifest, budget_bytes: int, work: Workload, *, most_frozen: int | None = None
+) -> MemoryPlan:
     """The plan that a device chooses for a budget: `choose`, with MARGIN. Raises as that does, of the whole budget."""
     try:
         return choose(manifest, int(MARGIN * budget_bytes), work, most_frozen=most_frozen)
@@ -160,12 +162,12 @@ def plans(manifest: Manifest, batch: int, most_frozen: int | None = None) -> Ite
     while micro_batches[-1] > 1:
         micro_batches.append(-(-micro_batches[-1] // 2))
     for frozen in range(min(stages, stages if most_frozen is None else most_frozen) + 1):
-        for keep in _kept(manifest, frozen):
+        for saved in _saved(manifest, frozen):
             for micro_batch in micro_batches:
-                yield MemoryPlan(micro_batch=micro_batch, keep=keep, frozen=frozen)
+                yield MemoryPlan(micro_batch=micro_batch, saved=saved, frozen=frozen)
 
 
-def _kept(manifest: Manifest, frozen: int) -> list[tuple[bool, ...]]:
+def _saved(manifest: Manifest, frozen: int) -> list[tuple[bool, ...]]:
     """Which stages may be kept, in order of what is then computed twice."""
     stages = len(manifest.stages)
     left = stages - frozen
@@ -191,7 +193,7 @@ def _footprint(manifest: Manifest) -> Footprint:
 class _Model:
     """One step of training as moments: what is held and what is running."""
 
-    def __init__(self, manifest: Manifest, work: Work) -> None:
+    def __init__(self, manifest: Manifest, work: Workload) -> None:
         self._manifest, self._work = manifest, work
         self._graphs = _footprint(manifest).graphs
         z = {f"z.{i}": array for i, array in enumerate(manifest.representation)}
@@ -205,7 +207,7 @@ class _Model:
     def predict(self, plan: MemoryPlan) -> Prediction:
         stages, batch = self._manifest.stages, plan.micro_batch
         kinds: list[tuple[str, str | None]] = [
-            ("forward", None) if k < plan.frozen else ("keep", "kept") if plan.keep[k] else ("forward", "backward")
+            ("forward", None) if k < plan.frozen else ("keep", "kept") if plan.saved[k] else ("forward", "backward")
             for k in range(len(stages))
         ]
         held = [0]
@@ -234,20 +236,20 @@ class _Model:
                 measured += [f"head.{task.name}.predict" for task in self._manifest.tasks if task.metric is not None]
             peaks += [(0, self._graph(name)) for name in measured]
             names += measured
-        kept, transient = max(((held, graph.transient(batch)) for held, graph in peaks), key=sum)
+        saved, transient = max(((held, graph.transient(batch)) for held, graph in peaks), key=sum)
         return Prediction(
             base=self._work.base_bytes,
             sessions=self._sessions(names),
             vectors=self._vectors(plan),
             arrays=self._arrays(plan, stages),
-            kept=kept,
+            saved=saved,
             transient=transient,
             update=self._update(),
         )
 
     def _probed(self, plan: MemoryPlan) -> ProbeMethod | None:
         """By what is probed: nothing is where all of the encoder is frozen."""
-        return self._work.probe if plan.frozen < len(plan.keep) else None
+        return self._work.probe if plan.frozen < len(plan.saved) else None
 
     def _probe(
         self, probe: ProbeMethod | None, held_bytes: int, kinds: list[tuple[str, str | None]]

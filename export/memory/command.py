@@ -9,7 +9,7 @@ import msgspec
 
 from devices.cli.values import names, size, whole_number
 from edge_runtime.wire import manifest as wire
-from edge_runtime.wire.budget import MemoryPlan, Prediction, Work, choose_within, predict
+from edge_runtime.wire.budget import MemoryPlan, Prediction, Workload, choose_within, predict
 
 BASE_BYTES = 57_000_000
 """Resident in a device's process before it loads the first graph, as measured on x86-64 with Python 3.11."""
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     manifest = wire.read_folder(args.bundle)
     if args.tasks:
         manifest = manifest.group(tuple(sorted(args.tasks)), manifest.weights)
-    work = Work(batch=args.batch, base_bytes=args.base, state_vectors=STATE_VECTORS[args.optimizer])
+    work = Workload(batch=args.batch, base_bytes=args.base, state_vectors=STATE_VECTORS[args.optimizer])
     rows = {name: [(plan, predict(manifest, plan, work)) for plan in plans] for name, plans in _shown(manifest, work)}
     if not args.json:
         _print_table(rows, work)
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
         print(f"plan for {_mib(args.budget)} MiB: {chosen}; {_mib(peak)} MiB")
 
 
-def _shown(manifest: wire.Manifest, work: Work) -> Iterator[tuple[str, list[MemoryPlan]]]:
+def _shown(manifest: wire.Manifest, work: Workload) -> Iterator[tuple[str, list[MemoryPlan]]]:
     """The columns of the table."""
     stages = len(manifest.stages)
     micro_batches = sorted({-(-work.batch // 2**i) for i in range(17)}, reverse=True)
@@ -65,8 +65,8 @@ def _shown(manifest: wire.Manifest, work: Work) -> Iterator[tuple[str, list[Memo
         "half frozen": ((False,) * stages, stages // 2),
         "all frozen": ((False,) * stages, stages),
     }
-    for name, (keep, frozen) in ways.items():
-        yield name, [MemoryPlan(micro_batch=batch, keep=keep, frozen=frozen) for batch in micro_batches]
+    for name, (saved, frozen) in ways.items():
+        yield name, [MemoryPlan(micro_batch=batch, saved=saved, frozen=frozen) for batch in micro_batches]
 
 
 def _facts(plan: MemoryPlan, predicted: Prediction) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def _facts(plan: MemoryPlan, predicted: Prediction) -> dict[str, Any]:
     }
 
 
-def _print_table(rows: dict[str, list[tuple[MemoryPlan, Prediction]]], work: Work) -> None:
+def _print_table(rows: dict[str, list[tuple[MemoryPlan, Prediction]]], work: Workload) -> None:
     from rich.console import Console  # the official environment, which runs `split`, does without
     from rich.table import Table
 

@@ -2,15 +2,16 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from edge_runtime.training.engine import GraphObservation
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
-from export.memory.liveness import Execution, liveness
+from export.memory.liveness import liveness
 
 Arrays = Mapping[str, NDArray[Any]]
 OBSERVED = (2, 3)
@@ -21,21 +22,7 @@ FILL = 0.01
 NUMPY: Mapping[int, type] = {TensorProto.FLOAT: np.float32, TensorProto.INT64: np.int64}
 
 
-class Observed(Protocol):
-    """A graph as the engine runs it, and each run node by node."""
-
-    @property
-    def optimised(self) -> bytes:
-        """The ONNX model, its nodes in the order in which they run."""
-        ...
-
-    @property
-    def runs(self) -> Sequence[Sequence[Execution]]:
-        """What each node did, run by run."""
-        ...
-
-
-Observe = Callable[[bytes, Sequence[tuple[Arrays, Arrays]]], Observed]
+Observe = Callable[[bytes, Sequence[tuple[Arrays, Arrays]]], GraphObservation]
 """Runs a graph with these inputs and outputs, one run after the other; outputs without an array are the engine's."""
 
 

@@ -20,10 +20,10 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Protocol
 
 import onnx
 
+from edge_runtime.training.engine import NodeExecution
 from export.errors import ExportError
 from export.memory.arena import Arena
 
@@ -38,30 +38,8 @@ RUNS = 2
 
 Shaped = tuple[str, tuple[int, ...]]
 """The type and the shape of a value."""
-
-
-class Execution(Protocol):
-    """A node that ran, as the engine tells it."""
-
-    @property
-    def operator(self) -> str:
-        """The kind of node."""
-        ...
-
-    @property
-    def inputs(self) -> Sequence[Shaped]:
-        """What went in."""
-        ...
-
-    @property
-    def outputs(self) -> Sequence[Shaped]:
-        """What came out."""
-        ...
-
-    @property
-    def allocated_bytes(self) -> int:
-        """What it left allocated."""
-        ...
+Executions = tuple[NodeExecution, NodeExecution]
+"""One node at the two micro-batches."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +108,7 @@ class Liveness:
         return max(0, peak - self.held_bytes(batch))
 
 
-def liveness(model: onnx.ModelProto, batches: tuple[int, int], runs: Sequence[Sequence[Execution]]) -> Liveness:
+def liveness(model: onnx.ModelProto, batches: tuple[int, int], runs: Sequence[Sequence[NodeExecution]]) -> Liveness:
     """The allocations of a graph as the engine runs it.
 
     `model` is the optimised graph; `runs` are its executions at the two micro-batches. Outputs that allocated memory
@@ -157,7 +135,7 @@ class _Buffers:
         self._left: Counter[str] = Counter()
         self.held: dict[str, Size] = {}
 
-    def run(self, node: onnx.NodeProto, batches: tuple[int, int], ran: tuple[Execution, Execution]) -> Moment:
+    def run(self, node: onnx.NodeProto, batches: tuple[int, int], ran: Executions) -> Moment:
         names = [name for name in node.output if name]
         sizes = {
             name: Size.through(batches, (_bytes(one), _bytes(two)))
@@ -205,7 +183,7 @@ def _bytes(value: Shaped) -> int:
     return ELEMENT_BYTES[dtype] * prod(shape)
 
 
-def _scratch(node: onnx.NodeProto, batches: tuple[int, int], ran: tuple[Execution, Execution]) -> Iterator[Size]:
+def _scratch(node: onnx.NodeProto, batches: tuple[int, int], ran: Executions) -> Iterator[Size]:
     shapes = [shape for _, shape in ran[0].inputs]
     if node.op_type in ("Conv", "FusedConv"):
         filters, depth, *kernel = shapes[1]
@@ -223,7 +201,7 @@ def _scratch(node: onnx.NodeProto, batches: tuple[int, int], ran: tuple[Executio
             yield Size.through(batches, (widened[0], widened[1]))
 
 
-def _outside(node: onnx.NodeProto, batches: tuple[int, int], ran: tuple[Execution, Execution]) -> Size:
+def _outside(node: onnx.NodeProto, batches: tuple[int, int], ran: Executions) -> Size:
     if node.op_type not in ("ScatterElements", "GatherElements"):
         return Size(0, 0)
     return Size.through(batches, (8 * prod(ran[0].inputs[1][1]), 8 * prod(ran[1].inputs[1][1])))

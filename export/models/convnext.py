@@ -26,7 +26,7 @@ class Norm(nn.LayerNorm):
         return result
 
 
-class Block(nn.Module):
+class ConvNeXtBlock(nn.Module):
     """(B, C, H, W) to the same shape: 7 × 7 for each channel, then channels mixed in four times as many."""
 
     def __init__(self, width: int) -> None:
@@ -43,19 +43,19 @@ class Block(nn.Module):
         return result
 
 
-class Encoder(nn.Sequential):
+class ConvNeXtEncoder(nn.Sequential):
     """(B, C, H, W) to (B, 4·C, H/4, W/4)."""
 
     def __init__(self, width: int, depths: Sequence[int]) -> None:
         first, second, third = depths
         super().__init__(
-            *(Block(width) for _ in range(first)),
+            *(ConvNeXtBlock(width) for _ in range(first)),
             Norm(width),
             nn.Conv2d(width, 2 * width, 2, 2),
-            *(Block(2 * width) for _ in range(second)),
+            *(ConvNeXtBlock(2 * width) for _ in range(second)),
             Norm(2 * width),
             nn.Conv2d(2 * width, 4 * width, 2, 2),
-            *(Block(4 * width) for _ in range(third)),
+            *(ConvNeXtBlock(4 * width) for _ in range(third)),
             Norm(4 * width),
         )
 
@@ -63,7 +63,7 @@ class Encoder(nn.Sequential):
 def make(tasks: Sequence[str], *, width: int, depths: Sequence[int], size: int, batch: int = 2) -> MultiTaskModel:
     """A model for dense tasks of MAS, and `kind`; inputs of `size` × `size` pixels, a multiple of 16."""
     stem = nn.Sequential(nn.Conv2d(3, width, PATCH, PATCH), Norm(width))
-    encoder = Encoder(width, depths)
+    encoder = ConvNeXtEncoder(width, depths)
     return assemble(stem, encoder, tasks, width=4 * width, scale=4 * PATCH, size=size, batch=batch)
 
 

@@ -28,7 +28,7 @@ class Patches(nn.Module):
         return tokens + self.position
 
 
-class Block(nn.Module):
+class TransformerBlock(nn.Module):
     """(B, N, C) to the same shape: attention and a two-layer perceptron, each added to what it was given."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -44,13 +44,13 @@ class Block(nn.Module):
         return result
 
 
-class Encoder(nn.Module):
+class TransformerEncoder(nn.Module):
     """(B, N, C) to (B, C, side, side), where N is side²."""
 
     def __init__(self, width: int, heads: int, depth: int, side: int) -> None:
         super().__init__()
         self.side = side
-        self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(depth)))
+        self.blocks = nn.Sequential(*(TransformerBlock(width, heads) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, e: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ def make(
 ) -> MultiTaskModel:
     """A model for dense tasks of MAS, and `kind`, the class of an image; inputs of `size` × `size` pixels."""
     stem = Patches(size, patch, width)
-    encoder = Encoder(width, heads, depth, size // patch)
+    encoder = TransformerEncoder(width, heads, depth, size // patch)
     return assemble(stem, encoder, tasks, width=width, scale=patch, size=size, batch=batch)
 
 

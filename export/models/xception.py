@@ -88,7 +88,7 @@ class Residual(nn.Module):
         return x + y
 
 
-class Encoder(nn.Sequential):
+class XceptionEncoder(nn.Sequential):
     """(B, 3, H, W) to (B, 256·width, H/16, W/16)."""
 
     def __init__(self, width: float) -> None:
@@ -137,7 +137,7 @@ def make(tasks: Sequence[str], *, width: float, size: int, batch: int = 4) -> Mu
         else:
             targets[task] = torch.rand(batch, CHANNELS[task], size, size, generator=generator)
     return MultiTaskModel(
-        encoder=Encoder(width),
+        encoder=XceptionEncoder(width),
         heads={task: Head(CHANNELS[task], width) for task in tasks},
         losses={task: LOSSES[task] for task in tasks},
         example_input=image,

@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from edge_runtime.training.memory_plan import plan_memory
-from edge_runtime.wire.budget import MARGIN, MemoryPlan, Work, plans, predict
+from edge_runtime.wire.budget import MARGIN, MemoryPlan, Workload, plans, predict
 from edge_runtime.wire.errors import BudgetTooSmall
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
 from edge_runtime.wire.manifest import Array
@@ -30,13 +30,13 @@ def plan(manifest, tiny, budget, base=BASE, **change):
 
 
 def peaks(manifest):
-    work = Work(batch=8, base_bytes=BASE)
+    work = Workload(batch=8, base_bytes=BASE)
     return [predict(manifest, option, work).peak for option in plans(manifest, 8)]
 
 
 def test_plan_without_a_budget_is_the_fastest(manifest, tiny):
     found = plan(manifest, tiny, None)
-    assert (found.plan.micro_batch, all(found.plan.keep), found.plan.frozen) == (8, True, 0)
+    assert (found.plan.micro_batch, all(found.plan.saved), found.plan.frozen) == (8, True, 0)
     assert found.use.kept == len(manifest.stages)
     assert (found.use.recomputed, found.use.budget_bytes) == (0, None)
     assert found.use.predicted_peak_bytes == found.predicted_bytes > BASE
@@ -51,7 +51,7 @@ def test_plan_of_every_budget_fits_it_or_says_what_would(manifest, tiny):
         assert found.predicted_bytes <= fits + 1
         assert found.use.budget_bytes == budget
         assert found.use.kept + found.use.recomputed + found.use.frozen == len(manifest.stages)
-        seen.add((found.plan.micro_batch, found.plan.keep))
+        seen.add((found.plan.micro_batch, found.plan.saved))
     assert len(seen) > 2
     with pytest.raises(BudgetTooSmall, match="MiB would do") as caught:
         plan(manifest, tiny, lowest - 1)
@@ -69,8 +69,8 @@ def test_plan_counts_the_gradients_that_are_merged(manifest, tiny):
     narrow = tuple(msgspec.structs.replace(task, target=small, metric=None) for task in manifest.tasks)
     few = msgspec.structs.replace(manifest, tasks=narrow, input=small)
     stages = len(few.stages)
-    option = MemoryPlan(micro_batch=8, keep=(False,) * stages, frozen=stages)  # nor the backward pass
-    held = [predict(few, option, Work(batch=8, base_bytes=BASE, merges=merges)).arrays for merges in (False, True)]
+    option = MemoryPlan(micro_batch=8, saved=(False,) * stages, frozen=stages)  # nor the backward pass
+    held = [predict(few, option, Workload(batch=8, base_bytes=BASE, merges=merges)).arrays for merges in (False, True)]
     size = 8 * sum(4 * prod(array.shape) for array in few.representation)
     assert held[1] - held[0] == size
     seen = [
@@ -82,7 +82,7 @@ def test_plan_counts_the_gradients_that_are_merged(manifest, tiny):
 
 def test_plan_of_what_says_nothing_of_its_memory_is_in_one_piece(manifest, tiny):
     for found in (plan(tiny.manifest, tiny, MIB), plan(manifest, tiny, MIB, base=None)):
-        assert (found.plan.micro_batch, any(found.plan.keep)) == (8, False)
+        assert (found.plan.micro_batch, any(found.plan.saved)) == (8, False)
         assert found.use.predicted_peak_bytes is None
 
 
@@ -126,5 +126,5 @@ def test_plan_of_a_device_without_the_encoder_counts_what_crosses(manifest, tiny
     graphs = {"stem.forward", "stem.backward", "stem.predict"}
     file = manifest.graphs["encoder.predict"]
     local = msgspec.structs.replace(stem, graphs=stem.graphs | dict.fromkeys(graphs, file)).local()
-    found = [predict(local, MemoryPlan(micro_batch=n, keep=()), Work(batch=8, base_bytes=BASE)) for n in (4, 8)]
+    found = [predict(local, MemoryPlan(micro_batch=n, saved=()), Workload(batch=8, base_bytes=BASE)) for n in (4, 8)]
     assert found[1].arrays - found[0].arrays >= 4 * 6 * 4_000_000

@@ -12,7 +12,7 @@ from edge_runtime.wire.budget import (
     GRAM_BLOCK,
     NODE_BYTES,
     MemoryPlan,
-    Work,
+    Workload,
     choose,
     plans,
     predict,
@@ -24,7 +24,7 @@ from edge_runtime.wire.manifest import FORMAT, Array, File, Manifest, Parity, St
 from edge_runtime.wire.tensors import TensorTable
 
 KB = 1000
-WORK = Work(batch=8, base_bytes=50_000 * KB)
+WORK = Workload(batch=8, base_bytes=50_000 * KB)
 STEM = {"forward": 950 * KB, "backward": 1000 * KB, "predict": 100 * KB}
 """What the graphs of a stem take for a sample."""
 
@@ -86,33 +86,33 @@ def manifest_of(stages=2, **change):
     return Manifest(**fields | change)
 
 
-def plan(batch=8, keep=(False, False), frozen=0):
-    return MemoryPlan(micro_batch=batch, keep=keep, frozen=frozen)
+def plan(batch=8, saved=(False, False), frozen=0):
+    return MemoryPlan(micro_batch=batch, saved=saved, frozen=frozen)
 
 
 def test_predict_recomputing_takes_the_largest_graph():
     found = predict(manifest_of(), plan(), WORK)
-    assert (found.kept, found.transient) == (0, 8 * 900 * KB)
+    assert (found.saved, found.transient) == (0, 8 * 900 * KB)
 
 
 def test_predict_keeping_holds_what_is_saved_while_others_run():
-    found = predict(manifest_of(), plan(keep=(True, True)), WORK)
-    assert (found.kept, found.transient) == (8 * 1200 * KB, 8 * 500 * KB)
-    mixed = predict(manifest_of(), plan(keep=(True, False)), WORK)
-    assert (mixed.kept, mixed.transient) == (8 * 600 * KB, 8 * 900 * KB)
+    found = predict(manifest_of(), plan(saved=(True, True)), WORK)
+    assert (found.saved, found.transient) == (8 * 1200 * KB, 8 * 500 * KB)
+    mixed = predict(manifest_of(), plan(saved=(True, False)), WORK)
+    assert (mixed.saved, mixed.transient) == (8 * 600 * KB, 8 * 900 * KB)
     # What the second stage saved is given up before the first recomputes.
-    last = predict(manifest_of(), plan(keep=(False, True)), WORK)
-    assert (last.kept, last.transient) == (8 * 600 * KB, 8 * 500 * KB)
+    last = predict(manifest_of(), plan(saved=(False, True)), WORK)
+    assert (last.saved, last.transient) == (8 * 600 * KB, 8 * 500 * KB)
 
 
 def test_predict_frozen_stages_have_no_backward_pass():
     found = predict(manifest_of(), plan(frozen=2), WORK)
-    assert (found.kept, found.transient) == (0, 8 * 300 * KB)
+    assert (found.saved, found.transient) == (0, 8 * 300 * KB)
 
 
 def test_predict_counts_the_sessions_of_the_graphs_that_the_plan_loads():
     evaluating = predict(manifest_of(), plan(), WORK).sessions
-    training = predict(manifest_of(), plan(), Work(batch=8, base_bytes=0, evaluates=False)).sessions
+    training = predict(manifest_of(), plan(), Workload(batch=8, base_bytes=0, evaluates=False)).sessions
     # Two forward passes (20 and 10 nodes), two backward passes and two heads; then predict and two heads.
     assert training == ENGINE_BYTES + NODE_BYTES * (20 + 10 + 4 * 10)
     assert evaluating == training + NODE_BYTES * 3 * 10
@@ -140,7 +140,7 @@ def test_predict_counts_vectors():
     assert found.vectors == 4 * (3 * parameters + 2 * state)
     accumulating = predict(manifest_of(), plan(batch=4), WORK)
     assert accumulating.vectors == found.vectors + 4 * parameters
-    adamw = predict(manifest_of(), plan(), Work(batch=8, base_bytes=0, state_vectors=2))
+    adamw = predict(manifest_of(), plan(), Workload(batch=8, base_bytes=0, state_vectors=2))
     assert adamw.vectors == found.vectors + 4 * parameters
 
 
@@ -153,27 +153,27 @@ def test_predict_counts_the_arrays_of_a_step():
 
 
 def work(**change):
-    return Work(batch=8, base_bytes=0, evaluates=False, **change)
+    return Workload(batch=8, base_bytes=0, evaluates=False, **change)
 
 
 def test_predict_probe_runs_while_all_that_was_saved_is_held():
     """The first stage's backward pass, for which the second stage's values are otherwise given up."""
-    without = predict(manifest_of(), plan(keep=(False, True)), work())
-    assert (without.kept, without.transient) == (8 * 600 * KB, 8 * 500 * KB)
+    without = predict(manifest_of(), plan(saved=(False, True)), work())
+    assert (without.saved, without.transient) == (8 * 600 * KB, 8 * 500 * KB)
     for method in ("exact", "encoder"):
-        found = predict(manifest_of(), plan(keep=(False, True)), work(probe=method))
-        assert (found.kept, found.transient) == (8 * 600 * KB, 8 * 900 * KB)
-    free = predict(manifest_of(), plan(keep=(False, True)), work(probe="representation"))
-    assert (free.kept, free.transient) == (without.kept, without.transient)
+        found = predict(manifest_of(), plan(saved=(False, True)), work(probe=method))
+        assert (found.saved, found.transient) == (8 * 600 * KB, 8 * 900 * KB)
+    free = predict(manifest_of(), plan(saved=(False, True)), work(probe="representation"))
+    assert (free.saved, free.transient) == (without.saved, without.transient)
 
 
 def test_predict_counts_the_sessions_that_a_probe_alone_needs():
-    without = predict(manifest_of(), plan(keep=(True, True)), work()).sessions
+    without = predict(manifest_of(), plan(saved=(True, True)), work()).sessions
     # Both heads' losses, and the forward passes that keep nothing.
-    exact = predict(manifest_of(), plan(keep=(True, True)), work(probe="exact")).sessions
+    exact = predict(manifest_of(), plan(saved=(True, True)), work(probe="exact")).sessions
     assert exact == without + NODE_BYTES * (2 * 10 + 20 + 10)
     for method in ("encoder", "representation"):
-        assert predict(manifest_of(), plan(keep=(True, True)), work(probe=method)).sessions == without
+        assert predict(manifest_of(), plan(saved=(True, True)), work(probe=method)).sessions == without
 
 
 def test_predict_counts_the_vectors_and_arrays_of_a_probe():
@@ -239,9 +239,9 @@ def test_predict_counts_a_stem():
 
 
 def test_predict_peak_is_the_sum_and_has_the_table_of_the_arena():
-    found = predict(manifest_of(), plan(keep=(True, True)), WORK)
-    parts = found.base + found.sessions + found.vectors + found.arrays + found.kept + found.transient
-    assert found.arena_bytes >= found.kept + found.transient
+    found = predict(manifest_of(), plan(saved=(True, True)), WORK)
+    parts = found.base + found.sessions + found.vectors + found.arrays + found.saved + found.transient
+    assert found.arena_bytes >= found.saved + found.transient
     assert found.arena_bytes % 2**20 == 0
     assert found.peak == parts + found.arena_bytes // 32
 
@@ -253,15 +253,15 @@ def test_predict_without_footprint_says_what_to_do():
 
 def test_plans_prefer_less_frozen_then_less_recomputed_then_larger_micro_batches():
     found = list(plans(manifest_of(), 4))
-    assert found[:3] == [plan(batch, keep=(True, True)) for batch in (4, 2, 1)]
+    assert found[:3] == [plan(batch, saved=(True, True)) for batch in (4, 2, 1)]
     # The second stage is less work to do twice than the first.
-    assert [found[i].keep for i in (3, 6, 9)] == [(True, False), (False, True), (False, False)]
+    assert [found[i].saved for i in (3, 6, 9)] == [(True, False), (False, True), (False, False)]
     assert [one.frozen for one in found] == [0] * 12 + [1] * 6 + [2] * 3
 
 
 def test_plans_of_many_stages_keep_the_last_ones():
     stages = FREE_CHOICE + 2
-    found = [one.keep for one in plans(manifest_of(stages=stages), 1, most_frozen=0)]
+    found = [one.saved for one in plans(manifest_of(stages=stages), 1, most_frozen=0)]
     assert found == [(False,) * (stages - kept) + (True,) * kept for kept in range(stages, -1, -1)]
 
 

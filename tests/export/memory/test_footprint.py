@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 
 from edge_runtime.wire import manifest as wire  # noqa: E402
-from edge_runtime.wire.budget import MARGIN, MemoryPlan, Work, predict  # noqa: E402
+from edge_runtime.wire.budget import MARGIN, MemoryPlan, Workload, predict  # noqa: E402
 from export.__main__ import main  # noqa: E402
 
 pytestmark = pytest.mark.workstation
@@ -64,7 +64,7 @@ def bundle(tmp_path_factory):
 
 
 def measured(bundle, plan, arena_bytes):
-    keep = "".join("01"[kept] for kept in plan.keep)
+    keep = "".join("01"[kept] for kept in plan.saved)
     command = [str(bundle), "--batch", str(plan.micro_batch), "--keep", keep, "--arena", str(arena_bytes)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.train_peak", *command], cwd=ROOT, stdout=subprocess.PIPE, check=True
@@ -77,16 +77,16 @@ def test_prediction_agrees_with_the_peak_of_a_training_process(bundle, keep):
     manifest = wire.read_folder(bundle)
 
     def both(batch):
-        plan = MemoryPlan(micro_batch=batch, keep=(keep,) * len(manifest.stages))
-        arena_bytes = predict(manifest, plan, Work(batch=batch, base_bytes=0, evaluates=False)).arena_bytes
+        plan = MemoryPlan(micro_batch=batch, saved=(keep,) * len(manifest.stages))
+        arena_bytes = predict(manifest, plan, Workload(batch=batch, base_bytes=0, evaluates=False)).arena_bytes
         found = measured(bundle, plan, arena_bytes)
-        predicted = predict(manifest, plan, Work(batch=batch, base_bytes=found["base_bytes"], evaluates=False))
+        predicted = predict(manifest, plan, Workload(batch=batch, base_bytes=found["base_bytes"], evaluates=False))
         assert predicted.peak == pytest.approx(found["peak_bytes"], rel=TOLERANCE), predicted
         return predicted, found["peak_bytes"] - found["base_bytes"]
 
     (small, small_bytes), (large, large_bytes) = both(16), both(64)
     # What 48 samples more take is mostly the graphs' part, and large beside what resident memory varies by.
-    graphs = (large.kept + large.transient) - (small.kept + small.transient)
+    graphs = (large.saved + large.transient) - (small.saved + small.transient)
     grown = (large.peak - large.base) - (small.peak - small.base)
     assert graphs > 0.75 * grown
     assert grown == pytest.approx(large_bytes - small_bytes, rel=1.5 * TOLERANCE), (small, large)
@@ -115,10 +115,10 @@ def test_command_as_json_has_all_plans_of_the_table(bundle, capsys):
     assert len(found["plans"]) == 4 * 3
     assert found["plan"] is None
     first, *_ = found["plans"]
-    parts = ("base", "sessions", "vectors", "arrays", "kept", "transient")
+    parts = ("base", "sessions", "vectors", "arrays", "saved", "transient")
     assert sum(first[f"{part}_bytes"] for part in parts) + first["arena_bytes"] // 32 == first["peak_bytes"]
     assert main(["footprint", str(bundle), "--budget", "1GiB", "--optimizer", "adamw", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["plan"]["keep"] == [True] * 2
+    assert json.loads(capsys.readouterr().out)["plan"]["saved"] == [True] * 2
 
 
 def test_command_leaves_the_margin_that_a_device_leaves(bundle, capsys):
