@@ -100,8 +100,8 @@ class SplitReport(msgspec.Struct, frozen=True, kw_only=True):
     mode: Mode
 
 
-class OfficialReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Official artifacts made during the run: how far they are from the portable graphs, or why there are none."""
+class OrtTrainingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """ONNX Runtime training artifacts made during the run: their error against the portable graphs, or the problem."""
 
     max_relative_error: float | None
     problem: str | None
@@ -118,8 +118,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergyReport
     affinity: AffinityReport | None
     split: SplitReport | None
-    official: dict[str, OfficialReport]
-    """By group, of those whose official artifacts were to be made."""
+    ort_training: dict[str, OrtTrainingReport] = {}
+    """By group, for those whose ONNX Runtime training artifacts were to be made."""
     test_loss: dict[str, Losses | None]
     """For `before`, `merged` and `end`: by task, and `total` where every task was measured."""
     wall_s: float | None
@@ -170,7 +170,7 @@ def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = Non
         energy=energy_report((row, journal.energy(row.assignment.round)) for row, _ in closed),
         affinity=None if measured is None else _affinity(measured),
         split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
-        official={group: _official(outcome) for group, outcome in journal.official().items()},
+        ort_training={group: _ort_training(outcome) for group, outcome in journal.official().items()},
         test_loss={stage: _test_loss(stage, evaluations, tasks) for stage in STAGES},
         wall_s=max(times) - min(times) if times else None,
         evaluations=evaluations,
@@ -288,10 +288,10 @@ def _tasks(phases: Iterable[Phase]) -> tuple[str, ...]:
     return tuple(sorted({task for phase in phases for group in phase.groups for task in group}))
 
 
-def _official(outcome: Artifacts | str) -> OfficialReport:
+def _ort_training(outcome: Artifacts | str) -> OrtTrainingReport:
     if isinstance(outcome, str):
-        return OfficialReport(max_relative_error=None, problem=outcome)
-    return OfficialReport(max_relative_error=outcome.max_relative_error, problem=None)
+        return OrtTrainingReport(max_relative_error=None, problem=outcome)
+    return OrtTrainingReport(max_relative_error=outcome.max_relative_error, problem=None)
 
 
 def _affinity(measured: Affinities) -> AffinityReport:

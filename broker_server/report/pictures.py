@@ -8,7 +8,7 @@ import matplotlib as mpl
 import numpy as np
 from numpy.typing import NDArray
 
-from broker_server.report.html import Picture, Row
+from broker_server.report.html import Picture, PictureRow
 
 Array = NDArray[Any]
 _CLASSES = 20
@@ -20,7 +20,7 @@ def load(path: Path) -> dict[str, Array]:
         return {name: file[name] for name in file.files}
 
 
-def rows(found: Mapping[str, Mapping[str, Array]]) -> list[Row]:
+def rows(found: Mapping[str, Mapping[str, Array]]) -> list[PictureRow]:
     """A row for each task: image, label and prediction for each place in `found`, by its name."""
     tasks = sorted({name.partition(".")[2] for arrays in found.values() for name in arrays if "prediction." in name})
     result = []
@@ -35,7 +35,7 @@ def rows(found: Mapping[str, Mapping[str, Array]]) -> list[Row]:
                 Picture(title="truth", image=draw(label, like=label)),
                 Picture(title="prediction", image=draw(prediction, like=label)),
             ]
-        result.append(Row(title=task, pictures=tuple(pictures)))
+        result.append(PictureRow(title=task, pictures=tuple(pictures)))
     return result
 
 

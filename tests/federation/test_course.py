@@ -27,7 +27,7 @@ def losses(values, *names):
 def check_report(report, tasks, clients):
     """Every key of report.json and its type."""
     assert list(report) == [
-        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
+        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "ort_training",
         "test_loss", "wall_s", "evaluations", "test_metrics",
     ]  # fmt: skip
     assert (report["strategy"], report["tasks"], report["seed"]) == ("mas", list(tasks), 7)

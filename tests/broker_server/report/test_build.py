@@ -23,7 +23,7 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     reports.write(tmp_path / "out", report, reports.models(finished.journal, finished.blobs))
     data = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
     assert set(data) == {
-        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "official",
+        "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "ort_training",
         "test_loss", "wall_s", "evaluations", "test_metrics",
     }  # fmt: skip
     assert (data["strategy"], data["tasks"], data["seed"]) == ("mas", ["a", "b", "c"], 0)

@@ -4,9 +4,11 @@ import pytest
 pytest.importorskip("matplotlib")
 
 import msgspec
+from jinja2 import UndefinedError
 
 from broker_server.report import build as reports
-from broker_server.report.html import Picture, Row, render, write
+from broker_server.report import html
+from broker_server.report.html import Picture, PictureRow, render, write
 
 pytestmark = pytest.mark.workstation
 
@@ -23,7 +25,7 @@ def finished(world):
 def test_page_needs_nothing_else(finished, tmp_path):
     picture = np.random.default_rng(0).random((8, 8))
     rows = [
-        Row(
+        PictureRow(
             title="<b>depth</b>",
             pictures=(Picture(title="truth", image=picture), Picture(title="png", image=b"\x89PNG")),
         )
@@ -63,14 +65,14 @@ def test_page_of_a_federation_that_has_just_begun(world):
     assert "data:image" not in page
 
 
-def test_page_says_what_became_of_official_artifacts(finished):
+def test_page_shows_the_outcome_of_ort_training_artifacts(finished):
     report = reports.build(finished.journal)
-    assert "Official artifacts" not in render(report)
+    assert "training artifacts" not in render(report)
     outcomes = {
-        "a": reports.OfficialReport(max_relative_error=2e-4, problem=None),
-        "b": reports.OfficialReport(max_relative_error=None, problem="no gradient for <Round>"),
+        "a": reports.OrtTrainingReport(max_relative_error=2e-4, problem=None),
+        "b": reports.OrtTrainingReport(max_relative_error=None, problem="no gradient for <Round>"),
     }
-    page = render(msgspec.structs.replace(report, official=outcomes))
+    page = render(msgspec.structs.replace(report, ort_training=outcomes))
     assert "a: within 0.0002 of the portable graphs" in page
     assert "b: none<span class=note> no gradient for &lt;Round&gt;" in page
 
@@ -78,3 +80,8 @@ def test_page_says_what_became_of_official_artifacts(finished):
 def test_page_escapes_names(finished):
     report = msgspec.structs.replace(reports.build(finished.journal), strategy="<img src=x>", versions={"<": "&"})
     assert "<IMG" not in render(report).replace("<img alt", "")
+
+
+def test_template_refuses_a_name_that_it_is_not_given():
+    with pytest.raises(UndefinedError):
+        html._templates().from_string("{{ nothing.at_all }}").render()

@@ -77,7 +77,6 @@ def report(own, **energies):
         energy=EnergyReport(total=own, groups={GROUP: own, "other": total(None, 0, 1)}),
         affinity=None,
         split=None,
-        official={},
         test_loss={},
         wall_s=None,
     )
