@@ -1,7 +1,7 @@
-"""Small updates: what a device has trained as a safetensors file, in full or compressed, and back.
+"""Small updates: trained weights as a safetensors file, in full or compressed, and back.
 
-A compressed update carries the change (P,) of the parameters from the weights that the device was given, which the
-server has too. Its file has few arrays, whatever the table has, so its header does not grow with the model:
+A compressed update carries the change (P,) of the parameters from the weights that the device received, which the
+server has too. Its file has a fixed number of arrays, so its header does not grow with the model:
 
     fp32    the weights in full, as `tensors.pack` writes them: exact
     fp16    delta F16 (P,)
@@ -12,8 +12,8 @@ server has too. Its file has few arrays, whatever the table has, so its header d
 there are value · scale, and zero elsewhere. State (running statistics, S elements) is in all of them in full, as
 `state` F32 (S,): it is small, and a variance that was rounded or left behind could be negative.
 
-Error feedback (Seide et al., Interspeech 2014; Stich et al., NeurIPS 2018; Karimireddy et al., ICML 2019): what int8
-and topk leave out is the residual, which the device adds to what it sends the next time. fp32 takes up a residual and
+Error feedback (Seide et al., Interspeech 2014; Stich et al., NeurIPS 2018; Karimireddy et al., ICML 2019): int8 and
+topk leave out a residual, which the device adds to the change that it sends the next time. fp32 adds a residual and
 leaves none; fp16 leaves out at most 2^-11 of a change, and no residual.
 
 Both directions are pure; a file is checked against the table before anything is allocated for it.
@@ -31,14 +31,14 @@ from msgspec import Meta
 from numpy.typing import NDArray
 
 from edge_runtime.wire.errors import TensorsInvalid, reason
-from edge_runtime.wire.tensors import MAX_ELEMENTS, TensorTable, Vector, pack, unpack
+from edge_runtime.wire.tensors import TensorTable, Vector, pack, read_header, unpack
 
 Scheme = Literal["fp32", "fp16", "int8", "topk"]
 AnyScheme = Literal["fp32", "fp16", "int8", "topk", "auto"]
-"""`auto` leaves it to the upload speed that a device has measured."""
+"""With `auto` the upload speed that a device has measured decides."""
 Arrays = dict[str, NDArray[Any]]
 BLOCK = 65_536
-"""Parameters in a block of topk: as many as 16 bits can tell apart."""
+"""Parameters in a block of topk: the number that 16 bits can index."""
 MAX_HEADER_BYTES = 1024
 TopkFraction = Annotated[float, Meta(gt=0, le=0.5)]
 """The share of the parameters that topk sends."""
@@ -54,14 +54,14 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U16": np.uint16
 
 
 class Updates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How devices are asked to send what they trained."""
+    """The form in which devices send trained weights."""
 
     scheme: AnyScheme = "fp32"
     topk_fraction: TopkFraction = TOPK_FRACTION
 
 
 def choose(updates: Updates, upload_bytes_per_s: float | None) -> Scheme:
-    """The scheme for a device whose link uploads so fast; None is a link that was not measured, which gets fp32."""
+    """Return the scheme for a link's upload speed; None is a link that was not measured, which gets fp32."""
     if updates.scheme != "auto":
         return updates.scheme
     if upload_bytes_per_s is None or upload_bytes_per_s >= INT8_BELOW_BYTES_PER_S:
@@ -70,11 +70,11 @@ def choose(updates: Updates, upload_bytes_per_s: float | None) -> Scheme:
 
 
 def working_bytes(table: TensorTable, updates: Updates) -> int:
-    """The most that writing an update allocates: its file, and the residuals before and after it, among the rest.
+    """Return the most bytes that writing an update allocates, its file and both residuals included.
 
-    For each parameter: fp32 the file; fp16 the change, twice the delta and twice the file, and what is tested to be
-    finite; int8 and topk two residuals and a third vector (a tensor in steps, or the sizes of all changes) with its
-    mask, topk three times the places of what it sends. `auto` is the most of them. State is sent in full.
+    For each parameter: fp32 the file; fp16 the change, twice the delta and twice the file, and the mask of the test for
+    finite values; int8 and topk two residuals and a third vector (a tensor in steps, or the sizes of all changes) with
+    its mask, topk three times the indices that it sends. `auto` is the most of them. State is sent in full.
     """
     parameters = table.parameters.size
     sent = max(1, int(updates.topk_fraction * parameters))
@@ -90,11 +90,11 @@ def working_bytes(table: TensorTable, updates: Updates) -> int:
 
 
 def max_bytes(full_bytes: int) -> int:
-    """The most bytes that an update may have where the weights in full have `full_bytes`."""
+    """Return the most bytes that an update may have where the weights in full have `full_bytes`."""
     return full_bytes + MAX_HEADER_BYTES
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what is not finite is refused in words
+@np.errstate(over="ignore", invalid="ignore")  # values that are not finite raise TensorsInvalid
 def encode(
     table: TensorTable,
     *,
@@ -104,7 +104,7 @@ def encode(
     scheme: Scheme,
     topk_fraction: float,
 ) -> tuple[bytes, Vector | None]:
-    """The file of an update, and the residual that it leaves.
+    """Return the file of an update, and the residual that it leaves.
 
     `received` and `trained` (D,) are laid out by `table`; the residuals (P,) by its parameters, None being none. With
     fp32 and no residual this is `pack(table, trained)`. Raises TensorsInvalid for vectors of another length, a change
@@ -138,7 +138,7 @@ def encode(
 
 @np.errstate(over="ignore", invalid="ignore")
 def decode(table: TensorTable, data: bytes, scheme: Scheme, received: Vector) -> Vector:
-    """The weights (D,) that an update's file says, `received` being what its device was given.
+    """Return the weights (D,) in an update's file, whose device received the weights `received` (D,).
 
     Raises TensorsInvalid if the file is malformed, does not fit the table, or gives a value that is not finite.
     """
@@ -180,7 +180,7 @@ def _to_fp16(change: Vector) -> Arrays:
 
 
 def _to_int8(parameters: TensorTable, change: Vector) -> Arrays:
-    """Each tensor in 255 steps from its least to its largest possible change; `change` becomes what is left."""
+    """Quantise each tensor to 255 steps, symmetric about zero; `change` becomes the residual."""
     delta = np.zeros(parameters.size, np.int8)
     scales = np.zeros(len(parameters.tensors), np.float32)
     for i, tensor in enumerate(parameters.tensors):
@@ -197,7 +197,7 @@ def _to_int8(parameters: TensorTable, change: Vector) -> Arrays:
 
 
 def _to_topk(change: Vector, k: int) -> Arrays:
-    """The k largest changes, of equal ones the first, zeros never; `change` becomes what is left."""
+    """Select the k largest changes, of equal ones the first, zeros never; `change` becomes the residual."""
     chosen = _largest(change, k)  # (k,), ascending
     values = change[chosen]
     scale = np.abs(values).max(initial=0)
@@ -218,7 +218,7 @@ def _to_topk(change: Vector, k: int) -> Arrays:
 
 
 def _largest(change: Vector, k: int) -> NDArray[np.intp]:
-    """Where the k largest sizes of `change` (P,) are: ascending, without zeros."""
+    """Return the indices of the k largest sizes of `change` (P,), ascending, without zeros."""
     sizes = np.abs(change)
     sizes.partition(len(sizes) - k)
     threshold = sizes[len(sizes) - k]
@@ -251,35 +251,21 @@ def _check_finite(values: NDArray[Any], what: str) -> None:
         raise TensorsInvalid(f"{what} has a value that is not finite")
 
 
-_Bytes = Annotated[int, Meta(ge=0, le=4 * MAX_ELEMENTS)]
-
-
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    dtype: Literal["F32", "F16", "I8", "U16", "U32"]
-    shape: tuple[_Bytes]
-    data_offsets: tuple[_Bytes, _Bytes]
-
-
 def _arrays(data: bytes, layout: Mapping[str, tuple[str, int | None]]) -> Arrays:
-    """The arrays of a safetensors file as read-only views of it. `layout` gives their types, and lengths if known."""
-    header_bytes = int.from_bytes(data[:8], "little")
-    start = 8 + header_bytes
-    if header_bytes > MAX_HEADER_BYTES or start > len(data):
-        raise TensorsInvalid(f"not an update: {len(data)} bytes with a header of {header_bytes}")
-    try:
-        header = msgspec.json.decode(data[8:start], type=dict[str, _Entry])
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        raise TensorsInvalid(f"not an update: {reason(exc)}") from exc
-    if odd := sorted(header.keys() ^ layout.keys()):
-        raise TensorsInvalid(f"the update has, or lacks, an array {reason(odd[0])!r}")
+    """Return the arrays of an update's file as read-only views. `layout` gives their types, and lengths if known."""
+    header, start = read_header(data, MAX_HEADER_BYTES)
+    if unexpected := sorted(header.keys() ^ layout.keys()):
+        raise TensorsInvalid(f"the update has, or lacks, an array {reason(unexpected[0])!r}")
     arrays: Arrays = {}
     end = 0
     for name, entry in sorted(header.items(), key=lambda item: item[1].data_offsets):
         dtype, length = layout[name]
-        (found,) = entry.shape
+        found = entry.shape[0] if entry.shape else 0
+        if (entry.dtype, entry.shape) != (dtype, (found if length is None else length,)):
+            raise TensorsInvalid(
+                f"array {name!r} of the update is {entry.dtype} {entry.shape}, not {dtype} ({length},)"
+            )
         size_bytes = found * np.dtype(_DTYPES[dtype]).itemsize
-        if (entry.dtype, found) != (dtype, found if length is None else length):
-            raise TensorsInvalid(f"array {name!r} of the update is {entry.dtype} ({found},), not {dtype} ({length},)")
         if entry.data_offsets != (end, end + size_bytes):
             raise TensorsInvalid(f"array {name!r} of the update is not where the one before it ends, or has a gap")
         end += size_bytes

@@ -44,7 +44,7 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     @property
     def size(self) -> int:
-        """Elements in the tensor."""
+        """How many elements the tensor has."""
         return math.prod(self.shape)
 
     @property
@@ -54,14 +54,14 @@ class Tensor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a tensor's name belongs to."""
+    """Return the part of the model that a tensor's name belongs to."""
     owner = name.removeprefix(STATE)
     pieces = owner.split(".")
     return name[: len(name) - len(owner)] + (".".join(pieces[:2]) if pieces[0] == "head" else pieces[0])
 
 
 class TensorTable:
-    """Where each tensor is in the flat vector.
+    """The place of each tensor in the flat vector.
 
     Raises TensorsInvalid if the tensors are not sorted by name, not contiguous or too many.
     """
@@ -74,7 +74,7 @@ class TensorTable:
         previous = ""
         for tensor in self.tensors:
             if tensor.name <= previous:
-                raise TensorsInvalid(f"tensor {tensor.name!r} is not in the order of names, or there twice")
+                raise TensorsInvalid(f"tensor {tensor.name!r} is not in the order of names, or is there twice")
             if tensor.offset != offset:
                 raise TensorsInvalid(f"tensor {tensor.name!r} is at offset {tensor.offset} instead of {offset}")
             previous = tensor.name
@@ -82,11 +82,11 @@ class TensorTable:
             if offset > MAX_ELEMENTS:
                 raise TensorsInvalid(f"the tensor table has more than {MAX_ELEMENTS} elements")
         self.size = offset
-        """Elements in the flat vector."""
+        """How many elements the flat vector has."""
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]]) -> "TensorTable":
-        """The table of tensors with these names and shapes."""
+        """Return the table of tensors with these names and shapes."""
         tensors, offset = [], 0
         for name in sorted(shapes):
             tensors.append(Tensor(name=name, shape=tuple(shapes[name]), offset=offset))
@@ -104,26 +104,26 @@ class TensorTable:
 
     @cached_property
     def parameters(self) -> "TensorTable":
-        """The table of what gradients train: the front of the vector, without the state.
+        """The table of the parameters, which gradients train: the front of the vector, without the state.
 
         Raises TensorsInvalid for a table in which the parameters are not the front.
         """
         return TensorTable(t for t in self.tensors if not t.part.startswith(STATE))
 
     def select(self, parts: Iterable[str]) -> "TensorTable":
-        """The table of some parts alone. Raises TensorsInvalid for a part that is not there."""
+        """Return the table of some parts alone. Raises TensorsInvalid for a part that is not there."""
         wanted = set(parts)
         if unknown := sorted(wanted - set(self.parts)):
             raise TensorsInvalid(f"the tensor table has no part {unknown[0]!r}")
         return TensorTable.of({t.name: t.shape for t in self.tensors if t.part in wanted})
 
     def views(self, vector: Vector) -> dict[str, Vector]:
-        """Each tensor as a view of the vector (no copy), by name."""
+        """Return each tensor as a view of the vector (no copy), by name."""
         self.check(vector)
         return {t.name: vector[t.offset : t.offset + t.size].reshape(t.shape) for t in self.tensors}
 
     def check(self, vector: Vector) -> None:
-        """Raises TensorsInvalid unless `vector` is a float32 vector of this table's length."""
+        """Raise TensorsInvalid unless `vector` is a float32 vector of this table's length."""
         if vector.dtype != np.float32 or vector.shape != (self.size,):
             raise TensorsInvalid(
                 f"a float32 vector of {self.size} elements is needed, not {vector.dtype} of shape {vector.shape}"
@@ -131,14 +131,14 @@ class TensorTable:
 
 
 def pack(table: TensorTable, vector: Vector) -> bytes:
-    """The vector as a safetensors file: same values, same bytes."""
+    """Return the vector as a safetensors file: the same values give the same bytes."""
     return b"".join(file_parts(table, vector))
 
 
 def file_parts(table: TensorTable, vector: Vector) -> tuple[bytes, memoryview]:
-    """The same file as its header and its data, a view of the vector: no copy of a model that memory is short for.
+    """Return the safetensors file of a vector as its header and its data, a view of the vector: nothing is copied.
 
-    The header is what safetensors writes: the length in 8 bytes, little-endian, and JSON, filled up with spaces to a
+    The header is as safetensors writes it: the length in 8 bytes, little-endian, and JSON, padded with spaces to a
     multiple of 8.
     """
     table.check(vector)
@@ -154,35 +154,45 @@ def file_parts(table: TensorTable, vector: Vector) -> tuple[bytes, memoryview]:
 _Bytes = Annotated[int, Meta(ge=0, le=4 * MAX_ELEMENTS)]
 
 
-class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    dtype: Literal["F32"]
-    shape: Annotated[tuple[Dimension, ...], Meta(max_length=8)]
+class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One array in the header of a safetensors file; its offsets are in bytes after the header."""
+
+    dtype: Literal["F32", "F16", "I8", "U16", "U32"]
+    shape: Annotated[tuple[_Bytes, ...], Meta(max_length=8)]
     data_offsets: tuple[_Bytes, _Bytes]
 
 
+def read_header(data: bytes, max_header_bytes: int) -> tuple[dict[str, TensorEntry], int]:
+    """Return the entries of a safetensors file by name, and the offset of its data, which are not checked against it.
+
+    Raises TensorsInvalid for a header that is malformed or longer than `max_header_bytes`.
+    """
+    header_bytes = int.from_bytes(data[:8], "little")
+    start = 8 + header_bytes
+    if header_bytes > max_header_bytes or start > len(data):
+        raise TensorsInvalid(f"not a tensor file: {len(data)} bytes with a header of {header_bytes}")
+    try:
+        return msgspec.json.decode(data[8:start], type=dict[str, TensorEntry]), start
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
+        raise TensorsInvalid(f"not a tensor file: {reason(exc)}") from exc
+
+
 def unpack(table: TensorTable, data: bytes) -> Vector:
-    """The flat vector in a safetensors file, as a read-only view of `data`.
+    """Return the flat vector in a safetensors file, as a read-only view of `data`.
 
     Raises TensorsInvalid if the file is malformed, has other tensors than the table, or in another order, or holds
     a value that is not finite.
     """
-    header_bytes = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or header_bytes > MAX_ENTRY_BYTES * (1 + len(table.tensors)):
-        raise TensorsInvalid(f"not a tensor file: {len(data)} bytes with a header of {header_bytes}")
-    if header_bytes % 8:  # the vector is handed to native code, which needs it aligned
-        raise TensorsInvalid(f"a tensor file's header is a multiple of 8 bytes, not {header_bytes}")
-    start = 8 + header_bytes
+    header, start = read_header(data, MAX_ENTRY_BYTES * (1 + len(table.tensors)))
+    if start % 8:  # the vector is handed to native code, which needs it aligned
+        raise TensorsInvalid(f"a tensor file's header is a multiple of 8 bytes, not {start - 8}")
     if len(data) - start != 4 * table.size:
         raise TensorsInvalid(f"a tensor file of {start + 4 * table.size} bytes is needed, this one has {len(data)}")
-    try:
-        header = msgspec.json.decode(data[8:start], type=dict[str, _Entry])
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as exc:
-        raise TensorsInvalid(f"not a tensor file: {reason(exc)}") from exc
-    if odd := sorted(header.keys() ^ {t.name for t in table.tensors}):
-        raise TensorsInvalid(f"tensor {odd[0][:200]!r} is in the file or in the table, but not in both")
+    if unexpected := sorted(header.keys() ^ {t.name for t in table.tensors}):
+        raise TensorsInvalid(f"tensor {unexpected[0][:200]!r} is in the file or in the table, but not in both")
     for tensor in table.tensors:
         entry = header[tensor.name]
-        expected = _Entry("F32", tensor.shape, (4 * tensor.offset, 4 * (tensor.offset + tensor.size)))
+        expected = TensorEntry("F32", tensor.shape, (4 * tensor.offset, 4 * (tensor.offset + tensor.size)))
         if entry != expected:
             raise TensorsInvalid(f"tensor {tensor.name!r} is described as {entry} instead of {expected}")
     vector = np.frombuffer(data, np.float32, offset=start)
@@ -192,7 +202,7 @@ def unpack(table: TensorTable, data: bytes) -> Vector:
 
 
 def transfer(source: TensorTable, vector: Vector, target: TensorTable) -> Vector:
-    """The values of `target`'s tensors taken out of a vector laid out by `source`, as a new vector.
+    """Return the values of `target`'s tensors in a vector laid out by `source`, as a new vector.
 
     Raises TensorsInvalid for a tensor that the source lacks or has in another shape.
     """

@@ -125,7 +125,8 @@ def test_unpack_of_random_bytes_is_invalid(header, data):
     ("change", "sentence"),
     [
         ({"encoder.b": entry([1], 0, 4)}, "'encoder.b' is described as"),
-        ({"encoder.b": entry([], 0, 4, "F16")}, "not a tensor file"),
+        ({"encoder.b": entry([], 0, 4, "F16")}, "'encoder.b' is described as"),
+        ({"encoder.b": entry([], 0, 4, "F64")}, "not a tensor file"),
         ({"encoder.b": entry([], 0, 8)}, "'encoder.b' is described as"),
         ({"encoder.w": entry([3, 2], 4, 28)}, "'encoder.w' is described as"),
         ({"encoder.w": entry([10**4000], 4, 28)}, "a header of|not a tensor file"),

@@ -16,7 +16,7 @@ from edge_runtime.wire.blob import Blob, BlobStore, describe
 from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.wire.tensors import transfer, unpack
 
-FIXTURES = Path(__file__).parents[2] / "fixtures"
+FIXTURES = Path(__file__).parents[1] / "fixtures"
 
 
 class Tiny:
