@@ -16,10 +16,9 @@ from pathlib import Path
 import msgspec
 
 from devices import catalogue, wheelhouse
-from devices.cli.run import BAD_INPUT, DONE, HALF_WRITTEN, USAGE
+from devices.cli.run import BAD_INPUT, DONE, HALF_WRITTEN, USAGE, UsageError
 from devices.cli.run import run as run_command
 from devices.firstboot.agent import CA_NAME
-from devices.firstboot.settings import SettingsInvalid
 from devices.flashing import command as flashing
 from devices.flashing.card import Card
 from devices.flashing.disk import TargetRefused
@@ -37,7 +36,6 @@ SERVER_KEY = "server.key"
 """What a server's state folder has in any case."""
 _FAULTS: dict[type[Exception], int] = {
     ProfileInvalid: USAGE,
-    SettingsInvalid: USAGE,
     ImageInvalid: BAD_INPUT,
     ScratchFull: BAD_INPUT,
     KindUnknown: BAD_INPUT,
@@ -96,7 +94,7 @@ def _enrol(device: str, out: Path, card: Card) -> None:
     """A device's agent.toml, by the server's own command over the state folder that the card names."""
     state = Path(str(card.enrol)).expanduser()
     if not (state / SERVER_KEY).is_file():
-        raise SettingsInvalid(
+        raise UsageError(
             f"{state} is no server's state folder: it has no {SERVER_KEY}; start the server once, or enrol there"
         )
     words = [sys.executable, "-m", "broker_server", "enrol", device, "--out", str(out), "--state", str(state)]
@@ -104,7 +102,7 @@ def _enrol(device: str, out: Path, card: Card) -> None:
     words += [] if card.ca is None else ["--ca-file", CA_NAME]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SettingsInvalid(done.stderr.strip().removeprefix("error: "))
+        raise UsageError(done.stderr.strip().removeprefix("error: "))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ class WheelhouseInvalid(Exception):
     """The wheels cannot be made or are not what is needed; the sentence says why."""
 
 
-class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class WheelhouseManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a folder of wheels is for: `files` has each wheel's SHA-256."""
 
     python: str
@@ -84,7 +84,7 @@ def make(profile: Profile, system: System, out: Path, sources: Path) -> Wheelhou
         if path not in judged.needed:  # this machine's Python would need it, the board's does not
             path.unlink()
     files = {path.name: _digest(path) for path in sorted(out.glob("*.whl"))}
-    manifest = Manifest(
+    manifest = WheelhouseManifest(
         python=system.python, architecture=profile.architecture, glibc=system.glibc, files=dict(sorted(files.items()))
     )
     (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
@@ -94,7 +94,7 @@ def make(profile: Profile, system: System, out: Path, sources: Path) -> Wheelhou
 def read(folder: Path) -> Wheelhouse:
     """A folder of wheels, each held against its digest. Raises WheelhouseInvalid."""
     try:
-        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=Manifest)
+        manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=WheelhouseManifest)
     except OSError as exc:
         raise WheelhouseInvalid(
             f"{folder} holds no wheels for a board ({exc.strerror}): make them with `python -m devices wheelhouse`"

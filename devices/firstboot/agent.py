@@ -9,8 +9,9 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from devices.cli.run import UsageError
 from devices.cli.values import parse_size
-from devices.firstboot.settings import DEVICE, SettingsInvalid
+from devices.firstboot.settings import DEVICE
 
 MAX_BYTES = 64 * 1024
 MAX_CA_BYTES = 1 << 20
@@ -55,31 +56,27 @@ class AgentFile(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def read(path: Path, *, device: str | None = None, server: str | None = None) -> AgentFile:
-    """The file, if it is for `device` and `server` where these are given. Raises SettingsInvalid."""
+    """The file, if it is for `device` and `server` where these are given. Raises UsageError."""
     content = _bytes(path, MAX_BYTES)
     try:
         entries = msgspec.toml.decode(content, type=_Entries)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise SettingsInvalid(
+        raise UsageError(
             f"{path} is no agent's configuration ({exc}): write one with "
             f"`python -m broker_server enrol {device or 'NAME'} --out {path}`"
         ) from exc
     if device is not None and entries.device != device:
-        raise SettingsInvalid(
-            f"{path} is for the device {entries.device}, not for {device}: each has a token of its own"
-        )
+        raise UsageError(f"{path} is for the device {entries.device}, not for {device}: each has a token of its own")
     if not _URL.match(entries.url):
-        raise SettingsInvalid(
-            f"{path}: {entries.url!r} is no broker's URL: write mqtt://host:port or mqtts://host:port"
-        )
+        raise UsageError(f"{path}: {entries.url!r} is no broker's URL: write mqtt://host:port or mqtts://host:port")
     if server is not None and entries.url != server:
-        raise SettingsInvalid(
+        raise UsageError(
             f"{path} is for the server {entries.url}, not {server}: enrol {entries.device} with --url {server}"
         )
     if (entries.data, entries.state) != ("data", "state"):
-        raise SettingsInvalid(f"{path}: data and state lie beside it on a board: enrol {entries.device} without --data")
+        raise UsageError(f"{path}: data and state lie beside it on a board: enrol {entries.device} without --data")
     if entries.ca_file not in {None, CA_NAME}:
-        raise SettingsInvalid(
+        raise UsageError(
             f"{path}: the certificates are {CA_NAME} on a board: enrol {entries.device} with --ca-file {CA_NAME}"
         )
     ca = None if entries.ca_file is None else _bytes(path.parent / CA_NAME, MAX_CA_BYTES)
@@ -94,12 +91,12 @@ def read(path: Path, *, device: str | None = None, server: str | None = None) ->
     )
 
 
-def budgeted(agent: AgentFile, size: str) -> AgentFile:
-    """The file with a memory budget. Raises SettingsInvalid for what is no size, and where it has another already."""
+def with_memory_budget(agent: AgentFile, size: str) -> AgentFile:
+    """The file with a memory budget. Raises UsageError for what is no size, and where it has another already."""
     budget_bytes = _bytes_of(size, "memory-budget")
     if agent.memory_budget_bytes is not None:
         if agent.memory_budget_bytes != budget_bytes:
-            raise SettingsInvalid(
+            raise UsageError(
                 f"agent.toml of {agent.device} has another memory budget, of {agent.memory_budget_bytes} bytes: leave "
                 "out --memory-budget"
             )
@@ -112,7 +109,7 @@ def _bytes_of(text: str, name: str) -> int:
     try:
         return parse_size(text[:40])
     except ValueError as exc:
-        raise SettingsInvalid(f"{name}: {exc}") from exc
+        raise UsageError(f"{name}: {exc}") from exc
 
 
 def _bytes(path: Path, limit: int) -> bytes:
@@ -120,7 +117,7 @@ def _bytes(path: Path, limit: int) -> bytes:
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as exc:
-        raise SettingsInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+        raise UsageError(f"{path} cannot be read: {exc.strerror}") from exc
     if len(data) > limit:
-        raise SettingsInvalid(f"{path} is over {limit} bytes: it is something else")
+        raise UsageError(f"{path} is over {limit} bytes: it is something else")
     return data

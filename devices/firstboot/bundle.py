@@ -8,8 +8,9 @@ import shlex
 from importlib import resources
 from pathlib import Path
 
+from devices.cli.run import UsageError
 from devices.firstboot.agent import CA_NAME, AgentFile
-from devices.firstboot.settings import Settings, SettingsInvalid
+from devices.firstboot.settings import BoardSettings
 from devices.wheelhouse import Wheelhouse
 
 Files = dict[str, bytes | Path]
@@ -18,10 +19,12 @@ FOLDER = "mas-edge"
 MAX_DATA_BYTES = 1 << 30
 
 
-def bundle(settings: Settings, agent: AgentFile, wheels: Wheelhouse, data: Path | None = None, *, start: bool) -> Files:
+def bundle(
+    settings: BoardSettings, agent: AgentFile, wheels: Wheelhouse, data: Path | None = None, *, start: bool
+) -> Files:
     """All files, by their name in the folder. `start`: whether the service starts at once, or at the next boot.
 
-    Raises SettingsInvalid for a data set that cannot be taken along.
+    Raises UsageError for a data set that cannot be taken along.
     """
     files: Files = {
         "install.sh": _resource("install.sh"),
@@ -37,7 +40,7 @@ def bundle(settings: Settings, agent: AgentFile, wheels: Wheelhouse, data: Path 
     return files
 
 
-def shell_settings(settings: Settings, wheels: Wheelhouse, *, start: bool) -> bytes:
+def shell_settings(settings: BoardSettings, wheels: Wheelhouse, *, start: bool) -> bytes:
     """What install.sh has to know, as a shell reads it."""
     entries = {
         "DEVICE": settings.device,
@@ -75,10 +78,10 @@ def _data(folder: Path | None) -> Files:
         return {}
     found = sorted(path for path in folder.rglob("*") if path.is_file())
     if not found:
-        raise SettingsInvalid(f"{folder} has no files: a data set is a folder with train, val and test in it")
+        raise UsageError(f"{folder} has no files: a data set is a folder with train, val and test in it")
     size_bytes = sum(path.stat().st_size for path in found)
     if size_bytes > MAX_DATA_BYTES:
-        raise SettingsInvalid(
+        raise UsageError(
             f"{folder} has {size_bytes >> 20} MiB and at most {MAX_DATA_BYTES >> 20} MiB go along: "
             "copy it to the board later"
         )

@@ -10,24 +10,24 @@ import hashlib
 import json
 
 from devices.firstboot.bundle import FOLDER
-from devices.firstboot.settings import Settings
+from devices.firstboot.settings import BoardSettings
 
 PLACE = "/boot/firmware"
 """Where the boot partition is mounted."""
 
 
-def instance_id(settings: Settings, token: bytes) -> str:
+def instance_id(settings: BoardSettings, token: bytes) -> str:
     """A name for this setting up: another one when anything of it changes, so that cloud-init does it anew."""
     known = hashlib.sha256(b"\0".join([user_data(settings), network_config(settings), token])).hexdigest()
     return f"mas-edge-{settings.hostname}-{known[:12]}"
 
 
-def meta_data(settings: Settings, instance: str) -> bytes:
+def meta_data(settings: BoardSettings, instance: str) -> bytes:
     """Who this is; `dsmode: local` has it all done before the network is up."""
     return _yaml({"instance-id": instance, "local-hostname": settings.hostname, "dsmode": "local"})
 
 
-def user_data(settings: Settings) -> bytes:
+def user_data(settings: BoardSettings) -> bytes:
     """The user, and the script that installs the agent."""
     user: dict[str, object] = {
         "name": settings.user,
@@ -54,7 +54,7 @@ def user_data(settings: Settings) -> bytes:
     return b"#cloud-config\n" + _yaml(config)
 
 
-def network_config(settings: Settings) -> bytes:
+def network_config(settings: BoardSettings) -> bytes:
     """Any wired interface by DHCP, and the wireless one if there is a network for it.
 
     A boot waits for the one that is meant, as long as the system does; if both were optional, systemd-networkd would

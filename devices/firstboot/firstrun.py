@@ -9,12 +9,12 @@ file whose network name is a list of bytes, so that no character of it can be mi
 import shlex
 
 from devices.firstboot.bundle import FOLDER
-from devices.firstboot.settings import Settings, Wifi
+from devices.firstboot.settings import BoardSettings, Wifi
 
 _PLACE = "/boot/firmware"
 
 
-def script(settings: Settings) -> bytes:
+def script(settings: BoardSettings) -> bytes:
     """The script. It goes on where a step fails, because a board without a screen must come up all the same."""
     q = shlex.quote
     hash_ = settings.password_hash or "*"

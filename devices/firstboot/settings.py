@@ -9,6 +9,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from devices.cli.run import UsageError
+
 DEVICE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
 """What a device may be called; the server has the same rule."""
 MIN_MEMORY_MIB = 64
@@ -19,10 +21,6 @@ _HOST = r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?\Z"
 _HEX_PSK = re.compile(r"[0-9a-fA-F]{64}\Z")
 _PASSPHRASE = re.compile(r"[ -~]{8,63}\Z")
 _MAX_SSID_BYTES = 32
-
-
-class SettingsInvalid(ValueError):
-    """Something decided for a board cannot be; the sentence names it."""
 
 
 class Wifi(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,7 +36,7 @@ class Wifi(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return f"Wifi(ssid={self.ssid!r}, country={self.country!r}, psk={'***' if self.psk else None})"
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class BoardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One board's first boot. `memory_max_mib` None: the board's memory less `reserve_mib`.
 
     `python_path` is a Python beside the system's, which the wheels are for.
@@ -63,48 +61,46 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __repr__(self) -> str:
         """Nothing secret: no hash and no network key."""
-        return f"Settings(device={self.device!r}, user={self.user!r}, wifi={self.wifi!r})"
+        return f"BoardSettings(device={self.device!r}, user={self.user!r}, wifi={self.wifi!r})"
 
 
 def wifi(ssid: str, password: str, country: str | None, *, hidden: bool = False) -> Wifi:
     """A network by its password (8 to 63 characters, or the key's 64 hexadecimal digits; empty: open).
 
     The key is derived here (PBKDF2-HMAC-SHA1, 4,096 rounds, the name as salt: IEEE 802.11-2020, J.4.1), so the password
-    is not on the card. Raises SettingsInvalid.
+    is not on the card. Raises UsageError.
     """
     size_bytes = len(ssid.encode())
     if not 1 <= size_bytes <= _MAX_SSID_BYTES or not ssid.isprintable():
-        raise SettingsInvalid(
-            f"a Wi-Fi network's name has 1 to 32 bytes and no control characters: {ssid[:40]!r} has not"
-        )
+        raise UsageError(f"a Wi-Fi network's name has 1 to 32 bytes and no control characters: {ssid[:40]!r} has not")
     if not country:
-        raise SettingsInvalid(
+        raise UsageError(
             "Wi-Fi needs the country whose rules for radio hold, or it stays switched off: give --wifi-country, as in "
             "--wifi-country DE"
         )
     if not re.match(r"[A-Z]{2}\Z", country):
-        raise SettingsInvalid(f"{country[:20]!r} is no country: give its two letters, as in DE, GB or US")
+        raise UsageError(f"{country[:20]!r} is no country: give its two letters, as in DE, GB or US")
     if not password:
         return Wifi(ssid=ssid, country=country, hidden=hidden)
     if _HEX_PSK.match(password):
         return Wifi(ssid=ssid, country=country, psk=password.lower(), hidden=hidden)
     if not _PASSPHRASE.match(password):
-        raise SettingsInvalid(f"the password of {ssid!r} must have 8 to 63 plain characters: it has {len(password)}")
+        raise UsageError(f"the password of {ssid!r} must have 8 to 63 plain characters: it has {len(password)}")
     key = hashlib.pbkdf2_hmac("sha1", password.encode("ascii"), ssid.encode(), 4096, 32)
     return Wifi(ssid=ssid, country=country, psk=key.hex(), hidden=hidden)
 
 
-def settle(**given: object) -> Settings:
-    """The settings, checked. Raises SettingsInvalid naming the one that cannot be."""
+def board_settings(**given: object) -> BoardSettings:
+    """The settings, checked. Raises UsageError naming the one that cannot be."""
     try:
-        return msgspec.convert(given, Settings, strict=True)
+        return msgspec.convert(given, BoardSettings, strict=True)
     except msgspec.ValidationError as exc:
         where = re.search(r"`\$\.?([^`]*)`", str(exc))
         name = where[1] if where else ""
         if name.startswith("ssh_keys"):
-            raise SettingsInvalid(
+            raise UsageError(
                 "that is no public SSH key: give a file such as ~/.ssh/id_ed25519.pub, with a key on each line"
             ) from exc
         if name == "password_hash":
-            raise SettingsInvalid("that is no password's hash: make one with `openssl passwd -6`") from exc
-        raise SettingsInvalid(f"{name.replace('_', '-')} cannot be {given.get(name)!r}: {exc}") from exc
+            raise UsageError("that is no password's hash: make one with `openssl passwd -6`") from exc
+        raise UsageError(f"{name.replace('_', '-')} cannot be {given.get(name)!r}: {exc}") from exc

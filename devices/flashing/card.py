@@ -28,10 +28,11 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from devices.cli.run import UsageError
 from devices.firstboot import agent as agents
 from devices.firstboot.agent import AgentFile
-from devices.firstboot.settings import MIN_MEMORY_MIB, Settings, SettingsInvalid, Wifi, settle, wifi
-from devices.flashing.job import Order
+from devices.firstboot.settings import MIN_MEMORY_MIB, BoardSettings, Wifi, board_settings, wifi
+from devices.flashing.job import FlashRequest
 from devices.flashing.kind import Way
 from devices.flashing.target import open_target
 from devices.profile import Profile, load
@@ -94,48 +95,48 @@ def over(above: Card, below: Card) -> Card:
 
 
 def read_fleet(path: Path) -> tuple[Card, ...]:
-    """The cards of a fleet. Raises SettingsInvalid."""
+    """The cards of a fleet. Raises UsageError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FLEET_BYTES + 1)
         fleet = msgspec.toml.decode(data, type=_Fleet)
     except OSError as exc:
-        raise SettingsInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+        raise UsageError(f"{path} cannot be read: {exc.strerror}") from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise SettingsInvalid(f"{path} cannot be used: {exc}") from exc
+        raise UsageError(f"{path} cannot be used: {exc}") from exc
     cards = [over(_beside(card, path.parent), _beside(fleet.defaults, path.parent)) for card in fleet.device]
     names = [card.device for card in cards]
     if None in names:
-        raise SettingsInvalid(f'{path}: each [[device]] needs its name, as in device = "pi-01"')
+        raise UsageError(f'{path}: each [[device]] needs its name, as in device = "pi-01"')
     if twice := sorted({str(name) for name in names if names.count(name) > 1}):
-        raise SettingsInvalid(f"{path} names {', '.join(twice)} twice: each device has a token of its own")
+        raise UsageError(f"{path} names {', '.join(twice)} twice: each device has a token of its own")
     return tuple(cards)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decided:
+class BoardSetup:
     """All that is the same for every way onto a board."""
 
     profile: Profile
-    settings: Settings
+    settings: BoardSettings
     agent: AgentFile
     wheels: Wheelhouse
     data: Path | None
 
 
-def decide(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed: tuple[str, ...]) -> Decided:
+def decide(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed: tuple[str, ...]) -> BoardSetup:
     """Everything but image and target, looked at. `ask` asks a person for a password.
 
-    Raises SettingsInvalid, ProfileInvalid, WheelhouseInvalid, and what `enrol` does.
+    Raises UsageError, ProfileInvalid, WheelhouseInvalid, and what `enrol` does.
     """
     for name in needed:
         if getattr(card, name) is None:
-            raise SettingsInvalid(f"{card.device or 'the board'} needs --{name.replace('device', 'device-id')}")
+            raise UsageError(f"{card.device or 'the board'} needs --{name.replace('device', 'device-id')}")
     profile = load(str(card.board))
     wheels = read_wheels(Path(str(card.wheels)))
     if wheels.architecture != profile.architecture:
-        raise SettingsInvalid(f"the wheels in {wheels.folder} are for {wheels.architecture}, not for {profile.title}")
-    settings = settle(
+        raise UsageError(f"the wheels in {wheels.folder} are for {wheels.architecture}, not for {profile.title}")
+    settings = board_settings(
         device=card.device,
         python=wheels.python,
         reserve_mib=profile.facts.reserve_mib.value,
@@ -146,18 +147,18 @@ def decide(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed: tup
     )
     agent = agent_of(card, scratch, enrol)
     if card.memory_budget is not None:
-        agent = agents.budgeted(agent, card.memory_budget)
+        agent = agents.with_memory_budget(agent, card.memory_budget)
     settings = _limited(settings, agent)
     data = None if card.data is None else Path(card.data)
-    return Decided(profile=profile, settings=settings, agent=agent, wheels=wheels, data=data)
+    return BoardSetup(profile=profile, settings=settings, agent=agent, wheels=wheels, data=data)
 
 
-def order(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None = None) -> Order:
+def order(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None = None) -> FlashRequest:
     """The order for a card. Raises as `decide` does, and TargetRefused."""
     decided = decide(card, scratch, enrol, ask, ("device", "board", "image", "wheels", "to"))
     if decided.profile.family == "jetson":
-        raise SettingsInvalid(f"{decided.profile.title} is not set up by a card: use `python -m devices jetson`")
-    return Order(
+        raise UsageError(f"{decided.profile.title} is not set up by a card: use `python -m devices jetson`")
+    return FlashRequest(
         profile=decided.profile,
         settings=decided.settings,
         agent=decided.agent,
@@ -169,9 +170,9 @@ def order(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None = None) -> Or
 
 
 def agent_of(card: Card, scratch: Path, enrol: Enrol) -> AgentFile:
-    """The device's agent.toml: the file that was given, or a new one. Raises SettingsInvalid, and what `enrol` does."""
+    """The device's agent.toml: the file that was given, or a new one. Raises UsageError, and what `enrol` does."""
     if (card.agent is None) == (card.enrol is None):
-        raise SettingsInvalid(
+        raise UsageError(
             f"{card.device} needs a token: give --agent with the file that `python -m broker_server enrol` wrote, or "
             "--enrol with the server's state folder"
         )
@@ -185,15 +186,15 @@ def agent_of(card: Card, scratch: Path, enrol: Enrol) -> AgentFile:
     return agents.read(folder / "agent.toml", device=card.device, server=card.server)
 
 
-def _limited(settings: Settings, agent: AgentFile) -> Settings:
-    """What the service may take follows the agent's budget where nothing else was said. Raises SettingsInvalid."""
+def _limited(settings: BoardSettings, agent: AgentFile) -> BoardSettings:
+    """What the service may take follows the agent's budget where nothing else was said. Raises UsageError."""
     needed_mib, given_mib = agent.memory_max_mib, settings.memory_max_mib
     if needed_mib is None:
         return settings
     if given_mib is None:
         return msgspec.structs.replace(settings, memory_max_mib=max(needed_mib, MIN_MEMORY_MIB))
     if given_mib < needed_mib:
-        raise SettingsInvalid(
+        raise UsageError(
             f"--memory-max-mib {given_mib} is too little for the memory budget of {settings.device}: its service needs "
             f"{needed_mib} MiB"
         )
@@ -218,7 +219,7 @@ def _wifi(card: Card, ask: Ask | None) -> Wifi | None:
     elif ask is not None:
         password = ask(f"password of the Wi-Fi network {card.wifi} (empty: an open network): ")
     else:
-        raise SettingsInvalid(
+        raise UsageError(
             f"the password of {card.wifi!r} is needed: give --wifi-password-file (an empty file for an open network)"
         )
     return wifi(card.wifi, password, card.wifi_country, hidden=bool(card.wifi_hidden))
@@ -230,7 +231,7 @@ def _keys(path: str | None) -> tuple[str, ...]:
     lines = [line.strip() for line in _bytes(path, MAX_SECRET_BYTES * 16).decode("utf-8", "replace").splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys or any(re.search("PRIVATE KEY", key) for key in keys):
-        raise SettingsInvalid(f"{path} holds no public SSH key: give the file that ends in .pub")
+        raise UsageError(f"{path} holds no public SSH key: give the file that ends in .pub")
     return keys
 
 
@@ -238,7 +239,7 @@ def _secret(path: str) -> str:
     """A file's only line."""
     lines = _bytes(path, MAX_SECRET_BYTES).decode("utf-8", "replace").splitlines()
     if len(lines) > 1:
-        raise SettingsInvalid(f"{path} has {len(lines)} lines: one was expected")
+        raise UsageError(f"{path} has {len(lines)} lines: one was expected")
     return lines[0] if lines else ""
 
 
@@ -247,7 +248,7 @@ def _bytes(path: str, limit: int) -> bytes:
         with Path(path).expanduser().open("rb") as file:
             data = file.read(limit + 1)
     except OSError as exc:
-        raise SettingsInvalid(f"{path} cannot be read: {exc.strerror}") from exc
+        raise UsageError(f"{path} cannot be read: {exc.strerror}") from exc
     if len(data) > limit:
-        raise SettingsInvalid(f"{path} is over {limit} bytes: it is something else")
+        raise UsageError(f"{path} is over {limit} bytes: it is something else")
     return data

@@ -9,12 +9,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from devices.cli.run import DONE, NOT_CONFIRMED
-from devices.firstboot.settings import SettingsInvalid
+from devices.cli.run import DONE, NOT_CONFIRMED, UsageError
 from devices.flashing import flags
 from devices.flashing.card import Card, Enrol, order, over, read_fleet
 from devices.flashing.image import Survey, survey
-from devices.flashing.job import Order, describe, execute, prepare
+from devices.flashing.job import FlashRequest, describe, execute, prepare
 from devices.flashing.progress import bar
 
 
@@ -67,21 +66,21 @@ def _survey(card: Card, scratch: Path, seen: dict[tuple[str, str | None], Survey
 
 def _fleet(args: argparse.Namespace) -> tuple[Card, ...]:
     if args.device is not None:
-        raise SettingsInvalid("--device-id names one card and --fleet many: use --only NAME to pick from the fleet")
+        raise UsageError("--device-id names one card and --fleet many: use --only NAME to pick from the fleet")
     cards = read_fleet(args.fleet)
     if args.only is None:
         return cards
     if unknown := sorted(set(args.only) - {str(card.device) for card in cards}):
-        raise SettingsInvalid(f"{args.fleet} has no device {', '.join(unknown)}")
+        raise UsageError(f"{args.fleet} has no device {', '.join(unknown)}")
     return tuple(card for card in cards if card.device in args.only)
 
 
-def _again(orders: list[Order]) -> set[str]:
-    """Devices that go to the same place as one before them: a person changes the card. Raises SettingsInvalid."""
+def _again(orders: list[FlashRequest]) -> set[str]:
+    """Devices that go to the same place as one before them: a person changes the card. Raises UsageError."""
     places = [each.target.describe() for each in orders]
     again = {each.settings.device for number, each in enumerate(orders) if places[number] in places[:number]}
     if again and not sys.stdin.isatty():
-        raise SettingsInvalid(
+        raise UsageError(
             f"{min(again)} goes to the same place as a device before it: write it alone, with --only {min(again)}"
         )
     return again

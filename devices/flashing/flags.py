@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Iterable
 
-from devices.firstboot.settings import SettingsInvalid
+from devices.cli.run import UsageError
 from devices.flashing.card import Card
 from devices.flashing.kind import WAYS
 
@@ -56,8 +56,8 @@ def add(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 
 
 def card(args: argparse.Namespace) -> Card:
-    """What was said; entries without a flag were not. Raises SettingsInvalid."""
+    """What was said; entries without a flag were not. Raises UsageError."""
     stated = getattr(args, "sha256", None)
     if stated is not None and re.fullmatch(r"[0-9a-fA-F]{64}", stated) is None:
-        raise SettingsInvalid(f"--sha256 is 64 hexadecimal digits, and {stated[:70]!r} is not")
+        raise UsageError(f"--sha256 is 64 hexadecimal digits, and {stated[:70]!r} is not")
     return Card(**{name: getattr(args, name, None) for name in HELP})

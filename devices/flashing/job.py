@@ -13,14 +13,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+from devices.cli.run import UsageError
 from devices.firstboot.agent import AgentFile
 from devices.firstboot.bundle import bundle
-from devices.firstboot.settings import Settings, SettingsInvalid
+from devices.firstboot.settings import BoardSettings
 from devices.flashing.copying import ReadBackDiffers, read_back, replaced, write
 from devices.flashing.fat import Fat
 from devices.flashing.image import Progress, ScratchFull, Survey, blocks
 from devices.flashing.kind import Way
-from devices.flashing.seed import Seeded, look, seed
+from devices.flashing.seed import SeededFiles, look, seed
 from devices.flashing.target import DiskTarget, FileTarget, WriteFailed
 from devices.profile import Profile
 from devices.wheelhouse import Wheelhouse
@@ -30,11 +31,11 @@ Track = Callable[[str, int], AbstractContextManager[Progress]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class FlashRequest:
     """What is asked for: an image for a board, set up for one device, to one place."""
 
     profile: Profile
-    settings: Settings
+    settings: BoardSettings
     agent: AgentFile
     wheels: Wheelhouse
     target: DiskTarget | FileTarget
@@ -43,19 +44,19 @@ class Order:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class FlashPlan:
     """An order that can be carried out: the image with a boot partition that was set up."""
 
-    order: Order
+    order: FlashRequest
     survey: Survey
-    seeded: Seeded
+    seeded: SeededFiles
     boot: Path
 
 
-def prepare(order: Order, surveyed: Survey, scratch: Path) -> Plan:
+def prepare(order: FlashRequest, surveyed: Survey, scratch: Path) -> FlashPlan:
     """Check the target, and set up a copy of the boot partition.
 
-    Raises TargetRefused, FatUnusable, KindUnknown, ImageInvalid, ScratchFull and SettingsInvalid.
+    Raises TargetRefused, FatUnusable, KindUnknown, ImageInvalid, ScratchFull and UsageError.
     """
     order.target.check(surveyed.size_bytes)
     boot = scratch / f"{order.settings.device}.boot.img"
@@ -68,10 +69,10 @@ def prepare(order: Order, surveyed: Survey, scratch: Path) -> Plan:
     _match(order, kind.system)
     files = bundle(order.settings, order.agent, order.wheels, order.data, start=kind.way == "cloud-init")
     seeded = seed(fat, kind, order.settings, files, order.agent.content)
-    return Plan(order=order, survey=surveyed, seeded=seeded, boot=boot)
+    return FlashPlan(order=order, survey=surveyed, seeded=seeded, boot=boot)
 
 
-def execute(plan: Plan, track: Track) -> None:
+def execute(plan: FlashPlan, track: Track) -> None:
     """Write the image, read it back and compare.
 
     Raises TargetRefused if nothing was written, WriteFailed if the target is not what it should be, ImageInvalid.
@@ -84,15 +85,15 @@ def execute(plan: Plan, track: Track) -> None:
             source = replaced(blocks(survey.path), survey.boot, plan.boot)
             digest, size_bytes = write(descriptor, source, progress)
         if size_bytes != survey.size_bytes:
-            raise WriteFailed(f"{survey.path} has changed while it was read: {target.left()}")
+            raise WriteFailed(f"{survey.path} has changed while it was read: {target.state_after_failure()}")
         try:
             with track("reading back", size_bytes) as progress:
                 read_back(descriptor, size_bytes, digest, progress)
         except ReadBackDiffers as exc:
-            raise WriteFailed(f"{exc}; {target.left()}") from exc
+            raise WriteFailed(f"{exc}; {target.state_after_failure()}") from exc
 
 
-def describe(plan: Plan, stated: bool) -> str:
+def describe(plan: FlashPlan, stated: bool) -> str:
     """What will be written where, for people; nothing secret. `stated`: the image's SHA-256 was given and is right."""
     order, survey, kind = plan.order, plan.survey, plan.seeded.kind
     settings = order.settings
@@ -127,12 +128,12 @@ def describe(plan: Plan, stated: bool) -> str:
     return "\n".join(lines)
 
 
-def _match(order: Order, system: str | None) -> None:
-    """Raises SettingsInvalid where the wheels are for another Python than the image's."""
+def _match(order: FlashRequest, system: str | None) -> None:
+    """Raises UsageError where the wheels are for another Python than the image's."""
     wheels, profile = order.wheels, order.profile
     known = [each for each in profile.systems if each.name == system]
     if known and known[0].python != wheels.python:
-        raise SettingsInvalid(
+        raise UsageError(
             f"the wheels in {wheels.folder} are for Python {wheels.python}, and {system} has {known[0].python}: "
             f"make them with `python -m devices wheelhouse --board {profile.name} --system {system}`"
         )

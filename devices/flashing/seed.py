@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from devices.firstboot import cloudinit, firstrun
 from devices.firstboot.bundle import FOLDER, Files
 from devices.firstboot.cmdline import CommandLineInvalid, edit
-from devices.firstboot.settings import Settings
+from devices.firstboot.settings import BoardSettings
 from devices.flashing.fat import Fat, FatUnusable
 from devices.flashing.image import ImageInvalid
 from devices.flashing.kind import Kind, Way, kind_of
@@ -15,7 +15,7 @@ _CMDLINE = "cmdline.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seeded:
+class SeededFiles:
     """What was put onto the partition: names, and bytes in all."""
 
     kind: Kind
@@ -29,7 +29,7 @@ def look(fat: Fat, wanted: Way | None = None) -> Kind:
     return kind_of(names, fat.read("issue.txt") if "issue.txt" in names else None, wanted)
 
 
-def seed(fat: Fat, kind: Kind, settings: Settings, files: Files, token: bytes) -> Seeded:
+def seed(fat: Fat, kind: Kind, settings: BoardSettings, files: Files, token: bytes) -> SeededFiles:
     """Put a first boot's files there. `token` is agent.toml's content. Raises FatUnusable and ImageInvalid."""
     country = None if settings.wifi is None else settings.wifi.country
     line = fat.read(_CMDLINE) if fat.exists(_CMDLINE) else None
@@ -51,7 +51,7 @@ def seed(fat: Fat, kind: Kind, settings: Settings, files: Files, token: bytes) -
         raise ImageInvalid(str(exc)) from exc
     fat.write(own)
     size_bytes = sum(len(data) if isinstance(data, bytes) else data.stat().st_size for data in own.values())
-    return Seeded(kind=kind, names=tuple(own), size_bytes=size_bytes)
+    return SeededFiles(kind=kind, names=tuple(own), size_bytes=size_bytes)
 
 
-__all__ = ["FatUnusable", "Seeded", "look", "seed"]
+__all__ = ["FatUnusable", "SeededFiles", "look", "seed"]

@@ -36,7 +36,7 @@ class DiskTarget:
         self._disk = find_disk(self._path, self._root)  # as it is now, not when it was named
         refuse(self._disk, need_bytes)
 
-    def left(self) -> str:
+    def state_after_failure(self) -> str:
         """What is there after a failure."""
         return f"{self._path} is not usable and will not boot"
 
@@ -53,7 +53,7 @@ class DiskTarget:
         try:
             yield descriptor
         except OSError as exc:
-            raise WriteFailed(f"{self._path}: {exc.strerror or exc}; {self.left()}") from exc
+            raise WriteFailed(f"{self._path}: {exc.strerror or exc}; {self.state_after_failure()}") from exc
         finally:
             os.close(descriptor)
 
@@ -85,7 +85,7 @@ class FileTarget:
         if not os.access(self._path.parent, os.W_OK):
             raise TargetRefused(f"{self._path.parent} may not be written by this user")
 
-    def left(self) -> str:
+    def state_after_failure(self) -> str:
         """What is there after a failure."""
         return f"{self._path} is as it was before"
 
@@ -102,7 +102,7 @@ class FileTarget:
             descriptor = -1
             self._part.replace(self._path)
         except OSError as exc:
-            raise WriteFailed(f"{self._path}: {exc.strerror or exc}; {self.left()}") from exc
+            raise WriteFailed(f"{self._path}: {exc.strerror or exc}; {self.state_after_failure()}") from exc
         finally:
             if descriptor >= 0:
                 os.close(descriptor)

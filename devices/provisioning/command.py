@@ -6,13 +6,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from devices.cli.run import DONE, NOT_CONFIRMED
+from devices.cli.run import DONE, NOT_CONFIRMED, UsageError
 from devices.firstboot.bundle import bundle
-from devices.firstboot.settings import SettingsInvalid
 from devices.flashing import flags
-from devices.flashing.card import Decided, Enrol, decide
+from devices.flashing.card import BoardSetup, Enrol, decide
 from devices.provisioning.jetson import SCRIPT, check, place, placement
-from devices.provisioning.ssh import Host, HostUnusable, discard, install, look, send
+from devices.provisioning.ssh import HostUnusable, SshHost, discard, install, look, send
 
 _NEEDED = ("device", "board", "wheels")
 _BOARD = [name for name in flags.HELP if name not in flags.ONLY_A_CARD]
@@ -40,7 +39,7 @@ def _jetson(args: argparse.Namespace, enrol: Enrol) -> int:
     with tempfile.TemporaryDirectory(prefix="mas-edge-jetson-") as name:
         decided = _decided(args, Path(name), enrol)
         if decided.profile.family != "jetson":
-            raise SettingsInvalid(f"{decided.profile.title} is no Jetson: use `python -m devices flash`")
+            raise UsageError(f"{decided.profile.title} is no Jetson: use `python -m devices flash`")
         rootfs = check(args.l4t, decided.profile, decided.settings)
         files = bundle(decided.settings, decided.agent, decided.wheels, decided.data, start=True)
         found = placement(args.l4t, rootfs, decided.profile, decided.settings, files)
@@ -60,7 +59,7 @@ def _jetson(args: argparse.Namespace, enrol: Enrol) -> int:
 
 def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
     """0 set up, 1 not confirmed."""
-    host = Host(name=args.ssh, port=args.port, config=args.ssh_config)
+    host = SshHost(name=args.ssh, port=args.port, config=args.ssh_config)
     with tempfile.TemporaryDirectory(prefix="mas-edge-provision-") as name:
         decided = _decided(args, Path(name), enrol)
         settings, wheels = decided.settings, decided.wheels
@@ -86,5 +85,5 @@ def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
     return DONE
 
 
-def _decided(args: argparse.Namespace, scratch: Path, enrol: Enrol) -> Decided:
+def _decided(args: argparse.Namespace, scratch: Path, enrol: Enrol) -> BoardSetup:
     return decide(flags.card(args), scratch, enrol, getpass.getpass if sys.stdin.isatty() else None, _NEEDED)

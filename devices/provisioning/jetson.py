@@ -15,7 +15,7 @@ from pathlib import Path
 
 from devices.firstboot.bundle import Files, sums
 from devices.firstboot.firstrun import CONNECTION, connection
-from devices.firstboot.settings import Settings
+from devices.firstboot.settings import BoardSettings
 from devices.profile import Profile
 
 SEED = "opt/mas-edge-seed"
@@ -53,7 +53,7 @@ class Placement:
     script: str
 
 
-def check(folder: Path, profile: Profile, settings: Settings) -> Path:
+def check(folder: Path, profile: Profile, settings: BoardSettings) -> Path:
     """The root file system in a `Linux_for_Tegra` folder. Raises RootfsUnusable."""
     rootfs = folder / "rootfs"
     if not (folder / "apply_binaries.sh").is_file():
@@ -76,7 +76,7 @@ def check(folder: Path, profile: Profile, settings: Settings) -> Path:
     return rootfs
 
 
-def placement(folder: Path, rootfs: Path, profile: Profile, settings: Settings, files: Files) -> Placement:
+def placement(folder: Path, rootfs: Path, profile: Profile, settings: BoardSettings, files: Files) -> Placement:
     """What goes where. `files` is the bundle's."""
     seed = dict(files)
     if settings.ssh_keys:
@@ -96,7 +96,7 @@ def placement(folder: Path, rootfs: Path, profile: Profile, settings: Settings, 
     return Placement(rootfs=rootfs, files=placed, script=script(folder, profile, settings))
 
 
-def script(folder: Path, profile: Profile, settings: Settings) -> str:
+def script(folder: Path, profile: Profile, settings: BoardSettings) -> str:
     """The commands, to be read and run by a person."""
     command = () if profile.flash is None else profile.flash.command
     user = f'-u {settings.user} -p "$PASSWORD" -n {settings.hostname} --accept-license'

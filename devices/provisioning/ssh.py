@@ -34,7 +34,7 @@ class HostUnusable(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Host:
+class SshHost:
     """Where to, as ssh takes it: `user@host`, the port, and a configuration file of ssh's."""
 
     name: str
@@ -57,7 +57,7 @@ class Host:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class RemoteBoard:
     """A board as it was found: its processor, the Python that was found first, and a new folder there."""
 
     machine: str
@@ -65,16 +65,16 @@ class Seen:
     folder: str
 
 
-def look(host: Host, python: str, python_path: str | None) -> Seen:
+def look(host: SshHost, python: str, python_path: str | None) -> RemoteBoard:
     """What the board is. Raises HostUnusable."""
     remote = _LOOK.format(python=shlex.quote(python_path or f"python{python}"), version=python)
     lines = _run(host, remote, _LOOK_S).splitlines()
     if len(lines) != 3 or _FOLDER.match(lines[2]) is None:
         raise HostUnusable(f"{host.name} does not answer as a Linux board with Python does: {' / '.join(lines)[:99]!r}")
-    return Seen(machine=lines[0], python=lines[1], folder=lines[2])
+    return RemoteBoard(machine=lines[0], python=lines[1], folder=lines[2])
 
 
-def send(host: Host, folder: str, files: Files) -> None:
+def send(host: SshHost, folder: str, files: Files) -> None:
     """Put the files into the folder there. Raises HostUnusable."""
     command = host.command(f"umask 077; tar -x -f - -C {shlex.quote(folder)}")
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -91,14 +91,14 @@ def send(host: Host, folder: str, files: Files) -> None:
         raise HostUnusable(f"the files could not be sent to {host.name}: {_last(said) or code}")
 
 
-def install(host: Host, folder: str) -> str:
+def install(host: SshHost, folder: str) -> str:
     """Run install.sh there and take the folder away; what it said last. Raises HostUnusable."""
     quoted = shlex.quote(folder)
     said = _run(host, _INSTALL.format(script=f"{quoted}/install.sh", folder=quoted), _INSTALL_S)
     return _last(said)
 
 
-def discard(host: Host, folder: str) -> None:
+def discard(host: SshHost, folder: str) -> None:
     """Take the folder away after a failure, if the board still answers."""
     with suppress(HostUnusable):
         _run(host, f"rm -rf {shlex.quote(folder)}", _LOOK_S)
@@ -117,7 +117,7 @@ def _tar(pipe: IO[bytes], files: Files) -> None:
                     archive.addfile(entry, file)
 
 
-def _run(host: Host, remote: str, limit_s: float) -> str:
+def _run(host: SshHost, remote: str, limit_s: float) -> str:
     try:
         done = subprocess.run(
             host.command(remote), stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False

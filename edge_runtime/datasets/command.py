@@ -1,6 +1,6 @@
 """The command `datasets`: make data sets of Taskonomy's files.
 
-Exit codes: 0 done, 2 it was asked for something that makes no sense, 3 the data is missing or damaged.
+Exit codes: 0 done, 2 the command line is wrong or asks for what the data cannot give, 3 the data is missing or damaged.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     imports.add_argument("source", type=Path, metavar="SRC", help="folder with the buildings' files")
     imports.add_argument("--out", type=Path, required=True, help="folder to write a data set for each building in")
     imports.add_argument("--size", type=int, default=64, help="pixels a side (default 64)")
-    imports.add_argument("--crops", type=int, help="cut each view into so many crops (default: resize whole views)")
+    imports.add_argument("--crops", type=int, help="cut this many crops out of each view (default: resize whole views)")
     imports.add_argument("--tasks", type=names, help="tasks, with commas (default: all that every view has)")
     imports.add_argument("--val", type=float, default=0.15, help="share of the validation set, or 0 (default 0.15)")
     imports.add_argument("--test", type=float, default=0.15, help="share of the test set, or 0 (default 0.15)")
@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what `add_arguments` parsed; the exit code."""
+    """Run the subcommand and return its exit code."""
     return run_command(partial(_with_extra, args), {DatasetInvalid: BAD_INPUT, OSError: BAD_INPUT})
 
 
@@ -50,21 +50,18 @@ def _with_extra(args: argparse.Namespace) -> int:
 
 
 def _import(args: argparse.Namespace) -> int:
-    from edge_runtime.datasets.importer import Settings, SettingsInvalid, import_folder
-    from edge_runtime.datasets.partition import Fractions, PartitionImpossible
+    from edge_runtime.datasets.importer import ImportSettings, import_folder
+    from edge_runtime.datasets.partition import Fractions
 
-    try:
-        settings = Settings(
-            size=args.size,
-            crops=args.crops,
-            tasks=args.tasks,
-            fractions=Fractions(val=args.val, test=args.test),
-            seed=args.seed,
-        )
-        with progress(quiet=args.json) as bar:
-            done = import_folder(args.source, args.out, settings, bar.show)
-    except (SettingsInvalid, PartitionImpossible) as exc:
-        raise UsageError(str(exc)) from exc
+    settings = ImportSettings(
+        size=args.size,
+        crops=args.crops,
+        tasks=args.tasks,
+        fractions=Fractions(val=args.val, test=args.test),
+        seed=args.seed,
+    )
+    with progress(quiet=args.json) as bar:
+        done = import_folder(args.source, args.out, settings, bar.show)
     if args.json:
         _print_json(
             {

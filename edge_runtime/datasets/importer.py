@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from devices.cli.run import UsageError
 from edge_runtime.datasets.dataset import (
     SPLITS,
     DatasetInvalid,
@@ -30,18 +31,14 @@ from edge_runtime.datasets.resample import resample, unit_length
 from edge_runtime.datasets.taskonomy import TASKS, View, find_views, read_view
 
 Array = NDArray[Any]
-Report = Callable[[str, int, int], None]
+OnProgress = Callable[[str, int, int], None]
 """Told of progress: the building, views done, and views in all."""
 
 MAX_SIZE = 2048
 
 
-class SettingsInvalid(ValueError):
-    """What an import or a rendering was asked for makes no sense."""
-
-
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class ImportSettings:
     """What an import makes."""
 
     size: int = 64
@@ -55,16 +52,16 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= MAX_SIZE:
-            raise SettingsInvalid(f"images have 1 to {MAX_SIZE} pixels a side, not {self.size}")
+            raise UsageError(f"images have 1 to {MAX_SIZE} pixels a side, not {self.size}")
         if self.crops is not None and self.crops < 1:
-            raise SettingsInvalid(f"a view is cut into one crop or more, not {self.crops}")
+            raise UsageError(f"a view is cut into one crop or more, not {self.crops}")
         if self.seed < 0:
-            raise SettingsInvalid(f"a seed is 0 or more, not {self.seed}")
+            raise UsageError(f"a seed is 0 or more, not {self.seed}")
         if self.tasks is not None:
             if not self.tasks:
-                raise SettingsInvalid("no task is named")
+                raise UsageError("no task is named")
             if unknown := [task for task in self.tasks if task not in TASKS]:
-                raise SettingsInvalid(f"{unknown[0]!r} is no task; the tasks are {', '.join(TASKS)}")
+                raise UsageError(f"{unknown[0]!r} is no task; the tasks are {', '.join(TASKS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,11 +75,13 @@ class Imported:
     """Images by set; only the sets that are there."""
 
 
-def import_folder(source: Path, out: Path, settings: Settings, report: Report | None = None) -> list[Imported]:
+def import_folder(
+    source: Path, out: Path, settings: ImportSettings, report: OnProgress | None = None
+) -> list[Imported]:
     """Make a data set in `out` of each building below `source`; those of the same names are replaced.
 
     Raises DatasetInvalid, naming the file, for a missing domain, a damaged file or one of a wrong size;
-    PartitionImpossible where there are too few views or pixels; SettingsInvalid where no task is left.
+    PartitionImpossible where there are too few views or pixels; UsageError where no task is left.
     """
     if not source.is_dir():
         raise DatasetInvalid(f"{source} is not a folder")
@@ -91,7 +90,7 @@ def import_folder(source: Path, out: Path, settings: Settings, report: Report | 
     return [_import_building(views, out / building, tasks, settings, report) for building, views in buildings.items()]
 
 
-def _choose_tasks(source: Path, buildings: dict[str, list[View]], settings: Settings) -> tuple[str, ...]:
+def _choose_tasks(source: Path, buildings: dict[str, list[View]], settings: ImportSettings) -> tuple[str, ...]:
     if settings.tasks is not None:
         return tuple(sorted(set(settings.tasks)))
     shared = set.intersection(*(set(view.files) for views in buildings.values() for view in views))
@@ -106,7 +105,7 @@ Example = tuple[SplitName, Array, dict[str, Array]]
 
 
 def _import_building(
-    views: list[View], folder: Path, tasks: tuple[str, ...], settings: Settings, report: Report | None
+    views: list[View], folder: Path, tasks: tuple[str, ...], settings: ImportSettings, report: OnProgress | None
 ) -> Imported:
     building = views[0].building
     # By the building's name, so that a building gives the same data set with or without others beside it.
@@ -169,7 +168,7 @@ def _square(pixels: Array) -> Array:
 
 
 def _crops(
-    view: View, *, counts: Sequence[int], tasks: tuple[str, ...], settings: Settings, seeds: tuple[int, ...]
+    view: View, *, counts: Sequence[int], tasks: tuple[str, ...], settings: ImportSettings, seeds: tuple[int, ...]
 ) -> Iterator[Example]:
     size = settings.size
     image, labels = _read(view, tasks, size)

@@ -11,6 +11,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from devices.cli.run import UsageError
 from edge_runtime.datasets.dataset import SPLITS, SplitName
 
 Key = TypeVar("Key", bound=Hashable)
@@ -18,8 +19,8 @@ Labels = NDArray[np.uint8]
 """For each pixel, the place of its set in SPLITS."""
 
 
-class PartitionImpossible(ValueError):
-    """There are too few views, or a view has too few pixels, for the sets that are asked for."""
+class PartitionImpossible(UsageError):
+    """There are too few views, or a view has too few pixels, for the sets that the settings ask for."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,14 +60,14 @@ def test_dataset_open_survives_any_damage(data, tmp_path_factory):
 @pytest.mark.parametrize("attack", IMAGES, ids=lambda path: path.stem)
 def test_import_refuses_a_picture(attack, tmp_path):
     image = pytest.importorskip("PIL.Image")
-    from edge_runtime.datasets.importer import Settings, import_folder
+    from edge_runtime.datasets.importer import ImportSettings, import_folder
     from edge_runtime.datasets.partition import Fractions
 
     building = tmp_path / "source" / "house"
     building.mkdir(parents=True)
     image.fromarray(np.zeros((16, 16, 3), np.uint8)).save(building / "point_0_view_0_domain_rgb.png")
     shutil.copy(attack, building / "point_0_view_0_domain_depth_zbuffer.png")
-    settings = Settings(size=8, tasks=("depth",), fractions=Fractions(val=0, test=0))
+    settings = ImportSettings(size=8, tasks=("depth",), fractions=Fractions(val=0, test=0))
     with pytest.raises(DatasetInvalid) as caught:
         import_folder(tmp_path / "source", tmp_path / "out", settings)
     assert "point_0_view_0_domain_depth_zbuffer.png" in str(caught.value)

@@ -1,7 +1,7 @@
 import pytest
 
-from devices.firstboot.agent import budgeted, read
-from devices.firstboot.settings import SettingsInvalid
+from devices.cli.run import UsageError
+from devices.firstboot.agent import read, with_memory_budget
 
 
 def test_read_keeps_the_content_and_hides_the_token(agent_toml):
@@ -29,23 +29,23 @@ def test_read_takes_the_certificates_along(agent_toml, tmp_path):
     ],
 )
 def test_read_refuses(agent_toml, changes, said):
-    with pytest.raises(SettingsInvalid, match=said):
+    with pytest.raises(UsageError, match=said):
         read(agent_toml(**changes))
 
 
 def test_read_for_another_device_or_server_is_refused(agent_toml):
-    with pytest.raises(SettingsInvalid, match="is for the device pi-01, not for pi-02: each has a token of its own"):
+    with pytest.raises(UsageError, match="is for the device pi-01, not for pi-02: each has a token of its own"):
         read(agent_toml(), device="pi-02")
-    with pytest.raises(SettingsInvalid, match="enrol pi-01 with --url mqtt://other:1883"):
+    with pytest.raises(UsageError, match="enrol pi-01 with --url mqtt://other:1883"):
         read(agent_toml(), server="mqtt://other:1883")
 
 
 def test_read_something_else(tmp_path):
     (tmp_path / "big").write_bytes(bytes(100_000))
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
-    with pytest.raises(SettingsInvalid, match="is over 65536 bytes"):
+    with pytest.raises(UsageError, match="is over 65536 bytes"):
         read(tmp_path / "big")
-    with pytest.raises(SettingsInvalid, match="broker_server enrol pi-07 --out"):
+    with pytest.raises(UsageError, match="broker_server enrol pi-07 --out"):
         read(tmp_path / "binary", device="pi-07")
 
 
@@ -55,11 +55,11 @@ def test_read_something_else(tmp_path):
 def test_memory_budget_says_what_the_service_may_take(agent_toml, size, size_bytes, limit_mib):
     found = read(agent_toml(memory_budget=size))
     assert (found.memory_budget_bytes, found.memory_max_mib) == (size_bytes, limit_mib)
-    made = budgeted(read(agent_toml()), size)
+    made = with_memory_budget(read(agent_toml()), size)
     assert made.memory_budget_bytes == size_bytes
     assert made.content.splitlines()[0] == f'memory_budget = "{size}"'.encode()
     assert made.content.endswith(agent_toml().read_bytes())
-    assert budgeted(found, size) == found
+    assert with_memory_budget(found, size) == found
 
 
 def test_memory_budget_is_not_there_without_being_said(agent_toml):
@@ -68,9 +68,9 @@ def test_memory_budget_is_not_there_without_being_said(agent_toml):
 
 
 def test_memory_budget_that_cannot_be_is_refused(agent_toml):
-    with pytest.raises(SettingsInvalid, match=r"agent.toml: memory_budget: 'much' is not a size: write 220MiB"):
+    with pytest.raises(UsageError, match=r"agent.toml: memory_budget: 'much' is not a size: write 220MiB"):
         read(agent_toml(memory_budget="much"))
-    with pytest.raises(SettingsInvalid, match="memory-budget: '-1' is not a size"):
-        budgeted(read(agent_toml()), "-1")
-    with pytest.raises(SettingsInvalid, match="agent.toml of pi-01 has another memory budget, of 104857600 bytes"):
-        budgeted(read(agent_toml(memory_budget="100MiB")), "200MiB")
+    with pytest.raises(UsageError, match="memory-budget: '-1' is not a size"):
+        with_memory_budget(read(agent_toml()), "-1")
+    with pytest.raises(UsageError, match="agent.toml of pi-01 has another memory budget, of 104857600 bytes"):
+        with_memory_budget(read(agent_toml(memory_budget="100MiB")), "200MiB")

@@ -1,14 +1,14 @@
 import json
 
 from devices.firstboot.cloudinit import instance_id, meta_data, network_config, user_data
-from devices.firstboot.settings import settle, wifi
+from devices.firstboot.settings import board_settings, wifi
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKq8m0tqQ0p6zQ7m3w7zZJm4o0n0n0n0n0n0n0n0n0n0 me@laptop"
 HASH = "$6$RtSBXEUoFBnMRxkH$vN8H1zyXzGQ5y3S2Ax0Wm1"
 
 
 def make(**changes):
-    return settle(**{"device": "Pi_01", "python": "3.13", "reserve_mib": 300, **changes})
+    return board_settings(**{"device": "Pi_01", "python": "3.13", "reserve_mib": 300, **changes})
 
 
 def config(settings):

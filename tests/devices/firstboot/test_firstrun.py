@@ -4,14 +4,14 @@ import subprocess
 import pytest
 
 from devices.firstboot.firstrun import connection, script
-from devices.firstboot.settings import settle, wifi
+from devices.firstboot.settings import board_settings, wifi
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKq8m0tqQ0p6zQ7m3w7zZJm4o0n0n0n0n0n0n0n0n0n0 it's mine"
 HASH = "$6$RtSBXEUoFBnMRxkH$vN8H1zyXzGQ5y3S2Ax0Wm1"
 
 
 def make(**changes):
-    return settle(**{"device": "pi-01", "python": "3.11", "reserve_mib": 300, **changes})
+    return board_settings(**{"device": "pi-01", "python": "3.11", "reserve_mib": 300, **changes})
 
 
 FULL = {"ssh_keys": (KEY,), "wifi": wifi("it's; $HOME", "correct horse", "DE"), "timezone": "Europe/Berlin"}

@@ -13,7 +13,7 @@ import pytest
 
 from devices.firstboot.agent import read as read_agent
 from devices.firstboot.bundle import bundle
-from devices.firstboot.settings import settle
+from devices.firstboot.settings import board_settings
 from devices.wheelhouse import read as read_wheels
 
 PYTHON = "{}.{}".format(*sys.version_info[:2])
@@ -35,7 +35,7 @@ def folder(tmp_path, wheel, agent_toml):
     (house / "wheelhouse.json").write_text(
         json.dumps({"python": PYTHON, "architecture": "aarch64", "glibc": "2.41", "files": files})
     )
-    settings = settle(device="pi-01", python=PYTHON, reserve_mib=64, ntp="10.0.0.1")
+    settings = board_settings(device="pi-01", python=PYTHON, reserve_mib=64, ntp="10.0.0.1")
     (tmp_path / "data/train").mkdir(parents=True)
     (tmp_path / "data/train/image.npy").write_bytes(b"numbers")
     content = bundle(settings, read_agent(agent_toml()), read_wheels(house), tmp_path / "data", start=True)

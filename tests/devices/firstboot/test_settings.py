@@ -2,7 +2,8 @@ import re
 
 import pytest
 
-from devices.firstboot.settings import SettingsInvalid, settle, wifi
+from devices.cli.run import UsageError
+from devices.firstboot.settings import board_settings, wifi
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKq8m0tqQ0p6zQ7m3w7zZJm4o0n0n0n0n0n0n0n0n0n0 me@laptop"
 HASH = "$6$RtSBXEUoFBnMRxkH$vN8H1zyXzGQ5y3S2Ax0Wm1"
@@ -10,7 +11,7 @@ GIVEN = {"device": "pi-01", "python": "3.13", "reserve_mib": 300}
 
 
 def test_settle_takes_what_is_right():
-    settings = settle(**GIVEN, ssh_keys=(KEY,), password_hash=HASH, timezone="Europe/Berlin", ntp="10.0.0.1")
+    settings = board_settings(**GIVEN, ssh_keys=(KEY,), password_hash=HASH, timezone="Europe/Berlin", ntp="10.0.0.1")
     assert settings.user == "mas"
     assert HASH not in repr(settings)
 
@@ -32,15 +33,15 @@ def test_settle_takes_what_is_right():
     ],
 )
 def test_settle_names_what_is_wrong(name, value, said):
-    with pytest.raises(SettingsInvalid, match=re.escape(said)):
-        settle(**GIVEN | {name: value})
+    with pytest.raises(UsageError, match=re.escape(said)):
+        board_settings(**GIVEN | {name: value})
 
 
 @pytest.mark.parametrize(
     ("device", "host"), [("pi-01", "pi-01"), ("Pi_01.kitchen", "pi-01-kitchen"), ("0", "0"), ("A._-", "a")]
 )
 def test_hostname_is_one_that_a_host_may_have(device, host):
-    assert settle(**GIVEN | {"device": device}).hostname == host
+    assert board_settings(**GIVEN | {"device": device}).hostname == host
 
 
 def test_wifi_key_is_that_of_the_standard():
@@ -70,5 +71,5 @@ def test_wifi_takes_a_key_and_an_open_network():
     ],
 )
 def test_wifi_refuses(ssid, password, country, said):
-    with pytest.raises(SettingsInvalid, match=said):
+    with pytest.raises(UsageError, match=said):
         wifi(ssid, password, country)

@@ -75,6 +75,6 @@ def test_disk_target_says_what_is_lost_and_refuses_what_is_in_use():
         pytest.skip("this machine shows no disk")
     target = DiskTarget(Path("/dev", names[0]))
     assert target.describe().endswith("all that is on it is lost")
-    assert target.left() == f"/dev/{names[0]} is not usable and will not boot"
+    assert target.state_after_failure() == f"/dev/{names[0]} is not usable and will not boot"
     with pytest.raises(TargetRefused):
         target.check(10**18)

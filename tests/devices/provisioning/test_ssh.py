@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from devices.__main__ import main
-from devices.provisioning.ssh import Host, HostUnusable, look, send
+from devices.provisioning.ssh import HostUnusable, SshHost, look, send
 
 PYTHON = "{}.{}".format(*sys.version_info[:2])
 
@@ -114,7 +114,7 @@ def test_provision_sends_the_folder_and_runs_its_script(words, sshd, capsys):
 
 
 def test_send_puts_files_with_their_modes(sshd, tmp_path):
-    host = Host(name="127.0.0.1", config=sshd / "config")
+    host = SshHost(name="127.0.0.1", config=sshd / "config")
     seen = look(host, PYTHON, None)
     big = tmp_path / "big"
     big.write_bytes(bytes(range(256)) * 10_000)
@@ -126,7 +126,7 @@ def test_send_puts_files_with_their_modes(sshd, tmp_path):
 
 
 def test_send_into_nowhere_is_one_sentence(sshd):
-    host = Host(name="127.0.0.1", config=sshd / "config")
+    host = SshHost(name="127.0.0.1", config=sshd / "config")
     with pytest.raises(HostUnusable, match="could not be sent to 127.0.0.1: tar: .*"):
         send(host, "/nowhere/at/all", {"a": bytes(5_000_000)})
 
@@ -163,10 +163,10 @@ def test_provision_wheels_for_another_board(words, wheels, capsys):
 
 def test_host_that_would_be_an_option_is_refused():
     with pytest.raises(HostUnusable, match="is no host"):
-        Host(name="-oProxyCommand=touch /tmp/x")
+        SshHost(name="-oProxyCommand=touch /tmp/x")
 
 
 def test_without_ssh_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostUnusable, match="install an SSH client"):
-        look(Host(name="h"), PYTHON, None)
+        look(SshHost(name="h"), PYTHON, None)

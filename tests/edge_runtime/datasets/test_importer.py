@@ -5,8 +5,9 @@ import pytest
 
 Image = pytest.importorskip("PIL.Image")
 
+from devices.cli.run import UsageError  # noqa: E402
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid  # noqa: E402
-from edge_runtime.datasets.importer import Settings, SettingsInvalid, import_folder  # noqa: E402
+from edge_runtime.datasets.importer import ImportSettings, import_folder  # noqa: E402
 from edge_runtime.datasets.partition import Fractions, PartitionImpossible  # noqa: E402
 from edge_runtime.datasets.taskonomy import file_name, write_pixels  # noqa: E402
 
@@ -40,7 +41,7 @@ def test_import_keeps_a_points_views_in_one_set(tmp_path):
         for view in range(2):
             write_view(tmp_path / "source" / "house", point, view, value=point)
     (done,) = import_folder(
-        tmp_path / "source", tmp_path / "out", Settings(size=8, fractions=Fractions(val=0.2, test=0.2))
+        tmp_path / "source", tmp_path / "out", ImportSettings(size=8, fractions=Fractions(val=0.2, test=0.2))
     )
     assert done.counts == {"train": 12, "val": 4, "test": 4}
     assert done.tasks == ("autoencoder", "depth", "edge_texture")
@@ -56,7 +57,7 @@ def test_import_keeps_a_points_views_in_one_set(tmp_path):
 
 def test_import_resizes_by_areas(tmp_path):
     write_view(tmp_path / "source" / "house", 0, 0, side=8)
-    settings = Settings(size=4, tasks=("depth",), fractions=Fractions(val=0, test=0))
+    settings = ImportSettings(size=4, tasks=("depth",), fractions=Fractions(val=0, test=0))
     (done,) = import_folder(tmp_path / "source", tmp_path / "out", settings)
     train = Dataset.open(done.folder).train
     assert train.image.shape == (1, 3, 4, 4)
@@ -70,7 +71,9 @@ def test_import_takes_the_square_in_the_middle(tmp_path):
     wide = np.zeros((4, 8, 3), np.uint8)
     wide[:, 2:6] = 200
     write_pixels(folder / file_name(0, 0, "rgb"), wide)
-    (done,) = import_folder(tmp_path / "source", tmp_path / "out", Settings(size=2, fractions=Fractions(val=0, test=0)))
+    (done,) = import_folder(
+        tmp_path / "source", tmp_path / "out", ImportSettings(size=2, fractions=Fractions(val=0, test=0))
+    )
     assert (Dataset.open(done.folder).train.image == 200).all()
 
 
@@ -81,7 +84,7 @@ def test_import_brings_normals_to_length_one(tmp_path):
     normal[..., :2][::2, ::2] = (255, 127)
     normal[..., 2] = 40
     write_pixels(folder / file_name(0, 0, "normal"), normal)
-    settings = Settings(size=2, tasks=("normals",), fractions=Fractions(val=0, test=0))
+    settings = ImportSettings(size=2, tasks=("normals",), fractions=Fractions(val=0, test=0))
     (done,) = import_folder(tmp_path / "source", tmp_path / "out", settings)
     lengths = np.linalg.norm(Dataset.open(done.folder).train.labels["normals"], axis=1)
     np.testing.assert_allclose(lengths, 1, rtol=1e-5)
@@ -90,7 +93,7 @@ def test_import_brings_normals_to_length_one(tmp_path):
 def test_import_of_crops_shares_no_pixel_between_sets(tmp_path):
     for view in range(2):
         write_view(tmp_path / "source" / "house", 0, view, side=64, value=view)
-    settings = Settings(size=8, crops=40, fractions=Fractions(val=0.2, test=0.2))
+    settings = ImportSettings(size=8, crops=40, fractions=Fractions(val=0.2, test=0.2))
     (done,) = import_folder(tmp_path / "source", tmp_path / "out", settings)
     assert done.counts == {"train": 48, "val": 16, "test": 16}
     dataset = Dataset.open(done.folder)
@@ -108,13 +111,13 @@ def test_import_of_crops_shares_no_pixel_between_sets(tmp_path):
 def test_import_is_the_same_every_time_and_with_other_buildings(tmp_path):
     for house in ("a", "b"):
         write_view(tmp_path / "source" / house, 0, 0, side=48)
-    settings = Settings(size=8, crops=12, seed=3)
+    settings = ImportSettings(size=8, crops=12, seed=3)
     import_folder(tmp_path / "source", tmp_path / "both", settings)
     import_folder(tmp_path / "source" / "a", tmp_path / "one", settings)
     for name in ("train", "val", "test"):
         both, one = ((tmp_path / out / "a" / name / "image.npy").read_bytes() for out in ("both", "one"))
         assert both == one
-    other = Settings(size=8, crops=12, seed=4)
+    other = ImportSettings(size=8, crops=12, seed=4)
     import_folder(tmp_path / "source" / "a", tmp_path / "other", other)
     assert (tmp_path / "other" / "a" / "train" / "image.npy").read_bytes() != (
         tmp_path / "one" / "a" / "train" / "image.npy"
@@ -124,9 +127,11 @@ def test_import_is_the_same_every_time_and_with_other_buildings(tmp_path):
 def test_import_again_replaces_what_was_there(tmp_path):
     for point in range(4):
         write_view(tmp_path / "source" / "house", point, 0)
-    import_folder(tmp_path / "source", tmp_path / "out", Settings(size=8))
+    import_folder(tmp_path / "source", tmp_path / "out", ImportSettings(size=8))
     import_folder(
-        tmp_path / "source", tmp_path / "out", Settings(size=4, tasks=("depth",), fractions=Fractions(val=0, test=0))
+        tmp_path / "source",
+        tmp_path / "out",
+        ImportSettings(size=4, tasks=("depth",), fractions=Fractions(val=0, test=0)),
     )
     dataset = Dataset.open(tmp_path / "out" / "house")
     assert dataset.tasks == ("depth",)
@@ -137,7 +142,9 @@ def test_import_again_replaces_what_was_there(tmp_path):
 def test_import_takes_the_tasks_that_all_views_have(tmp_path):
     write_view(tmp_path / "source" / "a", 0, 0, domains=("depth_zbuffer", "edge_texture"))
     write_view(tmp_path / "source" / "b", 0, 0, domains=("edge_texture", "reshading", "segment_unsup25d"))
-    done = import_folder(tmp_path / "source", tmp_path / "out", Settings(size=8, fractions=Fractions(val=0, test=0)))
+    done = import_folder(
+        tmp_path / "source", tmp_path / "out", ImportSettings(size=8, fractions=Fractions(val=0, test=0))
+    )
     assert [one.tasks for one in done] == [("autoencoder", "edge_texture")] * 2
 
 
@@ -146,7 +153,7 @@ def test_import_of_a_view_without_an_image(tmp_path):
     write_view(folder, 0, 0)
     (folder / file_name(0, 0, "rgb")).unlink()
     with pytest.raises(DatasetInvalid, match=r"point_0_view_0_domain_rgb\.png is missing"):
-        import_folder(tmp_path / "source", tmp_path / "out", Settings(size=8, fractions=Fractions(val=0, test=0)))
+        import_folder(tmp_path / "source", tmp_path / "out", ImportSettings(size=8, fractions=Fractions(val=0, test=0)))
 
 
 def test_import_names_a_missing_domain(tmp_path):
@@ -156,7 +163,7 @@ def test_import_names_a_missing_domain(tmp_path):
     missing = folder / file_name(1, 0, "depth_zbuffer")
     missing.unlink()
     with pytest.raises(DatasetInvalid, match=str(missing)):
-        import_folder(tmp_path / "source", tmp_path / "out", Settings(size=8, tasks=("depth",)))
+        import_folder(tmp_path / "source", tmp_path / "out", ImportSettings(size=8, tasks=("depth",)))
 
 
 def test_import_without_any_task(tmp_path):
@@ -164,31 +171,31 @@ def test_import_without_any_task(tmp_path):
     write_view(folder, 0, 0, domains=("segment_unsup25d",))
     (folder / file_name(0, 0, "rgb")).unlink()
     with pytest.raises(DatasetInvalid, match="no task has its domains in every view"):
-        import_folder(tmp_path / "source", tmp_path / "out", Settings(size=8))
+        import_folder(tmp_path / "source", tmp_path / "out", ImportSettings(size=8))
 
 
 def test_import_of_views_that_are_too_small(tmp_path):
     write_view(tmp_path / "source" / "house", 0, 0, side=8)
     with pytest.raises(DatasetInvalid, match=r"rgb\.png is 8x8 pixels, less than the 16"):
-        import_folder(tmp_path / "source", tmp_path / "out", Settings(size=16, crops=4))
+        import_folder(tmp_path / "source", tmp_path / "out", ImportSettings(size=16, crops=4))
 
 
 def test_import_of_too_few_points(tmp_path):
     write_view(tmp_path / "source" / "house", 0, 0)
     with pytest.raises(PartitionImpossible, match=r"the points of house are too few \(1\)"):
-        import_folder(tmp_path / "source", tmp_path / "out", Settings(size=8))
+        import_folder(tmp_path / "source", tmp_path / "out", ImportSettings(size=8))
 
 
 def test_import_of_no_folder(tmp_path):
     with pytest.raises(DatasetInvalid, match="is not a folder"):
-        import_folder(tmp_path / "nowhere", tmp_path / "out", Settings())
+        import_folder(tmp_path / "nowhere", tmp_path / "out", ImportSettings())
 
 
 def test_import_reports_progress(tmp_path):
     for point in range(3):
         write_view(tmp_path / "source" / "house", point, 0)
     told = []
-    import_folder(tmp_path / "source", tmp_path / "out", Settings(size=8), lambda *said: told.append(said))
+    import_folder(tmp_path / "source", tmp_path / "out", ImportSettings(size=8), lambda *said: told.append(said))
     assert told == [("house", 1, 3), ("house", 2, 3), ("house", 3, 3)]
 
 
@@ -204,13 +211,13 @@ def test_import_reports_progress(tmp_path):
     ],
 )
 def test_settings_that_make_no_sense(wrong, said):
-    with pytest.raises(SettingsInvalid, match=said):
-        Settings(**wrong)
+    with pytest.raises(UsageError, match=said):
+        ImportSettings(**wrong)
 
 
 @pytest.mark.skipif(not SAMPLE.is_dir(), reason="the real views are not beside this repository")
 def test_import_of_real_views(tmp_path):
-    done = import_folder(SAMPLE, tmp_path, Settings(size=32, crops=20))
+    done = import_folder(SAMPLE, tmp_path, ImportSettings(size=32, crops=20))
     assert len(done) == 4
     for one in done:
         dataset = Dataset.open(one.folder)
