@@ -27,9 +27,9 @@ from broker_server.rounds.federation import FederationChanged
 from broker_server.rounds.journal import JournalInvalid
 from broker_server.server.config import ConfigInvalid, ServerConfig
 from broker_server.server.config_file import PATHS, read
+from broker_server.server.dispatcher import BrokerRefused
 from broker_server.server.enrol import EnrolmentRefused, enrol
 from broker_server.server.keys import KeyInvalid
-from broker_server.server.loop import BrokerRefused
 from broker_server.server.serve import serve, write_report
 from broker_server.server.state import StateBusy, StateFolder
 from broker_server.simulation import command as simulation

@@ -1,4 +1,4 @@
-"""How the changes of a round's devices become one step of the encoder; stems and heads are federated averages.
+"""Encoder aggregation: the changes of a round's devices as one step of the encoder. Stems and heads are averaged.
 
 A change is the encoder's weights that a round began with less those that a device ended with. The rule makes one change
 of them, and the server's optimizer steps along it:
@@ -7,8 +7,8 @@ of them, and the server's optimizer steps along it:
 - gpaggregation: FedBone's rule, by history attention and projection (gpaggregation.py)
 - pcgrad, cagrad: the rules that devices have for tasks (wire/conflict.py), with n_k / Σ n as shares
 
-What goes on from one round of a group to the next is the memory: the last aggregate and the optimizer's state, one flat
-vector. A group's first round in a phase has none.
+The aggregation state goes on from one round of a group to the next: the last aggregate and the server optimizer's
+state, one flat vector. A group's first round in a phase has none.
 """
 
 # coverage: every branch
@@ -33,7 +33,7 @@ Rule = Literal["mean", "gpaggregation", "pcgrad", "cagrad"]
 
 
 class Aggregation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How devices' changes of the encoder are combined, and the step that is made with what comes out."""
+    """The rule that combines devices' changes of the encoder, and the optimizer that steps along the result."""
 
     rule: Rule = "mean"
     optimizer: ServerOptimizer = ServerOptimizer()
@@ -45,8 +45,8 @@ class Aggregation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Whether it is federated averaging."""
         return self.rule == "mean" and self.optimizer.is_plain
 
-    def memory(self, table: TensorTable) -> TensorTable | None:
-        """How the memory of a group with this table is laid out; None where nothing goes on."""
+    def state_table(self, table: TensorTable) -> TensorTable | None:
+        """Return the layout of the aggregation state of a group with this table; None where there is no state."""
         where = table.parts[ENCODER]
         size = where.stop - where.start
         sizes = {
@@ -57,10 +57,10 @@ class Aggregation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return TensorTable.of(shapes) if shapes else None
 
 
-class Combination:
-    """What a round makes of the weights that it began with (P,), laid out by `table`, and of devices' weights (P,).
+class RoundAggregation:
+    """The aggregation of one round: from its initial weights (P,), laid out by `table`, and devices' weights (P,).
 
-    `memory` is what the group's round before left, laid out by aggregation.memory(table); None in its first round.
+    `state` is left by the group's round before, laid out by aggregation.state_table(table); None in its first round.
     `seed` draws PCGrad's orders. Devices are folded in an order that means nothing, such as that of their names: PCGrad
     and GPAggregation depend on it. In memory are one device's weights and the sums of FedAvg; the changes of the
     encoder, for the rules that need all of them at once, are in a temporary file in `folder`.
@@ -69,18 +69,18 @@ class Combination:
     def __init__(
         self,
         table: TensorTable,
-        given: Vector,
+        initial: Vector,
         aggregation: Aggregation,
         *,
-        memory: Vector | None,
+        state: Vector | None,
         seed: Sequence[int],
         folder: Path,
     ) -> None:
-        table.check(given)
+        table.check(initial)
         self._table = table
-        self._given = given
+        self._initial = initial
         self._aggregation = aggregation
-        self._memory = memory
+        self._state = state
         self._seed = tuple(seed)
         self._where = table.parts[ENCODER]
         self._mean = FedAvg(table)
@@ -88,7 +88,7 @@ class Combination:
         self._folder = folder
         self._file: IO[bytes] | None = None
         self.diverged = False
-        """Whether the step was not finite, so that it was not taken: the encoder is as it was, its memory is gone."""
+        """Whether the step was not finite, so that it was not taken: the encoder is as it was, its state is dropped."""
 
     def fold(self, vector: Vector, examples: Mapping[str, int]) -> None:
         """Add one device's weights; `examples` is what it trained on, by task.
@@ -100,38 +100,38 @@ class Combination:
             self._examples.append(weight)
             if self._aggregation.rule != "mean":
                 self._file = self._file or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
-                self._file.write((self._given[self._where] - vector[self._where]).data.cast("B"))
+                self._file.write((self._initial[self._where] - vector[self._where]).data.cast("B"))
 
     def result(self) -> tuple[Vector, Vector | None]:
-        """New weights, and the memory for the next round. What no device trained keeps its weights."""
-        new = self._mean.result(self._given)
+        """Return the new weights, and the state for the next round. Parts that no device trained keep their weights."""
+        new = self._mean.result(self._initial)
         if self._aggregation.is_plain or not self._examples:
-            return new, self._memory
+            return new, self._state
         with np.errstate(over="ignore", invalid="ignore"):
-            weights, memory = self._step(new[self._where])
-        finite = bool(np.isfinite(weights).all() and (memory is None or np.isfinite(memory).all()))
-        new[self._where] = weights if finite else self._given[self._where]
+            weights, state = self._step(new[self._where])
+        finite = bool(np.isfinite(weights).all() and (state is None or np.isfinite(state).all()))
+        new[self._where] = weights if finite else self._initial[self._where]
         self.diverged = not finite
-        return new, memory if finite else None
+        return new, state if finite else None
 
     def _step(self, mean: Vector) -> tuple[Vector, Vector | None]:
-        """New weights of the encoder, and the memory."""
-        layout = self._aggregation.memory(self._table)
+        """Return the new weights of the encoder, and the aggregation state."""
+        layout = self._aggregation.state_table(self._table)
         size = 0 if layout is None else layout.size
-        memory = np.zeros(size, np.float32) if self._memory is None else self._memory.copy()
-        parts = {} if layout is None else layout.views(memory)
-        change = self._change(mean, None if self._memory is None else parts.get("history"))
-        given = self._given[self._where]
-        weights, state = self._aggregation.optimizer.step(given, change, parts.get("optimizer", memory[:0]))
-        for name, value in (("history", change), ("optimizer", state)):
+        state = np.zeros(size, np.float32) if self._state is None else self._state.copy()
+        parts = {} if layout is None else layout.views(state)
+        change = self._change(mean, None if self._state is None else parts.get("history"))
+        initial = self._initial[self._where]
+        weights, optimizer_state = self._aggregation.optimizer.step(initial, change, parts.get("optimizer", state[:0]))
+        for name, value in (("history", change), ("optimizer", optimizer_state)):
             if name in parts:
                 parts[name][:] = value
-        return weights, None if layout is None else memory
+        return weights, None if layout is None else state
 
     def _change(self, mean: Vector, history: Vector | None) -> Vector:
-        """The devices' changes as one."""
+        """Return the devices' changes as one."""
         if self._file is None:
-            change: Vector = self._given[self._where] - mean
+            change: Vector = self._initial[self._where] - mean
             return change
         with self._file as file:
             file.flush()

@@ -13,8 +13,8 @@ from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.grouping.search import Mode
 from broker_server.report.energy import EnergySum, total
-from broker_server.rounds.actions import Result
 from broker_server.rounds.journal import FederationJournal, RoundRow
+from broker_server.rounds.open_round import Result
 from broker_server.strategies.planner import Phase
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.energy import Energy
@@ -143,7 +143,7 @@ def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = Non
         raise ReportImpossible("no federation has begun in this state folder, so there is nothing to report")
     tasks = _tasks(phases)
     closed = [
-        (row, _counting(journal.results(row.assignment.round), tasks_of or {}))
+        (row, _counting(journal.results(row.round.number), tasks_of or {}))
         for row in journal.rounds()
         if row.closed_s is not None
     ]
@@ -161,16 +161,16 @@ def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = Non
             round_report(
                 row,
                 results,
-                full.get((row.assignment.phase, row.assignment.group)),
-                journal.energy(row.assignment.round),
+                full.get((row.round.phase, row.round.group)),
+                journal.energy(row.round.number),
             )
             for row, results in closed
-            if row.assignment.work == "train"
+            if row.round.work == "train"
         ],
-        energy=energy_report((row, journal.energy(row.assignment.round)) for row, _ in closed),
+        energy=energy_report((row, journal.energy(row.round.number)) for row, _ in closed),
         affinity=None if measured is None else _affinity(measured),
         split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
-        ort_training={group: _ort_training(outcome) for group, outcome in journal.official().items()},
+        ort_training={group: _ort_training(outcome) for group, outcome in journal.ort_training().items()},
         test_loss={stage: _test_loss(stage, evaluations, tasks) for stage in STAGES},
         wall_s=max(times) - min(times) if times else None,
         evaluations=evaluations,
@@ -183,10 +183,10 @@ def affinities(journal: FederationJournal) -> Affinities | None:
     phases = [phase for phase, _ in journal.phases()]
     ledger = AffinityLedger(_tasks(phases))
     for row in journal.rounds():
-        if row.closed_s is not None and row.assignment.probe:
-            for device, result in journal.results(row.assignment.round).items():
+        if row.closed_s is not None and row.round.probe:
+            for device, result in journal.results(row.round.number).items():
                 if isinstance(result, Update) and result.affinity is not None:
-                    ledger.add(row.assignment.round, device, result.affinity)
+                    ledger.add(row.round.number, device, result.affinity)
     return ledger.result() if len(ledger) else None
 
 
@@ -207,9 +207,9 @@ def round_report(
     peaks = [update.peak_rss_bytes for update in updates if update.peak_rss_bytes is not None]
     sent = sum(update.weights.size_bytes for update in updates)
     return RoundReport(
-        round=row.assignment.round,
-        phase=row.assignment.phase,
-        group=row.assignment.group,
+        round=row.round.number,
+        phase=row.round.phase,
+        group=row.round.group,
         clients=tuple(sorted(results)),
         train_loss=weighted_losses((update.train_loss, update.examples) for update in updates),
         val_loss=weighted_losses(validated) or None,
@@ -262,7 +262,7 @@ def energy_report(closed: Iterable[tuple[RoundRow, Mapping[str, Energy]]]) -> En
     """What closed rounds have cost, measuring rounds among them."""
     plans: dict[str, list[Energy | None]] = {}
     for row, energy in closed:
-        plans.setdefault(row.assignment.group, []).extend(_energies(row, energy).values())
+        plans.setdefault(row.round.group, []).extend(_energies(row, energy).values())
     return EnergyReport(
         total=total([energy for group in plans.values() for energy in group]),
         groups={group: total(energies) for group, energies in plans.items()},
@@ -303,17 +303,17 @@ def _evaluations(closed: Iterable[tuple[RoundRow, Mapping[str, Result]]], names:
     """What was evaluated; `names` are the tasks' metrics."""
     found = []
     for row, results in closed:
-        about = row.assignment
-        if about.work != "evaluate":
+        measured = row.round
+        if measured.work != "evaluate":
             continue
         said = [result for result in results.values() if isinstance(result, Evaluation)]
         values = weighted_losses((each.metrics, each.examples) for each in said if each.metrics is not None)
         named = [(task, name, values[task]) for task, name in names.items() if name is not None and task in values]
         found.append(
             EvaluationReport(
-                round=about.round,
-                phase=about.phase,
-                group=about.group,
+                round=measured.number,
+                phase=measured.phase,
+                group=measured.group,
                 loss=weighted_losses((each.loss, each.examples) for each in said),
                 metrics={task: MetricMean(name=name, value=value) for task, name, value in named},
             )

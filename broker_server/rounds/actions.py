@@ -1,47 +1,24 @@
-"""What the coordinator works on, and what it wants done: actions, each carried out in the order given."""
+"""What the coordinator wants done: actions, each carried out in the order given."""
 
 from dataclasses import dataclass
 
-from broker_server.strategies.planner import Assignment
-from edge_runtime.wire.blob import Blob
-from edge_runtime.wire.compression import Updates
-from edge_runtime.wire.messages import Evaluation, ServerMessage, SplitLearning, Training, Update
-
-Result = Update | Evaluation
-"""What a device makes of a round."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A round to be done: what it is about and what its plan carries."""
-
-    assignment: Assignment
-    bundle: Blob
-    signature: str
-    weights: Blob
-    """What devices are given."""
-    whole: Blob
-    """The group's weights in full: the same, unless the encoder is computed by a host."""
-    training: Training | None
-    updates: Updates
-    apart: SplitLearning | None = None
-    """How the encoder is computed by a host; None where devices have it."""
-    own_stem: bool = False
-    """Whether devices keep their stems to themselves."""
+from broker_server.rounds.open_round import OpenRound, Result
+from broker_server.strategies.planner import Round
+from edge_runtime.wire.messages import ServerMessage, Update
 
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
     """A round has begun, or has other members now: journal them."""
 
-    round: int
+    round: Round
     members: tuple[str, ...]
     quorum: int
 
 
 @dataclass(frozen=True, kw_only=True)
 class Send:
-    """Say this to a device."""
+    """Send a message to a device."""
 
     device: str
     message: ServerMessage
@@ -49,7 +26,7 @@ class Send:
 
 @dataclass(frozen=True, kw_only=True)
 class FetchUpdate:
-    """Ask a device for the weights that it announced; answer with `received` or `rejected`."""
+    """Ask a device for the weights that it announced; answer with `on_update_received` or `on_update_rejected`."""
 
     device: str
     update: Update
@@ -72,10 +49,9 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Close:
-    """The round has what it needs: fold the results of these devices, then offer the next round."""
+    """The round has what it needs: fold the results that count, then offer the next round. Always the last action."""
 
-    round: int
-    devices: tuple[str, ...]
+    closed: OpenRound
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,13 @@
-"""The host of a general model beside the server: a process that computes the encoder for devices that do not have it.
+"""The encoder server's process: it computes the shared encoder for devices that have the stem and the heads alone.
 
-The server runs no graph. It starts the host, tells it which round is open, hands on what devices and host say to one
-another, and reads what the host has written of each device's part (edge_runtime.wire.encoder_pipe).
+The server itself runs no graph. It starts the process, sends it the round that is open, passes fragments of messages
+between it and the devices, and reads the encoders that devices have trained with it (edge_runtime.wire.encoder_pipe).
 
 Rules
-- The host is started by the first piece of a round's first device, and opens a round with the round's first piece.
-- A host that ends is started anew, and the devices at work begin the round anew; RESTARTS times in a round.
-- What a device has taught is on the disk before the device is told that it has finished, so a server that is killed
-  loses nothing that counts.
+- The process is started by the first fragment of a round's first device, and opens a round with its first fragment.
+- A process that ends is started again, and the devices at work begin the round again; RESTARTS times in a round.
+- A trained encoder is on the disk before its device learns that it has finished, so a server that is killed loses
+  nothing that counts.
 """
 
 import shutil
@@ -22,25 +22,25 @@ from edge_runtime.wire.split_learning import EVALUATION_SAMPLES
 from edge_runtime.wire.tensors import TensorTable, Vector, unpack
 
 RESTARTS = 3
-MOST_FRAMES = 256
-"""Frames of the host that are taken at once: other messages have their turn in between."""
+MAX_FRAMES = 256
+"""Frames of the process that are taken at once: other messages have their turn in between."""
 
 
 class EncoderUnavailable(RuntimeError):
-    """There is no host of the general model, and starting one anew does not help."""
+    """The encoder server's process does not run, and starting it again does not help."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Apart:
-    """How encoders are computed by a host. `results` is a folder of its own."""
+class SharedEncoder:
+    """The settings of split learning on the server, and the folder `results` with the encoders that devices train."""
 
     results: Path
     settings: SplitLearning
     most_devices: int
     idle_s: float
 
-    def open(self, round_number: int, training: Training | None, weights: Path) -> EncoderRound:
-        """What the host is told of a round that begins with the weights in a file."""
+    def encoder_round(self, round_number: int, training: Training | None, weights: Path) -> EncoderRound:
+        """Return what the encoder server needs of a round that begins with the weights in a file."""
         before = self._folder(round_number - 1)
         begins = training is None or training.first_epoch == 0
         return EncoderRound(
@@ -56,15 +56,15 @@ class Apart:
         )
 
     def read(self, round_number: int, device: str, table: TensorTable) -> Vector:
-        """The encoder that a device has trained, laid out by `table`. Raises TensorsInvalid."""
+        """Return the encoder that a device has trained in a round, laid out by `table`. Raises TensorsInvalid."""
         try:
             data = result_file(self._folder(round_number), device).read_bytes()
         except OSError as exc:
-            raise TensorsInvalid("the host of the general model has nothing of this device") from exc
+            raise TensorsInvalid("the encoder server has no trained encoder of this device") from exc
         return unpack(table, data)
 
-    def sweep(self, round_number: int) -> None:
-        """Delete what devices have taught in rounds before this one."""
+    def delete_before(self, round_number: int) -> None:
+        """Delete the trained encoders of earlier rounds."""
         if self.results.is_dir():
             for folder in self.results.iterdir():
                 if folder.name.isdecimal() and int(folder.name) < round_number:
@@ -75,7 +75,7 @@ class Apart:
 
 
 class EncoderSupervisor:
-    """The host's process while it is needed. `start` starts one."""
+    """Runs the encoder server's process while it is needed. `start` starts one."""
 
     def __init__(self, start: Callable[[], EncoderServerProcess]) -> None:
         self._start = start
@@ -83,35 +83,36 @@ class EncoderSupervisor:
         self._round: int | None = None
         self._ends = 0
 
-    def hear(self, opened: EncoderRound, device: str, piece: bytes) -> bool:
-        """A device of the round `opened` said something; False if the host is too far behind to be told.
+    def send(self, round_number: int, opening: Callable[[], EncoderRound], device: str, fragment: bytes) -> bool:
+        """Pass on a device's fragment in a round; return False if the process is too far behind to take it.
 
+        `opening` gives what the process needs of the round; it is called only when the process is opened for it.
         Raises EncoderUnavailable.
         """
-        if opened.round != self._round:
-            self._round, self._ends = opened.round, 0
+        if round_number != self._round:
+            self._round, self._ends = round_number, 0
             if self._process is not None:
-                self._process.open(opened)
+                self._process.open(opening())
         if self._process is None:
             try:
                 self._process = self._start()
             except OSError as exc:
-                raise EncoderUnavailable(f"the host of the general model cannot be started: {exc.strerror}") from exc
-            self._process.open(opened)
-        return self._process.send((b"m", device.encode() + b"\0" + piece))
+                raise EncoderUnavailable(f"the encoder server cannot be started: {exc.strerror}") from exc
+            self._process.open(opening())
+        return self._process.send((b"m", device.encode() + b"\0" + fragment))
 
-    def poll(self) -> list[tuple[str, bytes]]:
-        """What the host says: to which device, and a piece. Raises EncoderUnavailable."""
-        said: list[tuple[str, bytes]] = []
+    def receive(self) -> list[tuple[str, bytes]]:
+        """Return the fragments that the process has for devices, as (device, fragment). Raises EncoderUnavailable."""
+        fragments: list[tuple[str, bytes]] = []
         try:
-            while self._process is not None and len(said) < MOST_FRAMES and (frame := self._process.receive(0.0)):
-                said += _addressed(frame)
+            while self._process is not None and len(fragments) < MAX_FRAMES and (frame := self._process.receive(0.0)):
+                fragments += _addressed(frame)
         except PipeClosed as exc:
             self.close()
             self._ends += 1
             if self._ends > RESTARTS:
                 raise EncoderUnavailable(f"{exc}, {self._ends} times in round {self._round}") from exc
-        return said
+        return fragments
 
     def close(self) -> None:
         """End the process."""
@@ -122,5 +123,5 @@ class EncoderSupervisor:
 
 def _addressed(frame: Frame) -> list[tuple[str, bytes]]:
     tag, data = frame
-    device, _, piece = data.partition(b"\0")
-    return [(device.decode(), piece)] if tag == b"m" else []
+    device, _, fragment = data.partition(b"\0")
+    return [(device.decode(), fragment)] if tag == b"m" else []

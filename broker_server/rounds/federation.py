@@ -1,4 +1,4 @@
-"""Where a federation stands: its phases, weights and manifests, and what a closed round makes of them.
+"""Where a federation stands: its phases, weights and manifests, and the weights that a closed round makes of them.
 
 Everything here is derived from the journal and the blobs, so that a process that starts again stands where the last
 one stopped. Weights are written before they are journalled; what they replace is deleted after.
@@ -13,19 +13,18 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker_server.aggregation.encoder import ENCODER, Aggregation, Combination
+from broker_server.aggregation.encoder import ENCODER, Aggregation, RoundAggregation
 from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities, AffinityLedger
-from broker_server.rounds.actions import Result, Work
-from broker_server.rounds.encoder_process import Apart
+from broker_server.rounds.encoder_process import SharedEncoder
 from broker_server.rounds.journal import FederationJournal, RoundRow
+from broker_server.rounds.open_round import Result, RoundTraffic
 from broker_server.rounds.ort_training_process import BuiltArtifacts
 from broker_server.strategies.planner import (
-    Assignment,
     Measurements,
     Phase,
+    Round,
     Strategy,
-    assignment,
     learning_rate,
     source_group,
 )
@@ -43,7 +42,7 @@ from edge_runtime.wire.manifest import (
     encode,
     graph_path,
 )
-from edge_runtime.wire.messages import Evaluation, Training, Update
+from edge_runtime.wire.messages import Evaluation, Plan, Training, Update
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.signing import sign
 from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
@@ -55,7 +54,7 @@ class FederationChanged(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """What a federation is begun with."""
+    """The terms that a federation begins with."""
 
     tasks: Tasks
     strategy: Strategy
@@ -64,11 +63,11 @@ class Terms:
     updates: Updates
     aggregation: Aggregation
     settings: str
-    """What must not change once it has begun, as JSON."""
-    apart: Apart | None = None
-    """How the encoder is computed by a host; devices are then given the rest of the weights alone."""
-    own_stems: bool = False
-    """Whether each device trains a stem of its own, which it never sends."""
+    """The settings that must not change once it has begun, as JSON."""
+    shared_encoder: SharedEncoder | None = None
+    """For split learning: devices then receive the stem and the heads alone."""
+    local_stems: bool = False
+    """Whether each device trains a local stem, which it never sends."""
 
 
 class Federation:
@@ -95,9 +94,9 @@ class Federation:
         self._training = terms.training
         self._updates = terms.updates
         self._aggregation = terms.aggregation
-        self._apart = terms.apart
-        self._own_stems = terms.own_stems
-        self._lent: Blob | None = None
+        self._shared_encoder = terms.shared_encoder
+        self._local_stems = terms.local_stems
+        self._device_weights: Blob | None = None
         self.tasks: Tasks = tuple(sorted(terms.tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
         self._claim("settings", terms.settings)
@@ -105,11 +104,11 @@ class Federation:
         journal.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
         self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
         self._manifests: dict[Tasks, Manifest] = {}
-        self._artifacts = self._whole(journal.official())
+        self._artifacts = self._complete(journal.ort_training())
         self._ledger = AffinityLedger(self.tasks)
         for row in journal.rounds():
-            if row.closed_s is not None and row.assignment.probe:
-                self._learn(row.assignment.round, journal.results(row.assignment.round))
+            if row.closed_s is not None and row.round.probe:
+                self._add_affinities(row.round.number, journal.results(row.round.number))
         self._graphs = tuple(
             blobs.add(graph_path(folder, name).read_bytes()) for name in bundle.group(self.tasks, bundle.weights).graphs
         )
@@ -125,7 +124,7 @@ class Federation:
         elif before != value:
             raise FederationChanged(
                 f"the state folder holds a federation with another {fact}: "
-                "give the same again, name another state folder, or begin anew with --new"
+                "give the same again, name another state folder, or start over with --new"
             )
 
     @property
@@ -135,13 +134,13 @@ class Federation:
 
     @property
     def graphs(self) -> tuple[Blob, ...]:
-        """The graph files and official training models, to be offered to devices."""
+        """The graph files and ONNX Runtime training models, to be offered to devices."""
         made = (artifacts.training_model for artifacts in self._artifacts.values())
         return self._graphs + tuple(Blob(digest=file.digest, size_bytes=file.size_bytes) for file in made)
 
     @property
     def affinities(self) -> Affinities:
-        """What has been measured in the rounds that are closed."""
+        """The affinities measured in the rounds that are closed."""
         return self._ledger.result()
 
     @property
@@ -149,8 +148,8 @@ class Federation:
         """The phases that have begun."""
         return tuple(phase for phase, _ in self._journal.phases())
 
-    def next(self) -> Work | None:
-        """The round that is open, or the one that comes next; None if the federation is finished.
+    def next(self) -> Round | None:
+        """Return the round that is open, or the one that comes next; None if the federation is finished.
 
         Begins a new phase where the last is done. Raises SplitImpossible.
         """
@@ -159,171 +158,184 @@ class Federation:
         measured = self._measured(closed)
         if phases:
             phase, first = phases[-1]
-            step = sum(row.assignment.round >= first for row in closed)
+            step = sum(row.round.number >= first for row in closed)
             if step < phase.steps and not (step and self._strategy.enough(phase, measured)):
-                return self._work(phase, assignment(phase, step, first))
+                return phase.round_at(step, first)
         following = self._strategy.next([phase for phase, _ in phases], measured)
         if following is None:
             return None
         first = len(closed)
         self._journal.begin_phase(following, first, self._starts(following))
-        return self._work(following, assignment(following, 0, first))
+        return following.round_at(0, first)
+
+    def plan(self, planned: Round, deadline_s: float) -> Plan:
+        """Return the plan of the round that is open or comes next, as it is sent at the round's begin."""
+        manifest = encode(self._manifest(planned.tasks))
+        return Plan(
+            work=planned.work,
+            round=planned.number,
+            phase=planned.phase,
+            group=planned.group,
+            tasks=planned.tasks,
+            bundle=self._blobs.add(manifest),
+            signature=sign(self._key, manifest),
+            weights=self._weights_for_devices(planned),
+            training=self._training_of(planned) if planned.work == "train" else None,
+            updates=self._updates,
+            split_learning=None if self._shared_encoder is None else self._shared_encoder.settings,
+            local_stem=self._local_stems,
+            data_split=planned.data_split,
+            deadline_s=deadline_s,
+        )
 
     def _measured(self, closed: Sequence[RoundRow]) -> Measurements:
-        """What the closed rounds have measured."""
+        """Return the measurements of the closed rounds."""
         losses: dict[str, dict[Tasks, dict[str, float]]] = {}
         for row in closed:
-            about = row.assignment
-            if about.work == "evaluate":
-                results = self._journal.results(about.round).values()
+            if row.round.work == "evaluate":
+                results = self._journal.results(row.round.number).values()
                 found = [(each.loss, each.examples) for each in results if isinstance(each, Evaluation)]
-                losses.setdefault(about.phase, {})[about.tasks] = weighted_losses(found)
+                losses.setdefault(row.round.phase, {})[row.round.tasks] = weighted_losses(found)
         return Measurements(
             affinities=self.affinities,
             losses=losses,
             ledger=self._ledger,
-            rounds=Counter(row.assignment.phase for row in closed if row.assignment.work == "train"),
+            rounds=Counter(row.round.phase for row in closed if row.round.work == "train"),
         )
 
-    def lacking(self, work: Work) -> tuple[Tasks, ...]:
-        """The groups of the phase of a round of training that have no official artifacts."""
-        groups = self.phases[-1].groups if work.assignment.work == "train" else ()
+    def groups_without_artifacts(self, planned: Round) -> tuple[Tasks, ...]:
+        """Return the groups of a training round's phase that have no ONNX Runtime training artifacts."""
+        groups = self.phases[-1].groups if planned.work == "train" else ()
         return tuple(tasks for tasks in groups if self._manifest(tasks).ort_training is None)
 
-    def adopt(self, made: Mapping[Tasks, BuiltArtifacts]) -> None:
-        """Take official artifacts into the manifests of their groups from now on, and journal them."""
-        for each in made.values():
+    def add_artifacts(self, built: Mapping[Tasks, BuiltArtifacts]) -> None:
+        """Put ONNX Runtime training artifacts into the manifests of their groups from now on, and journal them."""
+        for each in built.values():
             for path in each.files.values():
                 self._blobs.add(path.read_bytes())
-        self._journal.set_official({group_id(tasks): each.artifacts for tasks, each in made.items()})
-        self._artifacts = self._whole(self._journal.official())
-        for tasks in made:
+        self._journal.set_ort_training({group_id(tasks): each.artifacts for tasks, each in built.items()})
+        self._artifacts = self._complete(self._journal.ort_training())
+        for tasks in built:
             self._manifests.pop(tasks, None)
 
-    def miss(self, groups: Iterable[Tasks], problem: str) -> None:
-        """Journal why groups have no official artifacts."""
-        self._journal.set_official({group_id(tasks): problem for tasks in groups})
+    def add_artifacts_problem(self, groups: Iterable[Tasks], problem: str) -> None:
+        """Journal why groups have no ONNX Runtime training artifacts."""
+        self._journal.set_ort_training({group_id(tasks): problem for tasks in groups})
 
-    def begun(self, work: Work) -> RoundRow | None:
-        """The journal's row of a round, if an earlier process has begun it."""
-        for row in self._journal.rounds():
-            if row.assignment.round == work.assignment.round:
-                return row
-        return None
+    def encoder_round(self, plan: Plan) -> EncoderRound:
+        """Return what the encoder server needs of a round of split learning."""
+        assert self._shared_encoder is not None
+        weights = self._journal.weights()[plan.phase, plan.group]
+        return self._shared_encoder.encoder_round(plan.round, plan.training, self._blobs.path(weights.digest))
 
-    def open(self, work: Work) -> EncoderRound:
-        """What the host of the general model is told of a round."""
-        assert self._apart is not None
-        return self._apart.open(work.assignment.round, work.training, self._blobs.path(work.whole.digest))
+    def check_update(self, plan: Plan, device: str, update: Update) -> None:
+        """Raise TensorsInvalid unless the fetched update is of the group's tensors and gives finite weights.
 
-    def check_update(self, work: Work, device: str, update: Update) -> None:
-        """Raises TensorsInvalid unless the fetched update is of the group's tensors and gives finite weights.
-
-        Of an encoder that was computed by the host, what the device has taught it must be there.
+        In split learning the encoder that the device has trained on the server must be there as well.
         """
-        table = self._table(work)
-        if update.scheme == "fp32":  # in full: what the device was given need not be in memory as well
-            unpack(table, self._blobs.read(update.weights.digest))
+        table = self._device_table(plan.tasks)
+        data = self._blobs.read(update.weights.digest)
+        if update.scheme == "fp32":  # in full: the weights that the device received need not be in memory as well
+            unpack(table, data)
         else:
-            decode(table, self._blobs.read(update.weights.digest), update.scheme, self._given(work.weights, table))
-        if self._apart is not None:
-            self._apart.read(update.round, device, self._bundle.general)
+            decode(table, data, update.scheme, unpack(table, self._blobs.read(plan.weights.digest)))
+        if self._shared_encoder is not None:
+            self._shared_encoder.read(update.round, device, self._bundle.general)
 
-    def close(
-        self, work: Work, devices: Iterable[str], *, bytes_up: int | None, exchanged_down: int | None = 0
-    ) -> dict[str, Result]:
+    def close(self, closed: Round, devices: Iterable[str], traffic: RoundTraffic) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
-
-        `exchanged_down` bytes have gone to devices beyond what these say that they have downloaded;
-        None was not counted.
 
         Devices are folded in the order of their names, so the result does not depend on who was first.
         """
-        about = work.assignment
-        journalled = self._journal.results(about.round)
+        journalled = self._journal.results(closed.number)
         results = {device: journalled[device] for device in sorted(devices)}
-        weights, memory = self._fold(work, results) if about.work == "train" else (None, None)
-        bytes_down = sum(result.bytes_down for result in results.values())
-        whole_down = None if exchanged_down is None else exchanged_down + bytes_down
-        self._journal.close_round(about, weights, bytes_up=bytes_up, bytes_down=whole_down, memory=memory)
-        if about.probe:
-            self._learn(about.round, results)
-        if about.work == "train":
+        weights, state = self._fold(closed, results) if closed.work == "train" else (None, None)
+        reported = sum(result.bytes_down for result in results.values())
+        self._journal.close_round(
+            closed,
+            weights,
+            bytes_up=traffic.up_bytes,
+            bytes_down=None if traffic.down_bytes is None else traffic.down_bytes + reported,
+            aggregation_state=state,
+        )
+        if closed.probe:
+            self._add_affinities(closed.number, results)
+        if closed.work == "train":
             self.sweep(partial=True)
-            if self._apart is not None:
-                self._apart.sweep(about.round)
+            if self._shared_encoder is not None:
+                self._shared_encoder.delete_before(closed.number)
         return results
 
     def sweep(self, *, partial: bool) -> None:
         """Delete the blobs that the journal does not need, with `partial` also those still on their way."""
         kept = {blob.digest for blob in self._journal.weights().values()} | {blob.digest for blob in self.graphs}
-        kept |= {blob.digest for blob in self._journal.memories().values()}
-        if self._lent is not None:
-            kept.add(self._lent.digest)
+        kept |= {blob.digest for blob in self._journal.aggregation_states().values()}
+        if self._device_weights is not None:
+            kept.add(self._device_weights.digest)
         kept |= {file.digest for artifacts in self._artifacts.values() for file in artifacts.files.values()}
         for phase in self.phases:
             kept |= {describe(encode(self._manifest(tasks))).digest for tasks in phase.groups}
         for row in self._journal.rounds():
             if row.closed_s is None:
-                results = self._journal.results(row.assignment.round).values()
+                results = self._journal.results(row.round.number).values()
                 kept |= {result.weights.digest for result in results if isinstance(result, Update)}
         for digest in list(self._blobs.digests()):
             if digest not in kept and (partial or digest in self._blobs):
                 self._blobs.discard(digest)
 
-    def _fold(self, work: Work, results: Mapping[str, Result]) -> tuple[Blob, Blob | None]:
-        """The round's weights, and what it leaves for the group's next one, as blobs that are here."""
-        about = work.assignment
-        table = self._manifest(about.tasks).table
-        given = self._given(work.whole, table)
-        layout = self._aggregation.memory(table)
-        before = self._journal.memories().get((about.phase, about.group))
-        combination = Combination(
+    def _fold(self, closed: Round, results: Mapping[str, Result]) -> tuple[Blob, Blob | None]:
+        """Return the round's weights and the aggregation state for the group's next one, as blobs that are here."""
+        table = self._manifest(closed.tasks).table
+        initial = self._initial_weights(closed)
+        layout = self._aggregation.state_table(table)
+        before = self._journal.aggregation_states().get((closed.phase, closed.group))
+        aggregation = RoundAggregation(
             table,
-            given,
+            initial,
             self._aggregation,
-            memory=None if layout is None or before is None else unpack(layout, self._blobs.read(before.digest)),
-            seed=(self._training.seed, about.index),
+            state=None if layout is None or before is None else unpack(layout, self._blobs.read(before.digest)),
+            seed=(self._training.seed, closed.index),
             folder=self._blobs.root,
         )
         for device, result in results.items():
             if isinstance(result, Update):
-                combination.fold(self._trained(work, device, result, given), result.examples)
-        new, memory = combination.result()
-        if combination.diverged:
-            self._journal.note(f"round {about.round}: the step of the encoder was not finite, and was not taken")
-        left = None if layout is None or memory is None else self._blobs.add(pack(layout, memory))
+                aggregation.fold(self._trained(closed.tasks, device, result, initial), result.examples)
+        new, state = aggregation.result()
+        if aggregation.diverged:
+            self._journal.note(f"round {closed.number}: the step of the encoder was not finite, and was not taken")
+        left = None if layout is None or state is None else self._blobs.add(pack(layout, state))
         return self._blobs.add(pack(table, new)), left
 
-    def _table(self, work: Work) -> TensorTable:
-        """The table of what devices are given and send."""
-        manifest = self._manifest(work.assignment.tasks)
-        return (manifest if work.apart is None else manifest.local()).table
+    def _device_table(self, tasks: Tasks) -> TensorTable:
+        """Return the table of the weights that devices receive and send."""
+        manifest = self._manifest(tasks)
+        return (manifest if self._shared_encoder is None else manifest.local()).table
 
-    def _given(self, weights: Blob, table: TensorTable) -> Vector:
-        """Weights that a round began with."""
-        return unpack(table, self._blobs.read(weights.digest))
+    def _initial_weights(self, planned: Round) -> Vector:
+        """Return the complete weights of the group, encoder included, that a round begins with."""
+        blob = self._journal.weights()[planned.phase, planned.group]
+        return unpack(self._manifest(planned.tasks).table, self._blobs.read(blob.digest))
 
-    def _trained(self, work: Work, device: str, update: Update, given: Vector) -> Vector:
-        """The group's weights as a device has trained them, in full. Raises TensorsInvalid."""
-        whole, table = self._manifest(work.assignment.tasks).table, self._table(work)
-        start = given if work.apart is None else transfer(whole, given, table)
-        sent = decode(table, self._blobs.read(update.weights.digest), update.scheme, start)
-        if self._apart is None:
+    def _trained(self, tasks: Tasks, device: str, update: Update, initial: Vector) -> Vector:
+        """Return the group's complete weights as a device has trained them. Raises TensorsInvalid."""
+        complete, table = self._manifest(tasks).table, self._device_table(tasks)
+        received = initial if self._shared_encoder is None else transfer(complete, initial, table)
+        sent = decode(table, self._blobs.read(update.weights.digest), update.scheme, received)
+        if self._shared_encoder is None:
             return sent
-        taught = self._apart.read(update.round, device, self._bundle.general)
-        trained = np.array(given)
-        for part, where in whole.parts.items():
-            trained[where] = taught if part == ENCODER else sent[table.parts[part]]
+        encoder = self._shared_encoder.read(update.round, device, self._bundle.general)
+        trained = np.array(initial)
+        for part, where in complete.parts.items():
+            trained[where] = encoder if part == ENCODER else sent[table.parts[part]]
         return trained
 
-    def _learn(self, round_number: int, results: Mapping[str, Result]) -> None:
+    def _add_affinities(self, round_number: int, results: Mapping[str, Result]) -> None:
         for device, result in results.items():
             if isinstance(result, Update) and result.affinity is not None:
                 self._ledger.add(round_number, device, result.affinity)
 
     def _starts(self, phase: Phase) -> dict[str, Blob]:
-        """The weights that a phase's groups start from, by group, as blobs that are here."""
+        """Return the weights that a phase's groups start from, by group, as blobs that are here."""
         source = next((earlier for earlier in self.phases if earlier.name == phase.start), None)
         current = self._journal.weights()
         starts = {}
@@ -338,47 +350,37 @@ class Federation:
             starts[group_id(tasks)] = self._blobs.add(pack(table, vector))
         return starts
 
-    def _work(self, phase: Phase, about: Assignment) -> Work:
-        manifest = encode(self._manifest(about.tasks))
-        whole = self._journal.weights()[phase.name, about.group]
-        return Work(
-            assignment=about,
-            bundle=self._blobs.add(manifest),
-            signature=sign(self._key, manifest),
-            weights=whole if self._apart is None else self._lend(self._manifest(about.tasks), whole),
-            whole=whole,
-            apart=None if self._apart is None else self._apart.settings,
-            own_stem=self._own_stems,
-            training=self._train(phase, about) if about.work == "train" else None,
-            updates=self._updates,
-        )
+    def _weights_for_devices(self, planned: Round) -> Blob:
+        """Return the weights that devices receive: in split learning those without the encoder.
 
-    def _lend(self, manifest: Manifest, whole: Blob) -> Blob:
-        """The weights without the encoder. They are kept until others are lent."""
-        table = manifest.local().table
-        self._lent = self._blobs.add(pack(table, transfer(manifest.table, self._given(whole, manifest.table), table)))
-        return self._lent
+        The latter are kept until those of another round are made.
+        """
+        if self._shared_encoder is None:
+            return self._journal.weights()[planned.phase, planned.group]
+        complete, table = self._manifest(planned.tasks).table, self._device_table(planned.tasks)
+        self._device_weights = self._blobs.add(pack(table, transfer(complete, self._initial_weights(planned), table)))
+        return self._device_weights
 
-    def _train(self, phase: Phase, about: Assignment) -> Training:
+    def _training_of(self, planned: Round) -> Training:
         settings = self._training
         return msgspec.structs.replace(
             settings,
-            first_epoch=about.index * settings.epochs,
-            lr=learning_rate(settings.lr, about.index, phase),
-            probe_every=settings.probe_every if about.probe else 0,
+            first_epoch=planned.index * settings.epochs,
+            lr=learning_rate(settings.lr, planned.index, self.phases[-1]),
+            probe_every=settings.probe_every if planned.probe else 0,
         )
 
-    def _whole(self, journalled: Mapping[str, Artifacts | str]) -> dict[str, Artifacts]:
-        """The artifacts that were made in this federation and are here with all their files, by group."""
+    def _complete(self, journalled: Mapping[str, Artifacts | str]) -> dict[str, Artifacts]:
+        """Return the artifacts that were made in this federation and are here with all their files, by group."""
         made = {group: each for group, each in journalled.items() if isinstance(each, Artifacts)}
         return {
             group: each for group, each in made.items() if all(f.digest in self._blobs for f in each.files.values())
         }
 
     def _manifest(self, tasks: Tasks) -> Manifest:
-        """A group's manifest. It names the bundle's initial weights, so that it is the same in every phase and round.
+        """Return a group's manifest. It names the bundle's weights, so that it is the same in every phase and round.
 
-        It is another one when official artifacts have been made for the group: between two rounds.
+        It changes when ONNX Runtime training artifacts have been made for the group: between two rounds.
         """
         if tasks in self._manifests:
             return self._manifests[tasks]
@@ -394,5 +396,5 @@ class Federation:
 
 
 def transfer_file(data: bytes, source: Manifest, target: Manifest) -> Vector:
-    """One group's weights out of another's file."""
+    """Return one group's weights out of another's file."""
     return transfer(source.table, unpack(source.table, data), target.table)

@@ -4,7 +4,8 @@ Rules
 - Every method that changes something is one transaction, on the disk when it returns (WAL, synchronous FULL).
 - Blobs are in the folder beside the database and are there, whole, before a row names them. They are deleted only
   after the transaction that makes them needless. What a crash leaves between the two is swept at the next start.
-- Rows hold the typed structures of the wire and of the planner, as JSON.
+- Rows hold the typed structures of the wire and of the planner, as JSON. Tables and keys keep the names of the first
+  version: `memories` has the aggregation state, `official` the ONNX Runtime training artifacts.
 - Times are seconds since the epoch, for people; no decision is made by them.
 """
 
@@ -17,7 +18,7 @@ from typing import TypeVar
 
 import msgspec
 
-from broker_server.strategies.planner import Assignment, Phase
+from broker_server.strategies.planner import Phase, Round
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.manifest import Artifacts
@@ -54,9 +55,9 @@ class JournalInvalid(ValueError):
 
 
 class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is known of a round. `closed_s` is None while it is open; bytes are None where nobody counted."""
+    """A round's row. `closed_s` is None while it is open; bytes are None where nobody counted."""
 
-    assignment: Assignment
+    round: Round
     members: tuple[str, ...]
     quorum: int
     started_s: float
@@ -66,7 +67,7 @@ class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RoundFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """A round with what devices made of it and what it has cost them."""
+    """A round with the devices' results and the energy that they have used."""
 
     row: RoundRow
     results: dict[str, Update | Evaluation]
@@ -102,7 +103,7 @@ class FederationJournal:
         self._database.close()
 
     def fact(self, key: str) -> str | None:
-        """A fact about the federation."""
+        """Return a fact about the federation; None if it is not known."""
         row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
         return None if row is None else str(row[0])
 
@@ -112,17 +113,17 @@ class FederationJournal:
             database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
     def set_hello(self, device: str, hello: Hello) -> None:
-        """Keep what a device said of itself."""
+        """Keep a device's newest Hello."""
         with self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO devices VALUES (?, ?)", (device, _json(hello)))
 
     def hellos(self) -> dict[str, Hello]:
-        """What every device said of itself."""
+        """Return the newest Hello of every device."""
         rows = self._database.execute("SELECT device, hello FROM devices ORDER BY device")
         return {device: msgspec.json.decode(body, type=Hello) for device, body in rows}
 
     def begin_phase(self, phase: Phase, first_round: int, weights: dict[str, Blob]) -> None:
-        """A phase begins; `weights` are those that its groups, by id, start from. Memories of earlier phases go."""
+        """Begin a phase from `weights`, by group; the aggregation state of earlier phases is dropped."""
         with self._transaction() as database:
             database.execute("DELETE FROM memories")
             number = database.execute("SELECT count(*) FROM phases").fetchone()[0]
@@ -131,31 +132,31 @@ class FederationJournal:
                 database.execute("INSERT INTO weights VALUES (?, ?, ?)", (phase.name, group, _json(blob)))
 
     def phases(self) -> list[tuple[Phase, int]]:
-        """Every phase that has begun, with the ordinal of its first round."""
+        """Return every phase that has begun, with the ordinal of its first round."""
         rows = self._database.execute("SELECT body, first_round FROM phases ORDER BY number")
         return [(msgspec.json.decode(body, type=Phase), first) for body, first in rows]
 
     def weights(self) -> dict[tuple[str, str], Blob]:
-        """The newest weights of every phase and group."""
+        """Return the newest weights of every phase and group."""
         rows = self._database.execute("SELECT phase, grp, blob FROM weights")
         return {(phase, group): msgspec.json.decode(blob, type=Blob) for phase, group, blob in rows}
 
-    def memories(self) -> dict[tuple[str, str], Blob]:
-        """What the last round of a phase and group left for the next one's aggregation."""
+    def aggregation_states(self) -> dict[tuple[str, str], Blob]:
+        """Return the aggregation state that the last round of a phase and group left for the next one."""
         rows = self._database.execute("SELECT phase, grp, blob FROM memories")
         return {(phase, group): msgspec.json.decode(blob, type=Blob) for phase, group, blob in rows}
 
-    def open_round(self, assignment: Assignment, members: tuple[str, ...], quorum: int) -> None:
-        """A round has begun, or has other members."""
+    def open_round(self, opened: Round, members: tuple[str, ...], quorum: int) -> None:
+        """Journal that a round has begun, or has other members."""
         with self._transaction() as database:
             database.execute(
                 "INSERT INTO rounds (round, body, members, quorum, started_s) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (round) DO UPDATE SET members = excluded.members, quorum = excluded.quorum",
-                (assignment.round, _json(assignment), _json(members), quorum, self._clock()),
+                (opened.number, _json(opened), _json(members), quorum, self._clock()),
             )
 
     def add_result(self, round_number: int, device: str, result: Update | Evaluation) -> bool:
-        """Keep a device's result; False if one of this round is here already."""
+        """Keep a device's result of a round; return False if one is here already."""
         with self._transaction() as database:
             cursor = database.execute(
                 "INSERT OR IGNORE INTO results VALUES (?, ?, ?)", (round_number, device, _json(result))
@@ -163,17 +164,17 @@ class FederationJournal:
             return cursor.rowcount == 1
 
     def results(self, round_number: int) -> dict[str, Update | Evaluation]:
-        """The results that a round has, by device, in order."""
+        """Return the results that a round has, by device, in order."""
         rows = self._database.execute(
             "SELECT device, body FROM results WHERE round = ? ORDER BY device", (round_number,)
         )
         return {device: msgspec.json.decode(body, type=Update | Evaluation) for device, body in rows}
 
     def set_energy(self, spent: FinalEnergy, device: str) -> bool:
-        """Keep what a plan has cost a device in all; False if it was not in that round."""
+        """Keep the energy that a device has used for a plan in all; return False if it was not in that round."""
         with self._transaction() as database:
             row = database.execute("SELECT body, members FROM rounds WHERE round = ?", (spent.round,)).fetchone()
-            if row is None or msgspec.json.decode(row[0], type=Assignment).group != spent.group:
+            if row is None or msgspec.json.decode(row[0], type=Round).group != spent.group:
                 return False
             if device not in msgspec.json.decode(row[1], type=tuple[str, ...]):
                 return False
@@ -183,7 +184,7 @@ class FederationJournal:
             return True
 
     def energy(self, round_number: int) -> dict[str, Energy]:
-        """What a round's plan has cost each device that has said so."""
+        """Return the energy that each device has used for a round's plan, where it has reported any."""
         rows = self._database.execute("SELECT device, body FROM energy WHERE round = ?", (round_number,))
         spent = {device: msgspec.json.decode(body, type=Energy) for device, body in rows}
         results = self.results(round_number).items()
@@ -191,48 +192,46 @@ class FederationJournal:
 
     def close_round(
         self,
-        assignment: Assignment,
+        closed: Round,
         weights: Blob | None,
         *,
         bytes_up: int | None,
         bytes_down: int | None,
-        memory: Blob | None = None,
+        aggregation_state: Blob | None = None,
     ) -> None:
-        """A round has closed; `weights` are what it made of its group, None for an evaluation.
+        """Close a round that has made `weights` of its group, None for an evaluation.
 
-        `memory` is what it leaves for the aggregation of the group's next round.
+        `aggregation_state` goes on to the group's next round.
         """
         with self._transaction() as database:
             database.execute(
                 "UPDATE rounds SET closed_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
-                (self._clock(), bytes_up, bytes_down, assignment.round),
+                (self._clock(), bytes_up, bytes_down, closed.number),
             )
             if weights is not None:
                 database.execute(
                     "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)",
-                    (assignment.phase, assignment.group, _json(weights)),
+                    (closed.phase, closed.group, _json(weights)),
                 )
-            if memory is None:
-                database.execute(
-                    "DELETE FROM memories WHERE phase = ? AND grp = ?", (assignment.phase, assignment.group)
-                )
+            if aggregation_state is None:
+                database.execute("DELETE FROM memories WHERE phase = ? AND grp = ?", (closed.phase, closed.group))
             else:
                 database.execute(
                     "INSERT OR REPLACE INTO memories VALUES (?, ?, ?)",
-                    (assignment.phase, assignment.group, _json(memory)),
+                    (closed.phase, closed.group, _json(aggregation_state)),
                 )
 
     def add_rounds(self, rounds: Sequence[RoundFacts], weights: Blob | None) -> None:
-        """Closed rounds of one group all at once, with what the last of them made of it."""
+        """Journal closed rounds of one group all at once, with the weights that the last of them made."""
         with self._transaction() as database:
             for facts in rounds:
                 row = facts.row
-                about = row.assignment
+                played = row.round
                 database.execute(
                     "INSERT INTO rounds VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
                     (
-                        about.round,
-                        _json(about),
+                        played.number,
+                        _json(played),
                         _json(row.members),
                         row.quorum,
                         row.started_s,
@@ -242,28 +241,32 @@ class FederationJournal:
                     ),
                 )
                 for device, result in facts.results.items():
-                    database.execute("INSERT INTO results VALUES (?, ?, ?)", (about.round, device, _json(result)))
+                    database.execute("INSERT INTO results VALUES (?, ?, ?)", (played.number, device, _json(result)))
                 for device, energy in facts.energy.items():
-                    database.execute("INSERT INTO energy VALUES (?, ?, ?)", (about.round, device, _json(energy)))
+                    database.execute("INSERT INTO energy VALUES (?, ?, ?)", (played.number, device, _json(energy)))
             if weights is not None:
-                about = rounds[-1].row.assignment
+                last = rounds[-1].row.round
                 database.execute(
-                    "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)", (about.phase, about.group, _json(weights))
+                    "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)", (last.phase, last.group, _json(weights))
                 )
 
     def facts_of(self, row: RoundRow) -> RoundFacts:
-        """All that is known of a round."""
-        number = row.assignment.round
+        """Return all that is known of a round."""
+        number = row.round.number
         return RoundFacts(row=row, results=self.results(number), energy=self.energy(number))
 
+    def row(self, round_number: int) -> RoundRow | None:
+        """Return a round's row; None if it has not begun."""
+        return next((row for row in self.rounds() if row.round.number == round_number), None)
+
     def rounds(self) -> list[RoundRow]:
-        """Every round that has begun, in order."""
+        """Return every round that has begun, in order."""
         rows = self._database.execute(
             "SELECT body, members, quorum, started_s, closed_s, bytes_up, bytes_down FROM rounds ORDER BY round"
         )
         return [
             RoundRow(
-                assignment=msgspec.json.decode(body, type=Assignment),
+                round=msgspec.json.decode(body, type=Round),
                 members=msgspec.json.decode(members, type=tuple[str, ...]),
                 quorum=quorum,
                 started_s=started_s,
@@ -274,25 +277,25 @@ class FederationJournal:
             for body, members, quorum, started_s, closed_s, bytes_up, bytes_down in rows
         ]
 
-    def set_official(self, outcomes: Mapping[str, Artifacts | str]) -> None:
-        """Keep the official artifacts that were made of groups, by group, or why they could not be."""
+    def set_ort_training(self, outcomes: Mapping[str, Artifacts | str]) -> None:
+        """Keep the ONNX Runtime training artifacts that were made of groups, by group, or why they could not be."""
         with self._transaction() as database:
             for group, outcome in outcomes.items():
                 database.execute("INSERT OR REPLACE INTO official VALUES (?, ?)", (group, _json(outcome)))
 
-    def official(self) -> dict[str, Artifacts | str]:
-        """What came of the groups whose official artifacts were to be made."""
+    def ort_training(self) -> dict[str, Artifacts | str]:
+        """Return each group's ONNX Runtime training artifacts, or why they could not be made."""
         rows = self._database.execute("SELECT grp, body FROM official ORDER BY grp")
         return {group: msgspec.json.decode(body, type=Artifacts | str) for group, body in rows}
 
     def note(self, text: str) -> None:
-        """Keep something that people should be able to read later; the oldest of too many are dropped."""
+        """Keep a text that people should be able to read later; beyond MAX_EVENTS the oldest are dropped."""
         with self._transaction() as database:
             number = database.execute("INSERT INTO events (at_s, text) VALUES (?, ?)", (self._clock(), text)).lastrowid
             database.execute("DELETE FROM events WHERE number <= ?", ((number or 0) - MAX_EVENTS,))
 
     def notes(self) -> list[tuple[float, str]]:
-        """What was noted, oldest first, as (seconds since the epoch, text)."""
+        """Return the notes, oldest first, as (seconds since the epoch, text)."""
         return list(self._database.execute("SELECT at_s, text FROM events ORDER BY number"))
 
     @contextmanager

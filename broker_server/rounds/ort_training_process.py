@@ -1,8 +1,9 @@
-"""Official ONNX Runtime training artifacts of groups that were just decided, made while the federation waits for them.
+"""ONNX Runtime training artifacts of groups that were just decided, made while the federation waits for them.
 
 Rules
-- They are made by a process in the official environment, `python -m export split`: the server knows neither onnx nor
-  onnxruntime. It leads a process group of its own, which is killed at the time limit and when the server ends.
+- They are made by a process in the environment of onnxruntime-training, `python -m export split`: the server knows
+  neither onnx nor onnxruntime. It leads a process group of its own, which is killed at the time limit and when the
+  server ends.
 - It writes to a fresh folder within the state folder. What the process of a server that was killed still writes to
   another one is deleted with the next start.
 - What it wrote counts only when its manifest is the bundle's but for the artifacts, and every file is what it says.
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker_server.rounds.coordinator import Device
+from broker_server.rounds.coordinator import DeviceState
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import (
     MANIFEST,
@@ -34,8 +35,8 @@ from edge_runtime.wire.manifest import (
 from edge_runtime.wire.names import Tasks, group_id
 
 ROOT = Path(__file__).resolve().parents[2]
-"""Where the packages are: the official environment holds none of ours."""
-MAX_SAID = 300
+"""Where the packages are: the environment of onnxruntime-training holds none of ours."""
+MAX_PROBLEM_CHARACTERS = 300
 
 
 class ArtifactsUnavailable(RuntimeError):
@@ -44,7 +45,7 @@ class ArtifactsUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class BuiltArtifacts:
-    """A group's artifacts and where their files are, by name, until the maker is started or stopped again."""
+    """A group's artifacts and where their files are, by name, until the builder is started or stopped again."""
 
     artifacts: Artifacts
     files: Mapping[str, Path]
@@ -60,7 +61,7 @@ class _Running:
 
 
 class ArtifactBuilder:
-    """Makes artifacts of a bundle's groups, a few groups at a time. `folder` is its own and is emptied."""
+    """Makes artifacts of a bundle's groups, some groups at a time. `folder` is its own and is emptied."""
 
     def __init__(self, *, python: Path, bundle: Path, folder: Path, limit_s: float) -> None:
         self._python = python
@@ -85,13 +86,13 @@ class ArtifactBuilder:
             self._folder.mkdir(parents=True, exist_ok=True)
             out = Path(tempfile.mkdtemp(dir=self._folder)).resolve()
             words = ["split", self._bundle.resolve(), "--groups", text, "--out", out, "--official-python", self._python]
-            with (out / "said").open("wb") as said:
+            with (out / "output").open("wb") as output:
                 process = subprocess.Popen(
                     [str(self._python), "-m", "export", *map(str, words)],
                     cwd=ROOT,
                     stdin=subprocess.DEVNULL,
-                    stdout=said,
-                    stderr=said,
+                    stdout=output,
+                    stderr=output,
                     start_new_session=True,
                 )
         except OSError as exc:
@@ -99,7 +100,7 @@ class ArtifactBuilder:
         self._running = _Running(process, bundle, tuple(groups), out, now_s + self._limit_s)
 
     def poll(self, now_s: float) -> dict[Tasks, BuiltArtifacts] | None:
-        """What was made, once; None while it is not ready. Raises ArtifactsUnavailable, and the maker is then free."""
+        """Return the artifacts, once; None while they are not ready. Raises ArtifactsUnavailable."""
         running = self._running
         if running is None:
             return None
@@ -111,19 +112,21 @@ class ArtifactBuilder:
             raise ArtifactsUnavailable(f"they were not ready after {self._limit_s:g} s (official_limit_s)")
         try:
             if code != 0:
-                raise ArtifactsUnavailable(_last_line(running.out / "said") or f"{self._python} ended with code {code}")
+                raise ArtifactsUnavailable(
+                    _last_line(running.out / "output") or f"{self._python} ended with code {code}"
+                )
             return _checked(running)
         except (BundleInvalid, OSError) as exc:
             raise ArtifactsUnavailable(f"what {self._python} made cannot be used: {exc}") from exc
 
     def stop(self) -> None:
-        """Make nothing more, and delete what was made."""
+        """End the process, and delete what it has made."""
         if self._running is not None:
             self._end(self._running)
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _end(self, running: _Running) -> None:
-        """What the process has started ends with it."""
+        """End the process, and all that it has started."""
         self._running = None
         with contextlib.suppress(ProcessLookupError):
             os.killpg(running.process.pid, signal.SIGKILL)
@@ -147,19 +150,19 @@ def _checked(running: _Running) -> dict[Tasks, BuiltArtifacts]:
     return made
 
 
-def _last_line(said: Path) -> str:
-    lines = said.read_text(errors="replace").strip().splitlines()
-    return lines[-1].strip()[:MAX_SAID] if lines else ""
+def _last_line(output: Path) -> str:
+    lines = output.read_text(errors="replace").strip().splitlines()
+    return lines[-1].strip()[:MAX_PROBLEM_CHARACTERS] if lines else ""
 
 
-def asking(devices: Mapping[str, Device]) -> tuple[list[str], list[str]]:
-    """The devices that ask for official artifacts, and those of them that train with nothing else, in order."""
+def artifact_users(devices: Mapping[str, DeviceState]) -> tuple[list[str], list[str]]:
+    """Return the devices that ask for the artifacts, and those of them that train with nothing else, in order."""
     uses = {name: device.hello.ort_training for name, device in sorted(devices.items()) if device.hello is not None}
     return [name for name, use in uses.items() if use != "off"], [n for n, use in uses.items() if use == "require"]
 
 
-def failure(groups: Iterable[Tasks], problem: str, requiring: Collection[str]) -> str:
-    """One sentence about artifacts that cannot be made, and what follows from it."""
+def problem_sentence(groups: Iterable[Tasks], problem: str, requiring: Collection[str]) -> str:
+    """Return one sentence about artifacts that cannot be made, and what follows from it."""
     named = ", ".join(map(group_id, groups))
     follows = f"{', '.join(requiring)} must refuse, the others train" if requiring else "the devices train"
     return f"no official artifacts for {named}: {problem}; {follows} with the portable graphs"

@@ -10,7 +10,7 @@ from broker_server.aggregation.encoder import Aggregation, Rule
 from broker_server.aggregation.server_optimizer import ServerOptimizer, Share, StepRate, Tau
 from broker_server.grouping.search import Mode  # noqa: TC001  (a union of it is read by msgspec)
 from broker_server.rounds.coordinator import Rules
-from broker_server.rounds.encoder_process import Apart
+from broker_server.rounds.encoder_process import SharedEncoder
 from broker_server.rounds.federation import Terms
 from broker_server.strategies.fixed import FixedGroups
 from broker_server.strategies.hoa import Hoa
@@ -170,11 +170,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return self.general == "host" or (self.general == "auto" and self.strategy == "fedbone")
 
     @property
-    def apart(self) -> Apart | None:
+    def apart(self) -> SharedEncoder | None:
         """How it is, if it is."""
         if not self.is_apart:
             return None
-        return Apart(
+        return SharedEncoder(
             results=self.state / GENERAL,
             settings=SplitLearning(precision=self.general_precision, parts=self.general_parts),
             most_devices=self.general_devices,
@@ -271,8 +271,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             updates=self.updates,
             aggregation=self.combining,
             settings=self.fingerprint(),
-            apart=self.apart,
-            own_stems=self.stems == "own",
+            shared_encoder=self.apart,
+            local_stems=self.stems == "own",
         )
 
     def planner(self, tasks: Tasks) -> Strategy:

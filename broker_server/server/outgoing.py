@@ -1,9 +1,9 @@
-"""What waits until the link has room for it: messages to devices, what the host of a general model says, and chunks.
+"""The queues of what waits until the link has room: messages to devices, the encoder server's fragments, and chunks.
 
 Rules
-- Messages go first, then the host's pieces, then chunks, each of which is read when it goes.
-- All of it is bounded. What is lost here is asked for again: the oldest message goes where there are too many, and the
-  newest chunks; the host is not read while too many of its pieces wait, so they wait in its process.
+- Messages go first, then the encoder server's fragments, then chunks, which are read from the disk when they go.
+- All queues are bounded. Of too many messages the oldest are dropped, of too many chunks the newest; devices ask for
+  them again. The encoder server is not read while too many of its fragments wait, so they wait in its process.
 """
 
 # coverage: every branch
@@ -20,18 +20,18 @@ from edge_runtime.wire.topics import Topics
 MAX_MESSAGES = 4096
 MAX_CHUNKS = 1024
 """Each a few bytes until it is read."""
-MAX_PIECES = 1024
+MAX_FRAGMENTS = 1024
 
 
 class Outgoing:
-    """Takes what is to be said, and hands it to the link as far as there is room."""
+    """Takes what is to be sent, and hands it to the link as far as there is room."""
 
     def __init__(self, link: Link, topics: Topics, blobs: BlobStore) -> None:
         self._link = link
         self._topics = topics
         self._blobs = blobs
         self._messages: deque[tuple[str, bytes]] = deque(maxlen=MAX_MESSAGES)
-        self._pieces: deque[tuple[str, bytes]] = deque()
+        self._fragments: deque[tuple[str, bytes]] = deque()
         self._chunks: deque[Chunk] = deque()
         self.counts: Counter[str] = Counter()
         """What was dropped, by reason."""
@@ -39,35 +39,35 @@ class Outgoing:
     @property
     def is_empty(self) -> bool:
         """Whether everything has been handed to the link."""
-        return not self._messages and not self._pieces and not self._chunks
+        return not self._messages and not self._fragments and not self._chunks
 
     @property
-    def takes_pieces(self) -> bool:
-        """Whether the host may say more."""
-        return len(self._pieces) <= MAX_PIECES
+    def takes_fragments(self) -> bool:
+        """Whether the encoder server's next fragments may come."""
+        return len(self._fragments) <= MAX_FRAGMENTS
 
     def message(self, device: str, payload: bytes) -> None:
-        """A message to a device."""
+        """Queue a message to a device."""
         self._messages.append((self._topics.command(device), payload))
 
-    def piece(self, device: str, payload: bytes) -> None:
-        """What the host of the general model says to a device."""
-        self._pieces.append((self._topics.down(device), payload))
+    def fragment(self, device: str, payload: bytes) -> None:
+        """Queue a fragment of a message from the encoder server to a device."""
+        self._fragments.append((self._topics.down(device), payload))
 
     def chunks(self, wanted: Sequence[Chunk]) -> None:
-        """Chunks that devices want."""
+        """Queue chunks that devices want."""
         room = max(0, MAX_CHUNKS - len(self._chunks))
         self._chunks.extend(wanted[:room])
         self.counts["chunk that the link had no room for"] += len(wanted[room:])
 
-    def lost(self) -> None:
-        """The connection is lost: whoever still needs chunks asks again."""
+    def drop_chunks(self) -> None:
+        """Drop all chunks, because the connection is lost: devices that still need some ask again."""
         self._chunks.clear()
 
     def flush(self) -> None:
         """Hand to the link what it has room for."""
         try:
-            for waiting in (self._messages, self._pieces):
+            for waiting in (self._messages, self._fragments):
                 while waiting:
                     self._link.publish(*waiting[0])
                     waiting.popleft()
@@ -78,7 +78,7 @@ class Outgoing:
             return
 
     def _send(self, chunk: Chunk) -> None:
-        """Raises LinkFull."""
+        """Publish a chunk, if its blob is still here. Raises LinkFull."""
         try:
             data = self._blobs.chunk(chunk.blob, chunk.index)
         except BlobInvalid:

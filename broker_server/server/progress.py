@@ -1,4 +1,4 @@
-"""What people see while a federation runs: a live view in a terminal, one line for each round elsewhere."""
+"""Views of a running federation: a live one in a terminal, one line for each round elsewhere."""
 
 import math
 import sys
@@ -16,10 +16,10 @@ from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities
 from broker_server.report.build import round_report
 from broker_server.report.energy import label
-from broker_server.rounds.actions import Result
-from broker_server.rounds.coordinator import UNANSWERED, Coordinator
+from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import RoundRow
-from broker_server.server.loop import Aggregator
+from broker_server.rounds.open_round import UNANSWERED, Result
+from broker_server.server.loop import ServerLoop
 from edge_runtime.wire.messages import Evaluation
 from edge_runtime.wire.names import Tasks
 
@@ -32,10 +32,10 @@ _FRAME = 5
 
 
 def round_line(row: RoundRow, results: Mapping[str, Result]) -> str:
-    """A closed round in one line."""
-    about = row.assignment
-    head = f"round {about.round:>3}  {about.phase:<7} {about.index + 1}/{about.rounds}  {about.group}"
-    if about.work == "evaluate":
+    """Return one line on a closed round."""
+    closed = row.round
+    head = f"round {closed.number:>3}  {closed.phase:<7} {closed.index + 1}/{closed.rounds}  {closed.group}"
+    if closed.work == "evaluate":
         evaluations = [(r.loss, r.examples) for r in results.values() if isinstance(r, Evaluation)]
         return f"{head}  test loss {losses_text(weighted_losses(evaluations))}  ({len(results)} devices)"
     report = round_report(row, results)
@@ -44,7 +44,7 @@ def round_line(row: RoundRow, results: Mapping[str, Result]) -> str:
 
 
 def losses_text(losses: Mapping[str, float]) -> str:
-    """Losses by task and their sum, short."""
+    """Return losses by task and their sum, in short."""
     if not losses:
         return "not measured"
     by_task = " ".join(f"{task} {loss:.4f}" for task, loss in losses.items())
@@ -61,12 +61,12 @@ class PlainView:
         """Print a note."""
         print(text, file=self._file, flush=True)
 
-    def closed(self, row: RoundRow, results: Mapping[str, Result]) -> None:
+    def on_round_closed(self, row: RoundRow, results: Mapping[str, Result]) -> None:
         """Print a round's line."""
         print(round_line(row, results), file=self._file, flush=True)
 
-    def refresh(self, aggregator: Aggregator) -> None:
-        """Nothing: lines stay as they are."""
+    def refresh(self, coordinator: Coordinator, loop: ServerLoop | None) -> None:
+        """Print nothing: lines stay as they are."""
 
 
 class LiveView:
@@ -90,60 +90,58 @@ class LiveView:
         """Show a note until newer ones push it out."""
         self._notes.append(text)
 
-    def closed(self, row: RoundRow, results: Mapping[str, Result]) -> None:
+    def on_round_closed(self, row: RoundRow, results: Mapping[str, Result]) -> None:
         """Show a round."""
         self._rounds.append((row, dict(results)))
         self._affinities = None
 
-    def refresh(self, aggregator: Aggregator) -> None:
-        """Draw everything anew."""
-        self._live.update(self.render(aggregator))
+    def refresh(self, coordinator: Coordinator, loop: ServerLoop | None) -> None:
+        """Draw the whole view again."""
+        self._live.update(self.render(coordinator, loop))
 
-    def render(self, aggregator: Aggregator) -> RenderableType:
-        """The whole view, cut to the terminal's height: as many of the newest rounds as there is room for."""
+    def render(self, coordinator: Coordinator, loop: ServerLoop | None) -> RenderableType:
+        """Return the whole view, with as many of the newest rounds as the terminal's height has room for."""
         below: list[Table | Text] = []
-        federation = aggregator.federation
-        if federation is not None:
+        if loop is not None:
             if self._affinities is None:
-                self._affinities = federation.affinities
+                self._affinities = loop.federation.affinities
             if self._affinities.counts.any():
                 below.append(affinity_table(self._affinities))
-            for phase in federation.phases:
+            for phase in loop.federation.phases:
                 if phase.split is not None:
                     groups = "   ".join(" + ".join(group) for group in phase.split.groups)
                     below.append(_line(f"split into {groups}   (score {phase.split.score:.4f})", style="bold"))
-        below.append(device_table(aggregator.coordinator))
+        below.append(device_table(coordinator))
         below.extend(_line(note, style="dim") for note in self._notes)
         taken = _FRAME + sum(1 if isinstance(part, Text) else part.row_count + _head(part) for part in below)
         room = max(LEAST_ROUNDS, self._live.console.size.height - taken)
-        above: list[RenderableType] = [self._headline(aggregator)]
-        if self._rounds and federation is not None:
-            above.append(self._table(federation.tasks, min(room, SHOWN_ROUNDS)))
+        above: list[RenderableType] = [self._headline(coordinator, loop)]
+        if self._rounds and loop is not None:
+            above.append(self._table(loop.federation.tasks, min(room, SHOWN_ROUNDS)))
         return Panel(Group(*above, *below), title="MAS Edge", border_style="cyan")
 
     @staticmethod
-    def _headline(aggregator: Aggregator) -> Text:
-        if aggregator.finished:
-            return Text(aggregator.finished, style="bold red" if aggregator.failed else "bold green")
-        if aggregator.work is None:
+    def _headline(coordinator: Coordinator, loop: ServerLoop | None) -> Text:
+        if loop is not None and loop.finished:
+            return Text(loop.finished, style="bold red" if loop.failed else "bold green")
+        if loop is None or loop.round is None:
             return Text("no bundle yet: no rounds run", style="yellow")
-        about = aggregator.work.assignment
-        doing = "training" if about.work == "train" else "measuring"
-        if aggregator.making:
-            return _line(f"round {about.round}: waiting for its official artifacts", style="yellow")
-        current = aggregator.coordinator.open
+        shown = loop.round
+        doing = "training" if shown.work == "train" else "measuring"
+        if loop.building:
+            return _line(f"round {shown.number}: waiting for its official artifacts", style="yellow")
+        current = coordinator.open
         if current is None or not current.members:
-            waiting = f"{len(aggregator.coordinator.online)} online"
-            return _line(f"round {about.round}: waiting for devices, {waiting}", style="yellow")
-        counted = sum(state == "counted" for state in current.members.values())
+            waiting = f"{len(coordinator.online)} online"
+            return _line(f"round {shown.number}: waiting for devices, {waiting}", style="yellow")
         return _line(
-            f"round {about.round}: {about.phase} {about.index + 1}/{about.rounds}, "
-            f"{counted} of {len(current.members)} devices done, {doing} {about.group}",
+            f"round {shown.number}: {shown.phase} {shown.index + 1}/{shown.rounds}, "
+            f"{len(current.counted)} of {len(current.members)} devices done, {doing} {shown.group}",
             style="bold cyan",
         )
 
     def _table(self, tasks: Tasks, number: int) -> Table:
-        """A line for each round, a column for each task: a group's rounds have the losses of its tasks alone."""
+        """Return a table with a line for each round, a column for each task of the round's group."""
         table = Table(box=None, pad_edge=False)
         table.add_column("round", justify="right")
         table.add_column("phase", no_wrap=True)
@@ -152,17 +150,19 @@ class LiveView:
         table.add_column("by", justify="right")
         table.add_column("s", justify="right", no_wrap=True)
         for row, results in list(self._rounds)[-number:]:
-            about = row.assignment
+            closed, is_test = row.round, row.round.work == "evaluate"
             evaluations = [(r.loss, r.examples) for r in results.values() if isinstance(r, Evaluation)]
             losses = weighted_losses(evaluations) or round_report(row, results).train_loss
             table.add_row(
-                str(about.round),
-                f"{about.phase} {about.index + 1}/{about.rounds}" if about.work == "train" else f"{about.phase} (test)",
+                str(closed.number),
+                f"{closed.phase} {closed.index + 1}/{closed.rounds}"
+                if closed.work == "train"
+                else f"{closed.phase} (test)",
                 *(f"{losses[task]:.4f}" if task in losses else "" for task in tasks),
                 f"{sum(losses.values()):.4f}" if losses else "–",
                 str(len(results)),
                 f"{(row.closed_s or row.started_s) - row.started_s:.1f}",
-                style="green" if about.work == "evaluate" else None,
+                style="green" if is_test else None,
             )
         return table
 
@@ -172,12 +172,12 @@ def _line(text: str, style: str) -> Text:
 
 
 def _head(table: Table) -> int:
-    """The lines of a table above its rows."""
+    """Return how many lines a table has above its rows."""
     return int(table.show_header) + int(table.title is not None)
 
 
 def affinity_table(affinities: Affinities) -> Table:
-    """The affinity matrix: rows are i, columns j of i→j."""
+    """Return the affinity matrix as a table: rows are i, columns j of i→j."""
     table = Table(title="affinity i→j", box=None, title_justify="left", pad_edge=False)
     table.add_column("", no_wrap=True)
     for task in affinities.tasks:
@@ -189,7 +189,7 @@ def affinity_table(affinities: Affinities) -> Table:
 
 
 def device_table(coordinator: Coordinator) -> Table:
-    """The fleet: who is there and what each is doing; of many, those at work come first."""
+    """Return the fleet as a table: each device and its work; of many devices those at work come first."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for _ in range(3):
         table.add_column(no_wrap=True)

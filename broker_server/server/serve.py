@@ -1,4 +1,4 @@
-"""A running server: state folder, broker, aggregator and view put together, until it is stopped."""
+"""A running server: state folder, broker, loop and view put together, until it is stopped."""
 
 import contextlib
 import sys
@@ -18,9 +18,10 @@ from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.ort_training_process import ArtifactBuilder
 from broker_server.server.config import ConfigInvalid, ServerConfig
+from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrol import own_address
 from broker_server.server.keys import load_or_create
-from broker_server.server.loop import Aggregator, Watcher
+from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.state import StateFolder
 from edge_runtime.wire import manifest, tokens
@@ -32,7 +33,7 @@ from edge_runtime.wire.mqtt import MqttLink
 from edge_runtime.wire.topics import Topics
 
 PORT_SEARCH = 20
-"""A port in use is moved around by so many."""
+"""How many ports after one that is in use are tried."""
 LINGER_S = 3.0
 """How long the last messages of a finished federation get to leave."""
 BUNDLE_S = 1.0
@@ -54,7 +55,7 @@ def serve(
     is_quiet: bool = False,
     report: Path | None = None,
 ) -> bool:
-    """Serve until stopped, or with `is_once` until the federation has finished; whether it did so as planned.
+    """Serve until stopped, or with `is_once` until the federation has finished; return whether it did as planned.
 
     With `broker`, a URL, that broker is used and none is started. Raises StateBusy, JournalInvalid, KeyInvalid,
     BrokerNotStarted, BrokerRefused, LinkInvalid, BundleInvalid, FederationChanged, SplitImpossible, ConfigInvalid;
@@ -77,35 +78,33 @@ def serve(
         else:
             link = stack.enter_context(_external(config, key, folder, url=broker, token=token, ca_file=ca_file))
         watcher = _watcher(stack, is_quiet=is_quiet)
-        maker = _maker(config)
-        if maker is not None:
-            stack.callback(maker.stop)
-        host = _host(config, link)
-        if host is not None:
-            stack.callback(host.close)
-        aggregator = Aggregator(
+        builder = _builder(config)
+        if builder is not None:
+            stack.callback(builder.stop)
+        encoder = _encoder(config, link)
+        if encoder is not None:
+            stack.callback(encoder.close)
+        dispatcher = Dispatcher(
             link=link,
             topics=Topics(config.federation),
             journal=journal,
             blobs=blobs,
             coordinator=Coordinator(config.rules, journal.hellos()),
-            watcher=watcher,
-            maker=maker,
-            host=host,
+            show=watcher.note,
+            builds_artifacts=builder is not None,
         )
         if config.bundle is not None or _is_bundle(config.bundle_path):
-            aggregator.run(_federation(config, journal, blobs, key))
+            federation = _federation(config, journal, blobs, key)
         else:
-            aggregator.note(
-                f"no bundle at {config.bundle_path}, so no rounds run: make one with "
-                f"`python -m export compile FILE.py:build --out {config.bundle_path}` and it is picked up"
-            )
-        _loop(aggregator, config, key, journal, blobs, is_once=is_once, out=report or config.state / "report")
-        return not aggregator.failed
+            federation = _await_bundle(config, dispatcher, watcher, key)
+        loop = ServerLoop(federation, dispatcher, watcher, builder=builder, encoder=encoder)
+        loop.start()
+        _run(loop, is_once=is_once, out=report or config.state / "report")
+        return not loop.failed
 
 
 def write_report(out: Path, journal: FederationJournal, blobs: BlobStore) -> Path:
-    """Write report.json, report.html and models/ of what the journal holds; the page. Raises ReportImpossible."""
+    """Write report.json, report.html and models/ of a journal; return the page's path. Raises ReportImpossible."""
     from broker_server.report import html as report_html  # matplotlib is slow to import, and needed at the end alone
 
     built = reports.build(journal)
@@ -113,41 +112,49 @@ def write_report(out: Path, journal: FederationJournal, blobs: BlobStore) -> Pat
     return report_html.write(out, built, affinities=reports.affinities(journal))
 
 
-def _loop(
-    aggregator: Aggregator,
-    config: ServerConfig,
-    key: Ed25519PrivateKey,
-    journal: FederationJournal,
-    blobs: BlobStore,
-    *,
-    is_once: bool,
-    out: Path,
-) -> None:
-    looked_s, ended_s, problem = time.monotonic(), 0.0, ""
-    reported: int | None = None
+def _await_bundle(config: ServerConfig, dispatcher: Dispatcher, watcher: Watcher, key: Ed25519PrivateKey) -> Federation:
+    """Return the federation as soon as there is a bundle; until then devices may join. Raises BrokerRefused."""
+    dispatcher.note(
+        f"no bundle at {config.bundle_path}, so no rounds run: make one with "
+        f"`python -m export compile FILE.py:build --out {config.bundle_path}` and it is picked up"
+    )
+    looked_s, problem = time.monotonic(), ""
     while True:
-        aggregator.step(BUNDLE_S)
+        dispatcher.receive(BUNDLE_S)
+        if dispatcher.tick():
+            watcher.refresh(dispatcher.coordinator, None)
+        dispatcher.outgoing.flush()
         now_s = time.monotonic()
-        if aggregator.federation is None and now_s - looked_s >= BUNDLE_S and _is_bundle(config.bundle_path):
-            looked_s = now_s
-            try:
-                aggregator.run(_federation(config, journal, blobs, key))
-            except BundleInvalid as exc:  # it may still be on its way
-                if str(exc) != problem:
-                    problem = str(exc)
-                    aggregator.note(problem)
-        if aggregator.finished is not None and reported is None:
-            reported = aggregator.energies
-            aggregator.note(f"report: {write_report(out, journal, blobs)}")
+        if now_s - looked_s < BUNDLE_S or not _is_bundle(config.bundle_path):
+            continue
+        looked_s = now_s
+        try:
+            return _federation(config, dispatcher.journal, dispatcher.blobs, key)
+        except BundleInvalid as exc:  # it may still be on its way
+            if str(exc) != problem:
+                problem = str(exc)
+                dispatcher.note(problem)
+
+
+def _run(loop: ServerLoop, *, is_once: bool, out: Path) -> None:
+    """Run a federation and write its report to `out`, then go on listening, unless `is_once`. Raises BrokerRefused."""
+    dispatcher = loop.dispatcher
+    ended_s, reported = 0.0, None
+    while True:
+        loop.step(BUNDLE_S)
+        now_s = time.monotonic()
+        if loop.finished is not None and reported is None:
+            reported = dispatcher.energy_reports
+            dispatcher.note(f"report: {write_report(out, dispatcher.journal, dispatcher.blobs)}")
             ended_s = time.monotonic()
             if not is_once:
-                aggregator.note("the server goes on listening: Ctrl-C ends it, --new begins another federation")
+                dispatcher.note("the server goes on listening: Ctrl-C ends it, --new begins another federation")
         if reported is None or now_s - ended_s < LINGER_S:
             continue
-        if aggregator.energies != reported:  # the last round's uploads, which devices have told of since
-            reported, ended_s = aggregator.energies, now_s
-            write_report(out, journal, blobs)
-        if is_once and aggregator.quiet:
+        if dispatcher.energy_reports != reported:  # the last round's uploads, which devices have reported since
+            reported, ended_s = dispatcher.energy_reports, now_s
+            write_report(out, dispatcher.journal, dispatcher.blobs)
+        if is_once and dispatcher.outgoing.is_empty:
             return
 
 
@@ -160,8 +167,8 @@ def _watcher(stack: contextlib.ExitStack, *, is_quiet: bool) -> Watcher:
     return screen
 
 
-def _maker(config: ServerConfig) -> ArtifactBuilder | None:
-    """What makes official artifacts, where its Python is known. Raises ConfigInvalid."""
+def _builder(config: ServerConfig) -> ArtifactBuilder | None:
+    """Return the builder of ONNX Runtime training artifacts, where its Python is known. Raises ConfigInvalid."""
     if config.official_python is None:
         return None
     if not config.official_python.is_file():
@@ -176,8 +183,8 @@ def _maker(config: ServerConfig) -> ArtifactBuilder | None:
     )
 
 
-def _host(config: ServerConfig, link: Link) -> EncoderSupervisor | None:
-    """What computes the encoder for devices that do not have it. Raises ConfigInvalid."""
+def _encoder(config: ServerConfig, link: Link) -> EncoderSupervisor | None:
+    """Return the supervisor of the encoder server, for split learning. Raises ConfigInvalid."""
     if not config.is_apart:
         return None
     if find_spec("onnxruntime") is None:
@@ -203,7 +210,7 @@ def _federation(
 
 @contextlib.contextmanager
 def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder) -> Iterator[Link]:
-    """Start the broker and say how to join."""
+    """Start the broker and print how to join."""
     broker = EmbeddedBroker(
         TokenAuthorizer(key.public_key(), config.federation, now=time.time),
         certificate_file=config.certificate,
@@ -217,7 +224,7 @@ def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder)
         url = f"{scheme}://{own_address(config.host)}:{port}"
         folder.set_url(url)
         print(f"federation {config.federation!r} listens on {config.host}:{port}; state in {config.state}")
-        _say_how_to_join(url, config)
+        _print_how_to_join(url, config)
         link = broker.link()
         try:
             yield link
@@ -249,14 +256,14 @@ def _external(
     )
     folder.set_url(url)
     print(f"federation {config.federation!r} on the broker at {url}; state in {config.state}")
-    _say_how_to_join(url, config)
+    _print_how_to_join(url, config)
     try:
         yield link
     finally:
         link.close()
 
 
-def _say_how_to_join(url: str, config: ServerConfig) -> None:
+def _print_how_to_join(url: str, config: ServerConfig) -> None:
     state = "" if config.state == ServerConfig().state else f" --state {config.state}"
     federation = "" if config.federation == ServerConfig().federation else f" --federation {config.federation}"
     command = f"python -m broker_server enrol NAME --out agent.toml{state}{federation}"

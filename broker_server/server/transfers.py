@@ -1,9 +1,9 @@
-"""Blobs on their way: what devices ask the server for, and what the server fetches from devices. No link, no clock.
+"""Blobs on their way: those that devices ask the server for, and those that it fetches from them. No link, no clock.
 
 Rules
 - A chunk that was published a moment ago reaches everyone who had subscribed: another Need for it is answered by that
   one. A device subscribes right before it first asks for a blob, so what was published earlier has passed it by: all
-  who came too late get it together at the next tick.
+  that came too late get it together at the next tick.
 - Only blobs that the server offers are served, and only what a device announced, and was asked for, is taken.
 - An upload keeps WINDOW chunks in flight. When nothing has come for a while, what is missing is asked for again,
   with pauses that follow the link and grow, so that a slow uplink is not filled with repetitions.
@@ -22,7 +22,7 @@ from edge_runtime.wire.messages import Need
 FRESH_S = 0.5
 """A chunk published so recently is not published again."""
 RETRY_S = 10.0
-"""How long nothing may come of an upload: this, or four times the usual gap between its chunks …"""
+"""An upload's chunks are asked for again after this, or four times the usual gap between them …"""
 MAX_RETRY_S = 120.0
 """… and twice as long each time; never longer than this."""
 
@@ -36,7 +36,7 @@ class Chunk:
 
 
 class ServedBlobs:
-    """What the server offers, and which chunks it has just published."""
+    """The blobs that the server offers, and the chunks of them that it has just published."""
 
     def __init__(self) -> None:
         self._offered: dict[str, Blob] = {}
@@ -55,12 +55,12 @@ class ServedBlobs:
         self._asking_since_s = {key: since_s for key, since_s in self._asking_since_s.items() if key[1] != digest}
         self._missed = {chunk: None for chunk in self._missed if chunk.blob.digest != digest}
 
-    def came(self, device: str) -> None:
-        """A device has connected, so it subscribes anew."""
+    def on_connected(self, device: str) -> None:
+        """Note that a device has connected: what was published before has not reached it."""
         self._asking_since_s = {key: since_s for key, since_s in self._asking_since_s.items() if key[0] != device}
 
     def need(self, device: str, need: Need, now_s: float) -> list[Chunk]:
-        """The chunks to publish now for a Need; none for what is not offered, does not exist or is on its way."""
+        """Return the chunks to publish now for a Need; none that are not offered, do not exist or are on their way."""
         blob = self._offered.get(need.digest)
         if blob is None:
             self.counts["need of an unknown blob"] += 1
@@ -84,7 +84,7 @@ class ServedBlobs:
         return chunks
 
     def tick(self, now_s: float) -> list[Chunk]:
-        """The chunks to publish again, for those who came too late for them."""
+        """Return the chunks to publish again, for devices that subscribed too late for them."""
         chunks, self._missed = list(self._missed), {}
         for chunk in chunks:
             self._published.pop((chunk.blob.digest, chunk.index), None)
@@ -105,11 +105,11 @@ class Upload:
 
     @property
     def retry_s(self) -> float:
-        """How long nothing may come before chunks are asked for again."""
+        """How long to wait for a chunk before asking again."""
         return min(MAX_RETRY_S, max(RETRY_S, 4 * self.gap_s) * self.patience)
 
-    def heard(self, now_s: float) -> None:
-        """A chunk has come."""
+    def on_chunk(self, now_s: float) -> None:
+        """Note that a chunk has come."""
         gap_s = now_s - self.quiet_since_s
         self.gap_s = gap_s if self.gap_s == 0 else 0.8 * self.gap_s + 0.2 * gap_s
         self.quiet_since_s, self.patience = now_s, 1.0
@@ -127,7 +127,7 @@ class Uploads:
         return device in self._uploads
 
     def begin(self, device: str, blob: Blob, now_s: float) -> tuple[bool, Need | None]:
-        """Fetch a blob that a device announced: whether it is here already, and what to ask for.
+        """Fetch a blob that a device announced; return whether it is here already, and the Need to send.
 
         Goes on with the same blob where it is on its way, and else replaces what the device sent before.
         """
@@ -139,8 +139,8 @@ class Uploads:
             return True, None
         return False, self._ask(upload, now_s)
 
-    def came(self, device: str) -> None:
-        """A device has connected: nothing that it was asked for before is on its way."""
+    def on_connected(self, device: str) -> None:
+        """Note that a device has connected: nothing that it was asked for before is on its way."""
         if device in self._uploads:
             self._uploads[device].in_flight.clear()
 
@@ -149,7 +149,7 @@ class Uploads:
         self._uploads.pop(device, None)
 
     def chunk(self, device: str, digest: str, index: int, data: bytes, now_s: float) -> tuple[bool, Need | None]:
-        """Take a chunk: whether the blob is whole with it, and what to ask for next.
+        """Take a chunk; return whether the blob is complete with it, and the Need to send next.
 
         Raises BlobInvalid when the complete blob has another digest; the upload has then ended. A chunk that was not
         asked for or has a wrong length is counted and dropped.
@@ -163,19 +163,19 @@ class Uploads:
             self.counts["chunk of a wrong index or length"] += 1
             return False, None
         upload.in_flight.discard(index)
-        upload.heard(now_s)
+        upload.on_chunk(now_s)
         try:
-            whole = upload.assembly.accept(index, data)
+            is_complete = upload.assembly.accept(index, data)
         except BlobInvalid:
             self.abandon(device)
             raise
-        if whole or upload.assembly.whole:
+        if is_complete or upload.assembly.whole:
             self.abandon(device)
             return True, None
         return False, self._ask(upload, now_s)
 
     def tick(self, now_s: float) -> list[tuple[str, Need]]:
-        """What to ask again, of whom."""
+        """Return the Needs to send again, with their devices."""
         needs = []
         for device, upload in self._uploads.items():
             if now_s - upload.quiet_since_s >= upload.retry_s:

@@ -14,10 +14,11 @@ from typing import Protocol
 import msgspec
 
 from broker_server.report import build as reports
-from broker_server.rounds.actions import Result
+from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import FederationJournal, RoundRow
+from broker_server.rounds.open_round import Result
 from broker_server.server.config import ConfigInvalid, ServerConfig
-from broker_server.server.loop import Aggregator, Watcher
+from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.state import StateFolder
 from broker_server.simulation.errors import SimulationFailed, SimulationStopped
 from broker_server.simulation.experiment import Experiment, TasksOf, data_sets
@@ -49,7 +50,7 @@ class Show(Protocol):
 
 
 class _Watcher:
-    """A run's aggregator tells how far it is."""
+    """Shows how far a run is."""
 
     def __init__(self, run: str, show: Show) -> None:
         self._run = run
@@ -58,12 +59,12 @@ class _Watcher:
     def note(self, text: str) -> None:
         """What matters stands in the journal."""
 
-    def closed(self, row: RoundRow, _results: Mapping[str, Result]) -> None:
+    def on_round_closed(self, row: RoundRow, _results: Mapping[str, Result]) -> None:
         """A round has closed."""
-        about = row.assignment
-        self._show.step(self._run, f"{about.phase} {about.group} {about.index + 1}/{about.rounds}")
+        closed = row.round
+        self._show.step(self._run, f"{closed.phase} {closed.group} {closed.index + 1}/{closed.rounds}")
 
-    def refresh(self, aggregator: Aggregator) -> None:
+    def refresh(self, coordinator: Coordinator, loop: ServerLoop | None) -> None:
         """Nothing moves between rounds."""
 
 

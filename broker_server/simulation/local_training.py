@@ -35,11 +35,11 @@ def join(journals: Mapping[str, FederationJournal], into: FederationJournal) -> 
     ended_s = 0.0
     rounds = {device: journal.rounds() for device, journal in journals.items()}
     for row in first.rounds():
-        number = row.assignment.round
+        number = row.round.number
         facts = {device: journals[device].facts_of(rows[number]) for device, rows in rounds.items()}
         begun_s, ended_s = ended_s, ended_s + max(_seconds(each.row) for each in facts.values())
         joined = RoundRow(
-            assignment=row.assignment,
+            round=row.round,
             members=tuple(sorted({member for each in facts.values() for member in each.row.members})),
             quorum=sum(each.row.quorum for each in facts.values()),
             started_s=begun_s,

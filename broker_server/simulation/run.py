@@ -1,4 +1,4 @@
-"""One simulated federation: the server's aggregator and the devices' agents, on one timeline.
+"""One simulated federation: the server's loop and the devices' agents, on one timeline.
 
 What is on the disk is what the field has: the server's state folder and one for each device. So a run that was killed
 goes on from its journals, and ends with the same weights.
@@ -20,8 +20,9 @@ from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import FederationJournal
 from broker_server.server.config import GENERAL, ServerConfig
+from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.keys import load_or_create
-from broker_server.server.loop import Aggregator, Watcher
+from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.state import StateFolder
 from broker_server.simulation.device import DeviceContext, ModelledWork, SimulatedDevice
 from broker_server.simulation.errors import SimulationFailed, SimulationStopped
@@ -72,13 +73,13 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
         timeline.now_s = _latest_s(journal)
         network = Network(timeline)
         server = network.link(LinkSpeed())
-        aggregator = Aggregator(
+        dispatcher = Dispatcher(
             link=server,
             topics=Topics(config.federation),
             journal=journal,
             blobs=blobs,
             coordinator=Coordinator(config.rules, journal.hellos()),
-            watcher=watcher,
+            show=watcher.note,
             clock=timeline.clock,
         )
         manifest = read_folder(bundle)
@@ -94,13 +95,14 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
             key=key,
             terms=msgspec.structs.replace(config, state=folder / SERVER).terms(manifest),
         )
-        aggregator.run(federation)
-        if aggregator.finished is None:
-            devices = _seats(folder, config, bundle, public_hex(key), network, setting, aggregator, federation, stack)
-            server.wake = lambda: aggregator.step(0.0)
-            _until_finished(aggregator, devices, timeline, PATIENCE * config.round_deadline_s, setting.stop)
-        if aggregator.failed:
-            raise SimulationFailed(str(aggregator.finished))
+        loop = ServerLoop(federation, dispatcher, watcher)
+        loop.start()
+        if loop.finished is None:
+            devices = _seats(folder, config, bundle, public_hex(key), network, setting, loop, federation, stack)
+            server.wake = lambda: loop.step(0.0)
+            _until_finished(loop, devices, timeline, PATIENCE * config.round_deadline_s, setting.stop)
+        if loop.failed:
+            raise SimulationFailed(str(loop.finished))
         federation.keep_group_runs()
         built = reports.build(journal)
         reports.write(folder, built, reports.models(journal, blobs))
@@ -110,7 +112,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
 
 
 def _until_finished(
-    aggregator: Aggregator,
+    loop: ServerLoop,
     devices: Sequence[SimulatedDevice],
     timeline: Timeline,
     patience_s: float,
@@ -120,25 +122,27 @@ def _until_finished(
 
     Raises SimulationFailed, SimulationStopped.
     """
-    begun, since_s = aggregator.work, timeline.now_s
+    begun, since_s = loop.round, timeline.now_s
 
     def tick() -> None:
-        aggregator.step(0.0)
+        loop.step(0.0)
         for device in devices:
             device.step()
         timeline.after(TICK_S, tick)
 
     tick()
-    while not (aggregator.finished is not None and aggregator.quiet and all(device.ended for device in devices)):
+    while not (
+        loop.finished is not None and loop.dispatcher.outgoing.is_empty and all(device.ended for device in devices)
+    ):
         if stop.is_set():
             raise SimulationStopped
         timeline.step()
-        if aggregator.work is not begun:
-            begun, since_s = aggregator.work, timeline.now_s
-        if aggregator.finished is not None and timeline.now_s > since_s + LINGER_S:
+        if loop.round is not begun:
+            begun, since_s = loop.round, timeline.now_s
+        if loop.finished is not None and timeline.now_s > since_s + LINGER_S:
             return
-        if aggregator.finished is None and timeline.now_s > since_s + patience_s:
-            counts = ", ".join(f"{count} × {what}" for what, count in sorted(aggregator.counts.items()))
+        if loop.finished is None and timeline.now_s > since_s + patience_s:
+            counts = ", ".join(f"{count} × {what}" for what, count in sorted(loop.dispatcher.counts.items()))
             raise SimulationFailed(f"no round has closed in {patience_s:g} simulated seconds ({counts})")
 
 
@@ -149,7 +153,7 @@ def _seats(
     server_key: str,
     network: Network,
     setting: RunSetting,
-    aggregator: Aggregator,
+    loop: ServerLoop,
     federation: RecallingFederation,
     stack: contextlib.ExitStack,
 ) -> list[SimulatedDevice]:
@@ -172,9 +176,9 @@ def _seats(
                 board=board,
                 clock=timeline.clock,
                 after=timeline.after,
-                begin_work=_rule(name, board, link, setting, config.seed, timeline, aggregator, federation),
+                begin_work=_rule(name, board, link, setting, config.seed, timeline, loop, federation),
                 computed=partial(federation.computed, name),
-                exchanged=partial(_exchanged, aggregator),
+                exchanged=partial(_exchanged, loop),
                 workers=setting.hosts,
                 threads=threads,
             )
@@ -192,7 +196,7 @@ def _rule(
     setting: RunSetting,
     seed: int,
     timeline: Timeline,
-    aggregator: Aggregator,
+    loop: ServerLoop,
     federation: RecallingFederation,
 ) -> Callable[[Plan, Hello], ModelledWork]:
     def begin(plan: Plan, hello: Hello) -> ModelledWork:
@@ -203,21 +207,21 @@ def _rule(
         if lost_s is not None:
             timeline.after(lost_s, lambda: link.lose(board.away_s))
         held_up_s = 0.0 if lost_s is None or crosses is None else board.away_s
-        work = aggregator.work
-        is_on = plan.split_learning is not None and work is not None and work.assignment.round == plan.round
+        is_open = loop.round is not None and loop.round.number == plan.round
         return ModelledWork(
             seconds=time.total_s + held_up_s,
             board_s=time.board_s,
-            opened=federation.open(work) if is_on and work is not None else None,
+            opened=federation.encoder_round(plan) if plan.split_learning is not None and is_open else None,
         )
 
     return begin
 
 
-def _exchanged(aggregator: Aggregator, plan: Plan, up_bytes: int, down_bytes: int) -> None:
+def _exchanged(loop: ServerLoop, plan: Plan, up_bytes: int, down_bytes: int) -> None:
     """Count what has crossed, if the round is still going on."""
-    if aggregator.work is not None and aggregator.work.assignment.round == plan.round:
-        aggregator.exchanged(up_bytes=up_bytes, down_bytes=down_bytes)
+    current = loop.coordinator.open
+    if current is not None and current.plan.round == plan.round:
+        current.traffic.add(up_bytes=up_bytes, down_bytes=down_bytes)
 
 
 def _latest_s(journal: FederationJournal) -> float:

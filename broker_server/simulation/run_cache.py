@@ -13,11 +13,10 @@ from typing import Any
 
 import msgspec
 
-from broker_server.rounds.actions import Work
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.simulation.timeline import Timeline
-from broker_server.strategies.planner import Phase
+from broker_server.strategies.planner import Phase, Round
 from edge_runtime.wire.blob import Blob, BlobStore
 from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.messages import Plan, Training
@@ -81,18 +80,18 @@ class RecallingFederation(Federation):
         self._timeline = timeline
         self._context = context
 
-    def next(self) -> Work | None:
+    def next(self) -> Round | None:
         """Return the open round, or the next one that the cache does not know."""
-        while (work := super().next()) is not None:
+        while (planned := super().next()) is not None:
             phase = self.phases[-1]
-            if work.assignment.index or phase.open_ended or self.begun(work) is not None:
-                return work
-            key = self._group_run_key(work, phase)
+            if planned.index or phase.open_ended or self._journal.row(planned.number) is not None:
+                return planned
+            key = self._group_run_key(planned, phase)
             group_run = self._library.find(key)
             if group_run is None:
-                self._journal.set_fact(_fact(phase.name, work.assignment.group), key)
-                return work
-            self._recall(work, group_run)
+                self._journal.set_fact(_fact(phase.name, planned.group), key)
+                return planned
+            self._recall(planned, group_run)
         return None
 
     def computed(self, device: str, plan: Plan, cpu_s: float) -> None:
@@ -108,53 +107,59 @@ class RecallingFederation(Federation):
             for tasks in phase.groups:
                 group = group_id(tasks)
                 key = self._journal.fact(_fact(phase.name, group))
-                mine = [row for row in rows if (row.assignment.phase, row.assignment.group) == (phase.name, group)]
+                mine = [row for row in rows if (row.round.phase, row.round.group) == (phase.name, group)]
                 if key is None or len(mine) != phase.rounds:
                     continue
                 weights = current[phase.name, group] if phase.work == "train" else None
                 if weights is not None:
                     self._library.blobs.add(self._blobs.read(weights.digest))
                 facts = tuple(
-                    _moved(self._journal.facts_of(row), -mine[0].started_s, -mine[0].assignment.round) for row in mine
+                    _moved(self._journal.facts_of(row), -mine[0].started_s, -mine[0].round.number) for row in mine
                 )
                 cpu_s = tuple(computed_s(self._journal, row) for row in mine)
                 self._library.keep(key, GroupRun(rounds=facts, cpu_s=cpu_s, weights=weights))
 
-    def _recall(self, work: Work, group_run: GroupRun) -> None:
-        about = work.assignment
+    def _recall(self, planned: Round, group_run: GroupRun) -> None:
         begun_s = self._timeline.now_s
-        facts = [_moved(each, begun_s, about.round, about.phase) for each in group_run.rounds]
+        facts = [_moved(each, begun_s, planned.number, planned.phase) for each in group_run.rounds]
         self._timeline.pass_by(max((each.row.closed_s or begun_s) for each in facts) - begun_s)
         if group_run.weights is not None:
             self._blobs.add(self._library.blobs.read(group_run.weights.digest))
         for each, seconds in zip(facts, group_run.cpu_s, strict=True):
-            set_computed(self._journal, each.row.assignment.round, seconds)
+            set_computed(self._journal, each.row.round.number, seconds)
         self._journal.add_rounds(facts, group_run.weights)
         for each in facts:
-            if each.row.assignment.probe:
-                self._learn(each.row.assignment.round, each.results)
+            if each.row.round.probe:
+                self._add_affinities(each.row.round.number, each.results)
 
-    def _group_run_key(self, work: Work, phase: Phase) -> str:
-        about = work.assignment
-        shape = (phase.work, phase.rounds, phase.rounds_before, phase.probe_from, phase.probe_rounds, about.data_split)
+    def _group_run_key(self, planned: Round, phase: Phase) -> str:
+        plan = self.plan(planned, 1.0)
+        shape = (
+            phase.work,
+            phase.rounds,
+            phase.rounds_before,
+            phase.probe_from,
+            phase.probe_rounds,
+            planned.data_split,
+        )
         key = _Key(
             context=self._context,
-            manifest=work.bundle.digest,
-            weights=work.whole.digest,
-            training=work.training,
-            updates=work.updates,
+            manifest=plan.bundle.digest,
+            weights=self._journal.weights()[planned.phase, planned.group].digest,
+            training=plan.training,
+            updates=plan.updates,
             phase=shape,
             schedule_rounds=phase.schedule_rounds,
-            own_stem=work.own_stem,
-            aggregation=None if self._aggregation.is_plain or work.training is None else self._aggregation,
-            apart=work.apart,
+            own_stem=plan.local_stem,
+            aggregation=None if self._aggregation.is_plain or plan.training is None else self._aggregation,
+            apart=plan.split_learning,
         )
         return hashlib.sha256(msgspec.json.encode(key)).hexdigest()
 
 
 def computed_s(journal: FederationJournal, row: RoundRow) -> dict[str, float]:
     """Return the CPU seconds of a round by device, where they were measured."""
-    return msgspec.json.decode(journal.fact(_computed(row.assignment.round)) or "{}", type=dict[str, float])
+    return msgspec.json.decode(journal.fact(_computed(row.round.number)) or "{}", type=dict[str, float])
 
 
 def set_computed(journal: FederationJournal, number: int, seconds: Mapping[str, float]) -> None:
@@ -173,12 +178,12 @@ def _fact(phase: str, group: str) -> str:
 def _moved(facts: RoundFacts, seconds: float, rounds: int, phase: str | None = None) -> RoundFacts:
     """Return a round at another time, under another number and perhaps in another phase."""
     row = facts.row
-    number = row.assignment.round + rounds
-    about = msgspec.structs.replace(row.assignment, round=number, phase=phase or row.assignment.phase)
+    number = row.round.number + rounds
+    moved = msgspec.structs.replace(row.round, number=number, phase=phase or row.round.phase)
     return RoundFacts(
         row=msgspec.structs.replace(
             row,
-            assignment=about,
+            round=moved,
             started_s=row.started_s + seconds,
             closed_s=None if row.closed_s is None else row.closed_s + seconds,
         ),

@@ -34,7 +34,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 def summarise(method: str, seed: int, report: Report, journal: FederationJournal) -> Summary:
     """The summary of a finished run."""
-    rows = [row for row in journal.rounds() if row.closed_s is not None and row.assignment.work == "train"]
+    rows = [row for row in journal.rounds() if row.closed_s is not None and row.round.work == "train"]
     facts = [journal.facts_of(row) for row in rows]
     computed = [computed_s(journal, row) for row in rows]
     missing = any(not each.results.keys() <= seconds.keys() for each, seconds in zip(facts, computed, strict=True))

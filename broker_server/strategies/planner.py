@@ -57,11 +57,27 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """Rounds in all."""
         return self.rounds * len(self.groups)
 
+    def round_at(self, step: int, first_round: int) -> "Round":
+        """Return round number `step`, from 0, of the phase, whose first round has the ordinal `first_round`."""
+        tasks = self.groups[step // self.rounds]
+        index = step % self.rounds
+        return Round(
+            number=first_round + step,
+            phase=self.name,
+            work=self.work,
+            group=group_id(tasks),
+            tasks=tasks,
+            index=index,
+            rounds=self.rounds,
+            probe=0 <= index - self.probe_from < self.probe_rounds,
+            data_split=self.data_split,
+        )
 
-class Assignment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One round: what it is about, before anybody was asked."""
 
-    round: RoundNumber
+class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One round of a phase, as it is journalled: what it is about, before any device is asked."""
+
+    number: RoundNumber = msgspec.field(name="round")
     """Counts up through the whole federation."""
     phase: PhaseName
     work: Literal["train", "evaluate"]
@@ -99,23 +115,6 @@ class Strategy(Protocol):
     def enough(self, phase: Phase, measured: Measurements, /) -> bool:
         """Whether a phase that is going on may end before its last round. Asked after each of its rounds."""
         ...
-
-
-def assignment(phase: Phase, step: int, first_round: int) -> Assignment:
-    """Round number `step`, from 0, of a phase whose first round has ordinal `first_round`."""
-    tasks = phase.groups[step // phase.rounds]
-    index = step % phase.rounds
-    return Assignment(
-        round=first_round + step,
-        phase=phase.name,
-        work=phase.work,
-        group=group_id(tasks),
-        tasks=tasks,
-        index=index,
-        rounds=phase.rounds,
-        probe=0 <= index - phase.probe_from < phase.probe_rounds,
-        data_split=phase.data_split,
-    )
 
 
 def source_group(group: Tasks, groups: Sequence[Tasks]) -> Tasks:

@@ -14,8 +14,9 @@ from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.server.config import ServerConfig
+from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.keys import load_or_create
-from broker_server.server.loop import Aggregator
+from broker_server.server.loop import ServerLoop
 from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
@@ -301,10 +302,10 @@ class Watcher:
     def note(self, text):
         self.notes.append(text)
 
-    def closed(self, row, results):
+    def on_round_closed(self, row, results):
         self.rows.append(row)
 
-    def refresh(self, aggregator):
+    def refresh(self, coordinator, loop):
         pass
 
 
@@ -334,14 +335,15 @@ class World:
         config = self.config
         self.journal = FederationJournal(config.state / "federation.sqlite3")
         self.blobs = BlobStore(config.state / "blobs")
-        self.aggregator = Aggregator(
+        builder = self.maker(self) if self.maker else None
+        self.dispatcher = Dispatcher(
             link=self.link,
             topics=Topics(config.federation),
             journal=self.journal,
             blobs=self.blobs,
             coordinator=Coordinator(config.rules, self.journal.hellos()),
-            watcher=self.watcher,
-            maker=self.maker(self) if self.maker else None,
+            show=self.watcher.note,
+            builds_artifacts=builder is not None,
             clock=lambda: self.clock.now_s,
         )
         self.federation = Federation(
@@ -352,8 +354,9 @@ class World:
             key=self.key,
             terms=config.terms(self.bundle),
         )
-        self.aggregator.run(self.federation)
-        return self.aggregator
+        self.loop = ServerLoop(self.federation, self.dispatcher, self.watcher, builder=builder)
+        self.loop.start()
+        return self.loop
 
     def crash(self):
         """The process is gone: what was in its memory and on its wires is lost; devices connect again."""
@@ -372,13 +375,13 @@ class World:
         for _ in range(steps):
             if condition():
                 return
-            self.aggregator.step(0.25)
-            if self.aggregator.making:  # by a process, whose time is not the fake one
+            self.loop.step(0.25)
+            if self.loop.building:  # by a process, whose time is not the fake one
                 time.sleep(0.01)
-        raise AssertionError(f"never happened; notes: {self.watcher.notes[-5:]}, counts: {self.aggregator.counts}")
+        raise AssertionError(f"never happened; notes: {self.watcher.notes[-5:]}, counts: {self.dispatcher.counts}")
 
     def until_finished(self):
-        self.until(lambda: self.aggregator.finished is not None and self.aggregator.quiet)
+        self.until(lambda: self.loop.finished is not None and self.dispatcher.outgoing.is_empty)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from broker_server.aggregation.encoder import Aggregation, Combination
+from broker_server.aggregation.encoder import Aggregation, RoundAggregation
 from broker_server.aggregation.fedavg import FedAvg
 from broker_server.aggregation.gpaggregation import aggregate
 from broker_server.aggregation.server_optimizer import ServerOptimizer
@@ -16,8 +16,8 @@ RULES = ("mean", "gpaggregation", "pcgrad", "cagrad")
 
 @pytest.fixture
 def fold(tmp_path):
-    def fold_(aggregation, began, devices, memory=None, seed=(0, 0)):
-        found = Combination(TABLE, began, aggregation, memory=memory, seed=seed, folder=tmp_path)
+    def fold_(aggregation, began, devices, state=None, seed=(0, 0)):
+        found = RoundAggregation(TABLE, began, aggregation, state=state, seed=seed, folder=tmp_path)
         for vector, examples in devices:
             found.fold(vector, examples)
         fold_.diverged = lambda: found.diverged
@@ -48,17 +48,17 @@ def weights(devices):
     return [max(examples.values()) for _, examples in devices]
 
 
-def test_combination_by_the_mean_is_federated_averaging_bit_for_bit(fold):
+def test_round_aggregation_by_the_mean_is_federated_averaging_bit_for_bit(fold):
     began, devices = some()
-    new, memory = fold(Aggregation(), began, devices)
+    new, state = fold(Aggregation(), began, devices)
     assert new.tobytes() == average(began, devices).tobytes()
-    assert memory is None
+    assert state is None
     assert Aggregation().is_plain
-    assert Aggregation().memory(TABLE) is None
+    assert Aggregation().state_table(TABLE) is None
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_combination_leaves_all_but_the_encoder_to_federated_averaging(fold, rule):
+def test_round_aggregation_leaves_all_but_the_encoder_to_federated_averaging(fold, rule):
     began, devices = some()
     new, _ = fold(Aggregation(rule=rule, optimizer=ServerOptimizer(lr=0.5)), began, devices)
     expected = average(began, devices)
@@ -67,7 +67,7 @@ def test_combination_leaves_all_but_the_encoder_to_federated_averaging(fold, rul
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_combination_with_the_plain_step_is_the_rule(fold, seed):
+def test_round_aggregation_with_the_plain_step_is_the_rule(fold, seed):
     began, devices = some(seed)
     shares = np.array(weights(devices), np.float64) / sum(weights(devices))
     found = changes(began, devices)
@@ -83,21 +83,21 @@ def test_combination_with_the_plain_step_is_the_rule(fold, seed):
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("rule", RULES)
-def test_combination_of_changes_without_conflict_is_near_the_mean(fold, seed, rule):
+def test_round_aggregation_of_changes_without_conflict_is_near_the_mean(fold, seed, rule):
     began, devices = some(seed)
     devices = [(began + np.abs(end), examples) for end, examples in devices]
     new, _ = fold(Aggregation(rule=rule, cagrad_c=0.0), began, devices)
     np.testing.assert_allclose(new, average(began, devices), rtol=1e-5, atol=1e-6)
 
 
-def test_combination_attends_to_the_round_before(fold):
+def test_round_aggregation_attends_to_the_round_before(fold):
     began, devices = some()
     rule = Aggregation(rule="gpaggregation")
-    _, memory = fold(rule, began, devices)
-    np.testing.assert_array_equal(memory, aggregate(changes(began, devices), weights(devices)))
+    _, state = fold(rule, began, devices)
+    np.testing.assert_array_equal(state, aggregate(changes(began, devices), weights(devices)))
     later, again = some(1)
-    new, left = fold(rule, later, again, memory)
-    expected = aggregate(changes(later, again), weights(again), memory)
+    new, left = fold(rule, later, again, state)
+    expected = aggregate(changes(later, again), weights(again), state)
     np.testing.assert_array_equal(left, expected)
     np.testing.assert_allclose(new[WHERE], later[WHERE] - expected, rtol=1e-5, atol=1e-6)
     assert not np.array_equal(left, aggregate(changes(later, again), weights(again)))
@@ -105,57 +105,57 @@ def test_combination_attends_to_the_round_before(fold):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("optimizer", [ServerOptimizer(momentum=0.5), ServerOptimizer(method="adam", lr=0.1)])
-def test_combination_goes_on_with_the_optimizer_s_state(fold, rule, optimizer):
+def test_round_aggregation_goes_on_with_the_optimizer_s_state(fold, rule, optimizer):
     began, devices = some()
     aggregation = Aggregation(rule=rule, optimizer=optimizer)
-    layout = aggregation.memory(TABLE)
+    layout = aggregation.state_table(TABLE)
     assert set(layout.parts) == ({"history", "optimizer"} if rule == "gpaggregation" else {"optimizer"})
-    new, memory = fold(aggregation, began, devices)
-    state = layout.views(memory)["optimizer"]
-    assert state.any()
-    before = memory.copy()
-    newer, later = fold(aggregation, new, devices, memory)
-    np.testing.assert_array_equal(memory, before)
-    assert not np.array_equal(later, memory)
+    new, state = fold(aggregation, began, devices)
+    optimizer_state = layout.views(state)["optimizer"]
+    assert optimizer_state.any()
+    before = state.copy()
+    newer, later = fold(aggregation, new, devices, state)
+    np.testing.assert_array_equal(state, before)
+    assert not np.array_equal(later, state)
     assert not np.array_equal(newer[WHERE], fold(aggregation, new, devices)[0][WHERE])
 
 
-def test_combination_with_momentum_by_hand(fold):
+def test_round_aggregation_with_momentum_by_hand(fold):
     aggregation = Aggregation(optimizer=ServerOptimizer(lr=0.5, momentum=0.5))
     began = np.zeros(TABLE.size, np.float32)
     devices = [(np.full(TABLE.size, -2, np.float32), {"a": 1})]
-    new, memory = fold(aggregation, began, devices)
+    new, state = fold(aggregation, began, devices)
     np.testing.assert_array_equal(new[WHERE], np.full(6, -1))
-    np.testing.assert_array_equal(memory, np.full(6, 2))
-    new, memory = fold(aggregation, began, devices, memory)
+    np.testing.assert_array_equal(state, np.full(6, 2))
+    new, state = fold(aggregation, began, devices, state)
     np.testing.assert_array_equal(new[WHERE], np.full(6, -1.5))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_combination_of_nobody_keeps_weights_and_memory(fold, rule):
+def test_round_aggregation_of_nobody_keeps_weights_and_memory(fold, rule):
     began, devices = some()
     aggregation = Aggregation(rule=rule, optimizer=ServerOptimizer(momentum=0.5))
-    memory = np.ones(aggregation.memory(TABLE).size, np.float32)
-    new, left = fold(aggregation, began, [(devices[0][0], {})], memory)
+    state = np.ones(aggregation.state_table(TABLE).size, np.float32)
+    new, left = fold(aggregation, began, [(devices[0][0], {})], state)
     np.testing.assert_array_equal(new, began)
-    np.testing.assert_array_equal(left, memory)
+    np.testing.assert_array_equal(left, state)
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_combination_does_not_take_a_step_that_is_not_finite(fold, rule):
+def test_round_aggregation_does_not_take_a_step_that_is_not_finite(fold, rule):
     aggregation = Aggregation(rule=rule, optimizer=ServerOptimizer(lr=1000.0, momentum=0.5))
     began = np.zeros(TABLE.size, np.float32)
-    new, memory = fold(aggregation, began, [(np.full(TABLE.size, 3e38, np.float32), {"a": 1})])
+    new, state = fold(aggregation, began, [(np.full(TABLE.size, 3e38, np.float32), {"a": 1})])
     assert fold.diverged()
     np.testing.assert_array_equal(new[WHERE], began[WHERE])
     assert np.isfinite(new).all()
-    assert memory is None
+    assert state is None
 
 
-def test_combination_refuses_another_length(fold, tmp_path):
+def test_round_aggregation_refuses_another_length(fold, tmp_path):
     began, _ = some()
     with pytest.raises(TensorsInvalid):
         fold(Aggregation(rule="pcgrad"), began[1:], [])
-    found = Combination(TABLE, began, Aggregation(), memory=None, seed=(0,), folder=tmp_path)
+    found = RoundAggregation(TABLE, began, Aggregation(), state=None, seed=(0,), folder=tmp_path)
     with pytest.raises(TensorsInvalid):
         found.fold(began[1:], {"a": 1})

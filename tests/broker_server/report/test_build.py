@@ -4,7 +4,7 @@ import pytest
 
 from broker_server.report import build as reports
 from broker_server.rounds.journal import FederationJournal
-from broker_server.strategies.planner import Phase, assignment
+from broker_server.strategies.planner import Phase
 from edge_runtime.wire.messages import Evaluation
 from edge_runtime.wire.tensors import pack, unpack
 
@@ -78,7 +78,7 @@ def test_report_takes_a_task_s_metric_from_where_its_loss_is_least(tmp_path):
     journal.set_fact("metrics", '{"a": "rmse", "b": null}')
     journal.begin_phase(phase, 0, {})
     for number, (loss, rmse) in enumerate([(2.0, 0.25), (1.0, 0.75), (1.5, 0.5)]):
-        about = assignment(phase, number, 0)
+        about = phase.round_at(number, 0)
         journal.open_round(about, ("x",), 1)
         said = {"loss": {"a": loss}, "metrics": {"a": rmse, "b": 0.5}, "examples": {"a": 3, "b": 3}, "energy": None}
         costs = {"wall_s": 1.0, "peak_rss_bytes": None, "bytes_down": 0}
@@ -149,7 +149,7 @@ def test_report_of_a_federation_that_is_still_going_on(world):
     world = world()
     world.device("x").start()
     world.device("y").start()
-    world.until(lambda: world.aggregator.work and world.aggregator.work.assignment.round == 1)
+    world.until(lambda: world.loop.round and world.loop.round.number == 1)
     report = reports.build(world.journal)
     assert report.test_loss["before"]["total"] == 6.0
     assert report.test_loss["end"] is None

@@ -4,9 +4,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from broker_server.rounds.actions import Abandon, Close, FetchUpdate, Note, Opened, Record, Send, Work
-from broker_server.rounds.coordinator import TRANSITIONS, UNANSWERED, Coordinator, Rules
-from broker_server.strategies.planner import Assignment
+from broker_server.rounds.actions import Abandon, Close, FetchUpdate, Note, Opened, Record, Send
+from broker_server.rounds.coordinator import Coordinator, Rules
+from broker_server.rounds.open_round import TRANSITIONS, UNANSWERED
+from broker_server.strategies.planner import Round
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.messages import (
@@ -27,26 +28,34 @@ TRAINING = Training(epochs=1, first_epoch=0, batch=1, lr=0.1, momentum=0.0, weig
 HELLO = Hello(software="0", engine="e", platform="p", examples={"train": 1}, tasks=("a", "b"), memory_bytes=None)
 
 
-def work(number=0, kind="train"):
-    return Work(
-        assignment=Assignment(
-            round=number,
-            phase="merge",
-            work=kind,
-            group="a+b",
-            tasks=("a", "b"),
-            index=0,
-            rounds=1,
-            probe=False,
-            data_split=None if kind == "train" else "test",
-        ),
+def planned(number=0, kind="train"):
+    """A round and its plan."""
+    about = Round(
+        number=number,
+        phase="merge",
+        work=kind,
+        group="a+b",
+        tasks=("a", "b"),
+        index=0,
+        rounds=1,
+        probe=False,
+        data_split=None if kind == "train" else "test",
+    )
+    plan = Plan(
+        work=kind,
+        round=number,
+        phase="merge",
+        group="a+b",
+        tasks=("a", "b"),
         bundle=BLOB,
         signature="0" * 128,
         weights=BLOB,
-        whole=BLOB,
         training=TRAINING if kind == "train" else None,
         updates=Updates(scheme="int8"),
+        data_split=about.data_split,
+        deadline_s=60.0,
     )
+    return about, plan
 
 
 def update(number=0, *, group="a+b", size=5000, scheme="fp32", base=None, examples=None, losses=None, affinity=None):
@@ -86,10 +95,10 @@ def refusal(number=0):
 
 def started(names="xyz", *, kind="train", **rules):
     coordinator = Coordinator(Rules(**({"min_devices": len(names), "deadline_s": 60.0} | rules)))
-    assert coordinator.offer(work(kind=kind), 0.0) == []
+    assert coordinator.offer(*planned(kind=kind), 0.0) == []
     actions = []
     for name in names:
-        actions += coordinator.hello(name, HELLO, 0.0)
+        actions += coordinator.on_hello(name, HELLO, 0.0)
     return coordinator, actions
 
 
@@ -101,31 +110,36 @@ def acks(actions):
     return [(a.device, a.message.accepted) for a in actions if isinstance(a, Send) and isinstance(a.message, Ack)]
 
 
+def closed(actions):
+    """The number of the round that the last action closes, and the devices that count."""
+    return actions[-1].closed.round.number, actions[-1].closed.counted
+
+
 def kinds(actions):
     return [type(a) for a in actions]
 
 
 def test_coordinator_begins_when_enough_are_online():
     coordinator = Coordinator(Rules(min_devices=2))
-    coordinator.offer(work(), 0.0)
-    assert coordinator.hello("x", HELLO, 0.0) == []
-    assert coordinator.status("y", online=True, now_s=0.0) == []  # it may be about to say Hello
-    actions = coordinator.hello("y", HELLO, 1.0)
-    assert actions[0] == Opened(round=0, members=("x", "y"), quorum=1)
+    coordinator.offer(*planned(), 0.0)
+    assert coordinator.on_hello("x", HELLO, 0.0) == []
+    assert coordinator.on_status("y", online=True, now_s=0.0) == []  # it may be about to say Hello
+    actions = coordinator.on_hello("y", HELLO, 1.0)
+    assert actions[0] == Opened(round=planned(0)[0], members=("x", "y"), quorum=1)
     assert plans(actions) == ["x", "y"]
     assert actions[1].message.deadline_s == 600.0
 
 
 def test_coordinator_begins_with_devices_that_said_hello_while_the_server_was_away():
     coordinator = Coordinator(Rules(min_devices=2))
-    coordinator.offer(work(), 0.0)
-    coordinator.status("x", online=True, now_s=0.0)
-    coordinator.status("y", online=True, now_s=1.0)
+    coordinator.offer(*planned(), 0.0)
+    coordinator.on_status("x", online=True, now_s=0.0)
+    coordinator.on_status("y", online=True, now_s=1.0)
     assert coordinator.tick(2.9) == []
     assert coordinator.tick(3.0) == []
     assert plans(coordinator.tick(4.0)) == ["x", "y"]
     coordinator.finish("done")
-    coordinator.status("z", online=True, now_s=5.0)
+    coordinator.on_status("z", online=True, now_s=5.0)
     assert coordinator.tick(8.0) == [Send(device="z", message=Finished(detail="done"))]
 
 
@@ -135,26 +149,26 @@ def labels_of(*tasks):
 
 def test_coordinator_asks_those_that_have_labels_of_a_task():
     coordinator = Coordinator(Rules(min_devices=4, quorum=3, deadline_s=60.0))
-    coordinator.offer(work(), 0.0)
+    coordinator.offer(*planned(), 0.0)
     for name, tasks in (("v", ("c",)), ("w", ("b",)), ("x", ("c", "d"))):
-        assert coordinator.hello(name, labels_of(*tasks), 0.0) == []
-    actions = coordinator.hello("y", labels_of("a", "c"), 0.0)
-    assert actions[0] == Opened(round=0, members=("w", "y"), quorum=2)  # no more than can come
+        assert coordinator.on_hello(name, labels_of(*tasks), 0.0) == []
+    actions = coordinator.on_hello("y", labels_of("a", "c"), 0.0)
+    assert actions[0] == Opened(round=planned(0)[0], members=("w", "y"), quorum=2)  # no more than can come
     assert plans(actions) == ["w", "y"]
-    coordinator.refusal("w", refusal(), 1.0)
+    coordinator.on_refusal("w", refusal(), 1.0)
     assert plans(coordinator.tick(61.0)) == ["w", "y"]  # and not those without labels, when others are drawn
-    assert plans(coordinator.hello("z", labels_of("c"), 62.0)) == []
+    assert plans(coordinator.on_hello("z", labels_of("c"), 62.0)) == []
 
 
 def test_coordinator_waits_to_train_what_nobody_has_labels_of_and_does_not_wait_to_measure_it():
     for kind, asked in (("train", []), ("evaluate", ["x"])):
         coordinator = Coordinator(Rules(min_devices=1))
-        coordinator.offer(work(kind=kind), 0.0)
-        assert plans(coordinator.hello("x", labels_of("c"), 0.0)) == asked
-    assert Close(round=0, devices=()) in coordinator.refusal("x", refusal(), 1.0)
+        coordinator.offer(*planned(kind=kind), 0.0)
+        assert plans(coordinator.on_hello("x", labels_of("c"), 0.0)) == asked
+    assert closed(coordinator.on_refusal("x", refusal(), 1.0)) == (0, ())
     coordinator = Coordinator(Rules(min_devices=1))
-    coordinator.offer(work(), 0.0)
-    coordinator.status("x", online=True, now_s=0.0)
+    coordinator.offer(*planned(), 0.0)
+    coordinator.on_status("x", online=True, now_s=0.0)
     assert plans(coordinator.tick(10.0)) == ["x"]  # it has not said what it has
 
 
@@ -172,49 +186,49 @@ def test_coordinator_evaluates_on_all_devices():
 
 def test_coordinator_counts_an_update_once_it_is_whole():
     coordinator, _ = started("xy")
-    assert kinds(coordinator.update("x", update(), 1.0)) == [FetchUpdate]
-    actions = coordinator.received("x", 2.0)
+    assert kinds(coordinator.on_update("x", update(), 1.0)) == [FetchUpdate]
+    actions = coordinator.on_update_received("x", 2.0)
     assert kinds(actions) == [Record, Send]
     assert acks(actions) == [("x", True)]
-    coordinator.update("y", update(), 3.0)
-    actions = coordinator.received("y", 4.0)
-    assert actions[-1] == Close(round=0, devices=("x", "y"))
+    coordinator.on_update("y", update(), 3.0)
+    actions = coordinator.on_update_received("y", 4.0)
+    assert closed(actions) == (0, ("x", "y"))
     assert coordinator.open is None
 
 
 def test_coordinator_repeated_update_counts_once():
     coordinator, _ = started("xy")
-    coordinator.update("x", update(), 1.0)
-    coordinator.received("x", 1.0)
-    again = coordinator.update("x", update(), 2.0)
+    coordinator.on_update("x", update(), 1.0)
+    coordinator.on_update_received("x", 1.0)
+    again = coordinator.on_update("x", update(), 2.0)
     assert kinds(again) == [Send]
     assert acks(again) == [("x", True)]
-    coordinator.refusal("y", refusal(), 3.0)
-    assert acks(coordinator.update("x", update(), 4.0)) == [("x", True)]  # the round has closed with it
-    assert acks(coordinator.update("y", update(), 4.0)) == [("y", False)]
+    coordinator.on_refusal("y", refusal(), 3.0)
+    assert acks(coordinator.on_update("x", update(), 4.0)) == [("x", True)]  # the round has closed with it
+    assert acks(coordinator.on_update("y", update(), 4.0)) == [("y", False)]
     assert coordinator.counts["result late"] == 1
     assert coordinator.counts["result repeated"] == 2
 
 
 def test_coordinator_update_announced_again_is_fetched_again():
     coordinator, _ = started("xy")
-    coordinator.update("x", update(), 1.0)
-    assert kinds(coordinator.update("x", update(), 2.0)) == [FetchUpdate]
+    coordinator.on_update("x", update(), 1.0)
+    assert kinds(coordinator.on_update("x", update(), 2.0)) == [FetchUpdate]
 
 
 def test_coordinator_evaluations():
     coordinator, _ = started("xy", kind="evaluate")
-    assert acks(coordinator.update("x", update(), 1.0)) == [("x", False)]
-    assert kinds(coordinator.evaluation("x", evaluation(), 1.0)) == [Record, Send]
-    actions = coordinator.evaluation("y", evaluation(loss={"z": 1.0}), 1.0)
+    assert acks(coordinator.on_update("x", update(), 1.0)) == [("x", False)]
+    assert kinds(coordinator.on_evaluation("x", evaluation(), 1.0)) == [Record, Send]
+    actions = coordinator.on_evaluation("y", evaluation(loss={"z": 1.0}), 1.0)
     assert acks(actions) == [("y", False)]
-    assert actions[-1] == Close(round=0, devices=("x",))
+    assert closed(actions) == (0, ("x",))
 
 
 def test_coordinator_evaluation_that_all_refuse_closes_with_nothing():
     coordinator, _ = started("xy", kind="evaluate")
-    coordinator.refusal("x", refusal(), 1.0)
-    assert coordinator.refusal("y", refusal(), 1.0)[-1] == Close(round=0, devices=())
+    coordinator.on_refusal("x", refusal(), 1.0)
+    assert closed(coordinator.on_refusal("y", refusal(), 1.0)) == (0, ())
 
 
 @pytest.mark.parametrize(
@@ -234,11 +248,11 @@ def test_coordinator_evaluation_that_all_refuse_closes_with_nothing():
 )
 def test_coordinator_rejects_an_update_by_its_announcement(bad, why):
     coordinator, _ = started("xy")
-    actions = coordinator.update("x", bad, 1.0)
+    actions = coordinator.on_update("x", bad, 1.0)
     assert kinds(actions) == [Abandon, Send, Note]
     assert not actions[1].message.accepted
     assert why in actions[1].message.detail
-    assert acks(coordinator.update("x", update(), 2.0)) == [("x", False)]
+    assert acks(coordinator.on_update("x", update(), 2.0)) == [("x", False)]
 
 
 def test_coordinator_takes_a_small_update_of_the_round_s_weights():
@@ -246,59 +260,59 @@ def test_coordinator_takes_a_small_update_of_the_round_s_weights():
     assert [action.message.updates for action in actions if isinstance(action, Send)] == [Updates(scheme="int8")]
     for scheme in ("int8", "topk"):  # after a restart with other settings, what was trained before counts too
         small = update(size=1300, scheme=scheme, base=BLOB.digest)
-        assert kinds(coordinator.update("x", small, 1.0)) == [FetchUpdate]
+        assert kinds(coordinator.on_update("x", small, 1.0)) == [FetchUpdate]
 
 
 def test_coordinator_takes_any_number_of_examples_from_a_device_that_said_nothing():
     coordinator, _ = started("xy")
     coordinator.devices["x"].hello = None
-    assert kinds(coordinator.update("x", update(examples={"a": 9}), 1.0)) == [FetchUpdate]
+    assert kinds(coordinator.on_update("x", update(examples={"a": 9}), 1.0)) == [FetchUpdate]
     coordinator, _ = started("xy")
     del coordinator.devices["x"]
-    assert kinds(coordinator.update("x", update(examples={"a": 9}), 1.0)) == [FetchUpdate]
+    assert kinds(coordinator.on_update("x", update(examples={"a": 9}), 1.0)) == [FetchUpdate]
 
 
 def test_coordinator_takes_affinities_of_the_group():
     coordinator, _ = started("xy")
     good = Affinity(tasks=("b", "a"), count=1, mean=((0.0, -1.0), (1.0, 0.0)), variance=None)
-    assert kinds(coordinator.update("x", update(affinity=good), 1.0)) == [FetchUpdate]
+    assert kinds(coordinator.on_update("x", update(affinity=good), 1.0)) == [FetchUpdate]
 
 
 def test_coordinator_rejects_weights_after_fetching():
     coordinator, _ = started("xy")
-    coordinator.update("x", update(), 1.0)
-    actions = coordinator.rejected("x", "not finite", 2.0)
+    coordinator.on_update("x", update(), 1.0)
+    actions = coordinator.on_update_rejected("x", "not finite", 2.0)
     assert acks(actions) == [("x", False)]
-    coordinator.update("y", update(), 3.0)
-    assert coordinator.received("y", 3.0)[-1] == Close(round=0, devices=("y",))
+    coordinator.on_update("y", update(), 3.0)
+    assert closed(coordinator.on_update_received("y", 3.0)) == (0, ("y",))
 
 
 def test_coordinator_nothing_was_fetched():
     coordinator, _ = started("xy")
     for name in "xq":
         with pytest.raises(ValueError, match="nothing was being fetched"):
-            coordinator.received(name, 1.0)
+            coordinator.on_update_received(name, 1.0)
         with pytest.raises(ValueError, match="nothing was being fetched"):
-            coordinator.rejected(name, "", 1.0)
+            coordinator.on_update_rejected(name, "", 1.0)
     with pytest.raises(ValueError, match="no round"):
-        Coordinator(Rules()).received("x", 0.0)
+        Coordinator(Rules()).on_update_received("x", 0.0)
 
 
 @pytest.mark.parametrize("bad", [update(9), update(0, group="a"), evaluation(0)], ids=["round", "group", "work"])
 def test_coordinator_declines_what_it_did_not_ask_for(bad):
     coordinator, _ = started("xy")
-    say = coordinator.update if isinstance(bad, Update) else coordinator.evaluation
+    say = coordinator.on_update if isinstance(bad, Update) else coordinator.on_evaluation
     assert acks(say("x", bad, 1.0)) == [("x", False)]
     assert coordinator.counts["result not asked for"] == 1
-    assert acks(coordinator.update("stranger", update(), 1.0)) == [("stranger", False)]
+    assert acks(coordinator.on_update("stranger", update(), 1.0)) == [("stranger", False)]
 
 
 def test_coordinator_counts_refusals_of_another_round():
     coordinator, _ = started("xy")
-    assert coordinator.refusal("x", refusal(5), 1.0) == []
-    assert coordinator.refusal("stranger", refusal(), 1.0) == []
-    coordinator.refusal("x", refusal(), 1.0)
-    assert coordinator.refusal("x", refusal(), 1.0) == []
+    assert coordinator.on_refusal("x", refusal(5), 1.0) == []
+    assert coordinator.on_refusal("stranger", refusal(), 1.0) == []
+    coordinator.on_refusal("x", refusal(), 1.0)
+    assert coordinator.on_refusal("x", refusal(), 1.0) == []
     assert coordinator.counts["refusal of another round"] == 3
     assert coordinator.counts["refused: heat"] == 1
 
@@ -306,126 +320,127 @@ def test_coordinator_counts_refusals_of_another_round():
 def test_coordinator_late_result_of_an_earlier_round():
     coordinator, _ = started("xy")
     for name in "xy":
-        coordinator.update(name, update(), 1.0)
-        coordinator.received(name, 1.0)
-    coordinator.offer(work(4), 2.0)
-    assert acks(coordinator.update("x", update(2), 3.0)) == [("x", False)]
+        coordinator.on_update(name, update(), 1.0)
+        coordinator.on_update_received(name, 1.0)
+    coordinator.offer(*planned(4), 2.0)
+    assert acks(coordinator.on_update("x", update(2), 3.0)) == [("x", False)]
     assert coordinator.counts["result late"] == 1
 
 
 def test_coordinator_closes_at_the_deadline_with_a_quorum():
     coordinator, _ = started("xyz", quorum=1)
-    coordinator.update("x", update(), 1.0)
-    coordinator.received("x", 1.0)
-    coordinator.update("y", update(), 1.0)
+    coordinator.on_update("x", update(), 1.0)
+    coordinator.on_update_received("x", 1.0)
+    coordinator.on_update("y", update(), 1.0)
     assert coordinator.tick(59.0) == []
     actions = coordinator.tick(60.0)
     assert actions[0] == Abandon(device="y")
     assert "without 2" in actions[1].text
-    assert actions[-1] == Close(round=0, devices=("x",))
+    assert closed(actions) == (0, ("x",))
 
 
 def test_coordinator_extends_the_deadline_without_a_quorum():
     coordinator, _ = started("xyz", quorum=2)
-    coordinator.update("x", update(), 1.0)
-    coordinator.received("x", 1.0)
-    coordinator.status("y", online=False, now_s=2.0)
-    assert coordinator.hello("n", HELLO, 3.0) == []
-    coordinator.update("z", update(), 4.0)
+    coordinator.on_update("x", update(), 1.0)
+    coordinator.on_update_received("x", 1.0)
+    coordinator.on_status("y", online=False, now_s=2.0)
+    assert coordinator.on_hello("n", HELLO, 3.0) == []
+    coordinator.on_update("z", update(), 4.0)
     actions = coordinator.tick(60.0)
     assert Abandon(device="y") in actions
     assert any("1 of the 2 results" in a.text for a in actions if isinstance(a, Note))
-    assert Opened(round=0, members=("n", "x", "z"), quorum=2) in actions
+    assert Opened(round=planned(0)[0], members=("n", "x", "z"), quorum=2) in actions
     assert plans(actions) == ["n"]  # z is being fetched
     assert coordinator.tick(61.0) == []
-    coordinator.received("z", 62.0)
-    coordinator.update("n", update(), 63.0)
-    assert coordinator.received("n", 64.0)[-1] == Close(round=0, devices=("n", "x", "z"))
+    coordinator.on_update_received("z", 62.0)
+    coordinator.on_update("n", update(), 63.0)
+    assert closed(coordinator.on_update_received("n", 64.0)) == (0, ("n", "x", "z"))
 
 
 def test_coordinator_at_the_deadline_asks_refusers_again():
     coordinator, _ = started("xy", quorum=2)
-    coordinator.update("x", update(), 1.0)
-    coordinator.received("x", 1.0)
-    assert plans(coordinator.refusal("y", refusal(), 2.0)) == []
+    coordinator.on_update("x", update(), 1.0)
+    coordinator.on_update_received("x", 1.0)
+    assert plans(coordinator.on_refusal("y", refusal(), 2.0)) == []
     assert plans(coordinator.tick(60.0)) == ["y"]
 
 
 def test_coordinator_replaces_refusers_at_once_if_it_can():
     coordinator, _ = started("xy", quorum=2)
-    coordinator.hello("n", HELLO, 1.0)
-    coordinator.update("x", update(), 1.0)
-    coordinator.received("x", 1.0)
-    assert plans(coordinator.refusal("y", refusal(), 2.0)) == ["n"]
+    coordinator.on_hello("n", HELLO, 1.0)
+    coordinator.on_update("x", update(), 1.0)
+    coordinator.on_update_received("x", 1.0)
+    assert plans(coordinator.on_refusal("y", refusal(), 2.0)) == ["n"]
 
 
 def test_coordinator_waits_for_members_that_are_all_away():
     coordinator, _ = started("xy")
     for name in "xy":
-        coordinator.status(name, online=False, now_s=1.0)
+        coordinator.on_status(name, online=False, now_s=1.0)
     actions = coordinator.tick(60.0)
     assert plans(actions) == []
     assert set(coordinator.open.members) == {"x", "y"}
-    assert plans(coordinator.hello("x", HELLO, 70.0)) == ["x"]
+    assert plans(coordinator.on_hello("x", HELLO, 70.0)) == ["x"]
 
 
 def test_coordinator_returning_member_gets_its_plan_again():
     coordinator, _ = started("xy")
-    coordinator.status("x", online=False, now_s=1.0)
-    assert coordinator.status("x", online=True, now_s=2.0) == []
+    coordinator.on_status("x", online=False, now_s=1.0)
+    assert coordinator.on_status("x", online=True, now_s=2.0) == []
     assert coordinator.tick(3.0) == []
     again = coordinator.tick(5.0)  # it did not say Hello: perhaps the server was away, not the device
     assert plans(again) == ["x"]
     assert again[0].message.deadline_s == 55.0
     assert coordinator.tick(9.0) == []
-    assert plans(coordinator.hello("x", HELLO, 10.0)) == ["x"]
-    coordinator.update("x", update(), 11.0)
-    coordinator.received("x", 11.0)
-    assert plans(coordinator.hello("x", HELLO, 12.0)) == []
+    assert plans(coordinator.on_hello("x", HELLO, 10.0)) == ["x"]
+    coordinator.on_update("x", update(), 11.0)
+    coordinator.on_update_received("x", 11.0)
+    assert plans(coordinator.on_hello("x", HELLO, 12.0)) == []
 
 
 def test_coordinator_member_that_leaves_again_is_not_sent_its_plan():
     coordinator, _ = started("xy")
-    coordinator.status("x", online=False, now_s=1.0)
-    coordinator.status("x", online=True, now_s=2.0)
-    coordinator.status("x", online=False, now_s=2.5)
+    coordinator.on_status("x", online=False, now_s=1.0)
+    coordinator.on_status("x", online=True, now_s=2.0)
+    coordinator.on_status("x", online=False, now_s=2.5)
     assert coordinator.tick(9.0) == []
 
 
 def test_coordinator_resumes_a_round():
     coordinator = Coordinator(Rules(deadline_s=60.0), {"x": HELLO, "y": HELLO})
-    actions = coordinator.offer(work(3), 0.0, members=("x", "y", "z"), quorum=2, results={"x": update(3)})
+    actions = coordinator.offer(*planned(3), 0.0, members=("x", "y", "z"), quorum=2, results={"x": update(3)})
     assert actions == []
-    coordinator.status("y", online=True, now_s=1.0)
+    coordinator.on_status("y", online=True, now_s=1.0)
     assert plans(coordinator.tick(5.0)) == ["y"]
-    assert plans(coordinator.hello("x", HELLO, 6.0)) == []
+    assert plans(coordinator.on_hello("x", HELLO, 6.0)) == []
     coordinator.tick(61.0)
     assert set(coordinator.open.members) == {"x", "y"}  # z was never seen
-    coordinator.update("y", update(3), 62.0)
-    assert coordinator.received("y", 63.0)[-1] == Close(round=3, devices=("x", "y"))
+    coordinator.on_update("y", update(3), 62.0)
+    assert closed(coordinator.on_update_received("y", 63.0)) == (3, ("x", "y"))
 
 
 def test_coordinator_resumes_a_round_that_has_all_it_needs():
     coordinator = Coordinator(Rules())
-    actions = coordinator.offer(work(3), 0.0, members=("x",), quorum=1, results={"x": update(3)})
-    assert actions == [Close(round=3, devices=("x",))]
+    actions = coordinator.offer(*planned(3), 0.0, members=("x",), quorum=1, results={"x": update(3)})
+    assert kinds(actions) == [Close]
+    assert closed(actions) == (3, ("x",))
 
 
 def test_coordinator_progress():
     coordinator, _ = started("xy")
     progress = Progress(round=0, stage="train", done=1, total=2)
-    coordinator.progress("x", progress)
+    coordinator.on_progress("x", progress)
     assert coordinator.devices["x"].progress == progress
-    coordinator.progress("x", Progress(round=1, stage="train", done=1, total=2))
-    coordinator.progress("stranger", progress)
+    coordinator.on_progress("x", Progress(round=1, stage="train", done=1, total=2))
+    coordinator.on_progress("stranger", progress)
     assert coordinator.counts["progress of another round"] == 2
 
 
 def test_coordinator_tells_everybody_when_it_is_finished():
     coordinator, _ = started("xy")
     assert coordinator.finish("done") == [Send(device=d, message=Finished(detail="done")) for d in "xy"]
-    assert coordinator.hello("z", HELLO, 1.0) == [Send(device="z", message=Finished(detail="done"))]
-    assert acks(coordinator.update("x", update(), 1.0)) == [("x", False)]
+    assert coordinator.on_hello("z", HELLO, 1.0) == [Send(device="z", message=Finished(detail="done"))]
+    assert acks(coordinator.on_update("x", update(), 1.0)) == [("x", False)]
     assert coordinator.tick(9.0) == []
 
 
@@ -445,16 +460,16 @@ class Rounds(RuleBasedStateMachine):
         self.closed = set()
         self.fetching = set()
         self.seen = set()
-        self.do(self.coordinator.offer(self.work(), 0.0))
+        self.do(self.coordinator.offer(*self.planned(), 0.0))
 
-    def work(self):
-        return work(self.number, "evaluate" if self.number % 4 == 3 else "train")
+    def planned(self):
+        return planned(self.number, "evaluate" if self.number % 4 == 3 else "train")
 
     def do(self, actions):
         for index, action in enumerate(actions):
             match action:
-                case Opened(round=number, members=members):
-                    assert number == self.number
+                case Opened(round=opened, members=members):
+                    assert opened.number == self.number
                     assert set(members) <= self.seen
                 case Send(device=device, message=Plan() as plan):
                     assert device in self.seen
@@ -473,7 +488,8 @@ class Rounds(RuleBasedStateMachine):
                     assert result.round not in self.closed
                     self.recorded[result.round, device] = result
                     self.fetching.discard(device)
-                case Close(round=number, devices=devices):
+                case Close(closed=closed):
+                    number, devices = closed.round.number, closed.counted
                     assert number not in self.closed
                     assert not self.fetching, "nothing is fetched for a round that is closed"
                     assert set(devices) == {d for (n, d) in self.recorded if n == number}
@@ -482,43 +498,43 @@ class Rounds(RuleBasedStateMachine):
                     assert index == len(actions) - 1
                     self.closed.add(number)
                     self.number += 1
-                    self.do(self.coordinator.offer(self.work(), self.now_s))
+                    self.do(self.coordinator.offer(*self.planned(), self.now_s))
 
     @rule(device=NAMES)
     def hello(self, device):
         self.seen.add(device)
-        self.do(self.coordinator.hello(device, HELLO, self.now_s))
+        self.do(self.coordinator.on_hello(device, HELLO, self.now_s))
 
     @rule(device=NAMES, online=st.booleans())
     def status(self, device, online):
         self.seen.add(device)
-        self.do(self.coordinator.status(device, online=online, now_s=self.now_s))
+        self.do(self.coordinator.on_status(device, online=online, now_s=self.now_s))
 
     @rule(device=NAMES, back=st.integers(-1, 2), size=st.sampled_from([5000, 5000, 5000, 1]))
     def announce(self, device, back, size):
         number = max(0, self.number - back)
         if size != 5000:
             self.fetching.discard(device) if number == self.number else None
-        self.do(self.coordinator.update(device, update(number, size=size), self.now_s))
+        self.do(self.coordinator.on_update(device, update(number, size=size), self.now_s))
 
     @rule(device=NAMES, back=st.integers(-1, 2))
     def evaluate(self, device, back):
         number = max(0, self.number - back)
-        self.do(self.coordinator.evaluation(device, evaluation(number), self.now_s))
+        self.do(self.coordinator.on_evaluation(device, evaluation(number), self.now_s))
 
     @precondition(lambda self: self.fetching)
     @rule(data=st.data(), good=st.booleans())
     def fetched(self, data, good):
         device = data.draw(st.sampled_from(sorted(self.fetching)))
         if good:
-            self.do(self.coordinator.received(device, self.now_s))
+            self.do(self.coordinator.on_update_received(device, self.now_s))
         else:
             self.fetching.discard(device)
-            self.do(self.coordinator.rejected(device, "bad", self.now_s))
+            self.do(self.coordinator.on_update_rejected(device, "bad", self.now_s))
 
     @rule(device=NAMES, back=st.integers(-1, 1))
     def refuse(self, device, back):
-        self.do(self.coordinator.refusal(device, refusal(max(0, self.number - back)), self.now_s))
+        self.do(self.coordinator.on_refusal(device, refusal(max(0, self.number - back)), self.now_s))
 
     @rule(passed_s=st.sampled_from([0.1, 4.0, 60.0]))
     def tick(self, passed_s):
@@ -529,7 +545,7 @@ class Rounds(RuleBasedStateMachine):
     def round_is_open_and_its_members_are_known(self):
         current = self.coordinator.open
         assert current is not None
-        assert current.work.assignment.round == self.number
+        assert current.round.number == self.number
         assert set(current.members) <= self.seen
         states = {d for d, state in current.members.items() if state == "counted"}
         assert states == {d for (n, d) in self.recorded if n == self.number}

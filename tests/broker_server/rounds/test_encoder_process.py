@@ -4,7 +4,7 @@ import time
 import numpy as np
 import pytest
 
-from broker_server.rounds.encoder_process import RESTARTS, Apart, EncoderSupervisor, EncoderUnavailable
+from broker_server.rounds.encoder_process import RESTARTS, EncoderSupervisor, EncoderUnavailable, SharedEncoder
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess, result_file
 from edge_runtime.wire.errors import TensorsInvalid
 from edge_runtime.wire.messages import SplitLearning, Training
@@ -26,18 +26,18 @@ while head := i.read(5):
 LIMIT_S = 60.0
 
 
-def apart(folder, **changes):
+def shared(folder, **changes):
     settings = {"settings": SplitLearning(precision="fp16"), "most_devices": 3, "idle_s": 9.0} | changes
-    return Apart(results=folder / "general", **settings)
+    return SharedEncoder(results=folder / "general", **settings)
 
 
-def test_host_is_told_of_a_round(tmp_path):
-    opened = apart(tmp_path).open(0, TRAINING, tmp_path / "weights")
+def test_shared_encoder_describes_a_round(tmp_path):
+    opened = shared(tmp_path).encoder_round(0, TRAINING, tmp_path / "weights")
     assert (opened.round, opened.samples, opened.previous) == (0, 4, None)
     assert (opened.precision, opened.max_devices, opened.idle_s) == ("fp16", 3, 9.0)
-    later = apart(tmp_path).open(5, Training(**{**_fields(TRAINING), "first_epoch": 2}), tmp_path / "weights")
+    later = shared(tmp_path).encoder_round(5, Training(**{**_fields(TRAINING), "first_epoch": 2}), tmp_path / "weights")
     assert later.previous == str(tmp_path / "general" / "4")
-    measured = apart(tmp_path).open(6, None, tmp_path / "weights")
+    measured = shared(tmp_path).encoder_round(6, None, tmp_path / "weights")
     assert (measured.samples, measured.training, measured.previous) == (EVALUATION_SAMPLES, None, None)
 
 
@@ -45,21 +45,21 @@ def _fields(training):
     return {name: getattr(training, name) for name in training.__struct_fields__}
 
 
-def test_what_a_device_has_taught_is_read_until_the_next_round_is_closed(tmp_path):
-    general, taught = apart(tmp_path), np.arange(3, dtype=np.float32)
-    general.sweep(0)  # there is nothing yet
+def test_shared_encoder_a_trained_one_is_read_until_the_next_round_is_closed(tmp_path):
+    encoder, trained = shared(tmp_path), np.arange(3, dtype=np.float32)
+    encoder.delete_before(0)  # there is nothing yet
     for number in (3, 4):
         path = result_file(tmp_path / "general" / str(number), "attic")
         path.parent.mkdir(parents=True)
-        path.write_bytes(pack(TABLE, taught))
+        path.write_bytes(pack(TABLE, trained))
     (tmp_path / "general" / "notes").mkdir()
-    np.testing.assert_array_equal(general.read(3, "attic", TABLE), taught)
-    with pytest.raises(TensorsInvalid, match="nothing of this device"):
-        general.read(3, "cellar", TABLE)
-    general.sweep(4)
-    with pytest.raises(TensorsInvalid, match="nothing of this device"):
-        general.read(3, "attic", TABLE)
-    general.read(4, "attic", TABLE)
+    np.testing.assert_array_equal(encoder.read(3, "attic", TABLE), trained)
+    with pytest.raises(TensorsInvalid, match="no trained encoder of this device"):
+        encoder.read(3, "cellar", TABLE)
+    encoder.delete_before(4)
+    with pytest.raises(TensorsInvalid, match="no trained encoder of this device"):
+        encoder.read(3, "attic", TABLE)
+    encoder.read(4, "attic", TABLE)
     assert (tmp_path / "general" / "notes").is_dir()
 
 
@@ -73,50 +73,62 @@ class Starts:
 
 
 @pytest.fixture
-def host():
+def supervisor():
     made = EncoderSupervisor(Starts(sys.executable, "-c", ECHO))
     yield made
     made.close()
 
 
-def answers(host, count):
-    said, until_s = [], time.monotonic() + LIMIT_S
-    while len(said) < count:
+def send(supervisor, encoder, fragment, *, device="attic", number=0):
+    """Pass on a fragment of a round; how often the round had to be worked out for it."""
+    opened = []
+
+    def opening():
+        opened.append(encoder.encoder_round(number, TRAINING, encoder.results))
+        return opened[-1]
+
+    assert supervisor.send(number, opening, device, fragment)
+    return len(opened)
+
+
+def answers(supervisor, count):
+    received, until_s = [], time.monotonic() + LIMIT_S
+    while len(received) < count:
         assert time.monotonic() < until_s
-        said += host.poll()
-    return said
+        received += supervisor.receive()
+    return received
 
 
-def test_pieces_go_to_the_host_and_its_answers_to_their_devices(host, tmp_path):
-    general = apart(tmp_path)
-    assert host.poll() == []  # there is none before it is needed
+def test_supervisor_passes_fragments_to_the_process_and_its_answers_to_their_devices(supervisor, tmp_path):
+    encoder = shared(tmp_path)
+    assert supervisor.receive() == []  # there is none before it is needed
     for number in (0, 1):
-        opened = general.open(number, TRAINING, tmp_path)
-        assert host.hear(opened, "attic", b"piece")
-        assert host.hear(opened, "cellar", b"")
-        assert answers(host, 2) == [("attic", b"piece"), ("cellar", b"")]
-    assert host._start.count == 1
+        # The round is worked out once: for its first fragment.
+        assert send(supervisor, encoder, b"fragment", number=number) == 1
+        assert send(supervisor, encoder, b"", device="cellar", number=number) == 0
+        assert answers(supervisor, 2) == [("attic", b"fragment"), ("cellar", b"")]
+    assert supervisor._start.count == 1
 
 
-def test_a_host_that_ends_is_started_anew_for_a_while(host, tmp_path):
-    opened = apart(tmp_path).open(0, TRAINING, tmp_path)
+def test_supervisor_starts_a_process_that_ends_again_for_a_while(supervisor, tmp_path):
+    encoder = shared(tmp_path)
     for times in range(RESTARTS):
-        host.hear(opened, "attic", b"die")
+        assert send(supervisor, encoder, b"die") == 1
         until_s = time.monotonic() + LIMIT_S
-        while host._process is not None:
+        while supervisor._process is not None:
             assert time.monotonic() < until_s
-            assert host.poll() == []
-        assert host._start.count == times + 1
-    host.hear(opened, "attic", b"piece")
-    assert answers(host, 1) == [("attic", b"piece")]
-    host.hear(opened, "attic", b"die")
+            assert supervisor.receive() == []
+        assert supervisor._start.count == times + 1
+    send(supervisor, encoder, b"fragment")
+    assert answers(supervisor, 1) == [("attic", b"fragment")]
+    send(supervisor, encoder, b"die")
     with pytest.raises(EncoderUnavailable, match=r"has ended.*, 4 times in round 0"):
-        answers(host, 1)
-    host.hear(apart(tmp_path).open(1, TRAINING, tmp_path), "attic", b"piece")  # another round, another chance
-    assert answers(host, 1) == [("attic", b"piece")]
+        answers(supervisor, 1)
+    send(supervisor, encoder, b"fragment", number=1)  # another round, another chance
+    assert answers(supervisor, 1) == [("attic", b"fragment")]
 
 
-def test_a_host_that_cannot_be_started_is_said_to_be_so(tmp_path):
-    host = EncoderSupervisor(Starts(str(tmp_path / "python")))
+def test_supervisor_a_process_that_cannot_be_started_is_reported(tmp_path):
+    supervisor = EncoderSupervisor(Starts(str(tmp_path / "python")))
     with pytest.raises(EncoderUnavailable, match="cannot be started: No such file"):
-        host.hear(apart(tmp_path).open(0, TRAINING, tmp_path), "attic", b"")
+        send(supervisor, shared(tmp_path), b"")

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker_server.report import build as reports
-from broker_server.rounds.coordinator import Device
-from broker_server.rounds.ort_training_process import ArtifactBuilder, ArtifactsUnavailable, asking
+from broker_server.rounds.coordinator import DeviceState
+from broker_server.rounds.ort_training_process import ArtifactBuilder, ArtifactsUnavailable, artifact_users
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.messages import Hello
 
@@ -111,7 +111,7 @@ def test_official_artifacts_of_decided_groups_reach_the_devices_that_ask(officia
     for device in (x, y):
         device.start()
     world.until_finished()
-    assert world.aggregator.finished == "all rounds are done"
+    assert world.loop.finished == "all rounds are done"
     assert starts(tmp_path) == ["a,b,c", "a,b;c"]  # of the merged group, which the bundle has none of, then the split's
     assert training_models(x) == [f"training_model.onnx of {g}" for g in ("a+b", "a+b+c", "c")]
     assert training_models(y) == []
@@ -139,7 +139,7 @@ def test_official_artifacts_for_a_device_that_comes_late_are_made_before_the_nex
     world = official(split_rounds=3)
     world.device("x").start()
     world.device("y").start()
-    world.until(lambda: world.aggregator.work and world.aggregator.work.assignment.phase == "split")
+    world.until(lambda: world.loop.round and world.loop.round.phase == "split")
     z = world.device("z", official="auto")
     z.start()
     world.until_finished()
@@ -163,7 +163,7 @@ def test_official_artifacts_that_fail_leave_the_portable_graphs(official, how, w
     x.start()
     world.device("y").start()
     world.until_finished()
-    assert world.aggregator.finished == "all rounds are done"
+    assert world.loop.finished == "all rounds are done"
     if how != "lacks":  # which has the merged group
         assert training_models(x) == []
     problem = reports.build(world.journal).official["c"].problem
@@ -179,8 +179,8 @@ def test_official_artifacts_that_fail_end_the_federation_where_devices_need_them
     world.device("x", official="require").start()
     world.device("y", official="require").start()
     world.until_finished()
-    assert world.aggregator.failed
-    assert world.aggregator.finished == (
+    assert world.loop.failed
+    assert world.loop.finished == (
         "the federation cannot go on: no official artifacts for a+b+c: onnxruntime-training 1.19.2 has no CPU gradient "
         "for Round; x, y must refuse, the others train with the portable graphs"
     )
@@ -191,7 +191,7 @@ def test_official_artifacts_that_fail_leave_out_the_devices_that_need_them(offic
     for name, use in (("x", "require"), ("y", "off"), ("z", "auto")):
         world.device(name, official=use).start()
     world.until_finished()
-    assert not world.aggregator.failed
+    assert not world.loop.failed
     assert any("x must refuse, the others train with the portable graphs" in note for note in world.watcher.notes)
 
 
@@ -201,7 +201,7 @@ def test_official_artifacts_of_a_server_without_the_environment_are_said_to_be_o
     world.device("y").start()
     world.until_finished()
     off = "this server makes none of groups that it decides, because no --official-python was given"
-    assert world.aggregator.finished == "all rounds are done"
+    assert world.loop.finished == "all rounds are done"
     assert f"x asks for official artifacts: {off}" in world.watcher.notes
     assert any(note.startswith(f"no official artifacts for a+b, c: {off}") for note in world.watcher.notes)
 
@@ -225,14 +225,14 @@ def test_server_that_crashes_while_artifacts_are_made_makes_them_again(official,
     for device in (x, y):
         device.start()
     world.until(lambda: bool(starts(tmp_path)))
-    assert world.aggregator.making == (("a", "b", "c"),)
+    assert world.loop.building == (("a", "b", "c"),)
     wait_for(tmp_path / "how.child")
     (tmp_path / "how").write_text("well")
     world.crash()
     world.until_finished()
     assert starts(tmp_path) == ["a,b,c", "a,b,c", "a,b;c"]
     assert len(training_models(x)) == 3
-    rows = [row.assignment.phase for row in world.journal.rounds()]
+    rows = [row.round.phase for row in world.journal.rounds()]
     assert rows.count("split") == 4
 
 
@@ -247,14 +247,14 @@ def test_server_that_crashes_at_any_event_ends_the_same(official, tmp_path):
     x.start()
     crashed.device("y", step=3.0).start()
     until_s = time.monotonic() + LIMIT_S
-    while not crashed.aggregator.finished:
+    while not crashed.loop.finished:
         assert time.monotonic() < until_s
-        crashed.aggregator.step(0.25)
-        if crashed.aggregator.making:
+        crashed.loop.step(0.25)
+        if crashed.loop.building:
             time.sleep(0.01)
         if crashed.random.random() < 0.01:
             crashed.crash()
-    assert crashed.aggregator.finished == "all rounds are done"
+    assert crashed.loop.finished == "all rounds are done"
     assert reports.models(crashed.journal, crashed.blobs) == expected
     assert len(training_models(x)) == 3
 
@@ -302,14 +302,14 @@ def test_maker_deletes_what_an_earlier_one_left(tmp_path):
 
 def test_asking_names_devices_by_what_they_want():
     def device(use):
-        return Device(
+        return DeviceState(
             hello=Hello(
                 software="", engine="", platform="", examples={}, tasks=("a",), memory_bytes=None, ort_training=use
             )
         )
 
-    fleet = {"z": device("require"), "y": device("off"), "x": device("auto"), "w": Device()}
-    assert asking(fleet) == (["x", "z"], ["z"])
+    fleet = {"z": device("require"), "y": device("off"), "x": device("auto"), "w": DeviceState()}
+    assert artifact_users(fleet) == (["x", "z"], ["z"])
 
 
 @pytest.fixture

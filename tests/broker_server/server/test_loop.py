@@ -2,7 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker_server.aggregation.encoder import Combination
+from broker_server.aggregation.encoder import RoundAggregation
 from broker_server.report.build import models
 from broker_server.rounds.federation import FederationChanged
 from edge_runtime.wire.errors import WireError
@@ -17,13 +17,13 @@ def run(world, *devices):
     world.until_finished()
 
 
-def test_aggregator_runs_mas_to_its_end(world):
+def test_server_loop_runs_mas_to_its_end(world):
     world = world()
     x, y = world.device("x", step=1.0), world.device("y", step=3.0)
     run(world, x, y)
-    assert world.aggregator.finished == "all rounds are done"
-    assert not world.aggregator.failed
-    rows = [(row.assignment.phase, row.assignment.group, row.assignment.round) for row in world.journal.rounds()]
+    assert world.loop.finished == "all rounds are done"
+    assert not world.loop.failed
+    rows = [(row.round.phase, row.round.group, row.round.number) for row in world.journal.rounds()]
     assert rows == [
         ("before", "a+b+c", 0),
         ("merge", "a+b+c", 1),
@@ -49,10 +49,10 @@ def test_aggregator_runs_mas_to_its_end(world):
         np.testing.assert_array_equal(values, expected)
 
 
-def test_aggregator_counts_what_is_exchanged_with_the_round_that_is_going_on(world):
+def test_server_loop_counts_what_is_exchanged_with_the_round_that_is_going_on(world):
     world = world()
-    world.aggregator.exchanged(up_bytes=10**9)
-    world.aggregator.exchanged(up_bytes=1, down_bytes=10**9)
+    world.loop.coordinator.open.traffic.add(up_bytes=10**9)
+    world.loop.coordinator.open.traffic.add(up_bytes=1, down_bytes=10**9)
     run(world, world.device("x"), world.device("y"))
     first, *others = world.journal.rounds()
     assert 10**9 < first.bytes_up < 10**9 + 10**6
@@ -60,7 +60,7 @@ def test_aggregator_counts_what_is_exchanged_with_the_round_that_is_going_on(wor
     assert all(max(row.bytes_up, row.bytes_down) < 10**6 for row in others)
 
 
-def test_aggregator_keeps_the_affinities_and_the_split(world):
+def test_server_loop_keeps_the_affinities_and_the_split(world):
     world = world()
     run(world, world.device("x"), world.device("y"))
     affinities = world.federation.affinities
@@ -70,7 +70,7 @@ def test_aggregator_keeps_the_affinities_and_the_split(world):
     assert split.groups == (("a", "b"), ("c",))
 
 
-def test_aggregator_deletes_superseded_blobs(world):
+def test_server_loop_deletes_superseded_blobs(world):
     world = world()
     run(world, world.device("x"), world.device("y"))
     weights = {blob.digest for blob in world.journal.weights().values()}
@@ -79,7 +79,7 @@ def test_aggregator_deletes_superseded_blobs(world):
     assert len(rest) == 3  # the manifests of the three groups
 
 
-def test_aggregator_sends_graphs_to_a_device_once(world):
+def test_server_loop_sends_graphs_to_a_device_once(world):
     world = world()
     x = world.device("x")
     needs = []
@@ -90,7 +90,7 @@ def test_aggregator_sends_graphs_to_a_device_once(world):
     assert sum(graph in payload for payload in needs) == 1
 
 
-def test_aggregator_drops_what_is_not_a_message(world):
+def test_server_loop_drops_what_is_not_a_message(world):
     world = world()
     for topic, payload in [
         ("mas/2/home/device/x/event", b"{"),
@@ -106,12 +106,12 @@ def test_aggregator_drops_what_is_not_a_message(world):
     ]:
         world.link.say(topic, payload)
     run(world, world.device("x"), world.device("y"))
-    assert world.aggregator.finished == "all rounds are done"
-    assert sum(world.aggregator.counts.values()) >= 10
+    assert world.loop.finished == "all rounds are done"
+    assert sum(world.dispatcher.counts.values()) >= 10
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_aggregator_rejects_weights_that_are_not_finite(world, poison):
+def test_server_loop_rejects_weights_that_are_not_finite(world, poison):
     world = world(round_deadline_s=5.0, min_devices=3)
     x = world.device("x")
     train = x.train
@@ -127,17 +127,17 @@ def test_aggregator_rejects_weights_that_are_not_finite(world, poison):
     declined = [ack for ack in x.acks if not ack.accepted]
     assert len(declined) == 6
     assert all("finite" in ack.detail for ack in declined)
-    assert {
-        row.assignment.work for row in world.journal.rounds() if "x" in world.journal.results(row.assignment.round)
-    } == {"evaluate"}
+    assert {row.round.work for row in world.journal.rounds() if "x" in world.journal.results(row.round.number)} == {
+        "evaluate"
+    }
 
 
 @pytest.mark.parametrize("scheme", ["fp16", "int8", "topk"])
-def test_aggregator_averages_small_updates(world, scheme):
+def test_server_loop_averages_small_updates(world, scheme):
     """Each of four rounds adds the mean step of 2, as nearly as the scheme says it."""
     world = world(update_scheme=scheme, topk_fraction=0.5)
     run(world, world.device("x", step=1.0), world.device("y", step=3.0))
-    assert world.aggregator.finished == "all rounds are done"
+    assert world.loop.finished == "all rounds are done"
     start = unpack(world.bundle.table, (world.root / "bundle" / "weights.safetensors").read_bytes())
     for group, tasks in (("a+b", ("a", "b")), ("c", ("c",))):
         table = world.bundle.group(tasks, world.bundle.weights).table
@@ -150,11 +150,11 @@ def test_aggregator_averages_small_updates(world, scheme):
             assert 3 < moved.mean() < 8
         else:
             np.testing.assert_allclose(moved, 8, rtol=1e-5)
-    updates = [r for row in world.journal.rounds() for r in world.journal.results(row.assignment.round).values()]
+    updates = [r for row in world.journal.rounds() for r in world.journal.results(row.round.number).values()]
     assert {update.scheme for update in updates if isinstance(update, Update)} == {scheme}
 
 
-def test_aggregator_rejects_a_small_update_that_is_malformed(world):
+def test_server_loop_rejects_a_small_update_that_is_malformed(world):
     world = world(update_scheme="int8", round_deadline_s=5.0, min_devices=3)
     x = world.device("x")
     train = x.train
@@ -171,38 +171,38 @@ def test_aggregator_rejects_a_small_update_that_is_malformed(world):
     assert all("ends within array" in ack.detail for ack in declined)
 
 
-def test_aggregator_one_client_s_small_updates_come_again_after_a_crash(world):
+def test_server_loop_one_client_s_small_updates_come_again_after_a_crash(world):
     world = world(update_scheme="int8", min_devices=1)
     x = world.device("x", step=0.1)
     x.start()
     world.until(lambda: x.answer is not None and isinstance(x.answer, Update))
     world.crash()
     world.until_finished()
-    assert world.aggregator.finished == "all rounds are done"
+    assert world.loop.finished == "all rounds are done"
 
 
-def test_aggregator_goes_on_over_a_full_link(world):
+def test_server_loop_goes_on_over_a_full_link(world):
     world = world()
     world.link.full = lambda: world.random.random() < 0.5
     run(world, world.device("x"), world.device("y"))
-    assert world.aggregator.finished == "all rounds are done"
+    assert world.loop.finished == "all rounds are done"
 
 
-def test_aggregator_says_that_the_connection_is_lost(world):
+def test_server_loop_says_that_the_connection_is_lost(world):
     world = world()
     world.link.events.append(Disconnected("gone", refused=False))
     run(world, world.device("x"), world.device("y"))
     assert any("gone" in note for note in world.watcher.notes)
 
 
-def test_aggregator_without_affinities_ends_and_says_why(world):
+def test_server_loop_without_affinities_ends_and_says_why(world):
     world = world()
     x, y = world.device("x"), world.device("y")
     for device in (x, y):
         device.train = lambda plan, bundle, train=device.train: _without_affinity(train(plan, bundle))
     run(world, x, y)
-    assert world.aggregator.failed
-    assert "no device measured" in world.aggregator.finished
+    assert world.loop.failed
+    assert "no device measured" in world.loop.finished
     assert "no device measured" in x.finished.detail
 
 
@@ -210,7 +210,7 @@ def _without_affinity(update):
     return msgspec.structs.replace(update, affinity=None)
 
 
-def test_aggregator_one_client_gets_its_own_weights_bit_for_bit(world):
+def test_server_loop_one_client_gets_its_own_weights_bit_for_bit(world):
     world = world(min_devices=1)
     x = world.device("x", step=0.1)
     sent = []
@@ -223,7 +223,7 @@ def test_aggregator_one_client_gets_its_own_weights_bit_for_bit(world):
     }
 
 
-def test_aggregator_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
+def test_server_loop_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
     reference = world()
     run(reference, reference.device("x", step=1.0), reference.device("y", step=3.0))
     expected = models(reference.journal, reference.blobs)
@@ -231,15 +231,15 @@ def test_aggregator_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
     crashed.device("x", step=1.0).start()
     crashed.device("y", step=3.0).start()
     for _ in range(5000):
-        if crashed.aggregator.finished:
+        if crashed.loop.finished:
             break
-        crashed.aggregator.step(0.25)
+        crashed.loop.step(0.25)
         if crashed.random.random() < 0.05:
             crashed.crash()
-    assert crashed.aggregator.finished == "all rounds are done"
+    assert crashed.loop.finished == "all rounds are done"
     assert models(crashed.journal, crashed.blobs) == expected
     for row in crashed.journal.rounds():
-        assert set(crashed.journal.results(row.assignment.round)) == {"x", "y"}
+        assert set(crashed.journal.results(row.round.number)) == {"x", "y"}
     np.testing.assert_array_equal(crashed.federation.affinities.values, reference.federation.affinities.values)
 
 
@@ -252,7 +252,7 @@ def test_aggregator_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
         {"server_momentum": 0.5},
     ],
 )
-def test_aggregator_after_a_crash_goes_on_with_what_aggregation_remembers(world, tmp_path, settings):
+def test_server_loop_after_a_crash_goes_on_with_what_aggregation_remembers(world, tmp_path, settings):
     shared = {"strategy": "all_in_one", "merged_rounds": 5, "split_rounds": 1, "min_devices": 3}
     settings = shared | settings
     random = np.random.default_rng(0)
@@ -264,24 +264,24 @@ def test_aggregator_after_a_crash_goes_on_with_what_aggregation_remembers(world,
     for name, step in steps.items():
         crashed.device(name, step=step).start()
     for _ in range(5000):
-        if crashed.aggregator.finished:
+        if crashed.loop.finished:
             break
-        crashed.aggregator.step(0.25)
+        crashed.loop.step(0.25)
         if crashed.random.random() < 0.05:
             crashed.crash()
-    assert crashed.aggregator.finished == "all rounds are done"
+    assert crashed.loop.finished == "all rounds are done"
     assert models(crashed.journal, crashed.blobs) == expected
     plain = type(reference)(tmp_path / "plain", **shared)
     run(plain, *(plain.device(name, step=step) for name, step in steps.items()))
     assert models(plain.journal, plain.blobs) != expected
 
-    table, rule, memory = reference.bundle.table, reference.config.combining, None
+    table, rule, state = reference.bundle.table, reference.config.combining, None
     weights = unpack(table, (reference.root / "bundle" / "weights.safetensors").read_bytes())
     for number in range(6):
-        combination = Combination(table, weights, rule, memory=memory, seed=(0, number), folder=tmp_path)
+        aggregation = RoundAggregation(table, weights, rule, state=state, seed=(0, number), folder=tmp_path)
         for name in sorted(steps):
-            combination.fold(weights + np.float32(steps[name]), dict.fromkeys(reference.bundle.task_names, 10))
-        weights, memory = combination.result()
+            aggregation.fold(weights + np.float32(steps[name]), dict.fromkeys(reference.bundle.task_names, 10))
+        weights, state = aggregation.result()
     assert expected == {"a+b+c": pack(table, weights)}
 
 
@@ -290,14 +290,14 @@ def test_federation_keeps_what_aggregation_remembers_for_the_phase_that_goes_on(
     seen = []
 
     class Watching(type(world.watcher)):
-        def closed(self, row, results):
-            memories = world.journal.memories()
-            assert all(blob.digest in world.blobs for blob in memories.values())
-            seen.append((row.assignment.phase, row.assignment.index, sorted(memories)))
+        def on_round_closed(self, row, results):
+            states = world.journal.aggregation_states()
+            assert all(blob.digest in world.blobs for blob in states.values())
+            seen.append((row.round.phase, row.round.index, sorted(states)))
 
-    world.aggregator._watcher = Watching()
+    world.loop._watcher = Watching()
     run(world, world.device("x"), world.device("y", step=3.0))
-    assert world.aggregator.finished == "all rounds are done"
+    assert world.loop.finished == "all rounds are done"
     assert [each for each in seen if each[0] in {"merge", "split"}] == [
         ("merge", 0, [("merge", "a+b+c")]),
         ("merge", 1, [("merge", "a+b+c")]),
@@ -306,29 +306,29 @@ def test_federation_keeps_what_aggregation_remembers_for_the_phase_that_goes_on(
         ("split", 0, [("split", "a+b"), ("split", "c")]),
         ("split", 1, [("split", "a+b"), ("split", "c")]),
     ]
-    assert world.journal.memories() == {}  # the last phase measures
+    assert world.journal.aggregation_states() == {}  # the last phase measures
 
 
 def test_federation_notes_a_step_that_was_not_taken(world):
     world = world(strategy="all_in_one", merged_rounds=1, split_rounds=1, server_lr=1000.0, server_momentum=0.5)
     run(world, world.device("x", step=1e38), world.device("y", step=1e38))
-    assert world.aggregator.finished == "all rounds are done"
+    assert world.loop.finished == "all rounds are done"
     assert any("step of the encoder was not finite" in text for _, text in world.journal.notes())
 
 
-def test_aggregator_after_a_crash_asks_only_those_that_have_not_delivered(world):
+def test_server_loop_after_a_crash_asks_only_those_that_have_not_delivered(world):
     world = world()
     x, y = world.device("x"), world.device("y")
     x.start()
     y.start()
-    world.until(lambda: world.aggregator.work and world.aggregator.work.assignment.round == 1)
+    world.until(lambda: world.loop.round and world.loop.round.number == 1)
     y.silent = True
     world.until(lambda: 1 in {ack.round for ack in x.acks})
     world.crash()
     plans = len(x.plans)
     y.silent = False
     y.start()
-    world.until(lambda: world.aggregator.work.assignment.round == 2)
+    world.until(lambda: world.loop.round.number == 2)
     assert [plan.round for plan in x.plans[plans:]] in ([], [2])
     assert [type(r) for r in world.journal.results(1).values()] == [Update, Update]
     assert [type(r) for r in world.journal.results(0).values()] == [Evaluation, Evaluation]
@@ -344,7 +344,7 @@ def test_federation_refuses_a_state_folder_of_another_one(world):
     assert not issubclass(FederationChanged, WireError)
 
 
-def test_aggregator_journals_what_a_plan_has_cost_the_last_one_counting(world, make_energy):
+def test_server_loop_journals_what_a_plan_has_cost_the_last_one_counting(world, make_energy):
     world = world()
     x, y = world.device("x"), world.device("y")
     x.start()
@@ -357,7 +357,7 @@ def test_aggregator_journals_what_a_plan_has_cost_the_last_one_counting(world, m
         device.tell(FinalEnergy(round=round_number, group=group, energy=make_energy()))
     world.until_finished()
     assert world.journal.energy(0) == {"x": make_energy(joules=4.0)}
-    assert world.aggregator.energies == 2
-    assert world.aggregator.counts["energy of a round that the device was not in"] == 3
+    assert world.dispatcher.energy_reports == 2
+    assert world.dispatcher.counts["energy of a round that the device was not in"] == 3
     world.crash()
     assert world.journal.energy(0) == {"x": make_energy(joules=4.0)}

@@ -45,12 +45,12 @@ def chunks(blob, *indices):
 def test_messages_go_before_pieces_and_pieces_before_chunks(waiting, link, blobs):
     blob = blobs.add(b"data")
     waiting.chunks(chunks(blob, 0))
-    waiting.piece("pi", b"piece")
+    waiting.fragment("pi", b"fragment")
     waiting.message("pi", b"message")
     waiting.flush()
     assert link.taken == [
         (TOPICS.command("pi"), b"message"),
-        (TOPICS.down("pi"), b"piece"),
+        (TOPICS.down("pi"), b"fragment"),
         (TOPICS.download(blob.digest, 0), b"data"),
     ]
     assert waiting.is_empty
@@ -87,12 +87,12 @@ def test_of_too_many_chunks_the_first_are_kept_and_the_others_counted(waiting, l
 
 def test_the_host_may_not_say_more_while_too_much_of_it_waits(waiting, link):
     link.room = 0
-    while waiting.takes_pieces:
-        waiting.piece("pi", b"piece")
+    while waiting.takes_fragments:
+        waiting.fragment("pi", b"fragment")
     assert not waiting.is_empty
     link.room = 1
     waiting.flush()
-    assert waiting.takes_pieces
+    assert waiting.takes_fragments
 
 
 def test_a_blob_that_is_gone_is_counted_and_the_next_one_goes(waiting, link, blobs):
@@ -105,8 +105,8 @@ def test_a_blob_that_is_gone_is_counted_and_the_next_one_goes(waiting, link, blo
 
 def test_with_the_connection_chunks_are_lost_and_messages_are_not(waiting, link, blobs):
     waiting.message("pi", b"message")
-    waiting.piece("pi", b"piece")
+    waiting.fragment("pi", b"fragment")
     waiting.chunks(chunks(blobs.add(b"data"), 0))
-    waiting.lost()
+    waiting.drop_chunks()
     waiting.flush()
-    assert [payload for _, payload in link.taken] == [b"message", b"piece"]
+    assert [payload for _, payload in link.taken] == [b"message", b"fragment"]

@@ -11,9 +11,9 @@ from broker_server.server.progress import LiveView, PlainView, losses_text
 pytestmark = pytest.mark.workstation
 
 
-def text_of(screen, aggregator):
+def text_of(screen, loop):
     console = Console(file=io.StringIO(), width=120)
-    console.print(screen.render(aggregator))
+    console.print(screen.render(loop.coordinator, loop))
     return console.file.getvalue()
 
 
@@ -49,13 +49,13 @@ def test_screen_at_every_stage(world):
     screen = LiveView(Console(file=io.StringIO()))
     world.watcher = screen
     world.boot()
-    assert "waiting for devices" in text_of(screen, world.aggregator)
+    assert "waiting for devices" in text_of(screen, world.loop)
     world.device("x").start()
     world.device("y").start()
-    world.until(lambda: world.aggregator.work.assignment.round == 1 and world.aggregator.coordinator.open)
-    assert "0 of 2 devices done, training a+b+c" in text_of(screen, world.aggregator)
+    world.until(lambda: world.loop.round.number == 1 and world.loop.coordinator.open)
+    assert "0 of 2 devices done, training a+b+c" in text_of(screen, world.loop)
     world.until_finished()
-    shown = text_of(screen, world.aggregator)
+    shown = text_of(screen, world.loop)
     assert "all rounds are done" in shown
     assert "split into a + b   c" in shown
     assert "-1.0000" in shown
@@ -72,7 +72,7 @@ def test_screen_fits_into_a_small_terminal(world):
     for number in range(4):
         screen.note(f"{number} " + 40 * "a long note ")
     console = Console(file=io.StringIO(), width=80, height=24)
-    console.print(screen.render(world.aggregator))
+    console.print(screen.render(world.loop.coordinator, world.loop))
     lines = console.file.getvalue().splitlines()
     assert len(lines) <= 23
     assert max(map(len, lines)) == 80

@@ -44,7 +44,7 @@ def test_downloads_who_comes_too_late_for_a_chunk_gets_it_at_the_next_tick():
     assert len(downloads.need("x", following, 1.0)) == 1
     assert downloads.need("y", following, 1.1) == []  # it has long subscribed, so that chunk has reached it
     assert downloads.tick(1.2) == []
-    downloads.came("y")
+    downloads.on_connected("y")
     assert downloads.need("y", following, 1.3) == []
     downloads.withdraw(BLOB.digest)
     assert downloads.tick(1.4) == []
@@ -115,10 +115,10 @@ def test_uploads_that_are_announced_again_go_on(uploads):
 
 
 def test_uploads_of_a_device_that_has_connected_again_ask_for_what_was_on_its_way(uploads):
-    uploads.came("x")
+    uploads.on_connected("x")
     uploads.begin("x", BLOB, 0.0)
     uploads.chunk("x", BLOB.digest, 1, chunk(1), 1.0)
-    uploads.came("x")
+    uploads.on_connected("x")
     assert uploads.begin("x", BLOB, 2.0) == (False, Need(digest=BLOB.digest, chunks=(0, *range(2, WINDOW + 1))))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from broker_server.rounds.journal import FederationJournal
+from broker_server.rounds.open_round import RoundTraffic
 from broker_server.server.config import ServerConfig
 from broker_server.server.keys import load_or_create
 from broker_server.simulation.run_cache import RecallingFederation, RunCache
@@ -61,16 +62,16 @@ class Played:
 
     def round(self):
         """Close the next round; whether there was one."""
-        work = self.federation.next()
-        if work is None:
+        planned = self.federation.next()
+        if planned is None:
             return False
-        self.played.append(work.assignment)
-        self.journal.open_round(work.assignment, DEVICES, 2)
+        self.played.append(planned)
+        self.journal.open_round(planned, DEVICES, 2)
         self.timeline.pass_by(ROUND_S)
         for number, device in enumerate(DEVICES):
-            self.journal.add_result(work.assignment.round, device, self.result(work))
-            self.federation.computed(device, SimpleNamespace(round=work.assignment.round), 1.0 + number)
-        self.federation.close(work, DEVICES, bytes_up=1000)
+            self.journal.add_result(planned.number, device, self.result(planned))
+            self.federation.computed(device, SimpleNamespace(round=planned.number), 1.0 + number)
+        self.federation.close(planned, DEVICES, RoundTraffic(up_bytes=1000))
         return True
 
     def to_the_end(self):
@@ -78,20 +79,20 @@ class Played:
             pass
         return self
 
-    def result(self, work):
-        about, tasks = work.assignment, work.assignment.tasks
-        shared = {"round": about.round, "group": about.group, "examples": dict.fromkeys(tasks, 8), "wall_s": 5.0}
+    def result(self, planned):
+        plan, tasks = self.federation.plan(planned, 60.0), planned.tasks
+        shared = {"round": planned.number, "group": planned.group, "examples": dict.fromkeys(tasks, 8), "wall_s": 5.0}
         shared |= {"peak_rss_bytes": None, "bytes_down": 100, "energy": self.energy}
-        if about.work == "evaluate":
+        if planned.work == "evaluate":
             return Evaluation(loss=dict.fromkeys(tasks, 0.5), metrics=dict.fromkeys(tasks, 0.25), **shared)
-        table = decode(self.blobs.read(work.bundle.digest)).table
-        trained = unpack(table, self.blobs.read(work.weights.digest)) + np.float32(1.0)
+        table = decode(self.blobs.read(plan.bundle.digest)).table
+        trained = unpack(table, self.blobs.read(plan.weights.digest)) + np.float32(1.0)
         zeros = ((0.0,) * len(tasks),) * len(tasks)
         return Update(
             weights=self.blobs.add(pack(table, trained)),
             train_loss=dict.fromkeys(tasks, 1.0),
             val_loss=dict.fromkeys(tasks, 1.0),
-            affinity=Affinity(tasks=tasks, count=1, mean=zeros, variance=None) if about.probe else None,
+            affinity=Affinity(tasks=tasks, count=1, mean=zeros, variance=None) if planned.probe else None,
             **shared,
         )
 

@@ -62,14 +62,12 @@ def test_a_course_is_moved_to_where_it_stands_now(play):
     second = play(strategy="hoa", groups=2).to_the_end()
     alone = {"depth", "normals", "segmentation"}
     assert alone.isdisjoint(about.group for about in second.played if about.work == "train" and about.phase == "pairs")
-    rows = [row for row in second.journal.rounds() if row.assignment.work == "train"]
-    assert [row.assignment.round for row in second.journal.rounds()] == list(range(len(second.journal.rounds())))
+    rows = [row for row in second.journal.rounds() if row.round.work == "train"]
+    assert [row.round.number for row in second.journal.rounds()] == list(range(len(second.journal.rounds())))
     assert all(one.closed_s <= other.started_s for one, other in pairwise(rows))
     assert all(row.closed_s - row.started_s == 10.0 for row in rows)
     for row in second.journal.rounds():
-        assert all(
-            result.round == row.assignment.round for result in second.journal.results(row.assignment.round).values()
-        )
+        assert all(result.round == row.round.number for result in second.journal.results(row.round.number).values())
 
 
 @pytest.mark.parametrize(
@@ -93,10 +91,10 @@ def test_a_course_that_was_begun_goes_on_and_is_kept(play):
 
 def test_a_course_that_was_begun_is_not_taken_over_in_the_middle(play):
     begun = play(strategy="all_in_one")
-    work = begun.federation.next()
-    begun.journal.open_round(work.assignment, ("attic",), 1)
+    planned = begun.federation.next()
+    begun.journal.open_round(planned, ("attic",), 1)
     play(strategy="all_in_one").to_the_end().federation.keep_group_runs()
-    assert begun.federation.next().assignment == work.assignment
+    assert begun.federation.next() == planned
 
 
 def test_phases_that_may_end_early_are_no_courses(play):
@@ -110,7 +108,7 @@ def test_phases_that_may_end_early_are_no_courses(play):
 
 def test_seconds_that_nobody_counted_are_unknown(play):
     one = play(strategy="all_in_one")
-    work = one.federation.next()
-    one.journal.open_round(work.assignment, ("attic",), 1)
+    planned = one.federation.next()
+    one.journal.open_round(planned, ("attic",), 1)
     (row,) = one.journal.rounds()
     assert computed_s(one.journal, row) == {}

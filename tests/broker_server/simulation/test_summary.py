@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from broker_server.report import build as reports
+from broker_server.rounds.open_round import RoundTraffic
 from broker_server.simulation.summary import summarise
 
 
@@ -50,12 +51,12 @@ def test_summarise_energy_that_a_device_could_not_tell(play, summary_of, make_en
 def test_summarise_bytes_of_a_round_that_was_interrupted(play, summary_of, make_energy):
     run = play(strategy="all_in_one", energy=make_energy(3.0))
     run.round()
-    work = run.federation.next()
-    run.journal.open_round(work.assignment, ("attic", "cellar"), 2)
+    planned = run.federation.next()
+    run.journal.open_round(planned, ("attic", "cellar"), 2)
     for device in ("attic", "cellar"):
-        run.journal.add_result(work.assignment.round, device, run.result(work))
-        run.federation.computed(device, SimpleNamespace(round=work.assignment.round), 1.0)
-    run.federation.close(work, ("attic", "cellar"), bytes_up=None)
+        run.journal.add_result(planned.number, device, run.result(planned))
+        run.federation.computed(device, SimpleNamespace(round=planned.number), 1.0)
+    run.federation.close(planned, ("attic", "cellar"), RoundTraffic(up_bytes=None))
     run.to_the_end()
     found = summary_of(run)
     assert found.bytes_up is None

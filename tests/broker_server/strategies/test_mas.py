@@ -4,7 +4,7 @@ import pytest
 
 from broker_server.grouping.search import SplitImpossible
 from broker_server.strategies.mas import Mas, finder
-from broker_server.strategies.planner import Phase, assignment, learning_rate
+from broker_server.strategies.planner import Phase, learning_rate
 
 TASKS = ("a", "b", "c")
 
@@ -47,7 +47,7 @@ def test_mas_more_groups_than_tasks(measured, walk):
 
 def test_mas_probes_in_a_window_of_rounds(measured, walk):
     merge = walk(mas(probe_from=1, probe_rounds=2), measured())[1]
-    assert [assignment(merge, step, 0).probe for step in range(4)] == [False, True, True, False]
+    assert [merge.round_at(step, 0).probe for step in range(4)] == [False, True, True, False]
 
 
 def test_mas_phases_survive_json(measured, walk):

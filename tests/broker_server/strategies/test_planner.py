@@ -1,6 +1,6 @@
 import pytest
 
-from broker_server.strategies.planner import Phase, assignment, learning_rate, serving, source_group
+from broker_server.strategies.planner import Phase, learning_rate, serving, source_group
 
 
 def phase(**changes):
@@ -8,10 +8,10 @@ def phase(**changes):
     return Phase(**(settings | changes))
 
 
-def test_assignment_walks_groups_one_after_another():
+def test_phase_rounds_walk_groups_one_after_another():
     some = phase(rounds=2, probe_rounds=1)
-    rounds = [assignment(some, step, 7) for step in range(some.steps)]
-    assert [(r.round, r.group, r.index, r.probe) for r in rounds] == [
+    rounds = [some.round_at(step, 7) for step in range(some.steps)]
+    assert [(r.number, r.group, r.index, r.probe) for r in rounds] == [
         (7, "a+b", 0, True),
         (8, "a+b", 1, False),
         (9, "c", 0, True),

@@ -1,0 +1,85 @@
+"""The round that is going on: its members and their states, the results that it has, and the bytes that it took.
+
+A member of a round:
+
+    asked ──announce──► fetching ──receive──► counted
+      │                    ├──reject──► rejected
+      ├──evaluate──────────┼──────────► counted
+      └──refuse────────────┴──────────► refused
+"""
+
+# coverage: every branch
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from broker_server.strategies.planner import Round
+from edge_runtime.wire.messages import Evaluation, Plan, Update
+
+Result = Update | Evaluation
+"""What a device makes of a round."""
+MemberState = Literal["asked", "fetching", "counted", "refused", "rejected"]
+Step = Literal["announce", "receive", "reject", "evaluate", "refuse"]
+
+TRANSITIONS: Mapping[tuple[MemberState, Step], MemberState] = {
+    ("asked", "announce"): "fetching",
+    ("asked", "evaluate"): "counted",
+    ("asked", "refuse"): "refused",
+    ("fetching", "announce"): "fetching",  # the device started again, perhaps with other weights
+    ("fetching", "receive"): "counted",
+    ("fetching", "reject"): "rejected",
+    ("fetching", "refuse"): "refused",
+}
+UNANSWERED: frozenset[MemberState] = frozenset({"asked", "fetching"})
+
+
+@dataclass(kw_only=True)
+class RoundTraffic:
+    """Bytes of a round on the wire; None where not all of them were counted, because an earlier process began it.
+
+    `down_bytes` are those beyond what devices report to have downloaded.
+    """
+
+    up_bytes: int | None = 0
+    down_bytes: int | None = 0
+
+    def add(self, *, up_bytes: int = 0, down_bytes: int = 0) -> None:
+        """Count bytes that devices have sent and received."""
+        if self.up_bytes is not None:
+            self.up_bytes += up_bytes
+        if self.down_bytes is not None:
+            self.down_bytes += down_bytes
+
+
+@dataclass(kw_only=True)
+class OpenRound:
+    """The round that is going on. Before it has members it waits for enough devices."""
+
+    round: Round
+    plan: Plan
+    """As at the round's begin: `deadline_s` is what a device has that is asked at once."""
+    members: dict[str, MemberState] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    quorum: int = 0
+    deadline_s: float = math.inf
+    draws: int = 0
+    traffic: RoundTraffic = field(default_factory=RoundTraffic)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """The members whose results count, in order."""
+        return tuple(sorted(name for name, state in self.members.items() if state == "counted"))
+
+    @property
+    def unanswered(self) -> tuple[str, ...]:
+        """The members whose answers are still to come, in order."""
+        return tuple(sorted(name for name, state in self.members.items() if state in UNANSWERED))
+
+    def step(self, device: str, step: Step) -> bool:
+        """Change a member's state if the table allows it; return whether it does."""
+        after = TRANSITIONS.get((self.members[device], step))
+        if after is not None:
+            self.members[device] = after
+        return after is not None

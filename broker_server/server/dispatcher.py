@@ -1,0 +1,237 @@
+"""The dispatcher: passes what devices send to the part of the server that it concerns, and carries out what that wants.
+
+Rules
+- A bad message is counted, logged and dropped; nothing that a device sends can stop the server.
+- Outgoing messages wait where the link is full (outgoing.py). They are bounded, and devices ask again for what is lost.
+- A result is journalled before it is acknowledged, and a round before its plans are sent.
+- What concerns the round that is open goes to the handler, which the server's loop sets. There are no such events
+  without an open round: devices may connect before there is a bundle, and are then asked for nothing.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Note, Opened, Record, Send
+from broker_server.rounds.coordinator import Coordinator
+from broker_server.rounds.journal import FederationJournal
+from broker_server.server.outgoing import Outgoing
+from broker_server.server.transfers import ServedBlobs, Uploads
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TopicInvalid
+from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link
+from edge_runtime.wire.messages import (
+    Evaluation,
+    FinalEnergy,
+    Hello,
+    Need,
+    Progress,
+    Refusal,
+    Update,
+    decode_device,
+    decode_status,
+    encode,
+)
+from edge_runtime.wire.topics import Address, Topics
+
+_LOG = logging.getLogger(__name__)
+TICK_S = 0.25
+NO_BUILDER = "this server makes none of groups that it decides, because no --official-python was given"
+
+
+class BrokerRefused(RuntimeError):
+    """The broker does not take the server's connection, and will not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateComplete:
+    """The update that a member of the open round has announced is here."""
+
+    device: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class FragmentReceived:
+    """A member of the open round has sent a fragment of a message to the encoder server."""
+
+    device: str
+    fragment: bytes
+
+
+RoundEvent = Close | UpdateComplete | FragmentReceived
+
+
+def _unexpected(event: RoundEvent) -> None:
+    raise AssertionError(f"{event} without an open round")
+
+
+class Dispatcher:
+    """The server's end of its link to the devices. `show` is for notes that people should read."""
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        topics: Topics,
+        journal: FederationJournal,
+        blobs: BlobStore,
+        coordinator: Coordinator,
+        show: Callable[[str], None],
+        builds_artifacts: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.journal = journal
+        self.blobs = blobs
+        self.coordinator = coordinator
+        self.clock = clock
+        self.handler: Callable[[RoundEvent], None] = _unexpected
+        self.served = ServedBlobs()
+        self.outgoing = Outgoing(link, topics, blobs)
+        self.energy_reports = 0
+        """How often a device has reported the energy of a plan; it may do so after the last round."""
+        self._link = link
+        self._topics = topics
+        self._show = show
+        self._builds_artifacts = builds_artifacts
+        self._uploads = Uploads(blobs)
+        self._ticked_s = float("-inf")
+        self._dropped: Counter[str] = Counter()
+        link.subscribe(*topics.from_devices())
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What was dropped or declined, by reason."""
+        parts = (self.coordinator, self._uploads, self.served, self.outgoing)
+        return sum((part.counts for part in parts), self._dropped)
+
+    def note(self, text: str) -> None:
+        """Journal a text that people should read, and show it."""
+        self.journal.note(text)
+        self._show(text)
+
+    def count_dropped(self, reason: str) -> None:
+        """Count something that was dropped."""
+        self._dropped[reason] += 1
+
+    def receive(self, timeout_s: float) -> None:
+        """Take one event from the link, if one comes in time, and do what follows from it. Raises BrokerRefused."""
+        self.outgoing.flush()
+        event = self._link.receive(min(timeout_s, TICK_S))
+        if isinstance(event, Delivery):
+            self._dispatch(event)
+        elif isinstance(event, Disconnected):
+            if event.refused:
+                raise BrokerRefused(f"the broker refused the server: {event.reason}")
+            self.outgoing.drop_chunks()
+            self.note(f"the connection to the broker is lost: {event.reason}")
+        elif isinstance(event, Connected):
+            _LOG.info("connected to the broker")
+
+    def tick(self) -> bool:
+        """Do what is due by the clock, every TICK_S; return whether it was due."""
+        now_s = self.clock()
+        if now_s - self._ticked_s < TICK_S:
+            return False
+        self._ticked_s = now_s
+        for device, need in self._uploads.tick(now_s):
+            self.outgoing.message(device, encode(need))
+        self.outgoing.chunks(self.served.tick(now_s))
+        self.do(self.coordinator.tick(now_s))
+        return True
+
+    def do(self, actions: list[Action]) -> None:
+        """Carry out the coordinator's actions in order."""
+        for action in actions:
+            match action:
+                case Opened(round=opened, members=members, quorum=quorum):
+                    self.journal.open_round(opened, members, quorum)
+                case Send(device=device, message=message):
+                    self.outgoing.message(device, encode(message))
+                case FetchUpdate(device=device, update=update):
+                    self._go_on(device, *self._uploads.begin(device, update.weights, self.clock()))
+                case Abandon(device=device):
+                    self._uploads.abandon(device)
+                case Record(device=device, result=result):
+                    self.journal.add_result(result.round, device, result)
+                case Close():
+                    self.handler(action)
+                case Note(text=text):
+                    self.note(text)
+
+    def _dispatch(self, delivery: Delivery) -> None:
+        try:
+            match self._topics.parse(delivery.topic):
+                case Address(device=str(device), kind="status"):
+                    online = decode_status(delivery.payload).state == "online"
+                    self.do(self.coordinator.on_status(device, online=online, now_s=self.clock()))
+                case Address(device=str(device), kind="event"):
+                    self._on_message(device, delivery.payload)
+                case Address(device=str(device), kind="up"):
+                    self._on_fragment(device, delivery.payload)
+                case Address(device=str(device), kind="blob", digest=str(digest), index=int(index)):
+                    self._on_chunk(device, digest, index, delivery.payload)
+                case _:
+                    self.count_dropped("message that is not for the server")
+        except (TopicInvalid, MessageInvalid) as exc:
+            self.count_dropped(type(exc).__name__)
+            number = self._dropped[type(exc).__name__]
+            if number & (number - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a flood of them does not fill the log
+                _LOG.warning("dropped a message on %.200s (%d so far): %s", delivery.topic, number, exc)
+
+    def _on_message(self, device: str, payload: bytes) -> None:
+        now_s = self.clock()
+        match decode_device(payload):
+            case Hello() as hello:
+                self._on_hello(device, hello, now_s)
+            case Need() as need:
+                self.outgoing.chunks(self.served.need(device, need, now_s))
+            case Progress() as progress:
+                self.coordinator.on_progress(device, progress)
+            case Refusal() as refusal:
+                self.do(self.coordinator.on_refusal(device, refusal, now_s))
+            case Update() as update:
+                self.do(self.coordinator.on_update(device, update, now_s))
+            case Evaluation() as evaluation:
+                self.do(self.coordinator.on_evaluation(device, evaluation, now_s))
+            case FinalEnergy() as spent if self.journal.set_energy(spent, device):
+                self.energy_reports += 1
+            case FinalEnergy():
+                self.count_dropped("energy of a round that the device was not in")
+
+    def _on_hello(self, device: str, hello: Hello, now_s: float) -> None:
+        self.served.on_connected(device)
+        self._uploads.on_connected(device)
+        known = self.coordinator.devices.get(device)
+        if known is None or known.hello != hello:
+            self.journal.set_hello(device, hello)
+            online = len({*self.coordinator.online, device})
+            self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")
+            if hello.ort_training != "off" and not self._builds_artifacts:
+                self.note(f"{device} asks for official artifacts: {NO_BUILDER}")
+        self.do(self.coordinator.on_hello(device, hello, now_s))
+
+    def _on_fragment(self, device: str, fragment: bytes) -> None:
+        if self.coordinator.is_asked(device):
+            self.handler(FragmentReceived(device=device, fragment=fragment))
+        else:
+            self.count_dropped("fragment that nobody asked for")
+
+    def _on_chunk(self, device: str, digest: str, index: int, data: bytes) -> None:
+        if self.coordinator.open is not None:
+            self.coordinator.open.traffic.add(up_bytes=len(data))
+        now_s = self.clock()
+        try:
+            is_complete, need = self._uploads.chunk(device, digest, index, data, now_s)
+        except BlobInvalid as exc:
+            self.do(self.coordinator.on_update_rejected(device, str(exc), now_s))
+        else:
+            self._go_on(device, is_complete, need)
+
+    def _go_on(self, device: str, is_complete: bool, need: Need | None) -> None:
+        """Ask for more of an upload, or take what is here."""
+        if need is not None:
+            self.outgoing.message(device, encode(need))
+        if is_complete:
+            self.handler(UpdateComplete(device=device))
