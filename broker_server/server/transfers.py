@@ -134,7 +134,7 @@ class Uploads:
         upload = self._uploads.get(device)
         if upload is None or upload.assembly.blob != blob:
             upload = self._uploads[device] = Upload(Assembly(self._blobs, blob))
-        if upload.assembly.whole:
+        if upload.assembly.is_complete:
             self.abandon(device)
             return True, None
         return False, self._ask(upload, now_s)
@@ -169,7 +169,7 @@ class Uploads:
         except BlobInvalid:
             self.abandon(device)
             raise
-        if is_complete or upload.assembly.whole:
+        if is_complete or upload.assembly.is_complete:
             self.abandon(device)
             return True, None
         return False, self._ask(upload, now_s)

@@ -38,7 +38,7 @@ _log = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `run`."""
+    """Add the arguments of `run`."""
     parser.add_argument("--config", type=Path, required=True, metavar="agent.toml", help="the device's configuration")
     parser.add_argument(
         "--meter",
@@ -63,7 +63,7 @@ def _size(text: str) -> str:
 
 
 def connect(config: AgentConfig) -> Link:
-    """A link to the configured broker, with the device's last will. Raises LinkInvalid."""
+    """Return a link to the configured broker, with the device's last will. Raises LinkInvalid."""
     topics = Topics(config.federation)
     return MqttLink(
         config.url,
@@ -71,13 +71,13 @@ def connect(config: AgentConfig) -> Link:
         username=config.device,
         password=config.token,
         will=(topics.status(config.device), encode(Status(state="offline"))),
-        clean_session=True,  # what was missed is said again; an old queue would only bring closed rounds
+        clean_session=True,  # missed messages are sent again; an old queue would only have those of closed rounds
         ca_file=config.ca_file,
     )
 
 
 def unmeasured(_config: AgentConfig) -> EnergyAccount:
-    """An account without a meter."""
+    """Return an account without a meter."""
     return EnergyAccount(None)
 
 
@@ -161,7 +161,7 @@ def _joined(
 
 
 def _measure_idle(account: EnergyAccount, seconds: float, stop: threading.Event, beat: Callable[[], None]) -> None:
-    """The baseline, unless nothing measures, or a process before was cut off at work: then its baseline stands."""
+    """Measure the baseline, unless there is no meter, or a process was cut off at work: then its baseline stands."""
     if account.source is None:
         _log.info("energy is not measured%s", "".join(f"; {reason}" for reason in account.reasons))
         return
@@ -172,7 +172,7 @@ def _measure_idle(account: EnergyAccount, seconds: float, stop: threading.Event,
 
 
 def _wait(stop: threading.Event, beat: Callable[[], None], seconds: float) -> None:
-    """Wait, with signs of life, for so long or until it is time to stop."""
+    """Wait, with signs of life, for this time or until `stop` is set."""
     until_s = time.monotonic() + seconds
     while (left_s := until_s - time.monotonic()) > 0 and not stop.wait(min(left_s, BEAT_S)):
         beat()

@@ -1,13 +1,14 @@
-"""Large content in chunks: described by a digest, asked for by index, whole only when the digest agrees.
+"""Large content in chunks: described by a digest, requested by index, complete only when the digest agrees.
 
 Rules
-- A blob's description comes in a validated message; its size is capped before anything is allocated.
+- A blob's description arrives in a validated message; its size is capped before anything is allocated.
 - A chunk is accepted at its index alone, with exactly the length that its index implies.
-- Which chunks have arrived is kept beside the data, so a transfer goes on after a restart of either side. Neither
-  is flushed chunk by chunk: after a power cut a chunk may be claimed whose data never reached the disk. The digest
-  then disagrees and the blob is fetched again, which is cheaper than a flush for each of a thousand chunks.
-- Whole content is flushed before it gets its name: what bears a digest's name has that digest.
-- An assembled blob whose digest disagrees is thrown away whole: no chunk of it can be trusted.
+- The record of chunks that have arrived is kept beside the data, so a transfer goes on after a restart of either side.
+  Neither is flushed chunk by chunk: after a power cut the record may claim a chunk whose data never reached the disk.
+  The digest then disagrees and the blob is transferred again, which is cheaper than a flush for each of a thousand
+  chunks.
+- Complete content is flushed before it gets its name: a file named by a digest has that digest.
+- An assembled blob whose digest disagrees is dropped in full: none of its chunks can be trusted.
 """
 
 # coverage: every branch
@@ -31,14 +32,14 @@ MAX_CHUNK_BYTES = 1024 * 1024
 MAX_BLOB_BYTES = 2 * 1024**3
 MAX_CHUNKS = MAX_BLOB_BYTES // MIN_CHUNK_BYTES
 WINDOW = 8
-"""Chunks asked for at once: enough to fill a link, few enough that a ping is never far behind (aim: line rate)."""
+"""Chunks requested at once: enough to fill a link, few enough that a ping is never far behind (aim: line rate)."""
 
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a large piece of content is: SHA-256 in hexadecimal, bytes in all, bytes in a chunk."""
+    """The description of large content: SHA-256 in hexadecimal, bytes in all, bytes in a chunk."""
 
     digest: Digest
     size_bytes: Annotated[int, Meta(ge=1, le=MAX_BLOB_BYTES)]
@@ -46,23 +47,23 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @property
     def chunks(self) -> int:
-        """How many chunks the blob has."""
+        """The number of chunks of the blob."""
         return -(-self.size_bytes // self.chunk_bytes)
 
     def length(self, index: int) -> int:
-        """How many bytes chunk `index` has. Raises BlobInvalid if there is no such chunk."""
+        """Return the bytes in chunk `index`. Raises BlobInvalid if there is no such chunk."""
         if not 0 <= index < self.chunks:
             raise BlobInvalid(f"blob {self.digest[:12]} has {self.chunks} chunks, so there is no chunk {index}")
         return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
 
 
 def describe(data: bytes | memoryview, *, chunk_bytes: int = CHUNK_BYTES) -> Blob:
-    """The description of content that is in memory. Raises BlobInvalid if it is empty or too large to send."""
+    """Return the description of content in memory. Raises BlobInvalid if it is empty or too large to send."""
     return _describe(hashlib.sha256(data).hexdigest(), memoryview(data).nbytes, chunk_bytes)
 
 
 def describe_file(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Blob:
-    """The description of a file's content. Raises OSError if it cannot be read, BlobInvalid if it cannot be sent."""
+    """Return the description of a file's content. Raises OSError, and BlobInvalid if it is empty or too large to send."""
     return _describe(digest_file(path), path.stat().st_size, chunk_bytes)
 
 
@@ -74,10 +75,10 @@ def _describe(digest: str, size_bytes: int, chunk_bytes: int) -> Blob:
 
 
 class BlobStore:
-    """Whole blobs in a folder, named by their digest, and the partial ones beside them.
+    """Complete blobs in a folder, named by their digest, and partial ones beside them.
 
-    `root/<digest>` is whole and verified. `root/<digest>.part` holds what has come so far and
-    `root/<digest>.have` one byte for each chunk, 1 where it has.
+    `root/<digest>` is complete and verified. `root/<digest>.part` holds the chunks that have arrived so far, and
+    `root/<digest>.have` one byte for each chunk, 1 where it has arrived.
     """
 
     def __init__(self, root: Path) -> None:
@@ -85,7 +86,7 @@ class BlobStore:
         root.mkdir(parents=True, exist_ok=True)
 
     def path(self, digest: str) -> Path:
-        """Where the whole blob is, or will be. `digest` is hexadecimal by its type, never a path."""
+        """Return the path of the complete blob, whether it exists or not. Raises BlobInvalid unless `digest` is one."""
         if not _DIGEST.match(digest):
             raise BlobInvalid(f"{digest[:80]!r} is not a SHA-256 digest")
         return self.root / digest
@@ -94,21 +95,21 @@ class BlobStore:
         return self.path(digest).is_file()
 
     def read(self, digest: str) -> bytes:
-        """A whole blob's content. Raises BlobInvalid if it is not here."""
+        """Return a complete blob's content. Raises BlobInvalid if it is not here."""
         try:
             return self.path(digest).read_bytes()
         except FileNotFoundError as exc:
             raise BlobInvalid(f"blob {digest[:12]} is not in {self.root}") from exc
 
     def add(self, data: bytes | memoryview, *, chunk_bytes: int = CHUNK_BYTES) -> Blob:
-        """Keep `data` and return its description."""
+        """Store `data` and return its description."""
         blob = describe(data, chunk_bytes=chunk_bytes)
         if blob.digest not in self:
             write_atomic(self.path(blob.digest), data)
         return blob
 
     def chunk(self, blob: Blob, index: int) -> bytes:
-        """Chunk `index` of a whole blob. Raises BlobInvalid if the blob or the chunk does not exist."""
+        """Return chunk `index` of a complete blob. Raises BlobInvalid if the blob or the chunk does not exist."""
         length = blob.length(index)
         try:
             with self.path(blob.digest).open("rb") as file:
@@ -117,33 +118,33 @@ class BlobStore:
         except FileNotFoundError as exc:
             raise BlobInvalid(f"blob {blob.digest[:12]} is not in {self.root}") from exc
         if len(data) != length:
-            raise BlobInvalid(f"blob {blob.digest[:12]} has not the {blob.size_bytes} bytes of its description")
+            raise BlobInvalid(f"blob {blob.digest[:12]} does not have the {blob.size_bytes} bytes of its description")
         return data
 
     def discard(self, digest: str) -> None:
-        """Forget a blob, whole or partial."""
+        """Delete a blob, complete or partial."""
         for path in self.files(digest):
             path.unlink(missing_ok=True)
 
     def digests(self) -> Iterator[str]:
-        """The digests of all blobs here, whole or partial, in order."""
+        """Yield the digests of all blobs here, complete or partial, in order."""
         names = {path.name.partition(".")[0] for path in self.root.iterdir()}
         yield from sorted(name for name in names if _DIGEST.match(name))
 
     def files(self, digest: str) -> tuple[Path, Path, Path]:
-        """A blob's files: the whole, the partial one, and which of its chunks have come."""
-        whole = self.path(digest)
-        return whole, whole.with_suffix(".part"), whole.with_suffix(".have")
+        """Return a blob's paths: the complete file, the partial one, and the record of chunks that have arrived."""
+        complete = self.path(digest)
+        return complete, complete.with_suffix(".part"), complete.with_suffix(".have")
 
 
 class Assembly:
-    """One blob on its way in, chunk by chunk, on disk; it goes on where an earlier process stopped."""
+    """One blob on its way in, chunk by chunk, on disk; a restarted process goes on with it."""
 
     def __init__(self, store: BlobStore, blob: Blob) -> None:
         self.blob = blob
-        self._whole, self._part, self._have_path = store.files(blob.digest)
+        self._complete, self._part, self._have_path = store.files(blob.digest)
         self._have = bytearray(blob.chunks)
-        if self.whole:
+        if self.is_complete:
             self._have = bytearray(b"\x01" * blob.chunks)
         elif self._resumable():
             have = self._have_path.read_bytes()
@@ -154,12 +155,12 @@ class Assembly:
         self._left = self._have.count(0)
 
     @property
-    def whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether the blob is complete and verified in the store."""
-        return self._whole.is_file()
+        return self._complete.is_file()
 
     def missing(self, limit: int | None = None) -> tuple[int, ...]:
-        """The indices that have not come yet, lowest first, at most `limit` of them."""
+        """Return the indices that have not arrived yet, lowest first, at most `limit` of them."""
         indices: list[int] = []
         index = self._have.find(0)
         while index >= 0 and (limit is None or len(indices) < limit):
@@ -168,10 +169,10 @@ class Assembly:
         return tuple(indices)
 
     def accept(self, index: int, data: bytes | memoryview) -> bool:
-        """Take one chunk; True when with it the blob is whole. A chunk that is here already is ignored.
+        """Store one chunk; True when it completes the blob. A chunk that is here already is ignored.
 
-        Raises BlobInvalid for an index or a length that cannot be, and, after throwing everything away,
-        for a complete blob with a wrong digest. Raises OSError as the file system does.
+        Raises BlobInvalid for an index or a length that is not the blob's, and for a complete blob with another digest,
+        all of which is dropped. Raises OSError as the file system does.
         """
         length = self.blob.length(index)
         if len(data) != length:
@@ -180,7 +181,7 @@ class Assembly:
             )
         if self._have[index]:
             return False
-        if self.whole:  # another assembly of the same content was faster
+        if self.is_complete:  # another assembly of the same content was faster
             self._have, self._left = bytearray(b"\x01" * self.blob.chunks), 0
             return True
         if not self._resumable():
@@ -204,11 +205,11 @@ class Assembly:
         if digest_file(self._part) != self.blob.digest:
             self._part.unlink()
             self._begin()
-            raise BlobInvalid(f"blob {self.blob.digest[:12]} came complete but its SHA-256 is another; it was dropped")
+            raise BlobInvalid(f"blob {self.blob.digest[:12]} arrived complete but has another SHA-256; it was dropped")
         sync_file(self._part)
-        self._part.replace(self._whole)
+        self._part.replace(self._complete)
         self._have_path.unlink()
-        sync_folder(self._whole.parent)
+        sync_folder(self._complete.parent)
         return True
 
 

@@ -1,12 +1,12 @@
 # ruff: noqa: N803, N806  (K is the number of gradients, as in the papers)
-"""Merging gradients that pull against one another: of tasks on a device, of clients on the server.
+"""Combination of conflicting gradients: of tasks on a device, of clients on the server.
 
-Two gradients conflict where their inner product is negative. Every rule here gives a merged gradient Σ c_i · g_i, and
+Two gradients conflict where their inner product is negative. Every rule here gives a combined gradient Σ c_i · g_i, and
 the coefficients c (K,) depend on the inner products of the gradients alone. So a rule is a pure function of the Gram
 matrix (K, K), whatever the gradients' length; they are read twice, for their inner products and for the sum, in blocks
-and in float64. `shares` (K,) say how much each gradient counts: ones for what stands for a sum, n_k / Σ n for a mean.
+and in float64. `shares` (K,) are the gradients' weights: ones for a sum, n_k / Σ n for a mean.
 
-- projection (PCGrad): from each gradient is taken away what goes against any other
+- projection (PCGrad): each gradient loses its components against the others
 - CAGrad: near the weighted mean, the direction in which the gradient that gains least gains most
 
 Where nothing conflicts, projection changes nothing: the coefficients are the shares, exactly.
@@ -34,7 +34,7 @@ LEAST_STEP = 1e-6
 
 
 def gram(vectors: Sequence[Array]) -> Matrix:
-    """Inner products ⟨g_i, g_j⟩, (K, K), of K arrays of one size, summed in float64."""
+    """Return the inner products ⟨g_i, g_j⟩, (K, K), of K arrays of one size, summed in float64."""
     flat = [vector.reshape(-1) for vector in vectors]
     K, size = len(flat), flat[0].size
     total = np.zeros((K, K))
@@ -48,7 +48,7 @@ def gram(vectors: Sequence[Array]) -> Matrix:
 
 
 def combine(vectors: Sequence[Array], coefficients: Row) -> Array:
-    """Σ c_i · g_i (P,) of K vectors (P,), summed in float64 in their order."""
+    """Return Σ c_i · g_i (P,) of K vectors (P,), summed in float64 in their order."""
     size = len(vectors[0])
     result = np.empty(size, np.float32)
     for start in range(0, size, BLOCK):
@@ -62,15 +62,15 @@ def combine(vectors: Sequence[Array], coefficients: Row) -> Array:
 
 @np.errstate(over="ignore", invalid="ignore")  # training that diverges shows in its losses and weights
 def project(inner: Matrix, orders: Sequence[Sequence[int]] | None = None) -> Matrix:
-    """The coefficients C (K, K) of the projected gradients g_i' = Σ_j C_ij · g_j, from inner products (K, K).
+    """Return the coefficients C (K, K) of the projected gradients g_i' = Σ_j C_ij · g_j, from inner products (K, K).
 
     For each other j, in the order orders[i] or else as they come, where g_i' · g_j < 0:
 
         g_i' ← g_i' − (g_i' · g_j / ‖g_j‖²) · g_j
 
-    with g_j as it was given. So g_i' · g_j is not negative for the last j that was met, and for a single pair in both
-    directions; of three and more, a later projection can bring back a conflict with an earlier one, and the result
-    depends on the order. Row i of C is that of the unit matrix, exactly, where g_i conflicts with none.
+    with g_j as it was before any projection. So g_i' · g_j is not negative for the last j that was met, and for a
+    single pair in both directions; of three and more, a later projection can bring back a conflict with an earlier one,
+    and the result depends on the order. Row i of C is that of the unit matrix, exactly, where g_i conflicts with none.
     """
     K = len(inner)
     found = np.eye(K)
@@ -85,7 +85,7 @@ def project(inner: Matrix, orders: Sequence[Sequence[int]] | None = None) -> Mat
 
 
 def pcgrad(inner: Matrix, shares: Row, seed: Sequence[int]) -> Row:
-    """The coefficients of Σ shares_i · g_i', each gradient projected against the others in an order of its own.
+    """Return the coefficients of Σ shares_i · g_i', each gradient projected against the others in an order of its own.
 
     The orders are drawn from the `seed`; otherwise as `project`. Source: PCGrad (Yu et al., NeurIPS 2020, algorithm 1).
     """
@@ -96,7 +96,7 @@ def pcgrad(inner: Matrix, shares: Row, seed: Sequence[int]) -> Row:
 
 
 def cagrad(inner: Matrix, shares: Row, c: float) -> Row:
-    """The coefficients of Σ shares · d, where d is what the worst-off gradient gains most by, near the weighted mean.
+    """Return the coefficients of Σ shares · d, where d helps the gradient that gains least, near the weighted mean.
 
     With g_0 the mean of the gradients, weighted by their shares,
 
@@ -123,10 +123,10 @@ def cagrad(inner: Matrix, shares: Row, c: float) -> Row:
 
 
 def _worst_off(G: Matrix, b: Row, length: float) -> Row:
-    """The weights w (K,) of the simplex that minimise b · w + length · √(w · Gw + SMOOTH²), which is convex.
+    """Return the weights w (K,) of the simplex that minimise b · w + length · √(w · Gw + SMOOTH²), which is convex.
 
-    Newton's method with a logarithmic barrier of falling height (Boyd and Vandenberghe, 2004, section 11.3). What is
-    left to gain at the end is about GAP.
+    Newton's method with a logarithmic barrier of falling height (Boyd and Vandenberghe, 2004, section 11.3). The
+    remaining gain at the end is about GAP.
     """
     K = len(b)
     w, height = np.full(K, 1 / K), 0.1

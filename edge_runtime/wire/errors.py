@@ -1,4 +1,4 @@
-"""What can be wrong with something that came from outside.
+"""Errors in content from outside.
 
     WireError
     ├── MessageInvalid        a control message is oversized, not JSON or not of its schema
@@ -6,11 +6,11 @@
     ├── BlobInvalid           a chunk or an assembled blob does not match its description
     ├── TensorsInvalid        a tensor file does not match the tensor table
     ├── BundleInvalid         a manifest or a file it names is missing, altered or not understood
-    ├── BudgetTooSmall        no way to train a bundle fits a memory budget
+    ├── BudgetTooSmall        no plan to train a bundle fits a memory budget
     ├── SignatureInvalid      a manifest was not signed by the pinned server key
-    └── TokenRefused          a token is missing, malformed, expired or meant for somebody else
+    └── TokenRefused          a token is missing, malformed, expired or meant for another bearer
 
-Each message is one sentence that says what is wrong and where.
+Each message is one sentence that names the fault and its place.
 """
 
 # coverage: every branch
@@ -19,7 +19,7 @@ MAX_REASON = 200
 
 
 class WireError(ValueError):
-    """Base of everything a peer, a file or an operator can get wrong on the wire."""
+    """Base of all errors in messages and files of a peer or an operator."""
 
 
 class MessageInvalid(WireError):
@@ -43,7 +43,7 @@ class BundleInvalid(WireError):
 
 
 class BudgetTooSmall(WireError):
-    """No way to train a bundle fits a memory budget; says what would fit."""
+    """No plan to train a bundle fits a memory budget; the message has the least that would do."""
 
     def __init__(self, budget_bytes: int, needed_bytes: int, plan: object) -> None:
         super().__init__(
@@ -60,9 +60,9 @@ class SignatureInvalid(WireError):
 
 
 class TokenRefused(WireError):
-    """A token is missing, malformed, expired or meant for somebody else."""
+    """A token is missing, malformed, expired or meant for another bearer."""
 
 
 def reason(text: object) -> str:
-    """What a decoder complained of, short and on one line: it may quote hostile text, and goes into logs."""
+    """Return a decoder's complaint, cut and on one line: it may quote hostile text, and is logged."""
     return "".join(character if character.isprintable() else "?" for character in str(text)[:MAX_REASON])

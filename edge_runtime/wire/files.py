@@ -1,4 +1,4 @@
-"""Files that appear whole: write a sibling, flush it to the disk, rename it into place."""
+"""Atomic writes: write a sibling file, flush it to the disk, rename it into place."""
 
 # coverage: every branch
 
@@ -24,7 +24,7 @@ def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> 
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """A file to write to, which takes its place at the end of the block, and is gone if that raises."""
+    """Open a file to write to, which appears at `path` when the block ends, and not at all if the block raises."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, sibling = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
     try:
@@ -56,7 +56,7 @@ def sync_file(path: Path) -> None:
 
 
 def digest_file(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal, reading a block at a time."""
+    """Return the SHA-256 of a file's content, in hexadecimal, reading a block at a time."""
     state = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(READ_BYTES):

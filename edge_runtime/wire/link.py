@@ -1,8 +1,8 @@
-"""The link: the seam through which both sides speak MQTT. What is on the other side of it is in `mqtt.py`.
+"""The link: the seam through which both sides use MQTT, implemented in `mqtt.py`.
 
-`publish` never blocks: over the bound of what may wait it raises LinkFull, and the caller goes on receiving and tries
-again. A PUBACK says that the broker has a message, not that anyone read it: what matters is acknowledged by a message
-of this protocol and asked for again.
+`publish` never blocks: when the outbox is full it raises LinkFull, and the caller goes on receiving and tries again.
+A PUBACK means that the broker has a message, not that anyone read it: results are acknowledged by messages of this
+protocol, and requested again.
 """
 
 # coverage: every branch
@@ -30,7 +30,7 @@ class Connected:
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The connection is lost or could not be made. With `refused` the broker said no, and retrying will not help."""
+    """The connection is lost or could not be made. With `refused` the broker refused it, and retrying will not help."""
 
     reason: str
     refused: bool
@@ -40,10 +40,10 @@ Event = Delivery | Connected | Disconnected
 
 
 class Link(Protocol):
-    """One end's view of the broker. A Protocol, so that tests and the server's own process need no socket.
+    """One end's connection to the broker. A Protocol, so that tests and the server's own process need no socket.
 
-    `bytes_out` counts what was accepted by `publish` and `bytes_in` what was handed out by `receive`, each as
-    `packet_bytes`: acknowledgements, pings, repetitions and TLS are not in them.
+    `bytes_out` counts the messages that `publish` accepted and `bytes_in` those that `receive` returned, each by
+    `packet_bytes`: acknowledgements, pings, repetitions and TLS are not included.
     """
 
     bytes_in: int
@@ -62,22 +62,22 @@ class Link(Protocol):
         ...
 
     def receive(self, timeout_s: float | None) -> Event | None:
-        """The next event; None if there is none within `timeout_s` seconds (None: no limit) or the link is closed.
+        """Return the next event; None if there is none within `timeout_s` seconds (None: no limit).
 
-        None as well where `interrupt` was called.
+        None as well where the link is closed or `interrupt` was called.
         """
         ...
 
     def interrupt(self) -> None:
-        """From any thread: let `receive` return None now, or the next time that it would wait."""
+        """Let `receive` return None now, or the next time that it would wait. May be called from any thread."""
         ...
 
     def close(self) -> None:
-        """Say goodbye: the will is not sent."""
+        """Disconnect cleanly: the will is not sent."""
         ...
 
 
 def packet_bytes(topic: str, payload: bytes) -> int:
-    """The size in bytes of the QoS 1 PUBLISH that carries `payload` to `topic`: fixed header, topic, id, payload."""
+    """Return the bytes of the QoS 1 PUBLISH that carries `payload` to `topic`: fixed header, topic, id, payload."""
     rest = 2 + len(topic.encode()) + 2 + len(payload)
     return 1 + max(1, (rest.bit_length() + 6) // 7) + rest

@@ -3,11 +3,11 @@
 Rules
 - Everything is published at QoS 1.
 - paho's callbacks run on its network thread and never block: events go into an inbox, and a message is acknowledged
-  to the broker only when `receive` hands it out. So the broker's own in-flight window bounds the inbox; what comes
-  over `inbox_bytes` all the same (QoS 0, a broker without a window) is dropped and counted in `dropped`.
-- The outbox is bounded in bytes over both halves: what waits here, and what paho has in flight (at most `window`
-  messages, so that pings are never stuck behind a long queue on a slow uplink).
-- A lost connection is made again with growing pauses, for ever. Only a refusal by the broker ends the link: the
+  to the broker only when `receive` returns it. So the broker's own in-flight window bounds the inbox; messages beyond
+  `inbox_bytes` (QoS 0, a broker without a window) are dropped and counted in `dropped`.
+- The outbox is bounded in bytes over both halves: messages that wait here, and those that paho has in flight (at most
+  `window`, so that pings are never stuck behind a long queue on a slow uplink).
+- A lost connection is made again with growing pauses, without end. Only a refusal by the broker ends the link: the
   event is Disconnected(refused=True) and nothing is tried again.
 """
 
@@ -33,8 +33,8 @@ from edge_runtime.wire.link import Connected, Delivery, Disconnected, Event, Lin
 
 _LOG = logging.getLogger(__name__)
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
-# What a message costs in memory beyond its topic and payload, roughly: it also bounds the number of small ones.
 _OVERHEAD_BYTES = 512
+"""A message's memory beyond its topic and payload, roughly: it also bounds the number of small ones."""
 
 
 class LinkInvalid(WireError):
@@ -43,7 +43,7 @@ class LinkInvalid(WireError):
 
 @dataclass(frozen=True)
 class BrokerUrl:
-    """Where a broker listens."""
+    """The address of a broker."""
 
     host: str
     port: int
@@ -51,7 +51,7 @@ class BrokerUrl:
 
     @classmethod
     def parse(cls, url: str) -> "BrokerUrl":
-        """Take apart `mqtt://host[:port]` or `mqtts://host[:port]`. Raises LinkInvalid."""
+        """Parse `mqtt://host[:port]` or `mqtts://host[:port]`. Raises LinkInvalid."""
         example = "write mqtt://host:1883 or mqtts://host:8883"
         try:
             parts = urlsplit(url)
@@ -59,7 +59,7 @@ class BrokerUrl:
         except ValueError as exc:
             raise LinkInvalid(f"broker URL has a bad host or port: {example}") from exc
         if parts.username is not None or parts.password is not None:
-            # Not repeated in the message: what stands there is a secret.
+            # The URL is not repeated in the message, because it holds a secret.
             raise LinkInvalid(f"a broker URL carries no user and no password: {example}")
         if parts.scheme not in _PORTS or not host or port == 0 or parts.path not in {"", "/"} or parts.query:
             raise LinkInvalid(f"{url[:200]!r} is not a broker URL: {example}")
@@ -68,7 +68,7 @@ class BrokerUrl:
 
 @dataclass
 class _Arrived:
-    """A delivery in the inbox, with what its acknowledgement needs."""
+    """A delivery in the inbox, with the ids that its acknowledgement needs."""
 
     delivery: Delivery
     packet_id: int
@@ -123,7 +123,7 @@ class MqttLink:
         self._pumping = threading.Lock()
         self._connection = 0
         self._is_connected = False
-        self._was_told = False  # of the present disconnection
+        self._is_reported = False  # of the present disconnection
         self._refused = False
         self._closed = threading.Event()
 
@@ -157,7 +157,7 @@ class MqttLink:
 
     @property
     def queued_bytes(self) -> int:
-        """What the broker has not acknowledged yet, with the cost of keeping it."""
+        """Bytes that the broker has not acknowledged yet, with their overhead."""
         return self._outbox_bytes
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
@@ -190,7 +190,7 @@ class MqttLink:
             self._client.unsubscribe(list(filters))
 
     def receive(self, timeout_s: float | None) -> Event | None:
-        """The next event; None if there is none within `timeout_s` seconds (None: no limit) or the link is closed."""
+        """Return the next event; None if none comes within `timeout_s` seconds (None: no limit) or the link is closed."""
         try:
             event = self._inbox.get(block=not self._closed.is_set(), timeout=timeout_s)
         except queue.Empty:
@@ -210,7 +210,7 @@ class MqttLink:
         self._inbox.put(None)
 
     def close(self, *, linger_s: float = 2.0) -> None:
-        """Say goodbye, once what is queued was acknowledged or `linger_s` has passed. The will is not sent."""
+        """Disconnect, once the outbox was acknowledged or `linger_s` has passed. The will is not sent."""
         if self._closed.is_set():
             return
         until = time.monotonic() + linger_s
@@ -222,7 +222,7 @@ class MqttLink:
         self._inbox.put(None)
 
     def _pump(self) -> None:
-        """Hand over to paho what its window has room for. Called by both threads; whoever comes second leaves at once.
+        """Pass messages to paho as far as its window has room. Both threads call this; the second returns at once.
 
         The network thread calls this while it holds a lock of paho's that `publish` needs, so it must not wait.
         """
@@ -231,7 +231,7 @@ class MqttLink:
                 return
             try:
                 while self._acknowledged:
-                    self._landed(self._acknowledged.popleft())
+                    self._on_acknowledged(self._acknowledged.popleft())
                 while self._outbox and len(self._flying) < self._window:
                     topic, payload, retain = self._outbox.popleft()
                     info = self._client.publish(topic, payload, qos=1, retain=retain)
@@ -239,7 +239,7 @@ class MqttLink:
             finally:
                 self._pumping.release()
 
-    def _landed(self, packet_id: int) -> None:
+    def _on_acknowledged(self, packet_id: int) -> None:
         with self._counting:
             self._outbox_bytes -= self._flying.pop(packet_id, 0)
 
@@ -259,19 +259,19 @@ class MqttLink:
         if reason.is_failure:
             # "Server unavailable" and the like pass; a token, a name or a protocol that was refused stays refused.
             self._refused = str(reason) not in {"Server unavailable", "Server busy"}
-            self._tell_disconnected(f"the broker refused the connection: {reason}")
+            self._report_disconnected(f"the broker refused the connection: {reason}")
             if self._refused:
                 client.disconnect()
             return
         self._connection += 1
         self._is_connected = True
-        self._was_told = False
+        self._is_reported = False
         if filters := list(self._filters):
             client.subscribe([(topic_filter, 1) for topic_filter in filters])
         self._inbox.put(Connected())
 
     def _on_connect_fail(self, _client: paho.Client, _userdata: object) -> None:
-        self._tell_disconnected("the broker cannot be reached")
+        self._report_disconnected("the broker cannot be reached")
 
     def _on_disconnect(
         self,
@@ -283,12 +283,12 @@ class MqttLink:
     ) -> None:
         self._is_connected = False
         if not self._closed.is_set() and not self._refused:
-            self._tell_disconnected(f"the connection was lost: {reason}")
+            self._report_disconnected(f"the connection was lost: {reason}")
 
-    def _tell_disconnected(self, reason: str) -> None:
-        """Say it once, however many attempts fail after that; but a refusal always, and it is the last."""
-        if not self._was_told or self._refused:
-            self._was_told = True
+    def _report_disconnected(self, reason: str) -> None:
+        """Report once, however many attempts fail after that; but always a refusal, which is the last event."""
+        if not self._is_reported or self._refused:
+            self._is_reported = True
             self._inbox.put(Disconnected(reason, refused=self._refused))
 
     def _on_message(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:

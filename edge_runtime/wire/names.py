@@ -1,4 +1,4 @@
-r"""Names that travel: what a task, a device, a federation, a group or a digest may look like.
+r"""Names in messages: the patterns of tasks, devices, federations, groups and digests.
 
 The patterns are the whole defence against names that would reach a path or a topic: no slash, no dot at the
 start, no wildcard, bounded length. They end in \Z, because $ would let a line feed through.
@@ -30,14 +30,14 @@ GROUP_LENGTH = 200
 
 
 def is_device_id(text: str) -> bool:
-    """Whether `text` may name a device or a federation."""
+    """Return whether `text` may name a device or a federation."""
     return re.match(DEVICE_PATTERN, text) is not None
 
 
 def group_id(tasks: Iterable[str]) -> str:
-    """The name of the group that trains `tasks`: their names in order, joined by a plus sign.
+    """Return the id of the group that trains `tasks`: their names in order, joined by a plus sign.
 
-    Where that would be too long it is cut, and two plus signs and a digest of the whole keep it apart from others.
+    An id that would be too long is cut, and ends in two plus signs and a digest of the full id, which keep it unique.
     """
     name = "+".join(sorted(tasks))
     if len(name) <= GROUP_LENGTH:

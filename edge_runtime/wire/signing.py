@@ -9,21 +9,21 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from edge_runtime.wire.errors import SignatureInvalid
 
 _PURPOSE = b"mas-edge manifest 1\n"
-"""Signed in front of the content, so that a signature made for something else never fits a manifest."""
+"""Signed in front of the content, so that a signature made for another purpose never fits a manifest."""
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:
-    """The public half of a key, in hexadecimal: what a device pins."""
+    """Return the public half of a key, which devices pin, in hexadecimal."""
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw).hex()
 
 
 def sign(key: Ed25519PrivateKey, manifest: bytes) -> str:
-    """The signature of a manifest, in hexadecimal."""
+    """Return the signature of a manifest, in hexadecimal."""
     return key.sign(_PURPOSE + manifest).hex()
 
 
 def verify(public_key_hex: str, manifest: bytes, signature_hex: str) -> None:
-    """Raises SignatureInvalid unless the key's owner signed this manifest."""
+    """Raise SignatureInvalid unless the key's owner signed this manifest."""
     try:
         key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public_key_hex))
         key.verify(bytes.fromhex(signature_hex), _PURPOSE + manifest)

@@ -1,7 +1,7 @@
 """Tokens: JSON Web Tokens signed with Ed25519, carried as the MQTT password.
 
-A token says who its bearer is (sub), in which federation (aud), as what (role) and until when (exp). A device only
-carries its token; the broker reads it. So jwt is needed on the server alone.
+A token has its bearer's name (sub), federation (aud), role (role) and expiry (exp). A device only sends its token; the
+broker reads it. So jwt is needed on the server alone.
 """
 
 # coverage: every branch
@@ -22,7 +22,7 @@ Role = Literal["device", "server"]
 
 
 class Claims(msgspec.Struct, frozen=True, kw_only=True):
-    """What a valid token says. `exp` is in seconds since the epoch."""
+    """The claims of a valid token. `exp` is in seconds since the epoch."""
 
     sub: DeviceId
     aud: FederationName
@@ -31,7 +31,7 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def issue(key: Ed25519PrivateKey, *, name: str, federation: str, role: Role, lifetime_s: float) -> str:
-    """A token for `name`. Raises TokenRefused for a name that may not be one."""
+    """Return a token for `name`. Raises TokenRefused for a name that is not allowed."""
     now = int(time.time())
     claims = {"iss": ISSUER, "sub": name, "aud": federation, "role": role, "iat": now, "exp": now + int(lifetime_s)}
     try:
@@ -42,7 +42,7 @@ def issue(key: Ed25519PrivateKey, *, name: str, federation: str, role: Role, lif
 
 
 def check(key: Ed25519PublicKey, token: str | bytes | None, *, federation: str) -> Claims:
-    """What a token says, if it is good for `federation` now. Raises TokenRefused with the reason."""
+    """Return the claims of a token that is valid for `federation` now. Raises TokenRefused with the reason."""
     if not token:
         raise TokenRefused("no token")
     if len(token) > MAX_TOKEN_BYTES:

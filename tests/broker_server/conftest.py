@@ -179,7 +179,7 @@ class Device:
         assert bundle.task_names == tuple(sorted(plan.tasks))
         for digest, size in bundle.needs(ort_training=self.official != "off").items():
             self.want(Blob(digest=digest, size_bytes=size))
-        if all(assembly.whole for assembly in self.wanted.values()):
+        if all(assembly.is_complete for assembly in self.wanted.values()):
             self.answer = self.train(plan, bundle) if plan.work == "train" else self.evaluate(plan)
             self.tell(self.answer)
 

@@ -218,7 +218,7 @@ class Server:
             case Update(weights=blob):
                 self.assembly = Assembly(self.store, blob)
                 self.update = message
-                if self.assembly.whole:
+                if self.assembly.is_complete:
                     self._accepted(message)
                 else:
                     self.say(Need(digest=blob.digest, chunks=self.assembly.missing(8)))

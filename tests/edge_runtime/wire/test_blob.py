@@ -37,7 +37,7 @@ def test_assembly_takes_any_order_repetition_and_restart(store, data, draw):
         completed.append(assembly.accept(index, part(data, blob, index)))
         assert index not in assembly.missing()
     assert completed.count(True) == 1
-    assert assembly.whole
+    assert assembly.is_complete
     assert assembly.missing() == ()
     assert store.read(blob.digest) == data
     assert b"".join(store.chunk(blob, index) for index in range(blob.chunks)) == data
@@ -58,7 +58,7 @@ def test_assembly_of_corrupt_content_is_dropped_and_fetched_again(store, positio
         assert not assembly.accept(index, part(corrupt, BLOB, index))
     with pytest.raises(BlobInvalid, match="its SHA-256 is another; it was dropped"):
         assembly.accept(4, part(corrupt, BLOB, 4))
-    assert not assembly.whole
+    assert not assembly.is_complete
     assert BLOB.digest not in store
     assert assembly.missing() == Assembly(store, BLOB).missing() == (0, 1, 2, 3, 4)
     assert [assembly.accept(index, part(DATA, BLOB, index)) for index in range(5)] == [False] * 4 + [True]
@@ -98,7 +98,7 @@ def test_assembly_claims_no_disk_before_the_first_chunk(store):
 def test_assembly_of_a_blob_that_is_here_needs_nothing(store):
     store.add(DATA)
     assembly = Assembly(store, BLOB)
-    assert assembly.whole
+    assert assembly.is_complete
     assert assembly.missing() == ()
 
 
