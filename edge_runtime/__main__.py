@@ -59,7 +59,7 @@ def _worker(config: AgentConfig) -> "LocalWorker":
         config.data,
         config.state,
         config.threads,
-        official=config.official,
+        ort_training=config.official,
         checkpoint_s=config.checkpoint_s,
         memory_budget_bytes=config.memory_budget_bytes,
     )

@@ -1,4 +1,4 @@
-"""What the agent asks for, done with the engine and this device's data set."""
+"""The device's worker: training and evaluation by the engine on this device's data set."""
 
 import logging
 import platform
@@ -51,7 +51,7 @@ from edge_runtime.wire.tensors import Vector, transfer
 
 CHECKPOINT_S = 120.0
 ATTEMPTS = 10
-"""How often a round of split training is begun whose host has forgotten it."""
+"""The most times that a round of split learning is begun after the encoder server lost its session."""
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
@@ -65,33 +65,33 @@ class LocalWorker:
         state: Path,
         threads: int | None = None,
         *,
-        official: OrtTrainingUse = "off",
+        ort_training: OrtTrainingUse = "off",
         checkpoint_s: float = CHECKPOINT_S,
         memory_budget_bytes: int | None = None,
-        shelf: GraphCache | None = None,
+        graph_cache: GraphCache | None = None,
     ) -> None:
-        """`shelf` is one that others use too, and with it their engine; without it the worker makes its own.
+        """`graph_cache` and its engine are shared with other workers; without it the worker makes its own.
 
-        `checkpoint_s` is at least between two checkpoints of training; 0 makes one after every step.
+        `checkpoint_s` are the least seconds between two checkpoints of training; 0 makes one after every step.
 
-        `memory_budget_bytes` is the most that the process may take; None is what is free now, less a reserve.
+        `memory_budget_bytes` is the most memory that the process may take; None is the memory free now, less a reserve.
         """
         try:
             self._dataset = Dataset.open(data)
-            if official == "require":
+            if ort_training == "require":
                 check_installed()
         except (DatasetInvalid, OrtTrainingUnavailable) as exc:
             raise WorkerUnusable(str(exc)) from exc
-        if official == "auto" and not trains():
+        if ort_training == "auto" and not trains():
             _log.info("%s is installed, not onnxruntime-training: this device trains portable graphs", engine_version())
         self._threads = threads
-        self._use: OrtTrainingUse = official if trains() else "off"
+        self._use: OrtTrainingUse = ort_training if trains() else "off"
         self._engine: Engine | None = None
-        self._shelf = shelf
-        self._official: OrtTrainingCache | None = None
+        self._graph_cache = graph_cache
+        self._ort_training_cache: OrtTrainingCache | None = None
         self._momentum = CarriedState(state / "momentum")
         self._stem = LocalStem(state / "stem")
-        self._learnt = WeightingStateStore(state / "weighting")
+        self._weighting_state = WeightingStateStore(state / "weighting")
         self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
         self._base_bytes = rss_bytes()
         self._budget_bytes = memory_budget_bytes
@@ -99,7 +99,7 @@ class LocalWorker:
             self._budget_bytes = default_budget(self._base_bytes)
 
     def hello(self) -> Hello:
-        """What this device has."""
+        """Return the device's Hello: its software, data and memory."""
         splits: dict[DataSplit, Split | None] = {
             "train": self._dataset.train,
             "val": self._dataset.val,
@@ -119,21 +119,22 @@ class LocalWorker:
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
     ) -> TrainResult:
         """Train locally as `plan.training` says. Raises WorkRefused."""
-        return self._persevering(downloaded.plan, lambda: self._train(downloaded, report, channel))
+        return self._retry(downloaded.plan, lambda: self._train(downloaded, report, channel))
 
-    def _persevering(self, plan: Plan, work: Callable[[], T]) -> T:
-        """Do it, and again where the host of the general model has forgotten this device. Raises WorkRefused."""
+    def _retry(self, plan: Plan, work: Callable[[], T]) -> T:
+        """Do the work, and again from its start where the encoder server lost its session. Raises WorkRefused."""
         for _ in range(ATTEMPTS):
-            result = self._unless_forgotten(plan, work)
+            result = self._attempt(plan, work)
             if result is not None:
                 return result
-        raise WorkRefused("encoder_server", f"the host of the general model forgot the round {ATTEMPTS} times")
+        raise WorkRefused("encoder_server", f"the encoder server lost the session of the round {ATTEMPTS} times")
 
-    def _unless_forgotten(self, plan: Plan, work: Callable[[], T]) -> T | None:
+    def _attempt(self, plan: Plan, work: Callable[[], T]) -> T | None:
+        """Do the work; None where the encoder server lost its session. Raises WorkRefused."""
         try:
             return work()
         except EncoderSessionLost as exc:
-            _log.warning("round %d begins anew: %s", plan.round, exc)
+            _log.warning("round %d begins again: %s", plan.round, exc)
             self._checkpoint.forget()
             return None
         except EncoderServerUnavailable as exc:
@@ -147,22 +148,22 @@ class LocalWorker:
         settings, split = plan.training, self._dataset.train
         asked, manifest = downloaded.manifest, self._labelled(downloaded.manifest, split)
         try:
-            whole = self._whole(manifest, store)
+            step = self._training_step(manifest, store)
         except (EngineError, BundleInvalid, OrtTrainingUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
-        came = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        start = self._stem.put_into(manifest.table, came, plan.round) if plan.local_stem else came
-        memory = self._planned(manifest, settings, plan) if whole is None else None
-        model = self._model(manifest, store, start, split, whole, memory, self._remote(plan, manifest, channel, memory))
+        received = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
+        start = self._stem.put_into(manifest.table, received, plan.round) if plan.local_stem else received
+        memory = self._planned(manifest, settings, plan) if step is None else None
+        model = self._model(manifest, store, start, split, step, memory, self._remote(plan, manifest, channel, memory))
         layout = optimizer(settings).table(manifest.table.parameters)
         key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
-        begins = settings.first_epoch == 0  # a group's first round: nothing is carried over from another phase
-        state = None if begins else self._momentum.load(layout, plan.round - 1)
+        is_first = settings.first_epoch == 0  # a group's first round: no state is carried over from another phase
+        state = None if is_first else self._momentum.load(layout, plan.round - 1)
         if state is None:
             state = np.zeros(layout.size, np.float32)
-        before = self._checkpoint.load(key, model.weights, state)
-        spent_s = before.wall_s if before else 0.0
-        model.begin_round(before.position.steps if before else 0)
+        checkpoint = self._checkpoint.load(key, model.weights, state)
+        spent_s = checkpoint.wall_s if checkpoint else 0.0
+        model.begin_round(checkpoint.position.steps if checkpoint else 0)
 
         def save(position: Callable[[], TrainingProgress]) -> None:
             if self._checkpoint.is_due:
@@ -175,14 +176,14 @@ class LocalWorker:
                     _log.warning("no checkpoint of round %d could be written: %s", plan.round, exc.strerror)
 
         try:
-            val_loss = before.val_loss if before else self._loss(model, self._dataset.val, report, memory)
+            val_loss = checkpoint.val_loss if checkpoint else self._loss(model, self._dataset.val, report, memory)
             report("train", 0, 1)
             trained = Trainer(model, split, memory.plan.micro_batch if memory else None).train(
                 settings,
                 state,
-                learnt=None if begins else self._learnt.load(plan.bundle.digest, plan.round),
+                learnt=None if is_first else self._weighting_state.load(plan.bundle.digest, plan.round),
                 received=start[: len(model.parameters)],
-                after=before.position if before else None,
+                after=checkpoint.position if checkpoint else None,
                 save=save,
                 report=lambda done, total: report("train", done, total),
                 enter=lambda stage: report(stage, 0, 1),
@@ -192,12 +193,12 @@ class LocalWorker:
             raise WorkRefused("error", str(exc)) from exc
         self._momentum.save(layout, state, plan.round)
         if trained.learnt is not None:
-            self._learnt.save(plan.bundle.digest, trained.learnt, plan.round)
+            self._weighting_state.save(plan.bundle.digest, trained.learnt, plan.round)
         new = model.weights
         if plan.local_stem:
-            new = self._stem.take_out(manifest.table, came, new, plan.round)
+            new = self._stem.take_out(manifest.table, received, new, plan.round)
         return TrainResult(
-            weights=new if manifest is asked else _among(asked, weights, manifest, new),
+            weights=new if manifest is asked else _with_trained(asked, weights, manifest, new),
             examples=split.examples(model.tasks),
             train_loss=trained.loss,
             val_loss=val_loss,
@@ -211,7 +212,7 @@ class LocalWorker:
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
     ) -> EvaluationResult:
         """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
-        return self._persevering(downloaded.plan, lambda: self._evaluate(downloaded, report, channel))
+        return self._retry(downloaded.plan, lambda: self._evaluate(downloaded, report, channel))
 
     def _evaluate(
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None
@@ -262,14 +263,14 @@ class LocalWorker:
         )
 
     def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> PlannedMemory:
-        """How to train in the budget. Raises WorkRefused if nothing fits."""
-        came_bytes = 4 * manifest.table.size
+        """Plan the training in the memory budget. Raises WorkRefused if no plan fits."""
+        received_bytes = 4 * manifest.table.size
         try:
             return plan_memory(
                 manifest,
                 settings,
                 budget_bytes=self._budget_bytes,
-                base_bytes=None if self._base_bytes is None else self._base_bytes + came_bytes,
+                base_bytes=None if self._base_bytes is None else self._base_bytes + received_bytes,
                 evaluates=self._dataset.val is not None,
                 update=plan.updates,
                 parts=plan.split_learning.parts if plan.split_learning else 1,
@@ -277,26 +278,26 @@ class LocalWorker:
         except BudgetTooSmall as exc:
             raise WorkRefused("memory", str(exc)) from exc
 
-    def _started(self, arena_bytes: int | None = None) -> Engine:
-        """The engine, which the first plan starts with the memory that it takes."""
+    def _started_engine(self, arena_bytes: int | None = None) -> Engine:
+        """Return the engine, which is started on the first call, with an arena of this size."""
         if self._engine is None:
             self._engine = Engine(self._threads, arena_bytes or ARENA_BYTES)
         return self._engine
 
-    def _whole(self, manifest: Manifest, store: BlobStore) -> TrainingStep | None:
+    def _training_step(self, manifest: Manifest, store: BlobStore) -> TrainingStep | None:
         if self._use == "off" or (self._use == "auto" and manifest.ort_training is None):
             return None
-        if self._official is None:
-            self._official = OrtTrainingCache(self._started())
-        return self._official.step(manifest, lambda _, digest: store.path(digest))
+        if self._ort_training_cache is None:
+            self._ort_training_cache = OrtTrainingCache(self._started_engine())
+        return self._ort_training_cache.step(manifest, lambda _, digest: store.path(digest))
 
     @staticmethod
     def _labelled(manifest: Manifest, split: Split) -> Manifest:
-        """The manifest of those tasks that the split has labels of. Raises WorkRefused if there are none."""
+        """Return the manifest of the tasks that the split has labels of. Raises WorkRefused if there are none."""
         tasks = tuple(split.examples(manifest.task_names))
         if not tasks:
-            wanted = ", ".join(manifest.task_names)
-            raise WorkRefused("no_data", f"this device has no labels for {wanted}; it has {', '.join(split.tasks)}")
+            names = ", ".join(manifest.task_names)
+            raise WorkRefused("no_data", f"this device has no labels for {names}; it has {', '.join(split.tasks)}")
         return manifest if tasks == manifest.task_names else manifest.group(tasks, manifest.weights)
 
     def _model(
@@ -305,7 +306,7 @@ class LocalWorker:
         store: BlobStore,
         weights: Vector,
         split: Split,
-        whole: TrainingStep | None = None,
+        step: TrainingStep | None = None,
         memory: PlannedMemory | None = None,
         remote: EncoderBackend | None = None,
     ) -> Model:
@@ -314,14 +315,14 @@ class LocalWorker:
         except DatasetInvalid as exc:
             raise WorkRefused("no_data", str(exc)) from exc
         try:
-            if self._shelf is None:
-                self._shelf = GraphCache(self._started(memory.arena_bytes if memory else None))
-            graphs = self._shelf.of(manifest, lambda _, digest: store.path(digest))
+            if self._graph_cache is None:
+                self._graph_cache = GraphCache(self._started_engine(memory.arena_bytes if memory else None))
+            graphs = self._graph_cache.of(manifest, lambda _, digest: store.path(digest))
         except BundleInvalid as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         plan = memory.plan if memory else None
         keep, frozen = (plan.saved, plan.frozen) if plan else ((), 0)
-        return Model(manifest, graphs, weights, whole, keep=keep, frozen=frozen, encoder=remote)
+        return Model(manifest, graphs, weights, step, keep=keep, frozen=frozen, encoder=remote)
 
     @staticmethod
     def _loss(
@@ -339,10 +340,10 @@ class LocalWorker:
         return evaluate(model, split, batch, scores=scores, report=lambda done, total: report(stage, done, total))
 
 
-def _among(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:
-    """The weights that were asked for: those trained, and as they came those of tasks without labels here."""
-    whole = np.array(weights)
-    views = asked.table.views(whole)
+def _with_trained(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:
+    """Return the plan's weights (D,) with the trained ones in place; those of tasks without labels here stay."""
+    merged = np.array(weights)
+    views = asked.table.views(merged)
     for name, view in manifest.table.views(trained).items():
         views[name][...] = view
-    return whole
+    return merged

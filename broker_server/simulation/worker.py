@@ -75,7 +75,7 @@ def perform(task: DeviceTask) -> TaskDone | TaskRefused:
         # An encoder server that ends with this process keeps nothing that a checkpoint could go on from.
         checkpoint_s=math.inf if is_apart else CHECKPOINT_S,
         memory_budget_bytes=task.memory_budget_bytes,
-        shelf=_graph_cache(),
+        graph_cache=_graph_cache(),
     )
     do = worker.train if downloaded.plan.work == "train" else worker.evaluate
     before_s = time.process_time()

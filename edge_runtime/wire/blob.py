@@ -63,7 +63,7 @@ def describe(data: bytes | memoryview, *, chunk_bytes: int = CHUNK_BYTES) -> Blo
 
 
 def describe_file(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Blob:
-    """Return the description of a file's content. Raises OSError, and BlobInvalid if it is empty or too large to send."""
+    """Return the description of a file's content. Raises OSError, or BlobInvalid if its size is not allowed."""
     return _describe(digest_file(path), path.stat().st_size, chunk_bytes)
 
 

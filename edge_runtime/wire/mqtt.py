@@ -190,7 +190,7 @@ class MqttLink:
             self._client.unsubscribe(list(filters))
 
     def receive(self, timeout_s: float | None) -> Event | None:
-        """Return the next event; None if none comes within `timeout_s` seconds (None: no limit) or the link is closed."""
+        """Return the next event; None if none comes in `timeout_s` seconds (None: no limit) or the link is closed."""
         try:
             event = self._inbox.get(block=not self._closed.is_set(), timeout=timeout_s)
         except queue.Empty:

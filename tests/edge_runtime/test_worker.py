@@ -305,13 +305,13 @@ def test_worker_stops_where_the_work_is_no_longer_wanted(tiny, worker, store):
 @pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
 def test_worker_of_the_official_engine_needs_onnxruntime_training(tiny, tmp_path):
     with pytest.raises(WorkerUnusable, match="needs onnxruntime-training"):
-        LocalWorker(tiny.data, tmp_path / "state", official="require")
+        LocalWorker(tiny.data, tmp_path / "state", ort_training="require")
     assert LocalWorker(tiny.data, tmp_path / "other").hello().ort_training == "off"
 
 
 @pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
 def test_worker_that_would_use_the_official_engine_does_without_where_it_is_not_installed(tiny, tmp_path, store):
-    worker = LocalWorker(tiny.data, tmp_path / "state", official="auto")
+    worker = LocalWorker(tiny.data, tmp_path / "state", ort_training="auto")
     assert worker.hello().ort_training == "off"
     portable = LocalWorker(tiny.data, tmp_path / "other")
     found = [

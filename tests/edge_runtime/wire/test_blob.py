@@ -56,7 +56,7 @@ def test_assembly_of_corrupt_content_is_dropped_and_fetched_again(store, positio
     assembly = Assembly(store, BLOB)
     for index in range(4):
         assert not assembly.accept(index, part(corrupt, BLOB, index))
-    with pytest.raises(BlobInvalid, match="its SHA-256 is another; it was dropped"):
+    with pytest.raises(BlobInvalid, match="has another SHA-256; it was dropped"):
         assembly.accept(4, part(corrupt, BLOB, 4))
     assert not assembly.is_complete
     assert BLOB.digest not in store
@@ -174,7 +174,7 @@ def test_store_without_the_blob_says_so(store):
 def test_store_with_a_file_shorter_than_described_says_so(store):
     store.add(DATA)
     longer = Blob(digest=BLOB.digest, size_bytes=len(DATA) + 1, chunk_bytes=1024)
-    with pytest.raises(BlobInvalid, match="not the 4353 bytes of its description"):
+    with pytest.raises(BlobInvalid, match="not have the 4353 bytes of its description"):
         store.chunk(longer, 4)
 
 
