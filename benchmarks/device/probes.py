@@ -26,8 +26,8 @@ from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.schedule import batches, learning_rate, order
 from edge_runtime.training.trainer import load
 from edge_runtime.wire import manifest as wire
-from edge_runtime.wire.messages import ProbeMethod
 from edge_runtime.wire.tensors import unpack
+from edge_runtime.wire.training import ProbeMethod
 
 METHODS: tuple[ProbeMethod, ...] = ("exact", "encoder", "representation")
 MODELS = {"five tasks": ("build", 4), "nine tasks": ("build_nine", 2)}

@@ -25,8 +25,8 @@ from broker_server.aggregation.fedavg import FedAvg, part_weight
 from broker_server.aggregation.gpaggregation import aggregate
 from broker_server.aggregation.server_optimizer import ServerOptimizer
 from edge_runtime.wire.conflict import cagrad, combine, gram, pcgrad
-from edge_runtime.wire.messages import CAGradRadius
 from edge_runtime.wire.tensors import TensorTable, Vector
+from edge_runtime.wire.training import CAGradRadius
 
 ENCODER = "encoder"
 Rule = Literal["mean", "gpaggregation", "pcgrad", "cagrad"]

@@ -20,21 +20,19 @@ from broker_server.strategies.tag import Tag
 from edge_runtime.wire.compression import TOPK_FRACTION, AnyScheme, TopkFraction, Updates
 from edge_runtime.wire.encoder_pipe import Provider
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import (
+from edge_runtime.wire.messages import Precision, SplitTraining, Training
+from edge_runtime.wire.names import MAX_TASKS, FederationName, TaskName, Tasks
+from edge_runtime.wire.training import (
     CAGradRadius,
     FixedWeighting,
     GradientCombination,
     GradNormWeighting,
-    Precision,
     ProbeMethod,
     Rate,
-    SplitLearning,
     TaskWeighting,
-    Training,
     UncertaintyWeighting,
     Weight,
 )
-from edge_runtime.wire.names import MAX_TASKS, FederationName, TaskName, Tasks
 
 GENERAL = "general"
 """The folder in the state folder for what devices teach a general model in a round."""

@@ -25,9 +25,9 @@ from edge_runtime.training.stem import Stem
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import load
 from edge_runtime.wire.manifest import WEIGHTS, graph_path, read_folder
-from edge_runtime.wire.messages import ProbeMethod
 from edge_runtime.wire.names import Tasks
 from edge_runtime.wire.tensors import transfer, unpack
+from edge_runtime.wire.training import ProbeMethod
 from edge_runtime.worker import CHECKPOINT_S, LocalWorker
 
 REPEATS = 3

@@ -79,6 +79,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task-weights", type=by_task, default={}, help="a=2,b=0.5,… (default: 1 for each)")
     parser.add_argument(
+        "--gradient-combination",
         "--merging",
         choices=("sum", "pcgrad", "cagrad"),
         default="sum",
@@ -274,7 +275,7 @@ def _settings(args: argparse.Namespace, epoch: int) -> Training:
         "beta2": args.beta2,
         "clip_norm": args.clip_norm,
         "weighting": _weighting(args),
-        "gradient_combination": args.merging,
+        "gradient_combination": args.gradient_combination,
     }
     try:
         return msgspec.convert(settings, Training)

@@ -23,7 +23,8 @@ from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.optimizer import look_ahead
 from edge_runtime.training.progress import ProbeProgress
 from edge_runtime.wire.conflict import gram
-from edge_runtime.wire.messages import Affinity, ProbeMethod
+from edge_runtime.wire.messages import Affinity
+from edge_runtime.wire.training import ProbeMethod
 
 Matrix = NDArray[np.float64]
 

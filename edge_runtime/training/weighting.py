@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.training.weighting_state import WeightingState
-from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, TaskWeighting, UncertaintyWeighting
+from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, TaskWeighting, UncertaintyWeighting
 
 Row = NDArray[np.float64]
 

@@ -33,7 +33,7 @@ from edge_runtime.wire.compression import Updates, working_bytes
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.footprint import Footprint, GraphFootprint
 from edge_runtime.wire.manifest import Array, Manifest, Stage
-from edge_runtime.wire.messages import ProbeMethod
+from edge_runtime.wire.training import ProbeMethod
 
 ENGINE_BYTES = 13_000_000
 """The first session and its first run: onnxruntime's code and tables, and the threads."""

@@ -35,6 +35,7 @@ from edge_runtime.wire.compression import Scheme, Updates
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
+from edge_runtime.wire.training import Optimization, ProbeMethod, TaskWeighting
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_ROUNDS = 1_000_000
@@ -88,67 +89,18 @@ def _check_tasks(tasks: Tasks) -> None:
         raise ValueError(f"a task is named twice in {'+'.join(tasks)}")
 
 
-Weight = Annotated[float, Meta(ge=0, le=1e6)]
-Rate = Annotated[float, Meta(gt=0, le=10)]
-ProbeMethod = Literal["exact", "encoder", "representation"]
-"""Affinities by look-ahead, or to first order from the encoder's or the representation's gradients."""
-GradientCombination = Literal["sum", "pcgrad", "cagrad"]
-"""The rule by which the tasks' gradients become one: their sum, PCGrad (conflicting components are projected out) or
-CAGrad (the task that gains least gains most)."""
-CAGradRadius = Annotated[float, Meta(ge=0, lt=1)]
-
-
-class FixedWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="fixed"):
-    """Constant weights of the tasks' losses; 1 for a task that is not named."""
-
-    weights: Annotated[dict[TaskName, Weight], Meta(max_length=MAX_TASKS)] = {}
-
-
-class GradNormWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="gradnorm"):
-    """Loss weights adapted by GradNorm."""
-
-    alpha: Annotated[float, Meta(ge=0, le=10)] = 1.5
-    lr: Rate = 0.025
-
-
-class UncertaintyWeighting(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="uncertainty"):
-    """Loss weights from the tasks' learned uncertainty."""
-
-    lr: Rate = 0.025
-
-
-TaskWeighting = FixedWeighting | GradNormWeighting | UncertaintyWeighting
-
-
-class Training(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Training(Optimization, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Settings of local training in a round."""
 
     epochs: Annotated[int, Meta(ge=1, le=1000)]
     first_epoch: Count
     """Epochs that this group has trained before the round; with the seed it fixes the order of the samples."""
-    batch: Annotated[int, Meta(ge=1, le=65536)]
-    lr: Positive
-    momentum: Annotated[float, Meta(ge=0, lt=1)]
-    weight_decay: Annotated[float, Meta(ge=0, le=1)]
     seed: Count
     probe_every: Annotated[int, Meta(ge=0, le=1_000_000)]
     """Batches between two probes of affinities, counted through the group's rounds; 0 for never."""
     probe: ProbeMethod = "exact"
-
-    optimizer: Literal["sgd", "adamw"] = "sgd"
-    """AdamW takes `momentum` as its beta1."""
-    beta2: Annotated[float, Meta(ge=0, lt=1)] = 0.999
-    epsilon: Annotated[float, Meta(gt=0, le=1)] = 1e-8
-    clip_norm: Annotated[float, Meta(ge=0, le=1e9)] = 0.0
-    """The largest Euclidean norm of a gradient, which is scaled down to it; 0 for no limit."""
-    proximal_mu: Annotated[float, Meta(ge=0, le=1e3)] = 0.0
-    """FedProx: mu · (w − w_received) is added to the gradient."""
     weighting: TaskWeighting | None = None
     """The weighting of the tasks' losses; null for the plain sum."""
-    gradient_combination: GradientCombination = "sum"
-    """The rule that combines the tasks' gradients at the representation."""
-    cagrad_c: CAGradRadius = 0.4
-    """For `cagrad`: the largest distance from the mean gradient, relative to the mean's length."""
 
 
 class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -9,8 +9,8 @@ from edge_runtime.training.engine import trains
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import Trainer, evaluate
-from edge_runtime.wire.messages import GradNormWeighting, UncertaintyWeighting
 from edge_runtime.wire.tensors import transfer
+from edge_runtime.wire.training import GradNormWeighting, UncertaintyWeighting
 from edge_runtime.worker import LocalWorker
 
 

@@ -8,7 +8,7 @@ from broker_server.grouping.search import SplitImpossible
 from broker_server.server.config import ConfigInvalid, ServerConfig
 from broker_server.server.config_file import TABLES, read
 from edge_runtime.wire.manifest import read_folder
-from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, UncertaintyWeighting
+from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
 BUNDLE = Path(__file__).parents[2] / "fixtures" / "bundle"
 

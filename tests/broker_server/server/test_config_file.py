@@ -5,7 +5,8 @@ import pytest
 from broker_server.server.config import ConfigInvalid, ServerConfig
 from broker_server.server.config_file import read
 from edge_runtime.wire.compression import Updates
-from edge_runtime.wire.messages import FixedWeighting, Training
+from edge_runtime.wire.messages import Training
+from edge_runtime.wire.training import FixedWeighting
 
 
 def test_read_nothing_gives_the_defaults():

@@ -7,7 +7,7 @@ from edge_runtime.training.accumulation import micro_batches
 from edge_runtime.training.model import Labelled
 from edge_runtime.training.optimizer import AdamW, Sgd
 from edge_runtime.training.trainer import Trainer
-from edge_runtime.wire.messages import GradNormWeighting
+from edge_runtime.wire.training import GradNormWeighting
 
 
 @given(st.integers(1, 9), st.integers(1, 10), st.lists(st.integers(0, 8), unique=True, max_size=9).map(sorted))

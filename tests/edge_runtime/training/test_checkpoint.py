@@ -12,7 +12,7 @@ from edge_runtime.training.checkpoint import MAX_HEADER_BYTES, Checkpoint, Check
 from edge_runtime.training.progress import ProbeProgress, TrainingProgress
 from edge_runtime.training.trainer import Trainer
 from edge_runtime.training.weighting_state import WeightingState
-from edge_runtime.wire.messages import GradNormWeighting
+from edge_runtime.wire.training import GradNormWeighting
 from edge_runtime.worker import LocalWorker
 
 ROOT = Path(__file__).parents[3]

@@ -13,8 +13,8 @@ from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
-from edge_runtime.wire.messages import GradNormWeighting
 from edge_runtime.wire.tensors import unpack
+from edge_runtime.wire.training import GradNormWeighting
 
 ROOT = Path(__file__).parents[3]
 

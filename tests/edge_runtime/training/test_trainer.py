@@ -11,8 +11,8 @@ from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, convert
 from edge_runtime.training.optimizer import optimizer
 from edge_runtime.training.schedule import order
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate, load
-from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 from edge_runtime.wire.tensors import transfer
+from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
 ROOT = Path(__file__).parents[3]
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from edge_runtime.training.weighting import LEAST_WEIGHT, FixedWeights, GradNorm, Uncertainty, weighting
 from edge_runtime.training.weighting_state import WeightingState
-from edge_runtime.wire.messages import FixedWeighting, GradNormWeighting, UncertaintyWeighting
+from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
 TASKS = ("a", "b", "c")
 POSITIVE = st.lists(st.floats(1e-6, 1e6), min_size=3, max_size=3).map(np.array)

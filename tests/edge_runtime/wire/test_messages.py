@@ -17,8 +17,6 @@ from edge_runtime.wire.messages import (
     Evaluation,
     FinalEnergy,
     Finished,
-    FixedWeighting,
-    GradNormWeighting,
     Hello,
     Need,
     Plan,
@@ -26,13 +24,13 @@ from edge_runtime.wire.messages import (
     Refusal,
     Status,
     Training,
-    UncertaintyWeighting,
     Update,
     decode_device,
     decode_server,
     decode_status,
     encode,
 )
+from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
 TASK = st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True)
 TASKS = st.lists(TASK, min_size=1, max_size=5, unique=True).map(tuple)
