@@ -77,14 +77,14 @@ def run(experiment: Experiment, bundle: Path, seed: int, rule: str, server_lr: f
     tasks_of = {name: tuple(sorted(experiment.tasks_of.get(name, whole.task_names))) for name in data}
     devices = [Device(whole, graphs, bundle, data[name], tasks_of[name]) for name in sorted(data)]
     where = whole.table.parts["encoder"]
-    rounds = config.merged_rounds + config.split_rounds
+    rounds = config.grouping.merged_rounds + config.grouping.split_rounds
     history: Vector | None = None
     conflicting, longer, spread = [], [], []
     for number in range(rounds):
         settings = msgspec.structs.replace(
-            config.training,
-            first_epoch=number * config.local_epochs,
-            lr=config.lr * (1 - number / rounds) ** POWER,
+            config.first_training,
+            first_epoch=number * config.training.epochs,
+            lr=config.training.lr * (1 - number / rounds) ** POWER,
             probe_every=0,
         )
         mean, changes, examples = FedAvg(whole.table), [], []
@@ -105,7 +105,7 @@ def run(experiment: Experiment, bundle: Path, seed: int, rule: str, server_lr: f
             case "pcgrad":
                 counts = pcgrad(inner, shares, (seed, number))
             case "cagrad":
-                counts = cagrad(inner, shares, config.cagrad_c)
+                counts = cagrad(inner, shares, config.aggregation.cagrad_c)
             case _:
                 counts = shares @ project(inner * factors * factors[:, None]) * factors
         history = combine(changes, counts)

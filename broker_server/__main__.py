@@ -12,7 +12,6 @@ import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args, get_origin
 
 import msgspec
 
@@ -25,8 +24,8 @@ from broker_server.report import energy_command
 from broker_server.report.build import ReportImpossible
 from broker_server.rounds.federation import FederationChanged
 from broker_server.rounds.journal import JournalInvalid
-from broker_server.server.config import ConfigInvalid, ServerConfig
-from broker_server.server.config_file import PATHS, read
+from broker_server.server import settings_command
+from broker_server.server.config import SETTINGS
 from broker_server.server.dispatcher import BrokerRefused
 from broker_server.server.enrol import EnrolmentRefused, enrol
 from broker_server.server.keys import KeyInvalid
@@ -37,15 +36,14 @@ from broker_server.simulation.errors import SimulationFailed
 from broker_server.simulation.rooms import command as rooms
 from broker_server.simulation.rooms.building import RoomsInvalid
 from broker_server.simulation.worker_pool import ClusterUnavailable, WorkerLost
-from devices.cli import values
 from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
 from devices.cli.run import run as run_command
+from devices.cli.settings import add_flags
 from edge_runtime.agent.energy_totals import read_journal
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
 from edge_runtime.wire.mqtt import LinkInvalid
 
 _FAULTS: dict[type[Exception], int] = {
-    ConfigInvalid: USAGE,
     EnrolmentRefused: USAGE,
     FederationChanged: USAGE,
     TokenRefused: USAGE,
@@ -79,10 +77,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m broker_server", description=(__doc__ or "").partition("\n")[0])
-    _serve_options(parser)
-    commands = parser.add_subparsers(title="commands")
+def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m broker_server",
+        usage="%(prog)s [--config server.toml] [SETTINGS]\n       %(prog)s COMMAND --help",
+        description="Serve a federation: settings are keys of server.toml, and flags go over them.",
+        epilog="--help-all shows every setting; `settings` prints the values in use and where each came from.",
+        formatter_class=partial(argparse.HelpFormatter, max_help_position=32, width=118),
+    )
+    _serve_options(parser, is_full=is_full)
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
 
     one = commands.add_parser("enrol", help="write a device's configuration, with its token")
     one.add_argument("device", help="the device's name: letters, digits, . _ -")
@@ -98,9 +102,8 @@ def _parser() -> argparse.ArgumentParser:
         help="what the device trains with: official is onnxruntime-training alone, auto where it can (portable)",
     )
     one.add_argument("--meter", help="what measures the device's energy: auto, none or a source (default: auto)")
-    one.add_argument("--state", type=Path, default=None, help="the server's state folder")
-    one.add_argument("--federation", default=None, help="the federation's name (default: home)")
-    one.add_argument("--config", type=Path, default=None, help="server.toml")
+    one.add_argument("--config", type=Path, help="server.toml")
+    add_flags(one, [each for each in SETTINGS if each.key in {"state", "federation"}])
     one.add_argument("--force", action="store_true", help="replace the file if it exists")
     one.set_defaults(command=_enrol)
 
@@ -138,49 +141,41 @@ def _parser() -> argparse.ArgumentParser:
     costs.set_defaults(command=lambda options: energy_command.run(options, read_journal))
 
     report = commands.add_parser("report", help="write the report of a federation: report.json, report.html, models/")
-    report.add_argument("--state", type=Path, default=None, help="the server's state folder")
-    report.add_argument("--config", type=Path, default=None, help="server.toml")
+    report.add_argument("--config", type=Path, help="server.toml")
+    add_flags(report, [each for each in SETTINGS if each.key == "state"])
     report.add_argument("--out", type=Path, default=None, help="the folder to write (default: report in the state)")
     report.set_defaults(command=_report)
+
+    shown = commands.add_parser("settings", help="print the settings in use, and where each came from")
+    settings_command.add_arguments(shown)
+    shown.set_defaults(command=lambda options: settings_command.run(options, {}))
     return parser
 
 
-def _serve_options(parser: argparse.ArgumentParser) -> None:
+def _serve_options(parser: argparse.ArgumentParser, *, is_full: bool) -> None:
     parser.set_defaults(command=_serve)
-    parser.add_argument("--config", type=Path, help="server.toml; a flag goes over its key")
+    parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every setting, and exit")
     parser.add_argument("--broker", metavar="URL", help="use this broker instead of starting one: mqtt://host:port")
-    parser.add_argument("--ca-file", type=Path, help="certificates to trust, with --broker mqtts://…")
+    parser.add_argument("--ca-file", type=Path, metavar="FILE", help="certificates to trust, with --broker mqtts://…")
     parser.add_argument("--token", help="the server's token for --broker (default: one signed with its own key)")
-    parser.add_argument("--new", action="store_true", help="begin a new federation; what the old one learnt is deleted")
+    parser.add_argument("--new", action="store_true", help="begin a new federation; the old one's weights are deleted")
     parser.add_argument("--exit-when-finished", "--once", action="store_true", help="end with the federation")
-    parser.add_argument("--report", type=Path, help="where the report goes (default: report in the state folder)")
+    parser.add_argument("--report", type=Path, metavar="FOLDER", help="where the report goes (default: in the state)")
     parser.add_argument("--quiet", action="store_true", help="lines instead of a live view")
-    settings = parser.add_argument_group("settings, also keys of server.toml")
-    for field in msgspec.structs.fields(ServerConfig):
-        flag = f"--{field.name.replace('_', '-')}"
-        default = "" if field.default in {None, ()} else f"(default: {field.default})"
-        if field.name == "tasks":
-            settings.add_argument(flag, type=values.names, help="a,b,… (default: all)")
-        elif field.name == "fixed_groups":
-            settings.add_argument(flag, type=values.groups, help="a,b;c;… (the strategy `fixed` alone)")
-        elif field.name == "task_weights":
-            settings.add_argument(flag, type=values.by_task, help="a=2,b=0.5,… (default: 1 for each)")
-        elif isinstance(field.default, bool):
-            settings.add_argument(flag, action="store_true", default=None)
-        elif get_origin(field.type) is Literal:
-            settings.add_argument(flag, choices=get_args(field.type), default=None, help=default)
-        else:
-            kind = Path if field.name in PATHS else type(field.default)
-            settings.add_argument(flag, type=kind, default=None, help=default)
+    settings_command.add_settings(parser, shown=True if is_full else None)
 
 
-def _settings(options: argparse.Namespace) -> ServerConfig:
-    names = {field.name for field in msgspec.structs.fields(ServerConfig)}
-    return read(options.config, **{name: value for name, value in vars(options).items() if name in names})
+class _HelpAll(argparse.Action):
+    """Prints the help with every setting."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print and end."""
+        _parser(is_full=True).print_help()
+        parser.exit()
 
 
 def _enrol(options: argparse.Namespace) -> int:
-    config = read(options.config, state=options.state, federation=options.federation)
+    config = settings_command.settings(options).value
     enrol(
         options.device,
         options.out,
@@ -228,7 +223,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    config = read(options.config, state=options.state)
+    config = settings_command.settings(options).value
     if not config.state.is_dir():
         raise ReportImpossible(f"{config.state} is not a state folder")
     folder = StateFolder(config.state)
@@ -242,7 +237,7 @@ def _report(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     interrupt_on_terminate()
     served = serve(
-        _settings(options),
+        settings_command.settings(options).value,
         broker=options.broker,
         ca_file=options.ca_file,
         token=options.token,

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks.measure import XCEPTION, bundle, rooms
 from broker_server.grouping.search import search
-from broker_server.server.config import ServerConfig
+from broker_server.strategies.settings import Grouping
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.encoder import Representation
 from edge_runtime.training.engine import Engine
@@ -44,7 +44,7 @@ Matrix = NDArray[np.float64]
 def measure() -> dict[str, Any]:
     """Costs for both models; affinities of each building's own training, five tasks and nine."""
     data = sorted(folder for folder in rooms(max(number for _, number in MODELS.values())).iterdir() if folder.is_dir())
-    every = ServerConfig().probe_every
+    every = Grouping().probe_every
     found: dict[str, Any] = {"probe_every": every, "batch": BATCH, "epochs": EPOCHS, "probed_every": EVERY}
     for name, (function, buildings) in MODELS.items():
         folder, _ = bundle(f"{XCEPTION}:{function}")

@@ -16,10 +16,11 @@ state, one flat vector. A group's first round in a phase has none.
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Annotated, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from broker_server.aggregation.fedavg import FedAvg, part_weight
 from broker_server.aggregation.gpaggregation import aggregate
@@ -29,21 +30,47 @@ from edge_runtime.wire.tensors import TensorTable, Vector
 from edge_runtime.wire.training import CAGradRadius
 
 ENCODER = "encoder"
-Rule = Literal["mean", "gpaggregation", "pcgrad", "cagrad"]
+Rule = Literal["auto", "mean", "gpaggregation", "pcgrad", "cagrad"]
+"""`auto` is the strategy's own rule: the mean, unless something else is said."""
 
 
 class Aggregation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The rule that combines devices' changes of the encoder, and the optimizer that steps along the result."""
 
-    rule: Rule = "mean"
-    optimizer: ServerOptimizer = ServerOptimizer()
-    cagrad_c: CAGradRadius = 0.4
-    """For `cagrad`: how far from the mean it may go, in parts of the mean's length."""
+    rule: Annotated[
+        Rule,
+        Meta(
+            description="the rule; auto: gpaggregation with the strategy fedbone, the mean with all others",
+            extra={"flag": "--aggregation"},
+        ),
+    ] = "auto"
+    optimizer: Annotated[
+        ServerOptimizer,
+        Meta(description="how the server steps along what they are combined to", extra={"prefix": "server-"}),
+    ] = ServerOptimizer()
+    cagrad_c: Annotated[
+        CAGradRadius,
+        Meta(
+            description="with cagrad: how far from the mean it may go, in parts of its length",
+            extra={"flag": "--aggregation-cagrad-c"},
+        ),
+    ] = 0.4
+
+    @property
+    def is_mean(self) -> bool:
+        """Whether the rule is the mean."""
+        return self.rule in {"auto", "mean"}
 
     @property
     def is_plain(self) -> bool:
         """Whether it is federated averaging."""
-        return self.rule == "mean" and self.optimizer.is_plain
+        return self.is_mean and self.optimizer.is_plain
+
+    def resolved(self, own: Rule) -> "Aggregation":
+        """Return it with the strategy's own rule for `auto`, and CAGrad's constant where that counts alone."""
+        rule = own if self.rule == "auto" else self.rule
+        cagrad_c = self.cagrad_c if rule == "cagrad" else Aggregation().cagrad_c
+        return Aggregation(rule=rule, optimizer=self.optimizer, cagrad_c=cagrad_c)
 
     def state_table(self, table: TensorTable) -> TensorTable | None:
         """Return the layout of the aggregation state of a group with this table; None where there is no state."""
@@ -98,7 +125,7 @@ class RoundAggregation:
         self._mean.fold(vector, examples)
         if weight := part_weight(ENCODER, examples):
             self._examples.append(weight)
-            if self._aggregation.rule != "mean":
+            if not self._aggregation.is_mean:
                 self._file = self._file or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
                 self._file.write((self._initial[self._where] - vector[self._where]).data.cast("B"))
 

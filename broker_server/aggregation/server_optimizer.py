@@ -19,20 +19,17 @@ from msgspec import Meta
 
 from edge_runtime.wire.tensors import Vector
 
-Share = Annotated[float, Meta(ge=0, lt=1)]
-StepRate = Annotated[float, Meta(gt=0, le=1e3)]
-Tau = Annotated[float, Meta(gt=0, le=1)]
-
 
 class ServerOptimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the server steps; `momentum` is Adam's beta1."""
 
-    method: Literal["sgd", "adam"] = "sgd"
-    lr: StepRate = 1.0
-    momentum: Share = 0.0
-    beta2: Share = 0.99
-    tau: Tau = 1e-3
-    """How far Adam adapts: a step is at most lr · |m| / tau."""
+    method: Annotated[
+        Literal["sgd", "adam"], Meta(description="the server's optimizer", extra={"flag": "--server-optimizer"})
+    ] = "sgd"
+    lr: Annotated[float, Meta(gt=0, le=1e3, description="its learning rate; 1 with sgd is federated averaging")] = 1.0
+    momentum: Annotated[float, Meta(ge=0, lt=1, description="its momentum; with adam beta1")] = 0.0
+    beta2: Annotated[float, Meta(ge=0, lt=1, description="beta2 of adam")] = 0.99
+    tau: Annotated[float, Meta(gt=0, le=1, description="how far adam adapts: a step is at most lr · |m| / tau")] = 1e-3
 
     @property
     def is_plain(self) -> bool:

@@ -20,32 +20,39 @@ import random
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Note, Opened, Record, Send
 from broker_server.rounds.open_round import UNANSWERED, OpenRound, Result, RoundTraffic, Step
 from broker_server.rounds.validation import evaluation_fault, update_fault
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, Update
+from edge_runtime.wire.training import COMMON
 
 PATIENCE_S = 3.0
 """A device that has been online for this long without a Hello takes part all the same: an earlier process has received
 its Hello, or it was sent while the server was away."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rules:
-    """How many devices a round takes and how long it waits."""
+class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How many devices a round takes and how long it waits: the table [rounds] of server.toml."""
 
-    min_devices: int = 2
-    """A round begins when this many are online."""
-    clients_per_round: int = 0
-    """How many are drawn for a round of training; 0 for all that are online."""
-    quorum: int = 0
-    """Results that a round needs; 0 for half of its members, rounded up."""
-    deadline_s: float = 600.0
-    seed: int = 0
+    min_devices: Annotated[
+        int, Meta(ge=1, le=100_000, description="devices online before a round begins", extra=COMMON)
+    ] = 2
+    clients_per_round: Annotated[
+        int, Meta(ge=0, le=100_000, description="devices drawn for a round of training; 0 for all", extra=COMMON)
+    ] = 0
+    quorum: Annotated[
+        int, Meta(ge=0, le=100_000, description="results that a round needs; 0 for half", extra=COMMON)
+    ] = 0
+    deadline_s: Annotated[
+        float,
+        Meta(gt=0, le=1e7, description="longest that a round waits", extra={**COMMON, "flag": "--round-deadline-s"}),
+    ] = 3600.0
 
 
 @dataclass
@@ -63,8 +70,9 @@ class DeviceState:
 class Coordinator:
     """Who does what in which round. See the module's rules."""
 
-    def __init__(self, rules: Rules, hellos: Mapping[str, Hello] | None = None) -> None:
+    def __init__(self, rules: Rules, hellos: Mapping[str, Hello] | None = None, *, seed: int = 0) -> None:
         self.rules = rules
+        self._seed = seed
         self.devices: dict[str, DeviceState] = {
             name: DeviceState(hello=hello) for name, hello in (hellos or {}).items()
         }
@@ -291,7 +299,7 @@ class Coordinator:
 
     def _draw(self, current: OpenRound, names: list[str], number: int) -> list[str]:
         """Draw a sample by the seed, the group's round and what it has drawn before; the same with every strategy."""
-        token = f"{self.rules.seed}/{current.round.group}/{current.round.index}/{sorted(current.members)}"
+        token = f"{self._seed}/{current.round.group}/{current.round.index}/{sorted(current.members)}"
         return sorted(random.Random(token).sample(names, max(0, min(number, len(names)))))  # noqa: S311
 
     def _send_plan(self, device: str, now_s: float) -> Send:

@@ -17,13 +17,14 @@ from broker_server.rounds.encoder_process import EncoderSupervisor
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.ort_training_process import ArtifactBuilder
-from broker_server.server.config import ConfigInvalid, ServerConfig
+from broker_server.server.config import ServerConfig
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrol import own_address
 from broker_server.server.keys import load_or_create
 from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.state import StateFolder
+from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire import manifest, tokens
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess
@@ -61,7 +62,7 @@ def serve(
     BrokerNotStarted, BrokerRefused, LinkInvalid, BundleInvalid, FederationChanged, SplitImpossible, ConfigInvalid;
     OSError as the file system does.
     """
-    if broker is not None and config.certificate is not None:
+    if broker is not None and config.broker.certificate is not None:
         raise ConfigInvalid(
             "certificate and key are for the broker that this server starts: with --broker leave them out"
         )
@@ -89,7 +90,7 @@ def serve(
             topics=Topics(config.federation),
             journal=journal,
             blobs=blobs,
-            coordinator=Coordinator(config.rules, journal.hellos()),
+            coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed),
             show=watcher.note,
             builds_artifacts=builder is not None,
         )
@@ -169,17 +170,18 @@ def _watcher(stack: contextlib.ExitStack, *, is_quiet: bool) -> Watcher:
 
 def _builder(config: ServerConfig) -> ArtifactBuilder | None:
     """Return the builder of ONNX Runtime training artifacts, where its Python is known. Raises ConfigInvalid."""
-    if config.official_python is None:
+    if config.ort_training.python is None:
         return None
-    if not config.official_python.is_file():
+    if not config.ort_training.python.is_file():
         raise ConfigInvalid(
-            f"official_python: {config.official_python} does not exist: make the environment with `make venv-official`"
+            f"ort_training.python: {config.ort_training.python} does not exist: "
+            "make the environment with `make venv-official`"
         )
     return ArtifactBuilder(
-        python=config.official_python.absolute(),
+        python=config.ort_training.python.absolute(),
         bundle=config.bundle_path,
         folder=config.state / OFFICIAL,
-        limit_s=config.official_limit_s,
+        limit_s=config.ort_training.limit_s,
     )
 
 
@@ -188,10 +190,12 @@ def _encoder(config: ServerConfig, link: Link) -> EncoderSupervisor | None:
     if not config.is_apart:
         return None
     if find_spec("onnxruntime") is None:
-        raise ConfigInvalid("general: a host of the encoder needs onnxruntime here: pip install '.[board]'")
-    bundle, threads = config.bundle_path, config.general_threads or None
+        raise ConfigInvalid(
+            "split_learning.encoder: to compute the encoder, the server needs onnxruntime: pip install '.[board]'"
+        )
+    bundle, threads = config.bundle_path, config.split_learning.threads or None
     return EncoderSupervisor(
-        lambda: EncoderServerProcess.of_bundle(bundle, threads, config.general_provider, link.interrupt)
+        lambda: EncoderServerProcess.of_bundle(bundle, threads, config.split_learning.provider, link.interrupt)
     )
 
 
@@ -213,17 +217,17 @@ def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder)
     """Start the broker and print how to join."""
     broker = EmbeddedBroker(
         TokenAuthorizer(key.public_key(), config.federation, now=time.time),
-        certificate_file=config.certificate,
-        key_file=config.key,
+        certificate_file=config.broker.certificate,
+        key_file=config.broker.key,
     )
-    port = broker.start(config.host, config.port, search=PORT_SEARCH)
+    port = broker.start(config.broker.host, config.broker.port, search=PORT_SEARCH)
     try:
-        if config.port not in {0, port}:
-            print(f"port {config.port} is in use: {port} is taken instead")
-        scheme = "mqtts" if config.certificate else "mqtt"
-        url = f"{scheme}://{own_address(config.host)}:{port}"
+        if config.broker.port not in {0, port}:
+            print(f"port {config.broker.port} is in use: {port} is taken instead")
+        scheme = "mqtts" if config.broker.certificate else "mqtt"
+        url = f"{scheme}://{own_address(config.broker.host)}:{port}"
         folder.set_url(url)
-        print(f"federation {config.federation!r} listens on {config.host}:{port}; state in {config.state}")
+        print(f"federation {config.federation!r} listens on {config.broker.host}:{port}; state in {config.state}")
         _print_how_to_join(url, config)
         link = broker.link()
         try:

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import msgspec
 
-from broker_server.server.config import ConfigInvalid
 from broker_server.simulation.experiment import Experiment, read_experiment
 from broker_server.simulation.output import OUTLINE, SUMMARY, write_json
 from broker_server.simulation.show import RunBars, RunLines
 from broker_server.simulation.worker_pool import local_workers, ray_workers
 from devices.cli import values
+from devices.cli.settings import ConfigInvalid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,17 +6,16 @@ seeds = [0, 1, 2]
 reference = "MAS-2"                   # what the other methods are related to in a comparison; else one-by-one
 devices = ["room-01", "room-03"]      # of the data sets in the folder, these alone; all where none is named
 
-[settings]                            # keys of server.toml that all methods share
+[settings.grouping]                   # tables of server.toml that all methods share
 merged_rounds = 14
 split_rounds = 6
 
 [methods."MAS-2"]                     # by name: what is this method's own
-strategy = "mas"
-groups = 2
+grouping = { strategy = "mas", groups = 2 }
 
 [methods."local only"]                # each device for itself, from the same weights, without any exchange
-strategy = "all_in_one"
-alone = true
+baseline = "local_training"
+grouping.strategy = "all_in_one"
 
 [methods."MAS-2 over 3G"]             # other boards for this method
 board = { up_bytes_per_s = 50_000.0, latency_s = 0.1 }
@@ -31,41 +30,39 @@ ablations = ["MAS-2 from scratch"]
 speed = 0.2
 [fleet.boards.room-03]                # and what one of them has of its own
 speed = 0.1
-[fleet.host]                          # the server's host, for methods with general = "host"
+[fleet.host]                          # the server's host, for methods whose encoder the server computes
 speed = 4.0
 """
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
-from broker_server.server.config import ConfigInvalid, ServerConfig, check
-from broker_server.server.config_file import MAX_CONFIG_BYTES
+from broker_server.server.config import SETTINGS, ServerConfig, check
+from broker_server.server.old_keys import renewed
 from broker_server.simulation.fleet import Fleet
 from broker_server.simulation.outline import Outline
+from devices.cli.settings import ConfigInvalid, Tree, build, has, nearest, read_toml
 from edge_runtime.wire.names import DeviceId, TaskName, is_device_id
 
 MethodName = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[A-Za-z0-9][A-Za-z0-9 +._-]*\Z")]
 SectionName = Annotated[str, Meta(min_length=1, max_length=60, pattern=r"^[A-Za-z0-9][A-Za-z0-9 ,+._-]*\Z")]
-NOT_HERE = {
+NOT_HERE = (
     "federation",
     "state",
-    "host",
-    "port",
-    "certificate",
-    "key",
     "bundle",
     "seed",
-    "min_devices",
-    "official_python",
-    "general_devices",
-    "general_idle_s",
-    "general_threads",
-    "general_provider",
-}
+    "broker",
+    "rounds.min_devices",
+    "split_learning.devices",
+    "split_learning.idle_s",
+    "split_learning.threads",
+    "split_learning.provider",
+    "ort_training",
+)
 """Keys of server.toml that a simulation decides itself."""
 TasksOf = Annotated[dict[DeviceId, Annotated[tuple[TaskName, ...], Meta(min_length=1)]], Meta(max_length=100_000)]
 
@@ -73,12 +70,19 @@ TasksOf = Annotated[dict[DeviceId, Annotated[tuple[TaskName, ...], Meta(min_leng
 class Conduct(msgspec.Struct, frozen=True, kw_only=True):
     """What a method says of its runs besides the keys of server.toml."""
 
+    baseline: Literal["local_training"] | None = None
+    """With local_training each device trains for itself, without any exchange."""
     alone: bool = False
-    """Whether each device trains for itself."""
+    """The key of before for baseline = "local_training"."""
     tasks_of: TasksOf | None = None
     """The tasks that devices have labels of, instead of the experiment's; {} for all."""
     board: dict[str, float | int] = {}
     """What all boards have in common, where it is not the experiment's."""
+
+    @property
+    def is_local(self) -> bool:
+        """Whether each device trains for itself."""
+        return self.alone or self.baseline == "local_training"
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -135,36 +139,43 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         """How one method is run with one seed on so many devices. Raises ConfigInvalid."""
         conduct = self.conduct(method)
         own = {key: value for key, value in self.methods[method].items() if key not in Conduct.__struct_fields__}
-        keys = self.settings | own
-        if odd := sorted(NOT_HERE & keys.keys()):
-            raise ConfigInvalid(f"methods.{method}: {odd[0]}: a simulation decides this itself")
-        fixed = {
+        source = f"methods.{method}"
+        layers = [("settings", renewed("settings", self.settings, SETTINGS)), (source, renewed(source, own, SETTINGS))]
+        fixed: Tree = {
             "federation": "simulation",
             "seed": seed,
-            "min_devices": 1 if conduct.alone else devices,
+            "rounds": {"min_devices": 1 if conduct.is_local else devices},
         }
+        found = build(ServerConfig, [*layers, ("simulation", fixed)])
+        for name, layer in layers:
+            if odd := [key for key in NOT_HERE if has(layer, key)]:
+                raise ConfigInvalid(f"{name}: {odd[0]}: a simulation decides this itself")
+        config = found.value
         try:
-            config = msgspec.convert(keys | fixed, ServerConfig)
             check(config)
-        except (msgspec.ValidationError, ConfigInvalid) as exc:
-            raise ConfigInvalid(f"methods.{method}: {exc}") from exc
-        if conduct.alone and config.strategy != "all_in_one":
+        except ConfigInvalid as exc:
+            raise ConfigInvalid(f"{source}: {exc}") from exc
+        if conduct.is_local and config.grouping.strategy != "all_in_one":
             raise ConfigInvalid(
-                f"methods.{method}: alone: a device by itself trains its tasks together: give strategy = 'all_in_one'"
+                f"{source}: baseline: a device by itself trains its tasks together: "
+                "give grouping.strategy = 'all_in_one'"
             )
-        if conduct.alone and config.is_apart:
-            raise ConfigInvalid(f"methods.{method}: alone: a device by itself has the encoder: give general = 'device'")
+        if conduct.is_local and config.is_apart:
+            raise ConfigInvalid(
+                f"{source}: baseline: a device by itself has the encoder: give split_learning.encoder = 'device'"
+            )
         return config
 
 
 def read_experiment(path: Path) -> Experiment:
     """The experiment in a file, its paths made absolute. Raises ConfigInvalid."""
     try:
-        data = path.read_bytes()[: MAX_CONFIG_BYTES + 1]
-        found = msgspec.toml.decode(data, type=Experiment)
-    except OSError as exc:
-        raise ConfigInvalid(f"{path} cannot be read: {exc.strerror}") from exc
-    except (msgspec.MsgspecError, UnicodeDecodeError, ImportError) as exc:
+        tree = read_toml(path)
+        if odd := [key for key in tree if key not in Experiment.__struct_fields__]:
+            known = nearest(odd[0], Experiment.__struct_fields__)
+            raise ConfigInvalid(f"{path}: {odd[0]}: there is no such key{known}")
+        found = msgspec.convert(tree, Experiment)
+    except msgspec.ValidationError as exc:
         raise ConfigInvalid(f"{path}: {exc}") from exc
     if (found.model is None) == (found.bundle is None):
         raise ConfigInvalid(f"{path}: either a model to compile or a bundle is needed")

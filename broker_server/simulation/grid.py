@@ -17,7 +17,7 @@ from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import FederationJournal, RoundRow
 from broker_server.rounds.open_round import Result
-from broker_server.server.config import ConfigInvalid, ServerConfig
+from broker_server.server.config import ServerConfig
 from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.state import StateFolder
 from broker_server.simulation.errors import SimulationFailed, SimulationStopped
@@ -30,6 +30,7 @@ from broker_server.simulation.run import RunSetting, simulate
 from broker_server.simulation.run_cache import RunCache
 from broker_server.simulation.summary import Summary, summarise
 from broker_server.simulation.worker import measure, measure_stem
+from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire.manifest import MANIFEST, read_folder
 
 
@@ -105,7 +106,7 @@ def run_grid(experiment: Experiment, out: Path, hosts: Executor, show: Show, *, 
             folder = out / RUNS / _folder(method) / str(seed)
             summary = _summary(folder)
             if summary is None:
-                simulated = _train_locally if conducts[method].alone else simulate
+                simulated = _train_locally if conducts[method].is_local else simulate
                 try:
                     simulated(
                         folder,
@@ -199,14 +200,16 @@ def _costs(out: Path, hosts: Executor, bundle: Path, data: Mapping[str, Path], e
     configs = {method: experiment.config(method, seed, len(data)) for method in experiment.methods}
     divided = [method for method, config in configs.items() if config.is_apart]
     if divided and read_folder(bundle).embedding is None:
-        raise ConfigInvalid(f"methods.{divided[0]}: general: the model has no stem: give one, or general = 'device'")
+        raise ConfigInvalid(
+            f"methods.{divided[0]}: split_learning.encoder: the model has no stem: give it one, or encoder = 'device'"
+        )
     if path.is_file():
         costs = msgspec.json.decode(path.read_bytes(), type=WorkCosts)
     else:
         costs = _whole_costs(hosts, bundle, first, next(iter(configs.values())))
         write_json(path, costs)
     if divided and costs.train_stem_s is None:
-        stem = hosts.submit(measure_stem, bundle, first, configs[divided[0]].batch).result()
+        stem = hosts.submit(measure_stem, bundle, first, configs[divided[0]].training.batch).result()
         costs = msgspec.structs.replace(
             costs,
             train_stem_s=min(stem.train_s, costs.train_s),
@@ -219,8 +222,10 @@ def _costs(out: Path, hosts: Executor, bundle: Path, data: Mapping[str, Path], e
 def _whole_costs(hosts: Executor, bundle: Path, data: Path, config: ServerConfig) -> WorkCosts:
     """What a device's work costs that has the encoder."""
     tasks = config.terms(read_folder(bundle)).tasks
-    whole = hosts.submit(measure, bundle, data, tuple(sorted(tasks)), config.batch, config.probe).result()
-    alone = {task: hosts.submit(measure, bundle, data, (task,), config.batch, None).result() for task in tasks}
+    whole = hosts.submit(
+        measure, bundle, data, tuple(sorted(tasks)), config.training.batch, config.grouping.probe
+    ).result()
+    alone = {task: hosts.submit(measure, bundle, data, (task,), config.training.batch, None).result() for task in tasks}
     train_s, train_head_s = additive(whole.train_s, {task: cost.train_s for task, cost in alone.items()})
     evaluate_s, evaluate_head_s = additive(whole.evaluate_s, {task: cost.evaluate_s for task, cost in alone.items()})
     return WorkCosts(

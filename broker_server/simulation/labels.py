@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from broker_server.server.config import ConfigInvalid
+from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire.names import Tasks, group_id
 
 IMAGE = "image"

@@ -78,7 +78,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
             topics=Topics(config.federation),
             journal=journal,
             blobs=blobs,
-            coordinator=Coordinator(config.rules, journal.hellos()),
+            coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed),
             show=watcher.note,
             clock=timeline.clock,
         )
@@ -100,7 +100,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
         if loop.finished is None:
             devices = _seats(folder, config, bundle, public_hex(key), network, setting, loop, federation, stack)
             server.wake = lambda: loop.step(0.0)
-            _until_finished(loop, devices, timeline, PATIENCE * config.round_deadline_s, setting.stop)
+            _until_finished(loop, devices, timeline, PATIENCE * config.rounds.deadline_s, setting.stop)
         if loop.failed:
             raise SimulationFailed(str(loop.finished))
         federation.keep_group_runs()
@@ -233,7 +233,8 @@ def _context(config: ServerConfig, setting: RunSetting) -> str:
     """What all group_runs of a run depend on beyond what their plans say."""
     boards = {name: setting.fleet.of(name) for name in sorted(setting.data)}
     data = {name: _fingerprint(path) for name, path in sorted(setting.data.items())}
-    rules = [config.min_devices, config.clients_per_round, config.quorum, config.round_deadline_s, config.seed]
+    rounds = config.rounds
+    rules = [rounds.min_devices, rounds.clients_per_round, rounds.quorum, rounds.deadline_s, config.seed]
     facts = [rules, boards, data, setting.costs]
     if config.is_apart:
         facts.append(setting.fleet.host)

@@ -27,16 +27,16 @@ Start = Literal["merged", "scratch"]
 Schedule = Literal["restart", "continue"]
 
 
-Choice = Literal["best", "hierarchical", "worth", "worst", "random"]
+GroupingMethod = Literal["best", "hierarchical", "training_cost", "worst", "random"]
 
 
-def finder(choice: Choice, groups: int, mode: Mode, *, seed: int, head_cost: float) -> Search:
+def finder(method: GroupingMethod, groups: int, mode: Mode, *, seed: int, head_cost: float) -> Search:
     """How groups are found: by the exact search of the paper, or step by step (MAS, section 4: hierarchical splitting).
 
-    `worth` takes the number of groups, up to `groups`, that gains most for what its training costs, a head being
-    `head_cost` of the encoder. `worst` and `random` are what a good division is compared with.
+    `training_cost` takes the number of groups, up to `groups`, that gains most for the cost of training it, a head
+    costing `head_cost` of the encoder. `worst` and `random` are what a good division is compared with.
     """
-    match choice:
+    match method:
         case "best":
             return lambda found: search(found.tasks, found.values, groups, mode)
         case "hierarchical":

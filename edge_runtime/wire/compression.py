@@ -56,8 +56,13 @@ _DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8, "U16": np.uint16
 class Updates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The form in which devices send trained weights."""
 
-    scheme: AnyScheme = "fp32"
-    topk_fraction: TopkFraction = TOPK_FRACTION
+    scheme: Annotated[
+        AnyScheme,
+        Meta(description="how updates are compressed; auto: by the link's speed", extra={"flag": "--update-scheme"}),
+    ] = "fp32"
+    topk_fraction: Annotated[TopkFraction, Meta(description="with topk: the share of the parameters that is sent")] = (
+        TOPK_FRACTION
+    )
 
 
 def choose(updates: Updates, upload_bytes_per_s: float | None) -> Scheme:

@@ -122,10 +122,10 @@ class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class SplitLearning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The encoder server computes the encoder, the device stem and heads; see edge_runtime.wire.split_learning."""
 
-    precision: Precision = "fp32"
-    """The format of the arrays in both directions."""
-    parts: Annotated[int, Meta(ge=1, le=64)] = 1
-    """Micro-batches that a step is cut into, several of them under way at once."""
+    precision: Annotated[Precision, Meta(description="how activations and their gradients are sent")] = "fp32"
+    parts: Annotated[
+        int, Meta(ge=1, le=64, description="micro-batches of a step: device, link and server then work at once")
+    ] = 1
 
 
 class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,10 +13,11 @@ import pytest
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
-from broker_server.server.config import ServerConfig
+from broker_server.server.config import SETTINGS, ServerConfig
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.keys import load_or_create
 from broker_server.server.loop import ServerLoop
+from devices.cli.settings import build, put
 from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
@@ -309,6 +310,20 @@ class Watcher:
         pass
 
 
+def config_of(**settings):
+    """A configuration by the names of its flags."""
+    paths = {each.flag.removeprefix("--").replace("-", "_"): each.path for each in SETTINGS}
+    tree = {}
+    for name, value in settings.items():
+        put(tree, paths[name], value)
+    return build(ServerConfig, [("test", tree)]).value
+
+
+@pytest.fixture
+def make_config():
+    return config_of
+
+
 class World:
     """A server and its devices. `boot` starts the server anew over whatever state there is, as after a crash."""
 
@@ -323,7 +338,7 @@ class World:
             "round_deadline_s": 60.0,
             "state": root / "state",
         } | settings
-        self.config = ServerConfig(**settings)
+        self.config = config_of(**settings)
         self.bundle = make_bundle(root / "bundle", forward=b"forward graph" if maker else None)
         self.key = load_or_create(self.config.state)
         self.link = FakeLink(self.clock)
@@ -341,7 +356,7 @@ class World:
             topics=Topics(config.federation),
             journal=self.journal,
             blobs=self.blobs,
-            coordinator=Coordinator(config.rules, self.journal.hellos()),
+            coordinator=Coordinator(config.rounds, self.journal.hellos(), seed=config.seed),
             show=self.watcher.note,
             builds_artifacts=builder is not None,
             clock=lambda: self.clock.now_s,

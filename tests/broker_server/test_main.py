@@ -8,6 +8,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from broker_server.__main__ import main
+from broker_server.server.config import SETTINGS, read
 from broker_server.server.state import StateFolder
 from devices.cli.run import BAD_INPUT, DONE, UNAVAILABLE, USAGE
 
@@ -59,24 +60,72 @@ def test_enrol_with_what_the_device_needs(tmp_path):
     assert {'url = "mqtts://server.lan"', "threads = 2", 'ca_file = "ca.pem"'} < set(out.read_text().splitlines())
 
 
-def test_serve_bad_settings(tmp_path, capsys):
-    assert main(["--state", str(tmp_path), "--lr", "-1"]) == USAGE
-    assert "lr" in capsys.readouterr().err
-    assert main(["--state", str(tmp_path), "--task-weights", "depth=-1"]) == USAGE
-    assert "task_weights" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "why"),
+    [
+        (["--lr", "-1"], "argument --lr: '-1' is not a number, above 0 and at most 1000"),
+        (["--lr", "much"], "argument --lr: 'much' is not a number"),
+        (["--task-weights", "depth=-1"], "argument --task-weights: 'depth=-1' is not a number for each task"),
+        (["--task-weights", "depth"], "argument --task-weights"),
+        (["--optimizer", "adam"], "argument --optimizer: invalid choice: 'adam'"),
+        (["--choice", "luck"], "argument --choice: 'luck' is not one of"),
+    ],
+)
+def test_serve_bad_settings(tmp_path, capsys, words, why):
     with pytest.raises(SystemExit) as ended:
-        main(["--state", str(tmp_path), "--optimizer", "adam"])
+        main(["--state", str(tmp_path), *words])
     assert ended.value.code == USAGE
-    assert "choose from 'sgd', 'adamw'" in capsys.readouterr().err.replace("sgd, adamw", "'sgd', 'adamw'")
-    with pytest.raises(SystemExit):
-        main(["--task-weights", "depth"])
-    assert "--task-weights" in capsys.readouterr().err
+    assert why in capsys.readouterr().err
+
+
+def test_serve_bundle_that_is_not_there(tmp_path, capsys):
     assert main(["--state", str(tmp_path), "--bundle", str(tmp_path / "none"), "--port", "0"]) == BAD_INPUT
     assert "not a bundle" in capsys.readouterr().err
 
 
+def test_help_fits_on_a_screen_and_a_half_and_all_of_it_is_there_when_asked_for(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 75
+    assert "--proximal-mu" not in short
+    with pytest.raises(SystemExit) as ended:
+        main(["--help-all"])
+    assert ended.value.code == 0
+    full = capsys.readouterr().out
+    assert all(each.flag in full for each in SETTINGS)
+
+
+def test_settings_are_printed_with_where_each_came_from(tmp_path, capsys):
+    path = tmp_path / "server.toml"
+    path.write_text("[training]\nlr = 0.5\n")
+    words = ["settings", "--config", str(path), "--batch", "4", "--task-weights", "a=2", "--state", str(tmp_path)]
+    assert main([*words, "--json"]) == DONE
+    found = json.loads(capsys.readouterr().out)
+    assert found["training.lr"] == {"value": 0.5, "source": str(path)}
+    assert found["training.batch"] == {"value": 4, "source": "command line"}
+    assert found["seed"] == {"value": 0, "source": "default"}
+    assert main(words) == DONE
+    assert f"training.lr                     0.5  ({path})" in capsys.readouterr().out
+    assert main([*words, "--toml"]) == DONE
+    again = tmp_path / "again.toml"
+    again.write_text(capsys.readouterr().out)
+    flags = {"training": {"batch": 4, "task_weights": {"a": 2.0}}, "state": tmp_path}
+    assert read(again).value == read(path, flags).value
+
+
+def test_settings_of_before_are_read_with_a_sentence(tmp_path, capsys, caplog):
+    path = tmp_path / "server.toml"
+    path.write_text('strategy = "fedbone"\nstems = "own"\n[training]\nmerging = "pcgrad"\n')
+    assert main(["settings", "--config", str(path), "--general", "host", "--json"]) == DONE
+    found = {key: each["value"] for key, each in json.loads(capsys.readouterr().out).items()}
+    assert (found["local_stems"], found["training.gradient_combination"]) == (True, "pcgrad")
+    assert (found["grouping.strategy"], found["split_learning.encoder"]) == ("fedbone", "server")
+    assert f"{path}: training.merging is called training.gradient_combination" in caplog.text
+
+
 def test_serve_official_python_that_is_not_there(tmp_path, capsys):
-    words = ["--state", str(tmp_path), "--port", "0", "--official-python", str(tmp_path / "none")]
+    words = ["--state", str(tmp_path), "--port", "0", "--ort-training-python", str(tmp_path / "none")]
     assert main(words) == USAGE
     assert "make venv-official" in capsys.readouterr().err
 
@@ -104,7 +153,7 @@ def test_serve_certificate_beside_another_broker_is_refused(tmp_path, capsys):
 def test_serve_certificate_that_cannot_be_used(tmp_path, capsys):
     arguments = ["--state", str(tmp_path / "state"), "--port", "0", "--certificate", str(tmp_path / "c.pem")]
     assert main(arguments) == USAGE
-    assert "certificate: for TLS the broker needs a key as well" in capsys.readouterr().err
+    assert "broker.certificate: for TLS the broker needs a key as well" in capsys.readouterr().err
     (tmp_path / "k.pem").write_text("no key")
     for text in (None, "no certificate"):
         if text is not None:

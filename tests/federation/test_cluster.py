@@ -27,16 +27,16 @@ data = "data"
 bundle = "{bundle}"
 seeds = [7]
 [settings]
-merged_rounds = 2
-split_rounds = 1
-probe_rounds = 1
-probe_every = 1
-batch = 4
-lr = 0.05
-round_deadline_s = 600.0
+grouping.merged_rounds = 2
+grouping.split_rounds = 1
+grouping.probe_rounds = 1
+grouping.probe_every = 1
+training.batch = 4
+training.lr = 0.05
+rounds.deadline_s = 600.0
 [methods."MAS-2"]
-strategy = "mas"
-groups = 2
+grouping.strategy = "mas"
+grouping.groups = 2
 """
 
 

@@ -41,7 +41,7 @@ def board(tmp_path):
 
 def test_report_has_the_joules_of_the_device_that_measures_and_none_of_the_other(site, board):
     began_s = time.monotonic()
-    server = site.serve(min_devices=2, quorum=2, local_epochs=30)
+    server = site.serve(min_devices=2, quorum=2, epochs=30)
     metered = site.device("metered", meter="auto", meter_root=board.root, meter_idle_s=1.0)
     bare = site.device("bare", 6, meter="none")
     site.ends(server, metered, bare)
@@ -89,7 +89,7 @@ def test_report_has_the_joules_of_the_device_that_measures_and_none_of_the_other
 
 def test_report_has_what_a_device_spent_before_it_was_killed_in_the_middle_of_a_round(site, board):
     """5 W before SIGKILL and 1 W after it: so the report says by itself how much of the time before is in it."""
-    server = site.serve(min_devices=1, quorum=1, local_epochs=300, merged_rounds=1, probe_rounds=1, groups=1)
+    server = site.serve(min_devices=1, quorum=1, epochs=300, merged_rounds=1, probe_rounds=1, groups=1)
     device = site.device("kitchen", meter="hwmon", meter_root=board.root)
     site.until(device, "round 1: train")
     time.sleep(3.0)  # of which the meter has 15 J, most of them spent on training

@@ -16,7 +16,7 @@ KILLS = 7
 @pytest.mark.parametrize("scheme", ["fp32", "int8"])
 def test_federation_cut_off_at_random_moments_ends_as_if_it_had_not_been(make_site, scheme):
     # Long enough rounds to be hit in the middle of training.
-    settings = {"min_devices": 2, "quorum": 2, "merged_rounds": 3, "local_epochs": 300, "update_scheme": scheme}
+    settings = {"min_devices": 2, "quorum": 2, "merged_rounds": 3, "epochs": 300, "update_scheme": scheme}
     counts = {"a": 10, "b": 6}
     calm = make_site("calm")
     server = calm.serve(**settings)
@@ -40,7 +40,7 @@ def test_federation_cut_off_at_random_moments_ends_as_if_it_had_not_been(make_si
 
 
 def test_federation_goes_on_without_a_device_that_never_comes_back(site):
-    server = site.serve(min_devices=2, quorum=2, round_deadline_s=8, local_epochs=200)
+    server = site.serve(min_devices=2, quorum=2, round_deadline_s=8, epochs=200)
     lost = site.device("c")
     site.until(server, "c has joined")  # so that it is one of the first two, and in every round from the first
     devices = [site.device(name) for name in "ab"]

@@ -62,7 +62,7 @@ def run(site, bundle, engines, *, cut_off=False):
     """
     site.bundle = bundle
     server = site.serve(
-        "--official-python", PYTHON, split_rounds=2, merged_rounds=3, probe_rounds=2, probe_every=2, quorum=2
+        "--ort-training-python", PYTHON, split_rounds=2, merged_rounds=3, probe_rounds=2, probe_every=2, quorum=2
     )
     site.until(server, "a device joins")
     for name, engine in zip("ab", engines, strict=True):

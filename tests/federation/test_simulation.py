@@ -22,13 +22,13 @@ pytestmark = pytest.mark.workstation
 
 SETTINGS = """
 [settings]
-merged_rounds = 2
-split_rounds = 1
-probe_rounds = 1
-probe_every = 1
-batch = 4
-lr = 0.05
-round_deadline_s = 600.0
+grouping.merged_rounds = 2
+grouping.split_rounds = 1
+grouping.probe_rounds = 1
+grouping.probe_every = 1
+training.batch = 4
+training.lr = 0.05
+rounds.deadline_s = 600.0
 """
 MAS = '[methods."MAS-2"]\nstrategy = "mas"\ngroups = 2\n'
 

@@ -71,14 +71,14 @@ data = "data"
 bundle = "{bundle}"
 seeds = [7]
 [settings]
-strategy = "all_in_one"
-merged_rounds = 2
-split_rounds = 1
-probe_rounds = 1
-probe_every = 1
-batch = 4
-lr = 0.05
-round_deadline_s = 600.0
+grouping.strategy = "all_in_one"
+grouping.merged_rounds = 2
+grouping.split_rounds = 1
+grouping.probe_rounds = 1
+grouping.probe_every = 1
+training.batch = 4
+training.lr = 0.05
+rounds.deadline_s = 600.0
 {methods}
 """
 
@@ -121,7 +121,7 @@ class Bench:
 
 def test_weights_are_those_of_devices_that_have_the_encoder(make_site, bundle):
     here, there = make_site("device"), make_site("host")
-    models = [course(here, bundle, NAMES), course(there, bundle, NAMES, "--general", "host")]
+    models = [course(here, bundle, NAMES), course(there, bundle, NAMES, "--split-learning-encoder", "server")]
     assert models[0] == models[1]
     table = manifests.read_folder(bundle).table
     ((_, data),) = models[1].items()
@@ -143,28 +143,28 @@ def test_weights_are_those_of_devices_that_have_the_encoder(make_site, bundle):
 
 METHODS = """
 [methods.cut]
-general = "host"
+split_learning.encoder = "server"
 board = { busy_w = 9.0 }
 [methods.exact]
-general = "host"
+split_learning.encoder = "server"
 [methods.rounded]
-general = "host"
-general_precision = "int8"
+split_learning.encoder = "server"
+split_learning.precision = "int8"
 [methods.far]
-general = "host"
+split_learning.encoder = "server"
 board = { up_bytes_per_s = 20_000.0, down_bytes_per_s = 40_000.0, latency_s = 0.1 }
 [methods.fedbone]
-strategy = "fedbone"
+grouping.strategy = "fedbone"
 [methods.lost]
-strategy = "fedbone"
+grouping.strategy = "fedbone"
 board = { drop_rate = 1.0, away_s = 30.0 }
 [methods.mas]
-strategy = "mas"
-probe = "representation"
-general = "host"
+grouping.strategy = "mas"
+grouping.probe = "representation"
+split_learning.encoder = "server"
 [methods."mas on devices"]
-strategy = "mas"
-probe = "representation"
+grouping.strategy = "mas"
+grouping.probe = "representation"
 [fleet.host]
 speed = 4.0
 """
@@ -209,9 +209,9 @@ def test_processes_cut_off_at_random_moments_end_as_if_they_had_not_been(make_si
     settings = {
         "min_devices": 2,
         "quorum": 2,
-        "local_epochs": 60,
+        "epochs": 60,
         "strategy": "fedbone",
-        "general_parts": 2,
+        "split_learning_parts": 2,
         "stems": "own",
     }
     counts = {"a": 10, "b": 6}
@@ -307,7 +307,7 @@ class Impostor:
 
 def test_a_device_that_says_nonsense_or_stops_in_mid_batch_does_not_keep_the_others(site, bundle):
     site.bundle = bundle
-    server = site.serve(min_devices=2, quorum=2, strategy="fedbone", round_deadline_s=15, general_idle_s=2)
+    server = site.serve(min_devices=2, quorum=2, strategy="fedbone", round_deadline_s=15, split_learning_idle_s=2)
     site.until(server, "listens")
     impostor = Impostor(site, "c")
     impostor.join()

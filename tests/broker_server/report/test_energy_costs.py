@@ -217,10 +217,10 @@ def test_merged_phase_has_the_planner_s_name():
 
     from broker_server.grouping.affinity import Affinities
     from broker_server.report.energy_costs import MERGE
-    from broker_server.server.config import ServerConfig
     from broker_server.strategies.planner import Measurements
+    from broker_server.strategies.settings import Grouping
 
-    mas = ServerConfig().planner(("a", "b"))
+    mas = Grouping().planner(("a", "b"), 0)
     zeros = np.zeros((2, 2))
     none = Affinities(tasks=("a", "b"), values=zeros, counts=zeros.astype(int), variance=zeros, standard_error=zeros)
     known = Measurements(affinities=none)

@@ -93,8 +93,8 @@ def refusal(number=0):
     return Refusal(round=number, group="a+b", reason="heat", detail="81 C")
 
 
-def started(names="xyz", *, kind="train", **rules):
-    coordinator = Coordinator(Rules(**({"min_devices": len(names), "deadline_s": 60.0} | rules)))
+def started(names="xyz", *, kind="train", seed=0, **rules):
+    coordinator = Coordinator(Rules(**({"min_devices": len(names), "deadline_s": 60.0} | rules)), seed=seed)
     assert coordinator.offer(*planned(kind=kind), 0.0) == []
     actions = []
     for name in names:
@@ -127,7 +127,7 @@ def test_coordinator_begins_when_enough_are_online():
     actions = coordinator.on_hello("y", HELLO, 1.0)
     assert actions[0] == Opened(round=planned(0)[0], members=("x", "y"), quorum=1)
     assert plans(actions) == ["x", "y"]
-    assert actions[1].message.deadline_s == 600.0
+    assert actions[1].message.deadline_s == 3600.0
 
 
 def test_coordinator_begins_with_devices_that_said_hello_while_the_server_was_away():
@@ -453,8 +453,8 @@ class Rounds(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.now_s = 0.0
-        self.rules = Rules(min_devices=2, clients_per_round=3, quorum=2, deadline_s=50.0, seed=1)
-        self.coordinator = Coordinator(self.rules)
+        self.rules = Rules(min_devices=2, clients_per_round=3, quorum=2, deadline_s=50.0)
+        self.coordinator = Coordinator(self.rules, seed=1)
         self.number = 0
         self.recorded = {}
         self.closed = set()

@@ -275,7 +275,7 @@ def test_server_loop_after_a_crash_goes_on_with_what_aggregation_remembers(world
     run(plain, *(plain.device(name, step=step) for name, step in steps.items()))
     assert models(plain.journal, plain.blobs) != expected
 
-    table, rule, state = reference.bundle.table, reference.config.combining, None
+    table, rule, state = reference.bundle.table, reference.config.encoder_aggregation, None
     weights = unpack(table, (reference.root / "bundle" / "weights.safetensors").read_bytes())
     for number in range(6):
         aggregation = RoundAggregation(table, weights, rule, state=state, seed=(0, number), folder=tmp_path)
@@ -338,7 +338,7 @@ def test_federation_refuses_a_state_folder_of_another_one(world):
     import msgspec
 
     world = world()
-    world.config = msgspec.structs.replace(world.config, split_rounds=9)
+    world.config = msgspec.structs.replace(world.config, seed=9)
     with pytest.raises(FederationChanged, match="--new"):
         world.boot()
     assert not issubclass(FederationChanged, WireError)

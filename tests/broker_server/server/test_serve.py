@@ -7,19 +7,19 @@ pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from broker_server.server.config import ConfigInvalid, ServerConfig
 from broker_server.server.keys import load_or_create
 from broker_server.server.serve import serve
 from broker_server.server.state import read_url
+from devices.cli.settings import ConfigInvalid
 
 pytestmark = pytest.mark.workstation
 
 
-def test_serve_waits_for_its_bundle_and_runs_to_the_end(tmp_path, tiny_bundle, join, capsys):
+def test_serve_waits_for_its_bundle_and_runs_to_the_end(make_config, tmp_path, tiny_bundle, join, capsys):
     folder, _ = tiny_bundle
     state = tmp_path / "state"
     key = load_or_create(state)
-    config = ServerConfig(
+    config = make_config(
         state=state, host="127.0.0.1", port=0, merged_rounds=1, probe_rounds=1, split_rounds=1, groups=2
     )
     served = []
@@ -46,7 +46,7 @@ def test_serve_waits_for_its_bundle_and_runs_to_the_end(tmp_path, tiny_bundle, j
     assert "all rounds are done" in out
 
 
-def test_serve_tasks_that_the_bundle_does_not_have(tmp_path, tiny_bundle):
+def test_serve_tasks_that_the_bundle_does_not_have(make_config, tmp_path, tiny_bundle):
     folder, _ = tiny_bundle
     with pytest.raises(ConfigInvalid, match="'z'"):
-        serve(ServerConfig(state=tmp_path / "s", port=0, bundle=folder, tasks=("z",)), is_quiet=True)
+        serve(make_config(state=tmp_path / "s", port=0, bundle=folder, tasks=("z",)), is_quiet=True)

@@ -8,7 +8,6 @@ import pytest
 
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.open_round import RoundTraffic
-from broker_server.server.config import ServerConfig
 from broker_server.server.keys import load_or_create
 from broker_server.simulation.run_cache import RecallingFederation, RunCache
 from broker_server.simulation.summary import Summary
@@ -36,9 +35,9 @@ def make_summary():
 class Played:
     """A federation over the fixture's bundle. Every round takes ROUND_S, adds one to the weights and is told of."""
 
-    def __init__(self, folder, cache, *, context="boards", energy=None, **settings):
+    def __init__(self, folder, cache, make_config, *, context="boards", energy=None, **settings):
         settings = {"merged_rounds": 2, "split_rounds": 1, "probe_rounds": 1, "probe_every": 1} | settings
-        config, bundle = ServerConfig(**settings), read_folder(BUNDLE)
+        config, bundle = make_config(**settings), read_folder(BUNDLE)
         self.timeline = Timeline()
         self.journal, self.blobs = (
             FederationJournal(folder / "journal", self.timeline.clock),
@@ -106,12 +105,12 @@ def cache(tmp_path):
 
 
 @pytest.fixture
-def play(tmp_path, cache):
+def play(tmp_path, cache, make_config):
     """Makes federations that share a cache, each in a folder of its own or of the name given."""
     made = []
 
     def make(name=None, **settings):
-        made.append(Played(tmp_path / (name or f"run-{len(made)}"), cache, **settings))
+        made.append(Played(tmp_path / (name or f"run-{len(made)}"), cache, make_config, **settings))
         return made[-1]
 
     yield make

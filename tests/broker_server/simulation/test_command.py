@@ -2,7 +2,7 @@ import argparse
 
 import pytest
 
-from broker_server.server.config import ConfigInvalid
+from devices.cli.settings import ConfigInvalid
 
 pytest.importorskip("rich")
 

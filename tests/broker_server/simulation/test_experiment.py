@@ -2,13 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.server.config import ConfigInvalid
 from broker_server.simulation.experiment import Experiment, data_sets, read_experiment
 from broker_server.simulation.outline import Outline
+from devices.cli.settings import ConfigInvalid
 
 ROOT = Path(__file__).parents[3]
 FILES = sorted((ROOT / "docs" / "experiments").glob("*.toml"))
 LEAST = 'data = "d"\nbundle = "b"\n[methods.MAS]\n'
+LOCAL, ALL = {"baseline": "local_training"}, {"grouping": {"strategy": "all_in_one"}}
 FIVE = ("depth", "edge_texture", "keypoints", "normals", "segmentation")
 
 
@@ -31,9 +32,10 @@ def test_read_experiment_makes_paths_absolute(write, tmp_path):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("data = [", "experiment.toml: "),
-        (b"\xff\xfe", "experiment.toml: "),
-        ("wings = 2\n" + LEAST, "wings"),
+        ("data = [", "experiment.toml is not TOML: "),
+        (b"\xff\xfe", "experiment.toml is not TOML: "),
+        ("wings = 2\n" + LEAST, "wings: there is no such key"),
+        ("sections_ = 2\n" + LEAST, "sections_: there is no such key; did you mean sections?"),
         ('data = "d"\nbundle = "b"\n', "methods"),
         ('data = "d"\nbundle = "b"\n[methods]\n', "methods"),
         ('data = "d"\n[methods.MAS]\n', "either a model to compile or a bundle"),
@@ -66,26 +68,36 @@ def test_read_experiment_needs_a_file(tmp_path):
 
 
 def make(**methods):
-    return Experiment(data="d", bundle="b", settings={"merged_rounds": 3, "lr": 0.5}, methods=methods)
+    return Experiment(
+        data="d", bundle="b", settings={"grouping": {"merged_rounds": 3}, "training": {"lr": 0.5}}, methods=methods
+    )
 
 
 def test_config_lets_a_method_s_keys_go_over_what_all_share():
-    experiment = make(single={"strategy": "one_by_one"}, MAS={"lr": 0.25})
-    assert experiment.config("single", 5, 8).lr == 0.5
+    experiment = make(single={"grouping": {"strategy": "one_by_one"}}, MAS={"training": {"lr": 0.25}})
+    assert experiment.config("single", 5, 8).training.lr == 0.5
     config = experiment.config("MAS", 5, 8)
-    assert (config.lr, config.merged_rounds, config.seed, config.min_devices) == (0.25, 3, 5, 8)
+    assert (config.training.lr, config.grouping.merged_rounds, config.seed, config.rounds.min_devices) == (
+        0.25,
+        3,
+        5,
+        8,
+    )
 
 
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"port": 1883}, "methods.MAS: port: a simulation decides this itself"),
-        ({"wings": 2}, "wings"),
-        ({"lr": "much"}, "lr"),
-        ({"strategy": "fixed"}, "fixed_groups"),
-        ({"alone": True}, "alone: a device by itself trains its tasks together: give strategy = 'all_in_one'"),
-        ({"alone": True, "strategy": "all_in_one", "general": "host"}, "alone: a device by itself has the encoder"),
-        ({"general_idle_s": 3.0}, "general_idle_s: a simulation decides this itself"),
+        ({"broker": {"port": 1883}}, "broker: a simulation decides this itself"),
+        ({"seed": 3}, "seed: a simulation decides this itself"),
+        ({"wings": 2}, "wings: there is no such key"),
+        ({"grouping": {"stratgy": "mas"}}, "grouping.stratgy: there is no such key; did you mean grouping.strategy?"),
+        ({"training": {"lr": "much"}}, "training.lr: 'much' is not a number, above 0 and at most 1000"),
+        ({"grouping": {"strategy": "fixed"}}, "fixed_groups"),
+        (LOCAL, "baseline: a device by itself trains its tasks together: give grouping.strategy = 'all_in_one'"),
+        (LOCAL | ALL | {"split_learning": {"encoder": "server"}}, "baseline: a device by itself has the encoder"),
+        ({"split_learning": {"idle_s": 3.0}}, "split_learning.idle_s: a simulation decides this itself"),
+        ({"baseline": "none"}, "baseline"),
         ({"alone": 1}, "alone"),
         ({"tasks_of": {"attic": "depth"}}, "tasks_of"),
     ],
@@ -97,10 +109,16 @@ def test_config_refuses_with_the_method_s_name(keys, says):
 
 
 def test_config_of_devices_that_train_alone_needs_one():
-    experiment = make(alone={"strategy": "all_in_one", "alone": True}, MAS={"alone": False})
-    assert experiment.config("alone", 5, 8).min_devices == 1
-    assert experiment.config("MAS", 5, 8).min_devices == 8
-    assert (experiment.conduct("alone").alone, experiment.conduct("MAS").alone) == (True, False)
+    experiment = make(local=ALL | LOCAL, old=ALL | {"alone": True}, MAS={})
+    assert [experiment.config(name, 5, 8).rounds.min_devices for name in ("local", "old", "MAS")] == [1, 1, 8]
+    assert [experiment.conduct(name).is_local for name in ("local", "old", "MAS")] == [True, True, False]
+
+
+def test_config_takes_keys_of_before():
+    experiment = make(MAS={"strategy": "fedbone", "general": "host", "aggregation": "mean", "server_lr": 0.5})
+    config = experiment.config("MAS", 0, 2)
+    assert (config.grouping.strategy, config.split_learning.encoder) == ("fedbone", "server")
+    assert (config.aggregation.rule, config.aggregation.optimizer.lr) == ("mean", 0.5)
 
 
 def test_conduct_has_the_experiment_s_tasks_of_or_the_method_s():
@@ -113,7 +131,8 @@ def test_conduct_has_the_experiment_s_tasks_of_or_the_method_s():
 
 
 def test_config_leaves_it_to_the_strategy_where_the_encoder_is_computed():
-    experiment = make(a={"strategy": "fedbone"}, b={}, c={"strategy": "fedbone", "general": "device"})
+    fedbone = {"grouping": {"strategy": "fedbone"}}
+    experiment = make(a=fedbone, b={}, c=fedbone | {"split_learning": {"encoder": "device"}})
     assert [experiment.config(name, 0, 2).is_apart for name in "abc"] == [True, False, False]
 
 
@@ -160,13 +179,13 @@ def test_experiments_of_the_documents_have_methods_that_can_be_planned(path):
     experiment = read_experiment(path)
     for method in experiment.methods:
         config = experiment.config(method, experiment.seeds[0], 8)
-        config.planner(config.tasks or FIVE)
+        config.grouping.planner(config.tasks or FIVE, config.seed)
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem != "rooms5-time"], ids=lambda path: path.stem)
 def test_experiments_of_the_same_examples_give_every_method_as_many_rounds(path):
     experiment = read_experiment(path)
-    rounds = sum(experiment.settings[key] for key in ("merged_rounds", "split_rounds"))
+    rounds = sum(experiment.settings["grouping"][key] for key in ("merged_rounds", "split_rounds"))
     for method in experiment.methods:
         config = experiment.config(method, experiment.seeds[0], 8)
-        assert config.merged_rounds + config.split_rounds == rounds
+        assert config.grouping.merged_rounds + config.grouping.split_rounds == rounds

@@ -3,12 +3,12 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from broker_server.server.config import ConfigInvalid
 from broker_server.simulation.errors import SimulationFailed
 from broker_server.simulation.experiment import Experiment
 from broker_server.simulation.fleet import WorkCosts
 from broker_server.simulation.grid import run_grid
 from broker_server.simulation.output import write_json
+from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire.errors import BundleInvalid
 
 BUNDLE = Path(__file__).parents[2] / "fixtures" / "bundle"

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from broker_server.server.config import ConfigInvalid
 from broker_server.simulation.labels import with_labels
+from devices.cli.settings import ConfigInvalid
 from edge_runtime.datasets.dataset import Dataset, Description, write_description, write_split
 
 

@@ -9,8 +9,8 @@ from broker_server.strategies.planner import Phase, learning_rate
 TASKS = ("a", "b", "c")
 
 
-def mas(groups=2, mode="exactly", choice="best", **changes):
-    find = finder(choice, groups, mode, seed=0, head_cost=0.25)
+def mas(groups=2, mode="exactly", method="best", **changes):
+    find = finder(method, groups, mode, seed=0, head_cost=0.25)
     settings = {"merged_rounds": 4, "split_rounds": 2, "probe_rounds": 1, "groups": groups, "mode": mode, "find": find}
     return Mas(TASKS, **(settings | changes))
 
@@ -83,16 +83,16 @@ def test_mas_splits_when_it_is_sure_and_gives_the_rest_to_the_groups(measured, l
 
 def test_finder_makes_other_groups_by_other_choices(measured, walk):
     best = walk(mas(), measured())[3].split
-    worst = walk(mas(choice="worst"), measured())[3].split
+    worst = walk(mas(method="worst"), measured())[3].split
     assert worst.score < best.score
-    assert walk(mas(choice="hierarchical"), measured())[3].groups == best.groups
-    assert walk(mas(choice="hierarchical", mode="at_most"), measured())[3].groups == best.groups
-    drawn = walk(mas(choice="random"), measured())[3].split
+    assert walk(mas(method="hierarchical"), measured())[3].groups == best.groups
+    assert walk(mas(method="hierarchical", mode="at_most"), measured())[3].groups == best.groups
+    drawn = walk(mas(method="random"), measured())[3].split
     assert worst.score <= drawn.score <= best.score
     assert len(drawn.groups) == 2
 
 
 def test_finder_takes_the_number_of_groups_that_is_worth_it(measured, walk):
-    assert walk(mas(choice="worth", groups=3), measured())[3].groups == (("a", "b"), ("c",))
+    assert walk(mas(method="training_cost", groups=3), measured())[3].groups == (("a", "b"), ("c",))
     alike = measured(values=np.ones((3, 3)))
-    assert walk(mas(choice="worth", groups=3), alike)[3].groups == (TASKS,)
+    assert walk(mas(method="training_cost", groups=3), alike)[3].groups == (TASKS,)

@@ -1,0 +1,103 @@
+"""The table [grouping] of server.toml: which strategy groups the tasks, for how many rounds, and what it needs."""
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from broker_server.grouping.search import Mode  # noqa: TC001  (msgspec reads a union of it)
+from broker_server.strategies.fixed import FixedGroups
+from broker_server.strategies.hoa import Hoa
+from broker_server.strategies.mas import GroupingMethod, Mas, Schedule, Start, finder
+from broker_server.strategies.planner import Strategy
+from broker_server.strategies.tag import Tag
+from edge_runtime.wire.names import TaskName, Tasks
+from edge_runtime.wire.training import COMMON, ProbeMethod
+
+MAX_ROUNDS = 100_000
+StrategyName = Literal["mas", "one_by_one", "all_in_one", "fixed", "tag", "hoa", "fedbone"]
+TaskGroups = Annotated[tuple[Annotated[tuple[TaskName, ...], Meta(min_length=1)], ...], Meta(max_length=64)]
+
+
+class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How tasks are grouped. Every strategy trains each task for `merged_rounds` + `split_rounds` rounds in the end."""
+
+    strategy: Annotated[StrategyName, Meta(description="how tasks are grouped", extra=COMMON)] = "mas"
+    groups: Annotated[int, Meta(ge=1, le=32, description="groups that tasks are split into", extra=COMMON)] = 2
+    at_most: Annotated[bool, Meta(description="with mas: that many groups or fewer")] = False
+    merged_rounds: Annotated[
+        int, Meta(ge=1, le=MAX_ROUNDS, description="rounds of all tasks together", extra=COMMON)
+    ] = 20
+    split_rounds: Annotated[int, Meta(ge=1, le=MAX_ROUNDS, description="rounds of each group", extra=COMMON)] = 10
+    probe: Annotated[
+        ProbeMethod,
+        Meta(
+            description="affinities by look-ahead, or to first order by the encoder's or the representation's gradients"
+        ),
+    ] = "exact"
+    probe_from: Annotated[int, Meta(ge=0, le=MAX_ROUNDS, description="first round that probes affinities")] = 0
+    probe_rounds: Annotated[int, Meta(ge=0, le=MAX_ROUNDS, description="rounds that probe affinities")] = 10
+    probe_every: Annotated[int, Meta(ge=0, le=100_000, description="batches from one probe to the next")] = 50
+    method: Annotated[
+        GroupingMethod, Meta(description="with mas: how the groups are found", extra={"flag": "--grouping-method"})
+    ] = "best"
+    head_cost: Annotated[
+        float, Meta(ge=0, le=100, description="with method training_cost: cost of training a head, the encoder being 1")
+    ] = 0.25
+    start: Annotated[Start, Meta(description="with mas: the groups begin with the merged weights, or the bundle's")] = (
+        "merged"
+    )
+    lr_schedule: Annotated[Schedule, Meta(description="with mas: the learning rate's schedule at the split")] = (
+        "restart"
+    )
+    confidence: Annotated[
+        float,
+        Meta(
+            ge=0, le=1, description="with mas: split as soon as the best split has this confidence; 0 for never early"
+        ),
+    ] = 0.0
+    confidence_rounds: Annotated[int, Meta(ge=1, le=MAX_ROUNDS, description="with confidence: in that many rounds")] = 3
+    fixed_groups: Annotated[TaskGroups, Meta(description="with strategy fixed: its groups")] = ()
+
+    @property
+    def needs_affinities(self) -> bool:
+        """Whether the strategy splits by affinities."""
+        return self.strategy in {"mas", "tag"}
+
+    def planner(self, tasks: Tasks, seed: int) -> Strategy:
+        """Return the strategy for these tasks. Raises SplitImpossible."""
+        rounds = self.merged_rounds + self.split_rounds
+        mode: Mode = "at_most" if self.at_most else "exactly"
+        match self.strategy:
+            case "one_by_one":
+                return FixedGroups(tasks, tuple((task,) for task in sorted(tasks)), rounds=rounds)
+            case "all_in_one" | "fedbone":
+                return FixedGroups(tasks, (tasks,), rounds=rounds)
+            case "fixed":
+                return FixedGroups(tasks, self.fixed_groups, rounds=rounds)
+            case "hoa":
+                return Hoa(tasks, rounds=rounds, groups=self.groups)
+            case "tag":
+                return Tag(
+                    tasks,
+                    rounds=rounds,
+                    groups=self.groups,
+                    probe_from=self.probe_from,
+                    probe_rounds=self.probe_rounds,
+                )
+            case "mas":
+                return Mas(
+                    tasks,
+                    merged_rounds=self.merged_rounds,
+                    split_rounds=self.split_rounds,
+                    probe_from=self.probe_from,
+                    probe_rounds=self.probe_rounds,
+                    groups=self.groups,
+                    mode=mode,
+                    find=finder(self.method, self.groups, mode, seed=seed, head_cost=self.head_cost),
+                    start=self.start,
+                    schedule=self.lr_schedule,
+                    confidence=self.confidence,
+                    confidence_rounds=self.confidence_rounds,
+                    seed=seed,
+                )
