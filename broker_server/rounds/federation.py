@@ -17,7 +17,7 @@ from broker_server.aggregation.encoder import ENCODER, Aggregation, RoundAggrega
 from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.encoder_process import SharedEncoder
-from broker_server.rounds.journal import FederationJournal, RoundRow
+from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.rounds.open_round import Result, RoundTraffic
 from broker_server.rounds.ort_training_process import BuiltArtifacts
 from broker_server.strategies.planner import (
@@ -328,6 +328,13 @@ class Federation:
         for part, where in complete.parts.items():
             trained[where] = encoder if part == ENCODER else sent[table.parts[part]]
         return trained
+
+    def add_rounds(self, facts: Sequence[RoundFacts], weights: Blob | None) -> None:
+        """Journal closed rounds of one group, and the weights that they made, as if they had been played here."""
+        self._journal.add_rounds(facts, weights)
+        for each in facts:
+            if each.row.round.probe:
+                self._add_affinities(each.row.round.number, each.results)
 
     def _add_affinities(self, round_number: int, results: Mapping[str, Result]) -> None:
         for device, result in results.items():

@@ -4,7 +4,7 @@ It offers the federation's next round to the coordinator, takes what devices hav
 it, and so on. Where a phase needs ONNX Runtime training artifacts, its first round waits until they have been made.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Protocol
 
@@ -55,7 +55,9 @@ class ServerLoop:
         *,
         builder: ArtifactBuilder | None = None,
         encoder: EncoderSupervisor | None = None,
+        next_round: Callable[[], Round | None] | None = None,
     ) -> None:
+        """Take rounds from `next_round`, or from the federation itself where there is none."""
         self.federation = federation
         self.dispatcher = dispatcher
         self.coordinator = dispatcher.coordinator
@@ -70,6 +72,7 @@ class ServerLoop:
         self._watcher = watcher
         self._builder = builder
         self._encoder = encoder
+        self._next_round = next_round or federation.next
         self._without_artifacts: set[Tasks] = set()
 
     def start(self) -> None:
@@ -157,7 +160,7 @@ class ServerLoop:
     def _next(self) -> None:
         """Offer the next round, or the one that was open when an earlier process ended."""
         try:
-            planned = self.federation.next()
+            planned = self._next_round()
         except SplitImpossible as exc:
             self._give_up(str(exc))
             return

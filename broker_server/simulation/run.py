@@ -18,6 +18,7 @@ import msgspec
 
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
+from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.server.config import GENERAL, ServerConfig
 from broker_server.server.dispatcher import Dispatcher
@@ -29,7 +30,7 @@ from broker_server.simulation.errors import SimulationFailed, SimulationStopped
 from broker_server.simulation.fleet import Board, Fleet, WorkCosts, drop_after, work_time
 from broker_server.simulation.network import LinkSpeed, MemoryLink, Network
 from broker_server.simulation.output import DEVICES, SERVER
-from broker_server.simulation.run_cache import RecallingFederation, RunCache
+from broker_server.simulation.run_cache import GroupRuns, RunCache
 from broker_server.simulation.timeline import Timeline
 from broker_server.simulation.traffic import traffic_of
 from edge_runtime.wire.manifest import read_folder
@@ -84,26 +85,26 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
         )
         manifest = read_folder(bundle)
         key = load_or_create(folder / SERVER)
-        federation = RecallingFederation(
+        terms = msgspec.structs.replace(config, state=folder / SERVER).terms(manifest)
+        federation = Federation(journal=journal, blobs=blobs, bundle=manifest, folder=bundle, key=key, terms=terms)
+        group_runs = GroupRuns(
+            federation,
+            journal,
+            blobs,
+            aggregation=terms.aggregation,
             cache=setting.cache,
             timeline=timeline,
             context=_context(config, setting),
-            journal=journal,
-            blobs=blobs,
-            bundle=manifest,
-            folder=bundle,
-            key=key,
-            terms=msgspec.structs.replace(config, state=folder / SERVER).terms(manifest),
         )
-        loop = ServerLoop(federation, dispatcher, watcher)
+        loop = ServerLoop(federation, dispatcher, watcher, next_round=group_runs.next)
         loop.start()
         if loop.finished is None:
-            devices = _seats(folder, config, bundle, public_hex(key), network, setting, loop, federation, stack)
+            devices = _seats(folder, config, bundle, public_hex(key), network, setting, loop, group_runs, stack)
             server.wake = lambda: loop.step(0.0)
             _until_finished(loop, devices, timeline, PATIENCE * config.rounds.deadline_s, setting.stop)
         if loop.failed:
             raise SimulationFailed(str(loop.finished))
-        federation.keep_group_runs()
+        group_runs.keep()
         built = reports.build(journal)
         reports.write(folder, built, reports.models(journal, blobs))
     for left in (folder / DEVICES, folder / SERVER / GENERAL):
@@ -154,7 +155,7 @@ def _seats(
     network: Network,
     setting: RunSetting,
     loop: ServerLoop,
-    federation: RecallingFederation,
+    group_runs: GroupRuns,
     stack: contextlib.ExitStack,
 ) -> list[SimulatedDevice]:
     timeline = network.timeline
@@ -176,8 +177,8 @@ def _seats(
                 board=board,
                 clock=timeline.clock,
                 after=timeline.after,
-                begin_work=_rule(name, board, link, setting, config.seed, timeline, loop, federation),
-                computed=partial(federation.computed, name),
+                begin_work=_rule(name, board, link, setting, config.seed, timeline, loop),
+                computed=partial(group_runs.computed, name),
                 exchanged=partial(_exchanged, loop),
                 workers=setting.hosts,
                 threads=threads,
@@ -197,11 +198,10 @@ def _rule(
     seed: int,
     timeline: Timeline,
     loop: ServerLoop,
-    federation: RecallingFederation,
 ) -> Callable[[Plan, Hello], ModelledWork]:
     def begin(plan: Plan, hello: Hello) -> ModelledWork:
         examples = hello.examples.get("train" if plan.data_split is None else plan.data_split, 0)
-        crosses = traffic_of(plan, hello.examples, federation.bundle)
+        crosses = traffic_of(plan, hello.examples, loop.federation.bundle)
         time = work_time(plan, examples, hello.tasks, setting.costs, board, setting.fleet.host, crosses)
         lost_s = drop_after(plan, name, board, seed, time.total_s)
         if lost_s is not None:
@@ -211,7 +211,7 @@ def _rule(
         return ModelledWork(
             seconds=time.total_s + held_up_s,
             board_s=time.board_s,
-            opened=federation.encoder_round(plan) if plan.split_learning is not None and is_open else None,
+            opened=loop.federation.encoder_round(plan) if plan.split_learning is not None and is_open else None,
         )
 
     return begin

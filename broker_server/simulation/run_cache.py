@@ -9,10 +9,10 @@ charged for all of its own: rounds, results, seconds and joules are journalled a
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from broker_server.aggregation.encoder import Aggregation
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.simulation.timeline import Timeline
@@ -68,30 +68,43 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     apart: object = None
 
 
-class RecallingFederation(Federation):
-    """A federation that takes known group runs from a cache.
+class GroupRuns:
+    """The group runs of one federation, taken from a cache where it knows them.
 
-    `context` is what all its group runs depend on beyond their plans.
+    `context` is what all of them depend on beyond their plans and the aggregation.
     """
 
-    def __init__(self, *, cache: RunCache, timeline: Timeline, context: str, **federation: Any) -> None:
-        super().__init__(**federation)
-        self._library = cache
+    def __init__(
+        self,
+        federation: Federation,
+        journal: FederationJournal,
+        blobs: BlobStore,
+        *,
+        aggregation: Aggregation,
+        cache: RunCache,
+        timeline: Timeline,
+        context: str,
+    ) -> None:
+        self._federation = federation
+        self._journal = journal
+        self._blobs = blobs
+        self._aggregation = aggregation
+        self._cache = cache
         self._timeline = timeline
         self._context = context
 
     def next(self) -> Round | None:
-        """Return the open round, or the next one that the cache does not know."""
-        while (planned := super().next()) is not None:
-            phase = self.phases[-1]
+        """Return the open round, or the next one that the cache does not know. Raises SplitImpossible."""
+        while (planned := self._federation.next()) is not None:
+            phase = self._federation.phases[-1]
             if planned.index or phase.open_ended or self._journal.row(planned.number) is not None:
                 return planned
-            key = self._group_run_key(planned, phase)
-            group_run = self._library.find(key)
+            key = self._key(planned, phase)
+            group_run = self._cache.find(key)
             if group_run is None:
                 self._journal.set_fact(_fact(phase.name, planned.group), key)
                 return planned
-            self._recall(planned, group_run)
+            self._take(planned, group_run)
         return None
 
     def computed(self, device: str, plan: Plan, cpu_s: float) -> None:
@@ -99,11 +112,11 @@ class RecallingFederation(Federation):
         known = msgspec.json.decode(self._journal.fact(_computed(plan.round)) or "{}", type=dict[str, float])
         set_computed(self._journal, plan.round, known | {device: cpu_s})
 
-    def keep_group_runs(self) -> None:
-        """Give the library the group_runs of a federation that has finished."""
+    def keep(self) -> None:
+        """Give the cache the group runs of the federation, which has finished."""
         rows = [row for row in self._journal.rounds() if row.closed_s is not None]
         current = self._journal.weights()
-        for phase in self.phases:
+        for phase in self._federation.phases:
             for tasks in phase.groups:
                 group = group_id(tasks)
                 key = self._journal.fact(_fact(phase.name, group))
@@ -112,28 +125,25 @@ class RecallingFederation(Federation):
                     continue
                 weights = current[phase.name, group] if phase.work == "train" else None
                 if weights is not None:
-                    self._library.blobs.add(self._blobs.read(weights.digest))
+                    self._cache.blobs.add(self._blobs.read(weights.digest))
                 facts = tuple(
                     _moved(self._journal.facts_of(row), -mine[0].started_s, -mine[0].round.number) for row in mine
                 )
                 cpu_s = tuple(computed_s(self._journal, row) for row in mine)
-                self._library.keep(key, GroupRun(rounds=facts, cpu_s=cpu_s, weights=weights))
+                self._cache.keep(key, GroupRun(rounds=facts, cpu_s=cpu_s, weights=weights))
 
-    def _recall(self, planned: Round, group_run: GroupRun) -> None:
+    def _take(self, planned: Round, group_run: GroupRun) -> None:
         begun_s = self._timeline.now_s
         facts = [_moved(each, begun_s, planned.number, planned.phase) for each in group_run.rounds]
         self._timeline.pass_by(max((each.row.closed_s or begun_s) for each in facts) - begun_s)
         if group_run.weights is not None:
-            self._blobs.add(self._library.blobs.read(group_run.weights.digest))
+            self._blobs.add(self._cache.blobs.read(group_run.weights.digest))
         for each, seconds in zip(facts, group_run.cpu_s, strict=True):
             set_computed(self._journal, each.row.round.number, seconds)
-        self._journal.add_rounds(facts, group_run.weights)
-        for each in facts:
-            if each.row.round.probe:
-                self._add_affinities(each.row.round.number, each.results)
+        self._federation.add_rounds(facts, group_run.weights)
 
-    def _group_run_key(self, planned: Round, phase: Phase) -> str:
-        plan = self.plan(planned, 1.0)
+    def _key(self, planned: Round, phase: Phase) -> str:
+        plan = self._federation.plan(planned, 1.0)
         shape = (
             phase.work,
             phase.rounds,

@@ -6,10 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.open_round import RoundTraffic
 from broker_server.server.keys import load_or_create
-from broker_server.simulation.run_cache import RecallingFederation, RunCache
+from broker_server.simulation.run_cache import GroupRuns, RunCache
 from broker_server.simulation.summary import Summary
 from broker_server.simulation.timeline import Timeline
 from edge_runtime.wire.blob import BlobStore
@@ -47,21 +48,28 @@ class Played:
         self.energy = energy
         self.played = []
         """The rounds that were not taken from the cache."""
-        self.federation = RecallingFederation(
-            cache=cache,
-            timeline=self.timeline,
-            context=context,
+        terms = config.terms(bundle)
+        self.federation = Federation(
             journal=self.journal,
             blobs=self.blobs,
             bundle=bundle,
             folder=BUNDLE,
             key=load_or_create(folder),
-            terms=config.terms(bundle),
+            terms=terms,
+        )
+        self.group_runs = GroupRuns(
+            self.federation,
+            self.journal,
+            self.blobs,
+            aggregation=terms.aggregation,
+            cache=cache,
+            timeline=self.timeline,
+            context=context,
         )
 
     def round(self):
         """Close the next round; whether there was one."""
-        planned = self.federation.next()
+        planned = self.group_runs.next()
         if planned is None:
             return False
         self.played.append(planned)
@@ -69,7 +77,7 @@ class Played:
         self.timeline.pass_by(ROUND_S)
         for number, device in enumerate(DEVICES):
             self.journal.add_result(planned.number, device, self.result(planned))
-            self.federation.computed(device, SimpleNamespace(round=planned.number), 1.0 + number)
+            self.group_runs.computed(device, SimpleNamespace(round=planned.number), 1.0 + number)
         self.federation.close(planned, DEVICES, RoundTraffic(up_bytes=1000))
         return True
 

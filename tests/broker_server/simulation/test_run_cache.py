@@ -29,7 +29,7 @@ def phases(played):
 
 def test_courses_of_an_earlier_federation_are_taken_over_whole(play):
     first = play(groups=2).to_the_end()
-    first.federation.keep_group_runs()
+    first.group_runs.keep()
     second = play(groups=3).to_the_end()
     assert "merge" in {phase for phase, _ in phases(first.played)}
     assert "merge" not in {phase for phase, _ in phases(second.played)}
@@ -42,7 +42,7 @@ def test_courses_of_an_earlier_federation_are_taken_over_whole(play):
 
 def test_a_course_that_was_taken_over_is_journalled_and_charged_as_if_done_anew(play):
     first = play(strategy="one_by_one").to_the_end()
-    first.federation.keep_group_runs()
+    first.group_runs.keep()
     second = play(strategy="one_by_one").to_the_end()
     assert second.played == []
     assert second.journal.rounds() == first.journal.rounds()
@@ -58,7 +58,7 @@ def test_a_course_that_was_taken_over_is_journalled_and_charged_as_if_done_anew(
 def test_a_course_is_moved_to_where_it_stands_now(play):
     """Tasks alone, with other rounds before them: HOA trains what one-by-one has trained after other things."""
     first = play(strategy="fixed", fixed_groups=(("segmentation",), ("depth",), ("normals",))).to_the_end()
-    first.federation.keep_group_runs()
+    first.group_runs.keep()
     second = play(strategy="hoa", groups=2).to_the_end()
     alone = {"depth", "normals", "segmentation"}
     assert alone.isdisjoint(about.group for about in second.played if about.work == "train" and about.phase == "pairs")
@@ -74,9 +74,9 @@ def test_a_course_is_moved_to_where_it_stands_now(play):
     "other", [{"context": "other boards"}, {"lr": 0.01}, {"seed": 1}, {"merged_rounds": 3}, {"update_scheme": "int8"}]
 )
 def test_a_course_is_another_one_where_anything_differs_that_it_depends_on(play, other):
-    play(strategy="all_in_one").to_the_end().federation.keep_group_runs()
-    assert play(strategy="all_in_one", **other).federation.next() is not None
-    assert play(strategy="all_in_one").federation.next() is None
+    play(strategy="all_in_one").to_the_end().group_runs.keep()
+    assert play(strategy="all_in_one", **other).group_runs.next() is not None
+    assert play(strategy="all_in_one").group_runs.next() is None
 
 
 def test_a_course_that_was_begun_goes_on_and_is_kept(play):
@@ -85,22 +85,22 @@ def test_a_course_that_was_begun_goes_on_and_is_kept(play):
     first.journal.close()
     again = play("cut", strategy="all_in_one").to_the_end()
     assert [about.index for about in again.played if about.work == "train"] == [1, 2]
-    again.federation.keep_group_runs()
-    assert play(strategy="all_in_one").federation.next() is None
+    again.group_runs.keep()
+    assert play(strategy="all_in_one").group_runs.next() is None
 
 
 def test_a_course_that_was_begun_is_not_taken_over_in_the_middle(play):
     begun = play(strategy="all_in_one")
-    planned = begun.federation.next()
+    planned = begun.group_runs.next()
     begun.journal.open_round(planned, ("attic",), 1)
-    play(strategy="all_in_one").to_the_end().federation.keep_group_runs()
-    assert begun.federation.next() == planned
+    play(strategy="all_in_one").to_the_end().group_runs.keep()
+    assert begun.group_runs.next() == planned
 
 
 def test_phases_that_may_end_early_are_no_courses(play):
     surely = {"confidence": 0.5, "confidence_rounds": 1, "groups": 2}
     first = play(**surely).to_the_end()
-    first.federation.keep_group_runs()
+    first.group_runs.keep()
     second = play(**surely).to_the_end()
     assert {phase for phase, _ in phases(second.played)} == {"merge"}
     assert second.weights() == first.weights()
@@ -108,7 +108,7 @@ def test_phases_that_may_end_early_are_no_courses(play):
 
 def test_seconds_that_nobody_counted_are_unknown(play):
     one = play(strategy="all_in_one")
-    planned = one.federation.next()
+    planned = one.group_runs.next()
     one.journal.open_round(planned, ("attic",), 1)
     (row,) = one.journal.rounds()
     assert computed_s(one.journal, row) == {}

@@ -51,11 +51,11 @@ def test_summarise_energy_that_a_device_could_not_tell(play, summary_of, make_en
 def test_summarise_bytes_of_a_round_that_was_interrupted(play, summary_of, make_energy):
     run = play(strategy="all_in_one", energy=make_energy(3.0))
     run.round()
-    planned = run.federation.next()
+    planned = run.group_runs.next()
     run.journal.open_round(planned, ("attic", "cellar"), 2)
     for device in ("attic", "cellar"):
         run.journal.add_result(planned.number, device, run.result(planned))
-        run.federation.computed(device, SimpleNamespace(round=planned.number), 1.0)
+        run.group_runs.computed(device, SimpleNamespace(round=planned.number), 1.0)
     run.federation.close(planned, ("attic", "cellar"), RoundTraffic(up_bytes=None))
     run.to_the_end()
     found = summary_of(run)
