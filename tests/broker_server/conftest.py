@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import msgspec
 import numpy as np
 import pytest
+import samples
 
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.federation import Federation
@@ -27,7 +28,6 @@ from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import (
     Ack,
     Affinity,
-    Evaluation,
     FinalEnergy,
     Finished,
     Hello,
@@ -203,8 +203,8 @@ class Device:
             affinity = Affinity(
                 tasks=plan.tasks, count=3, mean=mean, variance=mean and tuple((1.0,) * 3 for _ in where)
             )
-        return Update(
-            round=plan.round,
+        return samples.update(
+            plan.round,
             group=plan.group,
             weights=blob,
             scheme=scheme,
@@ -220,13 +220,12 @@ class Device:
         )
 
     def evaluate(self, plan):
-        return Evaluation(
-            round=plan.round,
+        return samples.evaluation(
+            plan.round,
             group=plan.group,
             loss=dict.fromkeys(plan.tasks, 2.0),
             examples=dict.fromkeys(plan.tasks, self.examples),
             wall_s=0.1,
-            peak_rss_bytes=None,
             bytes_down=50,
             energy=self.energy,
             metrics=self.metrics and {task: value for task, value in self.metrics.items() if task in plan.tasks},

@@ -6,14 +6,14 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+import samples
 
 from edge_runtime.agent.work import DownloadedPlan
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.engine import Engine
 from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.wire import manifest as manifests
-from edge_runtime.wire.blob import Blob, BlobStore, describe
-from edge_runtime.wire.messages import Plan, Training
+from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.tensors import transfer, unpack
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -25,9 +25,7 @@ class Tiny:
     folder = FIXTURES / "bundle"
     data = FIXTURES / "data"
     deployed = FIXTURES / "model.onnx"
-    settings = Training(
-        epochs=2, first_epoch=0, batch=4, lr=0.02, momentum=0.9, weight_decay=0.01, seed=3, probe_every=0
-    )
+    settings = samples.training(epochs=2, lr=0.02, weight_decay=0.01, seed=3)
     probe_lr = 0.5
 
     def __init__(self):
@@ -67,20 +65,10 @@ class Tiny:
         return DownloadedPlan(plan=plan, manifest=manifest, weights=weights, graphs=store)
 
     def plan(self, *, round_number=1, training=None, data_split=None):
-        blob = describe(b"weights")
-        return Plan(
-            work="train" if data_split is None else "evaluate",
-            round=round_number,
-            phase="merged",
-            group="depth+normals+segmentation",
-            tasks=self.manifest.task_names,
-            bundle=Blob(digest=blob.digest, size_bytes=blob.size_bytes),
-            signature="0" * 128,
-            weights=blob,
-            training=(training or self.change(epochs=1)) if data_split is None else None,
-            data_split=data_split,
-            deadline_s=600.0,
-        )
+        work = {"training": training or self.change(epochs=1)}
+        if data_split is not None:
+            work = {"work": "evaluate", "data_split": data_split}
+        return samples.plan(round_number, tasks=self.manifest.task_names, **work)
 
 
 @pytest.fixture(scope="session")

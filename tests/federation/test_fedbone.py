@@ -3,6 +3,7 @@
 import msgspec
 import numpy as np
 import pytest
+import samples
 
 torch = pytest.importorskip("torch")
 
@@ -15,14 +16,13 @@ from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.training.trainer import Trainer  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
-from edge_runtime.wire.messages import Training  # noqa: E402
 from edge_runtime.wire.tensors import transfer  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.models import vit  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 TASKS = ("depth", "kind", "normals")
-SETTINGS = Training(epochs=2, first_epoch=0, batch=4, lr=0.05, momentum=0.0, weight_decay=0.0, seed=1, probe_every=0)
+SETTINGS = samples.training(epochs=2, lr=0.05, momentum=0.0, seed=1)
 
 
 class Direct:

@@ -1,11 +1,11 @@
 import msgspec
 import numpy as np
 import pytest
+import samples
 
 from broker_server.report import build as reports
 from broker_server.rounds.journal import FederationJournal
 from broker_server.strategies.planner import Phase
-from edge_runtime.wire.messages import Evaluation
 from edge_runtime.wire.tensors import pack, unpack
 
 
@@ -80,9 +80,8 @@ def test_report_takes_a_task_s_metric_from_where_its_loss_is_least(tmp_path):
     for number, (loss, rmse) in enumerate([(2.0, 0.25), (1.0, 0.75), (1.5, 0.5)]):
         about = phase.round_at(number, 0)
         journal.open_round(about, ("x",), 1)
-        said = {"loss": {"a": loss}, "metrics": {"a": rmse, "b": 0.5}, "examples": {"a": 3, "b": 3}, "energy": None}
-        costs = {"wall_s": 1.0, "peak_rss_bytes": None, "bytes_down": 0}
-        journal.add_result(number, "x", Evaluation(round=number, group=about.group, **said, **costs))
+        found = {"loss": {"a": loss}, "metrics": {"a": rmse, "b": 0.5}, "examples": {"a": 3, "b": 3}}
+        journal.add_result(number, "x", samples.evaluation(number, group=about.group, **found))
         journal.close_round(about, None, bytes_up=0, bytes_down=0)
     report = reports.build(journal)
     assert [each.metrics["a"].value for each in report.evaluations] == [0.25, 0.75, 0.5]

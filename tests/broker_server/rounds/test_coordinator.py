@@ -1,5 +1,6 @@
 import msgspec
 import pytest
+import samples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -13,19 +14,15 @@ from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.messages import (
     Ack,
     Affinity,
-    Evaluation,
     Finished,
-    Hello,
     Plan,
     Progress,
     Refusal,
-    Training,
     Update,
 )
 
 BLOB = Blob(digest="0" * 64, size_bytes=5000)
-TRAINING = Training(epochs=1, first_epoch=0, batch=1, lr=0.1, momentum=0.0, weight_decay=0.0, seed=0, probe_every=0)
-HELLO = Hello(software="0", engine="e", platform="p", examples={"train": 1}, tasks=("a", "b"), memory_bytes=None)
+HELLO = samples.hello(examples={"train": 1}, tasks=("a", "b"))
 
 
 def planned(number=0, kind="train"):
@@ -50,7 +47,7 @@ def planned(number=0, kind="train"):
         bundle=BLOB,
         signature="0" * 128,
         weights=BLOB,
-        training=TRAINING if kind == "train" else None,
+        training=samples.TRAINING if kind == "train" else None,
         updates=Updates(scheme="int8"),
         data_split=about.data_split,
         deadline_s=60.0,
@@ -59,34 +56,20 @@ def planned(number=0, kind="train"):
 
 
 def update(number=0, *, group="a+b", size=5000, scheme="fp32", base=None, examples=None, losses=None, affinity=None):
-    return Update(
-        round=number,
+    return samples.update(
+        number,
         group=group,
         weights=Blob(digest="1" * 64, size_bytes=size),
         scheme=scheme,
         base=base,
         examples={"a": 1, "b": 1} if examples is None else examples,
         train_loss=losses or {"a": 1.0},
-        val_loss=None,
         affinity=affinity,
-        wall_s=1.0,
-        peak_rss_bytes=None,
-        bytes_down=0,
-        energy=None,
     )
 
 
 def evaluation(number=0, *, group="a+b", loss=None):
-    return Evaluation(
-        round=number,
-        group=group,
-        loss=loss or {"a": 1.0},
-        examples={"a": 1},
-        wall_s=1.0,
-        peak_rss_bytes=None,
-        bytes_down=0,
-        energy=None,
-    )
+    return samples.evaluation(number, group=group, loss=loss or {"a": 1.0}, examples={"a": 1})
 
 
 def refusal(number=0):

@@ -3,15 +3,16 @@ import time
 
 import numpy as np
 import pytest
+import samples
 
 from broker_server.rounds.encoder_process import RESTARTS, EncoderSupervisor, EncoderUnavailable, SharedEncoder
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess, result_file
 from edge_runtime.wire.errors import TensorsInvalid
-from edge_runtime.wire.messages import SplitLearning, Training
+from edge_runtime.wire.messages import SplitLearning
 from edge_runtime.wire.split_learning import EVALUATION_SAMPLES
 from edge_runtime.wire.tensors import TensorTable, pack
 
-TRAINING = Training(epochs=1, first_epoch=0, batch=4, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0)
+TRAINING = samples.TRAINING
 TABLE = TensorTable.of({"encoder.w": (3,)})
 ECHO = """
 import sys
@@ -35,14 +36,10 @@ def test_shared_encoder_describes_a_round(tmp_path):
     opened = shared(tmp_path).encoder_round(0, TRAINING, tmp_path / "weights")
     assert (opened.round, opened.samples, opened.previous) == (0, 4, None)
     assert (opened.precision, opened.max_devices, opened.idle_s) == ("fp16", 3, 9.0)
-    later = shared(tmp_path).encoder_round(5, Training(**{**_fields(TRAINING), "first_epoch": 2}), tmp_path / "weights")
+    later = shared(tmp_path).encoder_round(5, samples.training(first_epoch=2), tmp_path / "weights")
     assert later.previous == str(tmp_path / "general" / "4")
     measured = shared(tmp_path).encoder_round(6, None, tmp_path / "weights")
     assert (measured.samples, measured.training, measured.previous) == (EVALUATION_SAMPLES, None, None)
-
-
-def _fields(training):
-    return {name: getattr(training, name) for name in training.__struct_fields__}
 
 
 def test_shared_encoder_a_trained_one_is_read_until_the_next_round_is_closed(tmp_path):

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import samples
 
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
@@ -15,7 +16,7 @@ from broker_server.simulation.summary import Summary
 from broker_server.simulation.timeline import Timeline
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.manifest import decode, read_folder
-from edge_runtime.wire.messages import Affinity, Evaluation, Update
+from edge_runtime.wire.messages import Affinity
 from edge_runtime.wire.tensors import pack, unpack
 
 BUNDLE = Path(__file__).parents[2] / "fixtures" / "bundle"
@@ -88,14 +89,14 @@ class Played:
 
     def result(self, planned):
         plan, tasks = self.federation.plan(planned, 60.0), planned.tasks
-        shared = {"round": planned.number, "group": planned.group, "examples": dict.fromkeys(tasks, 8), "wall_s": 5.0}
-        shared |= {"peak_rss_bytes": None, "bytes_down": 100, "energy": self.energy}
+        shared = {"number": planned.number, "group": planned.group, "examples": dict.fromkeys(tasks, 8), "wall_s": 5.0}
+        shared |= {"bytes_down": 100, "energy": self.energy}
         if planned.work == "evaluate":
-            return Evaluation(loss=dict.fromkeys(tasks, 0.5), metrics=dict.fromkeys(tasks, 0.25), **shared)
+            return samples.evaluation(loss=dict.fromkeys(tasks, 0.5), metrics=dict.fromkeys(tasks, 0.25), **shared)
         table = decode(self.blobs.read(plan.bundle.digest)).table
         trained = unpack(table, self.blobs.read(plan.weights.digest)) + np.float32(1.0)
         zeros = ((0.0,) * len(tasks),) * len(tasks)
-        return Update(
+        return samples.update(
             weights=self.blobs.add(pack(table, trained)),
             train_loss=dict.fromkeys(tasks, 1.0),
             val_loss=dict.fromkeys(tasks, 1.0),

@@ -1,5 +1,6 @@
 import msgspec
 import pytest
+import samples
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,8 +15,6 @@ from broker_server.simulation.fleet import (
     work_time,
 )
 from broker_server.simulation.traffic import Traffic
-from edge_runtime.wire.blob import describe
-from edge_runtime.wire.messages import Plan, Training
 
 COSTS = WorkCosts(
     train_s=0.1,
@@ -24,25 +23,14 @@ COSTS = WorkCosts(
     evaluate_head_s={"a": 0.001, "b": 0.002},
     probe_s=5.0,
 )
-BLOB = describe(b"x")
 
 
 def plan(tasks=("a", "b"), **changes):
-    training = Training(
-        epochs=2, first_epoch=0, batch=10, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0
-    )
-    settings = {"work": "train", "training": msgspec.structs.replace(training, **changes)}
-    return Plan(
-        round=0, phase="p", group="+".join(tasks), tasks=tasks, bundle=BLOB, signature="0" * 128, weights=BLOB,
-        deadline_s=1.0, **settings,
-    )  # fmt: skip
+    return samples.plan(tasks=tasks, training=samples.training(**{"epochs": 2, "batch": 10, **changes}))
 
 
 def measuring(tasks=("a", "b")):
-    return Plan(
-        work="evaluate", data_split="test", round=0, phase="p", group="+".join(tasks), tasks=tasks, bundle=BLOB,
-        signature="0" * 128, weights=BLOB, deadline_s=1.0,
-    )  # fmt: skip
+    return samples.plan(tasks=tasks, work="evaluate")
 
 
 def test_fleet_gives_a_board_what_it_has_of_its_own():

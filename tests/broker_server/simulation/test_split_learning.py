@@ -3,20 +3,17 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+import samples
 
 from broker_server.simulation.split_learning import as_sent
 from broker_server.simulation.worker import DeviceTask, TaskRefused, perform
 from edge_runtime.agent.work import DownloadedPlan
-from edge_runtime.wire.blob import BlobStore, describe
+from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.manifest import read_folder
-from edge_runtime.wire.messages import Plan, SplitLearning
+from edge_runtime.wire.messages import SplitLearning
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
-BLOB = describe(b"x")
-PLAN = Plan(
-    work="evaluate", data_split="val", round=3, phase="p", group="depth", tasks=("depth",), bundle=BLOB,
-    signature="0" * 128, weights=BLOB, deadline_s=1.0, split_learning=SplitLearning(),
-)  # fmt: skip
+PLAN = samples.plan(3, tasks=("depth",), work="evaluate", data_split="val", split_learning=SplitLearning())
 
 
 def test_what_came_to_another_process_leaves_out_its_defaults_again():

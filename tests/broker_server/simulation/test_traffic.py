@@ -1,14 +1,13 @@
 import msgspec
 import pytest
+import samples
 
 from broker_server.simulation.network import LinkSpeed
 from broker_server.simulation.traffic import Traffic, traffic_of
-from edge_runtime.wire.blob import describe
 from edge_runtime.wire.manifest import Array, Manifest, Parity
-from edge_runtime.wire.messages import Plan, SplitLearning, Training
+from edge_runtime.wire.messages import SplitLearning
 
-BLOB = describe(b"x")
-TRAINING = Training(epochs=2, first_epoch=0, batch=10, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0)
+TRAINING = samples.training(epochs=2, batch=10)
 NONE = dict.fromkeys(("tasks", "values", "stages", "tensors"), ())
 MANIFEST = Manifest(
     format=2,
@@ -17,7 +16,7 @@ MANIFEST = Manifest(
     embedding=Array(dtype="float32", shape=(100,)),
     representation=(Array(dtype="float32", shape=(30,)), Array(dtype="float32", shape=(10, 2))),
     graphs={},
-    weights=BLOB,
+    weights=samples.blob(),
     opset=18,
     parity=Parity(max_relative_error=0.0, worst="", compared=0),
     versions={},
@@ -28,9 +27,8 @@ MOST_HEADER_BYTES = 200
 
 
 def plan(precision="fp32", **changes):
-    given = {"work": "train", "training": TRAINING, "split_learning": SplitLearning(precision=precision)} | changes
-    about = {"round": 3, "phase": "p", "group": "a", "tasks": ("a",), "deadline_s": 1.0}
-    return Plan(bundle=BLOB, signature="0" * 128, weights=BLOB, **about, **given)
+    given = {"training": TRAINING, "split_learning": SplitLearning(precision=precision), **changes}
+    return samples.plan(3, **given)
 
 
 def test_nothing_crosses_where_the_device_has_the_encoder():

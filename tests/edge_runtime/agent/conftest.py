@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 import pytest
+import samples
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from devices.meters.meter import MeterFacts
@@ -22,7 +23,7 @@ from edge_runtime.wire import messages, signing
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, LinkFull
 from edge_runtime.wire.manifest import Array, File, Manifest, Parity, Task
-from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Plan, Refusal, Training, Update
+from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Plan, Refusal, Update
 from edge_runtime.wire.tensors import TensorTable, pack, unpack
 from edge_runtime.wire.topics import Topics
 
@@ -79,26 +80,13 @@ class Bundle:
         return blob
 
     def plan(self, round_number: int, *, value: float | None = None, **changes) -> Plan:
-        plan = Plan(
-            work="train",
-            round=round_number,
-            phase="merged",
-            group="+".join(self.tasks),
+        plan = samples.plan(
+            round_number,
             tasks=self.tasks,
             bundle=self.bundle,
             signature=self.signature,
             weights=self.weights(float(round_number) if value is None else value),
-            training=Training(
-                epochs=1,
-                first_epoch=round_number,
-                batch=4,
-                lr=0.1,
-                momentum=0.9,
-                weight_decay=0.0,
-                seed=0,
-                probe_every=0,
-            ),
-            deadline_s=100.0,
+            training=samples.training(first_epoch=round_number),
         )
         return msgspec.structs.replace(plan, **changes)
 

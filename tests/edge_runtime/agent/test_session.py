@@ -2,6 +2,7 @@ from collections import Counter
 
 import msgspec
 import pytest
+import samples
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -29,73 +30,26 @@ from edge_runtime.agent.session import (
 )
 from edge_runtime.agent.state import Pending
 from edge_runtime.agent.transfer import MissingBlob
-from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.messages import (
     Ack,
     Evaluation,
     Finished,
-    Hello,
     Need,
-    Plan,
     Progress,
     Refusal,
     Status,
-    Training,
     Update,
 )
 
-HELLO = Hello(software="s", engine="e", platform="p", examples={"train": 8}, tasks=("a",), memory_bytes=None)
 ONLINE = SendMessage(Status(state="online"))
 
 
-def blob(letter, chunks=3):
-    return Blob(digest=letter * 64, size_bytes=chunks * 1024, chunk_bytes=1024)
-
-
-def plan(number, *, group="a", seed=0, deadline_s=100.0):
-    return Plan(
-        work="train",
-        round=number,
-        phase="merged",
-        group=group,
-        tasks=("a",),
-        bundle=blob("a"),
-        signature="0" * 128,
-        weights=blob("b"),
-        training=Training(
-            epochs=1, first_epoch=0, batch=4, lr=0.1, momentum=0.9, weight_decay=0.0, seed=seed, probe_every=0
-        ),
-        deadline_s=deadline_s,
-    )
+def plan(number, *, seed=0, **changes):
+    return samples.plan(number, training=samples.training(seed=seed), **changes)
 
 
 def update(of):
-    return Update(
-        round=of.round,
-        group=of.group,
-        weights=blob("c"),
-        examples={"a": 8},
-        train_loss={"a": 0.5},
-        val_loss=None,
-        affinity=None,
-        wall_s=1.0,
-        peak_rss_bytes=None,
-        bytes_down=0,
-        energy=None,
-    )
-
-
-def evaluation(of):
-    return Evaluation(
-        round=of.round,
-        group=of.group,
-        loss={"a": 0.5},
-        examples={"a": 8},
-        wall_s=1.0,
-        peak_rss_bytes=None,
-        bytes_down=0,
-        energy=None,
-    )
+    return samples.update(of.round, group=of.group)
 
 
 def wants(*blobs):
@@ -103,7 +57,7 @@ def wants(*blobs):
 
 
 def online(**kwargs):
-    session = Session(HELLO, **kwargs)
+    session = Session(samples.hello(), **kwargs)
     session.on_connected(0.0)
     return session
 
@@ -111,7 +65,7 @@ def online(**kwargs):
 def fetching(*, number=0):
     session = online()
     session.on_message(plan(number), 0.0)
-    session.on_files_checked(wants(blob("a")), 0.0)
+    session.on_files_checked(wants(samples.blob("a")), 0.0)
     return session
 
 
@@ -149,15 +103,15 @@ def ack(number, *, accepted=True):
 
 
 def test_session_says_who_it_is_when_connected():
-    session = Session(HELLO)
-    assert session.on_connected(0.0) == [ONLINE, SendMessage(HELLO)]
+    session = Session(samples.hello())
+    assert session.on_connected(0.0) == [ONLINE, SendMessage(samples.hello())]
     assert session.online
 
 
 def test_session_goes_through_a_round():
     session = online()
     assert session.on_message(plan(0), 0.0) == [CheckFiles(plan(0))]
-    assert session.on_files_checked(wants(blob("a")), 0.0) == [
+    assert session.on_files_checked(wants(samples.blob("a")), 0.0) == [
         SubscribeBlob("a" * 64),
         SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2))),
     ]
@@ -170,7 +124,7 @@ def test_session_goes_through_a_round():
     assert session.on_progress("train", 1, 2, 1.5) == [SendMessage(Progress(round=0, stage="train", done=1, total=2))]
     result = update(plan(0))
     assert session.on_work_done(result, 2.0) == [SaveResult(Pending(plan=plan(0), result=result)), SendMessage(result)]
-    assert session.on_message(Need(digest="c" * 64, chunks=(0, 2)), 2.1) == [SendChunks(blob("c"), (0, 2))]
+    assert session.on_message(Need(digest="c" * 64, chunks=(0, 2)), 2.1) == [SendChunks(samples.blob("c"), (0, 2))]
     assert session.on_message(ack(0), 2.2) == [ClosePlan(ack(0)), DropResult()]
     assert session.activity is Activity.IDLE
     assert session.on_message(Finished(detail="bye"), 2.3) == [Exit("bye")]
@@ -180,7 +134,7 @@ def test_session_goes_through_a_round():
 def test_session_looks_again_only_when_all_blobs_are_whole():
     session = online()
     session.on_message(plan(0), 0.0)
-    session.on_files_checked(wants(blob("a", 5), blob("b", 20)), 0.0)
+    session.on_files_checked(wants(samples.blob("a", 5), samples.blob("b", 20)), 0.0)
     actions = session.on_blob_complete("a" * 64, 0.0)
     assert actions[0] == UnsubscribeBlob("a" * 64)
     assert says(actions, Need)[0].digest == "b" * 64
@@ -312,7 +266,7 @@ def test_session_goes_on_with_transfers_after_reconnecting():
     assert session.tick(100.0) == []
     assert session.on_connected(101.0) == [
         ONLINE,
-        SendMessage(HELLO),
+        SendMessage(samples.hello()),
         SendMessage(Need(digest="a" * 64, chunks=(1, 2))),
     ]
 
@@ -322,12 +276,12 @@ def test_session_is_silent_while_offline():
     session.on_disconnected()
     assert session.on_chunk_kept("a" * 64, 0, 5.0) == []
     assert session.on_blob_complete("a" * 64, 5.0) == [UnsubscribeBlob("a" * 64), CheckFiles(plan(0))]
-    assert session.on_files_checked(wants(blob("b")), 5.0) == [SubscribeBlob("b" * 64)]
+    assert session.on_files_checked(wants(samples.blob("b")), 5.0) == [SubscribeBlob("b" * 64)]
     session.on_blob_complete("b" * 64, 5.0)
     assert session.on_files_checked((), 5.0) == [StartWork(plan(0))]
     assert session.on_progress("train", 1, 2, 6.0) == []
     assert session.on_work_done(update(plan(0)), 7.0) == [SaveResult(Pending(plan=plan(0), result=update(plan(0))))]
-    assert session.on_connected(8.0) == [ONLINE, SendMessage(HELLO), SendMessage(update(plan(0)))]
+    assert session.on_connected(8.0) == [ONLINE, SendMessage(samples.hello()), SendMessage(update(plan(0)))]
 
 
 def test_session_says_a_refusal_when_it_is_online_again():
@@ -335,16 +289,16 @@ def test_session_says_a_refusal_when_it_is_online_again():
     session.on_disconnected()
     assert session.on_work_failed("heat", "hot") == []
     refusal = Refusal(round=0, group="a", reason="heat", detail="hot")
-    assert session.on_connected(1.0) == [ONLINE, SendMessage(HELLO), SendMessage(refusal)]
+    assert session.on_connected(1.0) == [ONLINE, SendMessage(samples.hello()), SendMessage(refusal)]
     session.on_disconnected()
-    assert session.on_connected(2.0) == [ONLINE, SendMessage(HELLO)]
+    assert session.on_connected(2.0) == [ONLINE, SendMessage(samples.hello())]
 
 
 def test_session_works_on_while_the_link_is_down():
     session = working()
     session.on_disconnected()
     assert session.busy
-    assert session.on_connected(1.0) == [ONLINE, SendMessage(HELLO)]
+    assert session.on_connected(1.0) == [ONLINE, SendMessage(samples.hello())]
     assert session.on_message(plan(0), 1.0) == []
 
 
@@ -393,7 +347,7 @@ def test_session_fetches_a_corrupt_blob_again_and_then_gives_up():
 def test_session_starts_a_blob_again_that_is_complete_but_not_whole():
     session = online()
     session.on_message(plan(0), 0.0)
-    session.on_files_checked((MissingBlob(blob("a"), (2,)),), 0.0)
+    session.on_files_checked((MissingBlob(samples.blob("a"), (2,)),), 0.0)
     assert session.on_chunk_kept("a" * 64, 2, 0.1) == [SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2)))]
 
 
@@ -407,7 +361,7 @@ def test_session_refuses_while_fetching_when_a_chunk_cannot_be_kept():
 # Restart
 
 
-@pytest.mark.parametrize("result", [update(plan(3)), evaluation(plan(3))])
+@pytest.mark.parametrize("result", [update(plan(3)), samples.evaluation(3)])
 def test_session_announces_what_an_earlier_process_has_done(result):
     session = online(pending=Pending(plan=plan(3), result=result))
     assert session.on_message(plan(3, deadline_s=9.0), 0.0) == [SendMessage(result)]
@@ -438,7 +392,7 @@ def test_session_counts_an_unexpected_need(need):
 
 
 def test_session_counts_a_need_when_there_is_no_update():
-    for session in (online(), working(), online(pending=Pending(plan=plan(0), result=evaluation(plan(0))))):
+    for session in (online(), working(), online(pending=Pending(plan=plan(0), result=samples.evaluation(0)))):
         assert session.on_message(Need(digest="c" * 64, chunks=(0,)), 0.0) == []
         assert session.errors == {"unexpected_need": 1}
 
@@ -482,8 +436,8 @@ def test_session_cancels_everything_when_the_federation_ends():
     ("make", "act"),
     [
         (online, lambda s: s.on_connected(0.0)),
-        (lambda: Session(HELLO), lambda s: s.on_disconnected()),
-        (lambda: Session(HELLO), lambda s: s.on_message(plan(0), 0.0)),
+        (lambda: Session(samples.hello()), lambda s: s.on_disconnected()),
+        (lambda: Session(samples.hello()), lambda s: s.on_message(plan(0), 0.0)),
         (online, lambda s: s.on_files_checked((), 0.0)),
         (working, lambda s: s.on_files_checked((), 0.0)),
         (online, lambda s: s.on_files_refused("error", "x")),
@@ -517,7 +471,7 @@ def test_session_that_has_ended_takes_nothing_more():
 
 
 def test_session_says_which_transition_does_not_exist():
-    session = Session(HELLO)
+    session = Session(samples.hello())
     with pytest.raises(LocalProtocolError, match="'done' is not possible while IDLE"):
         session._move("done")
 
@@ -532,7 +486,7 @@ class Device(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.session = Session(HELLO)
+        self.session = Session(samples.hello())
         self.now_s = 0.0
         self.needs = []
         self.todo = None
@@ -580,7 +534,7 @@ class Device(RuleBasedStateMachine):
         stage = stages[self.wanted_stage % 3]
         self.wanted_stage += 1
         self.open = {letter * 64: set(range(3)) for letter in stage}
-        self.do(self.session.on_files_checked(wants(*(blob(letter) for letter in stage)), self.now_s))
+        self.do(self.session.on_files_checked(wants(*(samples.blob(letter) for letter in stage)), self.now_s))
 
     @precondition(lambda self: not self.session.online)
     @rule()

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import samples
 
 from edge_runtime.agent.state import MAX_PENDING_BYTES, Pending, State, StateUnusable
 from edge_runtime.wire.blob import describe
-from edge_runtime.wire.messages import Evaluation, Update
 
 
 @pytest.fixture
@@ -23,19 +23,7 @@ def pending(make_bundle):
     plan = make_bundle().plan(3)
     return Pending(
         plan=plan,
-        result=Update(
-            round=3,
-            group=plan.group,
-            weights=describe(b"weights"),
-            examples={"a": 1},
-            train_loss={"a": 0.5},
-            val_loss=None,
-            affinity=None,
-            wall_s=1.0,
-            peak_rss_bytes=None,
-            bytes_down=1,
-            energy=None,
-        ),
+        result=samples.update(3, group=plan.group, weights=describe(b"weights")),
     )
 
 
@@ -50,17 +38,7 @@ def test_state_gives_back_what_it_keeps(state, pending):
 
 
 def test_state_keeps_an_evaluation_without_weights(state, pending):
-    result = Evaluation(
-        round=3,
-        group="a+b",
-        loss={"a": 0.5},
-        examples={"a": 1},
-        wall_s=1.0,
-        peak_rss_bytes=None,
-        bytes_down=1,
-        energy=None,
-    )
-    kept = Pending(plan=pending.plan, result=result)
+    kept = Pending(plan=pending.plan, result=samples.evaluation(3, group="a+b"))
     state.save_result(kept, None)
     assert state.pending_result() == kept
 

@@ -5,6 +5,7 @@ import random as randoms
 import msgspec
 import numpy as np
 import pytest
+import samples
 
 torch = pytest.importorskip("torch")
 
@@ -16,7 +17,6 @@ from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.training.optimizer import optimizer  # noqa: E402
 from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
-from edge_runtime.wire.messages import Training  # noqa: E402
 from edge_runtime.wire.split_learning import MessageLayout, SplitHeader, SplitMessage, decode, encode  # noqa: E402
 from edge_runtime.wire.tensors import pack, transfer  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
@@ -24,9 +24,7 @@ from export.models import vit  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 IMAGES, BATCH = 20, 4
-SETTINGS = Training(
-    epochs=2, first_epoch=0, batch=BATCH, lr=0.05, momentum=0.9, weight_decay=1e-3, seed=3, probe_every=0
-)
+SETTINGS = samples.training(epochs=2, batch=BATCH, lr=0.05, weight_decay=1e-3, seed=3)
 
 
 class Bundle:

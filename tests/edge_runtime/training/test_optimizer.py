@@ -1,12 +1,12 @@
 import msgspec
 import numpy as np
 import pytest
+import samples
 from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.training import optimizer
 from edge_runtime.training.optimizer import BLOCK, AdamW, Sgd, look_ahead
-from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import TensorTable, pack, unpack
 
 RATES = st.floats(0, 1, width=32)
@@ -138,7 +138,7 @@ def test_state_is_a_vector_that_is_kept_as_weights_are():
 
 
 def test_optimizer_that_a_plan_asks_for():
-    plain = Training(epochs=1, first_epoch=0, batch=1, lr=0.1, momentum=0.8, weight_decay=0.01, seed=0, probe_every=0)
+    plain = samples.training(momentum=0.8, weight_decay=0.01)
     assert optimizer.optimizer(plain) == Sgd(lr=0.1, momentum=0.8, weight_decay=0.01)
     other = msgspec.structs.replace(plain, optimizer="adamw", beta2=0.99, epsilon=1e-6)
     assert optimizer.optimizer(other) == AdamW(lr=0.1, beta1=0.8, beta2=0.99, epsilon=1e-6, weight_decay=0.01)

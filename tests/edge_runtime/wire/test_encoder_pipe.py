@@ -4,6 +4,7 @@ import threading
 
 import msgspec
 import pytest
+import samples
 
 from edge_runtime.wire.encoder_pipe import (
     MAX_FRAME_BYTES,
@@ -15,9 +16,8 @@ from edge_runtime.wire.encoder_pipe import (
     result_file,
     write_frame,
 )
-from edge_runtime.wire.messages import Training
 
-SETTINGS = Training(epochs=1, first_epoch=0, batch=4, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0)
+SETTINGS = samples.TRAINING
 OPEN = EncoderRound(round=3, samples=4, training=SETTINGS, weights="w", results="r", previous="b", precision="int8")
 
 

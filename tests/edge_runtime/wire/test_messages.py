@@ -3,6 +3,7 @@ from typing import get_args
 
 import msgspec
 import pytest
+import samples
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
@@ -253,30 +254,15 @@ def test_encode_refuses_a_message_that_is_too_large():
     tasks = tuple(f"t{i}" for i in range(32))
     rows = tuple(tuple(math.pi * 1e-200 for _ in tasks) for _ in tasks)
     affinity = Affinity(tasks=tasks, count=1, mean=rows, variance=rows)
-    update = Update(
-        round=1,
-        group="g",
-        weights=Blob(digest=D, size_bytes=1),
-        examples={},
-        train_loss={f"{'t' * 24}{i}": 1.0 for i in range(2000)},
-        val_loss=None,
-        affinity=affinity,
-        wall_s=1.0,
-        peak_rss_bytes=None,
-        bytes_down=0,
-        energy=None,
-    )
+    update = samples.update(train_loss={f"{'t' * 24}{i}": 1.0 for i in range(2000)}, affinity=affinity)
     with pytest.raises(MessageInvalid, match="over the 65536 allowed"):
         encode(update)
     fitting = msgspec.structs.replace(update, train_loss={})
     assert decode_device(encode(fitting)) == fitting
 
 
-MEASURED_NOTHING = {"examples": {}, "wall_s": 1.0, "peak_rss_bytes": None, "bytes_down": 0, "energy": None}
-
-
 def test_evaluation_of_a_device_that_knows_no_metrics_is_taken():
-    content = msgspec.json.decode(encode(Evaluation(round=1, group="g", loss={"depth": 0.5}, **MEASURED_NOTHING)))
+    content = msgspec.json.decode(encode(samples.evaluation()))
     del content["metrics"]
     assert decode_device(msgspec.json.encode(content)).metrics is None
 
@@ -284,10 +270,10 @@ def test_evaluation_of_a_device_that_knows_no_metrics_is_taken():
 @pytest.mark.parametrize(
     "message",
     [
-        Evaluation(round=1, group="g", loss={"depth": math.nan}, **MEASURED_NOTHING),
-        Evaluation(round=1, group="g", loss={}, metrics={"depth": math.inf}, **MEASURED_NOTHING),
-        Evaluation(round=1, group="g", loss={}, metrics={"../depth": 0.5}, **MEASURED_NOTHING),
-        Evaluation(round=1, group="g", loss={}, metrics={f"t{i}": 0.5 for i in range(33)}, **MEASURED_NOTHING),
+        samples.evaluation(loss={"depth": math.nan}),
+        samples.evaluation(loss={}, metrics={"depth": math.inf}),
+        samples.evaluation(loss={}, metrics={"../depth": 0.5}),
+        samples.evaluation(loss={}, metrics={f"t{i}": 0.5 for i in range(33)}),
         Affinity(tasks=("a",), count=1, mean=((math.inf,),), variance=None),
         Refusal(round=1, group="g", reason="error", detail="x" * 501),
         Refusal(round=1, group="g", reason="error", detail="\ud800"),
@@ -303,19 +289,8 @@ def test_encode_refuses_what_the_other_side_would(message):
 
 @pytest.mark.parametrize(("scheme", "base"), [("fp32", D), ("int8", None)])
 def test_update_of_a_change_without_its_base_is_refused(scheme, base):
-    rest = {"train_loss": {}, "val_loss": None, "affinity": None, "wall_s": 1.0, "peak_rss_bytes": None}
     with pytest.raises(ValueError, match="unless its scheme is fp32"):
-        Update(
-            round=1,
-            group="g",
-            weights=Blob(digest=D, size_bytes=1),
-            scheme=scheme,
-            base=base,
-            examples={},
-            bytes_down=0,
-            energy=None,
-            **rest,
-        )
+        samples.update(scheme=scheme, base=base)
 
 
 @pytest.mark.parametrize("change", [{"tasks": ("a", "a")}, {"mean": ((1.0, 2.0),)}, {"variance": ((1.0,), (1.0,))}])
@@ -337,22 +312,8 @@ def test_affinity_of_another_shape_is_refused(change):
     ],
 )
 def test_plan_without_what_its_work_needs_is_refused(work, training, data_split):
-    blob = Blob(digest=D, size_bytes=1)
-    some = Training(epochs=1, first_epoch=0, batch=1, lr=0.1, momentum=0.9, weight_decay=0.0, seed=0, probe_every=0)
     with pytest.raises(ValueError, match="a plan to train has"):
-        Plan(
-            work=work,
-            round=0,
-            phase="merge",
-            group="a",
-            tasks=("a",),
-            bundle=blob,
-            signature="0" * 128,
-            weights=blob,
-            training=some if training else None,
-            data_split=data_split,
-            deadline_s=1.0,
-        )
+        samples.plan(work=work, training=samples.TRAINING if training else None, data_split=data_split)
 
 
 @pytest.mark.parametrize(
