@@ -1,1 +1,1 @@
-"""Boards: what they are, how they are set up and what power they draw."""
+"""Boards: their profiles, their setup, and meters of their power."""

@@ -33,7 +33,7 @@ from devices.provisioning.ssh import HostUnusable
 from devices.wheelhouse import WheelhouseInvalid
 
 SERVER_KEY = "server.key"
-"""What a server's state folder has in any case."""
+"""A file that every server's state folder has."""
 _FAULTS: dict[type[Exception], int] = {
     ProfileInvalid: USAGE,
     ImageInvalid: BAD_INPUT,
@@ -50,13 +50,13 @@ _FAULTS: dict[type[Exception], int] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; the exit code."""
+    """Run the command line and return its exit code."""
     args = parser().parse_args(arguments)
     return run_command(partial(args.run, args), _FAULTS, stopped="stopped; a card that was being written is not usable")
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the parser of the command line."""
     whole = argparse.ArgumentParser(prog="python -m devices", description=(__doc__ or "").partition("\n")[0])
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     catalogue.add_arguments(commands)
@@ -91,7 +91,7 @@ def _wheelhouse(args: argparse.Namespace) -> int:
 
 
 def _enrol(device: str, out: Path, card: Card) -> None:
-    """A device's agent.toml, by the server's own command over the state folder that the card names."""
+    """Write a device's agent.toml by the server's own command, with the state folder that the card names."""
     state = Path(str(card.enrol)).expanduser()
     if not (state / SERVER_KEY).is_file():
         raise UsageError(

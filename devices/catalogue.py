@@ -1,4 +1,4 @@
-"""`python -m devices list|show|detect`: the boards that are known, one board's facts, and the board this is."""
+"""`python -m devices list|show|detect`: the known boards, one board's facts, and the board that runs the command."""
 
 import argparse
 import shlex
@@ -15,21 +15,21 @@ _NOT_STATED = "not stated"
 
 
 def add_arguments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """The commands `list`, `show` and `detect`."""
-    one = commands.add_parser("list", help="the boards that are known")
+    """Add the commands `list`, `show` and `detect`."""
+    one = commands.add_parser("list", help="list the known boards")
     one.set_defaults(run=_list)
-    one = commands.add_parser("show", help="a board's facts, each with its source")
+    one = commands.add_parser("show", help="print a board's facts, each with its source")
     one.add_argument("board", metavar="BOARD", help="a name that `list` prints")
     one.add_argument("--json", action="store_true", help="print JSON")
     one.set_defaults(run=_show)
-    one = commands.add_parser("detect", help="the board that this is")
+    one = commands.add_parser("detect", help="print which board this is")
     one.add_argument("--root", type=Path, default=Path("/"), metavar="FOLDER", help="another system's root folder")
     one.add_argument("--json", action="store_true", help="print JSON")
     one.set_defaults(run=_detect)
 
 
 def table(profiles: tuple[Profile, ...]) -> str:
-    """A line for each board: its name, title and systems."""
+    """Return a line for each board: its name, title and systems."""
     width = max(len(profile.name) for profile in profiles)
     return "\n".join(
         f"{profile.name:{width}}  {profile.title} ({', '.join(system.name for system in profile.systems)})"
@@ -38,7 +38,7 @@ def table(profiles: tuple[Profile, ...]) -> str:
 
 
 def description(profile: Profile) -> str:
-    """All that is known of a board, in words."""
+    """Return a board's facts, in words."""
     lines = [f"{profile.name}: {profile.title}, {profile.architecture}"]
     for name in Facts.__struct_fields__:
         fact = getattr(profile.facts, name)
@@ -55,13 +55,11 @@ def description(profile: Profile) -> str:
     return "\n".join(lines)
 
 
-def found(board: Detected, meter: str) -> str:
-    """What was detected, in words."""
+def detected_words(board: Detected, meter: str) -> str:
+    """Return a detected board and its meter, in words."""
     profile = board.profile
     kind = (
-        f"no board that is known: {board.machine} is not supported"
-        if profile is None
-        else f"{profile.name}: {profile.title}"
+        f"an unknown board: {board.machine} is not supported" if profile is None else f"{profile.name}: {profile.title}"
     )
     lines = [
         kind,
@@ -104,7 +102,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _detect(args: argparse.Namespace) -> int:
-    """0 also where the board is unknown: the answer is the answer."""
+    """Print the detected board; the exit code is 0 for an unknown board too."""
     board = detect(load_all(), args.root)
     meters = discover(args.root)
     source = None if meters.meter is None else meters.meter.facts.source
@@ -114,5 +112,5 @@ def _detect(args: argparse.Namespace) -> int:
         answer = {**msgspec.to_builtins(board), "profile": board.profile and board.profile.name, "meter": source}
         print(msgspec.json.encode({**answer, "meter_reasons": meters.reasons}).decode())
     else:
-        print(found(board, source or f"none ({'; '.join(meters.reasons)})"))
+        print(detected_words(board, source or f"none ({'; '.join(meters.reasons)})"))
     return 0

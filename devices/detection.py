@@ -1,4 +1,4 @@
-"""Which board this is: by the device tree's names where there is one, by DMI and the processor's kind elsewhere."""
+"""Detection of the board: by the names of its device tree, or else by DMI and the kind of processor."""
 
 # coverage: every branch
 
@@ -22,7 +22,7 @@ _GENERIC = {"aarch64": "aarch64", "arm64": "aarch64", "x86_64": "x86-64", "amd64
 
 @dataclass(frozen=True, kw_only=True)
 class Detected:
-    """A board as it was found. None is what it does not say; `profile` is None where the processor is not supported."""
+    """A detected board. None is a fact that it does not state; an unsupported processor has no `profile`."""
 
     profile: Profile | None
     model: str | None
@@ -35,7 +35,7 @@ class Detected:
 
 
 def detect(profiles: tuple[Profile, ...], root: Path = Path("/"), machine: str | None = None) -> Detected:
-    """The board that `root` is the file system of."""
+    """Return the board whose file system is `root`."""
     machine = machine or platform.machine()
     compatible = _names(root / _COMPATIBLE)
     total = _TOTAL.search(read_text(root / "proc/meminfo") or "")
@@ -53,9 +53,9 @@ def detect(profiles: tuple[Profile, ...], root: Path = Path("/"), machine: str |
 
 
 def match(profiles: tuple[Profile, ...], compatible: tuple[str, ...], machine: str) -> Profile | None:
-    """The profile of the most particular name that any profile knows, else that of the processor's kind.
+    """Return the profile of the most specific name that any profile lists, else that of the kind of processor.
 
-    A device tree gives its names from the most particular to the most general.
+    A device tree lists its names from the most specific to the most general.
     """
     for name in compatible:
         for profile in profiles:
@@ -67,7 +67,7 @@ def match(profiles: tuple[Profile, ...], compatible: tuple[str, ...], machine: s
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    """A device tree property's strings: each ends with a zero byte."""
+    """Return the strings of a device tree's property, which end with a zero byte each."""
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES)
@@ -77,7 +77,7 @@ def _names(path: Path) -> tuple[str, ...]:
 
 
 def _dmi(root: Path) -> str | None:
-    """Maker and product as the firmware of a PC states them."""
+    """Return the maker and the product as the firmware of a PC states them."""
     words = [read_text(root / "sys/class/dmi/id" / name) or "" for name in ("sys_vendor", "product_name")]
     return " ".join(filter(None, words)) or None
 

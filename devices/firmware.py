@@ -1,8 +1,8 @@
-"""A Raspberry Pi's firmware, asked as `vcgencmd` asks it.
+"""Questions to a Raspberry Pi's firmware, as `vcgencmd` puts them.
 
-The mailbox /dev/vcio is spoken to directly where it may be: one system call instead of a process for each question. The
-buffer of a question: its size, 0 (a request), the tag GET_GENCMD_RESULT, the room for text, 0, 0 (the answer's code),
-the text, 0 (no more tags); words of 32 bits. (raspberrypi/utils, vcgencmd.c)
+The mailbox /dev/vcio is used directly where it may be opened: one system call instead of a process for each question.
+The buffer of a question consists of words of 32 bits: its size, 0 (a request), the tag GET_GENCMD_RESULT, the room for
+text, 0, 0 (the answer's code), the text, 0 (no more tags). (raspberrypi/utils, vcgencmd.c)
 """
 
 import fcntl
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 Ask = Callable[[str], str]
-"""Gives the firmware's answer to a command as `pmic_read_adc`. Raises FirmwareSilent."""
+"""Returns the firmware's answer to a command such as `pmic_read_adc`. Raises FirmwareSilent."""
 
 _TAG = 0x00030080
 _TEXT_BYTES = 4096
@@ -25,11 +25,11 @@ _TIMEOUT_S = 0.8
 
 
 class FirmwareSilent(Exception):
-    """There is no such firmware, or it does not answer; the message says why."""
+    """There is no such firmware, or it does not answer; the message states why."""
 
 
 def open_firmware(root: Path = Path("/")) -> Ask:
-    """A way to ask the firmware. Raises FirmwareSilent where there is none."""
+    """Open the firmware and return what asks it. Raises FirmwareSilent without one."""
     for name in ("dev/vcio_gencmd", "dev/vcio"):
         ask = _open_mailbox(root / name)
         if ask is not None:
@@ -41,7 +41,7 @@ def open_firmware(root: Path = Path("/")) -> Ask:
 
 
 def question(command: str) -> bytearray:
-    """The mailbox's buffer with a command."""
+    """Return the mailbox's buffer with a command. Raises ValueError for one that is too long."""
     text = command.encode("ascii")
     if len(text) >= _TEXT_BYTES:
         raise ValueError("a firmware command is too long")
@@ -50,12 +50,12 @@ def question(command: str) -> bytearray:
 
 
 def answer(buffer: bytes | bytearray) -> str:
-    """The text in the mailbox's buffer after the call."""
+    """Return the text in the mailbox's buffer after the call."""
     return bytes(buffer[_HEADER.size : _HEADER.size + _TEXT_BYTES]).split(b"\0", 1)[0].decode("utf-8", "replace")
 
 
 def _open_mailbox(device: Path) -> Ask | None:
-    """The mailbox, if it is one, may be opened and answers."""
+    """Open the mailbox; None if the device is none, may not be opened or does not answer."""
     try:
         if not stat.S_ISCHR(device.stat().st_mode):
             return None
@@ -94,9 +94,9 @@ def _program(path: Path) -> Ask:
             raise FirmwareSilent(f"{path} cannot be run: {exc.strerror}") from exc
         text = done.stdout.decode("utf-8", "replace")
         if done.returncode != 0:
-            said = (done.stderr.decode("utf-8", "replace") or text).strip().splitlines()
+            lines = (done.stderr.decode("utf-8", "replace") or text).strip().splitlines()
             raise FirmwareSilent(
-                f"vcgencmd {command} failed ({said[0][:200] if said else done.returncode}); "
+                f"vcgencmd {command} failed ({lines[0][:200] if lines else done.returncode}); "
                 "the user must be in the group video"
             )
         return text

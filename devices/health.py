@@ -1,4 +1,4 @@
-"""How a board is: what holds it back, its processor's temperature and frequency. None is what it does not say."""
+"""A board's health: temperature, frequency and throttling of its processor. None is what the board does not state."""
 
 # coverage: every branch
 
@@ -12,7 +12,7 @@ from devices.meters.meter import numbered, read_number, read_text
 from devices.throttling import Throttling
 
 FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")
-"""Bits 0 to 3 of `vcgencmd get_throttled`; 16 bits higher, the same since boot."""
+"""Bits 0 to 3 of `vcgencmd get_throttled`; the same since boot are 16 bits higher."""
 _SINCE_BOOT = 16
 _PROCESSOR = re.compile(r"cpu|soc|x86_pkg_temp|tj", re.IGNORECASE)
 _THROTTLED = re.compile(r"(?:throttled=)?(?:0x)?([0-9a-f]{1,8})\s*", re.IGNORECASE)
@@ -21,7 +21,11 @@ _FILE = "sys/devices/platform/soc/soc:firmware/get_throttled"
 
 @dataclass(frozen=True, kw_only=True)
 class Health:
-    """A board at one moment."""
+    """A board at one moment.
+
+    `cpu_hz` is the mean over the cores. `throttled` names what holds the board back now, such as `under_voltage`, and
+    `throttled_since_boot` what has held it back at some time since it started.
+    """
 
     temperature_c: float | None
     cpu_hz: float | None
@@ -30,7 +34,7 @@ class Health:
 
 
 class HealthProbe:
-    """Looks at a board; never raises. A Raspberry Pi's firmware says what holds it back, elsewhere the kernel may."""
+    """Reads a board's health and never raises; throttling is by a Raspberry Pi's firmware, or else by the kernel."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
@@ -43,7 +47,7 @@ class HealthProbe:
             self._ask = None
 
     def __call__(self) -> Health:
-        """The board now."""
+        """Return the board's health now."""
         flags, throttled = self._flags(), self._throttling()
         if flags is not None:
             names = _names(flags)
@@ -69,10 +73,10 @@ def _names(flags: int) -> tuple[str, ...]:
 
 
 def _processor_zone(root: Path) -> Path | None:
-    """The thermal zone that is the processor's; the first one if none says so."""
+    """Return the processor's thermal zone: the one with its name, or else the first one."""
     zones = sorted((root / "sys/class/thermal").glob("thermal_zone*"), key=numbered)
     named = [zone for zone in zones if _PROCESSOR.search(read_text(zone / "type") or "")]
-    # Whatever has the processor's name goes before a zone of the chip as a whole.
+    # A zone with the processor's name goes before one of the whole chip.
     named.sort(key=lambda zone: "cpu" not in (read_text(zone / "type") or "").lower())
     return next(iter(named or zones), None)
 
@@ -83,7 +87,7 @@ def _celsius(zone: Path) -> float | None:
 
 
 def _frequency_hz(root: Path) -> float | None:
-    """The mean over the policies; big and little cores have one each."""
+    """Return the mean frequency over the policies; big and little cores have one each."""
     policies = (root / "sys/devices/system/cpu/cpufreq").glob("policy*")
     found = [khz for policy in policies if (khz := read_number(policy / "scaling_cur_freq")) is not None and khz > 0]
     return sum(found) / len(found) * 1e3 if found else None

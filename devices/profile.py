@@ -1,4 +1,4 @@
-"""What is known of a kind of board: one TOML file each in `devices/profiles`, every fact with its source.
+"""Profiles of kinds of boards: one TOML file each in `devices/profiles`, every fact with its source.
 
     [sources]
     product = "Raspberry Pi 5 product brief"
@@ -6,8 +6,8 @@
     [facts]
     cores = { value = [4], source = "product" }
 
-A fact that nobody states is left out: it is None, and `show` says so. Limits and sizes that differ between the models
-sold under one name are lists.
+A fact that no document states is left out: it is None, and `show` prints it as not stated. Limits and sizes that differ
+between the models of one name are lists.
 """
 
 # coverage: every branch
@@ -28,7 +28,7 @@ _NAME = r"^[a-z0-9][a-z0-9.-]{0,31}\Z"
 
 
 class ProfileInvalid(ValueError):
-    """There is no such board, or its file is wrong; the sentence names it."""
+    """There is no such board, or its file is wrong; the sentence names the board."""
 
 
 class Fact(msgspec.Struct, Generic[T], frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -39,7 +39,7 @@ class Fact(msgspec.Struct, Generic[T], frozen=True, kw_only=True, forbid_unknown
 
 
 class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is stated of a board. None: nobody states it.
+    """The facts of a board. None: no document states it.
 
     `compatible` are patterns (fnmatch) of the device tree's names. `meters` are sources as `devices.meters` names them,
     the best first. `active_w` is the typical power of the bare board at work, `supply_w` what its supply must give,
@@ -63,7 +63,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An operating system for the board: the Python and C library it ships, and how its first boot is told anything."""
+    """An operating system for the board: its Python, its C library, and the mechanism that sets up its first boot."""
 
     name: Annotated[str, Meta(pattern=_NAME)]
     title: Text
@@ -74,7 +74,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Flash(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How NVIDIA's tools flash the developer kit: the Jetson Linux release, and the command in its folder."""
+    """The Jetson Linux release that flashes the developer kit, and NVIDIA's command in its folder."""
 
     release: Annotated[int, Meta(ge=32, le=99)]
     command: Annotated[tuple[Text, ...], Meta(min_length=1)]
@@ -82,7 +82,7 @@ class Flash(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A kind of board. `sources` maps the keys that facts name to documents."""
+    """A kind of board. `sources` maps the keys in its facts to documents."""
 
     title: Text
     family: Literal["raspberrypi", "jetson", "generic"]
@@ -94,7 +94,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     name: str = ""
 
     def system(self, name: str | None = None) -> System:
-        """The system of that name, or the board's newest. Raises ProfileInvalid."""
+        """Return the system of that name, or the board's newest. Raises ProfileInvalid."""
         for system in self.systems:
             if name in {None, system.name}:
                 return system
@@ -103,25 +103,25 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 def names() -> tuple[str, ...]:
-    """Every board that has a file, by name."""
+    """Return the name of every board that has a file, in order."""
     files = (entry.name for entry in resources.files("devices.profiles").iterdir())
     return tuple(sorted(name.removesuffix(".toml") for name in files if name.endswith(".toml")))
 
 
 def load(name: str) -> Profile:
-    """A board's profile. Raises ProfileInvalid."""
+    """Return a board's profile. Raises ProfileInvalid."""
     if name not in names():
         raise ProfileInvalid(f"there is no board {name[:80]!r}: known are {', '.join(names())}")
     return decode(name, resources.files("devices.profiles").joinpath(f"{name}.toml").read_bytes())
 
 
 def load_all() -> tuple[Profile, ...]:
-    """Every board's profile, by name."""
+    """Return every board's profile, in the order of their names."""
     return tuple(load(name) for name in names())
 
 
 def decode(name: str, data: bytes) -> Profile:
-    """The profile in a file's content. Raises ProfileInvalid, also for a fact whose source is not in `sources`."""
+    """Decode a profile's file. Raises ProfileInvalid, also for a fact whose source is not in `sources`."""
     try:
         profile = msgspec.toml.decode(data, type=Profile)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
@@ -134,6 +134,6 @@ def decode(name: str, data: bytes) -> Profile:
     for field, source in named:
         if source not in profile.sources:
             raise ProfileInvalid(
-                f"the profile of {name} cannot be used: {field} names a source {source!r} without entry"
+                f"the profile of {name} cannot be used: {field} names a source {source!r} without an entry"
             )
     return msgspec.structs.replace(profile, name=name)

@@ -1,4 +1,4 @@
-"""What holds a processor back, by the kernel's counters and cooling devices: for boards whose firmware does not say.
+"""Throttling by the kernel's counters and cooling devices: for boards whose firmware does not state it.
 
 - `throttled`: Intel processors count how often they have slowed themselves down for their heat
   (`thermal_throttle/*_throttle_count`).
@@ -18,7 +18,7 @@ _COOLING = re.compile(r"(thermal-)?cpufreq-.*|Processor")
 
 
 class Throttling:
-    """Names what has held the processor back since it was asked before, or does now."""
+    """Names what holds the processor back now, or has held it back since the call before."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         cooling = (root / "sys/class/thermal").glob("cooling_device*")
@@ -32,7 +32,7 @@ class Throttling:
         self._before = self._counts()
 
     def __call__(self) -> tuple[str, ...] | None:
-        """Names, in order; None where the kernel has nothing to tell by."""
+        """Return the names, in order; None where the kernel has neither counters nor cooling devices."""
         if not self._cooling and not any(self._counters.values()):
             return None
         counts = self._counts()

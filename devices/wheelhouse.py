@@ -1,8 +1,8 @@
 """Wheels for a board, fetched on a workstation for the board's Python and C library: a board then needs no internet.
 
-Our own wheel is built from the sources; the rest is what pip would choose on the board. pip judges environment markers
-by the Python that runs it, so the wheels' requirements are judged here once more, for the board, until none is missing.
-`wheelhouse.json` says what the folder is for.
+Our own wheel is built from the sources; pip chooses the others as it would on the board. pip evaluates environment
+markers for the Python that runs it, so the wheels' requirements are evaluated here again, for the board, until none is
+missing. `wheelhouse.json` states the board that the folder is for.
 """
 
 import hashlib
@@ -34,11 +34,11 @@ _LEAST_PYTHON = (3, 10)
 
 
 class WheelhouseInvalid(Exception):
-    """The wheels cannot be made or are not what is needed; the sentence says why."""
+    """The wheels cannot be made, or are not for the board; the sentence states why."""
 
 
 class WheelhouseManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a folder of wheels is for: `files` has each wheel's SHA-256."""
+    """The board that a folder of wheels is for. `files` maps each wheel to its SHA-256."""
 
     python: str
     architecture: Literal["aarch64", "x86_64"]
@@ -47,7 +47,7 @@ class WheelhouseManifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unkno
 
 
 class Wheelhouse(msgspec.Struct, frozen=True, kw_only=True):
-    """A folder of wheels that was checked. `digest` changes with any of them."""
+    """A checked folder of wheels. `digest` changes with any of them."""
 
     folder: Path
     python: str
@@ -57,7 +57,7 @@ class Wheelhouse(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def size_bytes(self) -> int:
-        """All wheels together."""
+        """The size of all wheels together."""
         return sum(path.stat().st_size for path in self.files)
 
 
@@ -78,10 +78,10 @@ def make(profile: Profile, system: System, out: Path, sources: Path) -> Wheelhou
     target = platform_words(system.python, system.glibc, profile.architecture)
     _pip("download", *target, "--dest", str(out), "--find-links", str(out), f"{NAME}[{EXTRA}]", "pip")
     environment = board_environment(system.python, profile.architecture)
-    while (judged := closure(out, environment)).missing:
-        _pip("download", *target, "--no-deps", "--dest", str(out), *sorted(judged.missing))
+    while (found := closure(out, environment)).missing:
+        _pip("download", *target, "--no-deps", "--dest", str(out), *sorted(found.missing))
     for path in out.glob("*.whl"):
-        if path not in judged.needed:  # this machine's Python would need it, the board's does not
+        if path not in found.needed:  # this machine's Python would need it, the board's does not
             path.unlink()
     files = {path.name: _digest(path) for path in sorted(out.glob("*.whl"))}
     manifest = WheelhouseManifest(
@@ -92,7 +92,7 @@ def make(profile: Profile, system: System, out: Path, sources: Path) -> Wheelhou
 
 
 def read(folder: Path) -> Wheelhouse:
-    """A folder of wheels, each held against its digest. Raises WheelhouseInvalid."""
+    """Read a folder of wheels and check each against its digest. Raises WheelhouseInvalid."""
     try:
         manifest = msgspec.json.decode((folder / MANIFEST).read_bytes(), type=WheelhouseManifest)
     except OSError as exc:
@@ -105,7 +105,7 @@ def read(folder: Path) -> Wheelhouse:
         if "/" in name or not name.endswith(".whl"):
             raise WheelhouseInvalid(f"{folder / MANIFEST} names {name!r}, which is no wheel")
         if not (folder / name).is_file() or _digest(folder / name) != digest:
-            raise WheelhouseInvalid(f"{folder / name} is missing or not what it was: make the wheels again")
+            raise WheelhouseInvalid(f"{folder / name} is missing or has changed: make the wheels again")
     if not any(name.startswith("pip-") for name in manifest.files):
         raise WheelhouseInvalid(f"{folder} has no wheel of pip, which installs the others: make the wheels again")
     whole = hashlib.sha256(msgspec.json.encode(sorted(manifest.files.items()))).hexdigest()
@@ -116,7 +116,7 @@ def read(folder: Path) -> Wheelhouse:
 
 
 def platform_words(python: str, glibc: str, architecture: str) -> list[str]:
-    """Options of pip for wheels that run there: every manylinux tag up to the C library's version."""
+    """Return pip's options for wheels of a platform: every manylinux tag up to the C library's version."""
     minor = int(glibc.split(".")[1])
     tags = [f"manylinux_2_{n}_{architecture}" for n in range(minor, _OLDEST_GLIBC - 1, -1)]
     tags += [f"manylinux2014_{architecture}", f"linux_{architecture}"]
@@ -127,7 +127,7 @@ def platform_words(python: str, glibc: str, architecture: str) -> list[str]:
 
 
 def board_environment(python: str, architecture: str) -> dict[str, str]:
-    """What environment markers say on the board (PEP 508)."""
+    """Return the board's values of environment markers (PEP 508)."""
     return {
         **{name: str(value) for name, value in default_environment().items()},
         "implementation_name": "cpython",
@@ -144,14 +144,14 @@ def board_environment(python: str, architecture: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Closure:
-    """Wheels that a board needs of those in a folder, and requirements that none there meets."""
+    """The wheels of a folder that a board needs, and the requirements that no wheel there meets."""
 
     needed: frozenset[Path]
     missing: frozenset[str]
 
 
 def closure(folder: Path, environment: dict[str, str]) -> Closure:
-    """What the agent needs on a board with that environment, pip itself besides. Raises WheelhouseInvalid."""
+    """Return the wheels that the agent, and pip, need on a board with that environment. Raises WheelhouseInvalid."""
     wheels = {
         canonicalize_name(str((headers := _metadata(path))["Name"])): (path, headers) for path in folder.glob("*.whl")
     }
@@ -173,7 +173,7 @@ def closure(folder: Path, environment: dict[str, str]) -> Closure:
 
 
 def _requirements(path: Path, headers: Message, environment: dict[str, str], extras: set[str]) -> list[Requirement]:
-    """What a wheel requires there."""
+    """Return a wheel's requirements in that environment."""
     found = []
     for text in headers.get_all("Requires-Dist", []):
         try:
@@ -186,7 +186,7 @@ def _requirements(path: Path, headers: Message, environment: dict[str, str], ext
 
 
 def _build(sources: Path, out: Path) -> None:
-    """Our own wheel, from a copy: a build in place would keep files that are gone from the sources."""
+    """Build our own wheel, from a copy: a build in place would keep files that are gone from the sources."""
     with tempfile.TemporaryDirectory() as scratch:
         for path in sources.iterdir():
             if path.is_dir() and (path / "__init__.py").is_file():
@@ -220,9 +220,9 @@ def _pip(*words: str) -> None:
     except subprocess.TimeoutExpired as exc:
         raise WheelhouseInvalid(f"pip {words[0]} took over {_TIMEOUT_S:.0f} s") from exc
     if done.returncode != 0:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
-        errors = [line for line in said if line.lower().startswith("error")]
-        raise WheelhouseInvalid(f"pip {words[0]} failed: {(errors or said or ['it said nothing'])[0][:400]}")
+        lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+        errors = [line for line in lines if line.lower().startswith("error")]
+        raise WheelhouseInvalid(f"pip {words[0]} failed: {(errors or lines or ['it printed no reason'])[0][:400]}")
 
 
 def _digest(path: Path) -> str:

@@ -1,1 +1,1 @@
-"""What a board does at its first boot: create the user, join the network, install the agent and start it."""
+"""A board's first boot: it creates the user, joins the network, installs the agent and starts it."""

@@ -1,4 +1,4 @@
-"""agent.toml, as `python -m broker_server enrol` writes it: a device's name, server, token and the key to pin."""
+"""agent.toml, as `python -m broker_server enrol` writes it: a device's name, server, token and the server's key."""
 
 # coverage: every branch
 
@@ -17,12 +17,12 @@ MAX_BYTES = 64 * 1024
 MAX_CA_BYTES = 1 << 20
 CA_NAME = "ca.pem"
 SPARE_MIB = 32
-"""What the service may take beyond the agent's budget: the kernel counts sockets and files, too."""
+"""The memory of the service beyond the agent's budget: the kernel counts sockets and files, too."""
 _URL = re.compile(r"mqtts?://[^/\s@]+\Z")
 
 
 class _Entries(msgspec.Struct, frozen=True):
-    """What is needed of the file here; the agent reads it whole."""
+    """The entries of the file that are used here; the agent reads all of it."""
 
     device: Annotated[str, Meta(pattern=DEVICE)]
     federation: str
@@ -36,7 +36,7 @@ class _Entries(msgspec.Struct, frozen=True):
 
 
 class AgentFile(msgspec.Struct, frozen=True, kw_only=True):
-    """The file's content, checked, with the certificates that it names."""
+    """The checked content of the file, with the certificates that it names."""
 
     device: str
     federation: str
@@ -47,16 +47,16 @@ class AgentFile(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def memory_max_mib(self) -> int | None:
-        """What its service needs to keep to its budget; None without one."""
+        """The limit of the service's memory that fits the agent's budget; None without one."""
         return None if self.memory_budget_bytes is None else -(-self.memory_budget_bytes // (1 << 20)) + SPARE_MIB
 
     def __repr__(self) -> str:
-        """Without the token."""
+        """Return a text without the token."""
         return f"AgentFile(device={self.device!r}, federation={self.federation!r}, url={self.url!r})"
 
 
 def read(path: Path, *, device: str | None = None, server: str | None = None) -> AgentFile:
-    """The file, if it is for `device` and `server` where these are given. Raises UsageError."""
+    """Read the file. Raises UsageError, also where it is for another device or server than the ones given."""
     content = _bytes(path, MAX_BYTES)
     try:
         entries = msgspec.toml.decode(content, type=_Entries)
@@ -92,7 +92,7 @@ def read(path: Path, *, device: str | None = None, server: str | None = None) ->
 
 
 def with_memory_budget(agent: AgentFile, size: str) -> AgentFile:
-    """The file with a memory budget. Raises UsageError for what is no size, and where it has another already."""
+    """Return the file with a memory budget. Raises UsageError for a wrong size, and where it has another already."""
     budget_bytes = _bytes_of(size, "memory-budget")
     if agent.memory_budget_bytes is not None:
         if agent.memory_budget_bytes != budget_bytes:

@@ -1,6 +1,6 @@
 """The folder that a first boot installs from: script, service, settings, agent.toml, certificates, data and wheels.
 
-It is the same for every way onto a board: on a card's boot partition, in a Jetson's root file system, or by SSH.
+It is the same on a card's boot partition, in a Jetson's root file system, and over SSH.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from devices.firstboot.settings import BoardSettings
 from devices.wheelhouse import Wheelhouse
 
 Files = dict[str, bytes | Path]
-"""Content, or the file that has it, by relative name."""
+"""Content, or the file that holds it, by relative name."""
 FOLDER = "mas-edge"
 MAX_DATA_BYTES = 1 << 30
 
@@ -22,9 +22,9 @@ MAX_DATA_BYTES = 1 << 30
 def bundle(
     settings: BoardSettings, agent: AgentFile, wheels: Wheelhouse, data: Path | None = None, *, start: bool
 ) -> Files:
-    """All files, by their name in the folder. `start`: whether the service starts at once, or at the next boot.
+    """Return all files, by their name in the folder. `start`: the service starts at once, not at the next boot.
 
-    Raises UsageError for a data set that cannot be taken along.
+    Raises UsageError for a data set that is empty or too large.
     """
     files: Files = {
         "install.sh": _resource("install.sh"),
@@ -36,12 +36,12 @@ def bundle(
     if agent.ca is not None:
         files[CA_NAME] = agent.ca
     files["SHA256SUMS"] = sums(files)
-    files["agent.toml"] = agent.content  # after the sums: it is moved away, and the rest can still be checked
+    files["agent.toml"] = agent.content  # without a sum: install.sh moves it, and the rest can still be checked
     return files
 
 
 def shell_settings(settings: BoardSettings, wheels: Wheelhouse, *, start: bool) -> bytes:
-    """What install.sh has to know, as a shell reads it."""
+    """Return the settings of install.sh, as a shell reads them."""
     entries = {
         "DEVICE": settings.device,
         "USER_NAME": settings.user,
@@ -58,7 +58,7 @@ def shell_settings(settings: BoardSettings, wheels: Wheelhouse, *, start: bool) 
 
 
 def sums(files: Files) -> bytes:
-    """The files' SHA-256 as `sha256sum --check` reads them."""
+    """Return the files' SHA-256 as `sha256sum --check` reads them."""
     return "".join(f"{_digest(data)}  {name}\n" for name, data in sorted(files.items())).encode()
 
 
@@ -82,7 +82,7 @@ def _data(folder: Path | None) -> Files:
     size_bytes = sum(path.stat().st_size for path in found)
     if size_bytes > MAX_DATA_BYTES:
         raise UsageError(
-            f"{folder} has {size_bytes >> 20} MiB and at most {MAX_DATA_BYTES >> 20} MiB go along: "
+            f"{folder} has {size_bytes >> 20} MiB, and at most {MAX_DATA_BYTES >> 20} MiB can be included: "
             "copy it to the board later"
         )
     return {f"data/{path.relative_to(folder).as_posix()}": path for path in found}

@@ -1,7 +1,7 @@
 """cloud-init's NoCloud files: meta-data, user-data and network-config.
 
-They are written as JSON, which is YAML too, so nothing has to be quoted by hand. (cloud-init documentation: NoCloud,
-module reference, network configuration version 2; netplan YAML reference)
+They are written as JSON, which is also YAML, so that nothing has to be quoted by hand.
+(cloud-init documentation: NoCloud, module reference, network configuration version 2; netplan YAML reference)
 """
 
 # coverage: every branch
@@ -13,22 +13,22 @@ from devices.firstboot.bundle import FOLDER
 from devices.firstboot.settings import BoardSettings
 
 PLACE = "/boot/firmware"
-"""Where the boot partition is mounted."""
+"""The mount point of the boot partition."""
 
 
 def instance_id(settings: BoardSettings, token: bytes) -> str:
-    """A name for this setting up: another one when anything of it changes, so that cloud-init does it anew."""
+    """Return a name for this setup, which changes with any part of it, so that cloud-init runs again."""
     known = hashlib.sha256(b"\0".join([user_data(settings), network_config(settings), token])).hexdigest()
     return f"mas-edge-{settings.hostname}-{known[:12]}"
 
 
 def meta_data(settings: BoardSettings, instance: str) -> bytes:
-    """Who this is; `dsmode: local` has it all done before the network is up."""
+    """Return the file meta-data; by `dsmode: local` cloud-init runs before the network is up."""
     return _yaml({"instance-id": instance, "local-hostname": settings.hostname, "dsmode": "local"})
 
 
 def user_data(settings: BoardSettings) -> bytes:
-    """The user, and the script that installs the agent."""
+    """Return the file user-data: the user, and the script that installs the agent."""
     user: dict[str, object] = {
         "name": settings.user,
         "gecos": "MAS Edge",
@@ -41,7 +41,7 @@ def user_data(settings: BoardSettings) -> bytes:
     if settings.ssh_keys:
         user["ssh_authorized_keys"] = list(settings.ssh_keys)
     if settings.password_hash is None:
-        user["sudo"] = "ALL=(ALL) NOPASSWD:ALL"  # there is no password that could be asked for
+        user["sudo"] = "ALL=(ALL) NOPASSWD:ALL"  # the user has no password to enter
     config: dict[str, object] = {
         "hostname": settings.hostname,
         "manage_etc_hosts": True,
@@ -55,10 +55,10 @@ def user_data(settings: BoardSettings) -> bytes:
 
 
 def network_config(settings: BoardSettings) -> bytes:
-    """Any wired interface by DHCP, and the wireless one if there is a network for it.
+    """Return the file network-config: any wired interface by DHCP, and the wireless one if there is a network for it.
 
-    A boot waits for the one that is meant, as long as the system does; if both were optional, systemd-networkd would
-    wait for nothing, and for its full two minutes.
+    The boot waits for the wireless interface if it has a network, and otherwise for the wired one. If both were
+    optional, systemd-networkd would wait in vain for its full two minutes.
     """
     network: dict[str, object] = {
         "version": 2,

@@ -1,9 +1,9 @@
 """The kernel's command line on a Raspberry Pi's boot partition, cmdline.txt: one line of words.
 
-- `ds=nocloud;i=ID` tells cloud-init which instance this is; it goes over meta-data, so an old one must not stay.
+- `ds=nocloud;i=ID` names the instance for cloud-init; it overrides meta-data, so an old one must not stay.
 - `cgroup_enable=memory`: the firmware switches memory control groups off, and MemoryMax would do nothing.
-- `cfg80211.ieee80211_regdom=CC` lets the radio be used from the first moment on.
-- `systemd.run=…` starts firstrun.sh (bookworm); the three words go away with it.
+- `cfg80211.ieee80211_regdom=CC` permits the radio from the start.
+- `systemd.run=…` starts firstrun.sh (bookworm); the script removes the three words.
 """
 
 # coverage: every branch
@@ -15,13 +15,13 @@ _COUNTRY = "cfg80211.ieee80211_regdom="
 
 
 class CommandLineInvalid(ValueError):
-    """What cmdline.txt holds is no kernel command line."""
+    """cmdline.txt holds no kernel command line."""
 
 
 def edit(text: bytes, *, instance: str | None = None, firstrun: bool = False, country: str | None = None) -> bytes:
-    """The line with what the first boot needs, and without what an earlier setting up has left there.
+    """Return the line with the words of the first boot, and without those of an earlier setup.
 
-    Raises CommandLineInvalid for what is no single line of ASCII.
+    Raises CommandLineInvalid unless the text is a single line of ASCII.
     """
     lines = text.strip().splitlines()
     if len(text) > MAX_BYTES or len(lines) != 1 or not text.isascii():

@@ -1,6 +1,6 @@
 """firstrun.sh for Raspberry Pi OS bookworm, which cmdline.txt starts once, before anything else runs.
 
-It uses the system's own means (userconf, raspi-config) and writes the network as NetworkManager reads it: a connection
+It uses the system's own programs (userconf, raspi-config) and writes the network for NetworkManager: a connection
 file whose network name is a list of bytes, so that no character of it can be misread.
 """
 
@@ -15,7 +15,7 @@ _PLACE = "/boot/firmware"
 
 
 def script(settings: BoardSettings) -> bytes:
-    """The script. It goes on where a step fails, because a board without a screen must come up all the same."""
+    """Return the script. It goes on after a step that fails, so that a board without a screen still comes up."""
     q = shlex.quote
     hash_ = settings.password_hash or "*"
     lines = [
@@ -67,7 +67,7 @@ CONNECTION = "/etc/NetworkManager/system-connections/mas-edge.nmconnection"
 
 
 def connection(wifi: Wifi) -> str:
-    """NetworkManager's file for a wireless network (nm-settings-keyfile(5))."""
+    """Return NetworkManager's file for a wireless network (nm-settings-keyfile(5))."""
     name = "".join(f"{byte};" for byte in wifi.ssid.encode())
     lines = ["[connection]", "id=mas-edge", "type=wifi", "[wifi]", "mode=infrastructure", f"ssid={name}"]
     if wifi.hidden:

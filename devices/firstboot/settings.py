@@ -1,4 +1,4 @@
-"""What is decided for one board before its first boot, checked as it comes in: from the command line or fleet.toml."""
+"""The settings of one board's first boot, checked as they come from the command line or fleet.toml."""
 
 # coverage: every branch
 
@@ -12,9 +12,9 @@ from msgspec import Meta
 from devices.cli.run import UsageError
 
 DEVICE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z"
-"""What a device may be called; the server has the same rule."""
+"""The names that a device may have; the server has the same rule."""
 MIN_MEMORY_MIB = 64
-"""No agent can do with less."""
+"""The least memory for an agent."""
 _HASH = r"^\$[0-9a-z]{1,10}\$[!-9;-~]{8,400}\Z"
 _KEY = r"^(ssh|ecdsa|sk)-[!-~]+ [A-Za-z0-9+/=]{40,16000}( [ -~]*)?\Z"
 _HOST = r"^[A-Za-z0-9]([A-Za-z0-9.:-]{0,252}[A-Za-z0-9])?\Z"
@@ -24,7 +24,7 @@ _MAX_SSID_BYTES = 32
 
 
 class Wifi(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A network: `psk` is the 64 hexadecimal digits of the key, None for an open one; `country` as ISO 3166 has it."""
+    """A Wi-Fi network. `psk` is its key in 64 hexadecimal digits, None for an open one; `country` is by ISO 3166."""
 
     ssid: str
     country: Annotated[str, Meta(pattern=r"^[A-Z]{2}\Z")]
@@ -32,14 +32,15 @@ class Wifi(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hidden: bool = False
 
     def __repr__(self) -> str:
-        """Everything but the key."""
+        """Return a text without the key."""
         return f"Wifi(ssid={self.ssid!r}, country={self.country!r}, psk={'***' if self.psk else None})"
 
 
 class BoardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One board's first boot. `memory_max_mib` None: the board's memory less `reserve_mib`.
+    """The settings of one board's first boot.
 
-    `python_path` is a Python beside the system's, which the wheels are for.
+    `memory_max_mib` None: the board's memory less `reserve_mib`. `python_path` is a Python beside the system's, which
+    the wheels are for.
     """
 
     device: Annotated[str, Meta(pattern=DEVICE)]
@@ -56,26 +57,26 @@ class BoardSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def hostname(self) -> str:
-        """The device's name as a host may be called (RFC 1123)."""
+        """The device's name in the form of a host's (RFC 1123)."""
         return re.sub(r"[^a-z0-9-]+", "-", self.device.lower()).strip("-") or "board"
 
     def __repr__(self) -> str:
-        """Nothing secret: no hash and no network key."""
+        """Return a text without secrets: no hash and no network key."""
         return f"BoardSettings(device={self.device!r}, user={self.user!r}, wifi={self.wifi!r})"
 
 
 def wifi(ssid: str, password: str, country: str | None, *, hidden: bool = False) -> Wifi:
-    """A network by its password (8 to 63 characters, or the key's 64 hexadecimal digits; empty: open).
+    """Return a network by its password (8 to 63 characters, or the key's 64 hexadecimal digits; empty: open).
 
     The key is derived here (PBKDF2-HMAC-SHA1, 4,096 rounds, the name as salt: IEEE 802.11-2020, J.4.1), so the password
     is not on the card. Raises UsageError.
     """
     size_bytes = len(ssid.encode())
     if not 1 <= size_bytes <= _MAX_SSID_BYTES or not ssid.isprintable():
-        raise UsageError(f"a Wi-Fi network's name has 1 to 32 bytes and no control characters: {ssid[:40]!r} has not")
+        raise UsageError(f"{ssid[:40]!r} is no Wi-Fi network's name: it has 1 to 32 bytes and no control characters")
     if not country:
         raise UsageError(
-            "Wi-Fi needs the country whose rules for radio hold, or it stays switched off: give --wifi-country, as in "
+            "Wi-Fi stays switched off without the country whose radio rules apply: give --wifi-country, as in "
             "--wifi-country DE"
         )
     if not re.match(r"[A-Z]{2}\Z", country):
@@ -90,10 +91,10 @@ def wifi(ssid: str, password: str, country: str | None, *, hidden: bool = False)
     return Wifi(ssid=ssid, country=country, psk=key.hex(), hidden=hidden)
 
 
-def board_settings(**given: object) -> BoardSettings:
-    """The settings, checked. Raises UsageError naming the one that cannot be."""
+def board_settings(**values: object) -> BoardSettings:
+    """Return the settings, checked. Raises UsageError, which names the wrong one."""
     try:
-        return msgspec.convert(given, BoardSettings, strict=True)
+        return msgspec.convert(values, BoardSettings, strict=True)
     except msgspec.ValidationError as exc:
         where = re.search(r"`\$\.?([^`]*)`", str(exc))
         name = where[1] if where else ""
@@ -103,4 +104,4 @@ def board_settings(**given: object) -> BoardSettings:
             ) from exc
         if name == "password_hash":
             raise UsageError("that is no password's hash: make one with `openssl passwd -6`") from exc
-        raise UsageError(f"{name.replace('_', '-')} cannot be {given.get(name)!r}: {exc}") from exc
+        raise UsageError(f"{name.replace('_', '-')} cannot be {values.get(name)!r}: {exc}") from exc

@@ -1,6 +1,6 @@
-"""What is said of a card on the command line or in fleet.toml, and the order that comes of it.
+"""The entries of a card on the command line or in fleet.toml, and the request to flash that they make.
 
-fleet.toml, whose paths are relative to it; a device's entry goes over the defaults:
+fleet.toml, whose paths are relative to it; a device's entry overrides the defaults:
 
 [defaults]
 board = "rpi5"
@@ -46,14 +46,14 @@ PATHS = ("image", "wheels", "agent", "enrol", "ca", "data", "to", "ssh_key", "pa
 _PLAIN = ("user", "timezone", "ntp", "memory_max_mib", "python_path")
 
 Enrol = Callable[[str, Path, "Card"], None]
-"""Writes a device's agent.toml into a file, as the server whose state folder `Card.enrol` is."""
+"""Writes a device's agent.toml into a file, as the server with the state folder `Card.enrol`."""
 
 Ask = Callable[[str], str]
 """Asks a person for a secret."""
 
 
 class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One card, as it was said. None: not said."""
+    """The entries of one card. None: not given."""
 
     device: str | None = None
     board: str | None = None
@@ -88,14 +88,14 @@ class _Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     defaults: Card = msgspec.field(default_factory=Card)
 
 
-def over(above: Card, below: Card) -> Card:
-    """What is said above, else what is said below."""
+def overlay(above: Card, below: Card) -> Card:
+    """Return the card `below` with the entries that `above` gives."""
     pairs = {name: getattr(above, name) for name in Card.__struct_fields__}
     return msgspec.structs.replace(below, **{name: value for name, value in pairs.items() if value is not None})
 
 
 def read_fleet(path: Path) -> tuple[Card, ...]:
-    """The cards of a fleet. Raises UsageError."""
+    """Return the cards of a fleet's file. Raises UsageError."""
     try:
         with path.open("rb") as file:
             data = file.read(MAX_FLEET_BYTES + 1)
@@ -104,7 +104,7 @@ def read_fleet(path: Path) -> tuple[Card, ...]:
         raise UsageError(f"{path} cannot be read: {exc.strerror}") from exc
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise UsageError(f"{path} cannot be used: {exc}") from exc
-    cards = [over(_beside(card, path.parent), _beside(fleet.defaults, path.parent)) for card in fleet.device]
+    cards = [overlay(_beside(card, path.parent), _beside(fleet.defaults, path.parent)) for card in fleet.device]
     names = [card.device for card in cards]
     if None in names:
         raise UsageError(f'{path}: each [[device]] needs its name, as in device = "pi-01"')
@@ -115,7 +115,7 @@ def read_fleet(path: Path) -> tuple[Card, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class BoardSetup:
-    """All that is the same for every way onto a board."""
+    """The setup of a board, whether by a card, in a Jetson's root file system, or over SSH."""
 
     profile: Profile
     settings: BoardSettings
@@ -124,10 +124,10 @@ class BoardSetup:
     data: Path | None
 
 
-def decide(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed: tuple[str, ...]) -> BoardSetup:
-    """Everything but image and target, looked at. `ask` asks a person for a password.
+def board_setup(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed: tuple[str, ...]) -> BoardSetup:
+    """Check the entries but image and target, and return the setup. `ask` asks a person for a password.
 
-    Raises UsageError, ProfileInvalid, WheelhouseInvalid, and what `enrol` does.
+    Raises UsageError, ProfileInvalid and WheelhouseInvalid, and the exceptions of `enrol`.
     """
     for name in needed:
         if getattr(card, name) is None:
@@ -153,24 +153,24 @@ def decide(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed: tup
     return BoardSetup(profile=profile, settings=settings, agent=agent, wheels=wheels, data=data)
 
 
-def order(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None = None) -> FlashRequest:
-    """The order for a card. Raises as `decide` does, and TargetRefused."""
-    decided = decide(card, scratch, enrol, ask, ("device", "board", "image", "wheels", "to"))
-    if decided.profile.family == "jetson":
-        raise UsageError(f"{decided.profile.title} is not set up by a card: use `python -m devices jetson`")
+def flash_request(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None = None) -> FlashRequest:
+    """Return the request to flash a card. Raises as `board_setup` does, and TargetRefused."""
+    setup = board_setup(card, scratch, enrol, ask, ("device", "board", "image", "wheels", "to"))
+    if setup.profile.family == "jetson":
+        raise UsageError(f"{setup.profile.title} is not set up by a card: use `python -m devices jetson`")
     return FlashRequest(
-        profile=decided.profile,
-        settings=decided.settings,
-        agent=decided.agent,
-        wheels=decided.wheels,
+        profile=setup.profile,
+        settings=setup.settings,
+        agent=setup.agent,
+        wheels=setup.wheels,
         target=open_target(Path(str(card.to))),
-        data=decided.data,
+        data=setup.data,
         first_boot=card.first_boot,
     )
 
 
 def agent_of(card: Card, scratch: Path, enrol: Enrol) -> AgentFile:
-    """The device's agent.toml: the file that was given, or a new one. Raises UsageError, and what `enrol` does."""
+    """Return the device's agent.toml: the file given, or a new one by `enrol`. Raises UsageError."""
     if (card.agent is None) == (card.enrol is None):
         raise UsageError(
             f"{card.device} needs a token: give --agent with the file that `python -m broker_server enrol` wrote, or "
@@ -187,7 +187,7 @@ def agent_of(card: Card, scratch: Path, enrol: Enrol) -> AgentFile:
 
 
 def _limited(settings: BoardSettings, agent: AgentFile) -> BoardSettings:
-    """What the service may take follows the agent's budget where nothing else was said. Raises UsageError."""
+    """Set the limit of the service's memory to the agent's budget where none is given. Raises UsageError."""
     needed_mib, given_mib = agent.memory_max_mib, settings.memory_max_mib
     if needed_mib is None:
         return settings
@@ -202,7 +202,7 @@ def _limited(settings: BoardSettings, agent: AgentFile) -> BoardSettings:
 
 
 def _beside(card: Card, folder: Path) -> Card:
-    """A file's paths are relative to it."""
+    """Return the card of a file in `folder` with its paths made absolute to that folder."""
     paths = {name: value for name in PATHS if (value := getattr(card, name)) is not None}
     return msgspec.structs.replace(
         card, **{name: str(folder / Path(value).expanduser()) for name, value in paths.items()}
@@ -236,7 +236,7 @@ def _keys(path: str | None) -> tuple[str, ...]:
 
 
 def _secret(path: str) -> str:
-    """A file's only line."""
+    """Return a file's only line. Raises UsageError for more lines."""
     lines = _bytes(path, MAX_SECRET_BYTES).decode("utf-8", "replace").splitlines()
     if len(lines) > 1:
         raise UsageError(f"{path} has {len(lines)} lines: one was expected")

@@ -1,4 +1,4 @@
-"""Writing an image, with its boot partition replaced by the one that was set up, and reading it back."""
+"""Writing an image with the boot partition that was set up in place of its own, and reading it back."""
 
 import hashlib
 import os
@@ -10,15 +10,15 @@ from devices.flashing.image import BLOCK_BYTES, Progress
 from devices.flashing.partitions import Partition
 
 _SYNC_BYTES = 64 << 20
-"""Written to the disk this often, so that progress is what the card has, not what the memory has."""
+"""The bytes between two syncs to the disk, so that the progress is the card's and not the memory's."""
 
 
 class ReadBackDiffers(Exception):
-    """The target gives back something else than was written: the card, its reader or the disk is faulty."""
+    """The target returns other bytes than were written: the card, its reader or the disk is faulty."""
 
 
-def replaced(blocks: Iterable[bytes], boot: Partition, content: Path) -> Iterator[bytes]:
-    """The blocks of an image, with the bytes of its boot partition taken from the file `content`."""
+def with_boot_partition(blocks: Iterable[bytes], boot: Partition, content: Path) -> Iterator[bytes]:
+    """Yield the blocks of an image, with the bytes of its boot partition taken from the file `content`."""
     at = 0
     with content.open("rb") as file:
         for block in blocks:
@@ -33,7 +33,7 @@ def replaced(blocks: Iterable[bytes], boot: Partition, content: Path) -> Iterato
 
 
 def write(descriptor: int, blocks: Iterable[bytes], progress: Progress) -> tuple[str, int]:
-    """Write all blocks from the start on and make the disk keep them; their SHA-256 and size. Raises OSError."""
+    """Write all blocks from the start on and sync them; return their SHA-256 and size in bytes. Raises OSError."""
     digest = hashlib.sha256()
     size_bytes = unsynced_bytes = 0
     for block in blocks:
@@ -53,7 +53,7 @@ def write(descriptor: int, blocks: Iterable[bytes], progress: Progress) -> tuple
 
 
 def read_back(descriptor: int, size_bytes: int, sha256: str, progress: Progress) -> None:
-    """Read what was written, from the disk and not from memory where the kernel allows, and compare.
+    """Read the bytes back, from the disk and not from memory where the kernel allows, and compare their SHA-256.
 
     Raises ReadBackDiffers and OSError.
     """
@@ -71,4 +71,4 @@ def read_back(descriptor: int, size_bytes: int, sha256: str, progress: Progress)
         at += len(block)
         progress(len(block))
     if digest.hexdigest() != sha256:
-        raise ReadBackDiffers("the target does not give back what was written: the card or its reader is faulty")
+        raise ReadBackDiffers("the target returns other bytes than were written: the card or its reader is faulty")

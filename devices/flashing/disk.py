@@ -1,7 +1,7 @@
-"""A disk that is to be overwritten: what the kernel says of it, and why it must not be.
+"""A disk to overwrite: the facts that the kernel states of it, and the reasons to refuse it.
 
-Read from /sys/class/block, /proc/self/mountinfo and /proc/swaps below a root that tests replace. A disk is refused if
-anything of it is in use: mounted, swapped to, or part of a volume, an array or an encrypted device.
+They are read from /sys/class/block, /proc/self/mountinfo and /proc/swaps below a root that tests replace. A disk is
+refused if any part of it is in use: mounted, swapped to, or part of a volume, an array or an encrypted device.
 """
 
 import os
@@ -14,22 +14,22 @@ from devices.meters.meter import read_number, read_text
 
 _SECTOR_BYTES = 512
 _SYSTEM = frozenset({"/", "/boot", "/boot/efi", "/boot/firmware", "/home", "/usr", "/var"})
-"""Where a disk is mounted that the computer runs from."""
+"""The mount points of a disk that the computer runs from."""
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 class TargetRefused(Exception):
-    """The target may not or cannot be written; the sentence says why. Nothing has been written."""
+    """The target may not or cannot be written; the sentence states why. Nothing has been written."""
 
 
 def size_words(size_bytes: int) -> str:
-    """A disk's or an image's size for people."""
+    """Return a disk's or an image's size for people."""
     return f"{size_bytes / 1e9:.1f} GB" if size_bytes >= 10e9 else f"{size_bytes / 1e6:.0f} MB"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Disk:
-    """A whole disk. `mounts` are its own and its partitions' mount points, `holders` what is built upon them."""
+    """A whole disk. `mounts` are its own and its partitions' mount points, `holders` the devices built on them."""
 
     name: str
     model: str | None
@@ -40,13 +40,13 @@ class Disk:
     holders: tuple[str, ...]
 
     def __str__(self) -> str:
-        """Name, model and size, for people."""
+        """Return name, model and size, for people."""
         kind = "removable" if self.is_removable else "fixed"
         return f"/dev/{self.name} ({self.model or 'no model'}, {size_words(self.size_bytes)}, {kind})"
 
 
 def find_disk(path: Path, root: Path = Path("/")) -> Disk:
-    """The disk behind a block device. Raises TargetRefused for what is no whole disk."""
+    """Return the disk behind a block device. Raises TargetRefused unless it is a whole disk."""
     try:
         found = path.stat()
     except OSError as exc:
@@ -62,13 +62,13 @@ def find_disk(path: Path, root: Path = Path("/")) -> Disk:
 
 
 def whole_disks(root: Path = Path("/")) -> list[str]:
-    """Names of the disks that are no partitions and have a size."""
+    """Return the names of the disks that are no partitions and have a size."""
     folders = sorted((root / "sys/class/block").glob("*"))
     return [f.name for f in folders if not (f / "partition").exists() and (read_number(f / "size") or 0) > 0]
 
 
 def disk_facts(name: str, root: Path = Path("/")) -> Disk:
-    """What the kernel says of a disk. Raises TargetRefused for a partition."""
+    """Return the facts that the kernel states of a disk. Raises TargetRefused for a partition."""
     folder = root / "sys/class/block" / name
     if (folder / "partition").exists():
         raise TargetRefused(f"/dev/{name} is a partition: give the whole disk that it is on")
@@ -89,7 +89,7 @@ def disk_facts(name: str, root: Path = Path("/")) -> Disk:
 
 
 def refuse(disk: Disk, need_bytes: int) -> None:
-    """Raises TargetRefused if `need_bytes` must not be written to the disk."""
+    """Raise TargetRefused if `need_bytes` must not be written to the disk."""
     if _SYSTEM & set(disk.mounts) or "[swap]" in disk.mounts:
         raise TargetRefused(
             f"{disk} is what this computer runs from ({', '.join(disk.mounts)}): it will not be written"
@@ -109,12 +109,12 @@ def refuse(disk: Disk, need_bytes: int) -> None:
 
 
 def _mounts(root: Path) -> list[tuple[str, str]]:
-    """Device number and mount point of all that is mounted (proc(5), mountinfo)."""
+    """Return the device number and the mount point of each mount (proc(5), mountinfo)."""
     try:
         text = (root / "proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError as exc:
         raise TargetRefused(
-            f"whether the disk is mounted cannot be seen ({exc.strerror}): it will not be written"
+            f"the list of mounts cannot be read ({exc.strerror}): without it no disk is written"
         ) from exc
     fields = [line.split() for line in text.splitlines()]
     return [(words[2], _ESCAPE.sub(lambda m: chr(int(m[1], 8)), words[4])) for words in fields if len(words) > 4]

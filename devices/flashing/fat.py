@@ -16,11 +16,11 @@ _TIMEOUT_S = 300.0
 _FREE = re.compile(r"^\s*([\d ]+) bytes free\s*$", re.MULTILINE)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,199}\Z")
 _SLACK_BYTES = 1 << 20
-"""Room for folders, and for what a last cluster leaves unused."""
+"""Room for folders, and for the unused part of each file's last cluster."""
 
 
 class FatUnusable(Exception):
-    """The partition cannot be read or written; the sentence says why."""
+    """The partition cannot be read or written; the sentence states why."""
 
 
 class Fat:
@@ -33,7 +33,7 @@ class Fat:
         self._run("mdir", "-b", "::/")  # is there a file system at all
 
     def exists(self, name: str) -> bool:
-        """Whether there is a file or folder of that name."""
+        """Return whether there is a file or folder of that name."""
         try:
             self._run("mdir", "-b", _place(name))
         except FatUnusable:
@@ -41,11 +41,11 @@ class Fat:
         return True
 
     def read(self, name: str) -> bytes:
-        """A file's content."""
+        """Return a file's content."""
         return self._run("mtype", _place(name))
 
     def write(self, files: dict[str, bytes | Path]) -> None:
-        """Write files, given as content or as a path; folders are made. Then read them back.
+        """Write files, which are content or a path, and their folders; then read them back.
 
         Raises FatUnusable before anything is written if they do not fit.
         """
@@ -53,8 +53,8 @@ class Fat:
         free_bytes = self.free_bytes()
         if need_bytes + _SLACK_BYTES > free_bytes:
             raise FatUnusable(
-                f"the boot partition has {free_bytes >> 20} MiB free and {(need_bytes >> 20) + 1} MiB are to go there: "
-                "leave the wheels away, or take an image with a larger one"
+                f"the boot partition has {free_bytes >> 20} MiB free, and the files need {(need_bytes >> 20) + 1} MiB: "
+                "take an image with a larger one"
             )
         made: set[str] = set()
         for name in files:
@@ -74,14 +74,14 @@ class Fat:
                 raise FatUnusable(f"{name} was written to the boot partition and reads back differently")
 
     def free_bytes(self) -> int:
-        """Room that is left."""
+        """Return the free bytes of the partition."""
         match = _FREE.search(self._run("mdir", "::/").decode("utf-8", "replace"))
         if match is None:
             raise FatUnusable("mtools does not say how much room the boot partition has left")
         return int(match[1].replace(" ", ""))
 
     def _run(self, program: str, *words: str) -> bytes:
-        # No configuration of the user's, and no question: a drive letter of his would be another disk.
+        # Without the user's configuration, where a drive letter may be another disk, and without questions.
         environment = {**os.environ, "MTOOLSRC": os.devnull, "MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C"}
         command = [program, "-i", str(self._path), *words]
         try:
@@ -91,13 +91,13 @@ class Fat:
         except (OSError, subprocess.TimeoutExpired) as exc:
             raise FatUnusable(f"{program} cannot be run: {exc}") from exc
         if done.returncode != 0:
-            said = done.stderr.decode("utf-8", "replace").strip().splitlines()
-            raise FatUnusable(f"the boot partition cannot be used: {program}: {said[-1][:200] if said else 'failed'}")
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise FatUnusable(f"the boot partition cannot be used: {program}: {lines[-1][:200] if lines else 'failed'}")
         return done.stdout
 
 
 def _place(name: str) -> str:
-    """A name as mtools writes it. Raises FatUnusable for one that would be read as a pattern or leave the folder."""
+    """Return a name as mtools writes it. Raises FatUnusable for a pattern, and a name outside of the folder."""
     parts = name.split("/")
     if not all(_NAME.match(part) for part in parts):
         raise FatUnusable(f"{name!r} is no name for a file on the boot partition")

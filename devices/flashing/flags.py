@@ -1,4 +1,4 @@
-"""The flags that say what a board is to be, the same for every way onto it."""
+"""The flags of a board's setup, the same for a card, a Jetson and SSH."""
 
 import argparse
 import re
@@ -19,13 +19,13 @@ HELP = {
     "enrol": ("--enrol", "FOLDER", "the server's state folder: the device is enrolled now"),
     "ca": ("--ca", "FILE", "with --enrol: certificates to trust for mqtts://"),
     "wheels": ("--wheels", "FOLDER", "from `python -m devices wheelhouse`"),
-    "data": ("--data", "FOLDER", "a data set to take along, if it is small"),
+    "data": ("--data", "FOLDER", "a data set to include, if it is small"),
     "user": ("--user", "NAME", "the person's user on the board (default: mas)"),
-    "ssh_key": ("--ssh-key", "FILE", "public keys by which that user enters"),
+    "ssh_key": ("--ssh-key", "FILE", "public keys that log that user in"),
     "password_hash_file": ("--password-hash-file", "FILE", "a hash from `openssl passwd -6`, for a password"),
     "wifi": ("--wifi", "SSID", "a Wi-Fi network"),
     "wifi_password_file": ("--wifi-password-file", "FILE", "its password; asked for in a terminal"),
-    "wifi_country": ("--wifi-country", "CC", "the country whose rules for radio hold: DE, GB, US …"),
+    "wifi_country": ("--wifi-country", "CC", "the country whose radio rules apply: DE, GB, US …"),
     "wifi_hidden": ("--wifi-hidden", "", "the network does not announce itself"),
     "timezone": ("--timezone", "ZONE", "as in Europe/Berlin"),
     "ntp": ("--ntp", "HOST", "a time server, for a network without the internet's"),
@@ -36,9 +36,9 @@ HELP = {
         "what the service may use (default: the budget and 32 MiB, or all but the board's reserve)",
     ),
     "python_path": ("--python-path", "FILE", "on the board: a Python beside the system's, which the wheels are for"),
-    "first_boot": ("--first-boot", "WAY", "how the image is told, if it cannot be seen"),
+    "first_boot": ("--first-boot", "WAY", "the mechanism of the image's first boot, where its files do not show it"),
 }
-"""Of each entry of a Card: its flag, what stands for the value, and what it is."""
+"""For each entry of a Card: its flag, the placeholder of its value, and its help."""
 ONLY_A_CARD = ("image", "sha256", "to", "first_boot")
 
 
@@ -56,7 +56,7 @@ def add(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
 
 
 def card(args: argparse.Namespace) -> Card:
-    """What was said; entries without a flag were not. Raises UsageError."""
+    """Return the card that the flags give. Raises UsageError."""
     stated = getattr(args, "sha256", None)
     if stated is not None and re.fullmatch(r"[0-9a-fA-F]{64}", stated) is None:
         raise UsageError(f"--sha256 is 64 hexadecimal digits, and {stated[:70]!r} is not")

@@ -1,7 +1,7 @@
-"""An image file, plain or compressed, read as a stream, and looked at before anything is written.
+"""An image file, plain or compressed, which is read as a stream and checked before anything is written.
 
-`survey` reads the whole image once: it finds a truncated or damaged file, computes the digests, learns the size and
-copies the FAT boot partition out, so that all that can be refused is refused while the target is still untouched.
+`survey` reads the whole image once: it finds a truncated or damaged file, computes the digests and the size, and copies
+the FAT boot partition, so that a bad image is refused while the target is still untouched.
 """
 
 import gzip
@@ -19,31 +19,31 @@ from devices.flashing.partitions import HEAD_BYTES, Partition, PartitionsInvalid
 
 BLOCK_BYTES = 1 << 20
 MAX_IMAGE_BYTES = 1 << 40
-"""No board's image is larger: a file that unpacks to more is an attack or a mistake."""
+"""The largest image: a file that unpacks to more is an attack or a mistake."""
 _XZ, _GZIP, _ZIP = b"\xfd7zXZ\0", b"\x1f\x8b", b"PK\x03\x04"
 _SECTOR_BYTES = 512
 
 Progress = Callable[[int], None]
-"""Called with the bytes that came since the call before."""
+"""Called with the number of bytes since the call before."""
 
 
 class ImageInvalid(Exception):
-    """The image cannot be used; the sentence names the file and what is wrong with it."""
+    """The image cannot be used; the sentence names the file and the fault."""
 
 
 class ScratchFull(Exception):
-    """There is no room for a copy of the boot partition, which is set up as a file; the sentence says where."""
+    """There is no room for a copy of the boot partition, which is set up as a file; the sentence names the folder."""
 
     def __init__(self, folder: Path, error: OSError) -> None:
         super().__init__(
-            f"a copy of the boot partition cannot be written to {folder} ({error.strerror}), and the target is as it "
-            "was: name a folder with room in TMPDIR"
+            f"a copy of the boot partition cannot be written to {folder} ({error.strerror}), and the target is "
+            "unchanged: name a folder with room in TMPDIR"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What reading an image has shown. Its partition `boot` is copied to `boot_copy`.
+    """The facts of an image that was read. Its partition `boot` is copied to `boot_copy`.
 
     `sha256` is of the image unpacked, `file_sha256` of the file as it is.
     """
@@ -63,12 +63,12 @@ def survey(path: Path, boot_copy: Path, *, sha256: str | None = None, progress: 
     """
     try:
         return _survey(path, boot_copy, sha256, progress)
-    except OSError as exc:  # what the image's own file gives is ImageInvalid
+    except OSError as exc:  # errors of the image's own file are ImageInvalid
         raise ScratchFull(boot_copy.parent, exc) from exc
 
 
 def _survey(path: Path, boot_copy: Path, sha256: str | None, progress: Progress | None) -> Survey:
-    told = progress or (lambda _count: None)
+    on_bytes = progress or (lambda _count: None)
     file_sha256 = _digest(path)
     image = hashlib.sha256()
     head = bytearray()
@@ -89,9 +89,9 @@ def _survey(path: Path, boot_copy: Path, sha256: str | None, progress: Progress 
             size_bytes += len(block)
             if size_bytes > MAX_IMAGE_BYTES:
                 raise ImageInvalid(f"{path} unpacks to more than {MAX_IMAGE_BYTES >> 30} GiB: it is no board's image")
-            told(len(block))
+            on_bytes(len(block))
     if boot is None:
-        raise ImageInvalid(f"{path} holds {size_bytes} bytes: that is no image of a disk")
+        raise ImageInvalid(f"{path} holds {size_bytes} bytes: it is no image of a disk")
     if needed_bytes > size_bytes:
         raise ImageInvalid(
             f"{path} holds {size_bytes} bytes and its partitions reach to {needed_bytes}: it is truncated, "
@@ -112,7 +112,7 @@ def _survey(path: Path, boot_copy: Path, sha256: str | None, progress: Progress 
 
 
 def blocks(path: Path) -> Iterator[bytes]:
-    """The image's bytes, unpacked, a block at a time. Raises ImageInvalid where they end or are damaged."""
+    """Yield the image's bytes, unpacked, a block at a time. Raises ImageInvalid where they end early or are damaged."""
     try:
         with _open(path) as stream:
             while block := stream.read(BLOCK_BYTES):
@@ -129,7 +129,7 @@ def blocks(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def _open(path: Path) -> Iterator[IO[bytes]]:
-    """The unpacked image, by what the file begins with; its name does not count."""
+    """Open the unpacked image, by the first bytes of the file and not by its name."""
     with path.open("rb") as file:
         start = file.read(len(_XZ))
     if start == _XZ:

@@ -1,7 +1,7 @@
-"""One card: what is asked for, the plan that people see, and the writing.
+"""One card: the request, the plan that people see, and the writing.
 
-    surveyed = survey(image, scratch / "boot.img", sha256=…)      # reads it whole, refuses what is wrong with it
-    plan = prepare(order, surveyed, scratch)                      # sets up a copy of the boot partition
+    surveyed = survey(image, scratch / "boot.img", sha256=…)      # reads all of it, and refuses a bad one
+    plan = prepare(request, surveyed, scratch)                    # sets up a copy of the boot partition
     execute(plan, progress)                                       # writes, reads back
 
 Up to `execute` nothing is written but scratch files.
@@ -17,7 +17,7 @@ from devices.cli.run import UsageError
 from devices.firstboot.agent import AgentFile
 from devices.firstboot.bundle import bundle
 from devices.firstboot.settings import BoardSettings
-from devices.flashing.copying import ReadBackDiffers, read_back, replaced, write
+from devices.flashing.copying import ReadBackDiffers, read_back, with_boot_partition, write
 from devices.flashing.fat import Fat
 from devices.flashing.image import Progress, ScratchFull, Survey, blocks
 from devices.flashing.kind import Way
@@ -27,12 +27,12 @@ from devices.profile import Profile
 from devices.wheelhouse import Wheelhouse
 
 Track = Callable[[str, int], AbstractContextManager[Progress]]
-"""Shows the progress of a step: its title and its bytes in all."""
+"""Shows the progress of a step, by its title and its bytes in all."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FlashRequest:
-    """What is asked for: an image for a board, set up for one device, to one place."""
+    """A request: an image for a board, set up for one device, to one target."""
 
     profile: Profile
     settings: BoardSettings
@@ -45,31 +45,31 @@ class FlashRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class FlashPlan:
-    """An order that can be carried out: the image with a boot partition that was set up."""
+    """A request that can be executed: the image with a boot partition that was set up."""
 
-    order: FlashRequest
+    request: FlashRequest
     survey: Survey
     seeded: SeededFiles
     boot: Path
 
 
-def prepare(order: FlashRequest, surveyed: Survey, scratch: Path) -> FlashPlan:
+def prepare(request: FlashRequest, surveyed: Survey, scratch: Path) -> FlashPlan:
     """Check the target, and set up a copy of the boot partition.
 
     Raises TargetRefused, FatUnusable, KindUnknown, ImageInvalid, ScratchFull and UsageError.
     """
-    order.target.check(surveyed.size_bytes)
-    boot = scratch / f"{order.settings.device}.boot.img"
+    request.target.check(surveyed.size_bytes)
+    boot = scratch / f"{request.settings.device}.boot.img"
     try:
         shutil.copyfile(surveyed.boot_copy, boot)
     except OSError as exc:
         raise ScratchFull(scratch, exc) from exc
     fat = Fat(boot)
-    kind = look(fat, order.first_boot)
-    _match(order, kind.system)
-    files = bundle(order.settings, order.agent, order.wheels, order.data, start=kind.way == "cloud-init")
-    seeded = seed(fat, kind, order.settings, files, order.agent.content)
-    return FlashPlan(order=order, survey=surveyed, seeded=seeded, boot=boot)
+    kind = look(fat, request.first_boot)
+    _match(request, kind.system)
+    files = bundle(request.settings, request.agent, request.wheels, request.data, start=kind.way == "cloud-init")
+    seeded = seed(fat, kind, request.settings, files, request.agent.content)
+    return FlashPlan(request=request, survey=surveyed, seeded=seeded, boot=boot)
 
 
 def execute(plan: FlashPlan, track: Track) -> None:
@@ -78,14 +78,14 @@ def execute(plan: FlashPlan, track: Track) -> None:
     Raises TargetRefused if nothing was written, WriteFailed if the target is not what it should be, ImageInvalid.
     """
     survey = plan.survey
-    target = plan.order.target
+    target = plan.request.target
     target.check(survey.size_bytes)
     with target.open() as descriptor:
         with track("writing", survey.size_bytes) as progress:
-            source = replaced(blocks(survey.path), survey.boot, plan.boot)
+            source = with_boot_partition(blocks(survey.path), survey.boot, plan.boot)
             digest, size_bytes = write(descriptor, source, progress)
         if size_bytes != survey.size_bytes:
-            raise WriteFailed(f"{survey.path} has changed while it was read: {target.state_after_failure()}")
+            raise WriteFailed(f"{survey.path} has changed since it was checked: {target.state_after_failure()}")
         try:
             with track("reading back", size_bytes) as progress:
                 read_back(descriptor, size_bytes, digest, progress)
@@ -94,9 +94,9 @@ def execute(plan: FlashPlan, track: Track) -> None:
 
 
 def describe(plan: FlashPlan, stated: bool) -> str:
-    """What will be written where, for people; nothing secret. `stated`: the image's SHA-256 was given and is right."""
-    order, survey, kind = plan.order, plan.survey, plan.seeded.kind
-    settings = order.settings
+    """Return the plan for people, without secrets. `stated`: the image's SHA-256 was given and is right."""
+    request, survey, kind = plan.request, plan.survey, plan.seeded.kind
+    settings, agent = request.settings, request.agent
     wifi = settings.wifi
     access = ", ".join(
         filter(
@@ -113,24 +113,24 @@ def describe(plan: FlashPlan, stated: bool) -> str:
     limit = settings.memory_max_mib
     memory = f"all but {settings.reserve_mib} MiB" if limit is None else f"{limit} MiB"
     released = "" if kind.released is None else f", Raspberry Pi OS of {kind.released}"
-    wheels = order.wheels
+    wheels = request.wheels
     lines = [
-        f"{settings.device}: {order.profile.title}",
+        f"{settings.device}: {request.profile.title}",
         f"  image    {survey.path}, {survey.size_bytes / 1e9:.2f} GB unpacked{released}",
         f"  SHA-256  {survey.file_sha256} ({'as stated' if stated else 'not compared: give --sha256'})",
-        f"  to       {order.target.describe()}",
+        f"  to       {request.target.describe()}",
         f"  boot     {len(plan.seeded.names)} files, {plan.seeded.size_bytes / 1e6:.1f} MB, set up by {kind.way}",
         f"  user     {settings.user}, who enters by {access or 'nothing: give --ssh-key to be able to'}",
         f"  network  {network}",
-        f"  agent    {order.agent.device} of {order.agent.federation} at {order.agent.url}; of the memory {memory}",
+        f"  agent    {agent.device} of {agent.federation} at {agent.url}; of the memory {memory}",
         f"  wheels   {len(wheels.files)} for Python {wheels.python}, {wheels.size_bytes / 1e6:.1f} MB",
     ]
     return "\n".join(lines)
 
 
-def _match(order: FlashRequest, system: str | None) -> None:
-    """Raises UsageError where the wheels are for another Python than the image's."""
-    wheels, profile = order.wheels, order.profile
+def _match(request: FlashRequest, system: str | None) -> None:
+    """Raise UsageError if the wheels are for another Python than the image's."""
+    wheels, profile = request.wheels, request.profile
     known = [each for each in profile.systems if each.name == system]
     if known and known[0].python != wheels.python:
         raise UsageError(

@@ -1,4 +1,4 @@
-"""What an image is, by the files on its boot partition, and how its first boot is told anything.
+"""The kind of an image, by the files on its boot partition: the mechanism that sets up its first boot.
 
 Raspberry Pi OS since trixie (images of October 2025 and later) reads cloud-init's NoCloud files from the partition, as
 do Ubuntu's images for the Raspberry Pi; bookworm runs firstrun.sh when cmdline.txt says so. (boards' release notes;
@@ -19,12 +19,12 @@ _BOOKWORM = "2023-10-10"
 
 
 class KindUnknown(ValueError):
-    """The image is none whose first boot can be set up; the sentence says what was found."""
+    """The first boot of the image cannot be set up; the sentence states what was found."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """An image: how to tell it, its date if it says one, and the system's name in the profiles, if that is known."""
+    """An image: the mechanism of its first boot, its date if it states one, and its system's name in the profiles."""
 
     way: Way
     released: str | None
@@ -32,9 +32,9 @@ class Kind:
 
 
 def kind_of(names: frozenset[str], issue: bytes | None, wanted: Way | None = None) -> Kind:
-    """What the image is. `names` are the files in its boot partition's root that were asked for, `issue` is issue.txt.
+    """Return the kind of an image. `names` are files in its boot partition's root, `issue` is the content of issue.txt.
 
-    `wanted` overrides what was found. Raises KindUnknown.
+    `wanted` overrides the mechanism. Raises KindUnknown.
     """
     match = None if issue is None else _REFERENCE.search(issue)
     released = None if match is None else match[1].decode()
@@ -51,6 +51,6 @@ def kind_of(names: frozenset[str], issue: bytes | None, wanted: Way | None = Non
     if system == "bookworm" and "cmdline.txt" in names:
         return Kind(way="firstrun", released=released, system=system)
     raise KindUnknown(
-        "the boot partition has neither cloud-init's user-data and meta-data nor Raspberry Pi OS's issue.txt: say how "
-        f"its first boot is told with --first-boot {' or '.join(WAYS)}"
+        "the boot partition has neither cloud-init's user-data and meta-data nor Raspberry Pi OS's issue.txt: state "
+        f"the mechanism of its first boot with --first-boot {' or '.join(WAYS)}"
     )

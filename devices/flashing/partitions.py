@@ -1,7 +1,7 @@
 """A disk's partition table, MBR or GPT, and its FAT boot partition, out of the disk's first bytes.
 
-MBR: four entries of 16 bytes from byte 446, the kind at 4, start and length in sectors at 8 and 12, little-endian; 55
-AA at 510. GPT (UEFI specification 2.10, 5.3): a header in sector 1 that says where the entries are, in practice in
+MBR: four entries of 16 bytes from byte 446, with the kind at 4, start and length in sectors at 8 and 12, little-endian;
+55 AA at 510. GPT (UEFI specification 2.10, 5.3): a header in sector 1 that says where the entries are, in practice in
 sector 2 and after: 128 of 128 bytes, each with the kind, an identity, first and last sector.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 SECTOR_BYTES = 512
 HEAD_BYTES = 34 * SECTOR_BYTES
-"""What has to be known of the disk: MBR, GPT header and entries."""
+"""The bytes of the disk that hold MBR, GPT header and entries."""
 FAT_KINDS = frozenset({0x01, 0x04, 0x06, 0x0B, 0x0C, 0x0E, 0xEF})
-"""MBR kinds of FAT partitions, EFI's among them."""
+"""The MBR's kinds of FAT partitions, EFI's included."""
 _PROTECTIVE = 0xEE
 _EFI_SYSTEM = bytes.fromhex("28732ac11ff8d211ba4b00a0c93ec93b")
 _BASIC_DATA = bytes.fromhex("a2a0d0ebe5b9334487c068b6b72699c7")
@@ -24,7 +24,7 @@ _MAX_ENTRIES = 128
 
 
 class PartitionsInvalid(ValueError):
-    """There is no usable partition table, or no FAT partition; the message says which."""
+    """There is no usable partition table, or no FAT partition; the message states which."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ class Partition:
 
     @property
     def end_bytes(self) -> int:
-        """The first byte after it."""
+        """The first byte after the partition."""
         return self.start_bytes + self.size_bytes
 
 
 def boot_partition(head: bytes) -> tuple[Partition, int]:
-    """The first FAT partition, and the byte at which the last partition ends. `head` is the disk's first HEAD_BYTES.
+    """Return the first FAT partition, and the byte at which the last partition ends.
 
-    Raises PartitionsInvalid.
+    `head` is the first HEAD_BYTES of the disk. Raises PartitionsInvalid.
     """
     found = partitions(head)
     for partition in found:
@@ -54,7 +54,7 @@ def boot_partition(head: bytes) -> tuple[Partition, int]:
 
 
 def partitions(head: bytes) -> list[Partition]:
-    """All partitions, in the table's order. Raises PartitionsInvalid."""
+    """Return all partitions, in the table's order. Raises PartitionsInvalid."""
     if len(head) < HEAD_BYTES or head[510:512] != b"\x55\xaa":
         raise PartitionsInvalid("it has no partition table: it is no image of a whole disk")
     entries = [head[446 + 16 * n : 462 + 16 * n] for n in range(4)]

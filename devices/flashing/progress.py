@@ -1,4 +1,4 @@
-"""How far the writing is: a bar in a terminal, nothing where nobody looks."""
+"""The progress of writing: a bar in a terminal, and nothing elsewhere."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from devices.flashing.image import Progress
 
 @contextmanager
 def bar(title: str, size_bytes: int | None) -> Iterator[Progress]:
-    """A bar on the terminal with rate and time left; nothing where stderr is none, or where rich is not installed."""
+    """Show a bar with rate and time left; nothing where standard error is no terminal, or rich is not installed."""
     try:
         from rich.console import Console
         from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn

@@ -16,7 +16,7 @@ _CMDLINE = "cmdline.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class SeededFiles:
-    """What was put onto the partition: names, and bytes in all."""
+    """The files that were put onto the partition: their names, and their bytes in all."""
 
     kind: Kind
     names: tuple[str, ...]
@@ -24,13 +24,16 @@ class SeededFiles:
 
 
 def look(fat: Fat, wanted: Way | None = None) -> Kind:
-    """What the image is. Raises KindUnknown and FatUnusable."""
+    """Return the kind of the image. Raises KindUnknown and FatUnusable."""
     names = frozenset(name for name in _LOOKED_FOR if fat.exists(name))
     return kind_of(names, fat.read("issue.txt") if "issue.txt" in names else None, wanted)
 
 
 def seed(fat: Fat, kind: Kind, settings: BoardSettings, files: Files, token: bytes) -> SeededFiles:
-    """Put a first boot's files there. `token` is agent.toml's content. Raises FatUnusable and ImageInvalid."""
+    """Put a first boot's files onto the partition. Raises FatUnusable and ImageInvalid.
+
+    `token` is the content of agent.toml.
+    """
     country = None if settings.wifi is None else settings.wifi.country
     line = fat.read(_CMDLINE) if fat.exists(_CMDLINE) else None
     own: Files = {f"{FOLDER}/{name}": data for name, data in files.items()}

@@ -1,7 +1,7 @@
-"""Where an image goes: a disk, or a file. Opened only after all that can be refused was refused.
+"""The target of an image: a disk, or a file. It is opened only after all checks.
 
-A file is written under a name of its own and renamed when all of it is there and read back: it never appears
-half-written. A disk that could not be written to its end says so.
+A file is written under another name and renamed when all of it is written and read back: it never appears half-written.
+A disk that could not be written to its end raises WriteFailed.
 """
 
 import errno
@@ -17,7 +17,7 @@ _RESERVE_BYTES = 1 << 20
 
 
 class WriteFailed(Exception):
-    """The target could not be written to its end; the sentence says what is left there."""
+    """The target could not be written to its end; the sentence states what is left there."""
 
 
 class DiskTarget:
@@ -28,21 +28,21 @@ class DiskTarget:
         self._disk = find_disk(path, root)
 
     def describe(self) -> str:
-        """The disk."""
+        """Return the disk for people."""
         return f"{self._disk}: all that is on it is lost"
 
     def check(self, need_bytes: int) -> None:
-        """Raises TargetRefused."""
+        """Raise TargetRefused if `need_bytes` may not be written."""
         self._disk = find_disk(self._path, self._root)  # as it is now, not when it was named
         refuse(self._disk, need_bytes)
 
     def state_after_failure(self) -> str:
-        """What is there after a failure."""
+        """Return what is left after a failure."""
         return f"{self._path} is not usable and will not boot"
 
     @contextmanager
     def open(self) -> Iterator[int]:
-        """The disk, for this process alone. Raises TargetRefused, and WriteFailed once something was written."""
+        """Open the disk for this process alone. Raises TargetRefused, and WriteFailed once something was written."""
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         except PermissionError as exc:
@@ -70,11 +70,11 @@ class FileTarget:
         self._part = path.with_name(path.name + ".part")
 
     def describe(self) -> str:
-        """The file."""
+        """Return the file for people."""
         return f"{self._path} (a file{', which is replaced' if self._path.exists() else ''})"
 
     def check(self, need_bytes: int) -> None:
-        """Raises TargetRefused."""
+        """Raise TargetRefused if `need_bytes` may not be written."""
         folder = os.statvfs(self._path.parent)
         free_bytes = folder.f_bavail * folder.f_frsize
         if free_bytes < need_bytes + _RESERVE_BYTES:
@@ -86,12 +86,12 @@ class FileTarget:
             raise TargetRefused(f"{self._path.parent} may not be written by this user")
 
     def state_after_failure(self) -> str:
-        """What is there after a failure."""
+        """Return what is left after a failure."""
         return f"{self._path} is as it was before"
 
     @contextmanager
     def open(self) -> Iterator[int]:
-        """A new file that takes the target's name at the end. Raises TargetRefused and WriteFailed."""
+        """Open a new file, which takes the target's name at the end. Raises TargetRefused and WriteFailed."""
         try:
             descriptor = os.open(self._part, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         except OSError as exc:
@@ -110,7 +110,7 @@ class FileTarget:
 
 
 def open_target(path: Path, root: Path = Path("/")) -> DiskTarget | FileTarget:
-    """The target that a path names: what is in /dev is a disk or nothing. Raises TargetRefused."""
+    """Return the target that a path names; a path in /dev must be a disk. Raises TargetRefused."""
     if path.is_block_device() or _DEV in path.absolute().parents:
         return DiskTarget(path, root)
     if path.exists() and not path.is_file() and not path.is_dir():

@@ -1,4 +1,4 @@
-"""Power meters: what a board, or something between it and the wall, can say about its energy."""
+"""Power meters: sensors of the board, and plugs between it and the wall."""
 
 # coverage: every branch
 

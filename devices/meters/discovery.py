@@ -1,4 +1,4 @@
-"""Which meter to use: by name, or the best that this board has."""
+"""Opening a meter: by the name of its source, or the best one of this board."""
 
 # coverage: every branch
 
@@ -22,22 +22,23 @@ FORMS = (
     "mqtt://HOST[:PORT]/TOPIC[#JSON.PATH]"
 )
 FIRST_S = 15.0
-"""How long to wait for a plug's first message."""
+"""The longest wait for a plug's first message."""
 
 Listen = Callable[[str, str, Callable[[bytes], None]], Callable[[], None]]
-"""Subscribes: broker's URL, topic, who takes payloads; gives what ends it. Raises ValueError for a URL that is none."""
+"""Subscribes to a topic: takes the broker's URL, the topic and a receiver of payloads, and returns what ends the
+subscription. Raises ValueError for text that is no broker's URL."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """A meter, or none, and of every source that was tried before it why it cannot be used."""
+    """A meter, or none, and the reasons why the sources that were tried before it cannot be used."""
 
     meter: Meter | None
     reasons: tuple[str, ...]
 
 
 def discover(root: Path = Path("/")) -> Found:
-    """The best meter of this board: the nearer to the whole board, the better.
+    """Open the best meter of this board: the nearer to the whole board, the better.
 
     In this order: current sensors (INA chips) and ACPI's power meter, the Raspberry Pi's power chip, industrial I/O,
     RAPL (processor and memory), then any other sensor of the kernel, such as a graphics card's; never a model.
@@ -54,7 +55,7 @@ def discover(root: Path = Path("/")) -> Found:
 def open_source(
     source: str, *, root: Path = Path("/"), listen: Listen | None = None, first_s: float = FIRST_S
 ) -> Found:
-    """The meter that `source` names (see FORMS). Raises ValueError if it names none."""
+    """Open the meter that `source` names (see FORMS). Raises ValueError if it names none."""
     if source == "auto":
         return discover(root)
     if source == "none":
@@ -95,7 +96,7 @@ def _open_other(root: Path) -> Meter:
 
 
 def _open_hwmon(which: str, root: Path) -> Meter:
-    """All that hwmon has, or the chip of this name or folder (`ina226`, `hwmon3`)."""
+    """Open all of hwmon's chips, or the chip of this name or folder (`ina226`, `hwmon3`)."""
     chips = find_chips(root)
     if which:
         chosen = [chip for chip in chips if which in {chip.name, chip.folder.name, chip.folder.parent.name}]
@@ -109,7 +110,7 @@ def _open_hwmon(which: str, root: Path) -> Meter:
 
 
 def _open_best(chips: list[Chip]) -> Meter:
-    """A Jetson's chips together: they share out one board's rails. Of others the first, as one may feed another."""
+    """Open a Jetson's chips together, as they share the board's rails; of others the first, as one may feed another."""
     for group in ("ina238", "ina3221", "ina3221x"):
         same = [chip for chip in chips if chip.name.split("-")[0] == group]
         if same:
@@ -134,14 +135,14 @@ def _open_model(text: str, root: Path) -> Meter:
 
 def _open_plug(source: str, listen: Listen | None, first_s: float) -> Meter:
     if listen is None:
-        raise MeterAbsent("mqtt: no MQTT client is at hand here")
+        raise MeterAbsent("mqtt: there is no MQTT client here")
     parts = urlsplit(source)
     topic = parts.path.removeprefix("/")
     if not parts.netloc or not topic or any(sign in topic for sign in "+#\0") or parts.query:
         raise ValueError(f"{source[:200]!r} names no plug: write mqtt://HOST[:PORT]/TOPIC[#JSON.PATH]")
     meter = PlugMeter(topic, parts.fragment or None)
-    meter.on_close = listen(f"{parts.scheme}://{parts.netloc}", topic, meter.take)
-    if not meter.wait(first_s):
+    meter.on_close = listen(f"{parts.scheme}://{parts.netloc}", topic, meter.on_message)
+    if not meter.wait_for_watts(first_s):
         meter.close()
         raise MeterAbsent(f"mqtt: no watts came on {topic} within {first_s:g} s: check broker, topic and JSON path")
     return meter

@@ -24,19 +24,19 @@ _CHANNELS_3221 = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A folder of hwmon with something to measure power by."""
+    """A folder of hwmon that measures power."""
 
     folder: Path
     name: str
 
     @property
     def is_ina(self) -> bool:
-        """A current sensor of the INA family."""
+        """Whether the chip is a current sensor of the INA family."""
         return INA.fullmatch(self.name) is not None
 
 
 def find_chips(root: Path) -> list[Chip]:
-    """All chips that measure power, in the order of their numbers."""
+    """Return all chips that measure power, in the order of their numbers."""
     base = root / "sys/class/hwmon"
     folders = sorted(base.glob("hwmon*"), key=numbered)
     # Old kernels keep the attributes one folder deeper.
@@ -46,7 +46,7 @@ def find_chips(root: Path) -> list[Chip]:
 
 
 def open_chips(chips: list[Chip], label: str) -> RailMeter:
-    """A meter that adds what chips of one kind measure. Raises MeterAbsent."""
+    """Open a meter that adds the power of chips of one kind. Raises MeterAbsent."""
     rails: list[Rail] = []
     try:
         for chip in chips:
@@ -77,7 +77,7 @@ def _facts(chips: list[Chip], label: str, rails: list[Rail]) -> MeterFacts:
     # Steps of 1 mA at 5 V where volts and amperes are multiplied. INA chips err by 0.5 to 1 %, the shunt adds as much.
     return MeterFacts(
         source=label,
-        covers=f"{names}: what hangs on these rails, and nothing before them",
+        covers=f"{names}: all that these rails feed, and nothing before them",
         rate_hz=max(rate_hz, 0.2),
         resolution=0.005 * len(rails),
         gain_error=0.02 if ina else 0.05,
@@ -85,7 +85,7 @@ def _facts(chips: list[Chip], label: str, rails: list[Rail]) -> MeterFacts:
 
 
 def _pairs(chip: Chip) -> list[tuple[str, Path | None, Path | None, Path | None]]:
-    """Of every channel its name, and its power's file or its voltage's and its current's."""
+    """Return each channel's name, and the file of its power or those of its voltage and current."""
     folder = chip.folder
     files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     powers: dict[int, str] = {}

@@ -1,7 +1,8 @@
 """INA219, INA226 and INA260 on an I²C bus that no kernel driver serves: /dev/i2c-<n>.
 
 The chip stays as it was set up: with its defaults after power-on it converts all the time. INA219 and INA226 measure
-the voltage over a shunt whose resistance has to be told; INA260 has its own. Registers are 16 bits, high byte first.
+the voltage over a shunt, whose resistance the source states; INA260 has its own. Registers have 16 bits, high byte
+first.
 (Texas Instruments SBOS448, SBOS547, SBOS656)
 """
 
@@ -19,20 +20,20 @@ _SPEC = re.compile(r"(ina\d+)@(0x[0-9a-f]{1,2})(?:,bus=(\d{1,3}))?(?:,shunt=(\d+
 
 
 class Bus(Protocol):
-    """One chip on a bus."""
+    """A seam: one chip on a bus."""
 
     def word(self, register: int) -> int:
-        """A register, 0 to 65535. Raises OSError."""
+        """Return a register, 0 to 65535. Raises OSError."""
         ...
 
     def close(self) -> None:
-        """Let go of the bus."""
+        """Close the bus."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
-class Form:
-    """How a kind of chip counts: registers, and what a step of them is worth.
+class ChipRegisters:
+    """The registers of a kind of chip, and the size of a step in each.
 
     `current_step` is volts over the shunt, or amperes for a chip with a shunt of its own.
     """
@@ -45,10 +46,12 @@ class Form:
     voltage_register: int = 2
 
 
-FORMS = {
-    "ina219": Form(current_register=1, current_step=10e-6, needs_shunt=True, voltage_step=4e-3, voltage_shift=3),
-    "ina226": Form(current_register=1, current_step=2.5e-6, needs_shunt=True, voltage_step=1.25e-3),
-    "ina260": Form(current_register=1, current_step=1.25e-3, needs_shunt=False, voltage_step=1.25e-3),
+CHIPS = {
+    "ina219": ChipRegisters(
+        current_register=1, current_step=10e-6, needs_shunt=True, voltage_step=4e-3, voltage_shift=3
+    ),
+    "ina226": ChipRegisters(current_register=1, current_step=2.5e-6, needs_shunt=True, voltage_step=1.25e-3),
+    "ina260": ChipRegisters(current_register=1, current_step=1.25e-3, needs_shunt=False, voltage_step=1.25e-3),
 }
 
 
@@ -64,26 +67,26 @@ class DeviceBus:
             raise
 
     def word(self, register: int) -> int:
-        """A register. Raises OSError."""
+        """Return a register. Raises OSError."""
         os.write(self._descriptor, bytes([register]))
         return int.from_bytes(os.read(self._descriptor, 2), "big")
 
     def close(self) -> None:
-        """Let go of the bus."""
+        """Close the bus."""
         os.close(self._descriptor)
 
 
 class InaMeter:
-    """Power through one INA chip. Raises MeterAbsent."""
+    """The power through one INA chip. Raises MeterAbsent."""
 
     def __init__(self, kind: str, bus: Bus, shunt_ohm: float | None) -> None:
-        form = FORMS.get(kind.lower())
-        if form is None:
-            raise MeterAbsent(f"i2c: {kind} is not known; known are {', '.join(FORMS)}")
-        if form.needs_shunt and not (shunt_ohm and shunt_ohm > 0):
+        chip = CHIPS.get(kind.lower())
+        if chip is None:
+            raise MeterAbsent(f"i2c: {kind} is not known; known are {', '.join(CHIPS)}")
+        if chip.needs_shunt and not (shunt_ohm and shunt_ohm > 0):
             raise MeterAbsent(f"i2c: {kind} needs the resistance of its shunt in ohms, as in {kind}@0x40,shunt=0.1")
-        self._form, self._bus = form, bus
-        self._step_a = form.current_step / (shunt_ohm or 1.0) if form.needs_shunt else form.current_step
+        self._chip, self._bus = chip, bus
+        self._step_a = chip.current_step / (shunt_ohm or 1.0) if chip.needs_shunt else chip.current_step
         if self.read() is None:
             raise MeterAbsent(f"i2c: no {kind} answers")
         self.facts = MeterFacts(
@@ -95,24 +98,24 @@ class InaMeter:
         )
 
     def read(self) -> tuple[float, ...] | None:
-        """Power in watts; None if the chip does not answer."""
+        """Return the power in watts; None if the chip does not answer."""
         try:
-            raw = self._bus.word(self._form.current_register)
+            raw = self._bus.word(self._chip.current_register)
             voltage = (
-                self._bus.word(self._form.voltage_register) >> self._form.voltage_shift
-            ) * self._form.voltage_step
+                self._bus.word(self._chip.voltage_register) >> self._chip.voltage_shift
+            ) * self._chip.voltage_step
         except OSError:
             return None
         signed = raw - 0x10000 if raw & 0x8000 else raw
         return (max(0.0, signed * self._step_a * voltage),)
 
     def close(self) -> None:
-        """Let go of the bus."""
+        """Close the bus."""
         self._bus.close()
 
 
 def open_i2c(spec: str, root: Path = Path("/")) -> InaMeter:
-    """A meter as `ina226@0x40,bus=1,shunt=0.1` describes it. Raises ValueError for another form, and MeterAbsent."""
+    """Open the chip that `ina226@0x40,bus=1,shunt=0.1` describes. Raises MeterAbsent; ValueError for another form."""
     match = _SPEC.fullmatch(spec)
     if match is None:
         raise ValueError(f"{spec!r} does not describe a chip: write as in ina226@0x40,bus=1,shunt=0.1")

@@ -1,7 +1,7 @@
 """Power sensors under the kernel's industrial I/O: INA3221 on Jetson modules up to JetPack 4, and ina2xx-adc.
 
-NVIDIA's driver has `in_power<n>_input` in milliwatts and `rail_name_<n>`; the mainline driver has `in_power<n>_raw`, to
-be multiplied by `in_power<n>_scale`, in milliwatts.
+NVIDIA's driver has `in_power<n>_input` in milliwatts and `rail_name_<n>`; the mainline driver has `in_power<n>_raw`,
+which times `in_power<n>_scale` is in milliwatts.
 """
 
 # coverage: every branch
@@ -21,7 +21,7 @@ _POWER = re.compile(r"in_power(\d+)_(input|raw)")
 
 
 def open_iio(root: Path = Path("/")) -> RailMeter:
-    """A meter of what industrial I/O measures. Raises MeterAbsent."""
+    """Open a meter of the power that industrial I/O measures. Raises MeterAbsent."""
     folders = {path.resolve(): path for place in reversed(_PLACES) for path in root.glob(place)}
     rails: list[Rail] = []
     for folder in sorted(folders, key=numbered):
@@ -35,7 +35,7 @@ def open_iio(root: Path = Path("/")) -> RailMeter:
     meter = RailMeter(
         MeterFacts(
             source="iio",
-            covers=f"{', '.join(rail.name for rail in chosen)}: what hangs on these rails, and nothing before them",
+            covers=f"{', '.join(rail.name for rail in chosen)}: all that these rails feed, and nothing before them",
             rate_hz=INA_HZ,
             resolution=0.005 * len(chosen),
             gain_error=0.02,

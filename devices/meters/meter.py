@@ -1,8 +1,6 @@
-"""What every meter here says about itself, and how the files of a running kernel are read.
+"""The interface of all meters, and readers of a running kernel's files.
 
-Meters have `facts`, `read()` and `close()`; `read` gives one value in watts, or every counter in joules, or None if the
-sensor cannot be read at that moment. They take the root of the file system as an argument, so that a recorded tree can
-stand for a board.
+Meters take the root of the file system as an argument, so that a recorded tree can stand for a board.
 """
 
 # coverage: every branch
@@ -15,11 +13,11 @@ import msgspec
 
 MAX_NUMBER_BYTES = 64
 INA_HZ = 51.0
-"""How often INA chips are read: 50 times a second, with some to spare for readings that come late."""
+"""The rate at which INA chips are read: 50 times a second, with a margin for readings that come late."""
 
 
 class MeterAbsent(Exception):
-    """A meter is not on this board or cannot be used; the message is one sentence that says why and what to do."""
+    """A meter is not on this board or cannot be used; the message is one sentence with the reason and what to do."""
 
 
 class MeterFacts(msgspec.Struct, frozen=True, kw_only=True, array_like=True):
@@ -62,7 +60,7 @@ class Meter(Protocol):
 
 
 class NumberFile:
-    """A file of the kernel's that holds one number, kept open: reading it again is one system call.
+    """An open file of the kernel with one number in it: reading it again is one system call.
 
     Raises OSError if it cannot be opened.
     """
@@ -71,19 +69,19 @@ class NumberFile:
         self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def read(self) -> float | None:
-        """The number; None if it is not one or cannot be read now."""
+        """Return the number; None if the file holds none or cannot be read now."""
         try:
             return float(int(os.pread(self.descriptor, MAX_NUMBER_BYTES, 0)))
         except (OSError, ValueError):
             return None
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         os.close(self.descriptor)
 
 
 def read_text(path: Path) -> str | None:
-    """A small file's text without the white space around it; None if it cannot be read."""
+    """Return a small file's text without the white space around it; None if it cannot be read."""
     try:
         return path.read_bytes()[:4096].decode("utf-8", "replace").strip()
     except OSError:
@@ -91,7 +89,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_number(path: Path) -> float | None:
-    """The number in a small file, however it is written; None if there is none."""
+    """Return the number in a small file; None if there is none."""
     text = read_text(path)
     try:
         return None if text is None else float(text)
@@ -100,6 +98,6 @@ def read_number(path: Path) -> float | None:
 
 
 def numbered(path: Path) -> tuple[str, int]:
-    """Sorts hwmon2 before hwmon10."""
+    """Return a key that sorts hwmon2 before hwmon10."""
     digits = "".join(filter(str.isdigit, path.name))
     return path.name.rstrip("0123456789"), int(digits or 0)

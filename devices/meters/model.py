@@ -1,7 +1,7 @@
-"""No meter: watts estimated from how busy the processor is. Whatever comes of it is labelled `estimated`.
+"""No meter: watts estimated from how busy the processor is. Every figure of it is labelled `estimated`.
 
-power = idle + (full − idle) · utilisation, with the board's watts when idle and when all cores compute, as its maker or
-somebody's meter states them. Utilisation is the busy share of all cores since the reading before (/proc/stat).
+power = idle + (full − idle) · utilisation, with the board's watts when idle and when all cores compute, as its maker
+or a meter states them. Utilisation is the busy share of all cores since the reading before (/proc/stat).
 """
 
 # coverage: every branch
@@ -15,7 +15,7 @@ _GUEST_FIELD = 8  # guest time is in user time already
 
 
 class ModelMeter:
-    """Estimates power between two stated values. Raises MeterAbsent, and ValueError for watts that make no sense."""
+    """Estimates power between two stated values. Raises MeterAbsent; ValueError unless 0 ≤ idle ≤ full watts."""
 
     def __init__(self, idle_w: float, full_w: float, root: Path = Path("/")) -> None:
         if not 0 <= idle_w <= full_w < 1e5:
@@ -37,7 +37,7 @@ class ModelMeter:
         )
 
     def read(self) -> tuple[float, ...] | None:
-        """Estimated power in watts."""
+        """Return the estimated power in watts."""
         times = self._times()
         if times is None:
             return None
@@ -48,10 +48,10 @@ class ModelMeter:
         return (self._idle_w + (self._full_w - self._idle_w) * self._share,)
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Close nothing: no file is kept open."""
 
     def _times(self) -> tuple[int, int] | None:
-        """Busy time and all time of all cores since boot."""
+        """Return the busy time and all time of all cores since boot."""
         words = (read_text(self._path) or "").split("\n", 1)[0].split()
         if words[:1] != ["cpu"]:
             return None

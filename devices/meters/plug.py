@@ -1,6 +1,6 @@
 """A metering plug that publishes its watts on an MQTT topic: Tasmota, Shelly, Zigbee2MQTT and the like.
 
-The MQTT client is somebody else's: it hands over payloads. The last value holds until the next one comes; after
+The MQTT client is another part's, which passes payloads on. The last value holds until the next one comes; after
 `stale_s` without one nothing is measured.
 """
 
@@ -17,11 +17,11 @@ from devices.meters.meter import MeterFacts
 MAX_PAYLOAD_BYTES = 1 << 16
 MAX_W = 100_000.0
 PATHS = ("ENERGY.Power", "apower", "power", "StatusSNS.ENERGY.Power")
-"""Where the usual plugs put watts, tried in this order if no path is given."""
+"""The places where the usual plugs put watts, tried in this order if no path is given."""
 
 
 def watts(payload: bytes, path: str | None) -> float | None:
-    """Watts out of a payload: a plain number, or JSON with the value at `path` (names and indices between dots)."""
+    """Return the watts in a payload: a number, or JSON with the value at `path` (names and indices between dots)."""
     if len(payload) > MAX_PAYLOAD_BYTES:
         return None
     try:
@@ -59,7 +59,7 @@ def _number(value: object) -> float | None:
 
 
 class PlugMeter:
-    """The last watts that a plug has published. `take` may be called from another thread than `read`."""
+    """The last watts that a plug has published. Another thread than that of `read` may call `on_message`."""
 
     def __init__(
         self,
@@ -75,33 +75,33 @@ class PlugMeter:
         self._clock = clock
         self.on_close = on_close
         self._last: tuple[float, float] | None = None
-        self._heard = threading.Event()
+        self._received = threading.Event()
         self.facts = MeterFacts(
             source=f"mqtt:{topic}",
-            covers="all that hangs on the plug, the power supply's losses included",
+            covers="all that the plug feeds, the power supply's losses included",
             rate_hz=1.0,
             resolution=1.0,
             gain_error=0.02,
         )
 
-    def take(self, payload: bytes) -> None:
-        """A message of the topic; one without watts is passed over."""
+    def on_message(self, payload: bytes) -> None:
+        """Take the watts of a message of the topic; one without watts is ignored."""
         power_w = watts(payload, self._path)
         if power_w is not None:
             self._last = (self._clock(), power_w)
-            self._heard.set()
+            self._received.set()
 
-    def wait(self, seconds: float) -> bool:
-        """Whether watts have come within so many seconds."""
-        return self._heard.wait(seconds)
+    def wait_for_watts(self, seconds: float) -> bool:
+        """Wait at most `seconds` for the first watts; return whether they have come."""
+        return self._received.wait(seconds)
 
     def read(self) -> tuple[float, ...] | None:
-        """The last watts; None if they are too old."""
+        """Return the last watts; None if they are too old."""
         last = self._last
         if last is None or self._clock() - last[0] > self._stale_s:
             return None
         return (last[1],)
 
     def close(self) -> None:
-        """Stop listening."""
+        """End the subscription."""
         self.on_close()

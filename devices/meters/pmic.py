@@ -19,7 +19,7 @@ _READING = re.compile(
 
 
 def rails_w(text: str) -> dict[str, float]:
-    """Power by rail out of what `pmic_read_adc` prints: every rail that has a current and a voltage."""
+    """Return the power of each rail in the output of `pmic_read_adc` that has a current and a voltage."""
     found: dict[tuple[str, str], float] = {}
     for name, kind, value, unit in _READING.findall(text):
         if kind == unit:
@@ -29,7 +29,7 @@ def rails_w(text: str) -> dict[str, float]:
 
 
 class PmicMeter:
-    """Adds the rails' power. Raises MeterAbsent."""
+    """The rails' power together. Raises MeterAbsent."""
 
     def __init__(self, ask: Ask) -> None:
         self._ask = ask
@@ -48,7 +48,7 @@ class PmicMeter:
         )
 
     def read(self) -> tuple[float, ...] | None:
-        """Power in watts; None if a rail that was there at first is missing."""
+        """Return the power in watts; None if a rail that was there at first is missing."""
         try:
             powers = rails_w(self._ask("pmic_read_adc"))
         except FirmwareSilent:
@@ -56,4 +56,4 @@ class PmicMeter:
         return (sum(powers.values()),) if self._rails <= powers.keys() else None
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Close nothing: the firmware is kept open by its opener."""

@@ -10,15 +10,15 @@ from os import pread
 from devices.meters.meter import MAX_NUMBER_BYTES, MeterFacts, NumberFile
 
 INLETS = ("VDD_IN", "POM_5V_IN", "VDD_5V_IN", "5V_IN", "VIN", "VIN_SYS", "VDD_MUX")
-"""Rails of Jetson modules that carry everything the others do (VDD_IN: Orin Nano, Orin NX, Xavier NX, TX2)."""
+"""Rails of Jetson modules that feed all others (VDD_IN: Orin Nano, Orin NX, Xavier NX, TX2)."""
 PARTS = ("VDDQ_VDD2_1V8AO",)
-"""Rails that are fed by another measured rail: AGX Orin's memory hangs on VIN_SYS_5V0."""
+"""Rails that another measured rail feeds: VIN_SYS_5V0 feeds AGX Orin's memory."""
 UNUSED = re.compile(r"NC|sum of shunt voltages|", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rail:
-    """One power: a file of its own, or a voltage and a current. Factors turn the files' numbers into watts."""
+    """The power of one rail: a file of its own, or a voltage and a current; `factor` turns their product into watts."""
 
     name: str
     factor: float
@@ -28,17 +28,17 @@ class Rail:
 
     @property
     def files(self) -> tuple[NumberFile, ...]:
-        """What is read; the product of their numbers and the factor is the power."""
+        """The files to read; the product of their numbers and the factor is the power."""
         return tuple(file for file in (self.power, self.voltage, self.current) if file is not None)
 
     def close(self) -> None:
-        """Let go of the files."""
+        """Close the files."""
         for file in self.files:
             file.close()
 
 
 def whole_board(rails: Sequence[Rail]) -> list[Rail]:
-    """The rails to add: the inlet alone where there is one, else all that are not part of another."""
+    """Return the rails to add: the inlet alone if there is one, or else all that no other measured rail feeds."""
     for inlet in INLETS:
         found = [rail for rail in rails if rail.name.upper() == inlet]
         if found:
@@ -47,9 +47,9 @@ def whole_board(rails: Sequence[Rail]) -> list[Rail]:
 
 
 class RailMeter:
-    """Adds the power of some rails.
+    """The power of some rails together.
 
-    It is read fifty times a second on boards that have other things to do: so all of it is in one loop.
+    It is read fifty times a second beside the training, so all of the work is in one loop.
     """
 
     def __init__(self, facts: MeterFacts, rails: Sequence[Rail]) -> None:
@@ -58,7 +58,7 @@ class RailMeter:
         self._reads = tuple((rail.factor, tuple(file.descriptor for file in rail.files)) for rail in rails)
 
     def read(self) -> tuple[float, ...] | None:
-        """Power in watts; None if a rail cannot be read. A little below zero, by an offset, is zero."""
+        """Return the power in watts; None if a rail cannot be read. A rail below zero, by an offset, counts as zero."""
         total_w = 0.0
         try:
             for power_w, descriptors in self._reads:
@@ -71,7 +71,7 @@ class RailMeter:
         return (total_w,)
 
     def close(self) -> None:
-        """Let go of the rails."""
+        """Close the rails' files."""
         for rail in self._rails:
             rail.close()
         self._rails = []

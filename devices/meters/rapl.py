@@ -18,7 +18,7 @@ _DEFAULT_RANGE_UJ = 2.0**32
 
 
 class RaplMeter:
-    """Counts joules of processor packages and memory. Raises MeterAbsent."""
+    """The joules of processor packages and memory. Raises MeterAbsent."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         base = root / "sys/class/powercap"
@@ -57,13 +57,13 @@ class RaplMeter:
         )
 
     def read(self) -> tuple[float, ...] | None:
-        """The counters, in joules."""
+        """Return the counters, in joules; None if one cannot be read now."""
         values = [counter.read() for counter in self._counters]
         found = tuple(value / 1e6 for value in values if value is not None)
         return found if len(found) == len(values) else None
 
     def close(self) -> None:
-        """Let go of the counters."""
+        """Close the counters' files."""
         for counter in self._counters:
             counter.close()
         self._counters = []

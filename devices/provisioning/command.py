@@ -1,4 +1,4 @@
-"""`python -m devices jetson` and `python -m devices provision`. Without --yes both only say what they would do."""
+"""`python -m devices jetson` and `python -m devices provision`. Without --yes both only show what they would do."""
 
 import argparse
 import getpass
@@ -9,18 +9,18 @@ from pathlib import Path
 from devices.cli.run import DONE, NOT_CONFIRMED, UsageError
 from devices.firstboot.bundle import bundle
 from devices.flashing import flags
-from devices.flashing.card import BoardSetup, Enrol, decide
+from devices.flashing.card import BoardSetup, Enrol, board_setup
 from devices.provisioning.jetson import SCRIPT, check, place, placement
 from devices.provisioning.ssh import HostUnusable, SshHost, discard, install, look, send
 
 _NEEDED = ("device", "board", "wheels")
 _BOARD = [name for name in flags.HELP if name not in flags.ONLY_A_CARD]
 _OF_A_PERSON = ("user", "ssh_key", "password_hash_file", "timezone", "wifi", "wifi_password_file", "wifi_country")
-"""What a board that runs already has."""
+"""The entries that a running board already has."""
 
 
 def add_arguments(jetson: argparse.ArgumentParser, provision: argparse.ArgumentParser, enrol: Enrol) -> None:
-    """The arguments of both commands."""
+    """Add the arguments of both commands."""
     flags.add(jetson, [name for name in _BOARD if name != "password_hash_file"])
     jetson.add_argument(
         "--l4t", type=Path, required=True, metavar="FOLDER", help="Linux_for_Tegra, with the sample root file system"
@@ -37,16 +37,16 @@ def add_arguments(jetson: argparse.ArgumentParser, provision: argparse.ArgumentP
 def _jetson(args: argparse.Namespace, enrol: Enrol) -> int:
     """0 placed, 1 not confirmed."""
     with tempfile.TemporaryDirectory(prefix="mas-edge-jetson-") as name:
-        decided = _decided(args, Path(name), enrol)
-        if decided.profile.family != "jetson":
-            raise UsageError(f"{decided.profile.title} is no Jetson: use `python -m devices flash`")
-        rootfs = check(args.l4t, decided.profile, decided.settings)
-        files = bundle(decided.settings, decided.agent, decided.wheels, decided.data, start=True)
-        found = placement(args.l4t, rootfs, decided.profile, decided.settings, files)
+        setup = _setup(args, Path(name), enrol)
+        if setup.profile.family != "jetson":
+            raise UsageError(f"{setup.profile.title} is no Jetson: use `python -m devices flash`")
+        rootfs = check(args.l4t, setup.profile, setup.settings)
+        files = bundle(setup.settings, setup.agent, setup.wheels, setup.data, start=True)
+        found = placement(args.l4t, rootfs, setup.profile, setup.settings, files)
         size_bytes = sum(len(d) if isinstance(d, bytes) else d.stat().st_size for d, _mode in found.files.values())
-        print(f"{decided.settings.device}: {decided.profile.title}")
+        print(f"{setup.settings.device}: {setup.profile.title}")
         print(f"  into     {rootfs}: {len(found.files)} files, {size_bytes / 1e6:.1f} MB")
-        print(f"  agent    {decided.agent.device} of {decided.agent.federation} at {decided.agent.url}")
+        print(f"  agent    {setup.agent.device} of {setup.agent.federation} at {setup.agent.url}")
         print(f"  commands in {args.l4t / SCRIPT}, which were not tried on a board:")
         print("".join(f"    {line}\n" for line in found.script.splitlines() if not line.startswith("#")), end="")
         if not args.yes:
@@ -58,12 +58,12 @@ def _jetson(args: argparse.Namespace, enrol: Enrol) -> int:
 
 
 def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
-    """0 set up, 1 not confirmed."""
+    """Set up a board over SSH; return 0 if it was set up, 1 if not confirmed."""
     host = SshHost(name=args.ssh, port=args.port, config=args.ssh_config)
     with tempfile.TemporaryDirectory(prefix="mas-edge-provision-") as name:
-        decided = _decided(args, Path(name), enrol)
-        settings, wheels = decided.settings, decided.wheels
-        files = bundle(settings, decided.agent, wheels, decided.data, start=True)
+        setup = _setup(args, Path(name), enrol)
+        settings, wheels = setup.settings, setup.wheels
+        files = bundle(settings, setup.agent, wheels, setup.data, start=True)
         seen = look(host, settings.python, settings.python_path)
         try:
             if seen.machine != wheels.architecture or seen.python != settings.python:
@@ -72,8 +72,8 @@ def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
                     f"{wheels.architecture} and Python {settings.python}: make them for it with "
                     "`python -m devices wheelhouse`"
                 )
-            print(f"{settings.device}: {decided.profile.title} at {host.name}, {seen.machine}, Python {seen.python}")
-            print(f"  agent    {decided.agent.device} of {decided.agent.federation} at {decided.agent.url}")
+            print(f"{settings.device}: {setup.profile.title} at {host.name}, {seen.machine}, Python {seen.python}")
+            print(f"  agent    {setup.agent.device} of {setup.agent.federation} at {setup.agent.url}")
             print(f"  wheels   {len(wheels.files)}, {wheels.size_bytes / 1e6:.1f} MB")
             if not args.yes:
                 print("nothing was changed there: the same command with --yes sets it up")
@@ -85,5 +85,5 @@ def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
     return DONE
 
 
-def _decided(args: argparse.Namespace, scratch: Path, enrol: Enrol) -> BoardSetup:
-    return decide(flags.card(args), scratch, enrol, getpass.getpass if sys.stdin.isatty() else None, _NEEDED)
+def _setup(args: argparse.Namespace, scratch: Path, enrol: Enrol) -> BoardSetup:
+    return board_setup(flags.card(args), scratch, enrol, getpass.getpass if sys.stdin.isatty() else None, _NEEDED)

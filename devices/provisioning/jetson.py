@@ -1,8 +1,7 @@
 """A Jetson's first boot, put into the root file system that NVIDIA's tools flash, and the commands that flash it.
 
-A Jetson has no FAT partition to tell it anything: the folder that install.sh lies in goes into `rootfs/`, with a
-service that runs it once. Flashing needs the board in recovery mode on a USB cable; the commands are written down, not
-run.
+A Jetson has no FAT partition for its first boot: the folder of install.sh goes into `rootfs/`, with a service that runs
+it once. Flashing needs the board in recovery mode on a USB cable; the commands are written to a script and not run.
 (NVIDIA Jetson Linux Developer Guide, quick start and flashing support)
 """
 
@@ -41,12 +40,12 @@ WantedBy=multi-user.target
 
 
 class RootfsUnusable(Exception):
-    """The folder is no Jetson Linux with a root file system, or not the board's; the sentence says what to do."""
+    """The folder is no Jetson Linux with a root file system, or not the board's; the sentence states what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Files with their modes by place below the root file system, and the script of commands."""
+    """Files with their modes by path below the root file system, and the script of commands."""
 
     rootfs: Path
     files: dict[str, tuple[bytes | Path, int]]
@@ -54,7 +53,7 @@ class Placement:
 
 
 def check(folder: Path, profile: Profile, settings: BoardSettings) -> Path:
-    """The root file system in a `Linux_for_Tegra` folder. Raises RootfsUnusable."""
+    """Return the root file system in a `Linux_for_Tegra` folder. Raises RootfsUnusable."""
     rootfs = folder / "rootfs"
     if not (folder / "apply_binaries.sh").is_file():
         raise RootfsUnusable(f"{folder} is no Linux_for_Tegra folder: unpack Jetson Linux's driver package and name it")
@@ -70,14 +69,14 @@ def check(folder: Path, profile: Profile, settings: BoardSettings) -> Path:
     places = [settings.python_path or f"/usr/bin/python{settings.python}", f"/usr/local/bin/python{settings.python}"]
     if not any((rootfs / place.lstrip("/")).exists() for place in places):
         raise RootfsUnusable(
-            f"{rootfs} has no python{settings.python}, which the wheels are for: make them for what it has, or say "
-            "with --python-path where it is"
+            f"{rootfs} has no python{settings.python}, which the wheels are for: make them for the Python there, or "
+            "give its path with --python-path"
         )
     return rootfs
 
 
 def placement(folder: Path, rootfs: Path, profile: Profile, settings: BoardSettings, files: Files) -> Placement:
-    """What goes where. `files` is the bundle's."""
+    """Return the placement of the bundle's `files`."""
     seed = dict(files)
     if settings.ssh_keys:
         seed["authorized_keys"] = ("\n".join(settings.ssh_keys) + "\n").encode()
@@ -97,7 +96,7 @@ def placement(folder: Path, rootfs: Path, profile: Profile, settings: BoardSetti
 
 
 def script(folder: Path, profile: Profile, settings: BoardSettings) -> str:
-    """The commands, to be read and run by a person."""
+    """Return the commands, for a person to read and run."""
     command = () if profile.flash is None else profile.flash.command
     user = f'-u {settings.user} -p "$PASSWORD" -n {settings.hostname} --accept-license'
     return "\n".join(
@@ -118,7 +117,10 @@ def script(folder: Path, profile: Profile, settings: BoardSettings) -> str:
 
 
 def place(found: Placement) -> None:
-    """Put the files there. What runs them comes last, so that half a placement does nothing. Raises RootfsUnusable."""
+    """Write the files, and the link that runs them last, so that half a placement does nothing.
+
+    Raises RootfsUnusable.
+    """
     try:
         shutil.rmtree(found.rootfs / SEED, ignore_errors=True)
         for name, (data, mode) in found.files.items():
@@ -138,5 +140,5 @@ def place(found: Placement) -> None:
         raise RootfsUnusable(f"{exc.filename} belongs to root: run the command with sudo") from exc
     except OSError as exc:
         raise RootfsUnusable(
-            f"{exc.filename or found.rootfs}: {exc.strerror}; what was put there is not complete: run the command again"
+            f"{exc.filename or found.rootfs}: {exc.strerror}; the files there are not complete: run the command again"
         ) from exc

@@ -1,6 +1,6 @@
-"""Setting up a board that already runs, by SSH: the same folder as on a card, sent as a tar stream, and its install.sh.
+"""Setup of a running board over SSH: the same folder as on a card, sent as a tar stream, and its install.sh.
 
-One connection looks at the board, one sends the folder, one installs. Nothing of ours has to be there before.
+One connection examines the board, one sends the folder, one installs. The board needs nothing of this project before.
 """
 
 import io
@@ -30,24 +30,24 @@ _SECRET = {"agent.toml": 0o600}
 
 
 class HostUnusable(Exception):
-    """The board cannot be set up by SSH; the sentence says why."""
+    """The board cannot be set up over SSH; the sentence states why."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SshHost:
-    """Where to, as ssh takes it: `user@host`, the port, and a configuration file of ssh's."""
+    """A destination of ssh: `user@host`, the port, and a configuration file of ssh."""
 
     name: str
     port: int | None = None
     config: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raises HostUnusable for a name that ssh would take for an option or that is none."""
+        """Raise HostUnusable for a name that is no host's, or that ssh would take for an option."""
         if _HOST.match(self.name) is None:
             raise HostUnusable(f"{self.name[:80]!r} is no host: write it as in me@pi-01.local")
 
     def command(self, remote: str) -> list[str]:
-        """The words that run something there."""
+        """Return the command line that runs `remote` there."""
         words = ["ssh", "-o", "ConnectTimeout=15"]
         if self.config is not None:
             words += ["-F", str(self.config)]
@@ -58,7 +58,7 @@ class SshHost:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteBoard:
-    """A board as it was found: its processor, the Python that was found first, and a new folder there."""
+    """A board over SSH: its processor, the first Python found there, and a new folder."""
 
     machine: str
     python: str
@@ -66,7 +66,7 @@ class RemoteBoard:
 
 
 def look(host: SshHost, python: str, python_path: str | None) -> RemoteBoard:
-    """What the board is. Raises HostUnusable."""
+    """Examine the board. Raises HostUnusable."""
     remote = _LOOK.format(python=shlex.quote(python_path or f"python{python}"), version=python)
     lines = _run(host, remote, _LOOK_S).splitlines()
     if len(lines) != 3 or _FOLDER.match(lines[2]) is None:
@@ -84,22 +84,22 @@ def send(host: SshHost, folder: str, files: Files) -> None:
             with process.stdin as pipe:
                 _tar(pipe, files)
         except BrokenPipeError:
-            pass  # what it says is on its standard error
-        said = process.stderr.read().decode("utf-8", "replace")
+            pass  # the reason is on its standard error
+        errors = process.stderr.read().decode("utf-8", "replace")
         code = process.wait(_SEND_S)
     if code != 0:
-        raise HostUnusable(f"the files could not be sent to {host.name}: {_last(said) or code}")
+        raise HostUnusable(f"the files could not be sent to {host.name}: {_last(errors) or code}")
 
 
 def install(host: SshHost, folder: str) -> str:
-    """Run install.sh there and take the folder away; what it said last. Raises HostUnusable."""
+    """Run install.sh there, remove the folder, and return the script's last line. Raises HostUnusable."""
     quoted = shlex.quote(folder)
-    said = _run(host, _INSTALL.format(script=f"{quoted}/install.sh", folder=quoted), _INSTALL_S)
-    return _last(said)
+    output = _run(host, _INSTALL.format(script=f"{quoted}/install.sh", folder=quoted), _INSTALL_S)
+    return _last(output)
 
 
 def discard(host: SshHost, folder: str) -> None:
-    """Take the folder away after a failure, if the board still answers."""
+    """Remove the folder there, if the board still answers."""
     with suppress(HostUnusable):
         _run(host, f"rm -rf {shlex.quote(folder)}", _LOOK_S)
 
@@ -127,10 +127,10 @@ def _run(host: SshHost, remote: str, limit_s: float) -> str:
     except subprocess.TimeoutExpired as exc:
         raise HostUnusable(f"{host.name} did not answer within {limit_s:.0f} s") from exc
     if done.returncode != 0:
-        said = _last(done.stderr.decode("utf-8", "replace") or done.stdout.decode("utf-8", "replace"))
-        if "sudo" in said and "password" in said:
-            said = "sudo asks for a password there: log in as root, or allow this user sudo without one"
-        raise HostUnusable(f"{host.name}: {said or f'ssh ended with {done.returncode}'}")
+        problem = _last(done.stderr.decode("utf-8", "replace") or done.stdout.decode("utf-8", "replace"))
+        if "sudo" in problem and "password" in problem:
+            problem = "sudo asks for a password there: log in as root, or allow this user sudo without one"
+        raise HostUnusable(f"{host.name}: {problem or f'ssh ended with {done.returncode}'}")
     return done.stdout.decode("utf-8", "replace")
 
 

@@ -140,7 +140,7 @@ def test_flash_gpt_image(words, out, make_image, fat_of):
 
 
 REFUSALS = [
-    ({"wifi_country": None}, 2, "Wi-Fi needs the country .* give --wifi-country"),
+    ({"wifi_country": None}, 2, "Wi-Fi stays switched off without the country .* give --wifi-country"),
     ({"wifi_country": "Germany"}, 2, "'Germany' is no country"),
     ({"wifi_password_file": None}, 2, "the password of 'my net; é' is needed"),
     ({"wifi_password_file": "short"}, 2, "must have 8 to 63 plain characters: it has 5"),
@@ -207,7 +207,7 @@ def test_flash_image_without_a_boot_partition(words, tmp_path, table, out, capsy
 
 def test_flash_image_of_something_else(words, make_image, out, capsys):
     assert main([*words(image=make_image({"readme.txt": "x"})), "--yes"]) == 3
-    assert "say how its first boot is told with --first-boot" in capsys.readouterr().err
+    assert "state the mechanism of its first boot with --first-boot" in capsys.readouterr().err
     assert main([*words(image=make_image({"readme.txt": "x"}), wheels=out.parent.parent / "wheels"), "--yes"]) == 3
     assert (
         main(
@@ -236,7 +236,7 @@ def test_flash_boot_partition_too_full(words, make_image, out, tmp_path, capsys)
     data.mkdir()
     (data / "image.npy").write_bytes(bytes(20_000_000))
     assert main([*words(image=make_image(mib=12), data=data), "--yes"]) == 3
-    assert "MiB free and 20 MiB are to go there" in capsys.readouterr().err
+    assert "MiB free, and the files need 20 MiB" in capsys.readouterr().err
     assert not out.exists()
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.flashing.copying import ReadBackDiffers, read_back, replaced, write
+from devices.flashing.copying import ReadBackDiffers, read_back, with_boot_partition, write
 from devices.flashing.partitions import Partition
 
 
@@ -15,7 +15,7 @@ from devices.flashing.partitions import Partition
     start=st.integers(0, 400),
     size=st.integers(0, 400),
 )
-def test_replaced_takes_the_partition_s_bytes_whatever_the_blocks(tmp_path_factory, data, cuts, start, size):
+def test_with_boot_partition_takes_the_partition_s_bytes_whatever_the_blocks(tmp_path_factory, data, cuts, start, size):
     size = min(size, max(0, len(data) - start))
     content = tmp_path_factory.mktemp("boot") / "content"
     content.write_bytes(b"\xee" * size)
@@ -24,7 +24,7 @@ def test_replaced_takes_the_partition_s_bytes_whatever_the_blocks(tmp_path_facto
         blocks.append(data[at : at + cuts[n % len(cuts)]])
         at, n = at + len(blocks[-1]), n + 1
     boot = Partition(start_bytes=start, size_bytes=size, is_fat=True)
-    got = b"".join(replaced(blocks, boot, content))
+    got = b"".join(with_boot_partition(blocks, boot, content))
     assert got == data[:start] + b"\xee" * size + data[start + size :]
 
 
@@ -44,7 +44,7 @@ def test_read_back_of_a_changed_byte_is_noticed(tmp_path):
     descriptor = os.open(tmp_path / "it", os.O_RDWR)
     digest = hashlib.sha256(b"a" * 1000).hexdigest()
     os.pwrite(descriptor, b"b", 500)
-    with pytest.raises(ReadBackDiffers, match="does not give back what was written"):
+    with pytest.raises(ReadBackDiffers, match="returns other bytes than were written"):
         read_back(descriptor, 1000, digest, lambda _count: None)
     with pytest.raises(ReadBackDiffers, match="ends at byte 1000 of 2000: it is smaller than it says"):
         read_back(descriptor, 2000, digest, lambda _count: None)

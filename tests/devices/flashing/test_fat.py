@@ -39,7 +39,7 @@ def test_write_twice_leaves_one_file_and_a_sound_system(make_fat, sound):
 def test_write_more_than_there_is_room_for_writes_nothing(make_fat, tmp_path):
     path = make_fat({}, mib=12)
     before = path.read_bytes()
-    with pytest.raises(FatUnusable, match=r"has 11 MiB free and 12 MiB are to go there"):
+    with pytest.raises(FatUnusable, match=r"has 11 MiB free, and the files need 12 MiB"):
         Fat(path).write({"one": b"1", "big": bytes(12_000_000)})
     assert path.read_bytes() == before
 

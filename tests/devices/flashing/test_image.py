@@ -81,7 +81,7 @@ def test_survey_wrong_checksum_is_refused_with_all_three(tmp_path, raw):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"", "holds 0 bytes: that is no image of a disk"),
+        (b"", "holds 0 bytes: it is no image of a disk"),
         (b"hello" * 100, "holds 500 bytes"),
         (bytes(HEAD_BYTES * 2), "no partition table"),
     ],

@@ -61,11 +61,11 @@ def test_value_holds_until_it_is_stale():
     closed = []
     meter = PlugMeter("tele/plug", stale_s=30.0, clock=lambda: now[0], on_close=lambda: closed.append(1))
     assert meter.read() is None
-    assert not meter.wait(0)
-    meter.take(b"offline")
+    assert not meter.wait_for_watts(0)
+    meter.on_message(b"offline")
     assert meter.read() is None
-    meter.take(b"5.5")
-    assert meter.wait(0)
+    meter.on_message(b"5.5")
+    assert meter.wait_for_watts(0)
     now[0] = 130.0
     assert meter.read() == (5.5,)
     now[0] = 130.5
