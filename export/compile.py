@@ -24,6 +24,7 @@ from export.errors import ModelInvalid
 from export.model import MultiTaskModel, embed, numbered, represent
 from export.model_part import Lowered, ModelPart, Results, Run, Sources
 from export.running_statistics import unchanged
+from export.signature import Role
 
 Progress = Callable[[str, int, int], None]
 
@@ -153,7 +154,7 @@ def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
     predict = part.traced({"x": model.example_input}, lambda data, run: {"e": run(data["x"]).result}, training=False)
     return {
         "forward": both.graph(["e"]),
-        "backward": both.graph([name for name in both.outputs if name != "e"]),
+        "backward": both.graph(both.outputs_of(Role.PARAMETER_GRADIENT)),
         "predict": predict.graph(),
     }
 
@@ -182,12 +183,12 @@ class _Head:
 
     def step(self, data: Sources, run: Callable[[Any], Run]) -> Results:
         done, loss = self._run(data, run)
-        leaves = self._leaves(data)
+        leaves = Role.VALUE.select(data)
         gradients = done.gradients(self._part, [loss], None, leaves)
-        if gradients.keys().isdisjoint(f"d{name}" for name in leaves):
+        if not Role.VALUE_GRADIENT.select(gradients):
             raise ModelInvalid(f"the representation, in {self._part}, gets no gradient: it has no effect on the loss")
         # A head that passes over one array of the representation gives zeros for it.
-        zeros = {f"d{name}": torch.zeros_like(leaf) for name, leaf in leaves.items()}
+        zeros = {Role.VALUE_GRADIENT.tensor_name(name): torch.zeros_like(leaf) for name, leaf in leaves.items()}
         return {"loss": loss, **zeros, **gradients, **done.next_state()}
 
     def loss(self, data: Sources, run: Callable[[Any], Run]) -> Results:
@@ -201,8 +202,4 @@ class _Head:
         return done, self._model.losses[self._task](done.result, data["target"])
 
     def _value(self, data: Sources) -> Any:
-        return self._model.packed(tuple(self._leaves(data).values()))
-
-    @staticmethod
-    def _leaves(data: Sources) -> Sources:
-        return {name: value for name, value in data.items() if name.startswith("z.")}
+        return self._model.packed(tuple(Role.VALUE.select(data).values()))

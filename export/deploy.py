@@ -11,8 +11,9 @@ from onnx import helper, numpy_helper
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.operators import OPSET
-from edge_runtime.wire.tensors import Vector
+from edge_runtime.wire.tensors import STATE, Vector
 from export.onnx_graph import IR_VERSION, PRODUCER
+from export.signature import Role
 
 
 def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> onnx.ModelProto:
@@ -57,12 +58,14 @@ def _renamed(
     graph: onnx.GraphProto, part: str, kept: Mapping[str, str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
     """A part's nodes and constants: parameters and state by their names in the table, all else marked as its own."""
+    inputs = {value.name: value.name for value in graph.input}
+    in_table = {name: f"{part}.{own}" for own, name in Role.PARAMETER.select(inputs).items()}
+    in_table |= {name: f"{STATE}{part}.{own}" for own, name in Role.STATE.select(inputs).items()}
 
     def name(old: str) -> str:
         if not old or old in kept:
             return kept.get(old, "")
-        kind, _, rest = old.partition(".")
-        return {"param": f"{part}.{rest}", "state": f"state.{part}.{rest}"}.get(kind, f"{part}/{old}")
+        return in_table.get(old, f"{part}/{old}")
 
     nodes, constants = [], []
     for node in graph.node:

@@ -14,6 +14,7 @@ from export.model import numbered, tensors
 from export.model_part import Lowered, ModelPart, Results, Run, Sources, Traced, traced
 from export.running_statistics import moving
 from export.saved_activations import saved_nodes
+from export.signature import Role
 from export.stages import ForwardSegment, cut
 from export.trace import Batch, replay
 
@@ -47,7 +48,7 @@ class StagedEncoder:
         self._whole = part.traced({source: x}, _forward, training=True)
         _check_effect(part, x, of_source=source != "x")
         self._steps = {step.node: step for step in self._whole.trace.steps}
-        z = [name for name in self._whole.outputs if name.startswith("z.")]
+        z = self._whole.outputs_of(Role.VALUE)
         self._names: dict[fx.Node, list[str]] = {}
         for name in z:
             self._names.setdefault(self._whole.node(name), []).append(name)
@@ -65,9 +66,9 @@ class StagedEncoder:
         """A stage's graphs by their kinds. Raises ModelInvalid or OperatorUnsupported."""
         stage = self.stages[k]
         joint = self._joint(stage)
-        forward = [name for name in joint.outputs if name in stage.writes or name.startswith("next.")]
-        backward = [name for name in joint.outputs if name not in forward]
-        arriving = [name for name in joint.inputs if name.startswith("d") and name[1:] in stage.writes]
+        forward = joint.outputs_of(Role.VALUE, Role.NEXT_STATE)
+        backward = joint.outputs_of(Role.VALUE_GRADIENT, Role.PARAMETER_GRADIENT)
+        arriving = joint.inputs_of(Role.VALUE_GRADIENT)
         written = {joint.node(name): name for name in stage.writes}
         saved: dict[str, fx.Node] = {}
         given: dict[str, fx.Node] = {}
@@ -75,7 +76,7 @@ class StagedEncoder:
             if node in written:
                 given[written[node]] = node
             else:
-                saved[f"saved.{len(saved)}"] = node
+                saved[Role.SAVED.tensor_name(str(len(saved)))] = node
         return {
             "forward": joint.graph(forward),
             "backward": joint.graph(backward),
@@ -92,21 +93,21 @@ class StagedEncoder:
         used = {source for step in segment.steps for source in step.sources}
         inside = {step.node for step in segment.steps}
 
-        def mine(kind: str) -> tuple[str, ...]:
-            names = (name for name in self._whole.inputs if name.startswith(kind))
-            return tuple(name.removeprefix(kind) for name in names if self._whole.node(name) in used)
+        def used_ones(role: Role, names: Mapping[str, Tensor]) -> tuple[str, ...]:
+            return tuple(name for name in names if self._whole.node(role.tensor_name(name)) in used)
 
         state = [
             name
             for name in self._part.state
-            if (node := self._whole.node(f"next.{name}")) in inside or (last and node not in self._steps)
+            if (node := self._whole.node(Role.NEXT_STATE.tensor_name(name))) in inside
+            or (last and node not in self._steps)
         ]
         return TracedStage(
             segment=segment,
             reads={self._names[node][0] if node in self._steps else self._source: node for node in segment.reads},
             writes={name: node for node in segment.writes for name in self._names[node]},
-            parameters=mine("param."),
-            state=tuple(sorted({*state, *mine("state.")})),
+            parameters=used_ones(Role.PARAMETER, self._part.parameters),
+            state=tuple(sorted({*state, *used_ones(Role.STATE, self._part.state)})),
         )
 
     def _joint(self, stage: TracedStage) -> Traced:
@@ -116,25 +117,24 @@ class StagedEncoder:
 
         def run(values: Sources, parameters: Results, state: Results) -> Run:
             known: dict[fx.Node, Any] = {**constants, **{stage.reads[name]: values[name] for name in stage.reads}}
-            known |= {self._whole.node(f"param.{name}"): value for name, value in parameters.items()}
-            known |= {self._whole.node(f"state.{name}"): value for name, value in state.items()}
+            known |= {self._whole.node(Role.PARAMETER.tensor_name(name)): value for name, value in parameters.items()}
+            known |= {self._whole.node(Role.STATE.tensor_name(name)): value for name, value in state.items()}
             batch = next(iter(values.values())).shape[0]
             found = replay(steps, known, batch)
-            moved = {name: found[self._whole.node(f"next.{name}")] for name in state}
+            moved = {name: found[self._whole.node(Role.NEXT_STATE.tensor_name(name))] for name in state}
             return Run({name: found[node] for name, node in stage.writes.items()}, parameters, moved)
 
         def joint(data: Sources, call: Callable[[Any], Run]) -> Results:
             done = call({name: data[name] for name in stage.reads})
             live = {name: value for name, value in done.result.items() if value.requires_grad}
             leaves = {name: data[name] for name in stage.reads if name != "x"}
-            gradients = done.gradients(
-                self._part.name, list(live.values()), [data[f"d{name}"] for name in live], leaves
-            )
-            zeros = {f"d{name}": torch.zeros_like(leaf) for name, leaf in leaves.items()}
+            arriving = [data[Role.VALUE_GRADIENT.tensor_name(name)] for name in live]
+            gradients = done.gradients(self._part.name, list(live.values()), arriving, leaves)
+            zeros = {Role.VALUE_GRADIENT.tensor_name(name): torch.zeros_like(leaf) for name, leaf in leaves.items()}
             return {**done.result, **done.next_state(), **zeros, **gradients}
 
         sources = {name: self._example(node).requires_grad_(name != "x") for name, node in stage.reads.items()}
-        sources |= {f"d{name}": self._example(node) for name, node in stage.writes.items()}
+        sources |= {Role.VALUE_GRADIENT.tensor_name(name): self._example(node) for name, node in stage.writes.items()}
         return traced(
             sources,
             {name: self._part.parameters[name] for name in stage.parameters},

@@ -11,6 +11,7 @@ from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid
 from export.lowering import Translation, lower
 from export.running_statistics import moving, running_statistics, unchanged
+from export.signature import Role, Signature
 from export.trace import Trace, trace
 
 Sources = dict[str, Tensor]
@@ -29,7 +30,7 @@ class Run:
 
     def next_state(self) -> Results:
         """The state as the outputs of a graph."""
-        return {f"next.{name}": value for name, value in self.state.items()}
+        return {Role.NEXT_STATE.tensor_name(name): value for name, value in self.state.items()}
 
     def gradients(
         self,
@@ -48,31 +49,28 @@ class Run:
             found = torch.autograd.grad(values, sought, weights, allow_unused=True)
         except RuntimeError as exc:  # a value that the gradient needs was changed in place
             raise ModelInvalid(f"{part} cannot be differentiated: {str(exc).splitlines()[0]}") from exc
-        results = {f"d{name}": gradient for name, gradient in zip(leaves, found, strict=False) if gradient is not None}
+        of_leaves = {name: gradient for name, gradient in zip(leaves, found, strict=False) if gradient is not None}
+        results = {Role.VALUE_GRADIENT.tensor_name(name): gradient for name, gradient in of_leaves.items()}
         for name, gradient in zip(self.parameters, found[len(leaves) :], strict=True):
             if gradient is None:
                 raise ModelInvalid(f"parameter {part}.{name} gets no gradient: it has no effect on the loss")
-            results[f"grad.{name}"] = gradient
+            results[Role.PARAMETER_GRADIENT.tensor_name(name)] = gradient
         return results
 
 
 @dataclass(frozen=True)
-class Lowered:
-    """Operators as a graph: what it computes, from named inputs to named outputs, and what it calls their results."""
+class Lowered(Signature):
+    """Operators as a graph: what it computes, and what it calls their results."""
 
     trace: Trace
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
     translation: Translation
 
 
 @dataclass(frozen=True)
-class Traced:
-    """A function of a part as operators, from named inputs to named outputs."""
+class Traced(Signature):
+    """A function of a part as operators."""
 
     trace: Trace
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
 
     def node(self, name: str) -> fx.Node:
         """The node of an input or an output."""
@@ -97,10 +95,10 @@ class Traced:
         inputs = {first: self.node(first)} | {name: self.node(name) for name in self.inputs} | taken
         part = self.trace.part(list(inputs.values()), results)
         # Where activations were saved, no mask is early: all arrives at once, and led so, the arena's gaps cost more.
-        saved = any(name.startswith("saved.") for name in taken)
-        arriving = [name for name in inputs if not saved and (name == "de" or name.startswith(("dz.", "dv.")))]
-        translation = lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first}, late=arriving)
-        return Lowered(part, tuple(inputs), tuple(outputs), translation)
+        signature = Signature(tuple(inputs), tuple(outputs))
+        late = [] if signature.inputs_of(Role.SAVED) else signature.inputs_of(Role.VALUE_GRADIENT)
+        translation = lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first}, late=late)
+        return Lowered(signature.inputs, signature.outputs, part, translation)
 
 
 class ModelPart:
@@ -171,5 +169,5 @@ def traced(
         return [*data, *parameters.values(), *state.values()]
 
     found = trace(whole, inputs, root, first_draw)
-    given = (*sources, *(f"param.{name}" for name in parameters), *(f"state.{name}" for name in state))
-    return Traced(found, given, tuple(names))
+    given = (*sources, *map(Role.PARAMETER.tensor_name, parameters), *map(Role.STATE.tensor_name, state))
+    return Traced(given, tuple(names), found)

@@ -12,11 +12,11 @@ from onnx import TensorProto
 from edge_runtime.training.engine import GraphObservation
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
 from export.memory.liveness import liveness
+from export.signature import Role
 
 Arrays = Mapping[str, NDArray[Any]]
 OBSERVED = (2, 3)
 """Micro-batches at which graphs are run: two lines through them give every size."""
-SAVED = "saved."
 FILL = 0.01
 """Of every number that goes in: that is what they take, whatever they are."""
 NUMPY: Mapping[int, type] = {TensorProto.FLOAT: np.float32, TensorProto.INT64: np.int64}
@@ -45,7 +45,7 @@ def graph_footprint(data: bytes, observe: Observe, spare_bytes: int) -> GraphFoo
     runs = []
     for batch in OBSERVED:
         inputs = {value.name: _array(value, batch) for value in graph.input}
-        outputs = {value.name: _array(value, batch) for value in graph.output if not value.name.startswith(SAVED)}
+        outputs = {value.name: _array(value, batch) for value in graph.output if Role.of(value.name) is not Role.SAVED}
         runs.append((inputs, outputs))
     observed = observe(data, runs)
     optimised = onnx.load_from_string(observed.optimised)

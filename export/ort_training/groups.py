@@ -20,7 +20,7 @@ from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.operators import check_graph_file
-from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of, transfer, unpack
+from edge_runtime.wire.tensors import STATE, TensorTable, Vector, transfer, unpack
 from export.errors import OrtTrainingImpossible
 from export.model import MultiTaskModel
 from export.ort_training import branch_decisions
@@ -34,6 +34,7 @@ from export.ort_training.training_model import (
 )
 from export.parity import encoder_passes
 from export.parity.check import Runner
+from export.signature import Role
 
 DRAWS = 3
 VARIABLE = "MAS_OFFICIAL_PYTHON"
@@ -134,42 +135,37 @@ def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: Grap
     The encoder's gradients are of Σ ∂L_i/∂z · 1/√T.
     """
     tasks = manifest.task_names
-    seeds = {part: np.array(i, np.int64) for i, part in enumerate(("encoder", *(f"head.{task}" for task in tasks)))}
-
-    def of(part: str) -> dict[str, NDArray[Any]]:
-        found = {"seed": seeds[part]}
-        for kind, owner in (("param", part), ("state", f"{STATE}{part}")):
-            own = {name: value for name, value in tensors.items() if part_of(name) == owner}
-            found |= {f"{kind}.{name.removeprefix(f'{owner}.')}": value for name, value in own.items()}
-        return found
+    parts = ("encoder", *(f"head.{task}" for task in tasks))
+    own = encoder_passes.inputs_by_part(tensors, parts.index)
 
     def call(name: str, arrays: Arrays) -> Arrays:
         return run(graph(name), arrays)
 
     expected: dict[str, NDArray[Any]] = {}
-    x = {"x": batch["x"], **of("encoder")}
+    x = {"x": batch["x"], **own["encoder"]}
     passed = encoder_passes.forward(manifest.stages, call, x, "recompute")
-    expected |= _of_part("encoder", "next", passed)
-    z = {name: value for name, value in passed.items() if name.startswith("z.")}
-    dz = {f"d{name}": np.zeros_like(value) for name, value in z.items()}
+    expected |= _of_part("encoder", Role.NEXT_STATE, passed)
+    z = {name: passed[name] for name in (f"z.{i}" for i in range(len(manifest.representation)))}
+    dz = {Role.VALUE_GRADIENT.tensor_name(name): np.zeros_like(value) for name, value in z.items()}
     for task in tasks:
         part = f"head.{task}"
-        found = call(f"{part}.step", {**z, "target": batch[f"target.{task}"], **of(part)})
+        found = call(f"{part}.step", {**z, "target": batch[f"target.{task}"], **own[part]})
         expected[f"loss.{task}"] = found["loss"]
-        expected |= _of_part(part, "grad", found) | _of_part(part, "next", found)
+        expected |= _of_part(part, Role.PARAMETER_GRADIENT, found) | _of_part(part, Role.NEXT_STATE, found)
         dz = {name: summed + found[name] for name, summed in dz.items()}
     dz = {name: summed * np.float32(1 / np.sqrt(len(tasks))) for name, summed in dz.items()}
-    expected |= _of_part("encoder", "grad", encoder_passes.backward(manifest.stages, call, x, dz, passed, "recompute"))
+    gradients = encoder_passes.backward(manifest.stages, call, x, dz, passed, "recompute")
+    expected |= _of_part("encoder", Role.PARAMETER_GRADIENT, gradients)
     inputs = {"x": batch["x"], "loss_weights": np.ones(len(tasks), np.float32)}
     inputs |= {f"target.{task}": batch[f"target.{task}"] for task in tasks}
     inputs |= {name: value for name, value in tensors.items() if name.startswith(STATE)}
-    inputs |= {f"seed.{part}": value for part, value in seeds.items()}
+    inputs |= {f"seed.{part}": own[part]["seed"] for part in parts}
     return ReferenceSample(inputs, expected)
 
 
-def _of_part(part: str, kind: str, found: Arrays) -> dict[str, NDArray[Any]]:
-    names = (name for name in found if name.startswith(f"{kind}."))
-    return {f"{kind}.{part}.{name.removeprefix(f'{kind}.')}": found[name] for name in names}
+def _of_part(part: str, role: Role, found: Arrays) -> dict[str, NDArray[Any]]:
+    """Return a part's tensors of a role by their names in the graph of a whole group."""
+    return {role.tensor_name(f"{part}.{own}"): array for own, array in role.select(found).items()}
 
 
 def described(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks, VerifiedArtifacts]) -> wire.Manifest:

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from edge_runtime.wire.manifest import Parity
-from edge_runtime.wire.tensors import STATE, part_of
+from edge_runtime.wire.tensors import part_of
 from export.compile import Compiled
 from export.errors import ParityFailed
 from export.model import MultiTaskModel, numbered, represent, tensors
@@ -178,7 +178,7 @@ def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
 def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -> Tensors:
     """The outputs of all graphs, each run on what those before it gave; those of all stages together."""
     model = compiled.model
-    inputs = _inputs(compiled)
+    inputs = encoder_passes.inputs_by_part(compiled.table.views(compiled.weights), lambda _: SEED)
     size = len(batch)
     x = {"x": batch.numpy(), **inputs["encoder"]}
     training, stem = x, {}
@@ -206,17 +206,6 @@ def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -
         de = {"de": found["encoder.backward"]["de"], "x": batch.numpy(), **inputs["stem"]}
         found |= {f"stem.{kind}": results for kind, results in stem.items()}
         found["stem.backward"] = call("stem.backward", de)
-    return found
-
-
-def _inputs(compiled: Compiled) -> dict[str, dict[str, NDArray[Any]]]:
-    """Parameters, state and seed by part, under the names that the graphs give them."""
-    found: dict[str, dict[str, NDArray[Any]]] = {}
-    for name, view in compiled.table.views(compiled.weights).items():
-        part = part_of(name)
-        owner = part.removeprefix(STATE)
-        kind = "param" if owner == part else "state"
-        found.setdefault(owner, {"seed": np.array(SEED, np.int64)})[f"{kind}.{name.removeprefix(f'{part}.')}"] = view
     return found
 
 
