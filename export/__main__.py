@@ -31,7 +31,13 @@ from export.errors import ExportError, OperatorUnsupported, OrtTrainingImpossibl
 from export.memory import command as footprint_command
 from export.memory.footprint import footprint
 from export.model_file import build_model
-from export.ort_training.groups import artifacts_of_all_tasks, described, ort_training_python, split, write_artifacts
+from export.ort_training.groups import (
+    artifacts_of_all_tasks,
+    ort_training_python,
+    split,
+    with_artifacts,
+    write_artifacts,
+)
 from export.ort_training.training_model import forward_graph
 from export.parity.check import check_parity
 
@@ -106,7 +112,7 @@ def _compile(args: argparse.Namespace) -> int:
         manifest = describe(compiled, args.name or args.out.name, parity)
         taken = footprint(compiled.graphs, run.observe, SPARE_BYTES)
         manifest = msgspec.structs.replace(manifest, footprint=taken)
-        manifest = _with_official(args, compiled, manifest, run)
+        manifest = _with_artifacts(args, compiled, manifest, run)
     wire.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
     if args.json:
         print(msgspec.json.encode(_summary(manifest)).decode())
@@ -123,10 +129,10 @@ def _task(task: wire.Task) -> str:
     return task.name if task.metric is None else f"{task.name} ({task.metric})"
 
 
-def _with_official(
+def _with_artifacts(
     args: argparse.Namespace, compiled: Compiled, manifest: wire.Manifest, run: "_Runner"
 ) -> wire.Manifest:
-    """The manifest, with official artifacts if they are wanted and possible; their files are written."""
+    """Return the manifest with the artifacts that are wanted and possible, after writing their files."""
     shutil.rmtree(args.out / wire.ORT_TRAINING, ignore_errors=True)  # of a bundle that was here before
     if args.official == "off":
         return manifest
@@ -139,12 +145,12 @@ def _with_official(
     except (OrtTrainingImpossible, OperatorUnsupported) as exc:
         if args.official == "require":
             raise
-        print(f"no official artifacts: {exc}", file=sys.stderr)
+        print(f"no ONNX Runtime training artifacts: {exc}", file=sys.stderr)
         return manifest
     data = forward.SerializeToString(deterministic=True)
     (args.out / wire.MANIFEST).unlink(missing_ok=True)  # a folder with a manifest is whole
     write_artifacts(args.out, data, made)
-    return described(manifest, data, made)
+    return with_artifacts(manifest, data, made)
 
 
 def _split(args: argparse.Namespace) -> int:
@@ -155,7 +161,7 @@ def _split(args: argparse.Namespace) -> int:
         run = _Runner(Engine(), Path(folder))
         python = ort_training_python(args.official_python)
         names = split(args.bundle, args.groups, weights, run=run, python=python, out=args.out)
-    print(f"{args.out or args.bundle}: official artifacts for {', '.join(names)}")
+    print(f"{args.out or args.bundle}: artifacts for {', '.join(names)}")
     return DONE
 
 
@@ -194,7 +200,7 @@ class _Runner:
         return self._loaded[graph].call(inputs)
 
     def observe(self, graph: bytes, runs: Sequence[tuple[Arrays, Arrays]]) -> GraphObservation:
-        """Run a graph some times and tell what its nodes allocate."""
+        """Run a graph several times and return what its nodes allocate."""
         self._path.write_bytes(graph)
         return self._engine.observe(self._path, runs)
 
@@ -204,7 +210,7 @@ def _progress(*, quiet: bool) -> Iterator[Report]:
     if quiet or not sys.stderr.isatty():
         yield lambda *_: None
         return
-    from rich.console import Console  # the official environment, which runs `split`, does without
+    from rich.console import Console  # the environment of onnxruntime-training, which runs `split`, has none
     from rich.progress import Progress, TextColumn
 
     console = Console(stderr=True)

@@ -46,7 +46,7 @@ class Compiled:
 def compile_model(
     model: MultiTaskModel, progress: Progress = lambda *_: None, *, stages: int | None = None
 ) -> Compiled:
-    """Differentiate and translate a model. `progress(part, done, total)` is told of each part.
+    """Differentiate and translate a model. `progress(part, done, total)` is called for each part.
 
     The encoder is cut into at most `stages`; with None, into as many as keep its peak low. Raises ModelInvalid or
     OperatorUnsupported, naming the module, and BundleInvalid for a graph that no device takes.
@@ -98,7 +98,7 @@ def named_tensors(model: MultiTaskModel) -> dict[str, Tensor]:
 
 
 def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifest:
-    """The manifest of a compiled model."""
+    """Return the manifest of a compiled model."""
     model = compiled.model
     z = represent(model)
     e = embed(model)
@@ -141,7 +141,7 @@ def _array(tensor: Tensor) -> wire.Array:
 
 
 def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
-    """The stem's graphs by their kinds."""
+    """Return the stem's graphs by their kinds."""
     assert model.stem is not None
     part, e = ModelPart("stem", model.stem), embed(model)
     assert e is not None
@@ -160,7 +160,7 @@ def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
 
 
 def _head(model: MultiTaskModel, task: str) -> dict[str, Lowered]:
-    """The graphs of a task by their kinds."""
+    """Return the graphs of a task by their kinds."""
     part = ModelPart(f"head.{task}", model.heads[task])
     head = _Head(model, task, part.name)
     z = numbered("z", represent(model))

@@ -64,14 +64,14 @@ def linear(x: Tensor, size: Sequence[int], aligned: bool, scale: float | None = 
 def linear_backward(
     gradient: Tensor, size: Sequence[int], source: Sequence[int], aligned: bool, scale: float | None = None
 ) -> Tensor:
-    """The gradient of linear interpolation."""
+    """Return the gradient of linear interpolation."""
     shape = [*source[:2], 1, *source[2:]]
     found: Tensor = aten.upsample_bilinear2d_backward(gradient.unsqueeze(2), [1, *size], shape, aligned, None, scale)
     return found.squeeze(2)
 
 
 def nearest(x: Tensor, size: Sequence[int], scale: float | None = None) -> Tensor:
-    """The nearest element."""
+    """Take the nearest element."""
     found: Tensor = aten.upsample_nearest2d(x.unsqueeze(2), [1, *size], None, scale)
     return found.squeeze(2)
 
@@ -79,7 +79,7 @@ def nearest(x: Tensor, size: Sequence[int], scale: float | None = None) -> Tenso
 def nearest_backward(
     gradient: Tensor, size: Sequence[int], source: Sequence[int], scale: float | None = None
 ) -> Tensor:
-    """The gradient of taking the nearest element."""
+    """Return the gradient of taking the nearest element."""
     shape = [*source[:2], 1, *source[2:]]
     found: Tensor = aten.upsample_nearest2d_backward(gradient.unsqueeze(2), [1, *size], shape, None, scale)
     return found.squeeze(2)
@@ -115,7 +115,7 @@ def fold(
 
 
 def _taps(x: Tensor, kernel: Sequence[int], channels: int) -> Tensor:
-    """A kernel for each tap of each channel, which takes that tap alone: (C · taps, 1, h, w)."""
+    """Return a kernel for each tap of each channel, which takes that tap alone: (C · taps, 1, h, w)."""
     count = kernel[0] * kernel[1]
     place = torch.arange(count, device=x.device)
     identity = (place.unsqueeze(1) == place).to(x.dtype)

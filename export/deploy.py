@@ -57,7 +57,7 @@ def _load(folder: Path, name: str) -> onnx.GraphProto:
 def _renamed(
     graph: onnx.GraphProto, part: str, kept: Mapping[str, str]
 ) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
-    """A part's nodes and constants: parameters and state by their names in the table, all else marked as its own."""
+    """Return a part's nodes and constants: tensors of the table by their names there, all else marked as its own."""
     inputs = {value.name: value.name for value in graph.input}
     in_table = {name: f"{part}.{own}" for own, name in Role.PARAMETER.select(inputs).items()}
     in_table |= {name: f"{STATE}{part}.{own}" for own, name in Role.STATE.select(inputs).items()}

@@ -59,11 +59,11 @@ class StagedEncoder:
         self.stages = tuple(self._stage(segment, last=segment is segments[-1]) for segment in segments)
 
     def predict(self) -> Lowered:
-        """The graph of the whole encoder in evaluation mode."""
+        """Return the graph of the whole encoder in evaluation mode."""
         return self._part.traced({self._source: self._x}, _represent, training=False).graph()
 
     def graphs(self, k: int) -> dict[str, Lowered]:
-        """A stage's graphs by their kinds. Raises ModelInvalid or OperatorUnsupported."""
+        """Return a stage's graphs by their kinds. Raises ModelInvalid or OperatorUnsupported."""
         stage = self.stages[k]
         joint = self._joint(stage)
         forward = joint.outputs_of(Role.VALUE, Role.NEXT_STATE)
@@ -156,7 +156,7 @@ class StagedEncoder:
 
 
 def _check_effect(part: ModelPart, x: Tensor, *, of_source: bool) -> None:
-    """Raises ModelInvalid for a parameter without effect on the representation, or for an embedding without any."""
+    """Raise ModelInvalid for a parameter, or an embedding, that has no effect on the representation."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, moving():
         leaves = {name: mode.from_tensor(value.detach()).requires_grad_() for name, value in part.parameters.items()}
         given = mode.from_tensor(x.detach()).requires_grad_(of_source)

@@ -1,9 +1,9 @@
-"""What can be wrong with a model that is to be exported.
+"""Errors that stop an export.
 
 ExportError
 ├── ModelInvalid          the model is not a multi-task model as described in export.model
 ├── OperatorUnsupported   an operator has no translation to ONNX, or cannot be differentiated
-├── OrtTrainingImpossible    official ONNX Runtime training artifacts cannot be made; portable graphs can
+├── OrtTrainingImpossible ONNX Runtime training artifacts cannot be made; portable graphs can
 └── ParityFailed          the exported graphs disagree with PyTorch
 """
 
@@ -27,7 +27,7 @@ class OperatorUnsupported(ExportError):
 
 
 class OrtTrainingImpossible(ExportError):
-    """Official ONNX Runtime training artifacts cannot be made of this model or on this machine."""
+    """ONNX Runtime training artifacts cannot be made of this model or on this machine."""
 
 
 class ParityFailed(ExportError):

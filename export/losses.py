@@ -31,7 +31,7 @@ class MaskedHuber:
     delta: float = 1.0
 
     def __call__(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """Return the loss, a scalar."""
         known, count = _known(prediction, target)
         error = torch.where(known, prediction - target, 0.0).abs()
         bounded = error.clamp(max=self.delta)
@@ -76,7 +76,7 @@ class CrossEntropy:
     smoothing: float
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        """The loss, a scalar."""
+        """Return the loss, a scalar."""
         known = torch.ones_like(target, dtype=torch.bool) if self.ignore is None else target != self.ignore
         scale = None if self.weights is None else torch.tensor(self.weights, dtype=logits.dtype)
         if scale is None:

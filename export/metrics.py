@@ -41,7 +41,7 @@ def choose(
     metrics: Mapping[str, str | None],
     ignored_classes: Mapping[str, int],
 ) -> Chosen:
-    """The metric of a task from what its model says; target and prediction are batches (B, …).
+    """Return the metric of a task from what its model says; target and prediction are batches (B, …).
 
     Raises ModelInvalid for a metric that does not exist or cannot be measured on these.
     """
@@ -77,7 +77,7 @@ def _usual(loss: Callable[..., Any], target: Tensor) -> MetricName | None:
 
 
 def _ignored(loss: Callable[..., Any]) -> int | None:
-    """The class that a loss leaves out. What is none of the classes is never a label, so PyTorch's -100 need not be."""
+    """Return the class that a loss leaves out, None for PyTorch's -100 and the like, which no label is."""
     if loss is losses.pixel_cross_entropy:
         return 0
     if isinstance(loss, losses.CrossEntropy):

@@ -55,11 +55,11 @@ class MultiTaskModel:
         return isinstance(_run(self, self.encode, self.example_input), Tensor)
 
     def encode(self, x: Tensor) -> Any:
-        """What the encoder returns for x, or for what the stem makes of it."""
+        """Run the encoder on x, or on the stem's embedding of it."""
         return self.encoder(x if self.stem is None else self.stem(x))
 
     def metric(self, task: str, prediction: Tensor) -> Chosen:
-        """The metric of a task, whose head gives `prediction` (B, …) for the example. Raises ModelInvalid."""
+        """Choose the metric of a task whose head gives `prediction` (B, …) for the example. Raises ModelInvalid."""
         return choose(
             task,
             self.losses[task],
@@ -70,16 +70,16 @@ class MultiTaskModel:
         )
 
     def packed(self, z: tuple[Tensor, ...]) -> Tensor | tuple[Tensor, ...]:
-        """The representation as the heads take it."""
+        """Return the representation as the heads take it."""
         return z[0] if self.one_tensor else z
 
     def parts(self) -> dict[str, nn.Module]:
-        """The modules by part: `encoder`, `head.<task>` and `stem`, where there is one."""
+        """Return the modules by part: `encoder`, `head.<task>` and `stem`, where there is one."""
         stem = {} if self.stem is None else {"stem": self.stem}
         return {"encoder": self.encoder, **{f"head.{task}": self.heads[task] for task in self.tasks}, **stem}
 
     def check(self) -> None:
-        """Raises ModelInvalid, or OperatorUnsupported, with what is wrong and where."""
+        """Raise ModelInvalid or OperatorUnsupported, with what is wrong and where, if it cannot be exported."""
         if not self.heads:
             raise ModelInvalid("the model has no heads: give at least one task")
         for name in ("losses", "example_targets"):
@@ -190,22 +190,22 @@ class MultiTaskModel:
 
 
 def represent(model: MultiTaskModel) -> tuple[Tensor, ...]:
-    """The representation of the example batch, in the mode in which the encoder is."""
+    """Return the representation of the example batch, in the mode in which the encoder is."""
     return tensors(_run(model, model.encode, model.example_input))
 
 
 def embed(model: MultiTaskModel) -> Tensor | None:
-    """The embedding of the example batch, in the mode in which the stem is; None without a stem."""
+    """Return the embedding of the example batch, in the mode in which the stem is; None without a stem."""
     return None if model.stem is None else cast("Tensor", _run(model, model.stem, model.example_input))
 
 
 def tensors(z: Any) -> tuple[Tensor, ...]:
-    """A representation as a tuple, whatever the encoder returned."""
+    """Return a representation as a tuple, whatever the encoder returned."""
     return (z,) if isinstance(z, Tensor) else tuple(z)
 
 
 def numbered(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
-    """The tensors of a representation under the names that the graphs give them."""
+    """Return the tensors of a representation under the names that the graphs give them."""
     return {f"{name}.{i}": value for i, value in enumerate(values)}
 
 

@@ -29,7 +29,7 @@ class Run:
     state: Results
 
     def next_state(self) -> Results:
-        """The state as the outputs of a graph."""
+        """Return the state as the outputs of a graph."""
         return {Role.NEXT_STATE.tensor_name(name): value for name, value in self.state.items()}
 
     def gradients(
@@ -39,7 +39,7 @@ class Run:
         weights: Sequence[Tensor] | None = None,
         leaves: Mapping[str, Tensor] | None = None,
     ) -> Results:
-        """The gradients of those inputs that have an effect, and of all parameters, as the outputs of a graph.
+        """Return the gradients of all inputs with an effect, and of all parameters, as the outputs of a graph.
 
         Raises ModelInvalid for a parameter without effect, and where there is no gradient.
         """
@@ -73,7 +73,7 @@ class Traced(Signature):
     trace: Trace
 
     def node(self, name: str) -> fx.Node:
-        """The node of an input or an output."""
+        """Return the node of an input or an output."""
         if name in self.inputs:
             return self.trace.inputs[self.inputs.index(name)].node
         node: fx.Node = self.trace.outputs[self.outputs.index(name)]
@@ -82,7 +82,7 @@ class Traced(Signature):
     def graph(
         self, outputs: Sequence[str] | None = None, given: Mapping[str, fx.Node] | None = None, first: str | None = None
     ) -> Lowered:
-        """The graph of all outputs or of some, from the inputs that they need.
+        """Lower all outputs or some, from the inputs that they need, to a graph.
 
         `given` are nodes that it gets by these names instead of computing them; an output that is one of them is put
         out under that name. The first dimension of the input `first`, by default the first input, is the micro-batch.

@@ -52,7 +52,7 @@ class OnnxGraph:
         return names
 
     def constant(self, value: Any, dtype: Any = None) -> str:
-        """The name of a constant, shared with every other constant of the same content."""
+        """Return the name of a constant, shared with every other constant of the same content."""
         array = np.ascontiguousarray(np.asarray(value, dtype)).reshape(np.shape(value))
         key = (array.dtype.str, array.shape, array.tobytes())
         if key not in self._constants:
@@ -62,7 +62,7 @@ class OnnxGraph:
         return self._constants[key]
 
     def ints(self, *values: int) -> str:
-        """A constant vector of int64: axes, shapes, bounds."""
+        """Return a constant vector of int64: axes, shapes, bounds."""
         return self.constant(list(values), np.int64)
 
     def model(
@@ -71,7 +71,7 @@ class OnnxGraph:
         outputs: Sequence[tuple[str, int, Sequence[int | str]]],
         late: Collection[str] = (),
     ) -> onnx.ModelProto:
-        """The finished model. What depends on one of the inputs `late` comes last; see `lazily`."""
+        """Return the finished model. Nodes that depend on one of the inputs `late` come last; see `lazily`."""
         graph = helper.make_graph(
             lazily(live(self.nodes, {name for name, _, _ in outputs}), late),
             "mas-edge",
@@ -86,7 +86,7 @@ class OnnxGraph:
 
 
 def lazily(nodes: Sequence[onnx.NodeProto], late: Collection[str]) -> list[onnx.NodeProto]:
-    """The nodes in an order by which the engine computes what does not depend on the inputs `late` when it is read.
+    """Order nodes so that the engine computes those that do not depend on the inputs `late` when they are read.
 
     onnxruntime walks a graph from its outputs and computes, of what a node reads, first that of the last node in the
     file. In a backward pass the last one is to be the gradient: otherwise masks and padded copies of all layers, which
@@ -105,7 +105,7 @@ def lazily(nodes: Sequence[onnx.NodeProto], late: Collection[str]) -> list[onnx.
 
 
 def live(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
-    """The nodes that the wanted values need, in order."""
+    """Return the nodes that the wanted values need, in order."""
     needed, kept = set(wanted), []
     for node in reversed(nodes):
         if needed.intersection(node.output):

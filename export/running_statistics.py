@@ -20,7 +20,7 @@ STATISTICS = ("running_mean", "running_var")
 
 
 def running_statistics(module: nn.Module) -> dict[str, Tensor]:
-    """The state of a module by name, in order."""
+    """Return the state of a module by name, in order."""
     found = {}
     for path, child in module.named_modules():
         if isinstance(child, BATCH_NORM) and child.track_running_stats:
@@ -30,7 +30,7 @@ def running_statistics(module: nn.Module) -> dict[str, Tensor]:
 
 
 def check_normalization(module: nn.Module, path: str) -> None:
-    """Raises ModelInvalid or OperatorUnsupported for a normalisation whose state cannot be kept; `path` names it."""
+    """Raise ModelInvalid or OperatorUnsupported for a normalisation whose state cannot be kept; `path` names it."""
     if isinstance(module, nn.SyncBatchNorm):
         raise OperatorUnsupported("SyncBatchNorm", path, "use BatchNorm: a device trains alone on its batch")
     if isinstance(module, nn.modules.instancenorm._InstanceNorm) and module.track_running_stats:  # noqa: SLF001
@@ -50,7 +50,7 @@ class Moved:
         self._values: dict[int, tuple[Tensor, Tensor]] = {}
 
     def of(self, module: nn.Module) -> dict[str, Tensor]:
-        """The running statistics of a module that have moved, by the names of `running_statistics`."""
+        """Return the running statistics of a module that have moved, by the names of `running_statistics`."""
         found = {}
         for path, child in module.named_modules():
             if id(child) in self._values:
@@ -59,7 +59,7 @@ class Moved:
         return found
 
     def normalize(self, module: Any, x: Tensor) -> Tensor:
-        """The forward function of BatchNorm modules, which changes no buffer."""
+        """Normalise as a BatchNorm module does, without changing a buffer."""
         module._check_input_dim(x)  # noqa: SLF001
         mean, variance = self._values.get(id(module), (module.running_mean, module.running_var))
         if mean is not None and not module.training:

@@ -1,9 +1,9 @@
-"""What a stage keeps of its forward pass for its backward pass, and what that computes anew because it is cheap.
+"""Which activations a stage saves in its forward pass, and which its backward pass recomputes because they are cheap.
 
-What costs arithmetic is kept: the results of convolutions and matrix products, of pools, of all that draws or searches,
-and the statistics of normalisations, which are small. What is read and written once for each element (activations,
-masks, normalisations whose statistics are known, changes of shape) is computed anew. For convolution, normalisation and
-activation in a row, that is one array instead of PyTorch's two.
+Results that cost arithmetic are saved: those of convolutions and matrix products, of pools, of operators that draw or
+search, and the statistics of normalisations, which are small. Results for which each element is read and written once
+(activation functions, masks, normalisations with known statistics, changes of shape) are recomputed. Of a convolution,
+a normalisation and an activation function in a row, one array is saved instead of PyTorch's two.
 """
 
 import operator
@@ -32,16 +32,16 @@ CHEAP: frozenset[Any] = NORMALIZATIONS | {
 
 
 def saved_nodes(trace: Trace, gradients: Collection[fx.Node]) -> tuple[fx.Node, ...]:
-    """The results of the forward pass that its backward pass is given, in order.
+    """Return the results of the forward pass that are saved for its backward pass, in order.
 
-    `gradients` are the inputs that the backward pass starts from; all that does not depend on them is forward.
+    `gradients` are the inputs that the backward pass starts from; whatever does not depend on them is forward.
     """
     steps = {step.node: step for step in trace.steps}
     backward = set(gradients)
     for step in trace.steps:
         if backward.intersection(step.sources):
             backward.add(step.node)
-    kept: set[fx.Node] = set()
+    saved: set[fx.Node] = set()
     pending = [
         source
         for step in trace.steps
@@ -58,8 +58,8 @@ def saved_nodes(trace: Trace, gradients: Collection[fx.Node]) -> tuple[fx.Node, 
                     seen.add(source)
                     pending.append(source)
         else:
-            kept.add(step.node)
-    return tuple(step.node for step in trace.steps if step.node in kept)
+            saved.add(step.node)
+    return tuple(step.node for step in trace.steps if step.node in saved)
 
 
 def _cheap(step: TraceStep, steps: dict[fx.Node, TraceStep]) -> bool:

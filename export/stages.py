@@ -35,7 +35,7 @@ class ForwardSegment:
 
 
 def cut(trace: Trace, x: fx.Node, outputs: Sequence[fx.Node], stages: int | None = None) -> tuple[ForwardSegment, ...]:
-    """The segments of a forward pass from `x` to `outputs`; all other inputs of the trace belong to one segment.
+    """Cut a forward pass from `x` to `outputs` into segments; every other input of the trace belongs to one of them.
 
     `stages` sets how many there are at most; None chooses.
     """
@@ -111,7 +111,7 @@ class _Flow:
 
 
 def _bounds(flow: _Flow, stages: int | None) -> list[int]:
-    """The positions between which the segments are, the ends included."""
+    """Return the positions between which the segments are, the ends included."""
     total = len(flow.inner_bytes) - 1
     places = [0, *flow.cuts, total]
     most = min(stages or MAX_STAGES, len(places) - 1)
@@ -156,7 +156,7 @@ def _sample_bytes(step: TraceStep) -> float:
 
 
 def _inner_bytes(step: TraceStep) -> float:
-    """What an operator leaves behind for the backward pass; a view, or a result taken out of several, is not new."""
+    """Return the bytes that an operator leaves for the backward pass; a view, or one of several results, is not new."""
     view = not isinstance(step.target, torch._ops.OpOverload) or step.target.is_view  # noqa: SLF001
     return 0.0 if view else _sample_bytes(step)
 

@@ -22,7 +22,7 @@ from export.decompositions import DECOMPOSED
 from export.errors import ExportError, ModelInvalid
 
 SIZES = (3, 5)
-"""The two batch sizes: coprime, so that a multiple of one is told from a multiple of the other."""
+"""The two batch sizes: coprime, so that a multiple of one is no multiple of the other."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Trace:
     outputs: tuple[Any, ...]
 
     def part(self, inputs: Sequence[fx.Node], outputs: Sequence[Any]) -> "Trace":
-        """What it takes to compute some of the nodes from others, in the same order."""
+        """Return the operators that compute some of the nodes from others, in the same order."""
         steps = {step.node: step for step in (*self.inputs, *self.steps)}
         needed = {node for node in outputs if isinstance(node, fx.Node)}
         kept = []
@@ -106,7 +106,7 @@ def replay(steps: Sequence[TraceStep], known: Mapping[fx.Node, Any], batch: int)
 
 
 def bound(step: TraceStep, found: Mapping[fx.Node, Any], batch: int) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of an operator with what its nodes were found to be, for a batch size."""
+    """Return an operator's arguments with the values found for their nodes, for a batch size."""
 
     def value(argument: Any) -> Any:
         if isinstance(argument, fx.Node):
@@ -209,7 +209,7 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
 
 
 def _module(node: fx.Node, known: dict[fx.Node, str]) -> str:
-    """The module of a forward operator; a backward one inherits it from the operator whose results it uses."""
+    """Return the module of a forward operator; a backward one has that of the operator whose results it uses."""
     stack = node.meta.get("nn_module_stack") or {}
     path = next(iter(stack), "")
     if path:

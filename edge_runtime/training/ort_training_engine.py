@@ -1,4 +1,4 @@
-"""The second engine: the official training model of a group, run by onnxruntime-training 1.19.2 where it is installed.
+"""The second engine: a group's training model, run by onnxruntime-training 1.19.2 where that is installed.
 
 One graph computes all losses and all gradients of a step. It reads the parameters, and writes the gradients, in the
 caller's flat vectors: the training model takes a buffer for each gradient, which this engine binds to its place in
@@ -24,11 +24,11 @@ RELEASE = "1.19.2"
 
 
 class OrtTrainingUnavailable(RuntimeError):
-    """The official engine cannot be used here, or has nothing to run for this group."""
+    """The engine for ONNX Runtime training artifacts cannot be used here, or has nothing to run for this group."""
 
 
 def check_installed() -> None:
-    """Raises OrtTrainingUnavailable unless what is installed as onnxruntime is onnxruntime-training."""
+    """Raise OrtTrainingUnavailable unless what is installed as onnxruntime is onnxruntime-training."""
     if not trains():
         raise OrtTrainingUnavailable(
             f"the engine 'official' needs onnxruntime-training {RELEASE}, and {engine_version()} is installed: install "
@@ -37,13 +37,13 @@ def check_installed() -> None:
 
 
 def artifacts_of(manifest: Manifest) -> Artifacts:
-    """The official artifacts of a group's manifest. Raises OrtTrainingUnavailable."""
+    """Return the artifacts of a group's manifest. Raises OrtTrainingUnavailable."""
     group = group_id(manifest.task_names)
     found = manifest.ort_training.groups.get(group) if manifest.ort_training else None
     if found is None:
         raise OrtTrainingUnavailable(
-            f"the bundle has no official artifacts for {group}: make them with `python -m export split BUNDLE --groups "
-            f"{','.join(manifest.task_names)}`, or use the engine 'portable'"
+            f"the bundle has no ONNX Runtime training artifacts for {group}: make them with `python -m export split "
+            f"BUNDLE --groups {','.join(manifest.task_names)}`, or use the engine 'portable'"
         )
     return found
 
@@ -70,7 +70,7 @@ class OrtTrainingStep:
         seeds: Mapping[str, NDArray[Any]],
         loss_weights: NDArray[np.float64] | None = None,
     ) -> dict[str, float]:
-        """The loss of each task for x (B, …); its gradients replace what is in `gradient` (P,).
+        """Return the loss of each task for x (B, …), and write the gradients over `gradient` (P,).
 
         What the state of `weights` (D,) becomes goes into `moved` (D,); `seeds` are by part. The encoder's gradient is
         of Σ w_i · ∂L_i/∂z · 1/√T, which the artifact has in it; w are the `loss_weights` (T,), or 1. Where no loss
@@ -97,7 +97,7 @@ class OrtTrainingStep:
 
 
 def _buffer(parameter: str) -> str:
-    """The training model's input that it writes a parameter's gradient to."""
+    """Return the training model's input that it writes a parameter's gradient to."""
     return f"{parameter}_grad.accumulation.buffer"
 
 
@@ -105,13 +105,13 @@ class OrtTrainingCache:
     """The step of the group that is being trained, loaded once for all its rounds."""
 
     def __init__(self, engine: Engine) -> None:
-        """Raises OrtTrainingUnavailable where onnxruntime-training is not installed."""
+        """Raise OrtTrainingUnavailable where onnxruntime-training is not installed."""
         check_installed()
         self._engine = engine
         self._loaded: tuple[str, Graph] | None = None
 
     def step(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> OrtTrainingStep:
-        """A group's step. `locate` gives the file of the group's training model by the group and its digest.
+        """Return a group's step. `locate` gives the file of the group's training model by the group and its digest.
 
         Raises EngineError, BundleInvalid for a model with operators that none may have, or OrtTrainingUnavailable where
         the bundle has no artifacts for the group.

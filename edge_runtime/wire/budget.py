@@ -124,12 +124,12 @@ class Prediction:
 
 
 def predict(manifest: Manifest, plan: MemoryPlan, work: Workload) -> Prediction:
-    """The peak of the resident memory of training by a plan. Raises BundleInvalid for a bundle without footprint."""
+    """Predict the peak of resident memory of training by a plan. Raises BundleInvalid without a footprint."""
     return _Model(manifest, work).predict(plan)
 
 
 def choose(manifest: Manifest, budget_bytes: int, work: Workload, *, most_frozen: int | None = None) -> MemoryPlan:
-    """The first plan that fits, in the order of plans above; no more than `most_frozen` stages are frozen (all).
+    """Return the first plan that fits, in the order of `plans`; at most `most_frozen` stages are frozen (None: all).
 
     Raises BudgetTooSmall, which says what would fit, and BundleInvalid for a bundle without footprint.
     """
@@ -148,7 +148,7 @@ def choose(manifest: Manifest, budget_bytes: int, work: Workload, *, most_frozen
 def choose_within(
     manifest: Manifest, budget_bytes: int, work: Workload, *, most_frozen: int | None = None
 ) -> MemoryPlan:
-    """The plan that a device chooses for a budget: `choose`, with MARGIN. Raises as that does, of the whole budget."""
+    """Return the plan that a device chooses: `choose` with MARGIN. Raises as that does, naming the whole budget."""
     try:
         return choose(manifest, int(MARGIN * budget_bytes), work, most_frozen=most_frozen)
     except BudgetTooSmall as exc:
@@ -254,7 +254,7 @@ class _Model:
     def _probe(
         self, probe: ProbeMethod | None, held_bytes: int, kinds: list[tuple[str, str | None]]
     ) -> tuple[list[tuple[int, GraphFootprint]], list[str]]:
-        """What a probe runs while all that the forward pass has saved is held, and the graphs that it alone needs."""
+        """Return the peaks of a probe's runs, with all saved activations held, and the graphs that it alone needs."""
         if probe in {None, "representation"}:
             return [], []
         backward = [f"encoder.{k}.{kind}" for k, (_, kind) in enumerate(kinds) if kind]
@@ -287,7 +287,7 @@ class _Model:
         return 4 * (vectors * parameters + 2 * state + gradients.get(probe, 0) * encoder) + rows
 
     def _arrays(self, plan: MemoryPlan, stages: tuple[Stage, ...]) -> int:
-        """The most that the step's arrays take at any time; the batch is there whole."""
+        """Return the most bytes that a step's arrays take at any time; the whole batch is in memory."""
         sizes = self._sample_bytes
         given = self._work.batch * (sizes["x"] + self._targets)
         values = {name for stage in stages for name in stage.writes} | self._embedded

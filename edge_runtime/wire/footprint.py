@@ -50,5 +50,5 @@ class Footprint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     graphs: Annotated[dict[Digest, GraphFootprint], Meta(max_length=MAX_GRAPHS)]
 
     def of(self, digests: Collection[str]) -> "Footprint":
-        """That of some of the files."""
+        """Return the footprint of some of the files."""
         return Footprint(graphs={digest: graph for digest, graph in self.graphs.items() if digest in digests})

@@ -217,7 +217,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.table.select(["encoder"])
 
     def local(self) -> "Manifest":
-        """What a device has whose encoder is computed elsewhere: stem and heads, their tensors and graphs.
+        """Return what a device has whose encoder is computed elsewhere: stem and heads, their tensors and graphs.
 
         It describes a part of a bundle, and is no bundle's manifest.
         """
@@ -238,7 +238,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return {file.digest: file.size_bytes for file in files}
 
     def group(self, tasks: Tasks, weights: File) -> "Manifest":
-        """The manifest of some of the tasks alone: the same graphs, other weights, its own official artifacts."""
+        """Return the manifest of some of the tasks: the same graphs, other weights, the group's own artifacts."""
         group = group_id(tasks)
         artifacts = self.ort_training.groups.get(group) if self.ort_training else None
         kept = tuple(self.task(name) for name in sorted(set(tasks)))
@@ -258,7 +258,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def graph_names(tasks: Tasks, stages: int, *, stem: bool = False) -> tuple[str, ...]:
-    """The graphs that a bundle of these tasks and so many stages has, with a stem or without."""
+    """Return the names of the graphs of a bundle of these tasks and stages, with a stem or without."""
     encoder = (f"encoder.{k}.{kind}" for k in range(stages) for kind in ("forward", "backward", "keep", "kept"))
     heads = (f"head.{task}.{kind}" for task in tasks for kind in ("step", "loss", "evaluate", "predict"))
     before = ("stem.forward", "stem.backward", "stem.predict") if stem else ()
@@ -274,7 +274,7 @@ def _part(graph: str) -> str:
 
 
 def encode(manifest: Manifest) -> bytes:
-    """The manifest as JSON: the same content gives the same bytes. Raises BundleInvalid where decode would."""
+    """Return the manifest as JSON: the same content gives the same bytes. Raises BundleInvalid where decode would."""
     data = msgspec.json.format(msgspec.json.encode(manifest, order="deterministic"), indent=1) + b"\n"
     decode(data)
     return data
@@ -285,7 +285,7 @@ class _Format(msgspec.Struct):
 
 
 def decode(data: bytes) -> Manifest:
-    """A validated manifest. Raises BundleInvalid."""
+    """Return a validated manifest. Raises BundleInvalid."""
     if len(data) > MAX_MANIFEST_BYTES:
         raise BundleInvalid(f"a manifest of {len(data)} bytes is over the {MAX_MANIFEST_BYTES} allowed")
     try:
@@ -351,7 +351,7 @@ def artifact_path(folder: Path, group: str, name: str) -> Path:
 
 
 def read_folder(folder: Path) -> Manifest:
-    """The manifest of a bundle's folder, after checking every file against it. Raises BundleInvalid."""
+    """Return the manifest of a bundle's folder after checking every file against it. Raises BundleInvalid."""
     try:
         with (folder / MANIFEST).open("rb") as file:
             manifest = decode(file.read(MAX_MANIFEST_BYTES + 1))
@@ -370,7 +370,7 @@ def read_folder(folder: Path) -> Manifest:
 
 
 def check_file(path: Path, file: File) -> None:
-    """Raises BundleInvalid unless the file at `path` is the one that the manifest names."""
+    """Raise BundleInvalid unless the file at `path` is the one that the manifest names."""
     if not path.is_file():
         raise BundleInvalid(f"{path} is missing from the bundle")
     if path.stat().st_size != file.size_bytes or digest_file(path) != file.digest:

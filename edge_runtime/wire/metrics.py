@@ -33,7 +33,7 @@ _OF_VALUES = {"accuracy", "angular_error_deg", "rmse"}
 
 
 def headed(metric: MetricName) -> str:
-    """A metric's heading, with an arrow that points where it is better."""
+    """Return a metric's heading, with an arrow that points to where it is better."""
     about = METRICS[metric]
     return f"{about.title} {'↑' if about.higher_is_better else '↓'}"
 

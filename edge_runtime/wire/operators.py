@@ -117,7 +117,7 @@ _WIDTHS = {4: 4, 10: 8}
 
 
 def check_graph(data: bytes, name: str, operators: Operators = PORTABLE) -> None:
-    """Raises BundleInvalid, in which `name` is the graph's, unless all of an ONNX file is what a bundle may have."""
+    """Raise BundleInvalid, which names the graph, unless all of an ONNX file is what a bundle may have."""
     _check_size(len(data), name)
     try:
         _check_model(memoryview(data), operators)
@@ -189,7 +189,7 @@ def _check_attribute(data: memoryview) -> None:
 
 
 def _check_tensor(data: memoryview) -> None:
-    """The content, as raw bytes or as numbers, has the length that shape and type say."""
+    """Refuse a constant whose content, raw bytes or numbers, has another length than its shape and type say."""
     shape: list[int] = []
     counts = dict.fromkeys((*_VARINTS, *_WIDTHS), 0)
     kind = raw = 0
@@ -218,7 +218,7 @@ def _check_tensor(data: memoryview) -> None:
 
 
 def _numbers(value: int | memoryview) -> list[int]:
-    """The numbers of a field that has one, or many of them in a row."""
+    """Return the numbers of a field that has one, or many of them in a row."""
     if isinstance(value, int):
         return [value]
     found, place = [], 0
@@ -244,7 +244,7 @@ def _text(value: bytes | memoryview) -> str:
 
 
 def _read(data: memoryview, message: _Message) -> Iterator[tuple[int, Any]]:
-    """The fields of a message of a kind, each held to it: an int for VARINT, else bytes."""
+    """Yield the fields of a message after checking each against its kind: an int for VARINT, else bytes."""
     seen = set()
     for number, wire, value in fields(data):
         if wire not in message.fields.get(number, ()):

@@ -26,7 +26,7 @@ class ProtobufInvalid(ValueError):
 
 
 def fields(data: memoryview) -> Iterator[Field]:
-    """The fields of a message, in order. Raises ProtobufInvalid when it comes to one that cannot be read."""
+    """Yield the fields of a message, in order. Raises ProtobufInvalid at the first that cannot be read."""
     place, end = 0, len(data)
     while place < end:
         key, after = varint(data, place)
@@ -50,7 +50,7 @@ def fields(data: memoryview) -> Iterator[Field]:
 
 
 def varint(data: memoryview, place: int) -> tuple[int, int]:
-    """The number of 64 bits at most that begins at `place`, and where the next byte is. Raises ProtobufInvalid."""
+    """Return the number of at most 64 bits at `place`, and the place after it. Raises ProtobufInvalid."""
     value = shift = 0
     for at in range(place, min(len(data), place + _MAX_VARINT_BYTES)):
         byte = data[at]

@@ -121,7 +121,7 @@ def _constant(context: Context, value: float, channels: int) -> str:
 
 
 def _mean(context: Context, x: Value) -> str:
-    """The mean over samples and pixels, with these dimensions kept but the first dropped: (C, 1, …)."""
+    """Return the mean over samples and pixels, (C, 1, …): these dimensions stay as 1, but for the first."""
     axes = context.ints(0, *range(2, x.rank))
     column = context.ints(size(x.shape[1]), *[1] * (x.rank - 2))
     return context.add("Reshape", context.add("ReduceMean", x.name, axes, keepdims=0), column)
@@ -132,7 +132,7 @@ def _centred(context: Context, x: Value, level: str) -> str:
 
 
 def _mean_product(context: Context, x: Value, first: str, second: str) -> str:
-    """The mean over samples and pixels of a product of two tensors like x: (C,)."""
+    """Return the mean over samples and pixels of a product of two tensors like x: (C,)."""
     add, ints = context.add, context.ints
     pixels = math.prod(size(d) for d in x.shape[2:])
     if pixels < SMALL_IMAGE:

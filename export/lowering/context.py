@@ -75,16 +75,16 @@ class Context:
         """The seeds that the graph needs as inputs."""
 
     def seed(self, call: Call) -> str:
-        """The seed of a random operator, a scalar of int64."""
+        """Return the seed of a random operator, a scalar of int64."""
         self.seeds[call.seed] = None
         return call.seed
 
     def batch(self) -> str:
-        """The micro-batch as an int64 vector of one element."""
+        """Return the micro-batch as an int64 vector of one element."""
         return self.add("Shape", self._batched_input, start=0, end=1)
 
     def number(self, value: Number, dtype: torch.dtype) -> str:
-        """A scalar, computed from the batch where it varies with it."""
+        """Return a scalar, computed from the batch where it varies with it."""
         if not isinstance(value, Batch):
             return self.graph.constant(value, NUMPY[dtype])
         factor = self.graph.constant(value.factor, NUMPY[dtype])
@@ -93,19 +93,19 @@ class Context:
 
     @staticmethod
     def common(x: Value, y: Value | Number) -> torch.dtype:
-        """The type in which PyTorch computes with two operands."""
+        """Return the type in which PyTorch computes with two operands."""
         if isinstance(y, Value):
             return torch.promote_types(x.dtype, y.dtype)
         return torch.promote_types(x.dtype, torch.float32) if _fractional(y) else x.dtype
 
     def operand(self, value: Value | Number, dtype: torch.dtype) -> str:
-        """An operand of an elementwise operator, as `dtype`."""
+        """Return an operand of an elementwise operator, as `dtype`."""
         if isinstance(value, Value):
             return value.name if value.dtype == dtype else self.add("Cast", value.name, to=ELEMENT[dtype])
         return self.number(value, dtype)
 
     def dims(self, shape: Sequence[Dim]) -> str:
-        """A shape as an int64 vector, exact also where the batch is in it."""
+        """Return a shape as an int64 vector, exact also where the batch is in it."""
         if not any(isinstance(dim, Batch) for dim in shape):
             return self.ints(*(int(d) for d in shape if not isinstance(d, Batch)))
         pieces = []
@@ -129,7 +129,7 @@ class Context:
         return self.add("Reshape", name, self.ints(*dims))
 
     def reduced(self, operator: str, value: Value, axes: Sequence[int], *, keepdims: bool = False) -> str:
-        """A sum or a mean over some dimensions, in steps from the last one on.
+        """Sum, or take the mean, over some dimensions, in steps from the last one on.
 
         onnxruntime adds up the numbers of a reduction in a row: 400,000 equal ones give a sum that is 0.5 % off. So no
         step is over more than CHUNK numbers, where no single dimension has more, and the batch is a step of its own.
@@ -150,7 +150,7 @@ class Context:
         return self.add(operator, name, self.ints(*last), keepdims=int(keepdims))
 
     def filled(self, shape: Sequence[Dim], value: Number, dtype: torch.dtype) -> str:
-        """A tensor of one value."""
+        """Fill a tensor with one value."""
         return self.add("Expand", self.number(value, dtype), self.dims(shape)) if shape else self.number(value, dtype)
 
 
@@ -158,7 +158,7 @@ Rule = Callable[..., Result]
 
 
 def size(dim: Dim) -> int:
-    """A dimension that must be fixed. Raises Untranslatable."""
+    """Return a dimension that must be fixed. Raises Untranslatable."""
     if isinstance(dim, Batch):
         raise Untranslatable("it works along the batch: leave the first dimension as it is")
     return dim
@@ -180,7 +180,7 @@ def _fractional(number: Number) -> bool:
 
 
 def axis(dim: int, rank: int) -> int:
-    """A dimension counted from the front."""
+    """Return a dimension counted from the front."""
     return dim + rank if dim < 0 else dim
 
 

@@ -53,7 +53,7 @@ def convolution(
     output_padding: Sequence[int],
     groups: int,
 ) -> Result:
-    """A convolution, or a transposed one."""
+    """Translate a convolution, or a transposed one."""
     _check_rank(weight)
     inputs = (x.name, weight.name) if bias is None else (x.name, weight.name, bias.name)
     attributes: dict[str, Any] = {
@@ -158,7 +158,7 @@ def _data_gradient(
 
 
 def _turned(context: Context, weight: Value, groups: int) -> str:
-    """The kernel turned round, with the channels of each group exchanged: (O, I/g, h, w) → (I, O/g, h, w)."""
+    """Turn a kernel round and exchange the channels of each group: (O, I/g, h, w) → (I, O/g, h, w)."""
     outputs, inputs, height, width = (size(d) for d in weight.shape)
     name = weight.name
     if groups == 1:

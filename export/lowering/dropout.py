@@ -27,13 +27,13 @@ STEP = 0x1E3779B1
 
 
 def draws(seed: int, operator: int, count: int) -> NDArray[np.int64]:
-    """The random numbers, from 0 to 2³² − 1, of the elements of a graph's random operator (from 0 on): (count,)."""
+    """Return the random numbers (count,), 0 to 2³² − 1, of a graph's random operator, counted from 0 on."""
     start = _hash(np.array([(seed + operator * STEP) & MASK], np.int64))
     return _hash((np.arange(count, dtype=np.int64) + start) & MASK)
 
 
 def threshold(p: float) -> int:
-    """The number below which a draw is a one, of probability p."""
+    """Return the number below which a draw is a one, of probability p."""
     return round(p * 2**32)
 
 

@@ -73,7 +73,7 @@ class Translation:
 
 
 def unsupported(step: TraceStep) -> OperatorUnsupported:
-    """The error for an operator without a rule."""
+    """Return the error for an operator without a rule."""
     name = str(step.target)
     advice = next((text for part, text in ADVICE.items() if part in name), "write it with other operators of torch")
     if isinstance(step.target, torch._ops.OpOverload) and step.target._schema.is_mutable:

@@ -39,7 +39,7 @@ def group_norm(context: Context, _: Call, x: Value, weight: Value | None, bias: 
 
 
 def _ones(context: Context, x: Value, groups: int) -> str:
-    """The scale that LayerNormalization asks for, made when the graph runs: stored, it would outweigh the model.
+    """Make LayerNormalization's scale when the graph runs: stored, it would outweigh the model.
 
     Its length is counted from the whole tensor, because a length that is known beforehand is folded into a constant.
     """

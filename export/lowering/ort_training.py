@@ -98,7 +98,7 @@ def _normalised(
 
 
 def _filled(context: Context, name: str, value: float, shape: Sequence[int], x: Value) -> str:
-    """A tensor of one value; its length is counted from the data, or equal ones would be made one again."""
+    """Fill a tensor with one value; its length is counted from the data, or equal ones would be merged."""
     first = context.add("Reshape", context.add("Size", name), context.ints(1))
     others = context.add(
         "Mul", context.add("Shape", name, start=0, end=1), context.ints(elements(x.shape[1:]) // shape[0])
@@ -150,7 +150,7 @@ def batch_norm(
 
 @RULES.rule(aten.max_pool2d_with_indices.default)
 def max_pool(context: Context, call: Call, x: Value, *rest: Any) -> Result:
-    """The maxima looked up where MaxPool found them: its own gradient wants to know the batch beforehand."""
+    """Look the maxima up where MaxPool found them: its own gradient needs the batch size beforehand."""
     pooled = dataclasses.replace(call, used=frozenset({0, 1}))
     places = resample.max_pool(context, pooled, x, *rest)[1]
     assert places is not None

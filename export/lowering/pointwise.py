@@ -79,7 +79,7 @@ def unary(context: Context, call: Call, x: Value) -> Result:
 
 @RULES.rule(aten.log1p.default)
 def log_of_one_plus(context: Context, call: Call, x: Value) -> Result:
-    """The logarithm of 1 + x; what rounding takes from a small x is below what a loss can show."""
+    """Compute the logarithm of 1 + x; what rounding takes from a small x is below what a loss can show."""
     return context.add("Log", context.add("Add", context.operand(x, call.dtype), context.number(1.0, call.dtype)))
 
 
@@ -200,13 +200,13 @@ def convert(context: Context, call: Call, x: Value, *_: Any, **__: Any) -> Resul
 
 @RULES.rule(aten.detach.default, aten.alias.default, aten.clone.default, aten.lift_fresh_copy.default)
 def same(_: Context, __: Call, x: Value, **___: Any) -> Result:
-    """The same value."""
+    """Pass a value on."""
     return x.name
 
 
 @RULES.rule(aten.threshold_backward.default)
 def threshold_backward(context: Context, call: Call, gradient: Value, result: Value, threshold: Number) -> Result:
-    """The derivative of ReLU from its result, which is never negative: a multiplication by 0 or 1.
+    """Differentiate ReLU from its result, which is never negative: a multiplication by 0 or 1.
 
     The factor is the result, scaled so that whatever is positive saturates at 1: one pass, where a comparison and a
     choice take two, the second of them on one thread.
@@ -223,7 +223,7 @@ def leaky_relu(context: Context, _: Call, x: Value, slope: float = 0.01) -> Resu
 
 @RULES.rule(aten.leaky_relu_backward.default)
 def leaky_relu_backward(context: Context, call: Call, gradient: Value, x: Value, slope: float, _: bool) -> Result:
-    """The derivative of LeakyReLU."""
+    """Differentiate LeakyReLU."""
     positive = context.add("Greater", x.name, context.number(0.0, call.dtype))
     scaled = context.add("Mul", gradient.name, context.number(slope, call.dtype))
     return context.add("Where", positive, gradient.name, scaled)
@@ -231,7 +231,7 @@ def leaky_relu_backward(context: Context, call: Call, gradient: Value, x: Value,
 
 @RULES.rule(aten.hardtanh_backward.default)
 def hardtanh_backward(context: Context, call: Call, gradient: Value, x: Value, low: float, high: float) -> Result:
-    """The derivative of ReLU6 and Hardtanh: one strictly between the bounds, where (y − low) · (high − y) is positive.
+    """Differentiate ReLU6 and Hardtanh: 1 strictly between the bounds, where (y − low) · (high − y) is positive.
 
     It reads the result y, which is between the bounds where x is, so that x need not be there any more.
     """
@@ -280,7 +280,7 @@ def gelu(context: Context, call: Call, x: Value, approximate: str = "none") -> R
 
 @RULES.rule(aten.gelu_backward.default)
 def gelu_backward(context: Context, call: Call, gradient: Value, x: Value, approximate: str = "none") -> Result:
-    """The derivative of GELU, exact or by tanh."""
+    """Differentiate GELU, exact or by tanh."""
     half, one = context.number(0.5, call.dtype), context.number(1.0, call.dtype)
     factor, inner = _gelu_factor(context, call, x, approximate)
     if approximate == "none":

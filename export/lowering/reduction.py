@@ -31,7 +31,7 @@ def reduce(
 
 @RULES.rule(aten.max.default, aten.min.default)
 def extreme(context: Context, call: Call, x: Value) -> Result:
-    """The largest or the smallest of all elements."""
+    """Take the largest or the smallest of all elements."""
     return context.add("ReduceMax" if "max" in call.operator else "ReduceMin", x.name, keepdims=0)
 
 
@@ -63,7 +63,7 @@ def variance(
     correction: float | None = None,
     keepdim: bool = False,
 ) -> Result:
-    """The mean square of the centred elements, its root, or either with the mean."""
+    """Compute the mean square of the centred elements, its root, or either with the mean."""
     add = context.add
     inner = sorted(axis(d, x.rank) for d in dims or range(x.rank))
     axes = context.ints(*inner)
@@ -82,7 +82,7 @@ def variance(
 
 @RULES.rule(aten.cumsum.default)
 def running_sum(context: Context, call: Call, x: Value, dim: int, **_: Any) -> Result:
-    """The sum of all elements up to each."""
+    """Sum all elements up to each."""
     name = context.operand(x, call.dtype)
     return context.add("CumSum", name, context.graph.constant(axis(dim, x.rank), "int64"))
 
@@ -119,7 +119,7 @@ def softmax_backward(context: Context, _: Call, gradient: Value, result: Value, 
 
 @RULES.rule(aten.mm.default, aten.bmm.default)
 def product(context: Context, _: Call, x: Value, y: Value) -> Result:
-    """A matrix product, or one for each batch."""
+    """Multiply matrices, or a pair for each batch."""
     return context.add("MatMul", x.name, y.name)
 
 

@@ -73,7 +73,7 @@ def average_pool(
     count_padding: bool = True,
     divisor: int | None = None,
 ) -> Result:
-    """The mean over windows."""
+    """Take the mean over windows."""
     if ceil or divisor is not None:  # onnxruntime divides the windows at the edge otherwise
         rows, columns = pool_matrices(x.shape[-2:], kernel, stride, padding, ceil, count_padding, divisor)
         return between(context, rows, x, columns.T)
@@ -144,7 +144,7 @@ def nearest(context: Context, call: Call, x: Value, output: Sequence[int], *rest
 def nearest_backward(
     context: Context, call: Call, gradient: Value, output: Sequence[int], source: Sequence[Any], *rest: Any
 ) -> Result:
-    """The sum over each pixel's copies."""
+    """Sum over each pixel's copies."""
     factors = whole_factors(source[-2:], output, rest)
     if factors is None:
         return _transposed(context, _matrices(call.operator, source[-2:], output, rest), gradient)
@@ -153,7 +153,7 @@ def nearest_backward(
 
 
 def whole_factors(source: Sequence[Any], output: Sequence[int], scales: Sequence[float | None]) -> list[int] | None:
-    """The factors, where every pixel is repeated as often; a scale that was rounded to the sizes repeats unevenly."""
+    """Return the factors if every pixel is repeated as often; a scale that was rounded repeats unevenly."""
     rows, columns = size(source[0]), size(source[1])
     factors = [output[0] // rows, output[1] // columns]
     whole = [factors[0] * rows, factors[1] * columns] == list(output)
@@ -181,7 +181,7 @@ def pool_matrices(
     count_padding: bool,
     divisor: int | None,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The matrix of each direction: PyTorch's own pooling applied to the identity."""
+    """Return the matrix of each direction: PyTorch's own pooling applied to the identity."""
     kernel, stride, padding = pair(kernel), pair(stride or kernel), pair(padding)
     matrices = []
     for i in range(2):
@@ -199,7 +199,7 @@ def pool_matrices(
 def _matrices(
     operator: str, source: Sequence[Any], output: Sequence[Any], rest: Sequence[Any]
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """The matrix of each direction: PyTorch's own operator applied to the identity."""
+    """Return the matrix of each direction: PyTorch's own operator applied to the identity."""
     forward = getattr(aten, operator.split(".")[1].removesuffix("_backward")).default
     scales = tuple(v for v in rest if isinstance(v, float | None))[-2:] if len(rest) > 1 else ()
     aligned = tuple(v for v in rest if isinstance(v, bool))

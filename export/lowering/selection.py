@@ -42,7 +42,7 @@ def split(context: Context, call: Call, x: Value, sizes: Sequence[int] | int, di
 def cut_backward(
     context: Context, call: Call, gradient: Value, shape: Sequence[Any], dim: int, start: int, end: int, step: int
 ) -> Result:
-    """The gradient of a slice of step one: zeros around it."""
+    """Differentiate a slice of step one: zeros around the gradient."""
     whole, dim = size(call.shape[dim]), axis(dim, len(shape))
     before, after = [0] * len(shape), [0] * len(shape)
     length = size(gradient.shape[dim])
@@ -61,7 +61,7 @@ def cut_backward(
 def select_backward(
     context: Context, call: Call, gradient: Value, shape: Sequence[Any], dim: int, index: int
 ) -> Result:
-    """The gradient of one element along a dimension: zeros around it."""
+    """Differentiate taking one element along a dimension: zeros around the gradient."""
     dim, whole = axis(dim, len(shape)), size(shape[dim])
     before, after = [0] * len(shape), [0] * len(shape)
     before[dim] = axis(index, whole)
@@ -81,7 +81,7 @@ def put_slice(
     end: Dim | None = None,
     step: int = 1,
 ) -> Result:
-    """The tensor with consecutive elements along a dimension overwritten."""
+    """Overwrite consecutive elements along a dimension."""
     dim = axis(dim, x.rank)
     if not start and step == 1 and (end is None or end == x.shape[dim] or (isinstance(end, int) and end >= END)):
         return source.name
@@ -99,21 +99,21 @@ def put_slice(
 
 @RULES.rule(aten.scatter.src, aten.scatter_add.default)
 def scatter(context: Context, call: Call, x: Value, dim: int, index: Value, source: Value) -> Result:
-    """The tensor with elements overwritten, or added to, where an index says along a dimension."""
+    """Overwrite elements, or add to them, where an index points to along a dimension."""
     extra = {"reduction": "add"} if "add" in call.operator else {}
     return context.add("ScatterElements", x.name, index.name, source.name, axis=axis(dim, x.rank), **extra)
 
 
 @RULES.rule(aten.scatter.value)
 def scatter_number(context: Context, call: Call, x: Value, dim: int, index: Value, value: Number) -> Result:
-    """The tensor with elements overwritten by a number where an index says along a dimension."""
+    """Overwrite elements by a number where an index points to along a dimension."""
     source = context.filled(index.shape, value, call.dtype)
     return context.add("ScatterElements", x.name, index.name, source, axis=axis(dim, x.rank))
 
 
 @RULES.rule(aten.embedding.default)
 def embedding(context: Context, _: Call, weight: Value, index: Value, *__: Any) -> Result:
-    """A row of the weight for each index."""
+    """Look up a row of the weight for each index."""
     return context.add("Gather", weight.name, index.name, axis=0)
 
 
@@ -143,7 +143,7 @@ def look_up(context: Context, _: Call, x: Value, indices: Sequence[Value | None]
 def add_at(
     context: Context, call: Call, x: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False
 ) -> Result:
-    """The gradient of looking elements up: added where they came from."""
+    """Differentiate looking elements up: add gradients where the elements came from."""
     dim, index = _only(indices)
     if not accumulate:
         raise Untranslatable("it overwrites elements by an index: use torch.where or torch.scatter")
@@ -159,7 +159,7 @@ def add_at(
 
 
 def _only(indices: Sequence[Value | None]) -> tuple[int, Value]:
-    """The dimension and the index of a look-up along one."""
+    """Return the dimension and the index of a look-up along one dimension."""
     found = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if len(found) != 1 or found[0][1].dtype != torch.int64:
         raise Untranslatable("elements are looked up by one int64 index: use torch.gather or masks")
@@ -183,7 +183,7 @@ def gather(context: Context, _: Call, x: Value, dim: int, index: Value, **__: An
 def nll_loss(
     context: Context, call: Call, logits: Value, target: Value, weight: Value | None, reduction: int, ignore: int
 ) -> Result:
-    """The negative log-likelihood of the target classes, and the total weight it was divided by."""
+    """Compute the negative log-likelihood of the target classes, and the total weight it is divided by."""
     each, weights = _class_terms(context, logits, target, weight, ignore)
     loss = context.add("Neg", context.add("Mul", each, weights))
     total = context.add("ReduceSum", weights, keepdims=0)
@@ -234,7 +234,7 @@ def _ignored(context: Context, target: Value, ignore: int) -> str:
 
 
 def _class_terms(context: Context, logits: Value, target: Value, weight: Value | None, ignore: int) -> tuple[str, str]:
-    """The log-probability of each target class and its weight, zero where ignored."""
+    """Return the log-probability of each target class and its weight, zero where ignored."""
     known = _known_class(context, target, ignore)
     picked = context.add("GatherElements", logits.name, context.add("Unsqueeze", known, context.ints(1)), axis=1)
     each = context.add("Squeeze", picked, context.ints(1))

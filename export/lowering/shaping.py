@@ -16,7 +16,7 @@ RULES = RuleBook()
 @RULES.rule(aten.view.default, aten._unsafe_view.default)
 @RULES.rule(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default, aten.unsqueeze.default)
 def reshape(context: Context, call: Call, x: Value, *_: Any) -> Result:
-    """The same elements in another shape."""
+    """Give the same elements another shape."""
     return context.reshape(x.name, call.shape)
 
 
@@ -65,7 +65,7 @@ def triangle(context: Context, call: Call, x: Value, diagonal: int = 0) -> Resul
 
 @RULES.rule(aten.copy.default)
 def overwrite(context: Context, call: Call, _: Value, source: Value, *__: Any) -> Result:
-    """The source in the shape and type of what it overwrites."""
+    """Give the source the shape and type of what it overwrites."""
     name = context.operand(source, call.dtype)
     return name if source.shape == call.shape else context.add("Expand", name, context.dims(call.shape))
 
@@ -78,7 +78,7 @@ def expand(context: Context, call: Call, x: Value, *_: Any, **__: Any) -> Result
 
 @RULES.rule(aten.repeat.default)
 def repeat(context: Context, call: Call, x: Value, times: Sequence[int]) -> Result:
-    """The whole, several times along each dimension."""
+    """Repeat the whole tensor several times along each dimension."""
     added = len(times) - x.rank
     name = context.reshape(x.name, (*[1] * added, *x.shape)) if added else x.name
     return context.add("Tile", name, context.dims(times))
@@ -86,7 +86,7 @@ def repeat(context: Context, call: Call, x: Value, times: Sequence[int]) -> Resu
 
 @RULES.rule(aten.flip.default)
 def flip(context: Context, _: Call, x: Value, dims: Sequence[int]) -> Result:
-    """Some dimensions from the end to the front."""
+    """Reverse some dimensions."""
     count = len(dims)
     first, last, step = (context.ints(*[value] * count) for value in (-1, -(2**62), -1))
     return context.add("Slice", x.name, first, last, context.ints(*(axis(d, x.rank) for d in dims)), step)
@@ -106,7 +106,7 @@ def concatenate(context: Context, call: Call, parts: Sequence[Value], dim: int =
     aten.ones.default, aten.new_ones.default, aten.ones_like.default, aten.full_like.default, aten.scalar_tensor.default
 )
 def filled(context: Context, call: Call, *args: Any, **_: Any) -> Result:
-    """A tensor of one value."""
+    """Fill a tensor with one value."""
     kind = call.operator.split(".")[1]
     value: Number
     if kind == "scalar_tensor":

@@ -27,7 +27,7 @@ class Arena:
         """As far as allocations have reached so far."""
 
     def allocate(self, size_bytes: int) -> int:
-        """A chunk's address."""
+        """Reserve a chunk and return its address."""
         size = -(-max(size_bytes, 1) // UNIT) * UNIT
         whole, address = self._free[bisect_left(self._free, (size, 0))]
         self._take(whole, address)

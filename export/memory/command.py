@@ -17,7 +17,7 @@ STATE_VECTORS = {"sgd": 1, "adamw": 2}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `footprint`."""
+    """Add the arguments of `footprint`."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE")
     parser.add_argument("--budget", type=size, metavar="SIZE", help="memory of the process, such as 220MiB")
     parser.add_argument("--batch", type=whole_number(1, 65536), default=8, help="samples in a step (default 8)")
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _shown(manifest: wire.Manifest, work: Workload) -> Iterator[tuple[str, list[MemoryPlan]]]:
-    """The columns of the table."""
+    """Yield the columns of the table by name."""
     stages = len(manifest.stages)
     micro_batches = sorted({-(-work.batch // 2**i) for i in range(17)}, reverse=True)
     ways = {
@@ -77,7 +77,7 @@ def _facts(plan: MemoryPlan, predicted: Prediction) -> dict[str, Any]:
 
 
 def _print_table(rows: dict[str, list[tuple[MemoryPlan, Prediction]]], work: Workload) -> None:
-    from rich.console import Console  # the official environment, which runs `split`, does without
+    from rich.console import Console  # the environment of onnxruntime-training, which runs `split`, has none
     from rich.table import Table
 
     table = Table(title=f"Peak memory in MiB, steps of {work.batch} samples, {_mib(work.base_bytes)} MiB before")

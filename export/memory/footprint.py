@@ -27,7 +27,7 @@ Observe = Callable[[bytes, Sequence[tuple[Arrays, Arrays]]], GraphObservation]
 
 
 def footprint(graphs: Mapping[str, bytes], observe: Observe, spare_bytes: int) -> Footprint:
-    """The footprint of graphs by name; those that are the same file are run once. `spare_bytes` is the arena's.
+    """Return the footprint of graphs by name; equal files are run once. `spare_bytes` is the arena's setting.
 
     Raises ExportError where the engine did not run what its optimised graph says.
     """
@@ -40,7 +40,7 @@ def footprint(graphs: Mapping[str, bytes], observe: Observe, spare_bytes: int) -
 
 
 def graph_footprint(data: bytes, observe: Observe, spare_bytes: int) -> GraphFootprint:
-    """The footprint of one graph. What it puts out as saved.<i> stays in the engine's memory."""
+    """Return the footprint of one graph. Its outputs saved.<i> stay in the engine's memory."""
     graph = onnx.load_from_string(data).graph
     runs = []
     for batch in OBSERVED:
@@ -58,7 +58,7 @@ def graph_footprint(data: bytes, observe: Observe, spare_bytes: int) -> GraphFoo
 
 
 def _array(value: onnx.ValueInfoProto, batch: int) -> NDArray[Any]:
-    """An array of a graph's input or output; a dimension batch_<k> is k times the micro-batch."""
+    """Make an array for a graph's input or output; a dimension batch_<k> is k times the micro-batch."""
     kind = value.type.tensor_type
     shape = [
         int(dim.dim_param.removeprefix("batch_")) * batch if dim.dim_param else dim.dim_value for dim in kind.shape.dim

@@ -55,7 +55,7 @@ class Size:
 
     @classmethod
     def through(cls, batches: tuple[int, int], sizes: tuple[int, int]) -> "Size":
-        """The line through two points, in whole bytes."""
+        """Return the line through two points, in whole bytes."""
         slope = (sizes[1] - sizes[0]) // (batches[1] - batches[0])
         return cls(sizes[0] - slope * batches[0], slope)
 
@@ -79,7 +79,7 @@ class Liveness:
     held: dict[str, Size]
 
     def held_bytes(self, batch: int) -> int:
-        """What stays allocated after a run."""
+        """Return how many bytes stay allocated after a run."""
         return sum(size.at(batch) for size in self.held.values())
 
     @property
@@ -88,7 +88,7 @@ class Liveness:
         return sum(size.fixed for size in self.held.values()), sum(size.per_sample for size in self.held.values())
 
     def transient_bytes(self, batch: int, spare_bytes: int) -> int:
-        """What a run takes of the memory at most, besides what stays held and the arrays of the caller.
+        """Return the most bytes that a run takes, besides what stays held and the arrays of the caller.
 
         In an arena of its own, run by run; `spare_bytes` is the arena's setting.
         """
@@ -109,7 +109,7 @@ class Liveness:
 
 
 def liveness(model: onnx.ModelProto, batches: tuple[int, int], runs: Sequence[Sequence[NodeExecution]]) -> Liveness:
-    """The allocations of a graph as the engine runs it.
+    """Return the allocations of a graph as the engine runs it.
 
     `model` is the optimised graph; `runs` are its executions at the two micro-batches. Outputs that allocated memory
     are held by the engine after the run, all others are the caller's. Raises ExportError where they do not agree.
@@ -166,7 +166,7 @@ class _Buffers:
         return moment
 
     def _in_place(self, node: onnx.NodeProto, size: Size) -> str | None:
-        """The input's buffer that a result is in: one that nothing else reads any more, or else a view of any.
+        """Return the input's buffer that a result is in: one that nothing else reads any more, or a view of any.
 
         A convolution never is in what it convolves: one that adds to its result is in what is added, its last input.
         """

@@ -76,7 +76,7 @@ class ClassHead(nn.Module):
 def assemble(
     stem: nn.Module, encoder: nn.Module, tasks: Sequence[str], *, width: int, scale: int, size: int, batch: int
 ) -> MultiTaskModel:
-    """A model of a stem and an encoder that ends in (B, width, size / scale, size / scale).
+    """Return a model of a stem and an encoder that ends in (B, width, size / scale, size / scale).
 
     Tasks are the dense ones of MAS and `kind`; inputs have `size` × `size` pixels.
     """

@@ -21,7 +21,7 @@ class Norm(nn.LayerNorm):
     """Layer normalisation over the channels of (B, C, H, W)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same shape."""
+        """Normalise; the shape stays."""
         result: Tensor = super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return result
 
@@ -37,7 +37,7 @@ class ConvNeXtBlock(nn.Module):
         self.scale = nn.Parameter(0.1 * torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Added to what it was given, scaled for each channel."""
+        """Return x plus its change, scaled for each channel."""
         last = self.around(x).permute(0, 2, 3, 1)  # (B, H, W, C)
         result: Tensor = x + (self.scale * self.mix(self.norm(last))).permute(0, 3, 1, 2)
         return result
@@ -61,7 +61,7 @@ class ConvNeXtEncoder(nn.Sequential):
 
 
 def make(tasks: Sequence[str], *, width: int, depths: Sequence[int], size: int, batch: int = 2) -> MultiTaskModel:
-    """A model for dense tasks of MAS, and `kind`; inputs of `size` × `size` pixels, a multiple of 16."""
+    """Return a model for dense tasks of MAS, and `kind`; inputs of `size` × `size` pixels, a multiple of 16."""
     stem = nn.Sequential(nn.Conv2d(3, width, PATCH, PATCH), Norm(width))
     encoder = ConvNeXtEncoder(width, depths)
     return assemble(stem, encoder, tasks, width=4 * width, scale=4 * PATCH, size=size, batch=batch)

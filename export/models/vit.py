@@ -54,7 +54,7 @@ class TransformerEncoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, e: Tensor) -> Tensor:
-        """The patches as an image of features."""
+        """Return the patches as an image of features."""
         tokens: Tensor = self.norm(self.blocks(e))
         return tokens.transpose(1, 2).reshape(e.shape[0], e.shape[2], self.side, self.side)
 
@@ -62,7 +62,7 @@ class TransformerEncoder(nn.Module):
 def make(
     tasks: Sequence[str], *, width: int, heads: int, depth: int, size: int, patch: int = 8, batch: int = 2
 ) -> MultiTaskModel:
-    """A model for dense tasks of MAS, and `kind`, the class of an image; inputs of `size` × `size` pixels."""
+    """Return a model for dense tasks of MAS, and `kind`, an image's class; inputs of `size` × `size` pixels."""
     stem = Patches(size, patch, width)
     encoder = TransformerEncoder(width, heads, depth, size // patch)
     return assemble(stem, encoder, tasks, width=width, scale=patch, size=size, batch=batch)
@@ -79,12 +79,12 @@ def build_small_nine() -> MultiTaskModel:
 
 
 def build_coarse_nine() -> MultiTaskModel:
-    """The same with larger patches and six times the parameters: less crosses, and more is spared."""
+    """Return nine tasks, 32 pixels, larger patches: less traffic, and six times the parameters on the server."""
     return make(NINE, width=128, heads=4, depth=6, size=32, patch=8)
 
 
 def build_views() -> MultiTaskModel:
-    """The five tasks of the real sample views, 64 pixels."""
+    """Return the five tasks of the real sample views, 64 pixels."""
     return make(VIEWS, width=64, heads=4, depth=4, size=64)
 
 

@@ -127,7 +127,7 @@ def _scaled(channels: int, width: float) -> int:
 
 
 def make(tasks: Sequence[str], *, width: float, size: int, batch: int = 4) -> MultiTaskModel:
-    """A model for these tasks, with inputs of `size` × `size` pixels (a multiple of 16)."""
+    """Return a model for these tasks, with inputs of `size` × `size` pixels (a multiple of 16)."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(batch, 3, size, size, generator=generator)
     targets = {}
@@ -172,7 +172,7 @@ def build_one() -> MultiTaskModel:
 
 
 def build_views() -> MultiTaskModel:
-    """The five tasks of the real sample views, a quarter of the width, 64 pixels."""
+    """Return the five tasks of the real sample views, a quarter of the width, 64 pixels."""
     return make(VIEWS, width=0.25, size=64)
 
 

@@ -8,8 +8,8 @@ are written to it. `python -m export.ort_training.artifacts FOLDER MODEL` runs a
 group that is there, MODEL.onnx on inputs_MODEL.npz, and writes outputs_MODEL.npz. Exit code 3 where the environment
 is another.
 The artifacts are those of `generate_artifacts`, with one change: every gradient of the encoder is multiplied by 1/√T,
-which a forward graph of plain ONNX cannot say (there is no operator whose gradient differs from its value's). So the
-official API, too, trains as the portable engine does.
+which a forward graph of plain ONNX cannot say (there is no operator whose gradient differs from its value's). So ONNX
+Runtime's own training API, too, trains as the portable engine does.
 """
 
 import json
@@ -79,7 +79,7 @@ def make(folder: Path, job: dict[str, Any], artifacts: Any) -> None:
 
 
 def run(session: Any, inputs: dict[str, Any], parameters: dict[str, Any]) -> dict[str, Any]:
-    """What one run of a training model puts out by name, and the gradients by parameter name."""
+    """Run a training model once and return its outputs by name, and the gradients by parameter name."""
     buffers = {name: np.zeros_like(value) for name, value in parameters.items()}
     feeds = {f"{name}_grad.accumulation.buffer": value for name, value in buffers.items()}
     known = {value.name for value in session.get_inputs()}

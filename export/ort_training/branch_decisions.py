@@ -1,9 +1,8 @@
-"""The values that an ONNX graph decides by, told and given.
+"""Branch decisions of ONNX graphs: the values that they decide by, read out of one graph and put into another.
 
-export.parity.branch_decisions says what they are and why they matter, by PyTorch's operators. The official training
-model was differentiated by onnxruntime-training, so here they are read off the nodes of a graph, whoever made it. To
-hold two graphs of the same model to one another, one tells what it decides by, and the other one gets that in place
-of its own.
+export.parity.branch_decisions explains what they are and why they matter, for PyTorch's operators. A training model is
+differentiated by onnxruntime-training, so here they are found in the nodes of a graph, whoever made it. To compare two
+graphs of the same model, the values that one decides by are among its outputs, and replace those of the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,22 +17,22 @@ INPUTS: Mapping[str, tuple[int, ...]] = {
     **dict.fromkeys(("ReluGrad", "LeakyReluGrad"), (1,)),
     **dict.fromkeys(("Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Equal", "Max", "Min"), (0, 1)),
 }
-"""The inputs of nodes that decide by them, or whose gradients do."""
+"""The inputs that nodes, or their gradients, decide by."""
 OUTPUTS: Mapping[str, int] = {"Relu": 0, "LeakyRelu": 0, "MaxPool": 1}
-"""The outputs of nodes by which their gradients decide: places of maxima, and what is zero where they are."""
+"""The outputs that the gradients of nodes decide by: places of maxima, and results that are zero or not."""
 GIVEN = "given."
 NEAR = 1e-4
-"""Two values are the same but for rounding if they are within this part of the largest number in them."""
+"""Two arrays are equal but for rounding if they differ by at most this part of the largest number in them."""
 MOVED = 1e-3
-"""This part of the places of maxima may differ: of two numbers that are the same but for rounding, either is one."""
+"""This part of the places of maxima may differ: of two numbers that are equal but for rounding, either is one."""
 COMPARED = 4096
-"""So many numbers of each array, evenly spread, tell which one is nearest."""
+"""How many numbers of each array, evenly spread, are compared to find the nearest."""
 
 Values = Mapping[str, NDArray[Any]]
 
 
-def deciding(graph: onnx.GraphProto) -> list[str]:
-    """The names of computed values that a graph decides by."""
+def deciding_values(graph: onnx.GraphProto) -> list[str]:
+    """Return the names of computed values that a graph decides by."""
     found: dict[str, None] = {}
     for node in graph.node:
         found |= dict.fromkeys(node.input[i] for i in INPUTS.get(node.op_type, ()) if i < len(node.input))
@@ -43,16 +42,16 @@ def deciding(graph: onnx.GraphProto) -> list[str]:
     return [name for name in found if name in computed]
 
 
-def telling(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
-    """A copy that puts these values out as well; the engine finds their types."""
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
+    """Return a copy with these values among its outputs; the engine finds their types."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     known = {output.name for output in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     return copy
 
 
-def taking(model: onnx.ModelProto, values: Values) -> onnx.ModelProto:
-    """A copy whose nodes read these values from inputs, given.<name>, and not from the nodes that compute them."""
+def with_inputs(model: onnx.ModelProto, values: Values) -> onnx.ModelProto:
+    """Return a copy whose nodes read these values from inputs, given.<name>, not from the nodes that compute them."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
     for node in copy.graph.node:
         for i, name in enumerate(node.input):
@@ -63,13 +62,13 @@ def taking(model: onnx.ModelProto, values: Values) -> onnx.ModelProto:
     return copy
 
 
-def given(values: Values) -> dict[str, NDArray[Any]]:
-    """Values by the names of the inputs of `taking`."""
+def as_inputs(values: Values) -> dict[str, NDArray[Any]]:
+    """Return values by the names of the inputs of `with_inputs`."""
     return {f"{GIVEN}{name}": value for name, value in values.items()}
 
 
-def nudged(values: Values) -> dict[str, NDArray[Any]]:
-    """The same values with another last digit, so that every decision is the same: zero stays zero."""
+def with_other_last_digits(values: Values) -> dict[str, NDArray[Any]]:
+    """Return the values with another last digit each, so that every decision stays: zero stays zero."""
     random = np.random.default_rng(0)
 
     def digit(value: NDArray[Any]) -> NDArray[Any]:
@@ -82,8 +81,8 @@ def nudged(values: Values) -> dict[str, NDArray[Any]]:
     return {name: digit(value) for name, value in values.items()}
 
 
-def same(value: NDArray[Any], others: Sequence[NDArray[Any]]) -> NDArray[Any] | None:
-    """The one of the other arrays that is this one but for rounding, None if none is."""
+def nearest_equal(value: NDArray[Any], others: Sequence[NDArray[Any]]) -> NDArray[Any] | None:
+    """Return the one of the others that is equal to this array but for rounding, None if none is."""
     alike = [other for other in others if (other.shape, other.dtype) == (value.shape, value.dtype)]
     if not alike or not value.size:
         return None
@@ -93,7 +92,7 @@ def same(value: NDArray[Any], others: Sequence[NDArray[Any]]) -> NDArray[Any] | 
 
 
 def _apart(value: NDArray[Any], other: NDArray[Any]) -> float:
-    """How far two arrays are apart, in units of what is allowed."""
+    """Return the difference of two arrays in units of what is allowed."""
     if np.issubdtype(value.dtype, np.floating):
         return float(np.abs(value - other).max() / max(NEAR * np.abs(value).max(), np.finfo(np.float32).tiny))
     return float(np.mean(value != other)) / MOVED

@@ -1,7 +1,7 @@
-"""Official artifacts for groups of tasks, held to the portable graphs and written into a bundle.
+"""ONNX Runtime training artifacts for groups of tasks, compared with the portable graphs and written into a bundle.
 
-What is right is what the portable graphs compute, which are held to PyTorch when a bundle is compiled: so a group that
-is decided later is checked without PyTorch and without the model's file.
+The reference is the portable graphs, which are compared with PyTorch when a bundle is compiled. So the artifacts of a
+group that is decided later are checked without PyTorch and without the model's file.
 """
 
 import hashlib
@@ -42,7 +42,7 @@ GraphBytes = Callable[[str], bytes]
 
 
 def ort_training_python(given: Path | None) -> Path:
-    """The Python that has onnxruntime-training: as given, as the environment says, or of .venv-official here.
+    """Return the Python that has onnxruntime-training: given, named by the environment, or of .venv-official here.
 
     Raises OrtTrainingImpossible.
     """
@@ -57,7 +57,7 @@ def ort_training_python(given: Path | None) -> Path:
 
 
 def parse_groups(text: str, manifest: wire.Manifest) -> list[Tasks]:
-    """The groups in `a,b;c,d`, each in the order of names. Raises BundleInvalid."""
+    """Return the groups in `a,b;c,d`, each in the order of names. Raises BundleInvalid."""
     groups = [tuple(sorted({name.strip() for name in group.split(",")})) for group in text.split(";")]
     for name in (name for group in groups for name in group):
         manifest.task(name)
@@ -65,7 +65,7 @@ def parse_groups(text: str, manifest: wire.Manifest) -> list[Tasks]:
 
 
 def example_inputs(model: MultiTaskModel) -> list[Arrays]:
-    """Some batches around the model's example."""
+    """Return batches that vary around the model's example."""
     random = np.random.default_rng(0)
     x = model.example_input.numpy()
     targets = {f"target.{task}": model.example_targets[task].numpy() for task in model.tasks}
@@ -74,7 +74,7 @@ def example_inputs(model: MultiTaskModel) -> list[Arrays]:
 
 
 def random_inputs(manifest: wire.Manifest, batch: int = 2) -> list[Arrays]:
-    """Some batches of the shapes and types that a bundle wants; classes are 0 and 1, which any number of them has."""
+    """Return batches of the shapes and types of a bundle; classes are 0 and 1, which every classification has."""
     random = np.random.default_rng(0)
 
     def array(spec: wire.Array) -> NDArray[Any]:
@@ -98,9 +98,9 @@ def make_group(
     run: Runner,
     python: Path,
 ) -> VerifiedArtifacts:
-    """A group's artifacts. `weights` is laid out by the whole bundle's table; `graph` gives a portable graph by name.
+    """Make a group's artifacts for `weights` (D,), laid out by the whole bundle's table.
 
-    Raises OrtTrainingImpossible.
+    `graph` gives a portable graph by name. Raises OrtTrainingImpossible.
     """
     manifest = whole.group(tasks, whole.weights)
     vector = transfer(TensorTable(whole.tensors), weights, manifest.table)
@@ -108,29 +108,29 @@ def make_group(
     samples = [_sample(manifest, tensors, batch, graph, run) for batch in batches]
     parameters = {name: value for name, value in tensors.items() if not name.startswith(STATE)}
 
-    def tell() -> tuple[ReferenceSample, list[NDArray[Any]]]:
-        told: list[NDArray[Any]] = []
-        return _sample(manifest, tensors, batches[0], graph, _telling(run, told)), told
+    def sample_with_decisions() -> tuple[ReferenceSample, list[NDArray[Any]]]:
+        decided: list[NDArray[Any]] = []
+        return _sample(manifest, tensors, batches[0], graph, _recording(run, decided)), decided
 
-    return make_artifacts(group_graph(forward, tasks, parameters), samples, python, tell)
+    return make_artifacts(group_graph(forward, tasks, parameters), samples, python, sample_with_decisions)
 
 
-def _telling(run: Runner, told: list[NDArray[Any]]) -> Runner:
-    """A runner that adds what graphs decide by to `told`."""
+def _recording(run: Runner, decided: list[NDArray[Any]]) -> Runner:
+    """Return a runner that adds the values that graphs decide by to `decided`."""
 
-    def running(data: bytes, arrays: Arrays) -> Arrays:
+    def recorded(data: bytes, arrays: Arrays) -> Arrays:
         model = onnx.load_from_string(data)
         outputs = {output.name for output in model.graph.output}
-        names = branch_decisions.deciding(model.graph)
-        found = run(branch_decisions.telling(model, names).SerializeToString(deterministic=True), arrays)
-        told.extend(found[name] for name in names)
+        names = branch_decisions.deciding_values(model.graph)
+        found = run(branch_decisions.with_outputs(model, names).SerializeToString(deterministic=True), arrays)
+        decided.extend(found[name] for name in names)
         return {name: value for name, value in found.items() if name in outputs}
 
-    return running
+    return recorded
 
 
 def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: GraphBytes, run: Runner) -> ReferenceSample:
-    """One batch with what the portable graphs make of it: losses, gradients and the next state.
+    """Return one batch with the portable graphs' results: losses, gradients and the next state.
 
     The encoder's gradients are of Σ ∂L_i/∂z · 1/√T.
     """
@@ -168,8 +168,8 @@ def _of_part(part: str, role: Role, found: Arrays) -> dict[str, NDArray[Any]]:
     return {role.tensor_name(f"{part}.{own}"): array for own, array in role.select(found).items()}
 
 
-def described(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks, VerifiedArtifacts]) -> wire.Manifest:
-    """The manifest with these groups' artifacts beside those that it has."""
+def with_artifacts(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks, VerifiedArtifacts]) -> wire.Manifest:
+    """Return the manifest with these groups' artifacts beside those that it has."""
     groups = dict(manifest.ort_training.groups) if manifest.ort_training else {}
     for tasks, each in made.items():
         files = {name.removesuffix(".onnx"): _file(data) for name, data in each.files.items()}
@@ -179,7 +179,7 @@ def described(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks, Veri
 
 
 def write_artifacts(folder: Path, forward: bytes, made: Mapping[Tasks, VerifiedArtifacts]) -> None:
-    """Write the files that the manifest of `described` names."""
+    """Write the files that the manifest of `with_artifacts` names."""
     write_atomic(folder / wire.ORT_TRAINING / wire.FORWARD, forward)
     for tasks, each in made.items():
         for name, data in each.files.items():
@@ -200,7 +200,7 @@ def split(
     chosen = parse_groups(groups, manifest)
     path = folder / wire.ORT_TRAINING / wire.FORWARD
     if manifest.ort_training is None or manifest.ort_training.forward is None:
-        raise BundleInvalid(f"{folder} has no {path.name} for official artifacts: compile it with --official require")
+        raise BundleInvalid(f"{folder} has no {path.name} to make artifacts from: compile it with --official require")
     data = path.read_bytes()
     forward = onnx.load_from_string(data)
     start = unpack(manifest.table, (folder / wire.WEIGHTS).read_bytes()) if weights is None else weights
@@ -218,7 +218,7 @@ def split(
         )
     target = out or folder
     write_artifacts(target, data, made)
-    write_atomic(target / wire.MANIFEST, wire.encode(described(manifest, data, made)))
+    write_atomic(target / wire.MANIFEST, wire.encode(with_artifacts(manifest, data, made)))
     return [group_id(tasks) for tasks in chosen]
 
 
@@ -232,7 +232,7 @@ def artifacts_of_all_tasks(
     run: Runner,
     python: Path,
 ) -> Mapping[Tasks, VerifiedArtifacts]:
-    """The artifacts of the all-in-one task of a model that was just compiled. Raises OrtTrainingImpossible."""
+    """Make the artifacts of all tasks together for a model that was just compiled. Raises OrtTrainingImpossible."""
     made = make_group(
         forward,
         manifest,

@@ -1,4 +1,4 @@
-"""Official ONNX Runtime training artifacts of a group of tasks, made by onnxruntime-training 1.19.2.
+"""ONNX Runtime training artifacts of a group of tasks, made by onnxruntime-training 1.19.2.
 
 One forward graph of all tasks is traced from the model and translated with rules whose operators 1.19.2 differentiates
 on a CPU (export.lowering.ort_training). A group's graph is the part of it that the group's losses need, and from that
@@ -10,7 +10,7 @@ GroupGraph's graph: the same of its tasks, and loss_weights (T,) → loss = Σ w
 
 Running statistics are inputs (state.<part>.<name>) and outputs; where dropout draws, each part has a seed, and draws
 what its portable graphs draw with it. Parameters that no loss of a group depends on, such as those of a stage of the
-encoder that none of its heads takes, are not trained there: their gradient is zero, as in the portable graphs.
+encoder that none of its heads uses, are not trained there: their gradient is zero, as in the portable graphs.
 """
 
 import json
@@ -46,7 +46,7 @@ from export.trace import trace
 
 ROOT = Path(__file__).resolve().parents[2]
 TOLERANCE = 1e-3
-"""Relative: the gradient of its LayerNormalization rounds more than ours."""
+"""The largest relative difference allowed: its gradient of LayerNormalization rounds more than ours."""
 FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
 SECONDS = 1800
 """How long the other process may take: the widest model of ours takes one minute."""
@@ -67,32 +67,34 @@ class GroupGraph:
 
 @dataclass(frozen=True)
 class ReferenceSample:
-    """One batch to hold the artifacts to: its inputs, and the losses, gradients and next state that are right."""
+    """One batch to compare the artifacts on: its inputs, and the right losses, gradients and next state."""
 
     inputs: Arrays
     expected: Arrays
 
 
-Tell = Callable[[], tuple[ReferenceSample, Sequence[NDArray[Any]]]]
-"""A sample with the values that the portable graphs decided by."""
+DecidedSample = Callable[[], tuple[ReferenceSample, Sequence[NDArray[Any]]]]
+"""Gives a sample with the values that the portable graphs decided by."""
 
 
 @dataclass(frozen=True)
 class VerifiedArtifacts:
-    """A group's artifacts as bytes by file name, and their largest relative difference to what is right."""
+    """A group's artifacts as bytes by file name, and their largest relative difference to the portable graphs."""
 
     files: dict[str, bytes]
     max_relative_error: float
 
 
 def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
-    """The forward graph of all tasks in training mode, its parameters and its state as inputs.
+    """Return the forward graph of all tasks in training mode, its parameters and its state as inputs.
 
     Raises OrtTrainingImpossible, naming operator and module, where 1.19.2 could not differentiate it, and what the
     trace raises.
     """
     if model.stem is not None:
-        raise OrtTrainingImpossible("official artifacts train a model in one piece, and this one has a stem")
+        raise OrtTrainingImpossible(
+            "ONNX Runtime training artifacts train a model in one piece, and this one has a stem"
+        )
     parts = {name: ModelPart(name, module) for name, module in model.parts().items()}
     held = {name: value for part in parts.values() for name, value in part.tensors().items()}
     names = sorted(held)
@@ -139,7 +141,7 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
 
 
 def check_gradients(model: onnx.ModelProto, parameters: Sequence[str]) -> None:
-    """Raises OrtTrainingImpossible if a gradient must pass an operator that 1.19.2 has no gradient of for a CPU."""
+    """Raise OrtTrainingImpossible if a gradient must pass an operator that has no CPU gradient in 1.19.2."""
     depends = set(parameters)
     for node in model.graph.node:
         if node.op_type not in NO_STEP and depends.intersection(_differentiable(node)):
@@ -151,13 +153,13 @@ def check_gradients(model: onnx.ModelProto, parameters: Sequence[str]) -> None:
         if node.op_type not in DIFFERENTIABLE:
             raise OrtTrainingImpossible(
                 f"onnxruntime-training 1.19.2 has no CPU gradient for {node.op_type}, which {node.doc_string} uses: "
-                "use another operator there, or do without official artifacts (--official off)"
+                "use another operator there, or compile without artifacts (--official off)"
             )
         needed.update(_differentiable(node))
 
 
 def _differentiable(node: onnx.NodeProto) -> list[str]:
-    """The inputs of a node that are numbers it computes with, and not shapes, places or conditions."""
+    """Return the inputs of a node that are numbers it computes with, not shapes, places or conditions."""
     if node.op_type == "Where":
         return list(node.input[1:])
     single = {"Expand", "Reshape", "Slice", "Squeeze", "Unsqueeze", "Tile", "Gather", "GatherElements", "Pad"}
@@ -165,7 +167,7 @@ def _differentiable(node: onnx.NodeProto) -> list[str]:
 
 
 def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arrays) -> GroupGraph:
-    """A group's graph with its parameters inside: what its losses and the next state of its parts need."""
+    """Cut a group's graph, with its parameters inside: all that its losses and its parts' next state need."""
     losses = [f"loss.{task}" for task in tasks]
     parts = {"encoder", *(f"head.{task}" for task in tasks)}
     outputs = [o for o in forward.graph.output if o.name in losses or part_of(o.name.removeprefix(NEXT)) in parts]
@@ -194,12 +196,12 @@ def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arra
 
 
 def make_artifacts(
-    group: GroupGraph, samples: Sequence[ReferenceSample], python: Path, tell: Tell | None = None
+    group: GroupGraph, samples: Sequence[ReferenceSample], python: Path, decided_sample: DecidedSample | None = None
 ) -> VerifiedArtifacts:
-    """A group's artifacts, made by the Python of the official environment and held to the samples.
+    """Make a group's artifacts with the Python of onnxruntime-training, and compare them with the samples.
 
     Each tensor's smallest difference over the samples counts (export.parity.check says why). Where one is over the
-    tolerance, the training model is also held to a sample of `tell`, deciding as the portable graphs did. Raises
+    tolerance, the training model is also compared with `decided_sample`, deciding as the portable graphs did. Raises
     OrtTrainingImpossible.
     """
     with tempfile.TemporaryDirectory() as name:
@@ -215,13 +217,13 @@ def make_artifacts(
             found = {name: np.zeros_like(value) for name, value in sample.expected.items()} | _read(folder, str(i))
             for tensor, error in relative_errors(found, sample.expected).items():
                 errors[tensor] = min(errors.get(tensor, float("inf")), error)
-        if tell is not None and not max(errors.values()) <= TOLERANCE:
-            again = _deciding_alike(folder, python, *tell())
+        if decided_sample is not None and not max(errors.values()) <= TOLERANCE:
+            again = _deciding_alike(folder, python, *decided_sample())
             errors |= {name: min(errors[name], error) for name, error in again.items()}
         worst, error = max(errors.items(), key=lambda item: item[1])
         if not error <= TOLERANCE:
             raise OrtTrainingImpossible(
-                f"the official training model's {worst} differs from the portable graphs by {error:.1e} relative, "
+                f"the training model's {worst} differs from the portable graphs by {error:.1e} relative, "
                 f"more than {TOLERANCE:.0e}"
             )
         files = {name: (folder / name).read_bytes() for name in FILES}
@@ -230,31 +232,33 @@ def make_artifacts(
 
 
 def _deciding_alike(
-    folder: Path, python: Path, sample: ReferenceSample, told: Sequence[NDArray[Any]]
+    folder: Path, python: Path, sample: ReferenceSample, decided: Sequence[NDArray[Any]]
 ) -> Mapping[str, float]:
-    """How far the gradients are where the training model reads, of what it decides by, what the portable graphs told.
+    """Return the gradients' errors where the training model decides by the values of the portable graphs, `decided`.
 
-    It tells its own first: each is replaced by the one that is the same but for rounding; what has none stays. Then
-    once more with another last digit in all of these: what that alone changes is rounding
-    (export.parity.check.ROUNDING), as in all of a bias before a normalisation.
+    Its own values are read first. Each is replaced by the portable one that equals it but for rounding; one that has
+    none stays. A second run has another last digit in all of these: the change that this alone makes is rounding
+    (export.parity.check.ROUNDING), such as all of the gradient of a bias before a normalisation.
     """
     model = onnx.load(folder / TRAINING)
-    names = branch_decisions.deciding(model.graph)
-    own = _run_model(python, folder, branch_decisions.telling(model, names), sample.inputs)
-    values = {name: value for name in names if (value := branch_decisions.same(own[name], told)) is not None}
-    taking = branch_decisions.taking(model, values)
+    names = branch_decisions.deciding_values(model.graph)
+    own = _run_model(python, folder, branch_decisions.with_outputs(model, names), sample.inputs)
+    values = {
+        name: value for name in names if (value := branch_decisions.nearest_equal(own[name], decided)) is not None
+    }
+    model = branch_decisions.with_inputs(model, values)
     expected = {name: value for name, value in sample.expected.items() if name.startswith("grad.")}
     zeros = {name: np.zeros_like(value) for name, value in expected.items()}
     found, other = (
-        zeros | _run_model(python, folder, taking, {**sample.inputs, **branch_decisions.given(arrays)})
-        for arrays in (values, branch_decisions.nudged(values))
+        zeros | _run_model(python, folder, model, {**sample.inputs, **branch_decisions.as_inputs(arrays)})
+        for arrays in (values, branch_decisions.with_other_last_digits(values))
     )
     rounded = {name: value + (other[name] - found[name]) for name, value in expected.items()}
     return relative_errors(found, expected, rounded)
 
 
 def _run_model(python: Path, folder: Path, model: onnx.ModelProto, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    """What another training model of the same group puts out."""
+    """Run another training model of the same group and return its outputs."""
     onnx.save(model, folder / f"{OTHER}.onnx")
     _write(folder, OTHER, inputs)
     _run(python, folder, OTHER)
@@ -276,7 +280,7 @@ def _run(python: Path, folder: Path, *models: str) -> None:
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS, check=False)
     except (OSError, subprocess.TimeoutExpired) as exc:
-        raise OrtTrainingImpossible(f"{python} cannot make official artifacts: {exc}") from exc
+        raise OrtTrainingImpossible(f"{python} cannot make the artifacts: {exc}") from exc
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"it ended with code {done.returncode}"]
         raise OrtTrainingImpossible(f"onnxruntime-training could not make the artifacts: {lines[-1]}")

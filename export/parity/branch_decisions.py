@@ -1,8 +1,9 @@
-"""What an operator decides by: values whose rounding makes its result jump.
+"""Branch decisions at non-smooth points: values whose rounding makes an operator's result jump.
 
-On which side of a kink an activation is, which of several values is the largest, to which integer one is rounded: of
-millions of values some are so close to the border that two correct programs decide otherwise, and gradients differ by a
-jump that says nothing of either. Here is which of an operator's arguments decide, and how a graph is made to tell them.
+Such a decision is on which side of a kink of ReLU a value is, which of several values is the largest, or to which
+integer one is rounded. Of millions of values some are so close to the border that two correct programs decide
+differently, and their gradients differ by a jump that is no error of either. This module knows which arguments of an
+operator decide, and adds them to the outputs of a graph.
 """
 
 from collections.abc import Mapping
@@ -42,27 +43,32 @@ DECIDES: Mapping[Any, tuple[int, ...]] = {
         (0, 1),
     ),
 }
-"""The places of the arguments that decide, by operator. One that is missing here makes the parity check stricter."""
+"""The places of the arguments that decide, by operator. An operator missing here makes the parity check stricter."""
 
 
-def deciding(step: TraceStep) -> dict[int, fx.Node]:
-    """The arguments that an operator decides by, by their places."""
+def deciding_arguments(step: TraceStep) -> dict[int, fx.Node]:
+    """Return the arguments that an operator decides by, by their places."""
     places = DECIDES.get(step.target, ())
     return {i: step.args[i] for i in places if i < len(step.args) and isinstance(step.args[i], fx.Node)}
 
 
-def decisions(graph: Lowered) -> dict[fx.Node, str]:
-    """What a graph computes and decides by, and what it calls that."""
+def deciding_values(graph: Lowered) -> dict[fx.Node, str]:
+    """Return the computed values that a graph decides by, with their names in the graph."""
     given = {step.node for step in graph.trace.inputs} | {node for node, _ in graph.trace.constants}
     names = graph.translation.names
-    return {node: names[node] for step in graph.trace.steps for node in deciding(step).values() if node not in given}
+    return {
+        node: names[node]
+        for step in graph.trace.steps
+        for node in deciding_arguments(step).values()
+        if node not in given
+    }
 
 
-def telling(data: bytes, told: Mapping[fx.Node, str]) -> bytes:
-    """An ONNX graph that puts out also what it decides by."""
+def with_outputs(data: bytes, values: Mapping[fx.Node, str]) -> bytes:
+    """Return an ONNX graph that has the values it decides by among its outputs."""
     model = onnx.load_from_string(data)
     made = {name for node in model.graph.node for name in node.output}
-    for node, name in told.items():
+    for node, name in values.items():
         if name in made and name not in {output.name for output in model.graph.output}:
             element = ELEMENT[node.meta["val"].dtype]
             model.graph.output.append(onnx.helper.make_tensor_value_info(name, element, None))

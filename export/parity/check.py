@@ -27,7 +27,7 @@ from export.compile import Compiled
 from export.errors import ParityFailed
 from export.model import MultiTaskModel, numbered, represent, tensors
 from export.parity import encoder_passes
-from export.parity.branch_decisions import decisions, telling
+from export.parity.branch_decisions import deciding_values, with_outputs
 from export.parity.replay import as_pytorch_counts, replayed
 from export.parity.seeded_dropout import SeededDropout
 from export.running_statistics import BATCH_NORM, running_statistics, unchanged
@@ -114,8 +114,8 @@ def _of_translation(compiled: Compiled, x: Tensor, reference: Tensors, parts: se
 def _of_graph(compiled: Compiled, run: Runner, name: str, inputs: Arrays, results: Arrays) -> dict[str, float]:
     """How far a graph is from its operators in PyTorch that decide as it did, and what it decides by from theirs."""
     graph = compiled.lowered[name]
-    names = decisions(graph)
-    told = run(telling(compiled.graphs[name], names), inputs) if names else {}
+    names = deciding_values(graph)
+    told = run(with_outputs(compiled.graphs[name], names), inputs) if names else {}
     decided = {name: told[name] for name in names.values() if name in told}
     given = max(_most(value) for name, value in inputs.items() if name in graph.inputs)
     found = as_pytorch_counts(graph, results)
@@ -176,7 +176,7 @@ def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
 
 
 def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -> Tensors:
-    """The outputs of all graphs, each run on what those before it gave; those of all stages together."""
+    """Run all graphs, each on the outputs of those before it; those of all stages are returned together."""
     model = compiled.model
     inputs = encoder_passes.inputs_by_part(compiled.table.views(compiled.weights), lambda _: SEED)
     size = len(batch)
@@ -210,7 +210,7 @@ def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -
 
 
 def _exact(model: MultiTaskModel) -> MultiTaskModel:
-    """The model in float64."""
+    """Return the model in float64."""
     targets = {task: y.double() if y.is_floating_point() else y for task, y in model.example_targets.items()}
     parts = {part: copy.deepcopy(module).double() for part, module in model.parts().items()}
     return replace(
@@ -284,7 +284,7 @@ def _gradients(module: nn.Module) -> dict[str, NDArray[Any]]:
 
 
 def _next_state(module: nn.Module) -> dict[str, NDArray[Any]]:
-    """A copy: training goes on in the same buffers."""
+    """Return a copy of the state: training goes on in the same buffers."""
     state = {f"next.{name}": value.clone() for name, value in running_statistics(module).items()}
     return _arrays(state)
 

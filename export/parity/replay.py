@@ -13,7 +13,7 @@ from torch import Tensor, fx
 
 from export.lowering.dropout import draws, threshold
 from export.model_part import Lowered
-from export.parity.branch_decisions import deciding, decisions
+from export.parity.branch_decisions import deciding_arguments, deciding_values
 from export.trace import Batch, bound
 
 aten = torch.ops.aten
@@ -25,9 +25,9 @@ POOLED_BACK = {aten.max_pool2d_with_indices_backward.default: 7, aten.adaptive_m
 def replayed(
     graph: Lowered, inputs: Arrays, decided: Arrays, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
-    """The outputs of a graph by name, and what is computed here for those of its values that are `decided`.
+    """Return the outputs of a graph by name, and this run's own values for those that are `decided`.
 
-    These have the names that export.parity.branch_decisions.decisions gives them. Operators that decide by one of
+    These have the names that export.parity.branch_decisions.deciding_values gives them. Operators that decide by one of
     them get it as it was decided, and not as it is computed here. All numbers are of the type `dtype`.
     """
     trace = graph.trace
@@ -38,7 +38,7 @@ def replayed(
         if name in arrays
     }
     found = {node: _cast(value, dtype) for node, value in (*given.items(), *trace.constants)}
-    told = {node: name for node, name in decisions(graph).items() if name in decided}
+    told = {node: name for node, name in deciding_values(graph).items() if name in decided}
     forced = {node: _cast(torch.from_numpy(decided[name]), dtype) for node, name in told.items()}
     batch = _batch(graph, arrays)
     seed = int(arrays["seed"]) if "seed" in arrays else 0
@@ -55,7 +55,7 @@ def replayed(
                 drawn = draws(seed, step.draw, args[0].numel()) < threshold(args[1] if len(args) > 1 else 0.5)
                 found[step.node] = torch.from_numpy(drawn).reshape(args[0].shape).to(args[0].dtype)
             else:
-                for place, node in deciding(step).items():
+                for place, node in deciding_arguments(step).items():
                     args[place] = forced.get(node, args[place])
                 args, kwargs = _typed(args, dtype), _typed(kwargs, dtype)
                 found[step.node] = step.target(*args, **kwargs)
@@ -66,7 +66,7 @@ def replayed(
 
 
 def as_pytorch_counts(graph: Lowered, outputs: Arrays) -> dict[str, NDArray[Any]]:
-    """The outputs of the engine with the places of maxima as PyTorch counts them.
+    """Return the engine's outputs with the places of maxima counted as in PyTorch.
 
     ONNX counts them through the whole tensor, PyTorch from the beginning of each image's channel.
     """

@@ -98,7 +98,7 @@ def test_step_moves_state_draws_by_seed_and_leaves_the_gradient_of_what_has_no_e
 
 
 def test_group_without_artifacts_is_refused_by_name():
-    with pytest.raises(OrtTrainingUnavailable, match=r"no official artifacts for a\+b: .* --groups a,b"):
+    with pytest.raises(OrtTrainingUnavailable, match=r"no ONNX Runtime training artifacts for a\+b: .* --groups a,b"):
         artifacts_of(manifest())
     official = wire.OrtTrainingArtifacts(groups={"a": ARTIFACTS, "a+b": ARTIFACTS})
     assert artifacts_of(manifest(official)) is official.groups["a+b"]

@@ -1,4 +1,4 @@
-"""Official artifacts: what can be made of which model, and what another environment makes of it."""
+"""ONNX Runtime training artifacts: what can be made of which model, and what another environment makes of it."""
 
 import hashlib
 import importlib.util
@@ -145,7 +145,7 @@ def test_gradient_of_each_operator_on_the_list_is_its_slope():
         assert operator in OPERATORS[domain.removeprefix("ai.onnx")], f"a device refuses {name}"
 
 
-OFFICIAL_STEPS = """
+API_STEPS = """
 import sys
 import numpy as np
 from onnxruntime.training.api import CheckpointState, Module, Optimizer
@@ -168,13 +168,13 @@ np.savez(f"{folder}/after.npz", losses=np.array(losses), **{n: state.parameters[
 
 
 @needs_environment
-def test_five_steps_of_the_official_api_are_pytorch_s(tmp_path):
+def test_five_steps_of_the_training_api_are_pytorch_s(tmp_path):
     model, steps = tiny(), 5
     artifacts, parameters, sample = made(model, model.tasks)
     for name, data in artifacts.files.items():
         (tmp_path / name).write_bytes(data)
     np.savez(tmp_path / "inputs.npz", **sample.inputs)
-    done = command("-c", OFFICIAL_STEPS, tmp_path, steps, LR, python=PYTHON)
+    done = command("-c", API_STEPS, tmp_path, steps, LR, python=PYTHON)
     assert done.returncode == 0, done.stderr[-2000:]
     losses = []
     for _ in range(steps):
@@ -188,7 +188,7 @@ def test_five_steps_of_the_official_api_are_pytorch_s(tmp_path):
 
 
 @needs_environment
-def test_bundle_with_official_artifacts_trains_alike_on_both_engines(tmp_path, tiny_source):
+def test_bundle_with_artifacts_trains_alike_on_both_engines(tmp_path, tiny_source):
     bundle, data = tmp_path / "bundle", ROOT / "tests" / "fixtures" / "data"
     done = command("-m", "export", "compile", tiny_source, "--out", bundle, "--official", "require")
     assert done.returncode == 0, done.stderr
@@ -220,7 +220,7 @@ def test_bundle_with_official_artifacts_trains_alike_on_both_engines(tmp_path, t
         *("-m", "edge_runtime", "train", *options, "--tasks", "depth", "--engine", "official"), python=PYTHON
     )
     assert done.returncode == 3
-    assert "the bundle has no official artifacts for depth" in done.stderr
+    assert "the bundle has no ONNX Runtime training artifacts for depth" in done.stderr
     (wire.artifact_path(bundle, "segmentation", "checkpoint")).write_bytes(b"other")
     with pytest.raises(BundleInvalid, match="checkpoint is not the file"):
         wire.read_folder(bundle)
@@ -285,9 +285,7 @@ def test_other_draws_than_those_of_the_portable_graphs_are_refused():
     inputs |= {name: value for name, value in tensors.items() if name.startswith("state.")}
     inputs |= {f"seed.{part}": np.array(5, np.int64) for part in model.parts()}
     expected = {"loss.normals": np.array(2.0, np.float32)}
-    with pytest.raises(
-        OrtTrainingImpossible, match=r"the official training model's loss\.normals differs from the portable"
-    ):
+    with pytest.raises(OrtTrainingImpossible, match=r"the training model's loss\.normals differs from the portable"):
         training_model.make_artifacts(group, [training_model.ReferenceSample(inputs, expected)], PYTHON)
 
 
@@ -318,17 +316,17 @@ def test_gradients_that_differ_by_a_decision_are_held_to_the_same_decisions(scal
     model.encoder.mask[0, 0, 0, 0] = 0
     expected = losses_and_gradients(model, ("a",), parameters)
     expected["grad.head.a.weight"] = expected["grad.head.a.weight"] * np.float32(scale)
-    told = [model.encoder(x).detach().numpy()]
+    decided = [model.encoder(x).detach().numpy()]
     inputs = {"x": x.numpy(), "loss_weights": np.ones(1, np.float32), "target.a": model.example_targets["a"].numpy()}
     sample = training_model.ReferenceSample(inputs, expected)
     group = training_model.group_graph(forward, ("a",), parameters)
-    tell = (lambda: (sample, told)) if tried else None
+    decided_sample = (lambda: (sample, decided)) if tried else None
     if tried and scale == 1:
-        assert training_model.make_artifacts(group, [sample], PYTHON, tell).max_relative_error < 1e-4
+        assert training_model.make_artifacts(group, [sample], PYTHON, decided_sample).max_relative_error < 1e-4
     else:
         name = "head.a.weight" if scale != 1 else "encoder.conv.bias"
         with pytest.raises(OrtTrainingImpossible, match=rf"{name} differs from the portable graphs"):
-            training_model.make_artifacts(group, [sample], PYTHON, tell)
+            training_model.make_artifacts(group, [sample], PYTHON, decided_sample)
 
 
 TRANSPOSED = """

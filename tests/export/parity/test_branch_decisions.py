@@ -6,7 +6,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from export.compile import compile_model  # noqa: E402
-from export.parity.branch_decisions import decisions, telling  # noqa: E402
+from export.parity.branch_decisions import deciding_values, with_outputs  # noqa: E402
 from export.parity.check import SEED, outputs  # noqa: E402
 from export.parity.replay import as_pytorch_counts, replayed  # noqa: E402
 
@@ -39,8 +39,8 @@ def calls_of(compiled, run):
 def test_graph_tells_what_it_decides_by_and_computes_the_same(pooled, run):
     name = "encoder.0.backward"
     inputs, results = calls_of(pooled, run)[name]
-    names = decisions(pooled.lowered[name])
-    told = run(telling(pooled.graphs[name], names), inputs)
+    names = deciding_values(pooled.lowered[name])
+    told = run(with_outputs(pooled.graphs[name], names), inputs)
     assert names
     assert set(names.values()) <= told.keys()
     for key, value in results.items():
@@ -65,7 +65,7 @@ def test_replayed_operators_decide_as_they_are_told(pooled, run):
     inputs, _ = calls_of(pooled, run)[name]
     graph = pooled.lowered[name]
     nothing = np.zeros((2, 4, 8, 8), np.float32)
-    _, own = replayed(graph, inputs, dict.fromkeys(decisions(graph).values(), nothing))
+    _, own = replayed(graph, inputs, dict.fromkeys(deciding_values(graph).values(), nothing))
     dead, _ = replayed(graph, inputs, {key: np.zeros_like(value) for key, value in own.items()})
     alive, _ = replayed(graph, inputs, own)
     assert not dead["grad.0.bias"].any()
