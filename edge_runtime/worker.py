@@ -118,7 +118,7 @@ class LocalWorker:
     def train(
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
     ) -> TrainResult:
-        """Train locally as `plan.training` says. Raises WorkRefused."""
+        """Train locally by `plan.training`. Raises WorkRefused."""
         return self._retry(downloaded.plan, lambda: self._train(downloaded, report, channel))
 
     def _retry(self, plan: Plan, work: Callable[[], T]) -> T:

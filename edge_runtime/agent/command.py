@@ -88,7 +88,7 @@ def run(
     make_link: Callable[[AgentConfig], Link] = connect,
     make_account: Callable[[AgentConfig], EnergyAccount] = unmeasured,
 ) -> int:
-    """Run the agent until the federation ends or a signal comes. The exit code says what happened.
+    """Run the agent until the federation ends or a signal comes. Return the exit code.
 
     0: finished, or stopped by SIGTERM or SIGINT; 2: configuration; 3: data set or state folder; 4: the meter that was
     named; 5: refused by the broker. `make_worker` raises WorkerUnusable, `make_account` ConfigInvalid and

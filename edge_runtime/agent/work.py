@@ -34,7 +34,7 @@ class WorkCancelled(Exception):
 
 
 class WorkerUnusable(Exception):
-    """A worker cannot be made: its data set or its engine cannot be used, and a sentence says why."""
+    """A worker cannot be made: its data set or its engine cannot be used, for the reason in the message."""
 
 
 class WorkRefused(Exception):
@@ -109,7 +109,7 @@ class Worker(Protocol):
     def train(
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
     ) -> TrainResult:
-        """Train locally as `plan.training` says."""
+        """Train locally by `plan.training`."""
         ...
 
     def evaluate(

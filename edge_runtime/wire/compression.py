@@ -8,7 +8,7 @@ server has too. Its file has a fixed number of arrays, so its header does not gr
     int8    delta I8 (P,), scale F32 (one for each tensor of the table): change = delta · scale
     topk    index U16 (k,), value F16 (k,), scale F32 (1,), count U32 (one for each block of 65,536 parameters)
 
-`index` counts from the beginning of its block, ascending; `count` says how many of the k are in each block; the changes
+`index` counts from the beginning of its block, ascending; `count` is the number of the k in each block; the changes
 there are value · scale, and zero elsewhere. State (running statistics, S elements) is in all of them in full, as
 `state` F32 (S,): it is small, and a variance that was rounded or left behind could be negative.
 

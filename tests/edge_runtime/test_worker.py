@@ -36,7 +36,7 @@ def weights_of(tiny):
     return weights
 
 
-def test_worker_says_what_the_device_has(worker):
+def test_worker_reports_software_data_and_memory(worker):
     hello = worker.hello()
     assert hello.examples == {"train": 10, "val": 5, "test": 3}
     assert hello.tasks == ("depth", "normals", "segmentation")
@@ -44,7 +44,7 @@ def test_worker_says_what_the_device_has(worker):
     assert hello.memory_bytes > 0
 
 
-def test_worker_trains_as_the_plan_says(tiny, worker, store):
+def test_worker_trains_by_the_plan(tiny, worker, store):
     reports = Reports()
     result = worker.train(
         tiny.downloaded(tiny.plan(training=tiny.settings), tiny.manifest, store, weights_of(tiny)), reports
@@ -59,7 +59,7 @@ def test_worker_trains_as_the_plan_says(tiny, worker, store):
     assert reports[-1] == ("train", 6, 6)
 
 
-def test_worker_gives_the_validation_loss_of_the_weights_that_came(tiny, worker, store):
+def test_worker_reports_the_validation_loss_of_the_received_weights(tiny, worker, store):
     result = worker.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
     np.testing.assert_allclose(
         [result.val_loss[task] for task in tiny.manifest.task_names], tiny.reference["val_before"], rtol=1e-4
@@ -87,7 +87,7 @@ def test_worker_measures_metrics_where_it_evaluates(tiny, worker, store):
     assert (again.loss, again.metrics) == (found.loss, None)
 
 
-def test_worker_measures_affinities_where_the_plan_wants_them(tiny, worker, store):
+def test_worker_measures_affinities_where_the_plan_asks_for_them(tiny, worker, store):
     plan = tiny.plan(training=tiny.change(epochs=1, probe_every=2))
     reports = Reports()
     result = worker.train(tiny.downloaded(plan, tiny.manifest, store, weights_of(tiny)), reports)
@@ -230,7 +230,7 @@ def test_rounds_with_options_go_on_and_can_be_done_again(tiny, tmp_path, store, 
     assert result.weights.tobytes() == model.weights.tobytes()
 
 
-def test_worker_begins_a_group_anew_without_momentum_of_another_phase(tiny, worker, store):
+def test_worker_begins_a_phase_without_momentum_of_another(tiny, worker, store):
     training = tiny.change(epochs=1)
     plans = [tiny.plan(round_number=number, training=training) for number in (1, 2)]
     first, second = (
@@ -303,14 +303,14 @@ def test_worker_stops_where_the_work_is_no_longer_wanted(tiny, worker, store):
 
 
 @pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
-def test_worker_of_the_official_engine_needs_onnxruntime_training(tiny, tmp_path):
+def test_worker_that_requires_training_artifacts_needs_onnxruntime_training(tiny, tmp_path):
     with pytest.raises(WorkerUnusable, match="needs onnxruntime-training"):
         LocalWorker(tiny.data, tmp_path / "state", ort_training="require")
     assert LocalWorker(tiny.data, tmp_path / "other").hello().ort_training == "off"
 
 
 @pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
-def test_worker_that_would_use_the_official_engine_does_without_where_it_is_not_installed(tiny, tmp_path, store):
+def test_worker_does_without_onnxruntime_training_where_it_is_not_installed(tiny, tmp_path, store):
     worker = LocalWorker(tiny.data, tmp_path / "state", ort_training="auto")
     assert worker.hello().ort_training == "off"
     portable = LocalWorker(tiny.data, tmp_path / "other")

@@ -47,7 +47,7 @@ def test_run_ends_with_0_when_the_federation_has_finished(arguments, world):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_run_ends_with_0_and_says_offline_when_it_gets_a_signal(arguments, world, number):
+def test_run_ends_with_0_and_reports_offline_on_a_signal(arguments, world, number):
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
 
     def hello(message):
@@ -150,7 +150,7 @@ def test_run_ends_for_a_meter_that_cannot_be_opened(arguments, world, capsys, er
     assert words in capsys.readouterr().err
 
 
-def test_run_measures_the_idle_board_first_and_says_it_beside_the_joules(config_file, world, make_meter, tmp_path):
+def test_run_measures_the_idle_board_first_and_reports_it_beside_the_joules(config_file, world, make_meter, tmp_path):
     config_file.write_text(config_file.read_text() + "meter_idle_s = 0.3\n")
     parser = argparse.ArgumentParser()
     add_arguments(parser)

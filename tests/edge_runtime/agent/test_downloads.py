@@ -80,7 +80,7 @@ def test_check_plan_refuses_weights_over_the_cap(bundle):
         check_plan(plan, plan.bundle.size_bytes + plan.weights.size_bytes - 1)
 
 
-def test_check_manifest_gives_the_manifest(bundle, public_key):
+def test_check_manifest_returns_the_manifest(bundle, public_key):
     assert check_manifest(bundle.encoded, bundle.plan(0), public_key, CAP) == bundle.manifest
 
 
@@ -252,7 +252,7 @@ def test_accept_refuses_a_chunk_that_cannot_be(downloads, bundle, index, length)
         downloads.accept(bundle.bundle.digest, index, bytes(length))
 
 
-def test_accept_says_when_a_complete_blob_has_another_digest(downloads, state, bundle):
+def test_accept_reports_a_complete_blob_with_another_digest(downloads, state, bundle):
     plan = bundle.plan(0)
     (missing,) = downloads.missing(plan)
     outcomes = [downloads.accept(plan.bundle.digest, i, bytes(plan.bundle.length(i))) for i in missing.chunks]

@@ -27,7 +27,7 @@ def test_messages_go_in_pieces_and_come_from_pieces():
     assert theirs.receive(0.01) is None
 
 
-def test_what_comes_before_a_round_or_is_too_long_is_dropped():
+def test_message_before_a_round_or_too_long_is_dropped():
     channel = FragmentChannel(lambda: None)
     channel.deliver(to_fragments(1, b"early")[0])
     channel.open(3)

@@ -249,7 +249,7 @@ def test_agent_announces_again_after_a_restart_instead_of_training_again(world):
     assert not (world.state_folder / "pending.json").exists()
 
 
-def test_agent_forgets_an_old_result_when_asked_for_another_round(world):
+def test_agent_drops_an_old_result_when_asked_for_another_round(world):
     world.server.acks = False
     world.server.on_message = lambda message: isinstance(message, Update) and world.stop.set()
     world.run(plans=[world.bundle.plan(0)])
@@ -263,7 +263,7 @@ def test_agent_forgets_an_old_result_when_asked_for_another_round(world):
 
 
 @pytest.mark.parametrize("reason", ["memory", "battery", "heat", "no_data"])
-def test_agent_tells_the_server_why_a_worker_refused(world, reason):
+def test_agent_sends_a_worker_s_refusal(world, reason):
     def before(plan, _report):
         if plan.round == 0:
             raise WorkRefused(reason, "because " + "x" * 1000)
@@ -317,7 +317,7 @@ def test_agent_refuses_a_result_that_no_message_can_carry(world):
     assert [refusal.reason for refusal in world.server.said(Refusal)] == ["error"]
 
 
-def test_agent_says_how_far_it_is(world):
+def test_agent_reports_progress(world):
     def before(_plan, report):
         report("train", 3, 10)
         while not [p for p in world.server.said(Progress) if p.stage == "train"]:
@@ -370,7 +370,7 @@ def test_agent_counts_messages_that_do_not_fit(world):
     assert len(world.server.results) == 1
 
 
-def test_agent_says_a_refusal_after_reconnecting_that_it_could_not_say(world):
+def test_agent_sends_a_refusal_after_reconnecting(world):
     gone = threading.Event()
 
     def before(_plan, _report):
@@ -453,7 +453,7 @@ def test_agent_ends_although_the_link_has_no_room_for_its_goodbye(world):
     assert world.link.closed
 
 
-def test_agent_says_offline_when_a_worker_has_a_fault(world):
+def test_agent_reports_offline_when_a_worker_has_a_fault(world):
     def before(_plan, _report):
         raise ZeroDivisionError
 
@@ -570,7 +570,7 @@ def test_agent_drops_the_residual_when_it_has_missed_a_round(world):
     assert world.server.results[-1].weights.digest == expected
 
 
-def test_agent_begins_a_group_anew_without_what_another_phase_left_out(world):
+def test_agent_begins_a_phase_without_the_residual_of_another(world):
     uneven(world)
     training = msgspec.structs.replace(world.bundle.plan(0).training, first_epoch=0)
     first = world.bundle.plan(8, training=training, updates=Updates(scheme="int8"))
@@ -644,7 +644,7 @@ def test_agent_refuses_where_the_residual_cannot_be_kept(world):
     assert "state folder" in refusal.detail
 
 
-def test_agent_says_what_each_plan_has_cost(world, make_meter):
+def test_agent_sends_the_final_energy_of_each_plan(world, make_meter):
     def before(plan, report):
         time.sleep(0.2)
         if plan.work == "train":
@@ -673,7 +673,7 @@ def test_agent_says_what_each_plan_has_cost(world, make_meter):
     assert "train" not in second.energy.phases
 
 
-def test_agent_without_a_meter_says_times_and_no_joules(world):
+def test_agent_without_a_meter_reports_times_and_no_joules(world):
     world.run(plans=[world.bundle.plan(0)])
     (update,) = world.server.results
     assert (update.energy.source, update.energy.energy_j, update.energy.temperature_max_c) == (None, None, None)
@@ -681,7 +681,7 @@ def test_agent_without_a_meter_says_times_and_no_joules(world):
     assert update.energy.phases["train"].energy_j is None
 
 
-def test_agent_says_what_a_refused_plan_has_cost(world, make_meter):
+def test_agent_sends_the_final_energy_of_a_refused_plan(world, make_meter):
     def before(plan, _report):
         time.sleep(0.1)
         raise WorkRefused("memory", "no")
@@ -713,7 +713,7 @@ def test_agent_that_was_cut_off_before_the_ack_knows_what_it_has_spent(world, ma
     assert spent.energy.energy_j > 1.0
 
 
-def test_agent_says_what_superseded_work_has_cost(world):
+def test_agent_sends_the_final_energy_of_superseded_work(world):
     def before(plan, report):
         if plan.round == 0:
             world.server.say(world.bundle.plan(1))

@@ -102,7 +102,7 @@ def ack(number, *, accepted=True):
 # The way through
 
 
-def test_session_says_who_it_is_when_connected():
+def test_session_sends_its_status_and_hello_when_connected():
     session = Session(samples.hello())
     assert session.on_connected(0.0) == [ONLINE, SendMessage(samples.hello())]
     assert session.online
@@ -131,7 +131,7 @@ def test_session_goes_through_a_round():
     assert session.errors == Counter()
 
 
-def test_session_looks_again_only_when_all_blobs_are_whole():
+def test_session_checks_files_again_when_all_blobs_are_complete():
     session = online()
     session.on_message(plan(0), 0.0)
     session.on_files_checked(wants(samples.blob("a", 5), samples.blob("b", 20)), 0.0)
@@ -141,7 +141,7 @@ def test_session_looks_again_only_when_all_blobs_are_whole():
     assert CheckFiles(plan(0)) in session.on_blob_complete("b" * 64, 0.0)
 
 
-def test_session_says_how_far_a_download_is_once_in_a_while():
+def test_session_reports_a_download_s_progress_once_in_a_while():
     session = fetching()
     assert says(session.on_chunk_kept("a" * 64, 0, 0.0), Progress) == [
         Progress(round=0, stage="download", done=1, total=3)
@@ -201,7 +201,7 @@ def test_session_cancels_work_once_only():
 @pytest.mark.parametrize(
     "end", [lambda s: s.on_work_done(update(plan(0)), 1.0), lambda s: s.on_work_failed("error", "x")]
 )
-def test_session_drops_what_superseded_work_gave(end):
+def test_session_drops_the_result_of_superseded_work(end):
     session = superseded()
     assert end(session) == []
     assert not session.busy
@@ -222,7 +222,7 @@ def test_session_lets_a_newer_plan_supersede_a_transfer():
     assert session.on_message(plan(1), 1.0) == [UnsubscribeBlob("a" * 64), CheckFiles(plan(1))]
 
 
-def test_session_forgets_a_result_when_its_round_is_over():
+def test_session_drops_a_result_when_its_round_is_over():
     session = announcing()
     assert session.on_message(plan(1), 1.0) == [DropResult(), CheckFiles(plan(1))]
 
@@ -284,7 +284,7 @@ def test_session_is_silent_while_offline():
     assert session.on_connected(8.0) == [ONLINE, SendMessage(samples.hello()), SendMessage(update(plan(0)))]
 
 
-def test_session_says_a_refusal_when_it_is_online_again():
+def test_session_sends_a_refusal_when_it_is_online_again():
     session = working()
     session.on_disconnected()
     assert session.on_work_failed("heat", "hot") == []
@@ -334,7 +334,7 @@ def test_tick_has_nothing_to_do_when_idle():
 # Blobs that are not what they should be
 
 
-def test_session_fetches_a_corrupt_blob_again_and_then_gives_up():
+def test_session_downloads_a_corrupt_blob_again_and_then_gives_up():
     session = fetching()
     for _ in range(MAX_CORRUPT - 1):
         assert session.on_blob_corrupt("a" * 64, 1.0) == [SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2)))]
@@ -344,14 +344,14 @@ def test_session_fetches_a_corrupt_blob_again_and_then_gives_up():
     assert session.errors == {"corrupt_blob": MAX_CORRUPT}
 
 
-def test_session_starts_a_blob_again_that_is_complete_but_not_whole():
+def test_session_requests_all_of_a_blob_again_whose_chunks_were_lost():
     session = online()
     session.on_message(plan(0), 0.0)
     session.on_files_checked((MissingBlob(samples.blob("a"), (2,)),), 0.0)
     assert session.on_chunk_kept("a" * 64, 2, 0.1) == [SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2)))]
 
 
-def test_session_refuses_while_fetching_when_a_chunk_cannot_be_kept():
+def test_session_refuses_while_downloading_when_a_chunk_cannot_be_stored():
     session = fetching()
     actions = session.on_files_refused("error", "x" * 1000)
     assert actions[0] == UnsubscribeBlob("a" * 64)
@@ -362,7 +362,7 @@ def test_session_refuses_while_fetching_when_a_chunk_cannot_be_kept():
 
 
 @pytest.mark.parametrize("result", [update(plan(3)), samples.evaluation(3)])
-def test_session_announces_what_an_earlier_process_has_done(result):
+def test_session_announces_an_earlier_process_s_result(result):
     session = online(pending=Pending(plan=plan(3), result=result))
     assert session.on_message(plan(3, deadline_s=9.0), 0.0) == [SendMessage(result)]
     assert session.on_message(ack(3), 0.0) == [ClosePlan(ack(3)), DropResult()]
@@ -373,7 +373,7 @@ def test_session_takes_an_ack_before_the_plan_comes_again():
     assert session.on_message(ack(3), 0.0) == [ClosePlan(ack(3)), DropResult()]
 
 
-def test_session_forgets_what_an_earlier_process_has_done_for_a_closed_round():
+def test_session_drops_an_earlier_process_s_result_for_a_closed_round():
     session = online(pending=Pending(plan=plan(3), result=update(plan(3))))
     assert session.on_message(plan(4), 0.0) == [DropResult(), CheckFiles(plan(4))]
 
@@ -470,7 +470,7 @@ def test_session_that_has_ended_takes_nothing_more():
             act()
 
 
-def test_session_says_which_transition_does_not_exist():
+def test_session_names_the_transition_that_does_not_exist():
     session = Session(samples.hello())
     with pytest.raises(LocalProtocolError, match="'done' is not possible while IDLE"):
         session._move("done")

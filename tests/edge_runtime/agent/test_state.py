@@ -27,7 +27,7 @@ def pending(make_bundle):
     )
 
 
-def test_state_gives_back_what_it_keeps(state, pending):
+def test_state_returns_the_result_that_was_saved(state, pending):
     assert state.pending_result() is None
     state.save_result(pending, b"weights")
     assert state.pending_result() == pending
@@ -43,7 +43,7 @@ def test_state_keeps_an_evaluation_without_weights(state, pending):
     assert state.pending_result() == kept
 
 
-def test_state_forgets_an_update_whose_weights_are_gone(state, pending, caplog):
+def test_state_drops_an_update_whose_weights_are_gone(state, pending, caplog):
     state.save_result(pending, b"weights")
     state.weights.discard(pending.result.weights.digest)
     with caplog.at_level(logging.WARNING):
@@ -53,7 +53,7 @@ def test_state_forgets_an_update_whose_weights_are_gone(state, pending, caplog):
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"{}", b"[" * 5000, b"\xff", b" " * (MAX_PENDING_BYTES + 1)])
-def test_state_puts_a_journal_aside_that_it_does_not_understand(state, content, caplog):
+def test_state_renames_a_journal_that_cannot_be_read(state, content, caplog):
     (state.root / "pending.json").write_bytes(content)
     with caplog.at_level(logging.WARNING):
         assert state.pending_result() is None
@@ -86,7 +86,7 @@ def test_state_cannot_be_where_a_file_is(tmp_path):
         State(tmp_path / "state")
 
 
-def test_state_says_when_it_cannot_write(state, pending):
+def test_state_that_cannot_be_written_is_unusable(state, pending):
     (state.root / "pending.json").mkdir()
     with pytest.raises(StateUnusable, match="cannot be written"):
         state.save_result(pending, b"weights")
@@ -106,7 +106,7 @@ def test_state_that_holds_no_upload_speed_does_not_know_it(state, content):
     assert state.upload_bytes_per_s() is None
 
 
-def test_state_says_that_the_upload_speed_cannot_be_kept(state):
+def test_state_that_cannot_take_the_upload_speed_is_unusable(state):
     (state.root / "uplink.json").mkdir()
     with pytest.raises(StateUnusable, match="upload speed"):
         state.save_upload_speed(1.0)

@@ -31,7 +31,7 @@ def test_ask_goes_on_when_half_of_the_window_has_come():
     assert transfers.done == 4
 
 
-def test_ask_repeats_with_growing_pauses_when_nothing_comes():
+def test_requests_repeat_with_growing_pauses_when_nothing_arrives():
     transfers, now_s, pauses = Transfers([wanted(1)], 0.0), 0.0, []
     assert transfers.next_requests(0.0)
     for _ in range(8):
@@ -66,7 +66,7 @@ def test_arrived_counts_chunks_that_others_asked_for():
     assert transfers.done == 1
 
 
-def test_arrived_says_when_nothing_is_missing():
+def test_on_chunk_returns_false_when_nothing_is_missing():
     transfers = Transfers([wanted(5, missing=(2,))], 0.0)
     assert transfers.next_requests(0.0) == [("a" * 64, (2,))]
     assert not transfers.on_chunk("a" * 64, 2, 0.0)
@@ -101,6 +101,6 @@ def test_transfers_end_on_any_link_that_lets_something_through(sizes, loss, shar
         now_s += 1.0
 
 
-def test_whole_of_an_unknown_blob_is_a_mistake():
+def test_completing_an_unknown_blob_is_a_mistake():
     with pytest.raises(KeyError):
         Transfers([], 0.0).on_blob_complete("a" * 64)

@@ -57,7 +57,7 @@ def test_uplink_without_an_upload_measures_nothing():
     assert uplink.bytes_per_s is None
 
 
-def test_uplink_begins_anew_with_another_update():
+def test_uplink_begins_again_with_another_update():
     uplink = Uplink()
     uplink.on_chunks_requested(BLOB, ALL, 1.0)
     assert upload(uplink, 2.0, OTHER, (0, 1), start_s=50.0)

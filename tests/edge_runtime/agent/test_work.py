@@ -33,7 +33,7 @@ def affinity(mean, variance=None):
     return Affinity(tasks=("a",), count=2, mean=((mean,),), variance=None if variance is None else ((variance,),))
 
 
-def test_update_message_says_what_was_measured(make_bundle):
+def test_update_message_has_what_was_measured(make_bundle):
     result = trained(val_loss={"a": 0.7}, affinity=affinity(-0.5, 0.1), peak_rss_bytes=5)
     update = update_message(make_bundle().plan(3), result, BLOB, "fp32", bytes_down=7, energy=None)
     assert decode_device(encode(update)) == update

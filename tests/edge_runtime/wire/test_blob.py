@@ -161,7 +161,7 @@ def test_describe_refuses_what_cannot_be_sent(data, chunk_bytes):
         describe(data, chunk_bytes=chunk_bytes)
 
 
-def test_store_without_the_blob_says_so(store):
+def test_store_without_the_blob_raises(store):
     with pytest.raises(BlobInvalid, match="is not in"):
         store.read(BLOB.digest)
     with pytest.raises(BlobInvalid, match="is not in"):
@@ -171,7 +171,7 @@ def test_store_without_the_blob_says_so(store):
         store.chunk(BLOB, 5)
 
 
-def test_store_with_a_file_shorter_than_described_says_so(store):
+def test_store_with_a_file_shorter_than_described_raises(store):
     store.add(DATA)
     longer = Blob(digest=BLOB.digest, size_bytes=len(DATA) + 1, chunk_bytes=1024)
     with pytest.raises(BlobInvalid, match="not have the 4353 bytes of its description"):

@@ -55,7 +55,7 @@ def with_arrays(arrays, **changes):
 
 @pytest.mark.parametrize("fraction", [0.04, 0.5])
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_encode_allocates_no_more_than_it_says(scheme, fraction):
+def test_encode_allocates_at_most_working_bytes(scheme, fraction):
     """Of one large tensor, whose steps are as long as the vector; the residual that came is counted, too."""
     table = TensorTable.of({"encoder.w": (1_000_000,), "state.encoder.mean": (1000,)})
     received, trained = drawn(table)
@@ -149,7 +149,7 @@ def test_residual_is_taken_up_by_every_scheme(scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_encode_gives_the_same_bytes_again_and_changes_nothing_that_it_was_given(scheme):
+def test_encode_repeats_its_bytes_and_leaves_its_arguments(scheme):
     received, trained = drawn(WITH_STATE)
     residual = np.full(11, 1e-3, np.float32)
     before = [vector.tobytes() for vector in (received, trained, residual)]
@@ -386,7 +386,7 @@ def test_decode_refuses_arrays_that_overlap_or_leave_gaps():
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_choose_does_what_the_server_says(scheme):
+def test_choose_follows_the_server(scheme):
     assert choose(Updates(scheme=scheme), 1.0) == scheme
     assert choose(Updates(scheme=scheme), None) == scheme
 

@@ -86,7 +86,7 @@ def test_project_never_makes_a_gradient_longer(g):
 
 
 @given(gradients(), st.randoms(use_true_random=False))
-def test_project_does_what_the_definition_says(g, random):
+def test_project_follows_the_definition(g, random):
     orders = [random.sample(range(len(g)), len(g)) for _ in g]
     found = project(g @ g.T, orders) @ g
     np.testing.assert_allclose(found, projected_by_hand(g, orders), rtol=0, atol=1e-9 * np.abs(g).max())

@@ -5,7 +5,7 @@ import pytest
 from edge_runtime.wire.files import READ_BYTES, digest_file, sync_file, write_atomic
 
 
-def test_write_whole_makes_folders_and_replaces(tmp_path):
+def test_write_atomic_makes_folders_and_replaces(tmp_path):
     path = tmp_path / "a" / "b" / "file"
     write_atomic(path, b"one")
     write_atomic(path, memoryview(b"two"))
@@ -13,12 +13,12 @@ def test_write_whole_makes_folders_and_replaces(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file"]
 
 
-def test_write_whole_sets_the_mode(tmp_path):
+def test_write_atomic_sets_the_mode(tmp_path):
     write_atomic(tmp_path / "secret", b"x", mode=0o600)
     assert (tmp_path / "secret").stat().st_mode & 0o777 == 0o600
 
 
-def test_write_whole_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_write_atomic_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     write_atomic(path, b"old")
     with pytest.raises(TypeError):

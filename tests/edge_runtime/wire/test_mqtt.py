@@ -159,7 +159,7 @@ def test_link_with_a_ca_file_that_is_none_is_refused(make_link, tmp_path):
             make_link("mqtts://127.0.0.1:1", ca_file=path)
 
 
-def test_link_says_who_it_is_and_leaves_a_will(broker, make_link):
+def test_link_sends_its_identity_and_leaves_a_will(broker, make_link):
     link = make_link(broker.url, will=("w", b"gone"), keepalive_s=7)
     body = broker.accept()
     # flags: user name, password, will retained at QoS 1, session kept
@@ -275,7 +275,7 @@ def test_link_never_has_more_in_flight_than_its_window_even_after_a_reconnect(br
     assert seen == [str(at).encode() for at in range(10)]
 
 
-def test_link_whose_outbox_is_full_says_so_and_takes_more_later(broker, make_link):
+def test_link_whose_outbox_is_full_raises_and_accepts_more_later(broker, make_link):
     link = make_link(broker.url, outbox_bytes=3000)
     link.publish("t", bytes(1000))
     with pytest.raises(LinkFull, match="3000 allowed"):
@@ -303,7 +303,7 @@ def test_link_drops_and_acknowledges_what_is_too_large_or_has_no_room(broker, ma
 
 
 @pytest.mark.parametrize("code", [2, 4, 5])
-def test_link_that_is_refused_says_so_and_does_not_try_again(broker, make_link, code):
+def test_link_that_is_refused_reports_it_and_does_not_try_again(broker, make_link, code):
     link = make_link(broker.url)
     broker.accept(bytes((0x20, 2, 0, code)))
     event = link.receive(PATIENCE_S)
@@ -326,14 +326,14 @@ def test_link_tries_again_when_the_broker_is_only_busy(broker, make_link):
     assert link.receive(PATIENCE_S) == Connected()
 
 
-def test_link_refused_after_a_lost_connection_says_both(broker, linked):
+def test_link_refused_after_a_lost_connection_reports_both(broker, linked):
     broker.hang_up()
     assert linked.receive(PATIENCE_S).refused is False
     broker.accept(b"\x20\x02\x00\x05")
     assert linked.receive(PATIENCE_S).refused is True
 
 
-def test_link_without_a_broker_says_so_once_and_connects_when_there_is_one(make_link):
+def test_link_without_a_broker_reports_it_once_and_connects_when_there_is_one(make_link):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     link = make_link(f"mqtt://127.0.0.1:{port}", retry_max_s=1)
@@ -341,7 +341,7 @@ def test_link_without_a_broker_says_so_once_and_connects_when_there_is_one(make_
     assert link.receive(1.5) is None
 
 
-def test_link_closed_says_goodbye_after_what_was_queued(broker, linked):
+def test_link_closed_disconnects_after_its_outbox(broker, linked):
     linked.publish("t", b"last")
     closing = threading.Thread(target=linked.close)
     closing.start()

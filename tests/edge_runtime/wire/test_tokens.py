@@ -121,7 +121,7 @@ def test_check_refuses_random_bytes_and_raises_nothing_else(token):
 
 
 @given(JSON)
-def test_check_of_signed_oddities_raises_nothing_else(value):
+def test_check_of_signed_nonsense_raises_nothing_else(value):
     claims = {"iss": ISSUER, "sub": "pi-1", "aud": "lab", "role": "device", "iat": 1, "exp": 2**40}
     for payload in (value, *({**claims, name: value} for name in claims)):
         token = jwt.PyJWS().encode(json.dumps(payload).encode(), KEY, algorithm="EdDSA")

@@ -143,7 +143,7 @@ def test_server_does_not_reach_another_federation(topic_filter):
 
 @pytest.mark.parametrize("federation", ["+", "a/b", ""])
 @pytest.mark.parametrize("role", ["device", "server", "root"])
-def test_odd_federations_and_names_get_nothing(federation, role):
+def test_invalid_federations_and_names_get_nothing(federation, role):
     for name, home in (("pi-1", federation), ("+", "lab")):
         topic = f"mas/2/{home}/device/{name}/command"
         assert not may_subscribe(home, role, name, topic)
