@@ -1,1 +1,1 @@
-"""How what devices trained becomes one model: FedAvg, rules for conflicting changes, the server optimizer."""
+"""Aggregation of devices' updates into one model: FedAvg, rules for conflicting changes, the server optimizer."""

@@ -58,12 +58,12 @@ class Aggregation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     @property
     def is_mean(self) -> bool:
-        """Whether the rule is the mean."""
+        """Return whether the rule is the mean."""
         return self.rule in {"auto", "mean"}
 
     @property
     def is_plain(self) -> bool:
-        """Whether it is federated averaging."""
+        """Return whether it is federated averaging."""
         return self.is_mean and self.optimizer.is_plain
 
     def resolved(self, own: Rule) -> "Aggregation":
@@ -115,7 +115,7 @@ class RoundAggregation:
         self._folder = folder
         self._file: IO[bytes] | None = None
         self.diverged = False
-        """Whether the step was not finite, so that it was not taken: the encoder is as it was, its state is dropped."""
+        """True if the step was not finite, so that it was not taken: the encoder is as it was, its state is dropped."""
 
     def fold(self, vector: Vector, examples: Mapping[str, int]) -> None:
         """Add one device's weights; `examples` is what it trained on, by task.

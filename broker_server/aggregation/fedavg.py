@@ -38,7 +38,7 @@ class FedAvg:
                 self._weight[part] += weight
 
     def result(self, old: Vector) -> Vector:
-        """The mean, as a new vector; a part that no device trained keeps its `old` weights."""
+        """Return the mean, as a new vector; a part that no device trained keeps its `old` weights."""
         self._table.check(old)
         new = old.copy()
         for part, where in self._table.parts.items():
@@ -48,7 +48,7 @@ class FedAvg:
 
 
 def part_weight(part: str, examples: Mapping[str, int]) -> int:
-    """How much a device's `part` counts: for a head the examples of its task, for the encoder the most of any task.
+    """Return a device's weight for a part: for a head the examples of its task, for the encoder the most of any task.
 
     The state of a part counts as the part does.
     """
@@ -59,7 +59,7 @@ def part_weight(part: str, examples: Mapping[str, int]) -> int:
 
 
 def weighted_losses(reports: Iterable[tuple[Mapping[str, float], Mapping[str, int]]]) -> dict[str, float]:
-    """The mean of devices' losses, or metrics, by task, weighted by their examples; without what nobody measured."""
+    """Return the mean of devices' losses, or metrics, by task, weighted by examples. Unmeasured tasks are left out."""
     total: dict[str, float] = {}
     weight: dict[str, int] = {}
     for losses, examples in reports:

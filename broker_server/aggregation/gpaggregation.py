@@ -28,14 +28,14 @@ Attention = Callable[[Row], Row]
 
 
 def softmax(cosines: Row) -> Row:
-    """K · softmax: a client whose gradient goes where the last aggregate went counts more, and all K on average 1."""
+    """Return K · softmax: clients whose gradients agree with the last aggregate count more, and all K on average 1."""
     raised = np.exp(cosines - cosines.max())
     factors: Row = len(cosines) * raised / raised.sum()
     return factors
 
 
 def coefficients(inner: Matrix, examples: Sequence[int], factors: Row | None = None) -> Row:
-    """What each client's gradient counts in the aggregate (K,), from inner products (K, K) and attention (K,)."""
+    """Return the coefficient of each client's gradient (K,), from inner products (K, K) and attention (K,)."""
     scale = np.ones(len(inner)) if factors is None else factors
     shares = np.array(examples, np.float64) / sum(examples)
     projected = project(inner * scale * scale[:, None])  # (K, K)
@@ -46,7 +46,7 @@ def coefficients(inner: Matrix, examples: Sequence[int], factors: Row | None = N
 def aggregate(
     gradients: Sequence[Vector], examples: Sequence[int], history: Vector | None = None, attention: Attention = softmax
 ) -> Vector:
-    """The aggregate (P,) of K clients' gradients (P,), each with its number of examples, summed in float64.
+    """Return the aggregate (P,) of K clients' gradients (P,), each with its number of examples, summed in float64.
 
     `history` (P,) is the last round's aggregate. Raises ValueError unless there is a gradient and an example, and as
     many numbers of examples as gradients.
@@ -60,7 +60,7 @@ def aggregate(
 
 
 def cosines(inner: Matrix) -> Row:
-    """Of each of K vectors with one more, the last, from all inner products; 0 where one of the two is zero. (K,)."""
+    """Return the cosines (K,) of K vectors with one more, the last, from all inner products; 0 for vectors of zeros."""
     lengths = np.sqrt(inner.diagonal())
     both = lengths[:-1] * lengths[-1]
     found: Row = np.divide(inner[-1, :-1], both, out=np.zeros(len(both)), where=both > 0)

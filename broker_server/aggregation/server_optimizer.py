@@ -1,4 +1,4 @@
-"""The server's step with what clients' rounds have changed: the mean change is a gradient, and is stepped along.
+"""The server optimizer: it takes the clients' mean change for a gradient, and steps along it.
 
 A change is the weights that a round began with less those that it ended with, so that it points uphill as a gradient
 does. With SGD of rate 1 and no momentum the step is federated averaging. Source: FedOpt (Reddi et al., ICLR 2021,
@@ -21,7 +21,7 @@ from edge_runtime.wire.tensors import Vector
 
 
 class ServerOptimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the server steps; `momentum` is Adam's beta1."""
+    """The server's optimizer; `momentum` is Adam's beta1."""
 
     method: Annotated[
         Literal["sgd", "adam"], Meta(description="the server's optimizer", extra={"flag": "--server-optimizer"})
@@ -33,17 +33,17 @@ class ServerOptimizer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     @property
     def is_plain(self) -> bool:
-        """Whether a step is the change itself, so that steps along means are federated averaging."""
+        """Return whether a step is the change itself, so that steps along means are federated averaging."""
         return self.method == "sgd" and self.lr == 1.0 and not self.momentum
 
     def state_size(self, parameters: int) -> int:
-        """Elements of the state that goes with so many parameters; it begins at zero."""
+        """Return how many elements of state go with this many parameters; they begin at zero."""
         if self.method == "adam":
             return 2 * parameters
         return parameters if self.momentum else 0
 
     def step(self, weights: Vector, change: Vector, state: Vector) -> tuple[Vector, Vector]:
-        """New weights (P,) and state for an aggregated `change` (P,), computed in float64."""
+        """Return new weights (P,) and state for an aggregated `change` (P,), computed in float64."""
         w, g = weights.astype(np.float64), change.astype(np.float64)
         if self.method == "sgd":
             if not self.momentum:

@@ -1,1 +1,1 @@
-"""Which tasks belong together: affinities, the search for groups, and how sure it is."""
+"""Grouping of tasks: affinities, the search for groups, and the confidence in it."""

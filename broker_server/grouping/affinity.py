@@ -35,12 +35,12 @@ class Affinities:
 
     @property
     def complete(self) -> bool:
-        """Whether every pair was measured."""
+        """Return whether every pair was measured."""
         return bool((self.counts > 0).all())
 
 
 class AffinityLedger:
-    """What devices measured, by round and device; what a device says twice about a round counts once."""
+    """Devices' affinities, by round and device; those that a device sends twice for a round count once."""
 
     def __init__(self, tasks: Sequence[str]) -> None:
         self.tasks = tuple(tasks)
@@ -71,13 +71,13 @@ class AffinityLedger:
         return tuple(sorted({device for _, device in self._rows}))
 
     def between(self, first: int, last: int) -> "AffinityLedger":
-        """What was measured in the rounds from `first` to `last`, both included."""
+        """Return a ledger of the rounds from `first` to `last`, both included."""
         part = AffinityLedger(self.tasks)
         part._rows = {key: row for key, row in self._rows.items() if first <= key[0] <= last}
         return part
 
     def result(self) -> Affinities:
-        """Mean over devices, then over rounds; the order in which devices were heard does not matter."""
+        """Return the mean over devices, then over rounds; the order in which results came does not matter."""
         T = len(self.tasks)
         counts = np.zeros((T, T), np.int64)
         squares, freedom = np.zeros((T, T)), np.zeros((T, T))
@@ -98,7 +98,7 @@ class AffinityLedger:
         )
 
     def weighted(self, weights: Array) -> Array:
-        """The averaged affinities (W, T, T) by each of W weightings of the `devices`, (W, devices).
+        """Return the averaged affinities (W, T, T) by each of W weightings of the `devices`, (W, devices).
 
         A round in which nobody who counts has measured a pair does not count for it; NaN where no round does.
         """
@@ -114,7 +114,7 @@ class AffinityLedger:
         return np.stack([_mean(values, np.ones((1, len(values))))[0] for values in each])
 
     def _means(self) -> dict[int, dict[str, Array]]:
-        """What each device measured in each round, (T, T), NaN for what it did not; in order of both."""
+        """Return each device's means in each round, (T, T), NaN for pairs that it did not measure; in order of both."""
         T = len(self.tasks)
         found: dict[int, dict[str, Array]] = {}
         for (round_number, device), row in sorted(self._rows.items()):
@@ -129,7 +129,7 @@ class AffinityLedger:
 
 
 def check(affinity: Affinity, tasks: Sequence[str]) -> None:
-    """Raises ValueError unless the affinities are of tasks out of `tasks` (the message's schema did the rest)."""
+    """Raise ValueError unless the affinities are of tasks out of `tasks` (the message's schema did the rest)."""
     if odd := sorted(set(affinity.tasks) - set(tasks)):
         raise ValueError(f"affinities of task {odd[0]!r}, which was not asked for")
     if affinity.variance is not None and min(map(min, affinity.variance)) < 0:
@@ -137,7 +137,7 @@ def check(affinity: Affinity, tasks: Sequence[str]) -> None:
 
 
 def _mean(matrices: Array, weights: Array) -> Array:
-    """Means (W, T, T) of N matrices (N, T, T) by W weightings (W, N), of those that measured each pair; else NaN."""
+    """Return means (W, T, T) of N matrices (N, T, T) by W weightings (W, N), over those with each pair; else NaN."""
     here = np.isfinite(matrices).astype(np.float64)
     total = np.einsum("wn,nij->wij", weights, np.where(here, matrices, 0.0))
     weight = np.einsum("wn,nij->wij", weights, here)
@@ -146,7 +146,7 @@ def _mean(matrices: Array, weights: Array) -> Array:
 
 
 def _standard_error(means: list[Array], variance: Array, counts: NDArray[np.int64]) -> Array:
-    """From the spread between devices and rounds where two or more measured, else from that between batches."""
+    """Return the standard error (T, T): from the spread between devices and rounds, or between the batches of one."""
     within: Array = np.sqrt(np.divide(variance, counts, out=np.full(variance.shape, np.nan), where=counts > 0))
     if not means:
         return within

@@ -33,7 +33,7 @@ Groups = tuple[tuple[str, ...], ...]
 
 
 def divided(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[str]]) -> TaskSplit:
-    """The division `groups`, one of its groups halved: that which gains most, or loses least, by its best halves.
+    """Return the division `groups` with one group halved: the one that gains most, or loses least, by its best halves.
 
     `values` (T, T) are the affinities i→j of all tasks. Of equals the first group is taken. Raises SplitImpossible,
     also if `groups` is no division, or every group is a single task.
@@ -54,20 +54,20 @@ def divided(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[s
             best = float(gains[winner]), mask, int(halves[winner])
     if best is None:
         raise SplitImpossible("every group is a single task: nothing is left to divide")
-    _, whole, half = best
-    found = in_order(tasks, [mask for mask in masks if mask != whole] + [half, whole ^ half])
+    _, divided_mask, half = best
+    found = in_order(tasks, [mask for mask in masks if mask != divided_mask] + [half, divided_mask ^ half])
     return TaskSplit(groups=found, score=score(tasks, array, found), mode="exactly")
 
 
 def hierarchical(
     tasks: Sequence[str], values: ArrayLike, groups: int, mode: Literal["exactly", "at_most"] = "exactly"
 ) -> TaskSplit:
-    """The division into `groups` groups step by step; `at_most` stops where no step gains. Raises SplitImpossible."""
+    """Divide step by step into `groups` groups; `at_most` stops where no step gains. Raises SplitImpossible."""
     array = check(tasks, values)
     if not 1 <= groups <= len(tasks):
         raise SplitImpossible(f"{len(tasks)} tasks cannot be divided step by step into {groups} groups")
-    whole = (tuple(tasks),)
-    found = TaskSplit(groups=whole, score=score(tasks, array, whole), mode=mode)
+    undivided = (tuple(tasks),)
+    found = TaskSplit(groups=undivided, score=score(tasks, array, undivided), mode=mode)
     while len(found.groups) < groups:
         following = divided(tasks, array, found.groups)
         if mode == "at_most" and following.score <= found.score + TIE:
@@ -77,13 +77,13 @@ def hierarchical(
 
 
 def worst(tasks: Sequence[str], values: ArrayLike, groups: int) -> TaskSplit:
-    """The division into exactly `groups` groups with the lowest score. Raises SplitImpossible."""
+    """Return the division into exactly `groups` groups with the lowest score. Raises SplitImpossible."""
     found = search_table(tasks, -task_scores(check(tasks, values)), groups, "exactly")
     return TaskSplit(groups=found.groups, score=-found.score, mode="exactly")
 
 
 def random_groups(tasks: Sequence[str], groups: int, seed: int) -> Groups:
-    """One of the divisions into exactly `groups` groups, each as likely as any other. Raises SplitImpossible."""
+    """Return a random division into exactly `groups` groups, each as likely as any other. Raises SplitImpossible."""
     check_tasks(tasks)
     if not 1 <= groups <= len(tasks):
         raise SplitImpossible(f"{len(tasks)} tasks cannot be split into exactly {groups} groups")
@@ -92,7 +92,7 @@ def random_groups(tasks: Sequence[str], groups: int, seed: int) -> Groups:
 
 
 def count(T: int, groups: int) -> int:
-    """How many divisions of T tasks into exactly `groups` groups there are: Stirling's number of the second kind."""
+    """Return Stirling's number of the second kind: the divisions of T tasks into exactly `groups` groups."""
     row = [1] + [0] * groups  # of no tasks, by the number of groups
     for _ in range(T):
         row = [0] + [k * row[k] + row[k - 1] for k in range(1, groups + 1)]
@@ -100,7 +100,7 @@ def count(T: int, groups: int) -> int:
 
 
 def division(tasks: Sequence[str], groups: int, number: int) -> Groups:
-    """The division into exactly `groups` groups with a number from 0 to count(T, groups) - 1, each another one.
+    """Return the division into exactly `groups` groups with a number from 0 to count(T, groups) - 1, each another one.
 
     The last task is alone in as many as there are divisions of the rest into one group fewer; in the others it joins
     one of the rest's groups.

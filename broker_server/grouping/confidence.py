@@ -1,6 +1,6 @@
-"""How sure a split is: whether it would still be the best had other devices been asked, or the same ones again.
+"""The confidence in a split: the chance that other devices, or the same ones again, would give the same groups.
 
-By devices: affinities differ between devices because their data do. So the devices are drawn anew, as many as there
+By devices: affinities differ between devices because their data do. So devices are drawn again, as many as there
 are, with replacement; a device that is drawn counts as often with all that it measured, in every round (the bootstrap
 over clusters: Efron, Ann. Stat. 1979; Davison and Hinkley, 1997, section 3.8). The confidence is the share of the draws
 in which the same groups are the best. With few devices it is too large: it cannot show what none of them has.
@@ -23,19 +23,19 @@ from broker_server.grouping.affinity import AffinityLedger
 from broker_server.grouping.search import Mode, TaskSplit, check, search
 
 LEAST_DEVICES = 2
-"""Drawing one device anew gives the same device."""
+"""Of one device every draw is the same."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SplitConfidence:
-    """The best split by what was measured, and how sure it is, 0 to 1; None where fewer than two devices measured."""
+    """The best split by the measurements, and its confidence, 0 to 1; None where fewer than two devices measured."""
 
     split: TaskSplit
     confidence: float | None
 
 
 def by_devices(ledger: AffinityLedger, groups: int, mode: Mode, *, draws: int = 200, seed: int = 0) -> SplitConfidence:
-    """The best split of a ledger, and the share of seeded draws of its devices in which the same groups are the best.
+    """Return the best split of a ledger, and the share of seeded draws of its devices in which its groups win.
 
     A draw in which nobody measured some pair counts against it. Raises SplitImpossible, also if the ledger has no
     value for a pair.
@@ -53,7 +53,7 @@ def by_devices(ledger: AffinityLedger, groups: int, mode: Mode, *, draws: int = 
     return SplitConfidence(split=found, confidence=same / draws)
 
 
-def settled(
+def settled_split(
     ledger: AffinityLedger,
     groups: int,
     mode: Mode,
@@ -63,10 +63,10 @@ def settled(
     draws: int = 200,
     seed: int = 0,
 ) -> SplitConfidence | None:
-    """The best split, if after each of the last `rounds` probed rounds it was the best with a confidence of `least`.
+    """Return the best split, if it was that with a confidence of `least` after each of the last `rounds` probed rounds.
 
-    What counts after a round is the mean over all rounds of the ledger up to it; give `ledger.between(…)` to forget the
-    first ones. None while it has not settled, and while pairs are unmeasured. Raises SplitImpossible.
+    After a round the mean over all rounds of the ledger up to it counts; give `ledger.between(…)` to leave the first
+    ones out. None while it has not settled, and while pairs are unmeasured. Raises SplitImpossible.
     """
     probed = ledger.rounds
     if not ledger.result().complete or len(probed) < rounds:
@@ -76,8 +76,8 @@ def settled(
         before = ledger.between(probed[0], end)
         if not before.result().complete:
             return None
-        sure = by_devices(before, groups, mode, draws=draws, seed=seed)
-        if sure.split.groups != last.split.groups or sure.confidence is None or sure.confidence < least:
+        earlier = by_devices(before, groups, mode, draws=draws, seed=seed)
+        if earlier.split.groups != last.split.groups or earlier.confidence is None or earlier.confidence < least:
             return None
     return last
 
@@ -92,7 +92,7 @@ def by_errors(
     draws: int = 100,
     seed: int = 0,
 ) -> float:
-    """How sure a split is, 0 to 1: the share of `draws` in which it wins when the affinities vary by their errors.
+    """Return the confidence in a split, 0 to 1: the share of `draws` that it wins when affinities vary by their errors.
 
     `standard_error` is (T, T); affinities are drawn as independent normal values. Raises SplitImpossible.
     """

@@ -33,7 +33,7 @@ Pairs = Mapping[tuple[str, str], tuple[float, float]]
 def choose(
     tasks: Sequence[str], singles: Mapping[str, float], pairs: Pairs, groups: int, mode: Mode = "overlap"
 ) -> TaskSplit:
-    """The groups with the least estimated total loss; the split's score is minus the mean over tasks.
+    """Return the groups with the least estimated total loss; the split's score is minus the mean over tasks.
 
     `overlap` makes at most `groups` groups, in which a task may be several times; a group may be a single task. The
     other modes are those of split.py, each task in one group. Raises SplitImpossible, also for a loss that is missing
@@ -45,12 +45,12 @@ def choose(
 def estimated_loss(
     tasks: Sequence[str], singles: Mapping[str, float], pairs: Pairs, groups: Sequence[Sequence[str]]
 ) -> float:
-    """The estimated total loss of given groups, each task in the best that holds it. Raises SplitImpossible."""
+    """Return the estimated total loss of given groups, each task in the best that holds it. Raises SplitImpossible."""
     return -len(tasks) * score_in_table(tasks, loss_scores(tasks, singles, pairs), groups)
 
 
 def loss_scores(tasks: Sequence[str], singles: Mapping[str, float], pairs: Pairs) -> Values:
-    """(2^T, T) minus the estimated loss of each task in each group, a group being a bit mask.
+    """Return minus the estimated loss (2^T, T) of each task in each group, a group being a bit mask.
 
     Raises SplitImpossible.
     """
@@ -70,7 +70,7 @@ def loss_scores(tasks: Sequence[str], singles: Mapping[str, float], pairs: Pairs
 
 
 def _pair(task: str, other: str, pairs: Pairs) -> tuple[float, float]:
-    """The losses of two tasks together, in this order."""
+    """Return the losses of two tasks together, in this order."""
     forth, back = pairs.get((task, other)), pairs.get((other, task))
     if forth is not None and back is not None:
         raise SplitImpossible(f"the losses of {other!r} with {task!r} are there twice")

@@ -51,7 +51,7 @@ class TaskSplit:
 
 
 def check_tasks(tasks: Sequence[str]) -> None:
-    """Raises SplitImpossible for no tasks, too many, or one that is there twice."""
+    """Raise SplitImpossible for no tasks, too many, or one that is there twice."""
     if not tasks:
         raise SplitImpossible("there are no tasks to split")
     if len(tasks) > MAX_SPLIT_TASKS:
@@ -61,7 +61,7 @@ def check_tasks(tasks: Sequence[str]) -> None:
 
 
 def check(tasks: Sequence[str], values: ArrayLike) -> Values:
-    """The affinities as a (T, T) float64 array. Raises SplitImpossible if they are not that, or not finite."""
+    """Return the affinities as a (T, T) float64 array. Raises SplitImpossible if they are not that, or not finite."""
     check_tasks(tasks)
     try:
         array = np.asarray(values, np.float64)
@@ -76,7 +76,7 @@ def check(tasks: Sequence[str], values: ArrayLike) -> Values:
 
 
 def self_affinity(values: Values) -> Values:
-    """(T,) what a task scores alone: the mean of all that goes out and comes in; 0 for a single task."""
+    """Return the score (T,) of each task alone: the mean of all that goes out and comes in; 0 for a single task."""
     others = values.copy()  # (T, T)
     np.fill_diagonal(others, 0.0)
     mean: Values = (others.sum(axis=0) + others.sum(axis=1)) / max(1, 2 * (len(values) - 1))
@@ -84,12 +84,12 @@ def self_affinity(values: Values) -> Values:
 
 
 def task_scores(values: Values) -> Values:
-    """(2^T, T) the score of each task in each group, a group being a bit mask; 0 where it is not a member."""
+    """Return the score (2^T, T) of each task in each group, a group being a bit mask; 0 where it is not a member."""
     return score_table(values, self_affinity(values))
 
 
 def score_table(incoming: Values, alone: Values) -> Values:
-    """(2^T, T) the same from what comes in to a task (column) from each other one (row), (T, T), and alone, (T,)."""
+    """Return the scores (2^T, T) of tasks in groups, from those of a task beside one other, (T, T), and alone, (T,)."""
     T = len(incoming)
     member = (np.arange(2**T)[:, None] >> np.arange(T)) & 1  # (2^T, T)
     others = incoming.copy()
@@ -102,12 +102,12 @@ def score_table(incoming: Values, alone: Values) -> Values:
 
 
 def score(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[str]]) -> float:
-    """The score of a given division; a task in several groups counts in its best. Raises SplitImpossible."""
+    """Return the score of a given division; a task in several groups counts in its best. Raises SplitImpossible."""
     return score_in_table(tasks, task_scores(check(tasks, values)), groups)
 
 
 def score_in_table(tasks: Sequence[str], table: Values, groups: Sequence[Sequence[str]]) -> float:
-    """The same by the scores of each task in each group, (2^T, T)."""
+    """Return the score of a given division by the scores of each task in each group, (2^T, T)."""
     masks = [group_mask(tasks, group) for group in groups]
     best = []
     for i, task in enumerate(tasks):
@@ -119,13 +119,13 @@ def score_in_table(tasks: Sequence[str], table: Values, groups: Sequence[Sequenc
 
 
 def task_score(tasks: Sequence[str], values: ArrayLike, group: Sequence[str], task: str) -> float:
-    """The score of one task in one group. Raises SplitImpossible."""
+    """Return the score of one task in one group. Raises SplitImpossible."""
     mask = sum(1 << _index(tasks, member) for member in set(group))
     return float(task_scores(check(tasks, values))[mask, _index(tasks, task)])
 
 
 def search(tasks: Sequence[str], values: ArrayLike, groups: int, mode: Mode) -> TaskSplit:
-    """The best split of `tasks` into `groups` groups. `values` is (T, T), i→j.
+    """Return the best split of `tasks` into `groups` groups. `values` is (T, T), i→j.
 
     `exactly` makes that many groups and `at_most` that many or fewer, each task in one; `overlap` makes that many or
     fewer, in which a task may be several times and no group is a single task. Where scores are equal the fewest
@@ -135,7 +135,7 @@ def search(tasks: Sequence[str], values: ArrayLike, groups: int, mode: Mode) -> 
 
 
 def search_table(tasks: Sequence[str], table: Values, groups: int, mode: Mode, *, smallest: int = 1) -> TaskSplit:
-    """The best split by the scores of each task in each group, (2^T, T), 0 where it is not a member.
+    """Return the best split by the scores of each task in each group, (2^T, T), 0 where it is not a member.
 
     Overlapping groups have at least `smallest` members. Raises SplitImpossible.
     """
@@ -167,12 +167,12 @@ def search_table(tasks: Sequence[str], table: Values, groups: int, mode: Mode, *
 
 
 def group_mask(tasks: Sequence[str], group: Sequence[str]) -> int:
-    """A group as a bit mask over the tasks. Raises SplitImpossible for a task that is not one of them."""
+    """Return a group as a bit mask over the tasks. Raises SplitImpossible for a task that is not one of them."""
     return sum(1 << _index(tasks, task) for task in set(group))
 
 
 def in_order(tasks: Sequence[str], masks: Iterable[int]) -> tuple[tuple[str, ...], ...]:
-    """Groups given as bit masks, in the order of the tasks."""
+    """Return groups given as bit masks, in the order of the tasks."""
     T = len(tasks)
     members = sorted(_members(mask, T) for mask in masks)
     return tuple(tuple(tasks[i] for i in group) for group in members)
@@ -191,7 +191,7 @@ def _members(mask: int, T: int) -> tuple[int, ...]:
 
 @lru_cache(maxsize=4)
 def blocks(T: int) -> tuple[NDArray[np.int32], ...]:
-    """For every set of tasks its blocks that hold its first task, smallest first."""
+    """Return for every set of tasks its blocks that hold its first task, smallest first."""
     result = [np.zeros(0, np.int32)]
     for mask in range(1, 2**T):
         first = mask & -mask
@@ -204,7 +204,7 @@ def blocks(T: int) -> tuple[NDArray[np.int32], ...]:
 
 
 def _divide(block: Values, T: int, most: int) -> tuple[Values, NDArray[np.int64]]:
-    """(most + 1, 2^T) the best summed score of each set in each number of blocks, and the block to take first."""
+    """Return the best score (most + 1, 2^T) of each set in each number of blocks, and the block to take first."""
     best = np.full((most + 1, 2**T), -np.inf)
     choice = np.zeros((most + 1, 2**T), np.int64)
     best[0, 0] = 0.0
@@ -219,7 +219,7 @@ def _divide(block: Values, T: int, most: int) -> tuple[Values, NDArray[np.int64]
 
 
 def _best_supersets(table: Values, smallest: int) -> tuple[Values, NDArray[np.int64]]:
-    """(2^T,) the best summed score that each block can have inside a group of that size or more, and that group."""
+    """Return the best score (2^T,) of each block inside a group of `smallest` or more members, and that group."""
     T = table.shape[1]
     every = np.arange(2**T)
     size = ((every[:, None] >> np.arange(T)) & 1).sum(axis=1)

@@ -2,7 +2,7 @@
 
     codec, topics               bytes ↔ packets, what a topic may look like
     session, outbox             one connection's and one client's state
-    router, retained            who gets a message
+    router, retained            who receives a message
     hub                         what ties them together
     broker                      the shell: sockets, timers, a thread
     local                       the server's own end, without a socket

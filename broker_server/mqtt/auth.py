@@ -1,4 +1,4 @@
-"""Who may connect, and which topics they may touch.
+"""The broker's rules on who may connect and use a topic.
 
 A device's client id and user name must both be its token's subject. A server's token is good for any client id that
 is its subject, or begins with it and a slash, so that a monitor need not take over the server's own session.
@@ -17,7 +17,7 @@ from edge_runtime.wire.errors import TokenRefused
 
 @dataclass(frozen=True, kw_only=True)
 class Principal:
-    """Whom a connection belongs to. After `valid_for_s` seconds it is closed; None: never."""
+    """The owner of a connection. After `valid_for_s` seconds it is closed; None: never."""
 
     name: str
     role: str
@@ -28,15 +28,15 @@ class Authorizer(Protocol):
     """Decides for the broker. A Protocol, so that the broker knows nothing of tokens."""
 
     def authenticate(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
-        """Say who this is. Raises TokenRefused."""
+        """Return the principal behind a CONNECT. Raises TokenRefused."""
         ...
 
     def may_publish(self, principal: Principal, topic: str) -> bool:
-        """Whether a message may go to `topic`."""
+        """Return whether a message may go to `topic`."""
         ...
 
     def may_subscribe(self, principal: Principal, topic_filter: str) -> bool:
-        """Whether `topic_filter` may be subscribed to."""
+        """Return whether `topic_filter` may be subscribed to."""
         ...
 
 
@@ -60,11 +60,11 @@ class TokenAuthorizer:
         return Principal(name=claims.sub, role=claims.role, valid_for_s=claims.exp - self._now())
 
     def may_publish(self, principal: Principal, topic: str) -> bool:
-        """Whether the token's bearer may publish to `topic`."""
+        """Return whether the token's bearer may publish to `topic`."""
         return topics.may_publish(self._federation, principal.role, principal.name, topic)
 
     def may_subscribe(self, principal: Principal, topic_filter: str) -> bool:
-        """Whether the token's bearer may subscribe to `topic_filter`."""
+        """Return whether the token's bearer may subscribe to `topic_filter`."""
         return topics.may_subscribe(self._federation, principal.role, principal.name, topic_filter)
 
 
@@ -72,5 +72,5 @@ class Clock(Protocol):
     """Seconds since the epoch, as time.time."""
 
     def __call__(self) -> float:
-        """The present time."""
+        """Return the present time."""
         ...

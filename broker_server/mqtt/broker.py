@@ -25,7 +25,7 @@ from broker_server.mqtt.stats import Stats
 _TICK_S = 0.5
 _LAST_PORT = 65535
 _POLITE_S = 5.0  # how long a closed connection may take to read its last packet
-_TURN_PACKETS = 256  # after so many of one client's packets the others have their turn
+_TURN_PACKETS = 256  # after this many of one client's packets the others have their turn
 _JOIN_BYTES = 16 << 10  # up to this size header and payload are written as one
 
 
@@ -40,13 +40,13 @@ class _Socket(asyncio.Protocol):
         self._hub = hub
         self._loop = loop
         self._sockets = sockets
-        # Until it is known who this is, nothing larger than a control packet is read.
+        # Until the client has been authenticated, nothing larger than a control packet is read.
         self._decoder = Decoder(MAX_CONTROL_BYTES)
         self._is_held = False
         self._is_behind = False
         self._is_closed = False
-        self._is_deaf = False
-        self._deaf_bytes = 2 * (hub.limits.write_bytes + hub.limits.packet_bytes)
+        self._is_not_reading = False
+        self._unread_cap_bytes = 2 * (hub.limits.write_bytes + hub.limits.packet_bytes)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
@@ -56,7 +56,7 @@ class _Socket(asyncio.Protocol):
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # the kernel too keeps no more for a client that does not read
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._hub.limits.write_bytes)
         self._sockets.add(self)
-        self._client = self._hub.opened(self, self._loop.time())
+        self._client = self._hub.on_opened(self, self._loop.time())
 
     def data_received(self, data: bytes) -> None:
         self._hub.stats.bytes_in += len(data)
@@ -67,13 +67,13 @@ class _Socket(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         self._is_closed = True
         self._sockets.discard(self)
-        self._hub.lost(self._client, self._loop.time())
+        self._hub.on_lost(self._client, self._loop.time())
 
     def pause_writing(self) -> None:
-        self._hub.writable(self._client, False)
+        self._hub.on_writable(self._client, False)
 
     def resume_writing(self) -> None:
-        self._hub.writable(self._client, True)
+        self._hub.on_writable(self._client, True)
 
     def send(self, header: bytes, payload: bytes = b"") -> None:
         if self._is_closed:
@@ -84,9 +84,9 @@ class _Socket(asyncio.Protocol):
         else:
             self._transport.write(header)
             self._transport.write(payload)
-        if not self._is_deaf and self._transport.get_write_buffer_size() > self._deaf_bytes:
-            self._is_deaf = True
-            self._loop.call_soon(lambda: self._hub.deaf(self._client, self._loop.time()))
+        if not self._is_not_reading and self._transport.get_write_buffer_size() > self._unread_cap_bytes:
+            self._is_not_reading = True
+            self._loop.call_soon(lambda: self._hub.on_not_reading(self._client, self._loop.time()))
 
     def hold(self, is_held: bool) -> None:
         self._is_held = is_held
@@ -115,14 +115,14 @@ class _Socket(asyncio.Protocol):
             for _ in range(_TURN_PACKETS):
                 if self._is_held or self._is_closed or (packet := self._decoder.pull()) is None:
                     break
-                self._hub.received(self._client, packet, self._loop.time())
+                self._hub.on_packet(self._client, packet, self._loop.time())
                 if self._client.is_live:
                     self._decoder.max_packet_bytes = self._hub.limits.packet_bytes
             else:
                 is_behind = True
                 self._loop.call_soon(self._drain)
         except PacketMalformed as exc:
-            self._hub.malformed(self._client, exc, self._loop.time())
+            self._hub.on_malformed(self._client, exc, self._loop.time())
         if is_behind != self._is_behind:
             self._is_behind = is_behind
             self._read_or_not()
@@ -183,7 +183,7 @@ class EmbeddedBroker:
         self._thread.join()
 
     def link(self, *, inbox_bytes: int = 64 << 20, outbox_bytes: int = 32 << 20) -> LocalLink:
-        """The server's own link to the running broker, bounded in bytes in both directions."""
+        """Return the server's own link to the running broker, bounded in bytes in both directions."""
         if self._loop is None:
             raise BrokerNotStarted("the broker has not been started, or has stopped")
         link, stopped = local_link(self._hub, self._loop, inbox_bytes=inbox_bytes, outbox_bytes=outbox_bytes)

@@ -57,7 +57,7 @@ _SUBACK_CODES = frozenset({0, 1, 2, 0x80})
 
 
 def encode(packet: Packet) -> bytes:
-    """The bytes of a packet. The caller vouches for its fields."""
+    """Return the bytes of a packet. The caller vouches for its fields."""
     if isinstance(packet, Publish):
         return publish_header(packet, len(packet.payload)) + packet.payload
     first, body = _encode_control(packet)
@@ -65,7 +65,7 @@ def encode(packet: Packet) -> bytes:
 
 
 def publish_header(packet: Publish, payload_bytes: int) -> bytes:
-    """Everything of a PUBLISH but its payload, so that a payload sent to many is never copied."""
+    """Return all of a PUBLISH but its payload, so that a payload sent to many is never copied."""
     first = _PUBLISH | packet.dup << 3 | packet.qos << 1 | packet.retain
     head = _text(packet.topic) + (_id(packet.packet_id) if packet.qos else b"")
     return bytes((first,)) + _varint(len(head) + payload_bytes) + head
@@ -84,7 +84,7 @@ class Decoder:
 
     @property
     def held_bytes(self) -> int:
-        """What was pushed and not pulled yet."""
+        """Return how many bytes were pushed and not pulled yet."""
         return len(self._buffer)
 
     def push(self, data: bytes) -> None:
@@ -92,7 +92,7 @@ class Decoder:
         self._buffer += data
 
     def pull(self) -> Packet | None:
-        """The next packet, or None if it is not complete. Raises PacketMalformed."""
+        """Return the next packet, or None if it is not complete. Raises PacketMalformed."""
         frame = self._frame()
         if frame is None:
             return None
@@ -104,7 +104,7 @@ class Decoder:
         return packet
 
     def _frame(self) -> tuple[int, int] | None:
-        """Where the body of the first packet starts and ends, once it is complete."""
+        """Return the start and end of the first packet's body, once it is complete."""
         buffer = self._buffer
         if not buffer:
             return None

@@ -1,4 +1,4 @@
-"""Back-pressure: which publishers wait for which subscribers.
+"""Back-pressure: publishers wait for the subscribers that are full.
 
 A publisher that gave a QoS 1 message to a full subscriber is held back (its socket is not read) until every subscriber
 that it waits for has room again, or has been cut off for holding others back too long.
@@ -10,7 +10,7 @@ from typing import Generic, Protocol, TypeVar
 
 
 class Publisher(Protocol):
-    """Whoever can be held back. A Protocol, for sockets and the server's own link alike."""
+    """A party that can be held back. A Protocol, for sockets and the server's own link alike."""
 
     def hold(self, is_held: bool) -> None:
         """Stop publishing, or go on."""
@@ -29,11 +29,11 @@ class Flow(Generic[P, S]):
         self._awaited: dict[P, dict[S, None]] = {}
 
     def is_held(self, publisher: P) -> bool:
-        """Whether a publisher waits."""
+        """Return whether a publisher waits."""
         return publisher in self._awaited
 
     def is_awaited(self, subscriber: S) -> bool:
-        """Whether anyone waits for a subscriber."""
+        """Return whether anyone waits for a subscriber."""
         return subscriber in self._waiting
 
     def block(self, publisher: P, subscriber: S, now_s: float) -> None:
@@ -45,7 +45,7 @@ class Flow(Generic[P, S]):
             publisher.hold(True)
 
     def relieve(self, subscriber: S) -> None:
-        """A subscriber has room again: those who wait for nobody else go on."""
+        """Let publishers go on that waited for this subscriber alone, because it has room again."""
         _, publishers = self._waiting.pop(subscriber, (0.0, {}))
         for publisher in publishers:
             awaited = self._awaited[publisher]
@@ -54,13 +54,13 @@ class Flow(Generic[P, S]):
                 del self._awaited[publisher]
                 publisher.hold(False)
 
-    def forget(self, publisher: P) -> None:
-        """A publisher is gone."""
+    def drop(self, publisher: P) -> None:
+        """Drop a publisher that is gone."""
         for subscriber in self._awaited.pop(publisher, {}):
             del self._waiting[subscriber][1][publisher]
 
     def stalled(self, now_s: float, stall_s: float) -> list[S]:
-        """Subscribers that have held somebody back for longer than `stall_s` seconds."""
+        """Return the subscribers that have held a publisher back for longer than `stall_s` seconds."""
         return [
             subscriber
             for subscriber, (since_s, publishers) in self._waiting.items()

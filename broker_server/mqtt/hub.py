@@ -46,15 +46,15 @@ REFUSED_FILTER = 0x80
 
 
 class Subscriber(Protocol):
-    """Whoever gets messages: a client's session, or the server's own link."""
+    """A receiver of messages: a client's session, or the server's own link."""
 
     @property
     def is_full(self) -> bool:
-        """Whether publishers should wait."""
+        """Return whether publishers should wait."""
         ...
 
     def offer(self, message: QueuedMessage) -> bool:
-        """Take a message. False if it had to be dropped."""
+        """Take a message; return False if it had to be dropped."""
         ...
 
 
@@ -76,12 +76,12 @@ class Client:
 
     @property
     def is_live(self) -> bool:
-        """Whether its CONNECT was accepted and it has not ended."""
+        """Return whether the connection's CONNECT was accepted and it has not ended."""
         return self.connection.phase is ConnectionPhase.LIVE
 
     @property
     def is_closed(self) -> bool:
-        """Whether it has ended."""
+        """Return whether the connection has ended."""
         return self.connection.phase is ConnectionPhase.CLOSED
 
     def hold(self, is_held: bool) -> None:
@@ -103,8 +103,8 @@ class Hub:
         self._retained = Retained(cap=limits.retained, cap_bytes=limits.retained_bytes)
         self._flow: Flow[Client | LocalParty, Subscriber] = Flow()
 
-    def opened(self, peer: Peer, now_s: float) -> Client:
-        """A socket was accepted. Over the cap, the oldest that has not said who it is makes way."""
+    def on_opened(self, peer: Peer, now_s: float) -> Client:
+        """Take in an accepted socket. Over the cap, the oldest unauthenticated connection is closed for it."""
         self.stats.connections += 1
         if len(self._pending) >= self.limits.pending:
             self._end(next(iter(self._pending)), "pending-full", now_s)
@@ -112,8 +112,8 @@ class Hub:
         self._pending[client] = None
         return client
 
-    def received(self, client: Client, packet: Packet, now_s: float) -> None:
-        """A packet came."""
+    def on_packet(self, client: Client, packet: Packet, now_s: float) -> None:
+        """Act on a packet from a client."""
         try:
             client.connection.receive(packet, now_s)
         except ProtocolViolated as exc:
@@ -138,25 +138,25 @@ class Hub:
             case _:  # DISCONNECT: the connection lets nothing else through
                 self._end(client, "disconnect", now_s, is_polite=True)
 
-    def malformed(self, client: Client, error: PacketMalformed, now_s: float) -> None:
-        """Bytes came that are no packet."""
+    def on_malformed(self, client: Client, error: PacketMalformed, now_s: float) -> None:
+        """End a connection whose bytes are no packet."""
         self.stats.malformed[error.reason] += 1
         if isinstance(error, ProtocolUnsupported) and client.connection.phase is ConnectionPhase.FRESH:
             client.peer.send(encode(Connack(False, BAD_PROTOCOL)))
         self._end(client, "malformed", now_s, is_polite=True)
 
-    def lost(self, client: Client, now_s: float) -> None:
-        """The socket is gone."""
+    def on_lost(self, client: Client, now_s: float) -> None:
+        """End a connection whose socket is gone."""
         self._end(client, "lost", now_s)
 
-    def deaf(self, client: Client, now_s: float) -> None:
-        """The client does not read what it is sent, not even the answers that it asked for."""
+    def on_not_reading(self, client: Client, now_s: float) -> None:
+        """End the connection of a client that does not read, not even the answers to its own packets."""
         self._end(client, "slow", now_s)
 
-    def writable(self, client: Client, is_writable: bool) -> None:
-        """The socket's own buffer has filled, or drained."""
+    def on_writable(self, client: Client, is_writable: bool) -> None:
+        """Note that the socket's own buffer has filled, or drained."""
         if client.session is not None:
-            client.session.writable(is_writable)
+            client.session.on_writable(is_writable)
             self._relieve_if_drained(client.session)
 
     def tick(self, now_s: float) -> None:
@@ -171,16 +171,16 @@ class Hub:
         for session in list(self._sessions.values()):
             away_since_s = session.away_since_s
             if away_since_s is not None and now_s - away_since_s >= self.limits.session_expiry_s:
-                self._forget(session)
+                self._drop_session(session)
 
     def close(self, now_s: float) -> None:
-        """The broker stops: every connection ends. Wills are sent to those who still listen."""
+        """End every connection, because the broker stops. Wills go to the clients that are still connected."""
         for client in [*self._pending, *self._clients.values()]:
             self._end(client, "stopped", now_s, is_polite=True)
 
     @property
     def is_idle(self) -> bool:
-        """Whether every client that is connected has got and acknowledged all that was for it."""
+        """Return whether every connected client has acknowledged all messages that were queued for it."""
         return not any(client.session and len(client.session.outbox) for client in self._clients.values())
 
     def publish(self, message: QueuedMessage, publisher: Client | LocalParty | None, now_s: float) -> None:
@@ -196,7 +196,7 @@ class Hub:
                 self._flow.block(publisher, subscriber, now_s)
 
     def subscribe(self, subscriber: Subscriber, topic_filter: str, qos: int) -> None:
-        """Add a subscription, and deliver what is retained for it."""
+        """Add a subscription, and deliver the retained messages that match it."""
         self._router.subscribe(subscriber, topic_filter, qos)
         for message in self._retained.matching(topic_filter):
             copy = message if qos >= message.qos else QueuedMessage(message.topic, message.payload, qos, retain=True)
@@ -206,15 +206,15 @@ class Hub:
         """Take a subscription away."""
         self._router.unsubscribe(subscriber, topic_filter)
 
-    def relieved(self, subscriber: Subscriber) -> None:
-        """A subscriber has drained: those who waited for it go on."""
+    def on_drained(self, subscriber: Subscriber) -> None:
+        """Let the publishers go on that waited for a subscriber, which has drained."""
         self._flow.relieve(subscriber)
 
     def drop(self, party: LocalParty) -> None:
-        """The server's own link is closed."""
+        """Drop the server's own link, which is closed."""
         self._router.drop(party)
         self._flow.relieve(party)
-        self._flow.forget(party)
+        self._flow.drop(party)
 
     def _offer(self, subscriber: Subscriber, message: QueuedMessage) -> None:
         if not subscriber.offer(message):
@@ -232,7 +232,7 @@ class Hub:
             self._end(earlier, "taken-over", now_s)
         session = self._sessions.get(connect.client_id)
         if session is not None and (connect.clean_session or session.is_clean):
-            self._forget(session)
+            self._drop_session(session)
             session = None
         is_present = session is not None
         if session is None:
@@ -247,7 +247,7 @@ class Hub:
         session.attach(client.peer)
 
     def _admitted(self, connect: Connect) -> Principal | tuple[int, str]:
-        """Who connects, or the CONNACK code and the reason for refusing. Changes nothing."""
+        """Return the client's principal, or the CONNACK code and the reason for refusing. Changes nothing."""
         if not connect.client_id:
             return BAD_CLIENT_ID, "client-id"
         try:
@@ -303,18 +303,18 @@ class Hub:
         will = client.connection.close()
         client.peer.close(is_polite=is_polite)
         self._pending.pop(client, None)
-        self._flow.forget(client)
+        self._flow.drop(client)
         if client.session is not None:
             del self._clients[client.session.client_id]
             client.session.detach(now_s)
             self._flow.relieve(client.session)
             if client.session.is_clean:
-                self._forget(client.session)
+                self._drop_session(client.session)
         if will is not None:
             self.stats.messages_in += 1
             self.publish(QueuedMessage(will.topic, will.payload, min(will.qos, 1), will.retain), None, now_s)
 
-    def _forget(self, session: ClientSession) -> None:
+    def _drop_session(self, session: ClientSession) -> None:
         self._router.drop(session)
         self.stats.dropped["session-ended"] += session.outbox.clear()
         self._sessions.pop(session.client_id, None)
@@ -323,7 +323,7 @@ class Hub:
         if len(self._sessions) >= self.limits.sessions:
             away = [session for session in self._sessions.values() if session.is_away]
             if away:
-                self._forget(min(away, key=lambda session: session.away_since_s or 0.0))
+                self._drop_session(min(away, key=lambda session: session.away_since_s or 0.0))
 
     def _relieve_if_drained(self, session: ClientSession) -> None:
         if self._flow.is_awaited(session) and session.outbox.is_relieved:

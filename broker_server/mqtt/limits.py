@@ -1,4 +1,4 @@
-"""What one broker allows: every bound on memory, time and numbers that a client could press against."""
+"""The broker's limits: every bound on memory, time and numbers that a client could press against."""
 
 from dataclasses import dataclass
 

@@ -68,8 +68,8 @@ class _Party:
                 self.outbox_bytes -= message.cost_bytes
             self.hub.publish(message, self, self.loop.time())
 
-    def stopped(self) -> None:
-        """The broker has stopped."""
+    def on_stopped(self) -> None:
+        """Tell the link's owner that the broker has stopped."""
         with self.changed:
             self.inbox.append(Disconnected("the broker has stopped", refused=False))
             self.changed.notify()
@@ -115,7 +115,7 @@ class LocalLink:
             self._on_loop(self._party.hub.unsubscribe, self._party, topic_filter)
 
     def receive(self, timeout_s: float | None) -> Event | None:
-        """The next event; None if there is none within `timeout_s` seconds (None: no limit) or the link is closed."""
+        """Return the next event; None if none comes in `timeout_s` seconds (None: no limit) or the link is closed."""
         party = self._party
         with party.changed:
             party.changed.wait_for(lambda: party.inbox or party.is_closed or party.is_interrupted, timeout_s)
@@ -130,7 +130,7 @@ class LocalLink:
             half = party.inbox_cap_bytes // 2
             is_relieved = before > half >= party.inbox_bytes
         if is_relieved:
-            self._on_loop(party.hub.relieved, party)
+            self._on_loop(party.hub.on_drained, party)
         self.bytes_in += packet_bytes(event.topic, event.payload)
         return Delivery(event.topic, event.payload)
 
@@ -157,6 +157,6 @@ class LocalLink:
 def local_link(
     hub: Hub, loop: asyncio.AbstractEventLoop, *, inbox_bytes: int, outbox_bytes: int
 ) -> tuple[LocalLink, Callable[[], None]]:
-    """A link to `hub`, which runs on `loop`, and what to call there when the broker stops."""
+    """Return a link to `hub`, which runs on `loop`, and a function to call there when the broker stops."""
     party = _Party(hub, loop, inbox_bytes, outbox_bytes)
-    return LocalLink(party), party.stopped
+    return LocalLink(party), party.on_stopped

@@ -1,4 +1,4 @@
-"""The outbox: what one client has yet to get, bounded in bytes.
+"""The outbox: the messages that one client has yet to get, bounded in bytes.
 
 Rules
 - Order is kept. At most `window` QoS 1 messages are on their way; they and what is queued count as bytes together.
@@ -22,7 +22,7 @@ _LAST_PACKET_ID = 0xFFFF
 
 @dataclass(frozen=True, slots=True)
 class QueuedMessage:
-    """What is routed. The payload is shared by all outboxes that hold it."""
+    """A message to be routed. The payload is shared by all outboxes that hold it."""
 
     topic: str
     payload: bytes
@@ -31,7 +31,7 @@ class QueuedMessage:
 
     @property
     def cost_bytes(self) -> int:
-        """What keeping it costs."""
+        """Return the memory that keeping it takes."""
         return len(self.topic) + len(self.payload) + _OVERHEAD_BYTES
 
 
@@ -49,19 +49,19 @@ class Outbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether publishers should wait."""
+        """Return whether publishers should wait."""
         return self.held_bytes >= self._cap_bytes
 
     @property
     def is_relieved(self) -> bool:
-        """Whether publishers that wait may go on."""
+        """Return whether publishers that wait may go on."""
         return self.held_bytes <= self._cap_bytes // 2
 
     def __len__(self) -> int:
         return len(self._queue) + len(self._flying)
 
     def offer(self, message: QueuedMessage, *, is_away: bool = False) -> bool:
-        """Take a message in, or say that there is no room for it."""
+        """Take a message in; return False if there is no room for it."""
         if message.qos == 0 and (is_away or self.is_full):
             return False
         limit = self._cap_bytes if is_away else 2 * self._cap_bytes
@@ -72,7 +72,7 @@ class Outbox:
         return True
 
     def take(self) -> Publish | None:
-        """The next packet to send; None if there is none, or none before an acknowledgement comes."""
+        """Return the next packet to send; None if there is none, or none before an acknowledgement comes."""
         while self._again:
             packet_id = self._again.popleft()
             if message := self._flying.get(packet_id):
@@ -96,7 +96,7 @@ class Outbox:
         return True
 
     def restart(self) -> None:
-        """A new connection: what is unacknowledged goes first, again."""
+        """Start over on a new connection: unacknowledged messages go first, again."""
         self._again = deque(self._flying)
 
     def clear(self) -> int:

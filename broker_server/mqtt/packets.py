@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Will:
-    """What the broker publishes when a client vanishes."""
+    """The message that the broker publishes when a client vanishes."""
 
     topic: str
     payload: bytes
@@ -52,7 +52,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Puback:
-    """A QoS 1 message was taken over."""
+    """The acknowledgement of a QoS 1 message."""
 
     packet_id: int
 
@@ -83,24 +83,24 @@ class Unsubscribe:
 
 @dataclass(frozen=True, slots=True)
 class Unsuback:
-    """The filters were dropped."""
+    """The acknowledgement of an UNSUBSCRIBE."""
 
     packet_id: int
 
 
 @dataclass(frozen=True, slots=True)
 class Pingreq:
-    """Asks whether the broker is there."""
+    """A client's question whether the broker is there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pingresp:
-    """Says that it is."""
+    """The answer to a PINGREQ."""
 
 
 @dataclass(frozen=True, slots=True)
 class Disconnect:
-    """Goodbye: do not send my will."""
+    """A client's polite end: its will is not sent."""
 
 
 Packet = (

@@ -21,7 +21,7 @@ class Retained:
         return len(self._messages)
 
     def put(self, message: QueuedMessage) -> bool:
-        """Keep a message instead of its topic's last one; an empty payload clears. False if there is no room.
+        """Keep a message instead of its topic's last one; an empty payload clears. Return False if there is no room.
 
         Without room the last one is forgotten too: a stale answer is worse than none.
         """
@@ -37,7 +37,7 @@ class Retained:
         return True
 
     def matching(self, topic_filter: str) -> Iterator[QueuedMessage]:
-        """What a new subscription to `topic_filter` gets, marked retained."""
+        """Yield the messages that a new subscription to `topic_filter` gets, marked retained."""
         fixed = topic_filter.split("+", maxsplit=1)[0].split("#", maxsplit=1)[0]
         if fixed == topic_filter:
             candidates = [self._messages[fixed]] if fixed in self._messages else []

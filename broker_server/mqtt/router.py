@@ -1,4 +1,4 @@
-"""The router: who subscribed to what, as a tree with one level of a filter at each node.
+"""The router: all subscriptions, as a tree with one level of a filter at each node.
 
 Matching visits nodes level by level and never recurses; the depth is bounded by topics.MAX_LEVELS.
 """
@@ -26,7 +26,7 @@ class Router(Generic[S]):
         self._filters: dict[S, set[str]] = {}
 
     def filters(self, subscriber: S) -> frozenset[str]:
-        """What a subscriber subscribed to."""
+        """Return a subscriber's filters."""
         return frozenset(self._filters.get(subscriber, ()))
 
     def subscribe(self, subscriber: S, topic_filter: str, qos: int) -> None:
@@ -62,7 +62,7 @@ class Router(Generic[S]):
             self.unsubscribe(subscriber, topic_filter)
 
     def subscribers(self, topic: str) -> dict[S, int]:
-        """Who gets a message to `topic`, each once, at the highest QoS among the filters that match."""
+        """Return the subscribers that get a message to `topic`, each with the highest QoS of the matching filters."""
         found: dict[S, int] = {}
         nodes = [self._root]
         for at, level in enumerate(topic.split("/")):

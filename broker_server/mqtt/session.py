@@ -1,7 +1,7 @@
 """One connection's protocol state, and one client's session, without I/O or clock.
 
-A connection is FRESH until its CONNECT was accepted, then LIVE, then CLOSED; `_ALLOWED` is the whole table of what
-may arrive when. A session belongs to a client id and may outlive connections.
+A connection is FRESH until its CONNECT was accepted, then LIVE, then CLOSED; `_ALLOWED` is the complete table of
+what may arrive when. A session belongs to a client id and may outlive connections.
 """
 
 # coverage: every branch
@@ -35,7 +35,7 @@ class ProtocolViolated(ValueError):
 
 
 class ConnectionPhase(Enum):
-    """Where a connection stands."""
+    """The states of a connection."""
 
     FRESH = auto()
     LIVE = auto()
@@ -50,7 +50,7 @@ _ALLOWED: dict[ConnectionPhase, frozenset[type[Packet]]] = {
 
 
 class Connection:
-    """What is known of one connection. An illegal packet raises ProtocolViolated and changes nothing."""
+    """One connection's protocol state. An illegal packet raises ProtocolViolated and changes nothing."""
 
     def __init__(self, *, connect_timeout_s: float, now_s: float) -> None:
         self.phase = ConnectionPhase.FRESH
@@ -72,7 +72,7 @@ class Connection:
             self.touch(now_s)
 
     def admit(self, connect: Connect, principal: Principal, now_s: float) -> None:
-        """The CONNECT was accepted."""
+        """Go live: the CONNECT was accepted."""
         self.phase = ConnectionPhase.LIVE
         self.principal = principal
         self._will = connect.will
@@ -82,11 +82,11 @@ class Connection:
         self.touch(now_s)
 
     def touch(self, now_s: float) -> None:
-        """The client gave a sign of life, or was held back and could not."""
+        """Note a sign of life, also for a client that was held back and could not give one."""
         self._deadline_s = None if self._patience_s is None else now_s + self._patience_s
 
     def overdue(self, now_s: float, *, is_held: bool = False) -> str | None:
-        """Why the connection should be closed now, in a fixed word. A client held back need not give signs of life."""
+        """Return a fixed word for why the connection is to be closed now, or None. A client held back may be silent."""
         if self._expires_s is not None and now_s >= self._expires_s:
             return "token-expired"
         if self._deadline_s is None or now_s < self._deadline_s:
@@ -96,7 +96,7 @@ class Connection:
         return None if is_held else "keepalive"
 
     def close(self) -> Will | None:
-        """The connection ended. Returns the will if it is to be published."""
+        """End the connection; return the will if it is to be published."""
         self.phase = ConnectionPhase.CLOSED
         will, self._will = self._will, None
         return will
@@ -119,7 +119,7 @@ class Peer(Protocol):
 
 
 class ClientSession:
-    """What the broker keeps of a client id: what it has yet to get, and the peer it is connected by, if any."""
+    """The broker's state of a client id: the messages that it has yet to get, and its peer while it is connected."""
 
     def __init__(self, client_id: str, *, is_clean: bool, limits: Limits) -> None:
         self.client_id = client_id
@@ -131,44 +131,44 @@ class ClientSession:
 
     @property
     def is_away(self) -> bool:
-        """Whether the client is not connected."""
+        """Return whether the client is not connected."""
         return self._peer is None
 
     @property
     def is_full(self) -> bool:
-        """Whether publishers should wait for this client: never for one that is away."""
+        """Return whether publishers should wait for this client: never for one that is away."""
         return self.outbox.is_full and not self.is_away
 
     def attach(self, peer: Peer) -> None:
-        """The client is connected: what it did not acknowledge goes out again."""
+        """Connect the client: messages that it did not acknowledge go out again."""
         self._peer, self._is_writable = peer, True
         self.away_since_s = None
         self.outbox.restart()
         self.pump()
 
     def detach(self, now_s: float) -> None:
-        """The client is gone."""
+        """Note that the client is gone."""
         self._peer = None
         self.away_since_s = now_s
 
     def offer(self, message: QueuedMessage) -> bool:
-        """Send a message, or queue it. False if it had to be dropped."""
+        """Send a message, or queue it; return False if it had to be dropped."""
         is_taken = self.outbox.offer(message, is_away=self.is_away)
         self.pump()
         return is_taken
 
-    def writable(self, is_writable: bool) -> None:
-        """The socket's own buffer has filled, or drained."""
+    def on_writable(self, is_writable: bool) -> None:
+        """Note that the socket's own buffer has filled, or drained."""
         self._is_writable = is_writable
         self.pump()
 
     def acknowledge(self, packet_id: int) -> None:
-        """The client has a message. An unknown id is none of our business: it may be from before a reconnect."""
+        """Take an acknowledgement. One of an unknown id is ignored: it may be from before a reconnect."""
         self.outbox.acknowledge(packet_id)
         self.pump()
 
     def pump(self) -> None:
-        """Write what may be written."""
+        """Write as many queued packets as may be written."""
         while self._peer is not None and self._is_writable and (packet := self.outbox.take()):
             self._peer.send(publish_header(packet, len(packet.payload)), packet.payload)
 

@@ -1,4 +1,4 @@
-"""What the broker counts. Reasons are a few fixed words, never text of a client."""
+"""The broker's counters. Reasons are a few fixed words, never text of a client."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ class Stats:
     closed: Counter[str] = field(default_factory=Counter)  # connections, by why they ended
 
     def snapshot(self) -> dict[str, int | dict[str, int]]:
-        """All counters as plain values."""
+        """Return all counters as plain values."""
         return {
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,

@@ -10,12 +10,12 @@ MAX_LEVELS = 32
 
 
 def is_topic(topic: str) -> bool:
-    """Whether a message may be published to `topic`."""
+    """Return whether a message may be published to `topic`."""
     return _is_bounded(topic) and "+" not in topic and "#" not in topic
 
 
 def is_filter(topic_filter: str) -> bool:
-    """Whether one may subscribe to `topic_filter`: each wildcard fills a level, and # is the last."""
+    """Return whether `topic_filter` is valid: each wildcard fills a level, and # is the last."""
     if not _is_bounded(topic_filter):
         return False
     levels = topic_filter.split("/")
@@ -26,7 +26,7 @@ def is_filter(topic_filter: str) -> bool:
 
 
 def matches(topic_filter: str, topic: str) -> bool:
-    """Whether a filter takes in a topic. Topics that begin with $ are not taken in by a leading wildcard."""
+    """Return whether a filter matches a topic. A leading wildcard does not match topics that begin with $."""
     wanted, levels = topic_filter.split("/"), topic.split("/")
     if topic.startswith("$") and wanted[0] in {"+", "#"}:
         return False

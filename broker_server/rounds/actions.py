@@ -1,4 +1,4 @@
-"""What the coordinator wants done: actions, each carried out in the order given."""
+"""The coordinator's actions, carried out in the order given."""
 
 from dataclasses import dataclass
 

@@ -38,7 +38,7 @@ its Hello, or it was sent while the server was away."""
 
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How many devices a round takes and how long it waits: the table [rounds] of server.toml."""
+    """The devices of a round and its deadline: the table [rounds] of server.toml."""
 
     min_devices: Annotated[
         int, Meta(ge=1, le=100_000, description="devices online before a round begins", extra=COMMON)
@@ -57,18 +57,18 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 @dataclass
 class DeviceState:
-    """What is known of a device."""
+    """A device as the server knows it."""
 
     online: bool = False
     ready: bool = False
-    """Whether it may be asked to work: since its Hello, or PATIENCE_S after it came online without one."""
+    """True if it may be asked to work: since its Hello, or PATIENCE_S after it came online without one."""
     online_since_s: float = 0.0
     hello: Hello | None = None
     progress: Progress | None = None
 
 
 class Coordinator:
-    """Who does what in which round. See the module's rules."""
+    """Assigns rounds to devices and takes their answers. See the module's rules."""
 
     def __init__(self, rules: Rules, hellos: Mapping[str, Hello] | None = None, *, seed: int = 0) -> None:
         self.rules = rules
@@ -77,7 +77,7 @@ class Coordinator:
             name: DeviceState(hello=hello) for name, hello in (hellos or {}).items()
         }
         self.counts: Counter[str] = Counter()
-        """What was dropped or declined, by reason."""
+        """Numbers of messages that were dropped or declined, by reason."""
         self.open: OpenRound | None = None
         self._last: tuple[int, frozenset[str]] = (-1, frozenset())
         self._finished: str | None = None
@@ -89,7 +89,7 @@ class Coordinator:
 
     @property
     def needed(self) -> int:
-        """How many devices must be online for a round to begin."""
+        """The number of devices that must be online for a round to begin."""
         return max(self.rules.min_devices, self.rules.quorum, 1)
 
     def is_asked(self, device: str) -> bool:
@@ -145,7 +145,7 @@ class Coordinator:
         return self._welcome(device, now_s) + self._advance(now_s)
 
     def on_progress(self, device: str, progress: Progress) -> None:
-        """Keep how far a device is, for people who watch."""
+        """Keep a device's progress, for people who watch."""
         if self.is_asked(device) and progress.round == self._open.plan.round:
             self.devices.setdefault(device, DeviceState()).progress = progress
         else:

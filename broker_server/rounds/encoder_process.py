@@ -31,7 +31,7 @@ class EncoderUnavailable(RuntimeError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedEncoder:
+class EncoderRounds:
     """The settings of split learning on the server, and the folder `results` with the encoders that devices train."""
 
     results: Path

@@ -1,4 +1,4 @@
-"""Where a federation stands: its phases, weights and manifests, and the weights that a closed round makes of them.
+"""A federation's state: its phases, weights and manifests, and the weights that a closed round makes of them.
 
 Everything here is derived from the journal and the blobs, so that a process that starts again stands where the last
 one stopped. Weights are written before they are journalled; what they replace is deleted after.
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from broker_server.aggregation.encoder import ENCODER, Aggregation, RoundAggregation
 from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities, AffinityLedger
-from broker_server.rounds.encoder_process import SharedEncoder
+from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.rounds.open_round import Result, RoundTraffic
 from broker_server.rounds.ort_training_process import BuiltArtifacts
@@ -59,15 +59,15 @@ class Terms:
     tasks: Tasks
     strategy: Strategy
     training: Training
-    """How devices train in a first round that probes."""
+    """The devices' training in a first round that probes."""
     updates: Updates
     aggregation: Aggregation
     settings: str
     """The settings that must not change once it has begun, as JSON."""
-    shared_encoder: SharedEncoder | None = None
+    shared_encoder: EncoderRounds | None = None
     """For split learning: devices then receive the stem and the heads alone."""
     local_stems: bool = False
-    """Whether each device trains a local stem, which it never sends."""
+    """True if each device trains a local stem, which it never sends."""
 
 
 class Federation:
@@ -159,7 +159,7 @@ class Federation:
         if phases:
             phase, first = phases[-1]
             step = sum(row.round.number >= first for row in closed)
-            if step < phase.steps and not (step and self._strategy.enough(phase, measured)):
+            if step < phase.steps and not (step and self._strategy.may_end(phase, measured)):
                 return phase.round_at(step, first)
         following = self._strategy.next([phase for phase, _ in phases], measured)
         if following is None:

@@ -2,7 +2,7 @@
 
 Rules
 - Every method that changes something is one transaction, on the disk when it returns (WAL, synchronous FULL).
-- Blobs are in the folder beside the database and are there, whole, before a row names them. They are deleted only
+- Blobs are in the folder beside the database and are there, complete, before a row names them. They are deleted only
   after the transaction that makes them needless. What a crash leaves between the two is swept at the next start.
 - Rows hold the typed structures of the wire and of the planner, as JSON. Tables and keys keep the names of the first
   version: `memories` has the aggregation state, `official` the ONNX Runtime training artifacts.
@@ -90,7 +90,7 @@ class FederationJournal:
                 self._database.execute(f"PRAGMA user_version={SCHEMA}")
         except sqlite3.DatabaseError as exc:
             self._database.close()
-            raise JournalInvalid(f"{path} cannot be used: {exc}; move it away to start anew") from exc
+            raise JournalInvalid(f"{path} cannot be used: {exc}; move it away to start over") from exc
         if version not in {0, SCHEMA}:
             self._database.close()
             raise JournalInvalid(

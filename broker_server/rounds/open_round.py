@@ -19,7 +19,7 @@ from broker_server.strategies.planner import Round
 from edge_runtime.wire.messages import Evaluation, Plan, Update
 
 Result = Update | Evaluation
-"""What a device makes of a round."""
+"""A device's result of a round."""
 MemberState = Literal["asked", "fetching", "counted", "refused", "rejected"]
 Step = Literal["announce", "receive", "reject", "evaluate", "refuse"]
 

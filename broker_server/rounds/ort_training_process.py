@@ -35,7 +35,7 @@ from edge_runtime.wire.manifest import (
 from edge_runtime.wire.names import Tasks, group_id
 
 ROOT = Path(__file__).resolve().parents[2]
-"""Where the packages are: the environment of onnxruntime-training holds none of ours."""
+"""The folder of the packages: the environment of onnxruntime-training holds none of ours."""
 MAX_PROBLEM_CHARACTERS = 300
 
 
@@ -73,7 +73,7 @@ class ArtifactBuilder:
 
     @property
     def busy(self) -> bool:
-        """Whether artifacts are being made."""
+        """Return whether artifacts are being made."""
         return self._running is not None
 
     def start(self, bundle: Manifest, groups: Sequence[Tasks], now_s: float) -> None:

@@ -17,7 +17,7 @@ def update_fault(plan: Plan, update: Update, hello: Hello | None) -> str | None:
         return "the update was trained on no examples"
     most, has = max(update.examples.values()), None if hello is None else hello.examples.get("train", 0)
     if has is not None and most > has:  # they are its weight in the mean
-        return f"the update was trained on {most} examples, the device said that it has {has}"
+        return f"the update was trained on {most} examples, the device has announced {has}"
     if update.affinity is not None:
         try:
             check(update.affinity, plan.tasks)

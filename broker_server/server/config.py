@@ -22,7 +22,7 @@ from msgspec import Meta
 
 from broker_server.aggregation.encoder import Aggregation
 from broker_server.rounds.coordinator import Rules
-from broker_server.rounds.encoder_process import SharedEncoder
+from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.federation import Terms
 from broker_server.server.old_keys import renewed
 from broker_server.strategies.settings import Grouping
@@ -128,11 +128,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return encoder == "server" or (encoder == "auto" and self.grouping.strategy == "fedbone")
 
     @property
-    def shared_encoder(self) -> SharedEncoder | None:
+    def shared_encoder(self) -> EncoderRounds | None:
         """What the server needs to compute the encoder; None where devices do."""
         if not self.is_apart:
             return None
-        return SharedEncoder(
+        return EncoderRounds(
             results=self.state / GENERAL,
             settings=SplitLearning(precision=self.split_learning.precision, parts=self.split_learning.parts),
             most_devices=self.split_learning.devices,

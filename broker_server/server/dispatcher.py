@@ -90,7 +90,7 @@ class Dispatcher:
         self.served = ServedBlobs()
         self.outgoing = Outgoing(link, topics, blobs)
         self.energy_reports = 0
-        """How often a device has reported the energy of a plan; it may do so after the last round."""
+        """Reports of a plan's energy from devices; they may come after the last round."""
         self._link = link
         self._topics = topics
         self._show = show
@@ -102,7 +102,7 @@ class Dispatcher:
 
     @property
     def counts(self) -> Counter[str]:
-        """What was dropped or declined, by reason."""
+        """Numbers of messages that were dropped or declined, by reason."""
         parts = (self.coordinator, self._uploads, self.served, self.outgoing)
         return sum((part.counts for part in parts), self._dropped)
 

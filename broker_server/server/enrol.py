@@ -15,7 +15,7 @@ SECRET = 0o600
 DAY_S = 86_400.0
 DEFAULT_PORT = 1883
 MAX_THREADS = 1024
-"""What agent.toml takes."""
+"""The most that agent.toml takes."""
 _URL = re.compile(r"mqtts?://[^/\s@]+\Z")
 _UNSPECIFIED = {"", "0.0.0.0", "::"}  # noqa: S104
 
@@ -47,7 +47,7 @@ def enrol(
     if out.exists() and not force:
         raise EnrolmentRefused(f"{out} exists already: give --force to replace it, with a new token")
     if not days > 0:
-        raise EnrolmentRefused(f"a token that is good for {days:g} days is good for nothing")
+        raise EnrolmentRefused(f"a token cannot be valid for {days:g} days: give a number of days above 0")
     if threads is not None and not 1 <= threads <= MAX_THREADS:
         raise EnrolmentRefused(f"{threads} threads cannot compute: give 1 to {MAX_THREADS}")
     url = url or read_url(state) or f"mqtt://{own_address()}:{DEFAULT_PORT}"
@@ -74,7 +74,7 @@ def enrol(
 
 
 def own_address(host: str = "") -> str:
-    """The address at which other machines find this one, as far as it can be told; `host` if that names one."""
+    """Return the address at which other machines find this one, as far as it is known; `host` if that names one."""
     if host not in _UNSPECIFIED:
         return host
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

@@ -21,14 +21,14 @@ class KeyInvalid(ValueError):
 
 
 def load_or_create(state: Path) -> Ed25519PrivateKey:
-    """The key in a state folder, made at the first call. Raises KeyInvalid; OSError as the file system does."""
+    """Return the key in a state folder, made at the first call. Raises KeyInvalid; OSError as the file system does."""
     path = state / KEY
     if not path.exists():
         key = Ed25519PrivateKey.generate()
         write_atomic(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), mode=_SECRET)
         return key
     if path.stat().st_mode & 0o077:
-        raise KeyInvalid(f"{path} can be read by others: run chmod 600 on it, and enrol devices anew if it has leaked")
+        raise KeyInvalid(f"{path} can be read by others: run chmod 600 on it, and enrol devices again if it has leaked")
     try:
         loaded = load_pem_private_key(path.read_bytes(), password=None)
     except (ValueError, TypeError) as exc:

@@ -64,9 +64,9 @@ class ServerLoop:
         self.round: Round | None = None
         """The round that is going on or waits for devices or artifacts."""
         self.finished: str | None = None
-        """How the federation ended, once it has."""
+        """One sentence on the federation's end, once it has ended."""
         self.failed = False
-        """Whether it ended before its time."""
+        """True if the federation ended before its time."""
         self.building: tuple[Tasks, ...] = ()
         """The groups whose ONNX Runtime training artifacts the round waits for."""
         self._watcher = watcher

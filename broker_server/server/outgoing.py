@@ -34,16 +34,16 @@ class Outgoing:
         self._fragments: deque[tuple[str, bytes]] = deque()
         self._chunks: deque[Chunk] = deque()
         self.counts: Counter[str] = Counter()
-        """What was dropped, by reason."""
+        """Numbers of what was dropped, by reason."""
 
     @property
     def is_empty(self) -> bool:
-        """Whether everything has been handed to the link."""
+        """Return whether everything has been handed to the link."""
         return not self._messages and not self._fragments and not self._chunks
 
     @property
     def takes_fragments(self) -> bool:
-        """Whether the encoder server's next fragments may come."""
+        """Return whether the encoder server's next fragments may come."""
         return len(self._fragments) <= MAX_FRAGMENTS
 
     def message(self, device: str, payload: bytes) -> None:

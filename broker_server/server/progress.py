@@ -96,11 +96,11 @@ class LiveView:
         self._affinities = None
 
     def refresh(self, coordinator: Coordinator, loop: ServerLoop | None) -> None:
-        """Draw the whole view again."""
+        """Draw the view again."""
         self._live.update(self.render(coordinator, loop))
 
     def render(self, coordinator: Coordinator, loop: ServerLoop | None) -> RenderableType:
-        """Return the whole view, with as many of the newest rounds as the terminal's height has room for."""
+        """Return the view, with as many of the newest rounds as the terminal's height has room for."""
         below: list[Table | Text] = []
         if loop is not None:
             if self._affinities is None:

@@ -34,11 +34,11 @@ from edge_runtime.wire.mqtt import MqttLink
 from edge_runtime.wire.topics import Topics
 
 PORT_SEARCH = 20
-"""How many ports after one that is in use are tried."""
+"""The ports that are tried after one that is in use."""
 LINGER_S = 3.0
-"""How long the last messages of a finished federation get to leave."""
+"""The time that the last messages of a finished federation get to leave."""
 BUNDLE_S = 1.0
-"""How often a missing bundle is looked for."""
+"""The time between two looks for a missing bundle."""
 SERVER = "server"
 OFFICIAL = "official"
 """The folder in the state folder where official artifacts are made."""

@@ -44,13 +44,13 @@ class StateFolder:
             ) from exc
 
     def clear(self) -> None:
-        """Forget the federation; the key, and with it every device's token, stays good."""
+        """Delete the federation; the key, and with it every device's token, stays valid."""
         for path in self.path.glob(f"{JOURNAL}*"):
             path.unlink()
         shutil.rmtree(self.path / BLOBS, ignore_errors=True)
 
     def open(self, clock: Callable[[], float] = time.time) -> tuple[FederationJournal, BlobStore]:
-        """The journal, whose times are `clock`'s, and the blobs. Raises JournalInvalid."""
+        """Return the journal, whose times are `clock`'s, and the blobs. Raises JournalInvalid."""
         return FederationJournal(self.path / JOURNAL, clock), BlobStore(self.path / BLOBS)
 
     def set_url(self, url: str) -> None:
@@ -58,12 +58,12 @@ class StateFolder:
         write_atomic(self.path / URL, f"{url}\n".encode())
 
     def close(self) -> None:
-        """Give the folder free."""
+        """Unlock the folder."""
         os.close(self._lock)
 
 
 def read_url(path: Path) -> str | None:
-    """Where devices find the server that last ran on a state folder; None if none did."""
+    """Return the URL of the server that last ran on a state folder; None if none did."""
     try:
         return (path / URL).read_text().strip()
     except FileNotFoundError:

@@ -100,12 +100,12 @@ class Upload:
     in_flight: set[int] = field(default_factory=set)
     quiet_since_s: float = 0.0
     gap_s: float = 0.0
-    """How long a chunk usually takes to come; 0 before the first."""
+    """The usual time between two chunks; 0 before the first."""
     patience: float = 1.0
 
     @property
     def retry_s(self) -> float:
-        """How long to wait for a chunk before asking again."""
+        """The time to wait for a chunk before asking again."""
         return min(MAX_RETRY_S, max(RETRY_S, 4 * self.gap_s) * self.patience)
 
     def on_chunk(self, now_s: float) -> None:

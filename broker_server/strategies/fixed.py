@@ -1,4 +1,4 @@
-"""Groups that are known before anything is trained, each from the bundle's weights, one after another.
+"""Groups that are known before any training, each from the bundle's weights, one after another.
 
 With every task in a group of its own this is one-by-one, with all tasks in one group all-in-one.
 """
@@ -13,7 +13,7 @@ from edge_runtime.wire.names import Tasks
 
 
 class FixedGroups:
-    """Trains given groups from scratch, `rounds` each, and measures what serves each task. Raises SplitImpossible.
+    """Trains given groups from scratch, `rounds` each, then measures the group that serves each task.
 
     A task in several groups is served by the first of them.
     """
@@ -27,7 +27,7 @@ class FixedGroups:
         self._rounds = rounds
 
     def next(self, done: Sequence[Phase], _measured: Measurements) -> Phase | None:
-        """The phase after those that are done; None after the last."""
+        """Return the phase after those that are done; None after the last."""
         match [phase.name for phase in done]:
             case []:
                 return Phase(
@@ -41,6 +41,6 @@ class FixedGroups:
                 return final(serving(self._groups, lambda *_: 0.0), "train")
         return None
 
-    def enough(self, _phase: Phase, _measured: Measurements) -> bool:
-        """No phase ends early."""
+    def may_end(self, _phase: Phase, _measured: Measurements) -> bool:
+        """Return False: no phase ends early."""
         return False

@@ -18,7 +18,7 @@ from edge_runtime.wire.names import Tasks
 class Hoa:
     """Train all singles and all pairs for `rounds`, measure them on the devices' validation data, choose, train, test.
 
-    The chosen groups are trained for `rounds` each from the bundle's weights, singles and pairs among them anew.
+    The chosen groups are trained for `rounds` each from the bundle's weights, singles and pairs among them again.
     """
 
     def __init__(self, tasks: Tasks, *, rounds: int, groups: int) -> None:
@@ -29,7 +29,7 @@ class Hoa:
         self._groups = groups
 
     def next(self, done: Sequence[Phase], measured: Measurements) -> Phase | None:
-        """The phase after those that are done; None after the last. Raises SplitImpossible."""
+        """Return the phase after those that are done; None after the last. Raises SplitImpossible."""
         match [phase.name for phase in done]:
             case []:
                 alone = tuple((task,) for task in self._tasks)
@@ -51,12 +51,12 @@ class Hoa:
                 return final(served, "groups")
         return None
 
-    def enough(self, _phase: Phase, _measured: Measurements) -> bool:
-        """No phase ends early."""
+    def may_end(self, _phase: Phase, _measured: Measurements) -> bool:
+        """Return False: no phase ends early."""
         return False
 
     def _losses(self, measured: Measurements) -> tuple[dict[str, float], dict[tuple[str, str], tuple[float, float]]]:
-        """The losses of the singles and of the pairs. Raises SplitImpossible where some were not measured."""
+        """Return the losses of the singles and of the pairs. Raises SplitImpossible where some were not measured."""
         found = measured.losses.get("measure", {})
         alone = {group[0]: losses[group[0]] for group, losses in found.items() if len(group) == 1 and losses}
         pairs = {

@@ -1,9 +1,9 @@
 """Merge, measure, split: MAS.
 
 Measure the untrained model, train all tasks merged and probe affinities, measure, split by affinity, train each group
-from the merged weights, measure. With one group there is nothing to split: it ends with the merged model. Its parts can
-be replaced one at a time, so that each can be compared with what it replaces: `find` how the groups are found,
-`start` the weights that they go on from, `confidence` when the merged phase ends.
+from the merged weights, measure. With one group there is nothing to split: it ends with the merged model. Each of its
+parts can be replaced, so that the two compare: `find` finds the groups, `start` names the weights that they go on from,
+`confidence` ends the merged phase early.
 
 Source: MAS (Zhuang, Wen, Lyu, Zhang, ICCV 2023), section 3 and its released code.
 """
@@ -11,13 +11,14 @@ Source: MAS (Zhuang, Wen, Lyu, Zhang, ICCV 2023), section 3 and its released cod
 # coverage: every branch
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 from broker_server.grouping.affinity import Affinities
 from broker_server.grouping.alternatives import Groups, hierarchical, random_groups, worst
-from broker_server.grouping.confidence import settled
+from broker_server.grouping.confidence import settled_split
 from broker_server.grouping.search import Mode, SplitImpossible, TaskSplit, score, search
-from broker_server.grouping.training_cost import choose, offers, training_cost
+from broker_server.grouping.training_cost import candidates, choose, training_cost
 from broker_server.strategies.planner import Measurements, Phase
 from edge_runtime.wire.names import Tasks
 
@@ -30,8 +31,8 @@ Schedule = Literal["restart", "continue"]
 GroupingMethod = Literal["best", "hierarchical", "training_cost", "worst", "random"]
 
 
-def finder(method: GroupingMethod, groups: int, mode: Mode, *, seed: int, head_cost: float) -> Search:
-    """How groups are found: by the exact search of the paper, or step by step (MAS, section 4: hierarchical splitting).
+def grouping_search(method: GroupingMethod, groups: int, mode: Mode, *, seed: int, head_cost: float) -> Search:
+    """Return a grouping method's search, such as the exact one, or MAS's step by step (section 4, hierarchical).
 
     `training_cost` takes the number of groups, up to `groups`, that gains most for the cost of training it, a head
     costing `head_cost` of the encoder. `worst` and `random` are what a good division is compared with.
@@ -47,17 +48,17 @@ def finder(method: GroupingMethod, groups: int, mode: Mode, *, seed: int, head_c
         case "random":
             return lambda found: _scored(found, random_groups(found.tasks, groups, seed))
         case _:
-            return lambda found: _worth(found, groups, head_cost)
+            return lambda found: _best_for_its_cost(found, groups, head_cost)
 
 
 def _scored(found: Affinities, groups: Groups) -> TaskSplit:
     return TaskSplit(groups=groups, score=score(found.tasks, found.values, groups), mode="exactly")
 
 
-def _worth(found: Affinities, most: int, head_cost: float) -> TaskSplit:
+def _best_for_its_cost(found: Affinities, most: int, head_cost: float) -> TaskSplit:
     heads = dict.fromkeys(found.tasks, head_cost)
-    offered = offers(found.tasks, found.values, most, lambda groups: training_cost(groups, encoder=1.0, heads=heads))
-    return _scored(found, choose(offered).groups)
+    costs = partial(training_cost, encoder=1.0, heads=heads)
+    return _scored(found, choose(candidates(found.tasks, found.values, most, costs)).groups)
 
 
 class Mas:
@@ -103,7 +104,7 @@ class Mas:
         self._seed = seed
 
     def next(self, done: Sequence[Phase], measured: Measurements) -> Phase | None:
-        """The phase after those that are done; None after the last. Raises SplitImpossible."""
+        """Return the phase after those that are done; None after the last. Raises SplitImpossible."""
         match [phase.name for phase in done]:
             case []:
                 return self._test("before", (self._tasks,), None)
@@ -127,11 +128,11 @@ class Mas:
                 return self._test("end", done[-1].groups, "split")
         return None
 
-    def enough(self, phase: Phase, measured: Measurements) -> bool:
-        """The merged phase may end when the split is sure."""
+    def may_end(self, phase: Phase, measured: Measurements) -> bool:
+        """Return whether the split has settled, so that the merged phase may end."""
         if phase.name != "merge" or not self._confidence or measured.ledger is None:
             return False
-        sure = settled(
+        settled = settled_split(
             measured.ledger,
             self._groups,
             self._mode,
@@ -139,10 +140,10 @@ class Mas:
             rounds=self._confidence_rounds,
             seed=self._seed,
         )
-        return sure is not None
+        return settled is not None
 
     def _split(self, measured: Measurements) -> Phase:
-        found = checked(measured.affinities, self._find)
+        found = find_split(measured.affinities, self._find)
         merged = measured.rounds.get("merge", self._merged_rounds)
         is_scratch = self._start == "scratch"
         return Phase(
@@ -160,8 +161,8 @@ class Mas:
         return Phase(name=name, work="evaluate", groups=groups, start=start, data_split="test")
 
 
-def checked(affinities: Affinities, find: Search) -> TaskSplit:
-    """The groups that `find` makes of affinities. Raises SplitImpossible, also where pairs were not measured."""
+def find_split(affinities: Affinities, find: Search) -> TaskSplit:
+    """Return the groups that `find` makes of affinities. Raises SplitImpossible, also where pairs were not measured."""
     if not affinities.complete:
         raise SplitImpossible(
             "no device measured the affinities of all pairs of tasks, so there is nothing to split by: "

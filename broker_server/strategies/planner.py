@@ -41,16 +41,16 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Rounds for each group."""
     probe_from: int = 0
     probe_rounds: int = 0
-    """Affinities are probed in so many rounds of each group, from round `probe_from` of its own on."""
+    """Affinities are probed in this many rounds of each group, from its round `probe_from` on."""
     rounds_before: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
-    """The learning rate's schedule goes on as if each group had trained for so many rounds before; 0 begins it anew."""
+    """The learning rate's schedule goes on as if each group had trained for this many rounds before; 0 restarts it."""
     schedule_rounds: Annotated[int, Meta(ge=1, le=1_000_000)] | None = None
     """The rounds that the schedule is over; null for those before and those of the phase."""
     open_ended: bool = False
-    """Whether the strategy may end the phase before its last round."""
+    """True if the strategy may end the phase before its last round."""
     data_split: DataSplit | None = None
     split: TaskSplit | None = None
-    """How the groups were found, where they were searched."""
+    """The search's result, where the groups were searched."""
 
     @property
     def steps(self) -> int:
@@ -78,7 +78,7 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """One round of a phase, as it is journalled: what it is about, before any device is asked."""
 
     number: RoundNumber = msgspec.field(name="round")
-    """Counts up through the whole federation."""
+    """Counts up through the federation."""
     phase: PhaseName
     work: Literal["train", "evaluate"]
     group: GroupId
@@ -93,32 +93,32 @@ class Round(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 @dataclass(frozen=True, kw_only=True)
 class Measurements:
-    """What a federation has measured so far, for a strategy to decide by."""
+    """The measurements of a federation so far, for a strategy to decide by."""
 
     affinities: Affinities
     """Over all rounds that probed."""
     losses: Mapping[str, Mapping[Tasks, Mapping[str, float]]] = field(default_factory=dict)
     """Of each evaluation that is done, by its phase, group and task: means over examples of all devices."""
     ledger: AffinityLedger | None = None
-    """What each device measured in each round."""
+    """The affinities of each device in each round."""
     rounds: Mapping[str, int] = field(default_factory=dict)
-    """How many rounds each phase of training has had."""
+    """Rounds that each phase of training has had."""
 
 
 class Strategy(Protocol):
-    """A seam, because strategies differ in nothing but this: what comes next."""
+    """A seam: strategies differ in nothing but the phase that comes next."""
 
     def next(self, done: Sequence[Phase], measured: Measurements, /) -> Phase | None:
-        """The phase after those that are done; None when the federation is finished. Raises SplitImpossible."""
+        """Return the phase after those that are done; None when the federation is finished. Raises SplitImpossible."""
         ...
 
-    def enough(self, phase: Phase, measured: Measurements, /) -> bool:
-        """Whether a phase that is going on may end before its last round. Asked after each of its rounds."""
+    def may_end(self, phase: Phase, measured: Measurements, /) -> bool:
+        """Return whether a phase that is going on may end before its last round. Asked after each of its rounds."""
         ...
 
 
 def source_group(group: Tasks, groups: Sequence[Tasks]) -> Tasks:
-    """The group of an earlier phase that `group` takes its weights from: the smallest that holds all its tasks.
+    """Return the group of an earlier phase that `group` takes its weights from: the smallest that holds all its tasks.
 
     Raises ValueError if there is none.
     """
@@ -129,13 +129,13 @@ def source_group(group: Tasks, groups: Sequence[Tasks]) -> Tasks:
 
 
 def learning_rate(lr: float, index: int, phase: Phase) -> float:
-    """lr·(1 - r/R)^0.9 for round r of the R of the phase's schedule, where `index` is the round in the phase."""
+    """Return lr·(1 - r/R)^0.9 for round r of the R of the phase's schedule, where `index` is the round in the phase."""
     rounds = phase.schedule_rounds or phase.rounds_before + phase.rounds
     return float(lr * (1.0 - (phase.rounds_before + index) / rounds) ** DECAY_POWER)
 
 
 def final(served: Sequence[tuple[Tasks, Tasks]], start: PhaseName) -> Phase:
-    """The last phase: what serves the tasks is measured on test data. `served` is of groups of the phase `start`."""
+    """Return the last phase, which measures on test data the groups of the phase `start` that serve the tasks."""
     return Phase(
         name="end",
         work="evaluate",
@@ -147,7 +147,7 @@ def final(served: Sequence[tuple[Tasks, Tasks]], start: PhaseName) -> Phase:
 
 
 def serving(groups: Sequence[Tasks], better: Callable[[Tasks, str], float]) -> tuple[tuple[Tasks, Tasks], ...]:
-    """What each of some groups, which may overlap, is used for: (the tasks that it serves, the group), disjoint.
+    """Return for each of some groups, which may overlap, the tasks that it serves, disjoint: (tasks, group).
 
     A task is served by the group with the largest `better(group, task)`, of equal ones the first. A group that serves
     nothing is left out.

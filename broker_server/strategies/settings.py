@@ -8,7 +8,7 @@ from msgspec import Meta
 from broker_server.grouping.search import Mode  # noqa: TC001  (msgspec reads a union of it)
 from broker_server.strategies.fixed import FixedGroups
 from broker_server.strategies.hoa import Hoa
-from broker_server.strategies.mas import GroupingMethod, Mas, Schedule, Start, finder
+from broker_server.strategies.mas import GroupingMethod, Mas, Schedule, Start, grouping_search
 from broker_server.strategies.planner import Strategy
 from broker_server.strategies.tag import Tag
 from edge_runtime.wire.names import TaskName, Tasks
@@ -20,7 +20,7 @@ TaskGroups = Annotated[tuple[Annotated[tuple[TaskName, ...], Meta(min_length=1)]
 
 
 class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How tasks are grouped. Every strategy trains each task for `merged_rounds` + `split_rounds` rounds in the end."""
+    """The grouping of tasks. Every strategy trains each task for `merged_rounds` + `split_rounds` rounds in the end."""
 
     strategy: Annotated[StrategyName, Meta(description="how tasks are grouped", extra=COMMON)] = "mas"
     groups: Annotated[int, Meta(ge=1, le=32, description="groups that tasks are split into", extra=COMMON)] = 2
@@ -61,7 +61,7 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def needs_affinities(self) -> bool:
-        """Whether the strategy splits by affinities."""
+        """Return whether the strategy splits by affinities."""
         return self.strategy in {"mas", "tag"}
 
     def planner(self, tasks: Tasks, seed: int) -> Strategy:
@@ -94,7 +94,7 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     probe_rounds=self.probe_rounds,
                     groups=self.groups,
                     mode=mode,
-                    find=finder(self.method, self.groups, mode, seed=seed, head_cost=self.head_cost),
+                    find=grouping_search(self.method, self.groups, mode, seed=seed, head_cost=self.head_cost),
                     start=self.start,
                     schedule=self.lr_schedule,
                     confidence=self.confidence,

@@ -1,4 +1,4 @@
-"""TAG: affinities over a whole all-in-one run, then groups that may overlap, each from scratch.
+"""TAG: affinities over a complete all-in-one run, then groups that may overlap, each from scratch.
 
 Source: Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Learning", NeurIPS 2021.
 """
@@ -8,7 +8,7 @@ Source: Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Lea
 from collections.abc import Sequence
 
 from broker_server.grouping.search import SplitImpossible, search, task_score
-from broker_server.strategies.mas import checked
+from broker_server.strategies.mas import find_split
 from broker_server.strategies.planner import Measurements, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
@@ -29,7 +29,7 @@ class Tag:
         self._probe_rounds = probe_rounds
 
     def next(self, done: Sequence[Phase], measured: Measurements) -> Phase | None:
-        """The phase after those that are done; None after the last. Raises SplitImpossible."""
+        """Return the phase after those that are done; None after the last. Raises SplitImpossible."""
         match [phase.name for phase in done]:
             case []:
                 return Phase(
@@ -42,7 +42,7 @@ class Tag:
                     probe_rounds=self._probe_rounds,
                 )
             case ["merge"]:
-                found = checked(
+                found = find_split(
                     measured.affinities,
                     lambda affinities: search(affinities.tasks, affinities.values, self._groups, "overlap"),
                 )
@@ -55,6 +55,6 @@ class Tag:
                 return final(served, "groups")
         return None
 
-    def enough(self, _phase: Phase, _measured: Measurements) -> bool:
-        """No phase ends early."""
+    def may_end(self, _phase: Phase, _measured: Measurements) -> bool:
+        """Return False: no phase ends early."""
         return False

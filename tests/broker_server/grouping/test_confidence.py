@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_server.grouping.affinity import AffinityLedger
-from broker_server.grouping.confidence import by_devices, by_errors, settled
+from broker_server.grouping.confidence import by_devices, by_errors, settled_split
 from broker_server.grouping.search import SplitImpossible, search
 from edge_runtime.wire.messages import Affinity
 
@@ -31,9 +31,9 @@ def message(values, tasks=TASKS):
 
 
 def test_by_devices_is_sure_where_devices_agree():
-    sure = by_devices(ledger([0, 1], 4, 0.0), 2, "exactly", draws=20)
-    assert sure.split == search(TASKS, VALUES, 2, "exactly")
-    assert sure.confidence == 1.0
+    found_before = by_devices(ledger([0, 1], 4, 0.0), 2, "exactly", draws=20)
+    assert found_before.split == search(TASKS, VALUES, 2, "exactly")
+    assert found_before.confidence == 1.0
 
 
 def test_by_devices_is_less_sure_the_more_devices_differ():
@@ -53,9 +53,9 @@ def test_by_devices_counts_by_hand():
     made = AffinityLedger("abc")
     made.add(0, "x", message(want, "abc"))
     made.add(0, "y", message(other, "abc"))
-    sure = by_devices(made, 2, "exactly", draws=2000)
-    assert sure.split.groups == (("a", "b"), ("c",))
-    assert sure.confidence == pytest.approx(0.75, abs=0.05)
+    found_before = by_devices(made, 2, "exactly", draws=2000)
+    assert found_before.split.groups == (("a", "b"), ("c",))
+    assert found_before.confidence == pytest.approx(0.75, abs=0.05)
 
 
 def test_by_devices_of_one_device_is_not_known():
@@ -67,8 +67,8 @@ def test_by_devices_counts_draws_without_a_pair_against_the_split():
     made = AffinityLedger("abc")
     made.add(0, "x", message(np.ones((2, 2)), "ab"))
     made.add(0, "y", message(np.diag([1.0, 2.0, 3.0]), "abc"))
-    sure = by_devices(made, 1, "exactly", draws=2000)
-    assert sure.confidence == pytest.approx(0.75, abs=0.05)
+    found_before = by_devices(made, 1, "exactly", draws=2000)
+    assert found_before.confidence == pytest.approx(0.75, abs=0.05)
 
 
 def test_by_devices_of_an_incomplete_ledger():
@@ -79,18 +79,18 @@ def test_by_devices_of_an_incomplete_ledger():
 
 
 def test_settled_after_enough_rounds():
-    assert settled(ledger(range(2), 4, 0.0), 2, "exactly", least=0.9, rounds=3, draws=10) is None
-    found = settled(ledger(range(3), 4, 0.0), 2, "exactly", least=0.9, rounds=3, draws=10)
+    assert settled_split(ledger(range(2), 4, 0.0), 2, "exactly", least=0.9, rounds=3, draws=10) is None
+    found = settled_split(ledger(range(3), 4, 0.0), 2, "exactly", least=0.9, rounds=3, draws=10)
     assert found is not None
     assert found.split == search(TASKS, VALUES, 2, "exactly")
 
 
 def test_settled_not_while_unsure():
-    assert settled(ledger(range(3), 5, 50.0), 2, "exactly", least=0.9, rounds=2, draws=50) is None
+    assert settled_split(ledger(range(3), 5, 50.0), 2, "exactly", least=0.9, rounds=2, draws=50) is None
 
 
 def test_settled_not_by_one_device():
-    assert settled(ledger(range(3), 1, 0.0), 2, "exactly", least=0.0, rounds=2) is None
+    assert settled_split(ledger(range(3), 1, 0.0), 2, "exactly", least=0.0, rounds=2) is None
 
 
 def test_settled_not_while_the_best_changes():
@@ -99,27 +99,27 @@ def test_settled_not_while_the_best_changes():
     turned = 10 * VALUES[::-1, ::-1]
     for device in ("d0", "d1", "d2"):
         made.add(2, device, message(turned))
-    assert settled(made, 2, "exactly", least=0.5, rounds=1, draws=10) is not None
-    assert settled(made, 2, "exactly", least=0.5, rounds=2, draws=10) is None
-    assert settled(made.between(2, 2), 2, "exactly", least=0.5, rounds=1, draws=10) is not None
+    assert settled_split(made, 2, "exactly", least=0.5, rounds=1, draws=10) is not None
+    assert settled_split(made, 2, "exactly", least=0.5, rounds=2, draws=10) is None
+    assert settled_split(made.between(2, 2), 2, "exactly", least=0.5, rounds=1, draws=10) is not None
 
 
 def test_settled_not_while_pairs_are_unmeasured():
     made = AffinityLedger("abc")
     for device in "xy":
         made.add(0, device, message(np.ones((2, 2)), "ab"))
-    assert settled(made, 2, "exactly", least=0.1, rounds=1) is None
+    assert settled_split(made, 2, "exactly", least=0.1, rounds=1) is None
     for device in "xy":
         made.add(1, device, message(np.eye(3), "abc"))
-    assert settled(made, 2, "exactly", least=0.1, rounds=1, draws=10) is not None
-    assert settled(made, 2, "exactly", least=0.1, rounds=2, draws=10) is None
+    assert settled_split(made, 2, "exactly", least=0.1, rounds=1, draws=10) is not None
+    assert settled_split(made, 2, "exactly", least=0.1, rounds=2, draws=10) is None
 
 
 def test_by_errors_falls_as_the_errors_grow():
     found = search(TASKS, VALUES, 2, "exactly")
-    sure = by_errors(TASKS, VALUES, np.full((5, 5), 1e-6), found, groups=2)
+    found_before = by_errors(TASKS, VALUES, np.full((5, 5), 1e-6), found, groups=2)
     unsure = by_errors(TASKS, VALUES, np.full((5, 5), 5.0), found, groups=2)
-    assert sure == 1.0
+    assert found_before == 1.0
     assert unsure < 0.5
 
 

@@ -75,12 +75,12 @@ class Stage:
 
     def open(self):
         peer = FakePeer()
-        client = self.hub.opened(peer, self.now_s)
+        client = self.hub.on_opened(peer, self.now_s)
         self.peers[client] = peer
         return client
 
     def send(self, client, packet):
-        self.hub.received(client, packet, self.now_s)
+        self.hub.on_packet(client, packet, self.now_s)
 
     def connect(self, client_id, *, password=b"good", **fields):
         """Connect and forget the CONNACK."""

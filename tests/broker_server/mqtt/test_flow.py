@@ -43,8 +43,8 @@ def test_flow_names_who_holds_others_back_for_too_long(two):
 def test_flow_forgets_a_publisher_that_is_gone(two):
     flow, (one, other) = Flow(), two
     flow.block(one, "x", 0.0)
-    flow.forget(one)
-    flow.forget(other)
+    flow.drop(one)
+    flow.drop(other)
     assert flow.stalled(99.0, 1.0) == []
     flow.relieve("x")
     assert one.is_held  # nobody talks to it any more

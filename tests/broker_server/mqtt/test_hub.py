@@ -139,14 +139,14 @@ def test_second_good_connect_takes_over_and_the_first_ones_will_is_sent_before(s
     assert (stage.peers[first].closed, first.is_closed, second.is_live) == ("at once", True, True)
     assert stage.got(watcher) == [Publish(topic="status/a", payload=b"gone", qos=1, packet_id=1)]
     assert stage.stats.closed == {"taken-over": 1}
-    stage.hub.lost(first, 1.0)  # the socket says so later
+    stage.hub.on_lost(first, 1.0)  # the socket says so later
     assert second.is_live
 
 
 def test_will_is_sent_when_the_socket_is_lost_and_not_after_a_goodbye(stage):
     watcher = stage.connect("watcher")
     subscribe(stage, watcher, "status/+")
-    stage.hub.lost(stage.connect("a", will=WILL), 1.0)
+    stage.hub.on_lost(stage.connect("a", will=WILL), 1.0)
     assert payloads(stage.got(watcher)) == [b"gone"]
     polite = stage.connect("a", will=WILL)
     stage.send(polite, Disconnect())
@@ -221,9 +221,9 @@ def test_packet_out_of_order_closes_at_once_and_is_counted(stage):
 def test_another_version_of_the_protocol_is_told_so(stage):
     fresh, live, broken = stage.open(), stage.connect("a"), stage.open()
     error = ProtocolUnsupported("protocol", "5")
-    stage.hub.malformed(fresh, error, 0.0)
-    stage.hub.malformed(live, error, 0.0)
-    stage.hub.malformed(broken, PacketMalformed("type", "x"), 0.0)
+    stage.hub.on_malformed(fresh, error, 0.0)
+    stage.hub.on_malformed(live, error, 0.0)
+    stage.hub.on_malformed(broken, PacketMalformed("type", "x"), 0.0)
     assert stage.got(fresh) == [Connack(False, 1)]
     assert stage.got(live) == stage.got(broken) == []
     assert stage.stats.malformed == {"protocol": 2, "type": 1}
@@ -234,7 +234,7 @@ def test_persistent_session_keeps_subscriptions_and_messages_while_away(stage):
     subscribe(stage, client, "t")
     stage.send(sender, publish(payload=b"1"))
     assert payloads(stage.got(client)) == [b"1"]
-    stage.hub.lost(client, 1.0)
+    stage.hub.on_lost(client, 1.0)
     stage.send(sender, publish(payload=b"2"))
     stage.send(sender, publish(payload=b"3", qos=0))
     again = stage.open()
@@ -254,7 +254,7 @@ def test_persistent_session_keeps_subscriptions_and_messages_while_away(stage):
 def test_session_that_was_clean_or_is_to_be_starts_empty(stage, before, after):
     client, sender = stage.connect("a", clean_session=before), stage.connect("sender")
     subscribe(stage, client, "t")
-    stage.hub.lost(client, 1.0)
+    stage.hub.on_lost(client, 1.0)
     again = stage.open()
     stage.send(again, Connect(client_id="a", username="a", password=b"good", clean_session=after))
     stage.send(sender, publish())
@@ -264,7 +264,7 @@ def test_session_that_was_clean_or_is_to_be_starts_empty(stage, before, after):
 def test_sessions_of_clients_that_stay_away_expire(make_stage):
     stage = make_stage(session_expiry_s=100.0)
     client = stage.connect("a", clean_session=False)
-    stage.hub.lost(client, 0.0)
+    stage.hub.on_lost(client, 0.0)
     stage.tick(99.0)
     assert "a" in stage.hub._sessions
     stage.tick(100.0)
@@ -274,7 +274,7 @@ def test_sessions_of_clients_that_stay_away_expire(make_stage):
 def test_sessions_over_the_cap_push_out_who_is_away_longest(make_stage):
     stage = make_stage(sessions=2)
     for at, name in enumerate(("a", "b")):
-        stage.hub.lost(stage.connect(name, clean_session=False), float(at))
+        stage.hub.on_lost(stage.connect(name, clean_session=False), float(at))
     stage.connect("c")
     assert list(stage.hub._sessions) == ["b", "c"]
     stage.connect("d")
@@ -329,8 +329,8 @@ def test_subscriber_that_vanishes_or_a_publisher_that_does_leaves_nobody_held(ma
     subscribe(stage, slow, "t")
     fill(stage, sender, slow)
     fill(stage, other, slow)
-    stage.hub.lost(other, 1.0)
-    stage.hub.lost(slow, 1.0)
+    stage.hub.on_lost(other, 1.0)
+    stage.hub.on_lost(slow, 1.0)
     assert not stage.peers[sender].is_held
     fill_again = stage.connect("slow")
     stage.send(sender, publish())
@@ -342,14 +342,14 @@ def test_qos_0_to_a_full_subscriber_is_dropped_and_holds_nobody(make_stage):
     stage = make_stage(queue_bytes=2_000)
     slow, sender = stage.connect("slow"), stage.connect("sender")
     subscribe(stage, slow, "t")
-    stage.hub.writable(slow, False)
+    stage.hub.on_writable(slow, False)
     for _ in range(10):
         stage.send(sender, publish(payload=bytes(900), qos=0))
     assert stage.stats.dropped["qos-0"] >= 7
     assert not stage.peers[sender].is_held
-    stage.hub.writable(slow, True)
+    stage.hub.on_writable(slow, True)
     assert len(payloads(stage.got(slow))) <= 3
-    stage.hub.writable(stage.open(), True)  # a socket may say so before its CONNECT
+    stage.hub.on_writable(stage.open(), True)  # a socket may say so before its CONNECT
 
 
 def test_local_party_publishes_subscribes_and_is_held_back_like_any_other(make_stage):
@@ -359,7 +359,7 @@ def test_local_party_publishes_subscribes_and_is_held_back_like_any_other(make_s
     subscribe(stage, client, "down")
     while not party.is_held:
         stage.hub.publish(QueuedMessage("down", bytes(500), 1), party, 0.0)
-    stage.hub.lost(client, 0.0)
+    stage.hub.on_lost(client, 0.0)
     assert not party.is_held
     party.is_full = True
     sender = stage.connect("sender")
@@ -367,7 +367,7 @@ def test_local_party_publishes_subscribes_and_is_held_back_like_any_other(make_s
     assert stage.peers[sender].is_held
     stage.tick(60.0)  # the server's own link is never cut off
     assert stage.peers[sender].is_held
-    stage.hub.relieved(party)
+    stage.hub.on_drained(party)
     assert not stage.peers[sender].is_held
     stage.hub.unsubscribe(party, "up")
     stage.hub.subscribe(party, "up", 1)
@@ -378,7 +378,7 @@ def test_local_party_publishes_subscribes_and_is_held_back_like_any_other(make_s
 
 def test_client_that_does_not_read_its_answers_is_cut_off(stage):
     client = stage.connect("a")
-    stage.hub.deaf(client, 1.0)
+    stage.hub.on_not_reading(client, 1.0)
     assert (client.is_closed, stage.stats.closed) == (True, {"slow": 1})
 
 

@@ -164,11 +164,11 @@ def test_session_writes_only_while_connected_and_writable(stage):
     assert not session.offer(QueuedMessage("a", b"0", 0))
     session.attach(peer)
     assert [p.payload for p in peer.packets()] == [b"1"]
-    session.writable(False)
+    session.on_writable(False)
     session.offer(QueuedMessage("a", b"2", 1))
     session.send(Pingresp())
     assert peer.packets() == [Pingresp()]
-    session.writable(True)
+    session.on_writable(True)
     assert [p.payload for p in peer.packets()] == [b"2"]
     session.acknowledge(1)
     session.acknowledge(77)

@@ -223,7 +223,7 @@ def test_coordinator_evaluation_that_all_refuse_closes_with_nothing():
         (update(examples={"a": 0}), "no examples"),
         (update(examples={}), "no examples"),
         (update(examples={"z": 1}), "'z'"),
-        (update(examples={"a": 1, "b": 2}), "2 examples, the device said that it has 1"),
+        (update(examples={"a": 1, "b": 2}), "2 examples, the device has announced 1"),
         (update(losses={"z": 1.0}), "'z'"),
         (update(affinity=Affinity(tasks=("z",), count=1, mean=((0.0,),), variance=None)), "'z'"),
         (update(affinity=Affinity(tasks=("a",), count=2, mean=((0.0,),), variance=((-1.0,),))), "negative"),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import samples
 
-from broker_server.rounds.encoder_process import RESTARTS, EncoderSupervisor, EncoderUnavailable, SharedEncoder
+from broker_server.rounds.encoder_process import RESTARTS, EncoderRounds, EncoderSupervisor, EncoderUnavailable
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess, result_file
 from edge_runtime.wire.errors import TensorsInvalid
 from edge_runtime.wire.messages import SplitLearning
@@ -29,7 +29,7 @@ LIMIT_S = 60.0
 
 def shared(folder, **changes):
     settings = {"settings": SplitLearning(precision="fp16"), "most_devices": 3, "idle_s": 9.0} | changes
-    return SharedEncoder(results=folder / "general", **settings)
+    return EncoderRounds(results=folder / "general", **settings)
 
 
 def test_shared_encoder_describes_a_round(tmp_path):

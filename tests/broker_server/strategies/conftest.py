@@ -30,7 +30,7 @@ def walk():
     def make(strategy, measured):
         done = []
         while phase := strategy.next(done, measured):
-            assert not strategy.enough(phase, measured)
+            assert not strategy.may_end(phase, measured)
             done.append(phase)
         return done
 

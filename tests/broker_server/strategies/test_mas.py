@@ -3,14 +3,14 @@ import numpy as np
 import pytest
 
 from broker_server.grouping.search import SplitImpossible
-from broker_server.strategies.mas import Mas, finder
+from broker_server.strategies.mas import Mas, grouping_search
 from broker_server.strategies.planner import Phase, learning_rate
 
 TASKS = ("a", "b", "c")
 
 
 def mas(groups=2, mode="exactly", method="best", **changes):
-    find = finder(method, groups, mode, seed=0, head_cost=0.25)
+    find = grouping_search(method, groups, mode, seed=0, head_cost=0.25)
     settings = {"merged_rounds": 4, "split_rounds": 2, "probe_rounds": 1, "groups": groups, "mode": mode, "find": find}
     return Mas(TASKS, **(settings | changes))
 
@@ -71,14 +71,14 @@ def test_mas_splits_when_it_is_sure_and_gives_the_rest_to_the_groups(measured, l
     strategy = mas(confidence=0.9, confidence_rounds=2)
     merge = strategy.next([strategy.next([], measured())], measured())
     assert merge.open_ended
-    assert not strategy.enough(merge, measured())
-    assert not strategy.enough(merge, measured(ledger=ledger(1)))
-    assert strategy.enough(merge, measured(ledger=ledger(2)))
+    assert not strategy.may_end(merge, measured())
+    assert not strategy.may_end(merge, measured(ledger=ledger(1)))
+    assert strategy.may_end(merge, measured(ledger=ledger(2)))
     before = Phase(name="before", work="evaluate", groups=(TASKS,), start=None)
     merged = Phase(name="merged", work="evaluate", groups=(TASKS,), start="merge")
     split = strategy.next([before, merge, merged], measured(rounds={"merge": 2}))
     assert split.rounds == 4
-    assert not strategy.enough(split, measured(ledger=ledger(2)))
+    assert not strategy.may_end(split, measured(ledger=ledger(2)))
 
 
 def test_finder_makes_other_groups_by_other_choices(measured, walk):
