@@ -2,7 +2,7 @@
 
 Renders rooms for four buildings, compiles a bundle, starts the server and a device process for each building, waits
 until the federation has finished, and writes report.json, report.html and models/. Running it again goes on where it
-was stopped, or with --fresh starts anew. Ctrl-C stops every process cleanly.
+was stopped, or with --fresh starts again. Ctrl-C stops every process cleanly.
 """
 
 import argparse
@@ -36,14 +36,14 @@ class DemoFailed(RuntimeError):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `demo`."""
+    """Add the arguments of `demo`."""
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo"), help="folder for everything (default: runs/demo)"
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="of the initial weights and the samples' order (default: 0)"
     )
-    parser.add_argument("--fresh", action="store_true", help="start anew instead of going on")
+    parser.add_argument("--fresh", action="store_true", help="start again instead of going on")
     parser.add_argument(
         "--data", type=Path, help="folder with a data set for each device (default: rooms are rendered)"
     )
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo; the exit code: 0 done, 5 a process failed, 130 stopped."""
     interrupt_on_terminate()
-    stopped = "stopped; the same command goes on from here, --fresh starts anew"
+    stopped = "stopped; the same command goes on from here, --fresh starts again"
     return run_command(Demo(args).run, {DemoFailed: FAILED}, stopped=stopped)
 
 
@@ -72,7 +72,7 @@ class Device:
 
     @property
     def log(self) -> Path:
-        """What the process says."""
+        """The output of the process."""
         return self.folder / "log.txt"
 
 
@@ -141,7 +141,7 @@ class Demo:
             if server.returncode != 0:
                 raise DemoFailed(
                     f"the server ended with exit code {server.returncode}: where {self.out} is of an older version, "
-                    "--fresh starts anew"
+                    "--fresh starts again"
                 )
 
     def _server(self, devices: int) -> "subprocess.Popen[bytes]":
@@ -174,7 +174,7 @@ class Demo:
             time.sleep(POLL_S)
 
     def _start_device(self, device: Device, data: Path) -> None:
-        """Enrol a device anew, with the address where the server listens now, and start its process."""
+        """Enrol a device again, with the address where the server listens now, and start its process."""
         file = device.folder / "agent.toml"
         enrol(
             device.name,
@@ -232,7 +232,7 @@ def _data_sets(folder: Path) -> list[Path]:
 
 
 def _start(module: str, *arguments: str, log: int | None = None) -> "subprocess.Popen[bytes]":
-    """A process in a session of its own: Ctrl-C reaches the demo alone, which then stops the others in order."""
+    """Start a process in its own session: Ctrl-C reaches the demo alone, which stops the others in order."""
     return subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=log, stderr=log, start_new_session=True)
 
 

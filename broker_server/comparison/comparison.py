@@ -1,4 +1,4 @@
-"""One experiment's methods beside one another, from the summaries of its runs. Pure: what is missing is named."""
+"""One experiment's methods side by side, from the summaries of its runs. Pure: missing runs are named."""
 
 # coverage: every branch
 
@@ -34,7 +34,7 @@ class Relative(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What a method came to, over its seeds. None was not measured."""
+    """The results of a method over its seeds. None was not measured."""
 
     method: str
     section: str
@@ -57,9 +57,9 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
     critical_path_s: Estimate | None
     """Measured: those of the slowest device of each round."""
     simulated_s: Estimate | None
-    """By the rule of the simulated boards."""
+    """Modelled by the simulated boards."""
     simulated_j: Estimate | None
-    """By the rule of the simulated boards' power."""
+    """Modelled by the simulated boards' power."""
     bytes_up: Estimate | None
     bytes_down: Estimate | None
     relative: Relative | None
@@ -94,7 +94,7 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Comparison:
-    """The comparison of an experiment; methods that the outline does not have come last.
+    """Return the comparison of an experiment; methods that the outline does not have come last.
 
     Raises ComparisonImpossible.
     """
@@ -173,7 +173,7 @@ def _losses(runs: Mapping[int, Summary], names: Sequence[str]) -> dict[str, Esti
 
 
 def _reference(outline: Outline, found: Mapping[str, Mapping[int, Summary]]) -> str | None:
-    """The method that the outline names, else the first that is one-by-one."""
+    """Return the method that the outline names, else the first that is one-by-one."""
     if found.get(outline.reference):
         return outline.reference
     return next((m for m, runs in found.items() if any(r.strategy == REFERENCE for r in runs.values())), None)
@@ -200,7 +200,7 @@ def _relative(runs: Mapping[int, Summary], base: Mapping[int, Summary], tasks: S
 
 
 def _metrics(name: str, summaries: Sequence[Summary]) -> dict[str, MetricName]:
-    """The tasks' metrics. Raises ComparisonImpossible where runs have measured a task by different ones."""
+    """Return the tasks' metrics. Raises ComparisonImpossible where runs have measured a task by different ones."""
     found: dict[str, MetricName] = {}
     for summary in summaries:
         for task, mean in (summary.test_metric or {}).items():
@@ -234,7 +234,7 @@ def _best(found: Mapping[str, Mapping[int, Summary]]) -> set[str]:
 
 
 def _least(means: Mapping[str, Estimate | None], sign: float = 1.0) -> set[str]:
-    """The methods with the lowest mean of those with the most seeds: a mean of fewer seeds is another mean."""
+    """Return the methods with the lowest mean among those with the most seeds."""
     known = {method: mean for method, mean in means.items() if mean is not None}
     most = max((each.n for each in known.values()), default=0)
     lowest = min((sign * each.mean for each in known.values() if each.n == most), default=None)

@@ -24,7 +24,7 @@ LEGEND = (
 
 
 def document(comparisons: Sequence[tuple[Comparison, str]]) -> str:
-    """A document of several comparisons, each with the address of its picture."""
+    """Return a document of several comparisons, each with the address of its picture."""
     parts = [f"## {escape(each.title)}\n\n{tables(each, picture)}" for each, picture in comparisons]
     return "# Methods side by side\n\n" + "\n".join(parts)
 
@@ -171,7 +171,7 @@ def _published(methods: Iterable[MethodResult]) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose cells are Markdown."""
+    """Return a table whose cells are Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -46,7 +46,7 @@ _PANELS: tuple[tuple[str, Value, float], ...] = (
 
 
 def draw(comparison: Comparison) -> bytes:
-    """A PNG file's content."""
+    """Return a PNG file's content."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -74,7 +74,7 @@ def draw(comparison: Comparison) -> bytes:
 
 
 def _points(comparison: Comparison, section: str) -> list[MethodResult]:
-    """The methods of a section with a loss, and in each section the one that the others are related to."""
+    """Return the methods of a section with a loss, and in each section the one that the others are related to."""
     return [
         each
         for each in comparison.methods
@@ -196,7 +196,7 @@ def _label(axes: "Axes", points: Sequence[Point]) -> None:
 
 
 def _covered(point: Point, to_pixels: Callable[[Any], Any]) -> list["Box"]:
-    """What a point and the bars of its intervals cover, in pixels."""
+    """Return the rectangle that a point and the bars of its intervals cover, in pixels."""
     at_x, at_y = to_pixels((point.x, point.y))
     right, _ = to_pixels((point.x + point.reach[0], point.y))
     _, top = to_pixels((point.x, point.y + point.reach[1]))

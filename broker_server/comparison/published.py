@@ -42,7 +42,7 @@ FIGURES = {
 
 
 def _plain(name: str) -> str:
-    """A name without case, blanks and signs; GradNorm and FedProx alone are those of the all-in-one task."""
+    """Return a name without case, blanks and signs; GradNorm and FedProx alone are those of the all-in-one task."""
     plain = re.sub(r"[^a-z0-9]", "", name.casefold())
     return f"allinone{plain}" if plain in {"gradnorm", "fedprox"} else plain
 
@@ -51,5 +51,5 @@ _BY_NAME = {_plain(name): figure for name, figure in FIGURES.items()}
 
 
 def published(method: str) -> Published | None:
-    """The published figures of a method by its name; None if there are none."""
+    """Return the published figures of a method by its name; None if there are none."""
     return _BY_NAME.get(_plain(method))

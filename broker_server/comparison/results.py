@@ -16,7 +16,7 @@ Found = TypeVar("Found")
 
 
 def read_all(folders: Sequence[Path], outline: Outline | None = None) -> list[Comparison]:
-    """The comparisons of some folders; those with the same title are one experiment. `outline` goes over theirs.
+    """Return the comparisons of some folders; those with the same title are one experiment. `outline` goes over theirs.
 
     Raises ComparisonImpossible.
     """
@@ -37,7 +37,7 @@ def read_all(folders: Sequence[Path], outline: Outline | None = None) -> list[Co
 
 
 def read_outline(folder: Path) -> Outline:
-    """What is run in a folder; nothing of it is known where it was not written down. Raises ComparisonImpossible."""
+    """Return the outline of a folder's runs, an empty one where none was written. Raises ComparisonImpossible."""
     try:
         return msgspec.json.decode((folder / OUTLINE).read_bytes(), type=Outline)
     except FileNotFoundError:
@@ -47,7 +47,7 @@ def read_outline(folder: Path) -> Outline:
 
 
 def read_summaries(folder: Path) -> list[Summary]:
-    """The summaries of the runs that have finished; those of summary.json where the runs are not there.
+    """Return the summaries of the runs that have finished; those of summary.json where the runs are not there.
 
     Raises ComparisonImpossible.
     """
@@ -58,7 +58,7 @@ def read_summaries(folder: Path) -> list[Summary]:
 
 
 def read_costs(folder: Path) -> WorkCosts | None:
-    """What the work costs by the rules of a folder's runs; None where nothing was run. Raises ComparisonImpossible."""
+    """Return the costs that a folder's runs were modelled with; None where nothing ran. Raises ComparisonImpossible."""
     return _decode(folder / COSTS, WorkCosts) if (folder / COSTS).is_file() else None
 
 

@@ -25,7 +25,7 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t. Raises ValueError below one degree of freedom.
+    """Return the 97.5 % quantile of Student's t. Raises ValueError below one degree of freedom.
 
     Above 30 degrees by its expansion about the normal one (Abramowitz & Stegun, 26.7.5), right to five digits.
     """
@@ -41,7 +41,7 @@ def t_quantile(freedom: int) -> float:
 
 
 def estimate(values: Iterable[float | None]) -> Estimate | None:
-    """The mean of what was measured; None where nothing was. What was not measured is left out, never 0."""
+    """Return the mean of what was measured; None where nothing was. What was not measured is left out, never 0."""
     known = [value for value in values if value is not None]
     if not known:
         return None
@@ -51,12 +51,12 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
 
 
 def ratio(values: Mapping[int, float | None], reference: Mapping[int, float | None]) -> Estimate | None:
-    """The mean of value / reference over the seeds that have both; None where none has."""
+    """Return the mean of value / reference over the seeds that have both; None where none has."""
     return estimate(mine / base for mine, base in _pairs(values, reference) if base)
 
 
 def difference(values: Mapping[int, float | None], reference: Mapping[int, float | None]) -> Estimate | None:
-    """The mean of value − reference over the seeds that have both; None where none has."""
+    """Return the mean of value − reference over the seeds that have both; None where none has."""
     return estimate(mine - base for mine, base in _pairs(values, reference))
 
 

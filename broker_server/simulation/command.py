@@ -17,9 +17,9 @@ from devices.cli.settings import ConfigInvalid
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `simulate`."""
+    """Add the arguments of `simulate`."""
     parser.add_argument("experiment", type=Path, help="experiment.toml")
-    parser.add_argument("--out", type=Path, required=True, help="folder for everything; what is there goes on")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all results; runs that are there go on")
     parser.add_argument(
         "--workers", type=int, default=os.cpu_count() or 1, help="worker processes (default: %(default)s)"
     )
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run an experiment. Raises what run_grid and the hosts raise."""
+    """Run an experiment. Raises what run_grid and the workers raise."""
     from broker_server.simulation.grid import run_grid  # brings the engine
 
     whole = read_experiment(args.experiment)
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> int:
         )
         out = args.out.resolve()  # workers elsewhere have another working folder
         write_json(out / OUTLINE, whole.outline(args.experiment.stem))
-        hosts = stack.enter_context(ray_workers(args.ray) if args.ray else local_workers(max(1, args.workers)))
-        run_grid(experiment, out, hosts.executor, show, at_once=hosts.processors + 1)
+        pool = stack.enter_context(ray_workers(args.ray) if args.ray else local_workers(max(1, args.workers)))
+        run_grid(experiment, out, pool.executor, show, at_once=pool.processors + 1)
     print(args.out / SUMMARY)
     return 0
 

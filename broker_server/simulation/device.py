@@ -1,7 +1,7 @@
 """A simulated device: a real agent, with its session and its state folder, whose work is done elsewhere.
 
-The agent's clock and link are the simulation's. Work takes as long as a rule says, on the simulation's clock; meanwhile
-a host does it, and its outcome is there when the simulated time is over.
+The agent's clock and link are the simulation's. Work takes its modelled time on the simulation's clock; meanwhile a
+worker process does it, and its outcome is there when the simulated time is over.
 """
 
 from collections.abc import Callable
@@ -128,23 +128,23 @@ class SimulatedDevice:
 
 
 class _WorkerProxy:
-    """A worker whose training and evaluation is done by worker processes. It says that it took what the rule says."""
+    """A worker that has worker processes train and evaluate. It reports the modelled time."""
 
     def __init__(self, context: DeviceContext) -> None:
         self._context = context
         self._seconds = 0.0
         self._general: EncoderState | None = None
         self.cpu_s: float | None = None
-        """What the last work took a worker process."""
+        """CPU seconds of a worker process for the last work."""
         self.exchanged = (0, 0)
-        """Bytes that went to the host of the encoder_state model for it, and came from there."""
+        """Bytes to the encoder server for it, and from there."""
         self._local = LocalWorker(context.data, context.state, 1, memory_budget_bytes=context.board.memory_bytes)
 
     def hello(self) -> Hello:
         return self._local.hello()
 
     def begin(self, begun: ModelledWork) -> None:
-        """The next work takes so long, and is with this host. Raises BundleInvalid."""
+        """Prepare for the next work: its modelled seconds, and the encoder's state. Raises BundleInvalid."""
         self._seconds = begun.seconds
         opened = begun.opened
         self._general = None if opened is None else encoder_state(self._context.name, self._context.bundle, opened)

@@ -10,7 +10,7 @@ from edge_runtime.wire.energy import Energy, Phase, PhaseEnergy
 
 @dataclass(frozen=True, kw_only=True)
 class BoardPower:
-    """What a board draws, in watts: computing, and waiting or transferring."""
+    """Power of a board in watts: computing, and waiting or transferring."""
 
     busy_w: float
     idle_w: float
@@ -37,7 +37,7 @@ class SimulatedAccount:
         self._open: tuple[int, str] | None = None
 
     def rounds(self) -> set[tuple[int, str]]:
-        """The rounds and groups that there are figures of."""
+        """Return the rounds and groups that there are figures of."""
         return set(self._books)
 
     def drop(self, round_: int, group: str) -> None:
@@ -50,23 +50,23 @@ class SimulatedAccount:
         self._books.setdefault(self._open, _Interval(self._clock()))
 
     def switch(self, phase: Phase) -> None:
-        """Phases are the rule's: `work` says how long the work takes, the rest is waiting."""
+        """Ignore the phase: `work` has its modelled seconds, the rest is waiting."""
 
     def work(self, phase: Phase, seconds: float, waiting_s: float = 0.0) -> None:
-        """Work of so many seconds begins, which waits for others for some more."""
+        """Begin work of some modelled seconds, which waits for others for `waiting_s` more."""
         if self._open is not None:
             book = self._books[self._open]
             book.work[phase] = book.work.get(phase, 0.0) + seconds
             book.waited_s += waiting_s
 
     def end(self) -> None:
-        """What follows belongs to no round."""
+        """End the interval: later energy belongs to no round."""
         if self._open is not None:
             self._books[self._open].ended_s = self._clock()
             self._open = None
 
     def report(self, round_: int, group: str) -> Energy:
-        """The figures of one, up to now."""
+        """Return the figures of a round and group up to now."""
         book = self._books[round_, group]
         worked_s = sum(book.work.values())
         seconds = worked_s + book.waited_s
@@ -78,7 +78,7 @@ class SimulatedAccount:
         energy_j = sum(phase.energy_j or 0.0 for phase in phases.values())
         return Energy(
             source=f"simulated: {self._power.busy_w:g} W at work, {self._power.idle_w:g} W else",
-            covers="a rule, not a meter",
+            covers="a model, not a meter",
             estimated=True,
             sample_rate_hz=None,
             energy_j=energy_j,

@@ -1,4 +1,4 @@
-"""The simulated boards and their host: how fast, how much memory, how good a link, how many watts. And the rules."""
+"""The simulated boards and encoder server: speed, memory, link and power. And the rules of their time."""
 
 # coverage: every branch
 
@@ -24,7 +24,7 @@ UNBOUNDED_BYTES = 1 << 50
 
 
 class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One simulated board, or what all of a fleet have in common."""
+    """One simulated board, or the values common to a fleet."""
 
     speed: Speed = 1.0
     """Of one core of the machine that simulates; 0.25 takes four times as long."""
@@ -49,14 +49,14 @@ class Board(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class SimulatedEncoderServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What computes the encoder in split training, for each device as if it were the only one."""
+    """The encoder server in split learning, for each device as if it were the only one."""
 
     speed: Speed = 1.0
     """Of one core of the machine that simulates; 4 takes a quarter of the time."""
 
 
 class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What all boards have in common, and what some have of their own."""
+    """Values common to all boards, and those of single boards."""
 
     board: Board = Board()
     boards: dict[DeviceId, dict[str, float | int]] = {}
@@ -67,7 +67,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return _changed(self.board, self.boards.get(device, {}))
 
     def having(self, keys: Mapping[str, float | int]) -> "Fleet":
-        """The same with other keys of what all boards have in common. Raises msgspec.ValidationError likewise."""
+        """Return the fleet with other values common to all boards. Raises msgspec.ValidationError."""
         return msgspec.structs.replace(self, board=_changed(self.board, keys))
 
 
@@ -78,8 +78,8 @@ def _changed(board: Board, keys: Mapping[str, float | int]) -> Board:
 class WorkCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """CPU seconds on one core of the simulating machine, measured once for an experiment.
 
-    A training step of some tasks costs `train_s` + Σ `train_head_s` for each sample, an evaluation likewise; a probe of
-    all tasks costs `probe_s` for a batch.
+    A training step of some tasks costs `train_s` + Σ `train_head_s` for each sample, and so does an evaluation; a
+    probe of all tasks costs `probe_s` for a batch.
     """
 
     train_s: float
@@ -94,7 +94,7 @@ class WorkCosts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 @dataclass(frozen=True, kw_only=True)
 class WorkTime:
-    """Simulated seconds of a plan: of the board, of the host of the general model, and of what crosses between them."""
+    """Simulated seconds of a plan: of the board, of the encoder server, and of the traffic between them."""
 
     board_s: float
     encoder_server_s: float = 0.0
@@ -107,7 +107,7 @@ class WorkTime:
 
 
 def additive(whole: float, alone: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """The costs of the encoder and of each head from those of all tasks together and of each task alone.
+    """Return the costs of the encoder and of each head from those of all tasks together and of each task alone.
 
     `alone[i]` is encoder + head i and `whole` is encoder + all heads. Nothing is less than 0.
     """
@@ -126,7 +126,7 @@ def work_time(
     host: SimulatedEncoderServer,
     traffic: Traffic | None = None,
 ) -> WorkTime:
-    """The rule: how long a board works on a plan over so many examples, and waits in split training.
+    """Return the modelled time of a plan: how long the board works, and waits in split learning.
 
     With `traffic` the encoder server computes the encoder, and the costs of the stem are known.
     """

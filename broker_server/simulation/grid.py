@@ -38,15 +38,15 @@ class Show(Protocol):
     """A seam for people who watch."""
 
     def begin(self, runs: int) -> None:
-        """So many runs are to be done."""
+        """Begin to show this number of runs."""
         ...
 
     def step(self, run: str, text: str) -> None:
-        """A run has got somewhere."""
+        """Show how far a run is."""
         ...
 
     def done(self, run: str, summary: Summary) -> None:
-        """A run has finished, now or before."""
+        """Show a run that has finished, now or before."""
         ...
 
 
@@ -58,10 +58,10 @@ class _Watcher:
         self._show = show
 
     def note(self, text: str) -> None:
-        """What matters stands in the journal."""
+        """Ignore notes: they stand in the journal."""
 
     def on_round_closed(self, row: RoundRow, _results: Mapping[str, Result]) -> None:
-        """A round has closed."""
+        """Show a round that has closed."""
         closed = row.round
         self._show.step(self._run, f"{closed.phase} {closed.group} {closed.index + 1}/{closed.rounds}")
 
@@ -69,11 +69,11 @@ class _Watcher:
         """Nothing moves between rounds."""
 
 
-def run_grid(experiment: Experiment, out: Path, hosts: Executor, show: Show, *, at_once: int) -> list[Summary]:
-    """Every method with every seed; the summaries in the experiment's order.
+def run_grid(experiment: Experiment, out: Path, workers: Executor, show: Show, *, at_once: int) -> list[Summary]:
+    """Run every method with every seed; return the summaries in the experiment's order.
 
-    Seeds run at once, `at_once` of them, the methods of a seed one after another, so that what they share is done once.
-    Raises SimulationFailed, ConfigInvalid, BundleInvalid, SplitImpossible, FederationChanged.
+    Seeds run at once, `at_once` of them, the methods of a seed one after another, so that shared group runs are
+    computed once. Raises SimulationFailed, ConfigInvalid, BundleInvalid, SplitImpossible, FederationChanged.
     """
     data = data_sets(Path(experiment.data), experiment.devices)
     conducts = {method: experiment.conduct(method) for method in experiment.methods}
@@ -86,14 +86,14 @@ def run_grid(experiment: Experiment, out: Path, hosts: Executor, show: Show, *, 
     fleets = {method: experiment.fleet_of(method) for method in experiment.methods}
     show.begin(len(configs))
     bundles = {seed: _bundle(experiment, seed, out) for seed in experiment.seeds}
-    costs = _costs(out, hosts, bundles[experiment.seeds[0]], data, experiment)
+    costs = _costs(out, workers, bundles[experiment.seeds[0]], data, experiment)
     stop = threading.Event()
     setting = RunSetting(
         data=data,
         fleet=experiment.fleet,
         costs=costs,
         cache=RunCache(out / RUN_CACHE),
-        hosts=hosts,
+        workers=workers,
         stop=stop,
     )
 
@@ -141,7 +141,7 @@ def run_grid(experiment: Experiment, out: Path, hosts: Executor, show: Show, *, 
 
 
 def _train_locally(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetting, watcher: Watcher) -> None:
-    """Each device for itself, one after another, and what they came to as one run.
+    """Run each device for itself, one after another, and join their results as one run.
 
     Raises what `simulate` raises.
     """
@@ -160,7 +160,7 @@ def _train_locally(folder: Path, config: ServerConfig, bundle: Path, setting: Ru
 
 
 def _summarised(method: str, seed: int, folder: Path, tasks_of: TasksOf) -> Summary:
-    """The summary of a run that has finished; devices count with their own tasks, whatever they had labels of."""
+    """Return the summary of a finished run; devices count with their own tasks, whatever labels they had."""
     with contextlib.ExitStack() as stack:
         journal = _journal(folder, stack)
         return summarise(method, seed, reports.build(journal, tasks_of), journal)
@@ -182,7 +182,7 @@ def _summary(folder: Path) -> Summary | None:
 
 
 def _bundle(experiment: Experiment, seed: int, out: Path) -> Path:
-    """The bundle of a seed, compiled if it is not there."""
+    """Return the bundle of a seed, compiled if it is not there."""
     if experiment.bundle is not None:
         return Path(experiment.bundle)
     folder = out / BUNDLES / str(seed)
@@ -194,8 +194,8 @@ def _bundle(experiment: Experiment, seed: int, out: Path) -> Path:
     return folder
 
 
-def _costs(out: Path, hosts: Executor, bundle: Path, data: Mapping[str, Path], experiment: Experiment) -> WorkCosts:
-    """What the work costs this machine: measured once, then read; the stem apart when a method first needs it."""
+def _costs(out: Path, workers: Executor, bundle: Path, data: Mapping[str, Path], experiment: Experiment) -> WorkCosts:
+    """Return the costs of the work on this machine: measured once, then read; the stem's when first needed."""
     path, first, seed = out / COSTS, data[min(data)], experiment.seeds[0]
     configs = {method: experiment.config(method, seed, len(data)) for method in experiment.methods}
     divided = [method for method, config in configs.items() if config.is_apart]
@@ -206,10 +206,10 @@ def _costs(out: Path, hosts: Executor, bundle: Path, data: Mapping[str, Path], e
     if path.is_file():
         costs = msgspec.json.decode(path.read_bytes(), type=WorkCosts)
     else:
-        costs = _whole_costs(hosts, bundle, first, next(iter(configs.values())))
+        costs = _whole_costs(workers, bundle, first, next(iter(configs.values())))
         write_json(path, costs)
     if divided and costs.train_stem_s is None:
-        stem = hosts.submit(measure_stem, bundle, first, configs[divided[0]].training.batch).result()
+        stem = workers.submit(measure_stem, bundle, first, configs[divided[0]].training.batch).result()
         costs = msgspec.structs.replace(
             costs,
             train_stem_s=min(stem.train_s, costs.train_s),
@@ -219,13 +219,15 @@ def _costs(out: Path, hosts: Executor, bundle: Path, data: Mapping[str, Path], e
     return costs
 
 
-def _whole_costs(hosts: Executor, bundle: Path, data: Path, config: ServerConfig) -> WorkCosts:
-    """What a device's work costs that has the encoder."""
+def _whole_costs(workers: Executor, bundle: Path, data: Path, config: ServerConfig) -> WorkCosts:
+    """Return the costs of a device that has the encoder."""
     tasks = config.terms(read_folder(bundle)).tasks
-    whole = hosts.submit(
+    whole = workers.submit(
         measure, bundle, data, tuple(sorted(tasks)), config.training.batch, config.grouping.probe
     ).result()
-    alone = {task: hosts.submit(measure, bundle, data, (task,), config.training.batch, None).result() for task in tasks}
+    alone = {
+        task: workers.submit(measure, bundle, data, (task,), config.training.batch, None).result() for task in tasks
+    }
     train_s, train_head_s = additive(whole.train_s, {task: cost.train_s for task, cost in alone.items()})
     evaluate_s, evaluate_head_s = additive(whole.evaluate_s, {task: cost.evaluate_s for task, cost in alone.items()})
     return WorkCosts(
@@ -238,5 +240,5 @@ def _whole_costs(hosts: Executor, bundle: Path, data: Path, config: ServerConfig
 
 
 def _folder(method: str) -> str:
-    """A method's name as a folder's; other names stay other folders."""
+    """Return the folder's name of a method; different names give different folders."""
     return re.sub(r"[^A-Za-z0-9._-]", "_", method)

@@ -1,4 +1,4 @@
-"""Data sets of which a device sees the labels of some tasks alone: the same files in a folder of links."""
+"""Data sets with the labels of some tasks alone: the same files in a folder of links."""
 
 from collections.abc import Mapping
 from pathlib import Path

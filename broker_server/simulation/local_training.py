@@ -15,7 +15,7 @@ from broker_server.simulation.run_cache import computed_s, set_computed
 
 
 def without_link(fleet: Fleet, device: str) -> Fleet:
-    """The board of a device whose link takes no time and does not get lost: nothing would go over it."""
+    """Return the board of a device whose link takes no time and does not get lost: nothing would go over it."""
     board = msgspec.structs.replace(
         fleet.of(device), up_bytes_per_s=math.inf, down_bytes_per_s=math.inf, latency_s=0.0, drop_rate=0.0
     )

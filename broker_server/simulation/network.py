@@ -1,9 +1,9 @@
-"""A broker and its links in memory: messages take time by a rule, and are otherwise the messages of the field.
+"""A broker and its links in memory: messages take modelled time, and are otherwise those of the field.
 
 Rules
 - A message leaves when its sender's uplink is free, takes its bytes at the uplink's speed, the latency, and its bytes
   at each receiver's downlink, one after another: order is kept on a link. The server's own link is instant.
-- A link that is lost drops what is under way to it and what is published on it; the broker says `offline` for it.
+- A link that is lost drops what is under way to it and what is published on it; the broker publishes `offline` for it.
 """
 
 # coverage: every branch
@@ -41,7 +41,7 @@ class Network:
         self._links = 0
 
     def link(self, speed: LinkSpeed, *, will: str | None = None) -> "MemoryLink":
-        """A new link, connected at once. `will` is the topic on which its end is told when it is lost."""
+        """Return a new connected link. `will` is the topic of the message that is published when it is lost."""
         self._links += 1
         link = MemoryLink(self, self._links, speed, will)
         self.timeline.after(0.0, partial(link.deliver, Connected()))
@@ -104,7 +104,7 @@ class MemoryLink:
             self._network.router.unsubscribe(self, topic_filter)
 
     def receive(self, timeout_s: float | None) -> Event | None:  # noqa: ARG002
-        """The next event that has come; None if there is none. Never waits."""
+        """Return the next event; None if there is none. Never waits."""
         if not self._inbox:
             return None
         event = self._inbox.popleft()
@@ -126,7 +126,7 @@ class MemoryLink:
             self.wake()
 
     def lose(self, seconds: float) -> None:
-        """The connection is lost for so long; the broker publishes the will."""
+        """Lose the connection for some seconds; the broker publishes the will."""
         if not self._online:
             return
         self._online = False

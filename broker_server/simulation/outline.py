@@ -20,5 +20,5 @@ class Outline(msgspec.Struct, frozen=True, kw_only=True):
     """The method that the others are related to; one-by-one where none is named."""
 
     def section_of(self) -> dict[str, str]:
-        """The section of each method that has one."""
+        """Return the section of each method that has one."""
         return {method: section for section, methods in self.sections.items() for method in methods}

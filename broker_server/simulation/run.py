@@ -1,6 +1,6 @@
 """One simulated federation: the server's loop and the devices' agents, on one timeline.
 
-What is on the disk is what the field has: the server's state folder and one for each device. So a run that was killed
+The files are those of the field: the server's state folder and one for each device. So a run that was killed
 goes on from its journals, and ends with the same weights.
 """
 
@@ -47,14 +47,14 @@ LINGER_S = 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class RunSetting:
-    """What the runs of an experiment share."""
+    """Values that the runs of an experiment share."""
 
     data: Mapping[str, Path]
     """The data set of each device."""
     fleet: Fleet
     costs: WorkCosts
     cache: RunCache
-    hosts: Executor
+    workers: Executor
     stop: threading.Event
     """Set when all runs are to end where they are."""
 
@@ -180,7 +180,7 @@ def _seats(
                 begin_work=_rule(name, board, link, setting, config.seed, timeline, loop),
                 computed=partial(group_runs.computed, name),
                 exchanged=partial(_exchanged, loop),
-                workers=setting.hosts,
+                workers=setting.workers,
                 threads=threads,
             )
         )
@@ -230,7 +230,7 @@ def _latest_s(journal: FederationJournal) -> float:
 
 
 def _context(config: ServerConfig, setting: RunSetting) -> str:
-    """What all group_runs of a run depend on beyond what their plans say."""
+    """Return everything that all group runs of a run depend on beyond their plans, as JSON."""
     boards = {name: setting.fleet.of(name) for name in sorted(setting.data)}
     data = {name: _fingerprint(path) for name, path in sorted(setting.data.items())}
     rounds = config.rounds
@@ -242,7 +242,7 @@ def _context(config: ServerConfig, setting: RunSetting) -> str:
 
 
 def _fingerprint(data: Path) -> str:
-    """A data set by the names, sizes and times of its files."""
+    """Return a data set by the names, sizes and times of its files."""
     facts = [
         [str(path.relative_to(data)), path.stat().st_size, path.stat().st_mtime_ns]
         for path in sorted(data.rglob("*"))

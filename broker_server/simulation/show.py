@@ -1,4 +1,4 @@
-"""What people see while an experiment runs: progress in a terminal, a line for each finished run elsewhere."""
+"""Progress of an experiment: bars in a terminal, a line for each finished run elsewhere."""
 
 import sys
 import threading
@@ -12,7 +12,7 @@ from broker_server.simulation.summary import Summary
 
 
 def line(run: str, summary: Summary) -> str:
-    """A finished run in one line."""
+    """Return a finished run in one line."""
     loss = (summary.test_loss or {}).get("total")
     return (
         f"{run}: test loss {'not measured' if loss is None else f'{loss:.4f}'}, "
@@ -24,14 +24,14 @@ class RunLines:
     """A line for each finished run."""
 
     def begin(self, runs: int) -> None:
-        """So many runs are to be done."""
+        """Begin to show this number of runs."""
         print(f"{runs} runs", flush=True)
 
     def step(self, run: str, text: str) -> None:
         """Not shown."""
 
     def done(self, run: str, summary: Summary) -> None:
-        """A run has finished."""
+        """Show a run that has finished."""
         print(line(run, summary), flush=True)
 
 
@@ -61,17 +61,17 @@ class RunBars(AbstractContextManager["RunBars"]):
         self._progress.stop()
 
     def begin(self, runs: int) -> None:
-        """So many runs are to be done."""
+        """Begin to show this number of runs."""
         self._progress.update(self._whole, total=runs)
 
     def step(self, run: str, text: str) -> None:
-        """A run has got somewhere."""
+        """Show how far a run is."""
         with self._lock:
             self._texts[run] = f"{run}: {text}"
             self._progress.update(self._whole, text=" | ".join(self._texts.values()))
 
     def done(self, run: str, summary: Summary) -> None:
-        """A run has finished."""
+        """Show a run that has finished."""
         with self._lock:
             self._texts.pop(run, None)
             self._progress.update(self._whole, advance=1)

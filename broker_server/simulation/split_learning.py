@@ -82,7 +82,7 @@ class LocalEncoderChannel:
 def as_sent(value: Sent) -> Sent:
     """Return the value as it is after a way through JSON.
 
-    Messages leave out what is the default, by identity; strings that came to another process by pickle are not that.
+    Messages leave out defaults, by identity; strings that came to another process by pickle are not identical.
     """
     return msgspec.json.decode(msgspec.json.encode(value), type=type(value))
 

@@ -1,4 +1,4 @@
-"""What a simulated run came to: loss, time, energy and bytes, each measured or by a stated rule."""
+"""The result of a simulated run: loss, time, energy and bytes, each measured or modelled by a stated rule."""
 
 import msgspec
 
@@ -33,7 +33,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def summarise(method: str, seed: int, report: Report, journal: FederationJournal) -> Summary:
-    """The summary of a finished run."""
+    """Return the summary of a finished run."""
     rows = [row for row in journal.rounds() if row.closed_s is not None and row.round.work == "train"]
     facts = [journal.facts_of(row) for row in rows]
     computed = [computed_s(journal, row) for row in rows]

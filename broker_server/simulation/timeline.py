@@ -1,4 +1,4 @@
-"""Simulated time: what happens next, in an order that depends on nothing but what was asked for."""
+"""Simulated time: events in an order that depends on their times and the order of scheduling alone."""
 
 # coverage: every branch
 
@@ -15,20 +15,20 @@ class Timeline:
         self._count = 0
 
     def clock(self) -> float:
-        """Simulated seconds since the beginning."""
+        """Return simulated seconds since the beginning."""
         return self.now_s
 
     def after(self, seconds: float, event: Callable[[], None]) -> None:
-        """Let something happen in so many seconds."""
+        """Schedule an event in some seconds."""
         self.at(self.now_s + seconds, event)
 
     def at(self, time_s: float, event: Callable[[], None]) -> None:
-        """Let something happen at a time; what lies in the past happens now."""
+        """Schedule an event at a time; one in the past happens now."""
         heapq.heappush(self._events, (max(time_s, self.now_s), self._count, event))
         self._count += 1
 
     def pass_by(self, seconds: float) -> None:
-        """Let time pass in which nothing happens: what was due meanwhile is late."""
+        """Let time pass without events: those that were due meanwhile are late."""
         self.now_s += seconds
 
     def step(self) -> bool:

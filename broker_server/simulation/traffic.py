@@ -1,4 +1,4 @@
-"""What crosses between a device and the host of the general model for one plan, by the form of their messages.
+"""The traffic between a device and the encoder server for one plan, by the form of their messages.
 
 The rule, one message after another: begin, ready; for each validation or test batch a probe and its representation; for
 each part of a step of training e, z, ∂L/∂z and ∂L/∂e; finish, finished. Nothing is lost, and nothing said twice.
@@ -38,7 +38,7 @@ class Traffic:
 
 
 def traffic_of(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest) -> Traffic | None:
-    """What crosses for a plan over so many examples; None if the device computes the encoder. The bundle has a stem."""
+    """Return the traffic of a plan over these examples; None if the device computes the encoder."""
     if plan.split_learning is None:
         return None
     training = plan.training
@@ -73,5 +73,5 @@ def traffic_of(plan: Plan, examples: Mapping[DataSplit, int], manifest: Manifest
 
 
 def _parts(count: int, most: int) -> list[int]:
-    """So many samples, `most` at a time."""
+    """Return the sizes of parts of `count` samples, `most` at a time."""
     return [min(most, count - start) for start in range(0, count, most)]

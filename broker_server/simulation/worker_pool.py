@@ -33,7 +33,7 @@ class WorkerPool:
 
 @contextlib.contextmanager
 def local_workers(workers: int) -> Iterator[WorkerPool]:
-    """So many worker processes of this machine. Raises WorkerLost."""
+    """Yield worker processes of this machine. Raises WorkerLost."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent) as pool:
         try:
@@ -59,10 +59,12 @@ def _end_with_parent() -> None:
 
 @contextlib.contextmanager
 def ray_workers(address: str) -> Iterator[WorkerPool]:
-    """The processors of a Ray cluster; `address` is `auto`, or host:port. Raises ClusterUnavailable, WorkerLost.
+    """Yield the processors of a Ray cluster; `address` is `auto`, or host:port.
+
+    Raises ClusterUnavailable, WorkerLost.
 
     The nodes have this software, and data sets and the folder of the results at the same paths, as on a shared file
-    system. Work whose process or node dies is done anew, three times; then the cluster counts as lost.
+    system. Work whose process or node dies is done again, three times; then the cluster counts as lost.
     """
     try:
         import ray

@@ -44,7 +44,7 @@ def pixel_centres(size: int) -> tuple[Floats, Floats]:
 
 
 def aim(place: Floats, target: Floats, slope: float) -> Camera:
-    """A camera without roll at one point, looking at another that is not straight above or below."""
+    """Return a camera without roll at one point, looking at another that is not straight above or below."""
     forward = target - place
     forward = forward / np.linalg.norm(forward)
     right = np.cross(forward, np.array((0, 0, 1), np.float32))
@@ -54,7 +54,7 @@ def aim(place: Floats, target: Floats, slope: float) -> Camera:
 
 
 def draw_camera(scene: Scene, style: Style, rng: np.random.Generator) -> Camera:
-    """A camera with room before it: the best of a few places, by how far it sees and how many things."""
+    """Return a camera with room before it: the best of a few places, by how far it sees and how many things."""
     slope = math.tan(math.radians(style.field_of_view_deg + rng.uniform(-5, 5)) / 2)
     columns, rows = pixel_centres(PROBE)
     best: tuple[float, Camera] | None = None

@@ -41,17 +41,17 @@ class Spot:
     angle: float
 
     def box(self, material: Material, right: float, back: float, low: float, half: tuple[float, float, float]) -> None:
-        """A box by its offset from the spot, the height of its underside, and half its sides."""
+        """Return a box by its offset from the spot, the height of its underside, and half its sides."""
         x, y = self._at(right, back)
         self.plan.box(material, (x, y, low + half[2]), half, self.angle)
 
     def cylinder(self, material: Material, right: float, back: float, low: float, half: tuple[float, float]) -> None:
-        """An upright cylinder by its offset, the height of its underside, and its radius and half its height."""
+        """Return an upright cylinder by its offset, the height of its underside, and its radius and half its height."""
         x, y = self._at(right, back)
         self.plan.cylinder(material, (x, y, low + half[1]), *half)
 
     def sphere(self, material: Material, right: float, back: float, middle: float, radius_m: float) -> None:
-        """A sphere by its offset, the height of its centre, and radius."""
+        """Return a sphere by its offset, the height of its centre, and radius."""
         x, y = self._at(right, back)
         self.plan.sphere(material, (x, y, middle), radius_m)
 
@@ -61,13 +61,13 @@ class Spot:
 
 
 def shaded(colour: Colour, factor: float) -> Colour:
-    """A colour made darker or lighter."""
+    """Return a colour made darker or lighter."""
     red, green, blue = colour
     return min(red * factor, 1.0), min(green * factor, 1.0), min(blue * factor, 1.0)
 
 
 def material(style: Style, rng: Generator, what: str, pattern: str = "plain", scale_m: float = 0.2) -> Material:
-    """A material of one of the style's accents."""
+    """Return a material of one of the style's accents."""
     colour = style.accents[int(rng.integers(len(style.accents)))]
     return Material(
         what=what,
@@ -148,7 +148,7 @@ def _cabinet(spot: Spot, style: Style, rng: Generator) -> None:
 
 
 def shade_door(wood: Material) -> Material:
-    """A door's leaf: the wood of its frame, a little lighter."""
+    """Return a door's leaf: the wood of its frame, a little lighter."""
     return Material(
         what=wood.what,
         colour=shaded(wood.colour, 1.15),

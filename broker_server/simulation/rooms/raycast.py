@@ -94,7 +94,7 @@ def _to_sides(scene: Scene, origin: Floats, directions: Floats) -> tuple[Floats,
 
 
 def cast(scene: Scene, origin: Floats, directions: Floats) -> Hits:
-    """What the rays from `origin` (3,), a point inside the room, along `directions` (N, 3) hit first."""
+    """Return the first hits of rays from `origin` (3,), a point inside the room, along `directions` (N, 3)."""
     directions = _off_axis(directions)
     distance, side = _to_sides(scene, origin, directions)
     count = len(scene.what) - 6

@@ -48,7 +48,7 @@ class Order:
 
 
 def draw_view(order: Order) -> dict[str, Array]:
-    """The pixels of a view by domain, as Taskonomy's files hold them."""
+    """Return the pixels of a view by domain, as Taskonomy's files hold them."""
     style = draw_style(order.seed, order.building)
     scene = draw_room(style, np.random.default_rng((order.seed, order.building, order.point)))
     rng = np.random.default_rng((order.seed, order.building, order.point, order.view))
@@ -58,7 +58,7 @@ def draw_view(order: Order) -> dict[str, Array]:
 
 
 def render(scene: Scene, camera: Camera, noise: Floats) -> dict[str, Array]:
-    """The domains of what a camera sees, with a sensor's noise (S, S, 3)."""
+    """Return the domains of what a camera sees, with a sensor's noise (S, S, 3)."""
     size = len(noise)
     columns, rows = pixel_centres(size)
     rays = camera.rays(columns, rows)

@@ -18,7 +18,7 @@ LEAF_M = 0.03
 
 
 def draw_room(style: Style, rng: Generator) -> Scene:
-    """A room of the building, drawn from its style."""
+    """Return a room of the building, drawn from its style."""
     size = (
         style.side_m * rng.uniform(0.8, 1.3),
         style.side_m * rng.uniform(0.8, 1.3),
@@ -55,7 +55,7 @@ def _sides(style: Style, rng: Generator) -> list[Material]:
 
 
 def _on_wall(plan: Plan, side: int, along: float, height: float, out: float = 0.0) -> tuple[float, float, float]:
-    """A point on one of the four walls, `along` it, `out` into the room."""
+    """Return a point on one of the four walls, `along` it, `out` into the room."""
     width, depth, _ = plan.size
     return {
         0: (out, along, height),
@@ -152,7 +152,7 @@ def _stand(plan: Plan, style: Style, rng: Generator) -> None:
 
 
 def _try(plan: Plan, kind: str, rng: Generator) -> tuple[float, float, float, Area]:
-    """A place for a piece: its middle, its angle, and the rectangle that it covers."""
+    """Return a place for a piece: its middle, its angle, and the rectangle that it covers."""
     width, depth, _ = plan.size
     half_width, half_depth = FOOTPRINTS[kind]
     if kind in AGAINST_WALL:
@@ -181,7 +181,7 @@ def _overlap(one: Area, other: Area) -> bool:
 
 
 def _lights(plan: Plan, style: Style, rng: Generator, windows: list[tuple[float, float, float]]) -> tuple[Light, ...]:
-    """A lamp under the ceiling, which is also seen, and daylight from one window."""
+    """Return a lamp under the ceiling, which is also seen, and daylight from one window."""
     width, depth, height = plan.size
     x, y = width * rng.uniform(0.35, 0.65), depth * rng.uniform(0.35, 0.65)
     shade = Material(what="lamp", colour=style.lamp, second=style.lamp, glow=rng.uniform(1.5, 3.0), solid=False)

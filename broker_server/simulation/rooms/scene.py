@@ -121,7 +121,7 @@ class Scene:
 
 
 def build(plan: Plan, sides: list[Material], lights: tuple[Light, ...], ambient: float) -> Scene:
-    """The scene of a plan, with the materials of the room's six sides."""
+    """Return the scene of a plan, with the materials of the room's six sides."""
     materials = [*plan.box_materials, *plan.cylinder_materials, *plan.sphere_materials, *sides]
     angles = np.array([box[2] for box in plan.boxes], np.float32)
     return Scene(

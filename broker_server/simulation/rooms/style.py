@@ -57,7 +57,7 @@ def _hsv(hue: float, saturation: float, value: float) -> Colour:
 
 
 def draw_style(seed: int, building: int) -> Style:
-    """The style of a building, by the seed and its number."""
+    """Return the style of a building, by the seed and its number."""
     rng = np.random.default_rng((seed, building))
     # Hues go round the circle from building to building, so that few buildings are as different as many.
     hue = (building * 0.381966 + rng.uniform(-0.06, 0.06)) % 1.0

@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 
 def albedo(scene: Scene, hits: Hits, pixel_m: Floats) -> Floats:
-    """The colour of each point hit, (N, 3); `pixel_m` (N,) is the width of a pixel there."""
+    """Return the colour of each point hit, (N, 3); `pixel_m` (N,) is the width of a pixel there."""
     scale_m = scene.scale_m[hits.solid]
     u, v = _plane(hits)
     u, v = u / scale_m, v / scale_m
@@ -88,7 +88,7 @@ _SHARES: dict[str, _Share] = {
 
 
 def _hash(i: Floats, j: Floats, seed: NDArray[np.uint32]) -> Floats:
-    """A number between 0 and 1 for each lattice point, the same every time."""
+    """Return a number between 0 and 1 for each lattice point, the same every time."""
     a, b = i.astype(np.int32).astype(np.uint32), j.astype(np.int32).astype(np.uint32)
     mixed = a * np.uint32(0x9E3779B1) ^ b * np.uint32(0x85EBCA77) ^ seed * np.uint32(0xC2B2AE3D)
     mixed ^= mixed >> np.uint32(15)

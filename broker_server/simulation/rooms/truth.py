@@ -16,7 +16,7 @@ KEYPOINT_GAIN = 0.5
 
 
 def sobel(values: Floats) -> tuple[Floats, Floats]:
-    """The gradient along x and y (H, W), per pixel, after smoothing across it; the border is repeated."""
+    """Return the gradient along x and y (H, W), per pixel, after smoothing across it; the border is repeated."""
     padded = np.pad(values, 1, mode="edge")
     x = padded[:, 2:] - padded[:, :-2]
     y = padded[2:] - padded[:-2]
@@ -31,7 +31,7 @@ def _magnitude(values: Floats) -> Floats:
 
 
 def grey(image: NDArray[np.uint8]) -> Floats:
-    """The luminance (H, W) of an image (H, W, 3), between 0 and 1."""
+    """Return the luminance (H, W) of an image (H, W, 3), between 0 and 1."""
     return np.asarray(image.astype(np.float32) @ LUMA / np.float32(255), np.float32)
 
 
@@ -65,7 +65,7 @@ def _smooth(values: Floats) -> Floats:
 
 
 def reshading(normals: Floats, rays: Floats) -> Floats:
-    """The scene in white under a light at the camera: normal times direction to the light, (H, W).
+    """Return the scene in white under a light at the camera: normal times direction to the light, (H, W).
 
     `normals` (H, W, 3) and `rays` (H, W, 3) are in one frame.
     """
