@@ -81,8 +81,9 @@ def _reckoned(experiment: Experiment, costs: WorkCosts) -> str:
     return (
         f"A sample costs {1e3 * stem_s:.2f} ms in the stem, {1e3 * (costs.train_s - stem_s):.2f} ms in the encoder and "
         f"{1e3 * min(heads_s):.2f} to {1e3 * max(heads_s):.2f} ms in a head, measured as CPU time on one core of the "
-        f"simulating machine; boards have {fleet.board.speed:g} of its speed, the host {fleet.host.speed:g}. Joules "
-        f"are a rule: {fleet.board.busy_w:g} W at work, {fleet.board.idle_w:g} W waiting; the host's are not in them.\n"
+        f"simulating machine; boards have {fleet.board.speed:g} of its speed, the encoder server "
+        f"{fleet.encoder_server.speed:g}. Joules are modelled: {fleet.board.busy_w:g} W at work, "
+        f"{fleet.board.idle_w:g} W waiting; the encoder server's are not in them.\n"
     )
 
 

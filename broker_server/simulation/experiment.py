@@ -30,10 +30,11 @@ ablations = ["MAS-2 from scratch"]
 speed = 0.2
 [fleet.boards.room-03]                # and what one of them has of its own
 speed = 0.1
-[fleet.host]                          # the server's host, for methods whose encoder the server computes
+[fleet.encoder_server]                # for methods whose encoder the server computes
 speed = 4.0
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -65,6 +66,8 @@ NOT_HERE = (
 )
 """Keys of server.toml that a simulation decides itself."""
 TasksOf = Annotated[dict[DeviceId, Annotated[tuple[TaskName, ...], Meta(min_length=1)]], Meta(max_length=100_000)]
+
+_log = logging.getLogger(__name__)
 
 
 class Conduct(msgspec.Struct, frozen=True, kw_only=True):
@@ -168,9 +171,10 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 def read_experiment(path: Path) -> Experiment:
-    """The experiment in a file, its paths made absolute. Raises ConfigInvalid."""
+    """Return the experiment in a file, its paths made absolute. Raises ConfigInvalid."""
     try:
         tree = read_toml(path)
+        _rename_host(path, tree.get("fleet"))
         if odd := [key for key in tree if key not in Experiment.__struct_fields__]:
             known = nearest(odd[0], Experiment.__struct_fields__)
             raise ConfigInvalid(f"{path}: {odd[0]}: there is no such key{known}")
@@ -200,6 +204,13 @@ def read_experiment(path: Path) -> Experiment:
         model=None if found.model is None else _model(home, found.model),
         bundle=None if found.bundle is None else str(home / found.bundle),
     )
+
+
+def _rename_host(path: Path, fleet: object) -> None:
+    """Give the encoder server's key of before its name of today, with a sentence."""
+    if isinstance(fleet, dict) and "host" in fleet:
+        _log.warning("%s: fleet.host is called fleet.encoder_server now; it is read for one more version", path)
+        fleet["encoder_server"] = fleet.pop("host")
 
 
 def data_sets(folder: Path, devices: Sequence[str] = ()) -> dict[str, Path]:

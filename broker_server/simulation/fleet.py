@@ -60,7 +60,7 @@ class Fleet(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     board: Board = Board()
     boards: dict[DeviceId, dict[str, float | int]] = {}
-    host: SimulatedEncoderServer = SimulatedEncoderServer()
+    encoder_server: SimulatedEncoderServer = SimulatedEncoderServer()
 
     def of(self, device: str) -> Board:
         """One device's board. Raises msgspec.ValidationError for a key that a board does not have."""
@@ -123,7 +123,7 @@ def work_time(
     tasks: Tasks,
     costs: WorkCosts,
     board: Board,
-    host: SimulatedEncoderServer,
+    encoder_server: SimulatedEncoderServer,
     traffic: Traffic | None = None,
 ) -> WorkTime:
     """Return the modelled time of a plan: how long the board works, and waits in split learning.
@@ -145,7 +145,7 @@ def work_time(
     assert stem_s is not None
     return WorkTime(
         board_s=(samples * (stem_s + heads_s) + probed_s) / board.speed,
-        encoder_server_s=samples * (body_s - stem_s) / host.speed,
+        encoder_server_s=samples * (body_s - stem_s) / encoder_server.speed,
         traffic_s=traffic.seconds(board.link),
     )
 

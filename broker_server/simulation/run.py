@@ -202,7 +202,7 @@ def _rule(
     def begin(plan: Plan, hello: Hello) -> ModelledWork:
         examples = hello.examples.get("train" if plan.data_split is None else plan.data_split, 0)
         crosses = traffic_of(plan, hello.examples, loop.federation.bundle)
-        time = work_time(plan, examples, hello.tasks, setting.costs, board, setting.fleet.host, crosses)
+        time = work_time(plan, examples, hello.tasks, setting.costs, board, setting.fleet.encoder_server, crosses)
         lost_s = drop_after(plan, name, board, seed, time.total_s)
         if lost_s is not None:
             timeline.after(lost_s, lambda: link.lose(board.away_s))
@@ -237,7 +237,7 @@ def _context(config: ServerConfig, setting: RunSetting) -> str:
     rules = [rounds.min_devices, rounds.clients_per_round, rounds.quorum, rounds.deadline_s, config.seed]
     facts = [rules, boards, data, setting.costs]
     if config.is_apart:
-        facts.append(setting.fleet.host)
+        facts.append(setting.fleet.encoder_server)
     return msgspec.json.encode(facts).decode()
 
 

@@ -165,7 +165,7 @@ split_learning.encoder = "server"
 [methods."mas on devices"]
 grouping.strategy = "mas"
 grouping.probe = "representation"
-[fleet.host]
+[fleet.encoder_server]
 speed = 4.0
 """
 

@@ -189,3 +189,10 @@ def test_experiments_of_the_same_examples_give_every_method_as_many_rounds(path)
     for method in experiment.methods:
         config = experiment.config(method, experiment.seeds[0], 8)
         assert config.grouping.merged_rounds + config.grouping.split_rounds == rounds
+
+
+def test_the_encoder_server_s_key_of_before_is_read_with_a_sentence(tmp_path, caplog):
+    path = tmp_path / "experiment.toml"
+    path.write_text('data = "d"\nbundle = "b"\n[methods.a]\n[fleet.host]\nspeed = 4.0\n')
+    assert read_experiment(path).fleet.encoder_server.speed == 4.0
+    assert "fleet.host is called fleet.encoder_server now" in caplog.text

@@ -44,10 +44,12 @@ def test_fleet_gives_a_board_what_it_has_of_its_own():
 
 def test_fleet_of_other_boards_keeps_what_one_of_them_has_of_its_own():
     fleet = Fleet(
-        board=Board(speed=0.5, busy_w=7.0), boards={"x": {"speed": 0.1}}, host=SimulatedEncoderServer(speed=4.0)
+        board=Board(speed=0.5, busy_w=7.0),
+        boards={"x": {"speed": 0.1}},
+        encoder_server=SimulatedEncoderServer(speed=4.0),
     )
     other = fleet.having({"speed": 0.2, "latency_s": 1.0})
-    assert (other.of("x"), other.host) == (Board(speed=0.1, busy_w=7.0, latency_s=1.0), fleet.host)
+    assert (other.of("x"), other.encoder_server) == (Board(speed=0.1, busy_w=7.0, latency_s=1.0), fleet.encoder_server)
     assert other.of("y").speed == 0.2
     with pytest.raises(msgspec.ValidationError, match="wings"):
         fleet.having({"wings": 2})
