@@ -22,7 +22,7 @@ from broker_server.simulation.experiment import Experiment, data_sets, read_expe
 from edge_runtime.datasets.dataset import Dataset, Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine
 from edge_runtime.training.model import GraphCache, Model
-from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.wire.conflict import cagrad, combine, gram, pcgrad, project
 from edge_runtime.wire.manifest import WEIGHTS, Manifest, graph_path, read_folder
@@ -48,13 +48,13 @@ class Device:
     def model(self, whole: Manifest, weights: Vector) -> Model:
         """The model with the weights that the device was given."""
         vector = transfer(whole.table, weights, self.own.table)
-        return Model(self.own, self.graphs, vector, keep=(True,) * len(self.own.stages))
+        return Model(self.own, self.graphs, vector, save_activations=(True,) * len(self.own.stages))
 
     def trained(self, whole: Manifest, weights: Vector, settings: Training) -> tuple[Vector, dict[str, int]]:
         """The weights after a round (P,), whole, and the examples by task."""
         model = self.model(whole, weights)
         if self.state is None:
-            self.state = np.zeros(optimizer(settings).table(self.own.table.parameters).size, np.float32)
+            self.state = np.zeros(make_optimizer(settings).table(self.own.table.parameters).size, np.float32)
         Trainer(model, self.train).train(settings, self.state)
         found = weights.copy()
         views = whole.table.views(found)

@@ -59,7 +59,7 @@ def steps(name: str, pairs: int, threads: int) -> dict[str, Any]:
         }
         if side != whole:
             result[side] |= {
-                "host_peak_rss_mib": spread([run["host_peak_rss_bytes"] / MIB for run in found]),
+                "host_peak_rss_mib": spread([run["encoder_server_peak_rss_bytes"] / MIB for run in found]),
                 "mb_per_step": found[-1]["bytes_per_step"] / 1e6,
                 "peak_to_whole": ratios(*_both(found, runs[whole], "peak_rss_bytes")),
                 "throughput_to_whole": ratios(*_both(runs[whole], found, "step_ms_median")),

@@ -13,7 +13,7 @@ import numpy as np
 from edge_runtime.datasets.dataset import Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine
 from edge_runtime.training.model import GraphCache, Model
-from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.trainer import Trainer
 from edge_runtime.wire import manifest as wire
@@ -39,7 +39,7 @@ def main() -> None:
     restart_peak()
     weights = unpack(manifest.table, (args.bundle / wire.WEIGHTS).read_bytes())
     graphs = GraphCache(Engine(2, args.arena)).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
-    model = Model(manifest, graphs, weights, keep=[digit == "1" for digit in args.keep], frozen=args.frozen)
+    model = Model(manifest, graphs, weights, save_activations=[digit == "1" for digit in args.keep], frozen=args.frozen)
     del weights
     settings = Training(
         epochs=STEPS,
@@ -52,7 +52,7 @@ def main() -> None:
         probe_every=0,
         optimizer=args.optimizer,
     )
-    table = optimizer(settings).table(manifest.table.parameters)
+    table = make_optimizer(settings).table(manifest.table.parameters)
     Trainer(model, split, args.micro).train(settings, np.zeros(table.size, np.float32))
     print(json.dumps({"base_bytes": base, "peak_bytes": peak_rss_bytes()}))
 

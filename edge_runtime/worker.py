@@ -31,16 +31,16 @@ from edge_runtime.split_learning.client import (
 from edge_runtime.training.available_memory import default_budget
 from edge_runtime.training.checkpoint import Checkpoint, CheckpointHeader, key_of
 from edge_runtime.training.encoder import EncoderBackend
-from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version, trains
+from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version, is_training_build
 from edge_runtime.training.local_stem import LocalStem
-from edge_runtime.training.memory_plan import PlannedMemory, plan_memory
+from edge_runtime.training.memory_plan import EVALUATION_BATCH, PlannedMemory, plan_memory
 from edge_runtime.training.model import GraphCache, Model, TrainingStep
-from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrainingUnavailable, check_installed
 from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.progress import TrainingProgress
 from edge_runtime.training.task_metrics import TaskMetrics
-from edge_runtime.training.trainer import EVALUATION_BATCH, Trainer, check_fits, evaluate
+from edge_runtime.training.trainer import Trainer, check_fits, evaluate
 from edge_runtime.training.weighting_state import WeightingStateStore
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
@@ -82,16 +82,16 @@ class LocalWorker:
                 check_installed()
         except (DatasetInvalid, OrtTrainingUnavailable) as exc:
             raise WorkerUnusable(str(exc)) from exc
-        if ort_training == "auto" and not trains():
+        if ort_training == "auto" and not is_training_build():
             _log.info("%s is installed, not onnxruntime-training: this device trains portable graphs", engine_version())
         self._threads = threads
-        self._use: OrtTrainingUse = ort_training if trains() else "off"
+        self._use: OrtTrainingUse = ort_training if is_training_build() else "off"
         self._engine: Engine | None = None
         self._graph_cache = graph_cache
         self._ort_training_cache: OrtTrainingCache | None = None
         self._momentum = CarriedState(state / "momentum")
         self._stem = LocalStem(state / "stem")
-        self._weighting_state = WeightingStateStore(state / "weighting")
+        self._weighting_states = WeightingStateStore(state / "weighting")
         self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
         self._base_bytes = rss_bytes()
         self._budget_bytes = memory_budget_bytes
@@ -135,7 +135,7 @@ class LocalWorker:
             return work()
         except EncoderSessionLost as exc:
             _log.warning("round %d begins again: %s", plan.round, exc)
-            self._checkpoint.forget()
+            self._checkpoint.delete()
             return None
         except EncoderServerUnavailable as exc:
             raise WorkRefused("encoder_server", str(exc)) from exc
@@ -152,10 +152,10 @@ class LocalWorker:
         except (EngineError, BundleInvalid, OrtTrainingUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         received = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        start = self._stem.put_into(manifest.table, received, plan.round) if plan.local_stem else received
+        start = self._stem.restore(manifest.table, received, plan.round) if plan.local_stem else received
         memory = self._planned(manifest, settings, plan) if step is None else None
         model = self._model(manifest, store, start, split, step, memory, self._remote(plan, manifest, channel, memory))
-        layout = optimizer(settings).table(manifest.table.parameters)
+        layout = make_optimizer(settings).table(manifest.table.parameters)
         key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
         is_first = settings.first_epoch == 0  # a group's first round: no state is carried over from another phase
         state = None if is_first else self._momentum.load(layout, plan.round - 1)
@@ -163,12 +163,12 @@ class LocalWorker:
             state = np.zeros(layout.size, np.float32)
         checkpoint = self._checkpoint.load(key, model.weights, state)
         spent_s = checkpoint.wall_s if checkpoint else 0.0
-        model.begin_round(checkpoint.position.steps if checkpoint else 0)
+        model.begin_round(checkpoint.progress.steps if checkpoint else 0)
 
-        def save(position: Callable[[], TrainingProgress]) -> None:
+        def save(progress: Callable[[], TrainingProgress]) -> None:
             if self._checkpoint.is_due:
                 wall_s = spent_s + time.monotonic() - started_s
-                header = CheckpointHeader(key=key, position=position(), val_loss=val_loss, wall_s=wall_s)
+                header = CheckpointHeader(key=key, progress=progress(), val_loss=val_loss, wall_s=wall_s)
                 try:
                     self._checkpoint.save(header, model.weights, state)
                     model.mark_checkpoint()
@@ -181,9 +181,9 @@ class LocalWorker:
             trained = Trainer(model, split, memory.plan.micro_batch if memory else None).train(
                 settings,
                 state,
-                learnt=None if is_first else self._weighting_state.load(plan.bundle.digest, plan.round),
+                weighting_state=None if is_first else self._weighting_states.load(plan.bundle.digest, plan.round),
                 received=start[: len(model.parameters)],
-                after=checkpoint.position if checkpoint else None,
+                after=checkpoint.progress if checkpoint else None,
                 save=save,
                 report=lambda done, total: report("train", done, total),
                 enter=lambda stage: report(stage, 0, 1),
@@ -192,11 +192,11 @@ class LocalWorker:
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
         self._momentum.save(layout, state, plan.round)
-        if trained.learnt is not None:
-            self._weighting_state.save(plan.bundle.digest, trained.learnt, plan.round)
+        if trained.weighting_state is not None:
+            self._weighting_states.save(plan.bundle.digest, trained.weighting_state, plan.round)
         new = model.weights
         if plan.local_stem:
-            new = self._stem.take_out(manifest.table, received, new, plan.round)
+            new = self._stem.save(manifest.table, received, new, plan.round)
         return TrainResult(
             weights=new if manifest is asked else _with_trained(asked, weights, manifest, new),
             examples=split.examples(model.tasks),
@@ -227,19 +227,19 @@ class LocalWorker:
         asked, manifest = downloaded.manifest, self._labelled(downloaded.manifest, split)
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
         if plan.local_stem:
-            start = self._stem.put_into(manifest.table, start, plan.round)
+            start = self._stem.restore(manifest.table, start, plan.round)
         model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, channel))
         try:
             model.begin_round()
-            scores = TaskMetrics(model)
-            loss = self._loss(model, split, report, scores=scores)
+            metrics = TaskMetrics(model)
+            loss = self._loss(model, split, report, metrics=metrics)
             model.finish_round()
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
         assert loss is not None
         return EvaluationResult(
             loss=loss,
-            metrics=scores.result() or None,
+            metrics=metrics.result() or None,
             examples=split.examples(model.tasks),
             wall_s=time.monotonic() - started_s,
             peak_rss_bytes=peak_rss_bytes(),
@@ -321,8 +321,8 @@ class LocalWorker:
         except BundleInvalid as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         plan = memory.plan if memory else None
-        keep, frozen = (plan.saved, plan.frozen) if plan else ((), 0)
-        return Model(manifest, graphs, weights, step, keep=keep, frozen=frozen, encoder=remote)
+        saved, frozen = (plan.saved, plan.frozen) if plan else ((), 0)
+        return Model(manifest, graphs, weights, step, save_activations=saved, frozen=frozen, encoder=remote)
 
     @staticmethod
     def _loss(
@@ -330,14 +330,14 @@ class LocalWorker:
         split: Split | None,
         report: Report,
         memory: PlannedMemory | None = None,
-        scores: TaskMetrics | None = None,
+        metrics: TaskMetrics | None = None,
     ) -> dict[str, float] | None:
         if split is None:
             return None
         stage: Stage = "evaluate"
         report(stage, 0, len(split))
-        batch = min(EVALUATION_BATCH, memory.plan.micro_batch) if memory and memory.in_parts else EVALUATION_BATCH
-        return evaluate(model, split, batch, scores=scores, report=lambda done, total: report(stage, done, total))
+        batch = memory.evaluation_batch if memory else EVALUATION_BATCH
+        return evaluate(model, split, batch, metrics=metrics, report=lambda done, total: report(stage, done, total))
 
 
 def _with_trained(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:

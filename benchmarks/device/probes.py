@@ -63,7 +63,7 @@ def opened(folder: Path, *, keep: bool = False) -> Model:
     manifest = wire.read_folder(folder)
     graphs = GraphCache(Engine(1)).of(manifest, lambda name, _: wire.graph_path(folder, name))
     weights = unpack(manifest.table, (folder / wire.WEIGHTS).read_bytes())
-    return Model(manifest, graphs, weights, keep=(keep,) * len(manifest.stages))
+    return Model(manifest, graphs, weights, save_activations=(keep,) * len(manifest.stages))
 
 
 def costs(folder: Path, data: Path, *, keep: bool) -> dict[ProbeMethod, float]:
@@ -71,7 +71,7 @@ def costs(folder: Path, data: Path, *, keep: bool) -> dict[ProbeMethod, float]:
     model, split = opened(folder, keep=keep), Dataset.open(data).train
     x, targets = load(model, split, range(BATCH))
     done, kept = model.forward(x), dict[str, Representation]()
-    losses, _ = model.heads(done.z, targets, None, keeper(kept))
+    losses, _ = model.run_heads(done.z, targets, None, keeper(kept))
     found: dict[ProbeMethod, float] = {}
     step_s = cpu_s(lambda: model.learn(x, targets))
     for method in METHODS:
@@ -105,7 +105,7 @@ def affinities(folder: Path, data: list[Path]) -> dict[ProbeMethod, list[Matrix]
                 model.reseed(0, epoch, step)
                 x, targets = load(model, split, chosen.tolist())
                 done, kept = model.forward(x), dict[str, Representation]()
-                losses, total = model.heads(done.z, targets, None, keeper(kept))
+                losses, total = model.run_heads(done.z, targets, None, keeper(kept))
                 for method in METHODS if step % EVERY == 0 else ():
                     probe = Probe(method=method, lr=lr, weight_decay=DECAY)
                     means[method].add(probe.measure(model, done, targets, losses, kept))

@@ -106,7 +106,7 @@ def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMeth
     manifest = whole.group(tasks, whole.weights)
     weights = transfer(whole.table, unpack(whole.table, (bundle / WEIGHTS).read_bytes()), manifest.table)
     graphs = _graph_cache().of(manifest, lambda name, _: graph_path(bundle, name))
-    model = Model(manifest, graphs, np.array(weights), keep=(True,) * len(manifest.stages))
+    model = Model(manifest, graphs, np.array(weights), save_activations=(True,) * len(manifest.stages))
     split = Dataset.open(data).train
     chosen = range(min(batch, len(split)))
     x, targets = load(model, split, chosen)
@@ -167,7 +167,7 @@ def _probe_s(model: Model, probe: Probe, x: Batch, targets: Targets) -> float:
     def keep(task: str, _: float, found: Representation) -> None:
         dz[task] = tuple(map(np.copy, found))
 
-    losses, _ = model.heads(done.z, targets, keep=keep)
+    losses, _ = model.run_heads(done.z, targets, on_task=keep)
     at_s = time.process_time()
     probe.measure(model, done, targets, losses, dz)
     return time.process_time() - at_s

@@ -96,7 +96,7 @@ class RemoteEncoder:
         """The number of passes that may be on their way at once."""
         return self._in_flight
 
-    def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:  # noqa: ARG002
+    def forward(self, source: Inputs, parameters: Inputs, next_state: Inputs, *, backward: bool = True) -> Pass:  # noqa: ARG002
         """Start a forward pass in training mode; the pass's z waits for the reply.
 
         `backward` must be true: the server computes with its own parameters only, so it cannot look ahead.
@@ -105,16 +105,16 @@ class RemoteEncoder:
         if self._step_begins:
             self._step, self._step_begins = self._step + 1, False
         header = SplitHeader(
-            kind="embedding", round=self._round, step=self._step, part=self._part, seed=int(inputs["seed"])
+            kind="embedding", round=self._round, step=self._step, part=self._part, seed=int(parameters["seed"])
         )
-        request = self._send(header, (given["e"],))
-        return _RemotePass(given, header, lambda: self._await(request).arrays)
+        request = self._send(header, (source["e"],))
+        return _RemotePass(source, header, lambda: self._await(request).arrays)
 
     def backward(
         self,
         done: Pass,
         dz: Representation,
-        inputs: Inputs,  # noqa: ARG002
+        parameters: Inputs,  # noqa: ARG002
         gradients: Inputs,  # noqa: ARG002
         *,
         release: bool = False,  # noqa: ARG002
@@ -124,9 +124,9 @@ class RemoteEncoder:
         request = self._send(msgspec.structs.replace(done.header, kind="gradient", seed=0), dz)
         return lambda: self._await(request).arrays[0]
 
-    def predict(self, given: Inputs, inputs: Inputs) -> Representation:  # noqa: ARG002
+    def predict(self, source: Inputs, parameters: Inputs) -> Representation:  # noqa: ARG002
         """Return the representation in evaluation mode, computed in parts of a batch at most."""
-        e, most = given["e"], self._layout.max_samples
+        e, most = source["e"], self._layout.max_samples
         parts = []
         for start in range(0, len(e), most):
             self._probes = (self._probes + 1) % FIRST_PROBE
@@ -223,8 +223,8 @@ class _Request:
 class _RemotePass(Pass):
     """A forward pass at the encoder server, whose representation may still be on its way."""
 
-    def __init__(self, given: Inputs, header: SplitHeader, wait: Callable[[], Representation]) -> None:
-        super().__init__(given, 0)
+    def __init__(self, source: Inputs, header: SplitHeader, wait: Callable[[], Representation]) -> None:
+        super().__init__(source, 0)
         self.header = header
         self._wait = wait
         self._z: Representation | None = None

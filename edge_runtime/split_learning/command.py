@@ -7,9 +7,7 @@ used.
 import argparse
 import statistics
 import tempfile
-import time
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -21,10 +19,10 @@ from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.split_learning.client import EncoderServerUnavailable, RemoteEncoder, check_settings
 from edge_runtime.split_learning.pipe_channel import PipeChannel
 from edge_runtime.split_learning.pipe_server import PipeServer, read_weights, serve
-from edge_runtime.training.command import FAULTS, measured, metrics_text, print_epoch
+from edge_runtime.training.command import FAULTS, measured, metrics_text, mib_text, print_epoch, timed_training
 from edge_runtime.training.engine import Engine, engine_version
 from edge_runtime.training.model import GraphCache, Model
-from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer, check_fits
@@ -59,7 +57,7 @@ class SplitResult(msgspec.Struct, frozen=True, kw_only=True):
     step_ms_median: float
     bytes_per_step: float
     peak_rss_bytes: int | None
-    host_peak_rss_bytes: int | None
+    encoder_server_peak_rss_bytes: int | None
 
 
 def add_general_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,7 +133,8 @@ def _train(args: argparse.Namespace) -> int:
     else:
         print(
             f"step {result.step_ms_median:.1f} ms (median), {result.bytes_per_step / 1e6:.2f} MB; peak memory "
-            f"{_mib(result.peak_rss_bytes)} here, {_mib(result.host_peak_rss_bytes)} in the encoder server"
+            f"{mib_text(result.peak_rss_bytes)} here, "
+            f"{mib_text(result.encoder_server_peak_rss_bytes)} in the encoder server"
         )
     return DONE
 
@@ -151,7 +150,7 @@ def _epochs(
     local = manifest.local()
     graphs = GraphCache(Engine(args.threads)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
     weights = read_weights(args.bundle / wire.WEIGHTS, local.table)
-    state = np.zeros(optimizer(settings[0]).table(local.table.parameters).size, np.float32)
+    state = np.zeros(make_optimizer(settings[0]).table(local.table.parameters).size, np.float32)
     channel = PipeChannel(server, NAME)
     epochs: list[SplitEpoch] = []
     step_ms: list[float] = []
@@ -182,12 +181,9 @@ def _epochs(
         encoder.begin_round()
         model = Model(local, graphs, weights, encoder=encoder)
         bytes_before = channel.bytes_up + channel.bytes_down
-        clock = [time.perf_counter()]
-        trained = Trainer(model, dataset.train, args.micro_batch).train(
-            one, state, report=lambda *_, clock=clock: clock.append(time.perf_counter())
-        )
+        trained, times_ms = timed_training(Trainer(model, dataset.train, args.micro_batch), one, state)
         traffic_bytes += channel.bytes_up + channel.bytes_down - bytes_before
-        step_ms += [1000 * (later - earlier) for earlier, later in pairwise(clock)]
+        step_ms += times_ms
         val_loss, val_metrics = measured(model, dataset.val, args.batch)
         encoder.finish_round()
         weights = model.weights
@@ -202,7 +198,7 @@ def _epochs(
         step_ms_median=statistics.median(step_ms),
         bytes_per_step=traffic_bytes / len(step_ms),
         peak_rss_bytes=peak_rss_bytes(),
-        host_peak_rss_bytes=channel.peak_rss_bytes(),
+        encoder_server_peak_rss_bytes=channel.peak_rss_bytes(),
     )
 
 
@@ -232,7 +228,3 @@ def _read_bundle_with_stem(folder: Path) -> wire.Manifest:
             f"{folder} has no stem, and split learning needs one: give the model a stem and compile it again"
         )
     return manifest
-
-
-def _mib(value: int | None) -> str:
-    return "not measured" if value is None else f"{value / 2**20:.0f} MiB"

@@ -18,7 +18,7 @@ import safetensors
 from edge_runtime.split_learning.replica import EncoderReplica
 from edge_runtime.split_learning.server import EncoderServer
 from edge_runtime.training.engine import Graph
-from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.wire.encoder_pipe import (
     EncoderRound,
@@ -151,7 +151,7 @@ def load_state(encoder_round: EncoderRound, device: str, manifest: Manifest) -> 
     """Return the optimizer's state of a device that took part in the previous round; None if it begins at zero."""
     if encoder_round.previous is None or encoder_round.training is None:
         return None
-    size = optimizer(encoder_round.training).table(manifest.general).size
+    size = make_optimizer(encoder_round.training).table(manifest.general).size
     try:
         path = result_file(Path(encoder_round.previous), device).with_suffix(".state")
         state = np.fromfile(path, np.float32)

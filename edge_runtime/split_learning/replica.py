@@ -15,7 +15,7 @@ from edge_runtime.training.encoder import Inputs, LocalEncoder, Pass
 from edge_runtime.training.engine import Graph
 from edge_runtime.training.gradient import add_proximal, clip
 from edge_runtime.training.model import named
-from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
@@ -26,13 +26,13 @@ class SharedEncoder:
 
     def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector) -> None:
         """`weights` (P,) are laid out by `manifest.general`."""
-        self._inputs = named(manifest.general, weights, "param")["encoder"]
+        self._parameters = named(manifest.general, weights, "param")["encoder"]
         self._encoder = LocalEncoder(manifest, graph)
 
     def predict(self, arrays: Arrays) -> Arrays:
         """Compute the representation of an embedding in evaluation mode."""
         (e,) = arrays
-        return self._encoder.predict({"e": e}, self._inputs)
+        return self._encoder.predict({"e": e}, self._parameters)
 
 
 class EncoderReplica(SharedEncoder):
@@ -56,7 +56,7 @@ class EncoderReplica(SharedEncoder):
         self.weights = np.array(initial_weights)
         super().__init__(manifest, graph, self.weights)
         self._gradient, self._sum = np.zeros_like(self.weights), np.zeros_like(self.weights)
-        self._settings, self._optimizer = settings, optimizer(settings)
+        self._settings, self._optimizer = settings, make_optimizer(settings)
         if initial_state is None:
             initial_state = np.zeros(self._optimizer.table(table).size, np.float32)
         self._initial_state = initial_state
@@ -73,15 +73,15 @@ class EncoderReplica(SharedEncoder):
     def forward(self, part: int, arrays: Arrays, seed: int) -> Arrays:
         """Compute the representation of an embedding in training mode."""
         (e,) = arrays
-        inputs = {**self._inputs, "seed": np.array(seed, np.int64)}
-        done = self._encoder.forward({"e": e}, inputs, {})
-        self._passes[part] = done, inputs
+        parameters = {**self._parameters, "seed": np.array(seed, np.int64)}
+        done = self._encoder.forward({"e": e}, parameters, {})
+        self._passes[part] = done, parameters
         return done.z
 
     def backward(self, part: int, arrays: Arrays) -> Arrays:
         """Compute ∂L/∂e from ∂L/∂z of a part after its forward pass, and add its gradient to the step's."""
-        done, inputs = self._passes.pop(part)
-        de = self._encoder.backward(done, arrays, inputs, self._outputs, release=True)()
+        done, parameters = self._passes.pop(part)
+        de = self._encoder.backward(done, arrays, parameters, self._outputs, release=True)()
         assert de is not None
         self._sum += self._gradient
         return (de,)

@@ -1,9 +1,9 @@
-"""A batch in micro-batches, whose gradients add up to the batch's.
+"""Gradient accumulation: a batch runs in micro-batches, whose gradients add up to the batch's.
 
-A loss is the mean over its labelled samples. So with m_i labels of task i in the batch, of which m_ic are in
-micro-batch c, the batch's loss is Σ_c (m_ic / m_i) · L_ic, and its gradient likewise. That is exact, but for rounding,
-for a loss that is a mean over samples and a model whose samples do not meet. Batch normalisation sees the micro-batch
-alone, and its running statistics move once for each; a loss over masked pixels is the mean of the micro-batches' means.
+A loss is the mean over its labelled samples. With m_i labels of task i in the batch and m_ic in micro-batch c, the
+batch's loss is Σ_c (m_ic / m_i) · L_ic, and so is its gradient. This is exact, except for rounding, if the loss is a
+mean over samples and no layer mixes samples. Batch normalisation sees one micro-batch at a time, and its running
+statistics move once for each. A loss over masked pixels becomes the mean of the micro-batches' means.
 """
 
 # coverage: every branch
@@ -20,43 +20,46 @@ from edge_runtime.training.model import Labelled, Model, Target, Targets
 Row = NDArray[np.float64]
 Part = tuple[Batch, Targets, Row]
 Heads = Callable[[int, Pass, Targets, Row], Callable[[], None]]
-"""Runs the heads of a part, by its number, pass, targets and shares, and sends it back; the result ends that."""
+"""Runs the heads of a part, from its number, pass, targets and shares, and starts its backward pass.
+
+The returned function completes the backward pass.
+"""
 
 
 def micro_batches(x: Batch, targets: Targets, size: int) -> Iterator[tuple[Batch, Mapping[str, Target], Row]]:
-    """Consecutive parts of at most `size` samples, with each task's share of its labels that is in the part, (T,)."""
+    """Yield consecutive parts of at most `size` samples, each with the tasks' shares of labels in it, (T,)."""
     labelled = _counts(targets, len(x))
     for start in range(0, len(x), size):
         part = slice(start, min(start + size, len(x)))
-        some = {task: _some(target, part) for task, target in targets.items()}
+        some = {task: _rows_in(target, part) for task, target in targets.items()}
         share = _counts(some, part.stop - part.start) / np.maximum(labelled, 1)
         yield x[part], some, share
 
 
-def add_up(model: Model, place: tuple[int, ...], parts: Iterable[Part], heads: Heads) -> None:
-    """Run a batch part by part; the sum of the parts' gradients is in `model.gradient` afterwards.
+def accumulate_gradients(model: Model, place: tuple[int, ...], parts: Iterable[Part], heads: Heads) -> None:
+    """Run a batch part by part, and leave the sum of the parts' gradients in `model.gradient`.
 
-    As many parts as the model's encoder wants are begun before the first one's heads run, and as many are on their way
-    back. The gradients are added in the order of the parts in any case, so the sum is the same bit for bit. What is
-    random is drawn for the `place` of the batch and the part's number.
+    Up to `model.in_flight` parts are in their forward passes, and as many in their backward passes. The gradients are
+    added in the order of the parts, so the sum is the same bit for bit. The seed of a part follows from the `place` of
+    the batch and the part's number.
     """
     summed = np.zeros_like(model.gradient)
-    at = model.heads_at
+    at = model.heads_range
     trunk = (slice(0, at.start), slice(at.stop, len(summed)))
-    begun: deque[tuple[int, Pass, Targets, Row]] = deque()
-    returning: deque[tuple[int, Callable[[], None]]] = deque()
+    forward: deque[tuple[int, Pass, Targets, Row]] = deque()
+    backward: deque[tuple[int, Callable[[], None]]] = deque()
 
     def seed(number: int) -> None:
         model.reseed(*place, *((number,) if number else ()))
 
-    def run_heads() -> None:
-        number, done, targets, share = begun.popleft()
+    def run_next_heads() -> None:
+        number, done, targets, share = forward.popleft()
         seed(number)
-        returning.append((number, heads(number, done, targets, share)))
+        backward.append((number, heads(number, done, targets, share)))
         summed[at] += model.gradient[at]
 
-    def take_back() -> None:
-        number, finish = returning.popleft()
+    def complete_next() -> None:
+        number, finish = backward.popleft()
         seed(number)
         finish()
         for where in trunk:
@@ -64,19 +67,19 @@ def add_up(model: Model, place: tuple[int, ...], parts: Iterable[Part], heads: H
 
     for number, (x, targets, share) in enumerate(parts):
         seed(number)
-        begun.append((number, model.forward(x), targets, share))
-        if len(begun) == model.in_flight:
-            run_heads()
-        if len(returning) == model.in_flight:
-            take_back()
-    while begun:
-        run_heads()
-    while returning:
-        take_back()
+        forward.append((number, model.forward(x), targets, share))
+        if len(forward) == model.in_flight:
+            run_next_heads()
+        if len(backward) == model.in_flight:
+            complete_next()
+    while forward:
+        run_next_heads()
+    while backward:
+        complete_next()
     model.gradient[:] = summed
 
 
-def _some(target: Target, part: slice) -> Target:
+def _rows_in(target: Target, part: slice) -> Target:
     if not isinstance(target, Labelled):
         return target[part]
     inside = (target.rows >= part.start) & (target.rows < part.stop)

@@ -1,42 +1,36 @@
-"""How much memory this process may still take, as Linux says: what the system has left, and its control groups."""
+"""The memory that this process may still take on Linux, by the system's free memory and the control groups."""
 
 from pathlib import Path
 
+from edge_runtime.training.process_memory import read_proc_bytes
+
 RESERVE_SHARE = 0.1
 RESERVE_BYTES = 64 * 1024**2
-"""What is left to the rest of the board: this much, or a tenth of what is installed if that is more."""
+"""Left to the rest of the board: this much, or a tenth of the installed memory if that is more."""
 
 V1_UNLIMITED = 2**62
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
-    """The least of what the system could give without swapping and what each control group of the process leaves.
+    """Return the least of the memory free without swapping and the room in each control group of the process.
 
-    `root` is where /proc and /sys are. None where the system does not say.
+    `root` holds /proc and /sys. None where the system does not report it.
     """
-    found = [_meminfo(root, "MemAvailable"), *_groups(root)]
+    found = [read_proc_bytes(root / "proc" / "meminfo", "MemAvailable"), *_groups(root)]
     return min((value for value in found if value is not None), default=None)
 
 
 def default_budget(rss_bytes: int, root: Path = Path("/")) -> int | None:
-    """What a process of this size may grow to: what is available to it, less a reserve. None where nobody says."""
-    available, installed = available_bytes(root), _meminfo(root, "MemTotal")
+    """Return the size to which a process of `rss_bytes` may grow, less a reserve; None where it is not known."""
+    available, installed = available_bytes(root), read_proc_bytes(root / "proc" / "meminfo", "MemTotal")
     if available is None:
         return None
     reserve = max(RESERVE_BYTES, int(RESERVE_SHARE * (installed or 0)))
     return rss_bytes + max(available - reserve, 0)
 
 
-def _meminfo(root: Path, key: str) -> int | None:
-    try:
-        lines = (root / "proc" / "meminfo").read_text().splitlines()
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
-
-
 def _groups(root: Path) -> list[int]:
-    """What each group from the process's own up to the highest leaves, of version 2 and of version 1."""
+    """Return the room in each group, from the process's own to the highest, of versions 2 and 1."""
     try:
         lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
     except OSError:

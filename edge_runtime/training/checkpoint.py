@@ -1,12 +1,12 @@
-"""Training that a power cut interrupts goes on in the middle of an epoch, to the same weights bit for bit.
+"""Checkpoints: after a power cut, training goes on in the middle of an epoch, to the same weights bit for bit.
 
-state/checkpoint holds the latest position of the round that is being trained: a header (8 bytes of length, little
-endian, and JSON) and, as they lie in memory, the weights (D,) and the optimizer's state. It is written whole, at most
-every `interval_s`, because each writing wears a card out by these vectors' size. Where the samples are in their order
-and what is random follow from the plan's seed and the position; so the header has only what has been summed up.
+state/checkpoint holds the progress of the round in training: a header (8 bytes of length, little endian, and JSON),
+then the weights (D,) and the optimizer's state as they are in memory. The file is replaced at most every `interval_s`,
+because each writing wears a memory card. The order of the samples and all seeds follow from the plan's seed and the
+number of steps, so the header needs only the sums.
 
-A checkpoint belongs to one plan, data set and engine (`key`); for any other it is as if it were not there, and so it is
-if it is damaged. It stays until the next round replaces it.
+A checkpoint belongs to one plan, data set and engine (`key`). For any other, or if it is damaged, it counts as absent.
+It stays until the next round replaces it.
 """
 
 import hashlib
@@ -27,22 +27,22 @@ LENGTH_BYTES = 8
 
 
 class CheckpointHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a checkpoint says beside the vectors. `val_loss` is of the weights that came; `wall_s` was spent before."""
+    """The JSON of a checkpoint. `val_loss` is of the received weights; `wall_s` was spent before the checkpoint."""
 
     key: str
-    position: TrainingProgress
+    progress: TrainingProgress
     val_loss: dict[str, float] | None
     wall_s: float
 
 
 def key_of(plan: Plan, samples: int, engine: str) -> str:
-    """What must be the same for training to go on: the plan, how many samples there are, what computes."""
+    """Return a digest of everything that must be the same to go on: plan, number of samples, engine."""
     same = (plan.round, plan.group, plan.tasks, plan.bundle.digest, plan.weights.digest, plan.training, samples, engine)
     return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
 
 
 class Checkpoint:
-    """One file. `interval_s` is at least between two writings; 0 writes at every occasion."""
+    """One checkpoint file. `interval_s` is the least time between two writings; with 0 each `save` is due."""
 
     def __init__(self, path: Path, interval_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._path = path
@@ -52,13 +52,13 @@ class Checkpoint:
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to write again."""
+        """True when it is time to write again."""
         return self._clock() - self._written_s >= self._interval_s
 
     def load(self, key: str, weights: Vector, state: Vector) -> CheckpointHeader | None:
-        """The header of this key's checkpoint, whose vectors are read into `weights` (D,) and `state`.
+        """Read this key's checkpoint into `weights` (D,) and `state`; return its header.
 
-        None, and nothing changed, if there is none of this key and of these lengths. Raises OSError.
+        Return None, and change nothing, if there is none of this key and these lengths. Raises OSError.
         """
         self._written_s = self._clock()
         try:
@@ -67,8 +67,8 @@ class Checkpoint:
                 if length > MAX_HEADER_BYTES:
                     return None
                 header = msgspec.json.decode(file.read(length), type=CheckpointHeader)
-                whole = LENGTH_BYTES + length + weights.nbytes + state.nbytes
-                if header.key != key or self._path.stat().st_size != whole:
+                size_bytes = LENGTH_BYTES + length + weights.nbytes + state.nbytes
+                if header.key != key or self._path.stat().st_size != size_bytes:
                     return None
                 for vector in (weights, state):
                     vector[...] = np.fromfile(file, np.float32, len(vector))
@@ -76,12 +76,12 @@ class Checkpoint:
             return None
         return header
 
-    def forget(self) -> None:
-        """There is none any more. Raises OSError."""
+    def delete(self) -> None:
+        """Delete the checkpoint, if there is one. Raises OSError."""
         self._path.unlink(missing_ok=True)
 
     def save(self, header: CheckpointHeader, weights: Vector, state: Vector) -> None:
-        """Write whole. Raises OSError."""
+        """Replace the checkpoint. Raises OSError."""
         data = msgspec.json.encode(header)
         with atomic_file(self._path) as file:
             file.write(len(data).to_bytes(LENGTH_BYTES, "little") + data)

@@ -1,7 +1,6 @@
 """The commands `train` and `predict`: local training without a network, and a plain model's predictions.
 
-Exit codes: 0 done, 2 it was asked for something that makes no sense, 3 the bundle, the model or the data cannot be
-used.
+Exit codes: 0 done, 2 an option is wrong, 3 the bundle, the model or the data cannot be used.
 """
 
 import argparse
@@ -20,14 +19,15 @@ from devices.cli.run import run as run_command
 from devices.cli.values import by_task, names, size
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version
-from edge_runtime.training.memory_plan import PlannedMemory, plan_memory
+from edge_runtime.training.memory_plan import EVALUATION_BATCH, PlannedMemory, plan_memory
 from edge_runtime.training.model import GraphCache, Model
-from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrainingUnavailable
 from edge_runtime.training.process_memory import peak_rss_bytes, rss_bytes
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.task_metrics import TaskMetrics
-from edge_runtime.training.trainer import EVALUATION_BATCH, Trainer, check_fits, evaluate
+from edge_runtime.training.trainer import Trainer, TrainingOutcome, check_fits, evaluate
+from edge_runtime.training.weighting_state import WeightingState
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
 from edge_runtime.wire.files import atomic_file
@@ -46,7 +46,7 @@ FAULTS: dict[type[Exception], int] = {
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `train`."""
+    """Add the arguments of `train`."""
     parser.add_argument("--bundle", type=Path, required=True, help="folder that `python -m export compile` wrote")
     parser.add_argument(
         "--data", type=Path, required=True, help="data set folder with train/ and optionally val/, test/"
@@ -105,7 +105,7 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train locally; the exit code."""
+    """Train locally; return the exit code."""
     return run_command(partial(_train, args), FAULTS)
 
 
@@ -114,22 +114,17 @@ def _train(args: argparse.Namespace) -> int:
     if unknown := sorted(set(args.task_weights) - set(model.tasks)):
         raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
     epochs, step_ms = [], []
-    state = np.zeros(optimizer(_settings(args, 0)).table(model.table.parameters).size, np.float32)
-    learnt, micro_batch, evaluated = None, None, EVALUATION_BATCH
-    if memory is not None and memory.in_parts:
-        micro_batch = memory.plan.micro_batch
-        evaluated = min(EVALUATION_BATCH, micro_batch)
+    state = np.zeros(make_optimizer(_settings(args, 0)).table(model.table.parameters).size, np.float32)
+    weighting_state, micro_batch = None, memory.plan.micro_batch if memory else None
+    evaluation_batch = memory.evaluation_batch if memory else EVALUATION_BATCH
     for epoch in range(args.epochs):
         settings = _settings(args, epoch)
-        clock = [time.perf_counter()]
-        trained = Trainer(model, dataset.train, micro_batch).train(
-            settings, state, learnt=learnt, report=lambda *_, clock=clock: clock.append(time.perf_counter())
-        )
-        learnt = trained.learnt
+        trained, times_ms = timed_training(Trainer(model, dataset.train, micro_batch), settings, state, weighting_state)
+        step_ms += times_ms
+        weighting_state = trained.weighting_state
         if not all(map(math.isfinite, trained.loss.values())) or not np.isfinite(model.weights).all():
             raise UsageError(f"training diverged in epoch {epoch + 1}: a lower learning rate may help (--lr)")
-        step_ms += [1000 * (after - before) for before, after in pairwise(clock)]
-        val_loss, val_metrics = measured(model, dataset.val, evaluated)
+        val_loss, val_metrics = measured(model, dataset.val, evaluation_batch)
         affinity = trained.affinities.result()
         epochs.append(
             {
@@ -143,7 +138,7 @@ def _train(args: argparse.Namespace) -> int:
         )
         if not args.json:
             print_epoch(epoch, trained.loss, val_loss, metrics_text(manifest, val_metrics))
-    test_loss, test_metrics = measured(model, dataset.test, evaluated)
+    test_loss, test_metrics = measured(model, dataset.test, evaluation_batch)
     result = {
         "tasks": model.tasks,
         "metrics": {task.name: task.metric for task in manifest.tasks},
@@ -164,16 +159,14 @@ def _train(args: argparse.Namespace) -> int:
     if args.json:
         print(msgspec.json.encode(result).decode())
     else:
-        peak = peak_rss_bytes()
-        said = "not measured" if peak is None else f"{peak / 2**20:.0f} MiB"
-        print(f"step {result['step_ms_median']:.1f} ms (median), peak memory {said}")
+        print(f"step {result['step_ms_median']:.1f} ms (median), peak memory {mib_text(peak_rss_bytes())}")
         if memory is not None and memory.predicted_bytes is not None:
             print(f"trained in {memory.plan}; {memory.predicted_bytes / 2**20:.0f} MiB were predicted")
     return DONE
 
 
 def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `predict`."""
+    """Add the arguments of `predict`."""
     parser.add_argument("--model", type=Path, required=True, help="plain model that `python -m export deploy` wrote")
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default test)")
@@ -184,7 +177,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Run a plain model, of allowed operators alone, over some images; the exit code."""
+    """Run a plain model, of allowed operators alone, over some images; return the exit code."""
     return run_command(partial(_predict, args), FAULTS)
 
 
@@ -228,18 +221,19 @@ def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, Plan
         path = lambda group, _: wire.artifact_path(args.bundle, group, wire.TRAINING)  # noqa: E731
         step = OrtTrainingCache(engine).step(manifest, path)
     plan = memory.plan if memory else None
-    model = Model(manifest, graphs, weights, step, keep=plan.saved if plan else (), frozen=plan.frozen if plan else 0)
+    saved, frozen = (plan.saved, plan.frozen) if plan else ((), 0)
+    model = Model(manifest, graphs, weights, step, save_activations=saved, frozen=frozen)
     return manifest, model, dataset, memory
 
 
 def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset) -> PlannedMemory | None:
-    """How to train in the budget that was given. Raises BudgetTooSmall, BundleInvalid and UsageError."""
+    """Plan the memory of training in the given budget. Raises BudgetTooSmall, BundleInvalid and UsageError."""
     if args.memory_budget is None:
         return None
     if args.engine == "official":
         raise UsageError("--memory-budget: the official engine does not plan its memory: leave out one of them")
     if manifest.footprint is None:
-        raise BundleInvalid(f"{args.bundle} does not say how much memory its graphs take: compile it again")
+        raise BundleInvalid(f"{args.bundle} has no footprint, so no budget can be planned: compile it again")
     return plan_memory(
         manifest,
         _settings(args, 0),
@@ -251,7 +245,7 @@ def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset
 
 
 def _select(whole: wire.Manifest, args: argparse.Namespace) -> tuple[wire.Manifest, Vector]:
-    """The manifest of the chosen tasks and the weights to start from."""
+    """Return the manifest of the chosen tasks and the initial weights."""
     names = tuple(sorted(args.tasks)) if args.tasks else whole.task_names
     manifest = whole.group(names, whole.weights)
     if args.weights is not None:
@@ -291,18 +285,34 @@ def _weighting(args: argparse.Namespace) -> dict[str, object] | None:
     return {"type": "fixed", "weights": args.task_weights} if args.task_weights else None
 
 
+def timed_training(
+    trainer: Trainer, settings: Training, state: Vector, weighting_state: WeightingState | None = None
+) -> tuple[TrainingOutcome, list[float]]:
+    """Train; return the outcome and the time of each step, ms. Raises EngineError."""
+    clock = [time.perf_counter()]
+    trained = trainer.train(
+        settings, state, weighting_state=weighting_state, report=lambda *_: clock.append(time.perf_counter())
+    )
+    return trained, [1000 * (after - before) for before, after in pairwise(clock)]
+
+
+def mib_text(value: int | None) -> str:
+    """Return a size in MiB as text; None was not measured."""
+    return "not measured" if value is None else f"{value / 2**20:.0f} MiB"
+
+
 def measured(
     model: Model, split: Split | None, batch: int
 ) -> tuple[dict[str, float], dict[str, float]] | tuple[None, None]:
-    """Losses and metrics by task over a split; None where there is no such split. Raises EngineError."""
+    """Return losses and metrics by task over a split; None without a split. Raises EngineError."""
     if split is None:
         return None, None
-    scores = TaskMetrics(model)
-    return evaluate(model, split, batch, scores=scores), scores.result()
+    metrics = TaskMetrics(model)
+    return evaluate(model, split, batch, metrics=metrics), metrics.result()
 
 
 def print_epoch(epoch: int, loss: dict[str, float], val_loss: dict[str, float] | None, more: str = "") -> None:
-    """Losses for people."""
+    """Print the losses of an epoch."""
     print(
         f"epoch {epoch + 1}: train {_losses(loss)}" + ("" if val_loss is None else f" · val {_losses(val_loss)}{more}"),
         flush=True,
@@ -310,7 +320,7 @@ def print_epoch(epoch: int, loss: dict[str, float], val_loss: dict[str, float] |
 
 
 def metrics_text(manifest: wire.Manifest, values: dict[str, float] | None) -> str:
-    """Metrics for people, to stand after losses; nothing where there are none."""
+    """Return the text of metrics that follows losses; empty without any."""
     named = {task.name: METRICS[task.metric] for task in manifest.tasks if task.metric is not None}
     found = [(task, named[task], value) for task, value in (values or {}).items()]
     return "".join(f" · {task} {about.title} {value:.{about.decimals}f}" for task, about, value in found)

@@ -1,8 +1,8 @@
-"""The encoder on the engine: a chain of stages, each recomputed in the backward pass or kept from the forward pass.
+"""The encoder on the engine: a chain of stages, with saved activations or activation checkpointing for each.
 
-Shapes: B samples. Recomputing holds the values that cross from stage to stage and, in the backward pass, the
-activations of one stage at a time. Keeping a stage saves its second forward pass and holds its activations while the
-heads run. Where the model has a stem, the encoder starts from the stem's embedding e instead of x, and gives ∂L/∂e.
+Shapes: B samples. Activation checkpointing holds the values between stages and, in the backward pass, the activations
+of one stage at a time, which it recomputes. Saving a stage's activations spares its second forward pass and holds them
+while the heads run. Where the model has a stem, the encoder starts from its embedding e instead of x, and gives ∂L/∂e.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +22,11 @@ Inputs = Mapping[str, Array]
 
 
 class Pass:
-    """One forward pass in training mode: what it was given, what its stages wrote, and what those to be kept saved."""
+    """One forward pass in training mode: its input, the values that its stages wrote, and saved activations."""
 
-    def __init__(self, given: Inputs, representations: int) -> None:
-        self.given = given
-        self.values: dict[str, Array] = dict(given)
+    def __init__(self, source: Inputs, representations: int) -> None:
+        self.source = source
+        self.values: dict[str, Array] = dict(source)
         self.saved: list[Held | None] = []
         self._representations = representations
 
@@ -37,112 +37,113 @@ class Pass:
 
 
 class EncoderBackend(Protocol):
-    """A seam: the encoder may be computed here, or by somebody else, who is told how a round goes."""
+    """A seam: the encoder is computed here or by an encoder server, which follows the course of the round."""
 
     @property
     def in_flight(self) -> int:
-        """How many forward passes may be begun before the first of them goes back: more than one if that saves time."""
+        """The number of forward passes that may begin before the first one's backward pass; more than 1 saves time."""
         ...
 
     def begin_round(self, step: int) -> None:
-        """A round begins, or goes on, with an optimizer's step."""
+        """Begin a round, or go on with it, at an optimizer's step."""
         ...
 
     def mark_checkpoint(self) -> None:
-        """A checkpoint has all steps so far."""
+        """Take notice that a checkpoint has all steps so far."""
         ...
 
     def finish_round(self) -> None:
-        """The round's training or measuring is done."""
+        """End the round."""
         ...
 
     def set_place(self, *place: int) -> None:
-        """What comes next is of the batch of this place: seed, epoch, step and, of a later micro-batch, its number."""
+        """Name the batch that comes next: seed, epoch, step and, of a later micro-batch, its number."""
         ...
 
-    def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:
-        """The forward pass in training mode."""
+    def forward(self, source: Inputs, parameters: Inputs, next_state: Inputs, *, backward: bool = True) -> Pass:
+        """Run the forward pass in training mode."""
         ...
 
     def backward(
-        self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs, *, release: bool = False
+        self, done: Pass, dz: Representation, parameters: Inputs, gradients: Inputs, *, release: bool = False
     ) -> Callable[[], Batch | None]:
-        """The gradients for ∂L/∂z; the result gives, or waits for, ∂L/∂e, if there is an e and it is wanted."""
+        """Run the backward pass for ∂L/∂z; the result returns ∂L/∂e, if there is one, and may wait for it."""
         ...
 
-    def predict(self, given: Inputs, inputs: Inputs) -> Representation:
-        """The representation in evaluation mode."""
+    def predict(self, source: Inputs, parameters: Inputs) -> Representation:
+        """Compute the representation in evaluation mode."""
         ...
 
 
 class LocalEncoder:
-    """The stages of a manifest's encoder.
+    """The stages of a manifest's encoder, on this device.
 
-    `keep` says which of them keep their activations; by default none does. The first `frozen` have no backward pass.
+    `save_activations` is true for the stages that save them; by default none does. The first `frozen` stages have no
+    backward pass.
     """
 
     def __init__(
-        self, manifest: Manifest, graph: Callable[[str], Graph], keep: Sequence[bool] = (), frozen: int = 0
+        self, manifest: Manifest, graph: Callable[[str], Graph], save_activations: Sequence[bool] = (), frozen: int = 0
     ) -> None:
         self._stages = manifest.stages
-        self._keep = tuple(keep) or (False,) * len(manifest.stages)
+        self._save_activations = tuple(save_activations) or (False,) * len(manifest.stages)
         self._frozen = frozen
         self._graph = graph
         z = {f"z.{i}": array.shape for i, array in enumerate(manifest.representation)}
         v = {f"v.{i}": array.shape for i, array in enumerate(manifest.values)}
-        self._source = manifest.source
-        given = manifest.input if manifest.embedding is None else manifest.embedding
-        self._shapes = {self._source: given.shape, **z, **v}
+        self._source_name = manifest.source
+        source = manifest.input if manifest.embedding is None else manifest.embedding
+        self._shapes = {self._source_name: source.shape, **z, **v}
         self._representations = len(z)
 
     @property
     def in_flight(self) -> int:
-        """One after another: there is one processor for all."""
+        """1: passes run one after another on the same processor."""
         return 1
 
     def begin_round(self, step: int) -> None:
-        """Nothing is remembered here between steps."""
+        """Do nothing: there is no state between steps."""
 
     def mark_checkpoint(self) -> None:
-        """Nor is anything that a checkpoint would need."""
+        """Do nothing: a checkpoint of the model has everything."""
 
     def finish_round(self) -> None:
-        """And nobody waits for the end."""
+        """Do nothing: nobody waits for the end."""
 
     def set_place(self, *place: int) -> None:
-        """What is random comes with the inputs: nothing else depends on the place."""
+        """Do nothing: the seed comes with the parameters."""
 
-    def forward(self, given: Inputs, inputs: Inputs, following: Inputs, *, backward: bool = True) -> Pass:
-        """The forward pass from x or e, by name, with parameters, state and seed as `inputs`.
+    def forward(self, source: Inputs, parameters: Inputs, next_state: Inputs, *, backward: bool = True) -> Pass:
+        """Run the forward pass from x or e, by name, with parameters, state and seed as `parameters`.
 
-        The next state goes to `following`. Without `backward` nothing is kept for a backward pass.
+        The next state goes to `next_state`. Without `backward` nothing is saved for a backward pass.
         """
-        done = Pass(given, self._representations)
-        batch = len(given[self._source])
+        done = Pass(source, self._representations)
+        batch = len(source[self._source_name])
         for k, stage in enumerate(self._stages):
             written = {name: self._empty(name, batch) for name in stage.writes}
-            keep = backward and self._keep[k] and k >= self._frozen
-            graph = self._graph(f"encoder.{k}.{'keep' if keep else 'forward'}")
-            held = graph.run({**done.values, **inputs}, {**written, **following}, hold=keep)
-            done.saved.append(held if keep else None)
+            saves = backward and self._save_activations[k] and k >= self._frozen
+            graph = self._graph(f"encoder.{k}.{'keep' if saves else 'forward'}")
+            held = graph.run({**done.values, **parameters}, {**written, **next_state}, hold=saves)
+            done.saved.append(held if saves else None)
             done.values |= written
         return done
 
     def backward(
-        self, done: Pass, dz: Representation, inputs: Inputs, gradients: Inputs, *, release: bool = False
+        self, done: Pass, dz: Representation, parameters: Inputs, gradients: Inputs, *, release: bool = False
     ) -> Callable[[], Batch | None]:
-        """The gradients of the parameters for ∂L/∂z, into the arrays of `gradients`; the result gives ∂L/∂e.
+        """Write the gradients of the parameters for ∂L/∂z into the arrays of `gradients`; the result returns ∂L/∂e.
 
-        None where there is no e, or where the first stage is frozen. With `release` each stage's values are given up
-        when they have been used: the pass cannot be gone back again.
+        It returns None without e, or if the first stage is frozen. With `release` each stage's values are freed after
+        their use: the pass has no second backward pass.
         """
-        batch = len(done.values[self._source])
+        batch = len(done.values[self._source_name])
         arriving: dict[str, Array] = {f"dz.{i}": array for i, array in enumerate(dz)}
         for k in reversed(range(self._frozen, len(self._stages))):
             stage, saved = self._stages[k], done.saved[k]
             leaving = {f"d{name}": self._empty(name, batch) for name in stage.reads if name != "x"}
             graph = self._graph(f"encoder.{k}.{'backward' if saved is None else 'kept'}")
-            graph.run({**done.values, **arriving, **inputs, **(saved or {})}, {**leaving, **gradients})
+            graph.run({**done.values, **arriving, **parameters, **(saved or {})}, {**leaving, **gradients})
             for name in stage.writes:
                 del arriving[f"d{name}"]
                 if release:
@@ -153,11 +154,11 @@ class LocalEncoder:
                 arriving[name] = arriving[name] + array if name in arriving else array
         return partial(arriving.get, "de")
 
-    def predict(self, given: Inputs, inputs: Inputs) -> Representation:
-        """The representation in evaluation mode."""
-        batch = len(given[self._source])
+    def predict(self, source: Inputs, parameters: Inputs) -> Representation:
+        """Compute the representation in evaluation mode."""
+        batch = len(source[self._source_name])
         z = {name: self._empty(name, batch) for name in (f"z.{i}" for i in range(self._representations))}
-        self._graph("encoder.predict").run({**given, **inputs}, z)
+        self._graph("encoder.predict").run({**source, **parameters}, z)
         return tuple(z.values())
 
     def _empty(self, name: str, batch: int) -> Batch:

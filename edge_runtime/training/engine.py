@@ -28,36 +28,36 @@ from edge_runtime.training.process_memory import return_large_blocks
 Arrays = Mapping[str, NDArray[Any]]
 Held = Mapping[str, Any]
 """Values in the engine's memory by name."""
-ONE_POOL = hasattr(ort, "set_global_thread_pool_sizes")
+HAS_SHARED_POOL = hasattr(ort, "set_global_thread_pool_sizes")
 ARENA_BYTES = 64 * 1024**2
-"""What the arena begins with unless it is told what a plan takes (edge_runtime.wire.budget). When that does not do, it
-grows by another region, and no allocation reaches across regions: with onnxruntime's default of 1 MiB, MobileNetV2
-peaked 18 % higher than in one region. What is not used costs nothing but a table of a 32nd part of its size."""
+"""The arena's first size unless a memory plan sets it (edge_runtime.wire.budget). When full, the arena grows by another
+region, and no allocation reaches across regions: with onnxruntime's default of 1 MiB, MobileNetV2 peaked 18 % higher
+than in one region. Unused memory costs nothing but a table of a 32nd part of its size."""
 MAX_ARENA_BYTES = 1024**3
 SPARE_BYTES = 64 * 1024
-"""What an allocation leaves over of a chunk of memory is free for others from this size on. By default only as much as
-was asked for again is, and memory peaks up to 15 % higher."""
+"""The rest of a chunk is free for other allocations from this size on. onnxruntime's default frees a rest only if it is
+as large as the allocation, and memory peaks up to 15 % higher."""
 
 
 class EngineError(RuntimeError):
-    """A graph could not be loaded or run; says which and why."""
+    """A graph could not be loaded or run; the message names it and the reason."""
 
 
 def engine_version() -> str:
-    """What runs the graphs, for reports."""
+    """Return name and version of the engine, for reports."""
     return f"onnxruntime {ort.__version__}"
 
 
-def trains() -> bool:
-    """Whether this onnxruntime is a build for training, which has the kernels of official training models."""
+def is_training_build() -> bool:
+    """Return True if this onnxruntime is a build for training, with the kernels of training models."""
     return hasattr(_pybind_state, "Module")
 
 
 class Engine:
     """Loads graphs; all of them share its threads and its memory.
 
-    The thread pool and the arena belong to the process: the first engine of a process decides how many threads there
-    are and what the arena begins with. Where onnxruntime does not offer a shared pool (1.19), each session has a pool
+    The thread pool and the arena belong to the process: the first engine of a process sets the number of threads
+    and the first size of the arena. Where onnxruntime does not offer a shared pool (1.19), each session has a pool
     of its own, whose threads do not spin.
     """
 
@@ -66,7 +66,7 @@ class Engine:
     def __init__(
         self, threads: int | None = None, arena_bytes: int = ARENA_BYTES, provider: Literal["cpu", "cuda"] = "cpu"
     ) -> None:
-        """`arena_bytes`: what the arena begins with, which is resident as far as it is used; see ARENA_BYTES.
+        """Start the engine. `arena_bytes` is the arena's first size, resident as far as it is used; see ARENA_BYTES.
 
         Raises EngineError for a `provider` that this onnxruntime does not have.
         """
@@ -79,7 +79,7 @@ class Engine:
         if not Engine._started:
             ort.set_default_logger_severity(3)
             # Two calls that may be made once in a process, before the first session.
-            if ONE_POOL:
+            if HAS_SHARED_POOL:
                 ort.set_global_thread_pool_sizes(self._threads, 1)
             info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
             arena = {
@@ -92,14 +92,14 @@ class Engine:
             Engine._started = True
 
     def load(self, path: Path) -> "Graph":
-        """A graph ready to run. Raises EngineError."""
+        """Load a graph, ready to run. Raises EngineError."""
         return self._load(path, ort.SessionOptions())
 
     def observe(self, path: Path, runs: Sequence[tuple[Arrays, Arrays]]) -> "GraphObservation":
-        """What the engine makes of a graph, and what its nodes allocate, over runs with these inputs and outputs.
+        """Run a graph with these inputs and outputs; return the optimised graph and the memory that its nodes allocate.
 
-        Outputs without an array are left to the engine, as in `Graph.run` with `hold`. Raises EngineError, also where
-        this onnxruntime does not tell.
+        Outputs without an array stay in the engine, as in `Graph.run` with `hold`. Raises EngineError, also where this
+        onnxruntime does not report allocations.
         """
         with tempfile.TemporaryDirectory() as name:
             optimised = Path(name) / "optimised.onnx"
@@ -114,13 +114,15 @@ class Engine:
                 records = json.loads(Path(graph.end_profiling()).read_bytes())
                 nodes = [NodeExecution.of(record) for record in records if record["name"].endswith("_kernel_time")]
             except (KeyError, ValueError) as exc:
-                raise EngineError(f"{engine_version()} does not say what the nodes of a graph allocate") from exc
+                raise EngineError(
+                    f"{engine_version()} does not report the memory that the nodes of a graph allocate"
+                ) from exc
             count = len(nodes) // len(runs)
             each = tuple(tuple(nodes[i * count : (i + 1) * count]) for i in range(len(runs)))
             return GraphObservation(optimised=optimised.read_bytes(), runs=each)
 
     def _load(self, path: Path, options: Any) -> "Graph":
-        if ONE_POOL:
+        if HAS_SHARED_POOL:
             options.use_per_session_threads = False
         else:
             options.intra_op_num_threads, options.inter_op_num_threads = self._threads, 1
@@ -138,7 +140,7 @@ class Engine:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeExecution:
-    """One node that ran: its operator, types and shapes of what went in and came out, what it left allocated."""
+    """One run of a node: its operator, types and shapes of inputs and outputs, memory left allocated."""
 
     operator: str
     inputs: tuple[tuple[str, tuple[int, ...]], ...]
@@ -147,7 +149,7 @@ class NodeExecution:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> "NodeExecution":
-        """From a record of onnxruntime's profile. Raises KeyError or ValueError where it is of another form."""
+        """Read a record of onnxruntime's profile. Raises KeyError or ValueError if it has another form."""
         facts = record["args"]
         return cls(
             operator=facts["op_name"],
@@ -185,7 +187,9 @@ class Graph:
 
     def _check(self, kind: str, names: set[str], arrays: Mapping[str, Any]) -> None:
         if missing := sorted(names - arrays.keys()):
-            raise EngineError(f"{self.name} has an {kind} {missing[0]!r} that is not known here: it is another graph")
+            raise EngineError(
+                f"{self.name} has an {kind} {missing[0]!r} that is not known here: the graph is of another version"
+            )
 
     def run(self, inputs: Mapping[str, Any], outputs: Arrays, *, hold: bool = False) -> Held:
         """Run once. Every output of the graph is written into the array of its name in `outputs`.
@@ -227,7 +231,7 @@ class Graph:
         return dict(zip(names, (np.asarray(array) for array in found), strict=True))
 
     def end_profiling(self) -> str:
-        """The file of the profile of a graph that was loaded to be profiled."""
+        """End profiling; return the path of the profile of a graph that was loaded for it."""
         return str(self._session.end_profiling())
 
 

@@ -1,7 +1,7 @@
-"""What is done to a whole gradient, summed over its micro-batches, before the optimizer's step.
+"""The proximal term and clipping of a gradient, summed over micro-batches, before the optimizer's step.
 
-The proximal term comes first and clipping second, as if the term were part of the loss; weight decay is the
-optimizer's and is not clipped.
+The proximal term comes first, as if it were part of the loss, and clipping second. Weight decay is the optimizer's and
+is not clipped.
 """
 
 # coverage: every branch
@@ -16,7 +16,7 @@ from edge_runtime.wire.tensors import Vector
 
 @np.errstate(over="ignore", invalid="ignore")  # training that diverges shows in its losses and weights
 def add_proximal(gradient: Vector, weights: Vector, received: Vector, mu: float) -> None:
-    """FedProx (Li et al., MLSys 2020, section 3.2): g ← g + mu · (w − w_received), in place; all (P,)."""
+    """Add g ← g + mu · (w − w_received) in place; all (P,). FedProx (Li et al., MLSys 2020, section 3.2)."""
     scratch = np.empty(min(BLOCK, len(weights)), np.float32)
     for start in range(0, len(weights), BLOCK):
         part = slice(start, start + BLOCK)
@@ -28,7 +28,7 @@ def add_proximal(gradient: Vector, weights: Vector, received: Vector, mu: float)
 
 @np.errstate(over="ignore", invalid="ignore")
 def clip(gradient: Vector, largest: float) -> float:
-    """Scale the gradient (P,) in place to the Euclidean norm `largest` where its own is larger; its own norm before.
+    """Scale the gradient (P,) in place to the Euclidean norm `largest` if its own is larger; return its own.
 
     The norm is over all parameters, encoder and heads (Pascanu et al., ICML 2013, algorithm 1).
     """
@@ -39,7 +39,7 @@ def clip(gradient: Vector, largest: float) -> float:
 
 
 def norm_of(gradient: Vector) -> float:
-    """The Euclidean norm, summed in float64."""
+    """Return the Euclidean norm, summed in float64."""
     scratch = np.empty(min(BLOCK, len(gradient)), np.float64)
     total = 0.0
     for start in range(0, len(gradient), BLOCK):

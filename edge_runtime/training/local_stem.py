@@ -1,8 +1,8 @@
-"""A stem of the device's own: trained here, never sent, and in the place of the one that the server sends.
+"""The local stem: trained on this device, never sent, and used instead of the stem that the server sends.
 
-state/stem/<round>.safetensors is what a round has made of it. The last two rounds are kept, so that one whose end was
-lost in a power cut is done again from where it began. What the server sends stands where there is none yet, and in the
-update in any case.
+state/stem/<round>.safetensors is the stem after a round. The last two rounds are kept, so that a round that a power cut
+interrupts is repeated from its beginning. The server's stem is used while there is no local one. The update always has
+the stem as the server sent it.
 
 Source: personal layers as in FedBone (Chen et al., JCST 39(5), 2024), whose clients keep embedding and head.
 """
@@ -19,30 +19,30 @@ STEM = "stem"
 
 
 class LocalStem:
-    """The stem of a device, by round, in a folder of its state. Raises OSError as the file system does."""
+    """The stem of a device after each round, in a folder of its state. All calls may raise OSError."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def put_into(self, table: TensorTable, came: Vector, of_round: int) -> Vector:
-        """The weights (D,) that a round begins with: those that came, with the stem as the device last trained it."""
+    def restore(self, table: TensorTable, received: Vector, of_round: int) -> Vector:
+        """Return the received weights (D,) with the stem as the device last trained it."""
         before = [number for number in self._rounds() if number < of_round]
         if not before:
-            return came
+            return received
         try:
             stem = unpack(table.select([STEM]), self._path(max(before)).read_bytes())
         except TensorsInvalid:
-            return came
-        return _with_stem(table, came, stem)
+            return received
+        return _with_stem(table, received, stem)
 
-    def take_out(self, table: TensorTable, came: Vector, trained: Vector, of_round: int) -> Vector:
-        """Keep the stem of weights that a round has trained; the weights with the one that came are for the server."""
+    def save(self, table: TensorTable, received: Vector, trained: Vector, of_round: int) -> Vector:
+        """Save the stem of trained weights; return the weights for the server, with the stem that it sent."""
         stem = table.select([STEM])
         write_atomic(self._path(of_round), pack(stem, trained[table.parts[STEM]]))
         for number in self._rounds():
             if number not in {of_round, of_round - 1}:
                 self._path(number).unlink()
-        return _with_stem(table, trained, came[table.parts[STEM]])
+        return _with_stem(table, trained, received[table.parts[STEM]])
 
     def _rounds(self) -> list[int]:
         return [int(path.stem) for path in self._folder.glob("*.safetensors") if path.stem.isdecimal()]

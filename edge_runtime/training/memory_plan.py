@@ -1,15 +1,15 @@
-"""How a round is trained in the memory that there is, decided before anything is allocated.
+"""The memory plan of a round, made before anything is allocated.
 
-The bundle's footprint says what each plan takes (edge_runtime.wire.budget); this adds what the device knows: what its
-process has already, what the plan's options take, and how much it may have. Where nobody sets a budget and the system
-does not say what is free, the fastest plan is taken; a bundle without footprint is trained in one piece, recomputed.
+The bundle's footprint has the memory of each plan (edge_runtime.wire.budget). The device adds that of its process and
+of the round's settings, and its budget. Without a budget, and where the system does not report its free memory, the
+fastest plan is taken. A bundle without a footprint trains whole batches with activation checkpointing.
 """
 
 # coverage: every branch
 
 from dataclasses import dataclass, replace
 
-from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.wire.budget import MemoryPlan, Workload, choose_within, predict
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.manifest import Manifest
@@ -17,24 +17,31 @@ from edge_runtime.wire.messages import MemoryUse, Training
 
 UNBOUNDED = 2**60
 MAX_IN_FLIGHT = 4
+EVALUATION_BATCH = 16
+"""Samples at once in evaluation, where memory allows."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedMemory:
-    """A plan with what it was made of, None where nothing is known. `arena_bytes` is what the engine starts with."""
+    """A memory plan with its budget and prediction, None where not known. `arena_bytes` is the arena's first size."""
 
     plan: MemoryPlan
     in_parts: bool
-    """Whether micro-batches are smaller than the batch: memory is short, and evaluation keeps to them too."""
+    """Whether micro-batches are smaller than the batch because memory is short; evaluation uses them too."""
     budget_bytes: int | None = None
     predicted_bytes: int | None = None
     arena_bytes: int | None = None
     in_flight: int = 1
-    """How many micro-batches may be on their way to the encoder server at once."""
+    """The number of micro-batches that may be on their way to the encoder server at once."""
+
+    @property
+    def evaluation_batch(self) -> int:
+        """The samples at once in evaluation."""
+        return min(EVALUATION_BATCH, self.plan.micro_batch) if self.in_parts else EVALUATION_BATCH
 
     @property
     def use(self) -> MemoryUse:
-        """What an update says of it."""
+        """The report of it in an update."""
         kept = sum(self.plan.saved)
         return MemoryUse(
             budget_bytes=self.budget_bytes,
@@ -68,7 +75,7 @@ def plan_memory(
         whole = MemoryPlan(micro_batch=most, saved=(False,) * len(manifest.stages))
         return PlannedMemory(plan=whole, in_parts=False, in_flight=min(parts, MAX_IN_FLIGHT))
     parameters = manifest.table.parameters
-    state = optimizer(settings).table(parameters).size
+    state = make_optimizer(settings).table(parameters).size
     work = Workload(
         batch=settings.batch,
         base_bytes=base_bytes,

@@ -1,8 +1,8 @@
 """Metrics of predictions as sums over batches: mean intersection over union, accuracy, RMSE, mean angular error.
 
-What has no label counts for nothing, as in the losses: a value that is NaN, a vector without length, the class that the
-loss ignores, and every number that is none of the classes. B is a batch, K are classes. A metric of nothing labelled is
-None. Sums are float64 or integers, so the batches' size changes a result by rounding at most.
+Elements without a label are left out, as in the losses: NaN, a vector of length zero, the class that the loss ignores,
+and numbers that are not a class. B is a batch, K are classes. A metric without any label is None. Sums are float64 or
+integers, so the size of the batches changes a result by rounding at most.
 """
 
 # coverage: every branch
@@ -19,14 +19,14 @@ Counts = NDArray[np.int64]
 
 
 class Metric(Protocol):
-    """A seam: what one task's predictions are measured by."""
+    """A seam: the measure of one task's predictions."""
 
     def add(self, prediction: Array, target: Array) -> None:
         """Take a batch of predictions and their targets."""
         ...
 
     def result(self) -> float | None:
-        """The metric of all that was taken; None where nothing was labelled."""
+        """Return the metric of all batches; None where nothing was labelled."""
         ...
 
 
@@ -45,14 +45,14 @@ class MeanIoU:
         self._labelled: Counts = np.zeros(classes, np.int64)
 
     def add(self, prediction: Array, target: Array) -> None:
-        """Scores (B, K, …) and classes (B, …)."""
+        """Take a batch of scores (B, K, …) and classes (B, …)."""
         found, wanted = _classes(prediction, target, self._ignored)
         self._both += np.bincount(wanted[found == wanted], minlength=self._classes)
         self._predicted += np.bincount(found, minlength=self._classes)
         self._labelled += np.bincount(wanted, minlength=self._classes)
 
     def result(self) -> float | None:
-        """From 0 to 1."""
+        """Return the metric, from 0 to 1."""
         union = self._predicted + self._labelled - self._both  # (K,)
         there = union > 0
         if self._ignored is not None and 0 <= self._ignored < self._classes:
@@ -61,7 +61,7 @@ class MeanIoU:
 
 
 class Accuracy:
-    """The share of labelled elements that are told right.
+    """The share of labelled elements that are predicted right.
 
     Of classes: those whose highest score is the target's. Of masks, targets from 0 to 1: those whose logit is above 0
     where the target is above 0.5.
@@ -73,7 +73,7 @@ class Accuracy:
         self._labelled = 0
 
     def add(self, prediction: Array, target: Array) -> None:
-        """Scores (B, K, …) and classes (B, …), or logits and masks of one shape, NaN for no label."""
+        """Take scores (B, K, …) and classes (B, …), or logits and masks of one shape, NaN for no label."""
         if target.dtype.kind == "f":
             known = np.logical_not(np.isnan(target))
             right = (prediction[known] > 0) == (target[known] > 0.5)
@@ -84,7 +84,7 @@ class Accuracy:
         self._labelled += len(right)
 
     def result(self) -> float | None:
-        """From 0 to 1."""
+        """Return the metric, from 0 to 1."""
         return self._right / self._labelled if self._labelled else None
 
 
@@ -96,14 +96,14 @@ class RootMeanSquare:
         self._labelled = 0
 
     def add(self, prediction: Array, target: Array) -> None:
-        """Values of one shape, NaN in the target for no label."""
+        """Take a batch of values of one shape, NaN in the target for no label."""
         known = np.logical_not(np.isnan(target))
         error = np.subtract(prediction[known], target[known], dtype=np.float64)
         self._squares += float(np.square(error, out=error).sum())
         self._labelled += len(error)
 
     def result(self) -> float | None:
-        """At least 0."""
+        """Return the metric, at least 0."""
         return float(np.sqrt(self._squares / self._labelled)) if self._labelled else None
 
 
@@ -118,7 +118,7 @@ class AngularError:
         self._labelled = 0
 
     def add(self, prediction: Array, target: Array) -> None:
-        """Vectors along dimension 1, (B, C, …); a component that is NaN in the target counts as 0."""
+        """Take a batch of vectors along dimension 1, (B, C, …); NaN in the target counts as 0."""
         wanted = np.where(np.isnan(target), np.float32(0), target)
         along = _product(prediction, wanted)  # (B, …)
         lengths = np.sqrt(_product(wanted, wanted))
@@ -129,12 +129,12 @@ class AngularError:
         self._labelled += len(cosine)
 
     def result(self) -> float | None:
-        """From 0 to 180."""
+        """Return the metric, from 0 to 180."""
         return self._degrees / self._labelled if self._labelled else None
 
 
 def metric_of(task: Task) -> Metric | None:
-    """What a task's predictions are measured by, with nothing taken yet; None where its bundle names nothing."""
+    """Return a new metric of a task; None where its bundle names none."""
     match task.metric:
         case "accuracy":
             return Accuracy(task.ignored)
@@ -149,12 +149,12 @@ def metric_of(task: Task) -> Metric | None:
 
 
 def _product(one: Array, other: Array) -> NDArray[np.float64]:
-    """Inner products along dimension 1, (B, C, …) to (B, …)."""
+    """Return inner products along dimension 1, (B, C, …) to (B, …)."""
     return np.asarray(np.einsum("bc...,bc...->b...", one, other, dtype=np.float64))
 
 
 def _classes(prediction: Array, target: Array, ignored: int | None) -> tuple[Counts, Counts]:
-    """Predicted and labelled classes of the labelled elements, each (N,). Scores (B, K, …), classes (B, …)."""
+    """Return predicted and labelled classes of the labelled elements, each (N,), from (B, K, …) and (B, …)."""
     known = (target >= 0) & (target < prediction.shape[1])
     if ignored is not None:
         known &= target != ignored

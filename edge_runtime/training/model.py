@@ -1,9 +1,8 @@
 """A multi-task model on the engine: its graphs, bound to flat vectors of parameters, state and gradients.
 
-Shapes: B samples, T tasks. The encoder maps x (B, …) to the representation, one or more arrays z (B, …); each head's
-step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. Where the model has a stem, that
-comes before the encoder and is trained with it. The graphs write into views of
-`gradient`; nothing is copied but the state, where it moves.
+Shapes: B samples, T tasks. The encoder maps x (B, …) to the representation, one or more arrays z (B, …). Each head's
+step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. A stem, if there is one, comes
+before the encoder and is trained with it. The graphs write into views of `gradient`; only changed state is copied.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -22,12 +21,12 @@ from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
 
 Weights = NDArray[np.float64]
-"""How much each task's loss counts, (T,)."""
+"""The weight of each task's loss, (T,)."""
 
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """Targets (R, …) of those rows (R,) of a batch that have a label; the others count for nothing."""
+    """Targets (R, …) of the rows (R,) of a batch that have a label; other rows add nothing to loss and gradients."""
 
     rows: NDArray[np.int64]
     target: Array
@@ -39,11 +38,11 @@ Losses = dict[str, float]
 OnTaskGradient = Callable[[str, float, Representation], None]
 """Called with a task, its loss and ∂L_i/∂z, which the next task overwrites; no loss (NaN) where nothing is labelled."""
 CombineGradients = Callable[[list[Representation]], Representation]
-"""From the tasks' w_i · ∂L_i/∂z to what takes the place of their sum; it may use up its arguments."""
+"""Takes the tasks' w_i · ∂L_i/∂z, which it may overwrite, and returns the gradient to use instead of their sum."""
 
 
 class TrainingStep(Protocol):
-    """A seam: another engine's whole step."""
+    """A seam: another engine that computes a step in one run."""
 
     def __call__(
         self,
@@ -52,13 +51,13 @@ class TrainingStep(Protocol):
         *,
         weights: Vector,
         gradient: Vector,
-        moved: Vector,
+        next_state: Vector,
         seeds: Mapping[str, Array],
         loss_weights: Weights | None,
     ) -> Losses:
-        """The losses by task, all gradients into `gradient` (P,), and what the state becomes into `moved` (D,).
+        """Return the losses by task; write all gradients to `gradient` (P,) and the next state to `next_state` (D,).
 
-        `seeds` are by part; loss weights (T,) are 1 where none are given.
+        `seeds` are by part; loss weights (T,) are 1 by default.
         """
 
 
@@ -73,17 +72,17 @@ class Model:
         manifest: Manifest,
         graph: Callable[[str], Graph],
         weights: Vector,
-        whole: TrainingStep | None = None,
-        keep: Sequence[bool] = (),
+        training_step: TrainingStep | None = None,
+        save_activations: Sequence[bool] = (),
         frozen: int = 0,
         encoder: EncoderBackend | None = None,
     ) -> None:
-        """`graph` gives a loaded graph by its name when it is first needed; `weights` (D,) is copied.
+        """`graph` returns a loaded graph by its name; `weights` (D,) are copied.
 
-        `whole` computes what `learn` needs in one run; without it the parts' graphs do. `keep` says which stages of the
-        encoder keep their activations for the backward pass; the others recompute them. The first `frozen` stages are
-        not trained: they have no gradient, and nor has a stem before them. With `encoder`, that computes the encoder,
-        of which the manifest's table has nothing then.
+        With `training_step`, `learn` is one run of it instead of the parts' graphs. `save_activations` is true for the
+        stages that save them for the backward pass; the others recompute them. The first `frozen` stages are not
+        trained: neither they nor a stem before them have a gradient. `encoder` computes the encoder elsewhere; the
+        manifest's table then has nothing of it.
         """
         self.manifest = manifest
         self.tasks = manifest.task_names
@@ -91,36 +90,38 @@ class Model:
         self.table.check(weights)
         self.weights = np.array(weights)
         self.gradient = np.zeros(self.table.parameters.size, np.float32)
-        self._moved = np.zeros(len(self.weights), np.float32)  # only the state of it is ever touched, and so in memory
+        self._next_state_values = np.zeros(
+            len(self.weights), np.float32
+        )  # only its state part is touched, and so in memory
         self._inputs = named(self.table, self.weights, "param")
         self._outputs = named(self.table.parameters, self.gradient, "grad")
-        self._next = named(self.table, self._moved, "param")
+        self._next = named(self.table, self._next_state_values, "param")
         for arrays in (self._inputs, self._outputs, self._next):
             arrays.setdefault("encoder", {})
         self._graph = graph
-        self._whole = whole
-        self._encoder: EncoderBackend = encoder or LocalEncoder(manifest, graph, keep, frozen)
+        self._training_step = training_step
+        self._encoder: EncoderBackend = encoder or LocalEncoder(manifest, graph, save_activations, frozen)
         self._stem = None if manifest.embedding is None else Stem(manifest.embedding, graph)
         still = {f"encoder.{name}" for stage in manifest.stages[:frozen] for name in stage.parameters}
         still |= {tensor.name for tensor in manifest.tensors if frozen and tensor.part == "stem"}
         self.trained = _ranges(self.table.parameters, still)
-        """Where the trained parameters are in the vectors, in order."""
+        """The ranges of the trained parameters in the vectors, in order."""
         self.trains_encoder = encoder is not None or frozen < len(manifest.stages)
         self.reseed(0, 0, 0)
 
     @property
     def encoder(self) -> slice:
-        """Where the encoder's parameters are in the vectors; nowhere, if it is computed elsewhere."""
+        """The range of the encoder's parameters in the vectors; empty if it is computed elsewhere."""
         return self.table.parts.get("encoder", slice(0, 0))
 
     @property
     def in_flight(self) -> int:
-        """How many forward passes may be begun before the first of them goes back."""
+        """The number of forward passes that may begin before the first one's backward pass."""
         return self._encoder.in_flight
 
     @property
-    def heads_at(self) -> slice:
-        """Where the parameters of all heads are in the vectors: between those of encoder and stem."""
+    def heads_range(self) -> slice:
+        """The range of all heads' parameters in the vectors, between those of encoder and stem."""
         heads = [where for part, where in self.table.parts.items() if part.startswith("head.")]
         return slice(heads[0].start, heads[-1].stop)
 
@@ -130,18 +131,18 @@ class Model:
         return self.weights[: len(self.gradient)]
 
     def begin_round(self, step: int = 0) -> None:
-        """A round begins, or goes on, with an optimizer's step; whoever computes the encoder is told, here and below.
+        """Begin a round, or go on with it, at an optimizer's step.
 
-        Raises HostUnavailable, as all that needs an encoder that is computed elsewhere.
+        Raises EncoderServerUnavailable in split learning, as all calls that need the encoder.
         """
         self._encoder.begin_round(step)
 
     def mark_checkpoint(self) -> None:
-        """All steps so far are in a checkpoint."""
+        """Tell the encoder that all steps so far are in a checkpoint."""
         self._encoder.mark_checkpoint()
 
     def finish_round(self) -> None:
-        """The round's training or measuring is done."""
+        """End the round."""
         self._encoder.finish_round()
 
     def learn(
@@ -149,68 +150,68 @@ class Model:
         x: Batch,
         targets: Targets,
         weights: Weights | None = None,
-        keep: OnTaskGradient | None = None,
-        merge: CombineGradients | None = None,
+        on_task: OnTaskGradient | None = None,
+        combine: CombineGradients | None = None,
     ) -> Losses:
-        """The losses by task, with all gradients of Σ w_i · L_i in `gradient`; see `heads`."""
+        """Compute all gradients of Σ w_i · L_i into `gradient`; return the losses by task. See `run_heads`."""
         labelled = not any(isinstance(target, Labelled) for target in targets.values())
-        if self._whole is not None and keep is None and merge is None and labelled:
-            losses = self._whole(
+        if self._training_step is not None and on_task is None and combine is None and labelled:
+            losses = self._training_step(
                 x,
                 cast("Mapping[str, Array]", targets),
                 weights=self.weights,
                 gradient=self.gradient,
-                moved=self._moved,
+                next_state=self._next_state_values,
                 seeds={part: inputs["seed"] for part, inputs in self._inputs.items()},
                 loss_weights=weights,
             )
             for part in self._inputs:
-                self._move(part)
+                self._update_state(part)
             return losses
         done = self.forward(x)
-        losses, total = self.heads(done.z, targets, weights, keep, merge)
+        losses, total = self.run_heads(done.z, targets, weights, on_task, combine)
         self.backward(done, total, release=True)
         return losses
 
-    def heads(
+    def run_heads(
         self,
         z: Representation,
         targets: Targets,
         weights: Weights | None = None,
-        keep: OnTaskGradient | None = None,
-        merge: CombineGradients | None = None,
+        on_task: OnTaskGradient | None = None,
+        combine: CombineGradients | None = None,
     ) -> tuple[Losses, Representation]:
-        """Every head's step in turn: the losses by task, and what the encoder receives, Σ w_i · ∂L_i/∂z · 1/√T.
+        """Run every head's step; return the losses by task and the encoder's gradient Σ w_i · ∂L_i/∂z · 1/√T.
 
-        A head's own gradients are of w_i · L_i. Losses, and what `keep` is shown, are without the weights; `weights`
-        are 1 where none are given. With `merge`, the gradients of all tasks are held and merged by it instead of added.
+        A head's own gradients are of w_i · L_i. The losses, and the arguments of `on_task`, are without the weights;
+        `weights` are 1 by default. With `combine`, the gradients of all tasks are held and combined, not added.
         """
-        total = tuple(map(np.zeros_like, z)) if merge is None else ()
+        total = tuple(map(np.zeros_like, z)) if combine is None else ()
         dz = tuple(map(np.empty_like, z))
-        held: list[Representation] = []  # w_i · ∂L_i/∂z of the tasks so far, where they are merged
+        held: list[Representation] = []  # w_i · ∂L_i/∂z of the tasks so far, to be combined
         losses: dict[str, float] = {}
         for i, task in enumerate(self.tasks):
             if held:
                 dz = tuple(map(np.empty_like, z))
             losses[task] = self.step(task, z, targets[task], dz)
-            if keep is not None:
-                keep(task, losses[task], dz)
+            if on_task is not None:
+                on_task(task, losses[task], dz)
             if weights is not None and weights[i] != 1:
                 for array in (*dz, self.gradient[self.table.parts[f"head.{task}"]]):
                     np.multiply(array, np.float32(weights[i]), out=array)
-            if merge is not None:
+            if combine is not None:
                 held.append(dz)
                 continue
             for summed, part in zip(total, dz, strict=True):
                 np.add(summed, part, out=summed)
-        if merge is not None:
-            total = merge(held)
+        if combine is not None:
+            total = combine(held)
         for summed in total:
             np.multiply(summed, np.float32(1 / np.sqrt(len(self.tasks))), out=summed)
         return losses, total
 
     def reseed(self, *numbers: int) -> None:
-        """What is random in training from now on, in every part another: a pure function of these numbers."""
+        """Set the seeds of all parts, each another pure function of these numbers."""
         parts = ("encoder", *(f"head.{task}" for task in self.tasks), *(("stem",) if self._stem else ()))
         drawn = np.random.SeedSequence(numbers).generate_state(len(parts))
         for part, value in zip(parts, drawn, strict=True):
@@ -218,28 +219,28 @@ class Model:
         self._encoder.set_place(*numbers)
 
     def forward(self, x: Batch) -> Pass:
-        """The forward pass up to the representation in training mode; moves the encoder's state."""
+        """Run the forward pass up to the representation in training mode; update the encoder's state."""
         done = self._encoder.forward(self._embed(x), self._inputs["encoder"], self._next_state("encoder"))
-        self._move("encoder")
+        self._update_state("encoder")
         return done
 
     def look_ahead(self, done: Pass, encoder: Vector) -> Representation:
-        """The representation z of a pass in training mode, had the encoder other parameters; nothing moves.
+        """Repeat a forward pass with other encoder parameters; return the representation z. No state changes.
 
-        `encoder` is the encoder's part of a vector of parameters.
+        `encoder` is the encoder's range of a vector of parameters.
         """
         inputs = self._inputs["encoder"] | named(self.table.select(["encoder"]), encoder, "param")["encoder"]
-        return self._encoder.forward(done.given, inputs, self._next_state("encoder"), backward=False).z
+        return self._encoder.forward(done.source, inputs, self._next_state("encoder"), backward=False).z
 
     def encode(self, x: Batch) -> Representation:
-        """The representation z in evaluation mode."""
+        """Compute the representation z in evaluation mode."""
         given = {"x": x} if self._stem is None else {"e": self._stem.predict(x, self._inputs["stem"])}
         return self._encoder.predict(given, self._inputs["encoder"])
 
     def step(self, task: str, z: Representation, target: Target, dz: Representation) -> float:
-        """One head's loss; ∂L/∂z goes to `dz`, the head's gradients to `gradient`; moves the head's state.
+        """Run one head's step: ∂L/∂z to `dz`, its gradients to `gradient`, its state updated; return the loss.
 
-        Where nothing is labelled the loss is NaN, the gradients are zero and the state stays.
+        If no row is labelled, the loss is NaN, the gradients are zero and the state stays.
         """
         if isinstance(target, Labelled):
             return self._step_some(task, z, target, dz)
@@ -248,7 +249,7 @@ class Model:
         inputs = {"target": target, **numbered("z", z), **self._inputs[part]}
         outputs = {"loss": loss, **numbered("dz", dz), **self._outputs[part], **self._next_state(part)}
         self._graph(f"{part}.step").run(inputs, outputs)
-        self._move(part)
+        self._update_state(part)
         return float(loss)
 
     def _step_some(self, task: str, z: Representation, labelled: Labelled, dz: Representation) -> float:
@@ -265,40 +266,40 @@ class Model:
         return loss
 
     def loss(self, task: str, z: Representation, target: Target) -> float:
-        """One head's loss alone, in training mode, NaN where nothing is labelled; nothing moves."""
+        """Compute one head's loss in training mode, NaN if no row is labelled. No state changes."""
         return self._loss(task, "loss", z, target)
 
     def evaluate(self, task: str, z: Representation, target: Target) -> float:
-        """One head's loss in evaluation mode, NaN where nothing is labelled."""
+        """Compute one head's loss in evaluation mode, NaN if no row is labelled."""
         return self._loss(task, "evaluate", z, target)
 
     def predict(self, task: str, z: Representation) -> Batch:
-        """One head's prediction (B, …), in evaluation mode."""
+        """Compute one head's prediction (B, …) in evaluation mode."""
         prediction = np.empty((len(z[0]), *self.manifest.task(task).prediction.shape), np.float32)
         inputs = {**numbered("z", z), **self._inputs[f"head.{task}"]}
         self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
         return prediction
 
     def backward(self, done: Pass, dz: Representation, *, release: bool = False, stem: bool = True) -> Vector:
-        """The encoder's gradient for ∂L/∂z, written to `gradient`; returns that part of it, a view. Nothing moves.
+        """Write the encoder's gradient for ∂L/∂z to `gradient`; return a view of that range. No state changes.
 
-        The gradient of a stem is written there as well, unless `stem` is false. With `release` the pass is used up, and
-        its memory free for what follows.
+        The gradient of a stem is written there as well, unless `stem` is false. With `release` the memory of the pass
+        is freed, and it has no second backward pass.
         """
-        finish = self.send_back(done, dz, release=release)
+        finish = self.start_backward(done, dz, release=release)
         if stem:
             finish()
         return self.gradient[self.encoder]
 
-    def send_back(self, done: Pass, dz: Representation, *, release: bool = False) -> Callable[[], None]:
-        """`backward` in two: what it returns waits for ∂L/∂e, and writes the gradient of the stem.
+    def start_backward(self, done: Pass, dz: Representation, *, release: bool = False) -> Callable[[], None]:
+        """Start a backward pass; the returned function waits for ∂L/∂e and writes the gradient of the stem.
 
-        What is random must then be of the pass again; see `reseed`.
+        Call `reseed` with the numbers of the pass before that function.
         """
-        arrive = self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
+        wait = self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
 
         def finish() -> None:
-            if self._stem is not None and (de := arrive()) is not None:
+            if self._stem is not None and (de := wait()) is not None:
                 self._stem.backward(done.values["x"], de, self._inputs["stem"], self._outputs["stem"])
 
         return finish
@@ -314,20 +315,20 @@ class Model:
         return float(loss)
 
     def _embed(self, x: Batch) -> dict[str, Array]:
-        """What the encoder is given in training mode; x is there in any case."""
+        """Return the encoder's input in training mode, and x in any case."""
         return {"x": x} if self._stem is None else {"x": x, "e": self._stem.forward(x, self._inputs["stem"])}
 
     def _next_state(self, part: str) -> dict[str, Array]:
         state = self._next[part].items()
         return {f"next.{name.removeprefix(STATE)}": view for name, view in state if name.startswith(STATE)}
 
-    def _move(self, part: str) -> None:
+    def _update_state(self, part: str) -> None:
         if where := self.table.parts.get(f"{STATE}{part}"):
-            self.weights[where] = self._moved[where]
+            self.weights[where] = self._next_state_values[where]
 
 
 def _ranges(table: TensorTable, left_out: Collection[str]) -> tuple[slice, ...]:
-    """The parts of a vector without some tensors, as few as there are."""
+    """Return the ranges of a vector without some tensors, as few as possible."""
     ranges: list[slice] = []
     for tensor in table.tensors:
         if tensor.name in left_out:
@@ -341,12 +342,12 @@ def _ranges(table: TensorTable, left_out: Collection[str]) -> tuple[slice, ...]:
 
 
 def numbered(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
-    """The arrays of a representation under the names that the graphs give them."""
+    """Return the arrays of a representation under their names in the graphs."""
     return {f"{name}.{i}": array for i, array in enumerate(arrays)}
 
 
 def named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, Array]]:
-    """Views of a vector by part, under the names that the graphs give them; a part's state is with the part."""
+    """Return views of a vector by part, under their names in the graphs; a part's state is with the part."""
     named: dict[str, dict[str, Array]] = {}
     for name, view in table.views(vector).items():
         part = part_of(name)
@@ -359,7 +360,7 @@ def named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, 
 class GraphCache:
     """Loaded graphs by the digest of their file, so that rounds and groups that share a graph load it once.
 
-    None of a manifest's graphs is loaded before all have been held to what a bundle may have.
+    All graphs of a manifest are checked before any is loaded.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -368,9 +369,10 @@ class GraphCache:
         self._checked: set[str] = set()
 
     def of(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> Callable[[str], Graph]:
-        """A manifest's graphs by name. `locate` gives the file of a graph's name and digest.
+        """Return a function from the names of a manifest's graphs to loaded graphs.
 
-        What the manifest does not name is unloaded. Raises BundleInvalid, and the result EngineError.
+        `locate` returns the file of a graph's name and digest. Graphs of other manifests are unloaded. Raises
+        BundleInvalid, and the returned function EngineError.
         """
         named = {name: file.digest for name, file in manifest.graphs.items()}
         for name, digest in named.items():

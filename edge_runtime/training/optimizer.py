@@ -1,8 +1,8 @@
 """The optimizers, in place on flat vectors: stochastic gradient descent and AdamW.
 
-An optimizer's state is one flat vector with a table of its own, zero at the beginning: it is kept, checkpointed and
-compared like any other. The vectors are worked through in blocks that fit the cache, so no temporary is as long as
-they. A gradient may be the sum over micro-batches: a step is taken once for all of them.
+An optimizer's state is one flat vector with a table of its own, zero at the beginning; it is saved, checkpointed and
+compared like any other. The vectors are processed in blocks that fit the cache, so no temporary array is as long as
+they are. A gradient may be the sum over micro-batches; there is one step for all of them.
 """
 
 # coverage: every branch
@@ -24,16 +24,16 @@ BLOCK = 16_384
 
 
 class Optimizer(Protocol):
-    """A seam, because the trainer takes a step the same way whatever the step is."""
+    """A seam: the trainer takes a step in the same way with every optimizer."""
 
     def table(self, parameters: TensorTable) -> TensorTable:
-        """The layout of the state that goes with these parameters."""
+        """Return the layout of the state for these parameters."""
         ...
 
     def step(self, weights: Vector, gradient: Vector, state: Vector, trained: Ranges | None = None) -> None:
         """Update `weights` (P,) and `state` in place. `gradient` (P,) is used as scratch.
 
-        With `trained` the rest of them, and what belongs to it, stays as it is.
+        With `trained`, the weights outside of these ranges, and their state, stay as they are.
         """
         ...
 
@@ -51,7 +51,7 @@ class Sgd:
     weight_decay: float
 
     def table(self, parameters: TensorTable) -> TensorTable:
-        """The velocity lies as the parameters do."""
+        """Return the parameters' own table: the velocity has the same layout."""
         return parameters
 
     @np.errstate(over="ignore", invalid="ignore")  # training that diverges shows in its losses and weights
@@ -78,7 +78,7 @@ class AdamW:
     v ← beta2 · v + (1 − beta2) · g²            v̂ = v / (1 − beta2^t)
     w ← w − lr · (m̂ / (√v̂ + epsilon) + decay · w)
 
-    t counts the steps behind the moments; a float32 counts to 2^24, where both corrections are 1 long since.
+    t counts the steps in the moments. A float32 counts to 2^24, far beyond the step where both corrections are 1.
     """
 
     lr: float
@@ -88,7 +88,7 @@ class AdamW:
     weight_decay: float
 
     def table(self, parameters: TensorTable) -> TensorTable:
-        """Both moments as the parameters lie, then the count."""
+        """Return the table of both moments, each in the layout of the parameters, and of the count."""
         shapes: dict[str, tuple[int, ...]] = {"steps": (1,)}
         for tensor in parameters.tensors:
             shapes |= {f"first.{tensor.name}": tensor.shape, f"second.{tensor.name}": tensor.shape}
@@ -132,8 +132,8 @@ def _blocks(ranges: Ranges) -> Iterator[slice]:
             yield slice(start, min(start + BLOCK, whole.stop))
 
 
-def optimizer(settings: Training) -> Optimizer:
-    """The optimizer that a plan asks for."""
+def make_optimizer(settings: Training) -> Optimizer:
+    """Return the optimizer that a plan sets."""
     if settings.optimizer == "adamw":
         return AdamW(
             lr=settings.lr,
@@ -147,7 +147,7 @@ def optimizer(settings: Training) -> Optimizer:
 
 @np.errstate(over="ignore", invalid="ignore")
 def look_ahead(weights: Vector, gradient: Vector, *, lr: float, weight_decay: float, out: Vector) -> None:
-    """One plain step without momentum into `out`: w − lr · (g + decay · w)."""
+    """Write one plain step without momentum to `out`: w − lr · (g + decay · w)."""
     np.multiply(weights, np.float32(weight_decay), out=out)
     out += gradient
     out *= np.float32(-lr)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.training.engine import Engine, Graph, engine_version, trains
+from edge_runtime.training.engine import Engine, Graph, engine_version, is_training_build
 from edge_runtime.wire.manifest import TRAINING, Artifacts, Manifest
 from edge_runtime.wire.names import group_id
 from edge_runtime.wire.operators import ORT_TRAINING, check_graph_file
@@ -29,7 +29,7 @@ class OrtTrainingUnavailable(RuntimeError):
 
 def check_installed() -> None:
     """Raise OrtTrainingUnavailable unless what is installed as onnxruntime is onnxruntime-training."""
-    if not trains():
+    if not is_training_build():
         raise OrtTrainingUnavailable(
             f"the engine 'official' needs onnxruntime-training {RELEASE}, and {engine_version()} is installed: install "
             "onnxruntime-training-cpu in an environment of its own (x86-64, Python up to 3.12), or use 'portable'"
@@ -66,13 +66,13 @@ class OrtTrainingStep:
         *,
         weights: Vector,
         gradient: Vector,
-        moved: Vector,
+        next_state: Vector,
         seeds: Mapping[str, NDArray[Any]],
         loss_weights: NDArray[np.float64] | None = None,
     ) -> dict[str, float]:
         """Return the loss of each task for x (B, …), and write the gradients over `gradient` (P,).
 
-        What the state of `weights` (D,) becomes goes into `moved` (D,); `seeds` are by part. The encoder's gradient is
+        The next state of `weights` (D,) goes into `next_state` (D,); `seeds` are by part. The encoder's gradient is
         of Σ w_i · ∂L_i/∂z · 1/√T, which the artifact has in it; w are the `loss_weights` (T,), or 1. Where no loss
         depends on a parameter its gradient is zero. Raises EngineError.
         """
@@ -90,7 +90,7 @@ class OrtTrainingStep:
             **self._table.views(weights),
             **{_buffer(name): view for name, view in gradients.items()},
         }
-        state = ((name, view) for name, view in self._table.views(moved).items() if name.startswith(STATE))
+        state = ((name, view) for name, view in self._table.views(next_state).items() if name.startswith(STATE))
         following = {f"next.{name.removeprefix(STATE)}": view for name, view in state}
         self._graph.run(inputs, {"loss": np.empty((), np.float32), **losses, **following, **self._done})
         return {task: float(losses[f"loss.{task}"]) for task in self._tasks}

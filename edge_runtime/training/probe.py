@@ -1,12 +1,12 @@
-"""Affinity probes: how much a step on one task helps or hurts the others, measured on a training batch.
+"""Affinity probes: the effect of a step on one task on the others, measured on a training batch.
 
 Exact look-ahead (Fifty et al., NeurIPS 2021, section 3; MAS, section 3.2): with g_i the encoder's gradient of task i,
 
     θ|i = θ − lr · (g_i + decay · θ)            S[i→j] = (1 − L_j(θ|i) / L_j(θ)) / lr
 
-for all ordered pairs, the diagonal too, heads fixed. The losses are those of training: with the statistics of the batch
-and what was drawn for it. What the gradients alone say of it, to first order, is in gram.py. A probe reads parameters
-and state and writes only scratch vectors, so training goes on bit for bit as if it had not been there.
+for all ordered pairs, the diagonal too, heads fixed. The losses are in training mode, with the statistics and seeds of
+the batch. The first-order affinity, from gradients alone, is in gram.py. A probe reads parameters and state and writes
+only scratch vectors, so training is the same bit for bit without it.
 """
 
 # coverage: every branch
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.training.encoder import Pass, Representation
-from edge_runtime.training.gram import first_order, pull
+from edge_runtime.training.gram import first_order_affinity, representation_gram, weight_decay_terms
 from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.optimizer import look_ahead
 from edge_runtime.training.progress import ProbeProgress
@@ -31,7 +31,7 @@ Matrix = NDArray[np.float64]
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """How affinities are measured. `lr` and `weight_decay` are those of the step that is looked ahead."""
+    """A method of measuring affinities. `lr` and `weight_decay` are those of the step that it looks ahead."""
 
     method: ProbeMethod
     lr: float
@@ -45,30 +45,19 @@ class Probe:
         losses: Mapping[str, float],
         dz: Mapping[str, Representation],
     ) -> Matrix:
-        """S (T, T), values[i][j] being i→j, for one batch.
+        """Measure S (T, T), values[i][j] being i→j, for one batch.
 
-        `done` is the batch's forward pass, `losses` and `dz` are those at the current parameters. Uses the encoder's
-        part of `model.gradient` as scratch; the first order of the encoder's gradients holds T of them at once. A loss
-        of zero (no labels in the batch) gives values that are not finite.
+        `done` is the batch's forward pass; `losses` and `dz` are those at the current parameters. Uses the encoder's
+        range of `model.gradient` as scratch. The method "encoder" holds T gradients at once. A loss of zero (no labels
+        in the batch) gives values that are not finite.
         """
-        if self.method == "exact":
-            return self._exact(model, done, targets, losses, dz)
         before = [losses[task] for task in model.tasks]
         if self.method == "encoder":
             gradients = [model.backward(done, dz[task], stem=False).copy() for task in model.tasks]
-            pulls = pull(model.weights[model.encoder], gradients, self.weight_decay)
-            return first_order(gram(gradients), before, pulls)
-        arrays = range(len(dz[model.tasks[0]]))
-        return first_order(np.sum([gram([dz[task][k] for task in model.tasks]) for k in arrays], axis=0), before)
-
-    def _exact(
-        self,
-        model: Model,
-        done: Pass,
-        targets: Targets,
-        losses: Mapping[str, float],
-        dz: Mapping[str, Representation],
-    ) -> Matrix:
+            decay_terms = weight_decay_terms(model.weights[model.encoder], gradients, self.weight_decay)
+            return first_order_affinity(gram(gradients), before, decay_terms)
+        if self.method == "representation":
+            return first_order_affinity(representation_gram([dz[task] for task in model.tasks]), before)
         ahead = np.empty_like(model.weights[model.encoder])
         values = np.empty((len(model.tasks), len(model.tasks)))
         for i, source in enumerate(model.tasks):
@@ -81,12 +70,12 @@ class Probe:
 
 
 def relative_gain(before: float, after: float, lr: float) -> float:
-    """(1 − after / before) / lr; not finite where there was no loss before."""
+    """Return (1 − after / before) / lr; NaN if the loss before is 0."""
     return (1 - after / before) / lr if before else float("nan")
 
 
 class AffinityStatistics:
-    """Mean and variance over batches, by Welford's recurrence; a batch with a value that is not finite is left out."""
+    """Mean and variance over batches, by Welford's recurrence, without batches that have a value that is not finite."""
 
     def __init__(self, tasks: tuple[str, ...], before: ProbeProgress | None = None) -> None:
         self.tasks = tasks
@@ -104,12 +93,12 @@ class AffinityStatistics:
         self._mean += difference / self.count
         self._squares += difference * (values - self._mean)
 
-    def so_far(self, *, is_due: bool) -> ProbeProgress:
-        """All that goes on from here; `is_due` says whether a probe waits for its batch."""
+    def progress(self, *, is_due: bool) -> ProbeProgress:
+        """Return the statistics so far, to go on from; `is_due` is true while a probe waits for its batch."""
         return ProbeProgress(count=self.count, mean=_rows(self._mean), squares=_rows(self._squares), is_due=is_due)
 
     def result(self) -> Affinity | None:
-        """What was measured; None if nothing was."""
+        """Return mean and variance; None without any probe."""
         if self.count == 0:
             return None
         variance = self._squares / (self.count - 1) if self.count > 1 else None

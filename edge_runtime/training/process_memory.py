@@ -1,4 +1,4 @@
-"""How much memory this process has used, as Linux counts it, and that it gives back what it has freed."""
+"""The memory that this process has used, as Linux counts it, and the return of freed memory to the system."""
 
 import ctypes
 import os
@@ -12,24 +12,22 @@ LARGE_BYTES = 1024**2
 
 
 def rss_bytes() -> int | None:
-    """The resident set now; None where the system does not say."""
-    return _status_bytes("VmRSS:")
+    """Return the resident set now; None where the system does not report it."""
+    return read_proc_bytes(_STATUS, "VmRSS")
 
 
 def peak_rss_bytes() -> int | None:
-    """The largest resident set since the process began, or since `restart_peak`; None where the system does not say."""
-    return _status_bytes("VmHWM:")
+    """Return the largest resident set since the process began or since `restart_peak`; None where not reported."""
+    return read_proc_bytes(_STATUS, "VmHWM")
 
 
-def _status_bytes(key: str) -> int | None:
+def read_proc_bytes(path: Path, key: str) -> int | None:
+    """Return the value of a key in a file such as /proc/meminfo, which has kB; None without file or key."""
     try:
-        text = _STATUS.read_text()
+        lines = path.read_text().splitlines()
     except OSError:
         return None
-    for line in text.splitlines():
-        if line.startswith(key):
-            return int(line.split()[1]) * 1024
-    return None
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{key}:")), None)
 
 
 def restart_peak() -> None:
@@ -41,7 +39,7 @@ def restart_peak() -> None:
 
 
 def installed_bytes() -> int | None:
-    """Main memory of this machine; None where the system does not say."""
+    """Return the main memory of this machine; None where the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError):
@@ -49,10 +47,10 @@ def installed_bytes() -> int | None:
 
 
 def return_large_blocks() -> bool:
-    """Have what is allocated in LARGE_BYTES or more given back when it is freed; False where there is no glibc.
+    """Return blocks of LARGE_BYTES or more to the system when they are freed; False where there is no glibc.
 
     By default glibc takes a block of up to 32 MiB from the heap once one as large has been freed. There the arrays of
-    a step leave gaps that none of the next fits in: ResNet-18 at 224 pixels, eight in a batch, peaked 23 MB higher.
+    a step leave gaps that fit none of the next ones: ResNet-18 at 224 pixels, eight in a batch, peaked 23 MB higher.
     """
     try:
         return bool(ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, LARGE_BYTES))

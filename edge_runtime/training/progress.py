@@ -1,4 +1,4 @@
-"""How far training has come: what has been summed up, as plain numbers that a checkpoint keeps exactly."""
+"""The progress of training in a round, as plain numbers that a checkpoint keeps exactly."""
 
 import msgspec
 
@@ -8,7 +8,7 @@ Rows = tuple[tuple[float, ...], ...]
 
 
 class ProbeProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Batches probed, the mean of their affinities and the sum of squared differences (T, T); whether one is due."""
+    """The number of probed batches, mean and sum of squared differences of their affinities (T, T), and what is due."""
 
     count: int
     mean: Rows
@@ -17,10 +17,10 @@ class ProbeProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class TrainingProgress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Steps done, the losses of their samples summed by task, how many samples had a label, and what goes with them."""
+    """Steps done, the sums of their losses and the counts of labelled samples by task, and the state beside them."""
 
     steps: int
     loss_sums: dict[str, float]
     labelled: dict[str, int]
     probes: ProbeProgress
-    learnt: WeightingState | None
+    weighting_state: WeightingState | None

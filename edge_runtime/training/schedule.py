@@ -11,25 +11,25 @@ Indices = NDArray[np.int64]
 
 
 def order(seed: int, epoch: int, samples: int) -> Indices:
-    """The samples of an epoch in their seeded order, (N,)."""
+    """Return the samples of an epoch in their seeded order, (N,)."""
     return np.random.default_rng([seed, epoch]).permutation(samples)
 
 
 def batches(indices: Indices, batch: int) -> Iterator[Indices]:
-    """The batches of an epoch."""
+    """Return the batches of an epoch."""
     return (batch_at(indices, batch, step) for step in range(batch_count(len(indices), batch)))
 
 
 def batch_at(indices: Indices, batch: int, step: int) -> Indices:
-    """The batch of a step, of consecutive ones; the last may be smaller."""
+    """Return the batch of a step, of consecutive ones; the last may be smaller."""
     return indices[step * batch : (step + 1) * batch]
 
 
 def batch_count(samples: int, batch: int) -> int:
-    """How many batches an epoch has."""
+    """Return the number of batches of an epoch."""
     return -(-samples // batch)
 
 
 def learning_rate(initial: float, epoch: int, epochs: int) -> float:
-    """Polynomial decay, initial · (1 − epoch/epochs)^0.9 (the released code of MAS, by rounds)."""
+    """Return the polynomially decayed rate, initial · (1 − epoch/epochs)^0.9 (the released code of MAS, by rounds)."""
     return float(initial * (1 - epoch / epochs) ** 0.9)

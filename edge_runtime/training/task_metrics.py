@@ -7,11 +7,11 @@ from edge_runtime.training.metrics import metric_of
 from edge_runtime.training.model import Labelled, Model, Targets
 
 PREDICTIONS_BYTES = 1024**2
-"""So many bytes of predictions are there at once, or one sample's."""
+"""The most bytes of predictions in memory at once, or those of one sample."""
 
 
 class TaskMetrics:
-    """What is measured of a model's predictions besides the losses; in evaluation mode, over labelled samples."""
+    """The metrics of all tasks that have one, over labelled samples in evaluation mode."""
 
     def __init__(self, model: Model) -> None:
         found = {task.name: metric_of(task) for task in model.manifest.tasks}
@@ -21,16 +21,15 @@ class TaskMetrics:
     def add(self, z: Representation, targets: Targets) -> None:
         """Take a batch by its representation in evaluation mode. Raises EngineError."""
         for task, metric in self._metrics.items():
-            given, arrays = targets[task], z
-            if isinstance(given, Labelled):
-                arrays = tuple(array[given.rows] for array in z)
-            target = given.target if isinstance(given, Labelled) else given
+            target, arrays = targets[task], z
+            if isinstance(target, Labelled):
+                arrays, target = tuple(array[target.rows] for array in z), target.target
             step = max(1, PREDICTIONS_BYTES // (4 * math.prod(self._model.manifest.task(task).prediction.shape)))
             for start in range(0, len(target), step):
                 some = slice(start, start + step)
                 metric.add(self._model.predict(task, tuple(array[some] for array in arrays)), target[some])
 
     def result(self) -> dict[str, float]:
-        """The metrics by task; without tasks that have none, or of which nothing was labelled."""
+        """Return the metrics by task, without tasks that have no metric or no label."""
         found = {task: metric.result() for task, metric in self._metrics.items()}
         return {task: value for task, value in found.items() if value is not None}

@@ -1,10 +1,10 @@
 # ruff: noqa: N806  (T is the number of tasks)
-"""How much each task's loss counts in a step: L = Σ w_i · L_i.
+"""Task weights of the loss: L = Σ w_i · L_i.
 
-Fixed weights, GradNorm and uncertainty weighting behind one seam. A weighting is asked for its weights before a step
-and told after it what the step measured: each task's loss and the norm of its gradient at the representation. A loss
-that is NaN or zero is of a batch without labels of the task. What it has learnt is plain numbers by task, which the
-device keeps between rounds (a fresh weighting begins with every weight 1).
+Fixed weights, GradNorm and uncertainty weighting behind one seam. A weighting gives its weights before a step
+and is updated after it with the measures of the step: each task's loss and the norm of its gradient at the
+representation. A loss that is NaN or zero comes from a batch without labels of the task. The state of a weighting is
+numbers by task, which the device keeps between rounds. A new weighting begins with every weight 1.
 """
 
 # coverage: every branch
@@ -27,10 +27,10 @@ MOST_LOG_VARIANCE = 10.0
 
 
 class Weighting(Protocol):
-    """A seam, because a step is the same whatever decides the weights."""
+    """A seam: the rule that sets the tasks' weights."""
 
     needs_norms: bool
-    """Whether `update` looks at the norms."""
+    """True if `update` uses the norms."""
 
     @property
     def weights(self) -> Row:
@@ -38,12 +38,12 @@ class Weighting(Protocol):
         ...
 
     @property
-    def learnt(self) -> WeightingState | None:
-        """What is kept between rounds; None where nothing is learnt."""
+    def state(self) -> WeightingState | None:
+        """The state to keep between rounds; None without any."""
         ...
 
     def update(self, losses: Row, norms: Row) -> None:
-        """A step was taken: losses (T,) and norms ‖∂L_i/∂z‖ (T,) of the whole batch, both of unweighted losses."""
+        """Update after a step by losses (T,) and norms ‖∂L_i/∂z‖ (T,) of the batch, both without weights."""
         ...
 
 
@@ -51,13 +51,13 @@ class FixedWeights:
     """Weights that do not change; 1 for a task that is not named."""
 
     needs_norms = False
-    learnt = None
+    state = None
 
     def __init__(self, tasks: Sequence[str], settings: FixedWeighting) -> None:
         self.weights: Row = np.array([settings.weights.get(task, 1.0) for task in tasks])
 
     def update(self, losses: Row, norms: Row) -> None:
-        """Nothing is learnt."""
+        """Do nothing."""
 
 
 class GradNorm:
@@ -67,29 +67,29 @@ class GradNorm:
     w_i ← w_i − lr · sign(G_i − target_i) · ‖∂L_i/∂z‖ / mean(G),  then Σ w_i = T
 
     The division by mean(G) is not in the paper, which leaves the step to Adam: like Adam's it does not depend on the
-    losses' scale. L_i(0) is the first loss of the task that this device has seen.
+    losses' scale. L_i(0) is the first loss of the task on this device.
     """
 
     method = "gradnorm"
     needs_norms = True
 
-    def __init__(self, tasks: Sequence[str], settings: GradNormWeighting, learnt: WeightingState | None) -> None:
+    def __init__(self, tasks: Sequence[str], settings: GradNormWeighting, state: WeightingState | None) -> None:
         self._tasks = tuple(tasks)
         self._settings = settings
         self._first = np.full(len(self._tasks), np.nan)
         self.weights: Row = np.ones(len(self._tasks))
-        if learnt is not None and learnt.method == self.method and learnt.values.keys() == set(tasks):
-            self.weights[:] = [learnt.values[task] for task in self._tasks]
-            self._first[:] = [learnt.first_losses.get(task, np.nan) for task in self._tasks]
+        if state is not None and state.method == self.method and state.values.keys() == set(tasks):
+            self.weights[:] = [state.values[task] for task in self._tasks]
+            self._first[:] = [state.first_losses.get(task, np.nan) for task in self._tasks]
 
     @property
-    def learnt(self) -> WeightingState:
+    def state(self) -> WeightingState:
         """The weights, and the first losses of the tasks that have had labels."""
         first = {task: float(loss) for task, loss in zip(self._tasks, self._first, strict=True) if not np.isnan(loss)}
         return WeightingState(method=self.method, values=_by_task(self._tasks, self.weights), first_losses=first)
 
     def update(self, losses: Row, norms: Row) -> None:
-        """Move the weights of the tasks that the batch had labels of; with one of them there is nothing to compare."""
+        """Move the weights of the tasks that the batch has labels of, if these are at least two."""
         new = np.isnan(self._first) & (losses > 0)
         self._first[new] = losses[new]
         known = (losses > 0) & np.isfinite(norms)
@@ -106,7 +106,7 @@ class GradNorm:
 
 
 class Uncertainty:
-    """Uncertainty weighting (Kendall et al., CVPR 2018, section 3.2): L = Σ exp(−s_i) · L_i + s_i with learnt s_i.
+    """Uncertainty weighting (Kendall et al., CVPR 2018, section 3.2): L = Σ exp(−s_i) · L_i + s_i with trained s_i.
 
     s_i ← s_i − lr · (1 − exp(−s_i) · L_i), from s_i = 0.
     """
@@ -114,12 +114,12 @@ class Uncertainty:
     method = "uncertainty"
     needs_norms = False
 
-    def __init__(self, tasks: Sequence[str], settings: UncertaintyWeighting, learnt: WeightingState | None) -> None:
+    def __init__(self, tasks: Sequence[str], settings: UncertaintyWeighting, state: WeightingState | None) -> None:
         self._tasks = tuple(tasks)
         self._settings = settings
         self._s = np.zeros(len(self._tasks))
-        if learnt is not None and learnt.method == self.method and learnt.values.keys() == set(tasks):
-            self._s[:] = [learnt.values[task] for task in self._tasks]
+        if state is not None and state.method == self.method and state.values.keys() == set(tasks):
+            self._s[:] = [state.values[task] for task in self._tasks]
 
     @property
     def weights(self) -> Row:
@@ -128,22 +128,27 @@ class Uncertainty:
         return weights
 
     @property
-    def learnt(self) -> WeightingState:
+    def state(self) -> WeightingState:
         """The log variances."""
         return WeightingState(method=self.method, values=_by_task(self._tasks, self._s))
 
     def update(self, losses: Row, norms: Row) -> None:  # noqa: ARG002  (a seam's signature)
-        """One step of gradient descent on s for the tasks that the batch had labels of."""
+        """Take a step of gradient descent on s for the tasks that the batch has labels of."""
         slope = np.where(losses > 0, 1 - self.weights * losses, 0.0)
         self._s = np.clip(self._s - self._settings.lr * slope, -MOST_LOG_VARIANCE, MOST_LOG_VARIANCE)
 
 
-def weighting(tasks: Sequence[str], settings: TaskWeighting | None, learnt: WeightingState | None = None) -> Weighting:
-    """The weighting that a plan asks for, else the plain sum. It goes on from `learnt` if method and tasks agree."""
+def make_weighting(
+    tasks: Sequence[str], settings: TaskWeighting | None, state: WeightingState | None = None
+) -> Weighting:
+    """Return the weighting that a plan sets, else the plain sum.
+
+    It goes on from `state` if method and tasks agree.
+    """
     if isinstance(settings, GradNormWeighting):
-        return GradNorm(tasks, settings, learnt)
+        return GradNorm(tasks, settings, state)
     if isinstance(settings, UncertaintyWeighting):
-        return Uncertainty(tasks, settings, learnt)
+        return Uncertainty(tasks, settings, state)
     return FixedWeights(tasks, settings or FixedWeighting())
 
 

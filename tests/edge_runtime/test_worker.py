@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.agent.work import WorkCancelled, WorkerUnusable, WorkRefused
-from edge_runtime.training.engine import trains
+from edge_runtime.training.engine import is_training_build
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import Trainer, evaluate
@@ -78,7 +78,7 @@ def test_worker_measures_metrics_where_it_evaluates(tiny, worker, store):
     )
     model = tiny.model()
     scores = TaskMetrics(model)
-    assert found.loss == evaluate(model, tiny.dataset.test, 16, scores=scores)
+    assert found.loss == evaluate(model, tiny.dataset.test, 16, metrics=scores)
     assert found.metrics == scores.result()
     assert set(found.metrics) == {"depth", "normals", "segmentation"}
     bare = tuple(msgspec.structs.replace(task, metric=None) for task in tiny.manifest.tasks)
@@ -214,7 +214,7 @@ def test_worker_without_labels_of_any_task_refuses(tiny, data_copy, tmp_path, st
 )
 def test_rounds_with_options_go_on_and_can_be_done_again(tiny, tmp_path, store, options):
     """Moments and learnt weights are kept: two rounds are two epochs on their own, also when the second is repeated."""
-    worker, model, learnt = LocalWorker(tiny.data, tmp_path / "state"), tiny.model(), None
+    worker, model, weighting_state = LocalWorker(tiny.data, tmp_path / "state"), tiny.model(), None
     weights, state = weights_of(tiny), np.zeros(2 * len(tiny.weights) + 1, np.float32)
     state = state if "optimizer" in options else tiny.velocity()
     for number in (1, 2, 2):
@@ -226,7 +226,9 @@ def test_rounds_with_options_go_on_and_can_be_done_again(tiny, tmp_path, store, 
             weights = result.weights
     for epoch in range(2):
         settings = tiny.change(epochs=1, first_epoch=epoch, **options)
-        learnt = Trainer(model, tiny.dataset.train).train(settings, state, learnt=learnt).learnt
+        weighting_state = (
+            Trainer(model, tiny.dataset.train).train(settings, state, weighting_state=weighting_state).weighting_state
+        )
     assert result.weights.tobytes() == model.weights.tobytes()
 
 
@@ -249,8 +251,8 @@ def test_worker_that_missed_rounds_keeps_what_its_weighting_has_learnt(tiny, wor
         tiny.downloaded(tiny.plan(round_number=9, training=later), tiny.manifest, store, first.weights), Reports()
     )
     model = tiny.model()
-    learnt = Trainer(model, tiny.dataset.train).train(training, tiny.velocity()).learnt
-    Trainer(model, tiny.dataset.train).train(later, tiny.velocity(), learnt=learnt)
+    weighting_state = Trainer(model, tiny.dataset.train).train(training, tiny.velocity()).weighting_state
+    Trainer(model, tiny.dataset.train).train(later, tiny.velocity(), weighting_state=weighting_state)
     assert found.weights.tobytes() == model.weights.tobytes()
 
 
@@ -302,14 +304,14 @@ def test_worker_stops_where_the_work_is_no_longer_wanted(tiny, worker, store):
     assert result.weights.tobytes() == model.weights.tobytes()
 
 
-@pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
+@pytest.mark.skipif(is_training_build(), reason="onnxruntime-training is what is installed")
 def test_worker_that_requires_training_artifacts_needs_onnxruntime_training(tiny, tmp_path):
     with pytest.raises(WorkerUnusable, match="needs onnxruntime-training"):
         LocalWorker(tiny.data, tmp_path / "state", ort_training="require")
     assert LocalWorker(tiny.data, tmp_path / "other").hello().ort_training == "off"
 
 
-@pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
+@pytest.mark.skipif(is_training_build(), reason="onnxruntime-training is what is installed")
 def test_worker_does_without_onnxruntime_training_where_it_is_not_installed(tiny, tmp_path, store):
     worker = LocalWorker(tiny.data, tmp_path / "state", ort_training="auto")
     assert worker.hello().ort_training == "off"

@@ -124,7 +124,7 @@ def on_device(compiled, folder, keep=()):
         (folder / f"{name}.onnx").write_bytes(data)
     manifest = describe(compiled, "test", NO_PARITY)
     graphs = GraphCache(Engine()).of(manifest, lambda name, _: folder / f"{name}.onnx")
-    return Model(manifest, graphs, compiled.weights, keep=keep)
+    return Model(manifest, graphs, compiled.weights, save_activations=keep)
 
 
 def test_kept_recomputed_and_uncut_give_the_same_gradients_and_state(deep, tmp_path):

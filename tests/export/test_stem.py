@@ -112,7 +112,7 @@ class Apart:
         own, general = self.device._inputs, self.there._inputs["encoder"]
         e = self.stem.forward(x, own["stem"])
         done = self.encoder.forward({"e": e}, general, {})
-        losses, dz = self.device.heads(done.z, targets)
+        losses, dz = self.device.run_heads(done.z, targets)
         de = self.encoder.backward(done, dz, general, self.there._outputs["encoder"], release=True)()
         self.stem.backward(x, de, own["stem"], self.device._outputs["stem"])
         return losses
@@ -154,7 +154,7 @@ def test_encoder_kept_or_recomputed_gives_the_same_gradient_of_the_stem(folder, 
     targets = {task: y.numpy() for task, y in small.model.example_targets.items()}
     found = []
     for keep in ((False, False), (True, True)):
-        model = Model(manifest, graphs_of(folder, manifest), small.weights, keep=keep)
+        model = Model(manifest, graphs_of(folder, manifest), small.weights, save_activations=keep)
         model.learn(small.model.example_input.numpy(), targets)
         found.append(model.gradient[model.table.parts["stem"]].copy())
     np.testing.assert_allclose(found[1], found[0], atol=1e-5 * np.abs(found[0]).max())
@@ -179,7 +179,9 @@ def test_probe_of_a_model_with_a_stem_looks_ahead_along_the_encoder(folder, smal
     model = Model(manifest, graphs_of(folder, manifest), small.weights)
     targets = {task: y.numpy() for task, y in small.model.example_targets.items()}
     done, kept = model.forward(small.model.example_input.numpy()), {}
-    losses, _ = model.heads(done.z, targets, keep=lambda task, _, dz: kept.update({task: tuple(map(np.copy, dz))}))
+    losses, _ = model.run_heads(
+        done.z, targets, on_task=lambda task, _, dz: kept.update({task: tuple(map(np.copy, dz))})
+    )
     exact, first = (
         Probe(method=method, lr=1e-3, weight_decay=0.0).measure(model, done, targets, losses, kept)
         for method in ("exact", "encoder")

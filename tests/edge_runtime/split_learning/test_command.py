@@ -51,7 +51,7 @@ def test_train_apart_gives_the_losses_of_training_in_one_process(bundle):
         assert one["train_loss"] == other["train_loss"]
         for task, loss in other["val_loss"].items():
             assert one["val_loss"][task] == pytest.approx(loss, rel=1e-5)
-    assert ours["host_peak_rss_bytes"] > 10_000_000
+    assert ours["encoder_server_peak_rss_bytes"] > 10_000_000
     # e and z up and down, of four samples (2 in the third step), 16 patches of 8 numbers, and headers.
     assert ours["bytes_per_step"] == pytest.approx(4 * 10 / 3 * 16 * 8 * 4, rel=0.2)
 

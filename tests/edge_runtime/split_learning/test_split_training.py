@@ -14,7 +14,7 @@ from edge_runtime.split_learning.client import EncoderServerUnavailable, RemoteE
 from edge_runtime.split_learning.server import EncoderServer  # noqa: E402
 from edge_runtime.training.engine import Engine, EngineError  # noqa: E402
 from edge_runtime.training.model import GraphCache, Model  # noqa: E402
-from edge_runtime.training.optimizer import optimizer  # noqa: E402
+from edge_runtime.training.optimizer import make_optimizer  # noqa: E402
 from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.split_learning import MessageLayout, SplitHeader, SplitMessage, decode, encode  # noqa: E402
@@ -84,7 +84,7 @@ class Bundle:
 
 
 def train(model, split, settings, micro_batch=None, **more):
-    state = np.zeros(optimizer(settings).table(model.table.parameters).size, np.float32)
+    state = np.zeros(make_optimizer(settings).table(model.table.parameters).size, np.float32)
     return Trainer(model, split, micro_batch).train(settings, state, **more)
 
 

@@ -34,13 +34,15 @@ def test_training_in_micro_batches_is_training(tiny, weighting):
     for size in (None, 4, 3, 1):
         model = tiny.model("depth", "normals")
         trained = Trainer(model, tiny.dataset.train, size).train(settings, np.zeros_like(model.gradient))
-        found.append((model.weights, list(trained.loss.values()), trained.learnt))
+        found.append((model.weights, list(trained.loss.values()), trained.weighting_state))
     assert found[1][0].tobytes() == found[0][0].tobytes()
-    for weights, losses, learnt in found[2:]:
+    for weights, losses, weighting_state in found[2:]:
         np.testing.assert_allclose(weights, found[0][0], atol=2e-5)
         np.testing.assert_allclose(losses, found[0][1], rtol=1e-4)
         if weighting:
-            np.testing.assert_allclose(list(learnt.values.values()), list(found[0][2].values.values()), rtol=1e-3)
+            np.testing.assert_allclose(
+                list(weighting_state.values.values()), list(found[0][2].values.values()), rtol=1e-3
+            )
 
 
 def test_probe_is_of_one_micro_batch(tiny):

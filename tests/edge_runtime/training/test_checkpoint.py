@@ -21,9 +21,9 @@ POSITION = TrainingProgress(
     loss_sums={"a": 0.1 + 0.2},
     labelled={"a": 7},
     probes=ProbeProgress(count=2, mean=((1 / 3,),), squares=((2e-9,),), is_due=True),
-    learnt=WeightingState(method="gradnorm", values={"a": 1.0}),
+    weighting_state=WeightingState(method="gradnorm", values={"a": 1.0}),
 )
-HEADER = CheckpointHeader(key="k", position=POSITION, val_loss={"a": 1e-3}, wall_s=4.5)
+HEADER = CheckpointHeader(key="k", progress=POSITION, val_loss={"a": 1e-3}, wall_s=4.5)
 WEIGHTS, STATE = np.arange(5, dtype=np.float32), np.arange(3, dtype=np.float32) / 7
 
 
@@ -119,20 +119,20 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_training_goes_on_bit_for_bit_from_every_step(tiny, tmp_path, options):
-    from edge_runtime.training.optimizer import optimizer
+    from edge_runtime.training.optimizer import make_optimizer
 
     settings = tiny.change(**options)
 
     def begin():
         model = tiny.model()
-        return model, np.zeros(optimizer(settings).table(model.table.parameters).size, np.float32)
+        return model, np.zeros(make_optimizer(settings).table(model.table.parameters).size, np.float32)
 
     model, state = begin()
     checkpoints = []
 
     def save(position):
         checkpoint = Checkpoint(tmp_path / str(len(checkpoints)), 0)
-        checkpoint.save(CheckpointHeader(key="", position=position(), val_loss=None, wall_s=0.0), model.weights, state)
+        checkpoint.save(CheckpointHeader(key="", progress=position(), val_loss=None, wall_s=0.0), model.weights, state)
         checkpoints.append(checkpoint)
 
     whole = Trainer(model, tiny.dataset.train).train(settings, state, save=save)
@@ -141,12 +141,12 @@ def test_training_goes_on_bit_for_bit_from_every_step(tiny, tmp_path, options):
         again, other = begin()
         start = again.parameters.copy()
         header = checkpoint.load("", again.weights, other)
-        rest = Trainer(again, tiny.dataset.train).train(settings, other, received=start, after=header.position)
+        rest = Trainer(again, tiny.dataset.train).train(settings, other, received=start, after=header.progress)
         assert again.weights.tobytes() == model.weights.tobytes()
         assert other.tobytes() == state.tobytes()
         assert rest.loss == whole.loss
         assert rest.affinities.result() == whole.affinities.result()
-        assert rest.learnt == whole.learnt
+        assert rest.weighting_state == whole.weighting_state
 
 
 def run_round(tiny, folder, plan, pause_s):

@@ -188,13 +188,15 @@ def test_train_with_options_is_what_the_trainer_gives(tiny, tmp_path):
     options = ("--optimizer", "adamw", "--clip-norm", 0.5, "--weighting", "gradnorm", "--probe-every", 3)
     found = result_of(train(tiny, *plain, *options, "--probe", "representation"))
     assert [epoch["affinity"]["count"] for epoch in found["epochs"]] == [1, 1]
-    model, learnt, state = tiny.model(), None, np.zeros(2 * len(tiny.weights) + 1, np.float32)
+    model, weighting_state, state = tiny.model(), None, np.zeros(2 * len(tiny.weights) + 1, np.float32)
     for epoch in range(2):
         settings = tiny.change(
             epochs=1, first_epoch=epoch, lr=learning_rate(0.005, epoch, 2), weight_decay=1e-4, optimizer="adamw",
             clip_norm=0.5, weighting=GradNormWeighting(),
         )  # fmt: skip
-        learnt = Trainer(model, tiny.dataset.train).train(settings, state, learnt=learnt).learnt
+        weighting_state = (
+            Trainer(model, tiny.dataset.train).train(settings, state, weighting_state=weighting_state).weighting_state
+        )
     np.testing.assert_allclose(unpack(tiny.table, out.read_bytes()), model.weights, atol=1e-5)
 
 

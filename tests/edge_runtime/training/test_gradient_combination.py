@@ -76,14 +76,14 @@ def test_model_merges_the_weighted_gradients_of_its_heads(tiny, weights):
     x, targets = load(model, tiny.dataset.train, range(4))
     seen = {}
     z = model.forward(x).z
-    plain, total = model.heads(z, targets, weights, lambda task, _, dz: seen.update({task: flat(dz).copy()}))
+    plain, total = model.run_heads(z, targets, weights, lambda task, _, dz: seen.update({task: flat(dz).copy()}))
     held = []
 
     def merge(given):
         held.extend(flat(one).copy() for one in given)
         return given[1]
 
-    losses, merged = model.heads(z, targets, weights, merge=merge)
+    losses, merged = model.run_heads(z, targets, weights, combine=merge)
     assert losses == plain
     for i, task in enumerate(model.tasks):
         np.testing.assert_allclose(held[i], seen[task] * (1 if weights is None else weights[i]), rtol=1e-6)
@@ -98,5 +98,5 @@ def test_merging_runs_the_parts_whatever_the_engine(tiny):
     model = tiny.model()
     other = Model(model.manifest, model._graph, tiny.weights, whole)
     x, targets = load(other, tiny.dataset.train, range(4))
-    losses = other.learn(x, targets, merge=gradient_combiner(tiny.change(gradient_combination="pcgrad"), (0,)))
+    losses = other.learn(x, targets, combine=gradient_combiner(tiny.change(gradient_combination="pcgrad"), (0,)))
     assert set(losses) == set(other.tasks)

@@ -9,27 +9,27 @@ CAME = np.array([1, 2, 3, 4, 5], np.float32)
 
 def test_own_stem_stands_in_place_of_the_one_that_comes_and_is_not_sent(tmp_path):
     own = LocalStem(tmp_path / "stem")
-    assert own.put_into(TABLE, CAME, 0) is CAME
+    assert own.restore(TABLE, CAME, 0) is CAME
     for number in (1, 3):
-        sent = own.take_out(TABLE, CAME, CAME + 10 * number, number)
+        sent = own.save(TABLE, CAME, CAME + 10 * number, number)
         np.testing.assert_array_equal(sent, [1 + 10 * number, 2 + 10 * number, 3, 4, 5])
-    np.testing.assert_array_equal(own.put_into(TABLE, CAME, 4), [1, 2, 33, 34, 35])
-    np.testing.assert_array_equal(own.put_into(TABLE, CAME, 5), [1, 2, 33, 34, 35])
+    np.testing.assert_array_equal(own.restore(TABLE, CAME, 4), [1, 2, 33, 34, 35])
+    np.testing.assert_array_equal(own.restore(TABLE, CAME, 5), [1, 2, 33, 34, 35])
 
 
 def test_own_stem_of_a_round_that_is_done_again_is_the_one_before(tmp_path):
     own = LocalStem(tmp_path)
     for number in (1, 2):
-        own.take_out(TABLE, CAME, CAME + 10 * number, number)
-    np.testing.assert_array_equal(own.put_into(TABLE, CAME, 2), [1, 2, 13, 14, 15])
-    own.take_out(TABLE, CAME, CAME, 0)  # a federation that begins anew
+        own.save(TABLE, CAME, CAME + 10 * number, number)
+    np.testing.assert_array_equal(own.restore(TABLE, CAME, 2), [1, 2, 13, 14, 15])
+    own.save(TABLE, CAME, CAME, 0)  # a federation that begins anew
     assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]
 
 
 def test_own_stem_that_is_damaged_or_of_another_model_is_left(tmp_path):
     own = LocalStem(tmp_path)
-    own.take_out(TABLE, CAME, CAME, 1)
+    own.save(TABLE, CAME, CAME, 1)
     other = TensorTable.of({"head.a.w": (2,), "stem.v": (3,)})
-    assert own.put_into(other, CAME, 2) is CAME
+    assert own.restore(other, CAME, 2) is CAME
     (tmp_path / "1.safetensors").write_bytes(b"")
-    assert own.put_into(TABLE, CAME, 2) is CAME
+    assert own.restore(TABLE, CAME, 2) is CAME

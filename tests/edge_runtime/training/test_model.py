@@ -183,7 +183,7 @@ def test_model_with_another_engine_hands_it_the_weights(tiny):
     assert more["loss_weights"].tolist() == [2.0, 1.0]
     assert more["weights"] is model.weights
     assert more["gradient"] is model.gradient
-    assert more["moved"].shape == model.weights.shape
+    assert more["next_state"].shape == model.weights.shape
     model.reseed(1, 2, 3)
     model.learn(x, targets)
     assert sorted(given[1][1]["seeds"]) == ["encoder", "head.depth", "head.normals"]

@@ -139,6 +139,6 @@ def test_state_is_a_vector_that_is_kept_as_weights_are():
 
 def test_optimizer_that_a_plan_asks_for():
     plain = samples.training(momentum=0.8, weight_decay=0.01)
-    assert optimizer.optimizer(plain) == Sgd(lr=0.1, momentum=0.8, weight_decay=0.01)
+    assert optimizer.make_optimizer(plain) == Sgd(lr=0.1, momentum=0.8, weight_decay=0.01)
     other = msgspec.structs.replace(plain, optimizer="adamw", beta2=0.99, epsilon=1e-6)
-    assert optimizer.optimizer(other) == AdamW(lr=0.1, beta1=0.8, beta2=0.99, epsilon=1e-6, weight_decay=0.01)
+    assert optimizer.make_optimizer(other) == AdamW(lr=0.1, beta1=0.8, beta2=0.99, epsilon=1e-6, weight_decay=0.01)

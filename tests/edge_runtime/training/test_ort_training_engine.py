@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.training.engine import trains
+from edge_runtime.training.engine import is_training_build
 from edge_runtime.training.ort_training_engine import (
     OrtTrainingCache,
     OrtTrainingStep,
@@ -66,7 +66,7 @@ def test_step_writes_gradients_into_the_vector_and_returns_losses():
     weights, gradient = np.arange(4, dtype=np.float32), np.full(4, 9, np.float32)
     model = TrainingModel()
     step = OrtTrainingStep(model, manifest())
-    vectors = {"weights": weights, "gradient": gradient, "moved": np.zeros(4, np.float32), "seeds": {}}
+    vectors = {"weights": weights, "gradient": gradient, "next_state": np.zeros(4, np.float32), "seeds": {}}
     assert step(x, targets, **vectors) == {"a": 1.0, "b": 2.0}
     assert gradient.tolist() == [1, 2, 3, 4]
     assert model.weights == [1.0, 1.0]
@@ -87,14 +87,14 @@ class StatefulModel:
 
 def test_step_moves_state_draws_by_seed_and_leaves_the_gradient_of_what_has_no_effect_zero():
     x, targets = np.zeros((1, 2), np.float32), {"a": np.zeros((1, 2)), "b": np.ones((1, 2))}
-    weights, gradient, moved = np.arange(6, dtype=np.float32), np.full(4, 9, np.float32), np.zeros(6, np.float32)
+    weights, gradient, next_state = np.arange(6, dtype=np.float32), np.full(4, 9, np.float32), np.zeros(6, np.float32)
     seeds = {"encoder": np.array(3), "head.a": np.array(4)}
     step = OrtTrainingStep(StatefulModel(), manifest(state=True))
-    found = step(x, targets, weights=weights, gradient=gradient, moved=moved, seeds=seeds)
+    found = step(x, targets, weights=weights, gradient=gradient, next_state=next_state, seeds=seeds)
     assert found == {"a": 3.0, "b": 3.0}
     assert gradient.tolist() == [7, 7, 0, 0]
     assert weights.tolist() == [0, 1, 2, 3, 4, 5]
-    assert moved.tolist() == [0, 0, 0, 0, 5, 6]
+    assert next_state.tolist() == [0, 0, 0, 0, 5, 6]
 
 
 def test_group_without_artifacts_is_refused_by_name():
@@ -104,7 +104,7 @@ def test_group_without_artifacts_is_refused_by_name():
     assert artifacts_of(manifest(official)) is official.groups["a+b"]
 
 
-@pytest.mark.skipif(trains(), reason="onnxruntime-training is what is installed")
+@pytest.mark.skipif(is_training_build(), reason="onnxruntime-training is what is installed")
 def test_stock_onnxruntime_is_refused_with_what_to_install():
     with pytest.raises(
         OrtTrainingUnavailable, match=r"needs onnxruntime-training 1\.19\.2, and onnxruntime .* is installed"

@@ -11,7 +11,7 @@ from edge_runtime.training.trainer import evaluate, load
 
 def measured(model, split, batch):
     scores = TaskMetrics(model)
-    return evaluate(model, split, batch, scores=scores), scores.result()
+    return evaluate(model, split, batch, metrics=scores), scores.result()
 
 
 def test_scores_are_those_of_pytorchs_predictions(tiny):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, convert
-from edge_runtime.training.optimizer import optimizer
+from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.schedule import order
 from edge_runtime.training.trainer import Trainer, check_fits, evaluate, load
 from edge_runtime.wire.tensors import transfer
@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[3]
 
 def trained(tiny, settings, *tasks):
     model = tiny.model(*tasks)
-    state = np.zeros(optimizer(settings).table(model.table.parameters).size, np.float32)
+    state = np.zeros(make_optimizer(settings).table(model.table.parameters).size, np.float32)
     result = Trainer(model, tiny.dataset.train).train(settings, state)
     return model, state, result
 
@@ -82,7 +82,7 @@ def test_trainer_with_one_seed_gives_the_same_bits_in_two_processes(tiny):
 import sys
 sys.path[:0] = [{str(ROOT)!r}]
 import hashlib, importlib.util, numpy
-spec = importlib.util.spec_from_file_location("fixtures", {str(Path(__file__).with_name("conftest.py"))!r})
+spec = importlib.util.spec_from_file_location("fixtures", {str(Path(__file__).parents[1] / "conftest.py")!r})
 module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
 from edge_runtime.training.trainer import Trainer
 tiny = module.Tiny(); model = tiny.model(); velocity = tiny.velocity()
@@ -117,7 +117,7 @@ def test_probing_by_any_method_leaves_any_training_bit_for_bit_alone(tiny, metho
     plain, state, result = trained(tiny, tiny.change(**options))
     probed, probed_state, probed_result = trained(tiny, tiny.change(**options, probe_every=2, probe=method))
     assert digest(probed.weights, probed_state) == digest(plain.weights, state)
-    assert (probed_result.loss, probed_result.learnt) == (result.loss, result.learnt)
+    assert (probed_result.loss, probed_result.weighting_state) == (result.loss, result.weighting_state)
     assert probed_result.affinities.result().count == 3
 
 
@@ -176,13 +176,15 @@ def test_option_goes_on_over_rounds_as_if_it_had_not_stopped(tiny, options):
     settings = tiny.change(**options)
     whole = trained(tiny, settings)
     assert digest(whole[0].weights) != digest(trained(tiny, tiny.settings)[0].weights)
-    model, state, learnt = tiny.model(), np.zeros_like(whole[1]), None
+    model, state, weighting_state = tiny.model(), np.zeros_like(whole[1]), None
     for epoch in range(2):
         one = msgspec.structs.replace(settings, epochs=1, first_epoch=epoch)
-        learnt = Trainer(model, tiny.dataset.train).train(one, state, learnt=learnt).learnt
+        weighting_state = (
+            Trainer(model, tiny.dataset.train).train(one, state, weighting_state=weighting_state).weighting_state
+        )
     is_same = digest(model.weights, state) == digest(whole[0].weights, whole[1])
     assert is_same == ("proximal_mu" not in options)
-    assert learnt == whole[2].learnt or "proximal_mu" in options
+    assert weighting_state == whole[2].weighting_state or "proximal_mu" in options
     assert np.isfinite(model.weights).all()
 
 

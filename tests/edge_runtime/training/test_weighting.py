@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.training.weighting import LEAST_WEIGHT, FixedWeights, GradNorm, Uncertainty, weighting
+from edge_runtime.training.weighting import LEAST_WEIGHT, FixedWeights, GradNorm, Uncertainty, make_weighting
 from edge_runtime.training.weighting_state import WeightingState
 from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
@@ -17,16 +17,16 @@ def row(*values):
 
 
 def test_fixed_weights_are_one_where_a_task_is_not_named():
-    fixed = weighting(TASKS, FixedWeighting(weights={"b": 2.5, "c": 0.0, "z": 9.0}))
+    fixed = make_weighting(TASKS, FixedWeighting(weights={"b": 2.5, "c": 0.0, "z": 9.0}))
     assert isinstance(fixed, FixedWeights)
     fixed.update(row(1, 2, 3), row(1, 2, 3))
     np.testing.assert_array_equal(fixed.weights, [1.0, 2.5, 0.0])
-    assert fixed.learnt is None
+    assert fixed.state is None
     assert not fixed.needs_norms
 
 
 def test_without_a_weighting_every_task_counts_the_same():
-    np.testing.assert_array_equal(weighting(TASKS, None).weights, [1, 1, 1])
+    np.testing.assert_array_equal(make_weighting(TASKS, None).weights, [1, 1, 1])
 
 
 def test_gradnorm_by_hand():
@@ -83,9 +83,9 @@ def test_gradnorm_leaves_a_task_without_labels_where_it_is():
     gradnorm.update(row(1, 1, NAN), row(1, 3, NAN))
     assert gradnorm.weights[0] > gradnorm.weights[2] > gradnorm.weights[1]
     assert gradnorm.weights.sum() == pytest.approx(3)
-    assert gradnorm.learnt.first_losses == {"a": 1.0, "b": 1.0}
+    assert gradnorm.state.first_losses == {"a": 1.0, "b": 1.0}
     gradnorm.update(row(NAN, NAN, 5), row(NAN, NAN, 1))  # one task alone: nothing to compare with
-    assert gradnorm.learnt.first_losses == {"a": 1.0, "b": 1.0, "c": 5.0}
+    assert gradnorm.state.first_losses == {"a": 1.0, "b": 1.0, "c": 5.0}
 
 
 @pytest.mark.parametrize("losses", [row(0, 0, 0), row(NAN, NAN, NAN)])
@@ -107,30 +107,30 @@ def test_gradnorm_cannot_lose_a_task():
 @given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=2, max_size=6), st.sampled_from(["gradnorm", "uncertainty"]))
 def test_weighting_goes_on_from_what_it_learnt_as_if_it_had_not_stopped(steps, method):
     settings = {"gradnorm": GradNormWeighting(), "uncertainty": UncertaintyWeighting()}[method]
-    whole, part = weighting(TASKS, settings), weighting(TASKS, settings)
+    whole, part = make_weighting(TASKS, settings), make_weighting(TASKS, settings)
     for losses, norms in steps:
         whole.update(losses, norms)
         part.update(losses, norms)
-        part = weighting(TASKS, settings, part.learnt)
+        part = make_weighting(TASKS, settings, part.state)
         np.testing.assert_array_equal(part.weights, whole.weights)
 
 
 @pytest.mark.parametrize("settings", [GradNormWeighting(), UncertaintyWeighting()])
 @pytest.mark.parametrize(
-    "learnt",
+    "state",
     [
         WeightingState(method="other", values={"a": 2.0, "b": 2.0, "c": 2.0}),
         WeightingState(method="gradnorm", values={"a": 2.0}),
         WeightingState(method="uncertainty", values={"a": 2.0, "b": 2.0, "d": 2.0}),
     ],
 )
-def test_weighting_does_not_go_on_from_another_method_or_other_tasks(settings, learnt):
-    np.testing.assert_array_equal(weighting(TASKS, settings, learnt).weights, [1, 1, 1])
+def test_weighting_does_not_go_on_from_another_method_or_other_tasks(settings, state):
+    np.testing.assert_array_equal(make_weighting(TASKS, settings, state).weights, [1, 1, 1])
 
 
 def test_uncertainty_by_hand():
     """s = 0: the slope is 1 − L, so a loss of 3 lowers the weight and one of 0.5 raises it."""
-    uncertainty = weighting(TASKS, UncertaintyWeighting(lr=0.1))
+    uncertainty = make_weighting(TASKS, UncertaintyWeighting(lr=0.1))
     assert isinstance(uncertainty, Uncertainty)
     uncertainty.update(row(3, 0.5, NAN), row(NAN, NAN, NAN))
     np.testing.assert_allclose(uncertainty.weights, np.exp([-0.2, 0.05, 0.0]))
