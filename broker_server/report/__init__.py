@@ -1,1 +1,1 @@
-"""The report of a federation: what it says (JSON), how it looks (HTML), and its energy."""
+"""The report of a federation: its content (JSON), its page (HTML), and its energy."""

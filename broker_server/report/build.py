@@ -1,4 +1,4 @@
-"""report.json: what a federation did, from its journal alone. None is for what was not measured."""
+"""report.json: the report of a federation, built from its journal alone. None is a figure that was not measured."""
 
 import platform
 from collections import Counter
@@ -46,20 +46,20 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     bytes_up: int | None
     bytes_down: int | None
     update_schemes: dict[str, int]
-    """How many of the updates came by each scheme."""
+    """The number of updates that came by each scheme."""
     update_ratio: float | None
-    """The bytes of the updates' files, relative to the same number of weights in full (fp32)."""
+    """The bytes of the updates' files, as a fraction of the bytes of as many weights in full (fp32)."""
     peak_rss_bytes: int | None
     """The largest of any device."""
     energy: EnergySum
-    """Over all members of the round, those whose work came to nothing among them."""
+    """Over all members of the round, those whose work gave no result included."""
     energy_by_device: dict[str, Energy | None]
 
 
 class MetricMean(msgspec.Struct, frozen=True, kw_only=True):
     """A task's metric: the mean over devices, weighted by examples.
 
-    So an mIoU is the mean of the devices', not that of all their pixels, and an RMSE likewise.
+    So an mIoU is the mean of the devices', not that of all their pixels, and so is an RMSE.
     """
 
     name: MetricName
@@ -74,18 +74,18 @@ class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     group: str
     loss: Losses
     metrics: dict[str, MetricMean]
-    """Without the tasks that have none, or of which nothing was measured."""
+    """Without the tasks that have no metric, or whose metric was not measured."""
 
 
 class EnergyReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the federation has cost: all closed rounds, and those of each group."""
+    """The energy of the federation: of all closed rounds, and of those of each group."""
 
     total: EnergySum
     groups: dict[str, EnergySum]
 
 
 class AffinityReport(msgspec.Struct, frozen=True, kw_only=True):
-    """Affinities, [i][j] being i→j; None for a pair that nobody measured."""
+    """Affinities, [i][j] being i→j; None for a pair that no device measured."""
 
     tasks: tuple[str, ...]
     values: list[list[float | None]]
@@ -121,21 +121,21 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     ort_training: dict[str, OrtTrainingReport] = {}
     """By group, for those whose ONNX Runtime training artifacts were to be made."""
     test_loss: dict[str, Losses | None]
-    """For `before`, `merged` and `end`: by task, and `total` where every task was measured."""
+    """For `before`, `merged` and `end`: by task, with `total` where every task was measured."""
     wall_s: float | None
     evaluations: list[EvaluationReport] = []
     test_metrics: dict[str, dict[str, MetricMean] | None] = {}
-    """For the stages of `test_loss`: by task, of the group whose loss it counts with."""
+    """For the stages of `test_loss`: by task, of the group whose loss is reported for the task."""
 
 
 class ReportImpossible(ValueError):
-    """There is nothing to report on, or what is there cannot be read."""
+    """There is no federation to report on, or a report that cannot be read or drawn; the sentence states which."""
 
 
 def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = None) -> Report:
-    """The report of what the journal holds. Raises ReportImpossible if no federation has begun.
+    """Return the report of a journal. Raises ReportImpossible if no federation has begun.
 
-    Where `tasks_of` names a device, what it measured of other tasks does not count.
+    A device in `tasks_of` counts with its evaluations of these tasks alone.
     """
     phases = [phase for phase, _ in journal.phases()]
     settings = msgspec.json.decode(journal.fact("settings") or "{}", type=dict[str, object])
@@ -179,7 +179,7 @@ def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = Non
 
 
 def affinities(journal: FederationJournal) -> Affinities | None:
-    """What was measured in the closed rounds; None if nothing was."""
+    """Return the affinities measured in the closed rounds; None if there are none."""
     phases = [phase for phase, _ in journal.phases()]
     ledger = AffinityLedger(_tasks(phases))
     for row in journal.rounds():
@@ -196,10 +196,10 @@ def round_report(
     full_bytes: int | None = None,
     energy: Mapping[str, Energy] | None = None,
 ) -> RoundReport:
-    """What a closed round of training did.
+    """Return the report of a closed round of training.
 
-    `full_bytes` is the size of the group's weights in full, where known; `energy` what devices have said since they
-    handed in their results.
+    `full_bytes` is the size of the group's weights in full, where known. `energy` is what devices have reported since
+    they sent their results.
     """
     energies = _energies(row, {device: result.energy for device, result in results.items()} | dict(energy or {}))
     updates = [result for result in results.values() if isinstance(result, Update)]
@@ -225,7 +225,7 @@ def round_report(
 
 
 def models(journal: FederationJournal, blobs: BlobStore) -> dict[str, bytes]:
-    """The newest weights of every group of the last phase that trained, by group, as safetensors."""
+    """Return the newest weights of every group of the last phase of training, by group, as safetensors."""
     trained = [phase for phase, _ in journal.phases() if phase.work == "train"]
     current = journal.weights()
     groups = [group_id(tasks) for tasks in trained[-1].groups] if trained else []
@@ -253,13 +253,13 @@ def read(path: Path) -> Report:
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python and of the packages that the server stands on."""
+    """Return the versions of Python and of the packages that the server uses."""
     installed = {str(package.metadata["Name"]).lower(): package.version for package in metadata.distributions()}
     return {"python": platform.python_version()} | {name: installed[name] for name in _PACKAGES if name in installed}
 
 
 def energy_report(closed: Iterable[tuple[RoundRow, Mapping[str, Energy]]]) -> EnergyReport:
-    """What closed rounds have cost, measuring rounds among them."""
+    """Return the energy of closed rounds, measuring rounds included."""
     plans: dict[str, list[Energy | None]] = {}
     for row, energy in closed:
         plans.setdefault(row.round.group, []).extend(_energies(row, energy).values())
@@ -270,12 +270,12 @@ def energy_report(closed: Iterable[tuple[RoundRow, Mapping[str, Energy]]]) -> En
 
 
 def _energies(row: RoundRow, known: Mapping[str, Energy | None]) -> dict[str, Energy | None]:
-    """Energy by member, in order; None for one that has not said."""
+    """Return the energy of each member, in order; None for one that has not reported it."""
     return {device: known.get(device) for device in sorted({*row.members, *known})}
 
 
 def _counting(results: Mapping[str, Result], tasks_of: Mapping[str, Tasks]) -> dict[str, Result]:
-    """The results of a round, evaluations with the examples of some devices' own tasks alone."""
+    """Return the results of a round; evaluations of a device in `tasks_of` have the examples of its own tasks alone."""
     found = dict(results)
     for device, result in results.items():
         if device in tasks_of and isinstance(result, Evaluation):
@@ -300,21 +300,21 @@ def _affinity(measured: Affinities) -> AffinityReport:
 
 
 def _evaluations(closed: Iterable[tuple[RoundRow, Mapping[str, Result]]], names: _Names) -> list[EvaluationReport]:
-    """What was evaluated; `names` are the tasks' metrics."""
+    """Return the reports of rounds of evaluation; `names` are the tasks' metrics."""
     found = []
     for row, results in closed:
         measured = row.round
         if measured.work != "evaluate":
             continue
-        said = [result for result in results.values() if isinstance(result, Evaluation)]
-        values = weighted_losses((each.metrics, each.examples) for each in said if each.metrics is not None)
+        evaluations = [result for result in results.values() if isinstance(result, Evaluation)]
+        values = weighted_losses((each.metrics, each.examples) for each in evaluations if each.metrics is not None)
         named = [(task, name, values[task]) for task, name in names.items() if name is not None and task in values]
         found.append(
             EvaluationReport(
                 round=measured.number,
                 phase=measured.phase,
                 group=measured.group,
-                loss=weighted_losses((each.loss, each.examples) for each in said),
+                loss=weighted_losses((each.loss, each.examples) for each in evaluations),
                 metrics={task: MetricMean(name=name, value=value) for task, name, value in named},
             )
         )
@@ -322,7 +322,7 @@ def _evaluations(closed: Iterable[tuple[RoundRow, Mapping[str, Result]]], names:
 
 
 def _serving(stage: str, evaluations: Iterable[EvaluationReport]) -> dict[str, EvaluationReport]:
-    """By task the evaluation of a stage that it counts with: of several groups the one with the least loss."""
+    """Return each task's evaluation in a stage: of several groups the one with the least loss of the task."""
     best: dict[str, EvaluationReport] = {}
     for each in evaluations:
         if each.phase == stage:
@@ -333,7 +333,7 @@ def _serving(stage: str, evaluations: Iterable[EvaluationReport]) -> dict[str, E
 
 
 def _test_loss(stage: str, evaluations: Iterable[EvaluationReport], tasks: tuple[str, ...]) -> Losses | None:
-    """The losses of one evaluation, its groups together; a task in several groups counts with its best."""
+    """Return the losses of one stage, its groups together; a task in several groups has its least loss."""
     losses = {task: each.loss[task] for task, each in _serving(stage, evaluations).items()}
     if set(losses) == set(tasks):
         return losses | {"total": sum(losses.values())}
@@ -341,6 +341,6 @@ def _test_loss(stage: str, evaluations: Iterable[EvaluationReport], tasks: tuple
 
 
 def _test_metrics(stage: str, evaluations: Iterable[EvaluationReport]) -> dict[str, MetricMean] | None:
-    """The metrics of one evaluation, each task's where its loss is from."""
+    """Return the metrics of one stage; each task's is from the same evaluation as its loss."""
     serving = sorted(_serving(stage, evaluations).items())
     return {task: each.metrics[task] for task, each in serving if task in each.metrics} or None

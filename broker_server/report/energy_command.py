@@ -56,7 +56,7 @@ def _journals(args: argparse.Namespace) -> list[tuple[str, Path]]:
         device, _, place = text.partition("=")
         path = Path(place) / JOURNAL if Path(place).is_dir() else Path(place)
         if not device or not place or not path.is_file():
-            raise ReportImpossible(f"{text!r} is no device's journal: write NAME=FOLDER, the agent's state folder")
+            raise ReportImpossible(f"{text!r} is no device's journal: write NAME=FOLDER, with the agent's state folder")
         found.append((device, path))
     named = {device for device, _ in found}
     own = [(path.parent.parent.name, path) for path in sorted(args.folder.glob(_RUN))]

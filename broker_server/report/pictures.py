@@ -15,13 +15,13 @@ _CLASSES = 20
 
 
 def load(path: Path) -> dict[str, Array]:
-    """The arrays of a file that `python -m edge_runtime predict` wrote."""
+    """Return the arrays of a file that `python -m edge_runtime predict` wrote."""
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name] for name in file.files}
 
 
 def rows(found: Mapping[str, Mapping[str, Array]]) -> list[PictureRow]:
-    """A row for each task: image, label and prediction for each place in `found`, by its name."""
+    """Return a row for each task, with image, label and prediction for each place in `found`, by its name."""
     tasks = sorted({name.partition(".")[2] for arrays in found.values() for name in arrays if "prediction." in name})
     result = []
     for task in tasks:
@@ -40,7 +40,7 @@ def rows(found: Mapping[str, Mapping[str, Array]]) -> list[PictureRow]:
 
 
 def draw(values: Array, *, like: Array) -> Array:
-    """A label or a prediction (C, H, W), or classes (H, W), as (H, W, 3) between 0 and 1, on the label's scale."""
+    """Return a label or prediction (C, H, W), or classes (H, W), as colours (H, W, 3), 0 to 1, on the label's scale."""
     if like.ndim == 2:
         classes = values if values.ndim == 2 else values[1:].argmax(axis=0) + 1  # class 0 is never predicted
         colours = mpl.colormaps["tab20"](classes.astype(int) % _CLASSES)[..., :3]
@@ -49,7 +49,7 @@ def draw(values: Array, *, like: Array) -> Array:
         like = like / 255
         values = values / 255 if values.dtype == np.uint8 else values
     known = like[np.isfinite(like)]
-    if not known.size:  # nothing is known of this image: the prediction stands on a scale of its own
+    if not known.size:  # the image has no label: the prediction has a scale of its own
         known = values[np.isfinite(values)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 1.0)
     scaled = np.clip((values - low) / max(high - low, 1e-6), 0, 1)
@@ -61,5 +61,5 @@ def draw(values: Array, *, like: Array) -> Array:
 
 
 def _colour(image: Array) -> Array:
-    """(3, H, W) to (H, W, 3)."""
+    """Return an image (3, H, W) as (H, W, 3), clipped to 0 to 1."""
     return np.clip(np.moveaxis(image, 0, -1), 0, 1)

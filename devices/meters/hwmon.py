@@ -31,7 +31,7 @@ class Chip:
 
     @property
     def is_ina(self) -> bool:
-        """Whether the chip is a current sensor of the INA family."""
+        """True for a current sensor of the INA family."""
         return INA.fullmatch(self.name) is not None
 
 

@@ -1,1 +1,1 @@
-"""Data sets: what a device trains on, Taskonomy's files, rendered rooms, and the way from the one to the other."""
+"""Data sets of devices, and their import from Taskonomy's files."""

@@ -1,4 +1,4 @@
-"""A data set: a folder of plain arrays, memory-mapped, that anyone can write with numpy alone.
+"""A data set: a folder of plain arrays, memory-mapped, which numpy alone can write.
 
     DATA/
         train/image.npy         (N, C, H, W)  uint8 (scaled by 1/255 when read) or float32 (taken as it is)
@@ -10,7 +10,7 @@ Rules
 - Labels are class numbers where a task wants int64 and values where it wants float32: uint8 becomes float32 by
   1/255, an integer becomes int64 as it is, float32 stays float32, and nothing else is converted. NaN in a float32
   label marks a pixel without a label; a sample whose label is NaN everywhere has none of that task.
-- The sets that are there have the same image shape, the same tasks, and labels of the same shape and type.
+- All sets in the folder have the same image shape, the same tasks, and labels of the same shape and type.
 - Nothing is unpickled: an array of objects is refused.
 
 This module runs on boards: it needs numpy and msgspec alone.
@@ -46,28 +46,28 @@ IMAGE = "image"
 DESCRIPTION = "dataset.json"
 MAX_DESCRIPTION_BYTES = 1024**2
 
-# What numpy raises for the many ways in which the header of an .npy file can be broken.
+# The exceptions of numpy for a broken header of an .npy file.
 BROKEN_HEADER = (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError)
 
 
 class DatasetInvalid(ValueError):
-    """A data set, or a file that one is made from, is missing, damaged or not of its form."""
+    """A data set, or a file to import, is missing, damaged or not of its form."""
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
-    """What a data set says about itself in dataset.json."""
+    """The content of dataset.json."""
 
     name: Annotated[str, Meta(max_length=200)] = ""
     source: Annotated[str, Meta(max_length=2000)] = ""
     scales: dict[TaskName, str | float] = {}
-    """What a label's values mean, by task: text, or the factor that the original values were multiplied by."""
+    """The meaning of each task's label values: text, or the factor that the original values were multiplied by."""
     counts: dict[SplitName, Annotated[int, Meta(ge=0)]] = {}
     """Images in each set."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One of the sets: images and labels on the disk, read when they are asked for."""
+    """One of the sets: images and labels on the disk, which are read for each batch."""
 
     image: Array
     """(N, C, H, W), uint8 or float32."""
@@ -76,7 +76,7 @@ class Split:
     _labelled: dict[str, Mask] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
-        """Images in the set."""
+        """Return the number of images in the set."""
         return int(self.image.shape[0])
 
     @property
@@ -85,23 +85,23 @@ class Split:
         return tuple(self.labels)
 
     def labelled(self, task: str) -> Mask:
-        """Which samples have a label of a task, (N,); none of them where there are no labels of it."""
+        """Return a mask (N,) of the samples with a label of a task; all False for a task without labels."""
         if task not in self._labelled:
             labels = self.labels.get(task)
             self._labelled[task] = np.zeros(len(self), np.bool_) if labels is None else _is_labelled(labels)
         return self._labelled[task]
 
     def examples(self, tasks: Iterable[str]) -> dict[str, int]:
-        """How many samples have a label, by task; without the tasks of which none has."""
+        """Return the number of labelled samples by task, without the tasks that have none."""
         counts = {task: int(self.labelled(task).sum()) for task in tasks}
         return {task: count for task, count in counts.items() if count}
 
     def batch(
         self, indices: Sequence[int] | NDArray[np.integer[Any]], tasks: Sequence[str] | None = None
     ) -> tuple[Images, dict[str, Array]]:
-        """The images (B, C, H, W), float32, and the labels (B, …) of some tasks, as stored; of all tasks if None.
+        """Return the images (B, C, H, W), float32, and the labels (B, …) as stored, of some tasks or of all.
 
-        Raises IndexError for an index that is not in the set, KeyError for a task that it has no labels of.
+        Raises IndexError for an index outside of the set, KeyError for a task without labels.
         """
         chosen = np.asarray(indices, np.int64)
         names = self.tasks if tasks is None else tasks
@@ -109,7 +109,7 @@ class Split:
 
 
 def _is_labelled(labels: Array) -> Mask:
-    """Whether each sample's label has a value that is not NaN, (N,). Of most samples it reads one value."""
+    """Return a mask (N,) of the samples whose label has a value that is not NaN; it reads one value of most samples."""
     if labels.dtype.kind != "f":
         return np.ones(len(labels), np.bool_)
     found: Mask = np.empty(len(labels), np.bool_)
@@ -120,28 +120,28 @@ def _is_labelled(labels: Array) -> Mask:
 
 
 def _take(array: Array, chosen: NDArray[np.int64]) -> Array:
-    """Some rows, copied, C-contiguous; the pages that were mapped for them are given back."""
+    """Return a copy of some rows, C-contiguous, and unmap the pages that they were read from."""
     rows = np.array(array[chosen], order="C")
     _give_back(array)
     return rows
 
 
 def _give_back(array: Array) -> None:
-    """Unmap what was read: it stays in the system's cache, but a data set does not grow this process to its size."""
+    """Unmap the pages that were read: they stay in the system's cache and do not count as this process's memory."""
     mapped = array.base
     if isinstance(mapped, mmap.mmap):
         mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def as_float32(values: Array) -> Images:
-    """uint8 scaled by 1/255, float32 as it is: a new array, C-contiguous."""
+    """Return a new float32 array, C-contiguous: uint8 scaled by 1/255, float32 as it is."""
     if values.dtype == np.uint8:
         return np.multiply(values, np.float32(1 / 255), dtype=np.float32, order="C")
     return np.array(values, np.float32, order="C")
 
 
 def convert(labels: Array, dtype: LabelType) -> Array:
-    """Labels as a task's graphs want them, a new array.
+    """Return labels in the type of a task's graphs, as a new array.
 
     uint8 → float32 is scaled by 1/255; any integer → int64 keeps the class numbers; float32 → float32 is as it is.
     Raises DatasetInvalid for any other pair.
@@ -150,16 +150,16 @@ def convert(labels: Array, dtype: LabelType) -> Array:
         return as_float32(labels)
     if dtype == "int64" and labels.dtype.kind in "iu":
         return labels.astype(np.int64, order="C")
-    raise DatasetInvalid(f"labels of type {labels.dtype} cannot be used where a task wants {dtype}")
+    raise DatasetInvalid(f"labels of type {labels.dtype} cannot be used for a task of type {dtype}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """A data set's folder, checked and mapped."""
+    """A data set, checked and memory-mapped."""
 
     folder: Path
     splits: dict[SplitName, Split | None]
-    """By name: train, val and test; None where the set is absent. Train is always there."""
+    """The sets train, val and test; None for an absent one. Train is always there."""
     description: Description
 
     @property
@@ -171,12 +171,12 @@ class Dataset:
 
     @property
     def val(self) -> Split | None:
-        """The images to choose by, if there are any."""
+        """The images to validate on, if there are any."""
         return self.splits["val"]
 
     @property
     def test(self) -> Split | None:
-        """The images to judge by, if there are any."""
+        """The images to test on, if there are any."""
         return self.splits["test"]
 
     @property
@@ -186,7 +186,7 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """The data set in `folder`. Raises DatasetInvalid, naming the file, unless all of it is well-formed."""
+        """Open the data set in `folder`. Raises DatasetInvalid, naming the file, unless all of it is well-formed."""
         if not (folder / "train").is_dir():
             raise DatasetInvalid(f"{folder} is not a data set: it has no folder train")
         splits = {name: _open_split(folder / name) if (folder / name).is_dir() else None for name in SPLITS}
@@ -206,9 +206,9 @@ class Dataset:
 
 def _check_alike(folder: Path, name: str, split: Split, train: Split) -> None:
     if split.tasks != train.tasks:
-        odd = min(set(split.tasks) ^ set(train.tasks))
-        there, absent = (name, "train") if odd in split.tasks else ("train", name)
-        raise DatasetInvalid(f"{folder / there / odd}.npy has no counterpart in {folder / absent}")
+        task = min(set(split.tasks) ^ set(train.tasks))
+        present, absent = (name, "train") if task in split.tasks else ("train", name)
+        raise DatasetInvalid(f"{folder / present / task}.npy has no counterpart in {folder / absent}")
     for task, array in {IMAGE: split.image, **split.labels}.items():
         other = train.image if task == IMAGE else train.labels[task]
         if (array.shape[1:], array.dtype) != (other.shape[1:], other.dtype):
@@ -241,7 +241,7 @@ def _open_split(folder: Path) -> Split:
 
 
 def _map(path: Path) -> Array:
-    """The array in a file, mapped once its header agrees with the file's length."""
+    """Map the array in a file, after checking its header against the file's length. Raises DatasetInvalid."""
     try:
         with path.open("rb") as file:
             shape, by_columns, dtype = _read_header(file)
@@ -289,10 +289,9 @@ def _read_description(path: Path) -> Description:
 
 @final
 class SplitWriter:
-    """Writes one set image by image, so that it need not fit in memory; files appear whole when it is closed.
+    """Writes one set image by image, so that it need not fit in memory; the files appear when it is closed.
 
-    A context manager: leaving it by an exception leaves the folder without the new set. Everything that the folder
-    held of an earlier set is replaced.
+    A context manager: after an exception the folder is without the new set. The new set replaces an earlier one.
     """
 
     def __init__(self, folder: Path, count: int) -> None:
@@ -310,12 +309,12 @@ class SplitWriter:
     def add(self, image: Array, labels: Mapping[str, Array]) -> None:
         """Write the next image (C, H, W) and its labels (…), by task.
 
-        Raises ValueError for arrays of another shape, type or task than the first ones.
+        Raises ValueError for arrays of another shape, type or task than the first.
         """
         arrays = {IMAGE: image, **{task: labels[task] for task in sorted(labels)}}
         if not self._arrays:
-            if odd := [task for task in labels if task == IMAGE or re.fullmatch(TASK_PATTERN, task) is None]:
-                raise ValueError(f"{odd[0]!r} cannot name a task: a to z, 0 to 9 and _ only, and not image")
+            if unnamed := [task for task in labels if task == IMAGE or re.fullmatch(TASK_PATTERN, task) is None]:
+                raise ValueError(f"{unnamed[0]!r} cannot name a task: a to z, 0 to 9 and _ only, and not image")
             self._arrays = {name: self._create(name, array) for name, array in arrays.items()}
         if self._written == self.count or arrays.keys() != self._arrays.keys():
             raise ValueError(f"{self.folder} was begun for {self.count} images with {', '.join(self._arrays)}")
@@ -354,13 +353,13 @@ class SplitWriter:
             return
         remove_split(self.folder)
         self.folder.mkdir(exist_ok=True)
-        for name in sorted(names, key=lambda name: name == IMAGE):  # the images last: a set with images is whole
+        for name in sorted(names, key=lambda name: name == IMAGE):  # the images last: a set with images is complete
             self._part(name).replace(self.folder / f"{name}.npy")
         sync_folder(self.folder)
 
 
 def remove_split(folder: Path) -> None:
-    """Remove a set's arrays, and its folder where nothing else is in it."""
+    """Remove a set's arrays, and its folder if it is empty then."""
     for path in folder.glob("[!.]*.npy"):
         path.unlink()
     if folder.is_dir() and not any(folder.iterdir()):
@@ -368,12 +367,12 @@ def remove_split(folder: Path) -> None:
 
 
 def write_split(folder: Path, image: Array, labels: Mapping[str, Array]) -> None:
-    """Write one set: `image` (N, C, H, W), labels (N, …) by task. It replaces what `folder` held of an earlier one.
+    """Write one set: `image` (N, C, H, W), labels (N, …) by task. It replaces an earlier set in `folder`.
 
     Raises ValueError for a label with another N, a name that no task can have, or an empty set.
     """
-    if odd := [task for task, array in labels.items() if len(array) != len(image)]:
-        raise ValueError(f"{odd[0]} has labels of {len(labels[odd[0]])} images, there are {len(image)} images")
+    if unequal := [task for task, array in labels.items() if len(array) != len(image)]:
+        raise ValueError(f"{unequal[0]} has labels of {len(labels[unequal[0]])} images, there are {len(image)} images")
     with SplitWriter(folder, len(image)) as writer:
         for index in range(len(image)):
             writer.add(image[index], {task: np.asarray(array[index]) for task, array in labels.items()})

@@ -1,7 +1,7 @@
-"""From Taskonomy's files to data sets: one for each building, its three sets apart.
+"""The import of Taskonomy's files: a data set for each building, with three sets of different images.
 
-- Whole views: views of one point stay in one set, and points are dealt out by a seeded permutation. A view is cut to
-  its largest square in the middle and brought to the size.
+- Whole views: views of one point stay in one set, and a seeded permutation assigns points to sets. A view is cut to its
+  largest square in the middle and resized.
 - Crops: each view is cut into rectangles, each rectangle belongs to one set, and a crop lies in pixels of one set
   alone. Crops of one set may overlap.
 """
@@ -32,21 +32,21 @@ from edge_runtime.datasets.taskonomy import TASKS, View, find_views, read_view
 
 Array = NDArray[Any]
 OnProgress = Callable[[str, int, int], None]
-"""Told of progress: the building, views done, and views in all."""
+"""Called with the progress: the building, views done, and views in all."""
 
 MAX_SIZE = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImportSettings:
-    """What an import makes."""
+    """The settings of an import. Raises UsageError for one out of its bounds."""
 
     size: int = 64
     """Pixels a side of an image."""
     crops: int | None = None
-    """Crops a view; None brings whole views to the size."""
+    """Crops for each view; None resizes whole views."""
     tasks: tuple[str, ...] | None = None
-    """None: those for which every view of every building has the domains."""
+    """None: the tasks whose domains every view of every building has."""
     fractions: Fractions = field(default_factory=Fractions)
     seed: int = 0
 
@@ -66,28 +66,30 @@ class ImportSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Imported:
-    """A data set that was written."""
+    """A data set that was imported."""
 
     building: str
     folder: Path
     tasks: tuple[str, ...]
     counts: dict[SplitName, int]
-    """Images by set; only the sets that are there."""
+    """Images by set, without the empty ones."""
 
 
 def import_folder(
-    source: Path, out: Path, settings: ImportSettings, report: OnProgress | None = None
+    source: Path, out: Path, settings: ImportSettings, on_progress: OnProgress | None = None
 ) -> list[Imported]:
-    """Make a data set in `out` of each building below `source`; those of the same names are replaced.
+    """Write a data set into `out` for each building below `source`; it replaces one of the same name.
 
     Raises DatasetInvalid, naming the file, for a missing domain, a damaged file or one of a wrong size;
-    PartitionImpossible where there are too few views or pixels; UsageError where no task is left.
+    PartitionImpossible where there are too few views or pixels.
     """
     if not source.is_dir():
         raise DatasetInvalid(f"{source} is not a folder")
     buildings = find_views(source)
     tasks = _choose_tasks(source, buildings, settings)
-    return [_import_building(views, out / building, tasks, settings, report) for building, views in buildings.items()]
+    return [
+        _import_building(views, out / building, tasks, settings, on_progress) for building, views in buildings.items()
+    ]
 
 
 def _choose_tasks(source: Path, buildings: dict[str, list[View]], settings: ImportSettings) -> tuple[str, ...]:
@@ -101,14 +103,14 @@ def _choose_tasks(source: Path, buildings: dict[str, list[View]], settings: Impo
 
 
 Example = tuple[SplitName, Array, dict[str, Array]]
-"""The set, the image (3, S, S) and the labels of one image."""
+"""The set, the image (3, S, S) and the labels of one example."""
 
 
 def _import_building(
-    views: list[View], folder: Path, tasks: tuple[str, ...], settings: ImportSettings, report: OnProgress | None
+    views: list[View], folder: Path, tasks: tuple[str, ...], settings: ImportSettings, on_progress: OnProgress | None
 ) -> Imported:
     building = views[0].building
-    # By the building's name, so that a building gives the same data set with or without others beside it.
+    # By the building's name: the data set of a building does not depend on the other buildings.
     seeds = (settings.seed, *building.encode())
     examples: Callable[[View], Iterator[Example]]
     if settings.crops is None:
@@ -127,8 +129,8 @@ def _import_building(
         for done, view in enumerate(views, 1):
             for name, image, labels in examples(view):
                 writers[name].add(image, labels)
-            if report is not None:
-                report(building, done, len(views))
+            if on_progress is not None:
+                on_progress(building, done, len(views))
     for name in set(SPLITS) - set(there):
         remove_split(folder / name)
     how = "whole views" if settings.crops is None else f"{settings.crops} crops a view"
@@ -160,7 +162,7 @@ def _whole(view: View, *, sets: dict[int, SplitName], tasks: tuple[str, ...], si
 
 
 def _square(pixels: Array) -> Array:
-    """The largest square in the middle of (…, H, W)."""
+    """Return the largest square in the middle of (…, H, W)."""
     height, width = pixels.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2

@@ -1,6 +1,6 @@
-"""Which images, or which pixels, belong to the training, the validation and the test set.
+"""The partition of images, or of pixels, into the training, the validation and the test set.
 
-Nothing here reads a file; everything follows from its arguments and a seed. Letters: H and W pixels of a view, S the
+No function here reads a file; each depends on its arguments and a seed alone. Letters: H and W pixels of a view, S the
 side of a crop.
 """
 
@@ -16,7 +16,7 @@ from edge_runtime.datasets.dataset import SPLITS, SplitName
 
 Key = TypeVar("Key", bound=Hashable)
 Labels = NDArray[np.uint8]
-"""For each pixel, the place of its set in SPLITS."""
+"""For each pixel, the index of its set in SPLITS."""
 
 
 class PartitionImpossible(UsageError):
@@ -25,7 +25,7 @@ class PartitionImpossible(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Fractions:
-    """The shares of the validation and of the test set; training gets the rest."""
+    """The shares of the validation and of the test set; the rest is for training."""
 
     val: float = 0.15
     test: float = 0.15
@@ -38,7 +38,7 @@ class Fractions:
             )
 
     def counts(self, total: int, what: str) -> tuple[int, int, int]:
-        """How many of `total` go to each of SPLITS: at least one to each that has a share.
+        """Return the parts of `total` for each of SPLITS: at least one for each that has a share.
 
         Raises PartitionImpossible if there are not enough; `what` names them in the message.
         """
@@ -53,7 +53,7 @@ class Fractions:
 
 
 def split_keys(keys: Sequence[Key], fractions: Fractions, what: str, rng: np.random.Generator) -> dict[Key, SplitName]:
-    """The set of each key, in a random permutation: each key is in exactly one set.
+    """Return the set of each key, by a random permutation: each key is in exactly one set.
 
     Raises PartitionImpossible if there are too few; `what` names them in the message.
     """
@@ -63,7 +63,7 @@ def split_keys(keys: Sequence[Key], fractions: Fractions, what: str, rng: np.ran
 
 
 def regions(shape: tuple[int, int], side: int, fractions: Fractions, what: str, rng: np.random.Generator) -> Labels:
-    """The set that each pixel (H, W) of a view belongs to, in rectangles that crops of `side` pixels fit into.
+    """Return the set of each pixel (H, W) of a view, in rectangles that crops of `side` pixels fit into.
 
     The rectangles are about two crops wide where the view has room for enough of them, else at least one. Raises
     PartitionImpossible where it has room for fewer than there are sets.
@@ -78,7 +78,7 @@ def regions(shape: tuple[int, int], side: int, fractions: Fractions, what: str, 
 
 
 def corners(labels: Labels, which: int, side: int) -> NDArray[np.intp]:
-    """The upper left pixels (P, 2), row and column, of all crops whose every pixel belongs to one set."""
+    """Return the upper left pixels (P, 2), row and column, of all crops that lie within one set."""
     belongs = np.pad(labels == which, ((1, 0), (1, 0))).astype(np.int64).cumsum(0).cumsum(1)
     inside = belongs[side:, side:] - belongs[:-side, side:] - belongs[side:, :-side] + belongs[:-side, :-side]
     return np.argwhere(inside == side * side)
@@ -87,7 +87,7 @@ def corners(labels: Labels, which: int, side: int) -> NDArray[np.intp]:
 def draw_corners(
     labels: Labels, side: int, counts: Sequence[int], what: str, rng: np.random.Generator
 ) -> dict[SplitName, NDArray[np.intp]]:
-    """For each set with a count, that many different crops (count, 2), by the row and column of the upper left pixel.
+    """Return different crops (count, 2) for each set with a count, by row and column of the upper left pixel.
 
     Raises PartitionImpossible where a set has room for fewer.
     """

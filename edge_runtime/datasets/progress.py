@@ -6,11 +6,11 @@ from contextlib import contextmanager
 from typing import Protocol
 
 
-class Bar(Protocol):
-    """Where progress is shown: a terminal, or nowhere."""
+class ProgressBar(Protocol):
+    """A seam: shows progress in a terminal, or nowhere."""
 
     def show(self, what: str, done: int, total: int) -> None:
-        """So much of something is done."""
+        """Show that `done` of `total` steps of `what` are done."""
         ...
 
 
@@ -20,15 +20,15 @@ class _Silent:
 
 
 @contextmanager
-def progress(*, quiet: bool) -> Iterator[Bar]:
-    """Bars on the terminal, if standard error is one."""
+def progress(*, quiet: bool) -> Iterator[ProgressBar]:
+    """Give bars on the terminal, if standard error is one."""
     if quiet or not sys.stderr.isatty():
         yield _Silent()
         return
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
-    class Bars:
+    class _Bars:
         def __init__(self, progress: Progress) -> None:
             self.progress = progress
             self.bars: dict[str, TaskID] = {}
@@ -39,4 +39,4 @@ def progress(*, quiet: bool) -> Iterator[Bar]:
             self.progress.update(self.bars[what], completed=done)
 
     with Progress(console=Console(stderr=True)) as progress:
-        yield Bars(progress)
+        yield _Bars(progress)

@@ -1,4 +1,4 @@
-"""Arrays of pixels brought to another size: means over areas, and nearest pixels where a mean has no meaning.
+"""Resampling of pixels: means over areas, and nearest pixels where a mean has no meaning.
 
 Letters: c channels, H and W pixels before, S pixels a side after.
 """
@@ -13,7 +13,7 @@ Floats = NDArray[np.float32]
 
 
 def shares(length: int, size: int) -> Floats:
-    """What share of each of `size` pixels each of `length` pixels covers, (size, length); every row sums to 1."""
+    """Return the share of each of `size` pixels that each of `length` covers, (size, length); each row sums to 1."""
     edges = np.arange(size + 1) * (length / size)
     low, high = edges[:-1, None], edges[1:, None]
     start = np.arange(length)
@@ -22,12 +22,12 @@ def shares(length: int, size: int) -> Floats:
 
 
 def nearest(length: int, size: int) -> NDArray[np.intp]:
-    """Which of `length` pixels the centre of each of `size` pixels lies in."""
+    """Return the index among `length` pixels of the one that holds the centre of each of `size` pixels."""
     return ((np.arange(size) + 0.5) * (length / size)).astype(np.intp)
 
 
 def resample(pixels: Array, size: int) -> Array:
-    """Pixels (…, H, W) as (…, S, S), of the same type.
+    """Return pixels (…, H, W) as (…, S, S), of the same type.
 
     float32: the mean over the area of what is not NaN, and NaN where the nearest pixel is. uint8 with channels, an
     image: the mean over the area, rounded. uint8 without, (H, W), classes: the nearest pixel.
@@ -50,6 +50,6 @@ def resample(pixels: Array, size: int) -> Array:
 
 
 def unit_length(vectors: Floats) -> Floats:
-    """Vectors (3, …) brought to length 1; NaN where they are NaN or hardly have a direction."""
+    """Return vectors (3, …) scaled to length 1; NaN where they are NaN or shorter than 0.1."""
     length = np.sqrt((vectors * vectors).sum(0))
     return np.asarray(vectors / np.where(length > 0.1, length, np.nan), np.float32)

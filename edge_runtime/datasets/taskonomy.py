@@ -1,11 +1,11 @@
-"""Taskonomy's files: how they are named, what their pixels mean, and which task each domain teaches.
+"""Taskonomy's files: their names, the meaning of their pixels, and the task of each domain.
 
 A view is one camera at one point of one building, and each of its domains is one PNG:
 
     point_<P>_view_<V>_domain_<DOMAIN>.png
 
 The files of a building lie in `<building>/`, anywhere below it, or, as Taskonomy is released, in
-`<domain>/<building>/`: a folder with a domain's name says nothing about the building.
+`<domain>/<building>/`: a folder with a domain's name does not name the building.
 
     domain               pixels                                        task
     rgb                  8-bit RGB                                     the image, and autoencoder
@@ -64,7 +64,7 @@ MODES: dict[str, tuple[str, ...]] = {
     "reshading": ("RGB", "L"),
     "principal_curvature": ("RGB",),
 }
-# Folders of a release that say nothing about the building.
+# Folders of a release that do not name the building.
 DOMAIN_FOLDERS = {*MODES, *ALIASES, "segment_unsup2d", "segment_unsup25d", "depth_euclidean", "mask_valid"}
 
 
@@ -79,17 +79,17 @@ class View:
 
     @property
     def name(self) -> str:
-        """What its files' names begin with."""
+        """The beginning of its files' names."""
         return f"point_{self.point}_view_{self.view}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """Where a task's labels come from."""
+class LabelSource:
+    """The source of a task's labels."""
 
     domain: str
     scale: str | float
-    """What the stored values mean: text, or the factor on value / 65535."""
+    """The meaning of the stored values: text, or the factor on value / 65535."""
     decode: Callable[[Array, str | float], Array]
     masked: bool = False
     """Pixels without a valid depth have no label."""
@@ -131,33 +131,35 @@ def _image(pixels: Array, _scale: str | float) -> Array:
     return pixels.transpose(2, 0, 1)  # (3, H, W)
 
 
-# The factors bring rooms and real views alike to typical values between 0.1 and 1, so that no task's loss drowns
-# the others'.
-TASKS: dict[str, Source] = {
-    "autoencoder": Source(domain="rgb", scale="the image, 1/255", decode=_image),
-    "depth": Source(domain="depth_zbuffer", scale="log(1 + metres)", decode=_log_depth, masked=True),
-    "edge_occlusion": Source(domain="edge_occlusion", scale=16.0, decode=_response, masked=True),
-    "edge_texture": Source(domain="edge_texture", scale=8.0, decode=_response),
-    "keypoints": Source(domain="keypoints2d", scale=32.0, decode=_response),
-    "keypoints3d": Source(domain="keypoints3d", scale=8.0, decode=_response),
-    "normals": Source(domain="normal", scale="unit vectors: x right, y down, z forward", decode=_normals, masked=True),
-    "principal_curvature": Source(
+# The factors bring rooms and real views to typical values between 0.1 and 1, so that no task's loss outweighs the
+# others'.
+TASKS: dict[str, LabelSource] = {
+    "autoencoder": LabelSource(domain="rgb", scale="the image, 1/255", decode=_image),
+    "depth": LabelSource(domain="depth_zbuffer", scale="log(1 + metres)", decode=_log_depth, masked=True),
+    "edge_occlusion": LabelSource(domain="edge_occlusion", scale=16.0, decode=_response, masked=True),
+    "edge_texture": LabelSource(domain="edge_texture", scale=8.0, decode=_response),
+    "keypoints": LabelSource(domain="keypoints2d", scale=32.0, decode=_response),
+    "keypoints3d": LabelSource(domain="keypoints3d", scale=8.0, decode=_response),
+    "normals": LabelSource(
+        domain="normal", scale="unit vectors: x right, y down, z forward", decode=_normals, masked=True
+    ),
+    "principal_curvature": LabelSource(
         domain="principal_curvature", scale="(value - 127) / 32", decode=_curvature, masked=True
     ),
-    "reshading": Source(domain="reshading", scale="value / 255", decode=_shade, masked=True),
-    "segmentation": Source(domain="segment_semantic", scale="classes 1 to 17; 0 is not labelled", decode=_classes),
+    "reshading": LabelSource(domain="reshading", scale="value / 255", decode=_shade, masked=True),
+    "segmentation": LabelSource(domain="segment_semantic", scale="classes 1 to 17; 0 is not labelled", decode=_classes),
 }
 
 
 def file_name(point: int, view: int, domain: str) -> str:
-    """The name of a domain's file."""
+    """Return the name of a domain's file."""
     return f"point_{point}_view_{view}_domain_{domain}.png"
 
 
 def find_views(folder: Path) -> dict[str, list[View]]:
-    """The views below `folder`, in order, by building; files with other names are left alone.
+    """Return the views below `folder`, in order, by building; files with other names are ignored.
 
-    Raises DatasetInvalid if there are none, or a domain of a view is there twice.
+    Raises DatasetInvalid if there are none, or a view has two files of one domain.
     """
     found: dict[str, dict[tuple[int, int], dict[str, Path]]] = {}
     for path in sorted(folder.rglob("*.png")):
@@ -182,7 +184,7 @@ def find_views(folder: Path) -> dict[str, list[View]]:
 
 
 def read_pixels(path: Path, domain: str) -> Array:
-    """A domain's pixels: (H, W, 3) or (H, W), uint8 or uint16. Raises DatasetInvalid, naming the file."""
+    """Return a domain's pixels, (H, W, 3) or (H, W), uint8 or uint16. Raises DatasetInvalid, naming the file."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -203,14 +205,14 @@ def read_pixels(path: Path, domain: str) -> Array:
 
 
 def write_pixels(path: Path, pixels: Array) -> None:
-    """Write a domain's pixels, uint8 or uint16, so that the file is there whole or not at all."""
+    """Write a domain's pixels, uint8 or uint16, to a sibling file that is then renamed."""
     part = path.with_name(f".{path.name}.part")
     Image.fromarray(pixels).save(part, format="PNG", compress_level=4)
     part.replace(path)
 
 
 def read_view(view: View, tasks: tuple[str, ...]) -> tuple[Array, dict[str, Array]]:
-    """The image (3, H, W), uint8, and the labels by task.
+    """Return the image (3, H, W), uint8, and the labels by task.
 
     segmentation is (H, W) uint8, autoencoder (3, H, W) uint8, the others (c, H, W) float32, NaN for none.
     Raises DatasetInvalid, naming the file, for a missing domain, a damaged file, or sizes that differ.
@@ -246,23 +248,23 @@ def _decode(view: View, task: str, pixels: Mapping[str, Array]) -> Array:
 
 
 def encode_depth(depth_m: Floats) -> Array:
-    """Depth in metres as 16 bit; NaN is invalid."""
+    """Return depth in metres as 16 bits; NaN becomes the invalid depth."""
     steps = np.rint(np.nan_to_num(depth_m, nan=0.0) * DEPTH_STEPS_PER_M).clip(0, INVALID_DEPTH - 1)
     return np.where(np.isnan(depth_m), INVALID_DEPTH, steps).astype(np.uint16)
 
 
 def encode_normals(normals: Floats) -> Array:
-    """Unit vectors (H, W, 3) as 8 bit."""
+    """Return unit vectors (H, W, 3) as 8 bits."""
     return np.asarray(np.rint((normals + 1) * 127.5).clip(0, 255), np.uint8)
 
 
 def encode_response(values: Floats) -> Array:
-    """Values between 0 and 1 as 16 bit."""
+    """Return values between 0 and 1 as 16 bits."""
     return np.rint(values * 65535).clip(0, 65535).astype(np.uint16)
 
 
 def encode_curvature(curvature: Floats) -> Array:
-    """Principal curvatures (H, W, 2) in 1/m as 8 bit RGB; the third channel is unused and 127, like a flat one."""
+    """Return principal curvatures (H, W, 2) in 1/m as 8-bit RGB; the third channel is unused and 127, as if flat."""
     pixels = np.full((*curvature.shape[:2], 3), FLAT, np.uint8)
     pixels[..., :2] = np.rint(FLAT + CURVATURE_STEPS_M * curvature).clip(0, 255)
     return pixels

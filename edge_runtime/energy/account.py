@@ -113,7 +113,7 @@ class EnergyAccount:
 
     @property
     def is_estimated(self) -> bool:
-        """Whether the figures come from a model."""
+        """True if the figures come from a model."""
         return self._facts is not None and self._facts.estimated
 
     @property

@@ -40,7 +40,7 @@ class BoardConditions(msgspec.Struct, kw_only=True, array_like=True):
     cpu_min_hz: float | None = None
     throttled: tuple[str, ...] | None = None
     at_first: tuple[str, ...] | None = None
-    """What had held the board back between its boot and the round: not counted as the round's."""
+    """The names that had held the board back between its boot and the round, which are not the round's."""
 
 
 class Start(msgspec.Struct, frozen=True, array_like=True, tag="start"):

@@ -109,7 +109,7 @@ def test_convert_keeps_nan():
 
 @pytest.mark.parametrize(("given_type", "wanted"), [("int32", "float32"), ("float32", "int64"), ("float64", "float32")])
 def test_convert_refuses_what_has_no_meaning(given_type, wanted):
-    with pytest.raises(DatasetInvalid, match=f"{given_type} cannot be used where a task wants {wanted}"):
+    with pytest.raises(DatasetInvalid, match=f"{given_type} cannot be used for a task of type {wanted}"):
         convert(np.zeros(3, given_type), wanted)
 
 

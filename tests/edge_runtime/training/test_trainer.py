@@ -343,8 +343,8 @@ def damaged(data, task, change):
         ("image", lambda a: a[:, :1], r"the images are \(1, 16, 16\)"),
         ("depth", lambda _: None, "no labels for depth"),
         ("depth", lambda a: a[:, 0], r"the labels of depth are \(16, 16\)"),
-        ("segmentation", lambda a: a.astype(np.float32), "float32 cannot be used where a task wants int64"),
-        ("depth", lambda a: np.zeros(a.shape, np.int32), "int32 cannot be used where a task wants float32"),
+        ("segmentation", lambda a: a.astype(np.float32), "float32 cannot be used for a task of type int64"),
+        ("depth", lambda a: np.zeros(a.shape, np.int32), "int32 cannot be used for a task of type float32"),
     ],
 )
 def test_data_that_does_not_fit_is_named(tiny, data_copy, task, change, text):
