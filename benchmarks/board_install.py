@@ -1,4 +1,4 @@
-"""What a board installs: how many packages, how many megabytes of wheels, and whether our own wheel is complete.
+"""A board's installation: how many packages, how many megabytes of wheels, and whether our own wheel is complete.
 
     python benchmarks/board_install.py --wheels .venv-board/wheels
 

@@ -31,10 +31,10 @@ from edge_runtime.wire.tensors import Vector, transfer, unpack
 
 RULES = ("mean", "attention", "projection", "gpaggregation", "pcgrad", "cagrad")
 POWER = 0.9
-"""Of the learning rate's schedule, as everywhere."""
+"""The warm-up of the learning rate's schedule, as everywhere."""
 
 
-class Device:
+class DeviceReplica:
     """One device: its tasks' part of the model, its data and its optimizer's state."""
 
     def __init__(self, whole: Manifest, graphs: GraphCache, bundle: Path, data: Path, tasks: tuple[str, ...]) -> None:
@@ -75,7 +75,7 @@ def run(experiment: Experiment, bundle: Path, seed: int, rule: str, server_lr: f
     weights: Vector = np.array(unpack(whole.table, (bundle / WEIGHTS).read_bytes()))
     data = data_sets(Path(experiment.data), experiment.devices)
     tasks_of = {name: tuple(sorted(experiment.tasks_of.get(name, whole.task_names))) for name in data}
-    devices = [Device(whole, graphs, bundle, data[name], tasks_of[name]) for name in sorted(data)]
+    devices = [DeviceReplica(whole, graphs, bundle, data[name], tasks_of[name]) for name in sorted(data)]
     where = whole.table.parts["encoder"]
     rounds = config.grouping.merged_rounds + config.grouping.split_rounds
     history: Vector | None = None

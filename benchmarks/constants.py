@@ -1,4 +1,4 @@
-"""What predicting a constant loses on some data sets: the floor that a trained model has to be under.
+"""The loss of predicting a constant on some data sets: a trained model has to be below it.
 
     python -m benchmarks.constants runs/rooms8-32 --tasks depth,edge_texture,keypoints,normals,segmentation
 

@@ -54,8 +54,8 @@ TASKS = "tasks"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How long and how wide everything runs."""
+class Extent:
+    """The number of runs and threads of every measurement."""
 
     pairs: int
     threads: int
@@ -88,7 +88,7 @@ def train(folder: Path, *options: str) -> list[str]:
     return ["-m", "edge_runtime", "train", "--bundle", str(folder), "--json", *options]
 
 
-def steps(name: str, settings: Settings) -> dict[str, Any]:
+def steps(name: str, settings: Extent) -> dict[str, Any]:
     """Step time and peak memory of all sides on one model."""
     model = MODELS[name]
     official = OFFICIAL_PYTHON.is_file()
@@ -123,8 +123,8 @@ def steps(name: str, settings: Settings) -> dict[str, Any]:
     return result
 
 
-def tasks(settings: Settings) -> dict[str, Any]:
-    """How long the exporter takes for nine tasks, and the peak memory of nine tasks against one."""
+def tasks(settings: Extent) -> dict[str, Any]:
+    """Measure the exporter's time for nine tasks, and the peak memory of nine tasks against one."""
     began_s, used_s = time.monotonic(), _children_s()
     nine, _ = bundle(f"{SOURCE}:{NINE}")
     export = {"wall_s": time.monotonic() - began_s, "cpu_s": _children_s() - used_s}
@@ -141,7 +141,7 @@ def tasks(settings: Settings) -> dict[str, Any]:
     return result
 
 
-def tables(result: dict[str, Any], settings: Settings) -> str:
+def tables(result: dict[str, Any], settings: Extent) -> str:
     """The results as Markdown."""
     how = (
         f"Step time and peak memory of whole processes that train on the same random images: 224 px, batch "
@@ -194,7 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=8, help="images in a step (default 8)")
     parser.add_argument("--steps", type=int, default=5, help="of each run (default 5)")
     args = parser.parse_args(arguments)
-    settings = Settings(pairs=args.pairs, threads=args.threads, batch=args.batch, steps=args.steps)
+    settings = Extent(pairs=args.pairs, threads=args.threads, batch=args.batch, steps=args.steps)
     if not OFFICIAL_PYTHON.is_file():
         print("onnxruntime-training is left out: make venv-official, or set MAS_OFFICIAL_PYTHON", file=sys.stderr)
     wanted = args.model or [*MODELS, TASKS]

@@ -1,4 +1,4 @@
-"""`make bench-footprint`: what plans are said to take, held to the peak of real training processes.
+"""`make bench-footprint`: the predicted memory of plans against the peaks of real training processes.
 
 For every architecture at several micro-batches, with every stage of the encoder recomputed and with every stage kept:
 benchmarks/results/footprint.json and the table in docs/footprint.md. `python -m benchmarks.footprint [NAME …]` measures
@@ -162,7 +162,7 @@ def measure_others(name: str) -> list[dict[str, Any]]:
 
 
 def measure_plan(folder: Path, plan: MemoryPlan, batch: int, optimizer: str = "sgd") -> dict[str, Any]:
-    """What a plan was said to take, and what a process that trained by it took."""
+    """Return a plan's predicted memory, and that of a process that trained by it."""
     manifest = wire.read_folder(folder)
     work = Workload(batch=batch, base_bytes=0, evaluates=False, state_vectors=2 if optimizer == "adamw" else 1)
     options = ["--batch", str(batch), "--micro", str(plan.micro_batch), "--frozen", str(plan.frozen)]

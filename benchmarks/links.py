@@ -1,4 +1,4 @@
-"""What a round takes on links of several speeds, as a table: of an experiment whose methods have boards of their own.
+"""The time of a round on links of several speeds, as a table: of an experiment whose methods have boards of their own.
 
     python -m benchmarks.links docs/experiments/fedbone-links.toml runs/fedbone-links \\
         --out benchmarks/results/fedbone-links/links.md

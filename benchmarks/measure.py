@@ -87,7 +87,7 @@ def rooms(buildings: int = 1, images: int = 200, size: int = 64) -> Path:
 
 
 def bundle(source: str, *options: str) -> tuple[Path, dict[str, Any]]:
-    """A bundle of a model, FILE.py:function, compiled anew, and the exporter's summary."""
+    """Compile a model, FILE.py:function, to a new bundle; return it and the exporter's summary."""
     folder = WORK / source.rpartition(":")[2]
     return folder, run_json(["-m", "export", "compile", source, "--out", str(folder), "--json", *options])
 

@@ -33,7 +33,7 @@ MODELS = {
     "build_small": ("ViT-Small, 2 tasks", 8, 4, 4),
     "build_general": ("ViT-Base, 9 tasks", 4, 2, 12),
 }
-"""By function: what it is called, images of a run, the batch, stages of the encoder."""
+"""Name, images of a run, batch and stages of the encoder, by function."""
 DEVICES, FLEET_LIMIT_MIB, FLEET_BUDGET_MIB = 4, 320, 300
 PRECISIONS = ("fp32", "fp16", "int8")
 LIMIT_S = 3600.0
@@ -136,7 +136,7 @@ def _federation(folder: Path, root: Path, manifest: Any, where: str) -> dict[str
 
 
 def _refusals(logs: list[Path]) -> str:
-    """What the devices say, when all have said it."""
+    """Return the output of the devices when all have ended."""
     pattern = re.compile(r"refused \((\w+)\): (.*)")
     until_s = time.monotonic() + LIMIT_S
     while time.monotonic() < until_s:

@@ -1,4 +1,4 @@
-"""What training takes of the memory: a few steps of a bundle by a plan, on random data, as a process of its own.
+"""The peak memory of training: a few steps of a bundle by a plan, on random data, as a process of its own.
 
 `python -m benchmarks.train_peak BUNDLE --batch 8 --micro 2 --keep 0110` prints what was resident before the first graph
 was loaded, and the peak, as JSON. Both are what a device measures of itself.
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 def random_split(manifest: wire.Manifest, images: int) -> Split:
-    """So many random images as a data set holds them, with labels of every task."""
+    """Return random images as a data set holds them, with labels of every task."""
     generator = np.random.default_rng(0)
     labels = {}
     for task in manifest.tasks:

@@ -38,7 +38,7 @@ class Compiled:
     values: tuple[wire.Array, ...]
     graphs: dict[str, bytes]
     lowered: dict[str, Lowered]
-    """What the graphs were translated from, by the same names."""
+    """The operators that the graphs were translated from, by the same names."""
     table: TensorTable
     weights: Vector
 

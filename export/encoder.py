@@ -36,7 +36,7 @@ class TracedStage:
 
 
 class StagedEncoder:
-    """An encoder cut into stages: at most so many, or, with None, as many as keep its peak low.
+    """An encoder cut into stages: at most `stages`, or, with None, as many as keep its peak low.
 
     What it starts from, `x`, is called x in its graphs, or e where a stem has made it: then the graphs give ∂L/∂e too.
     """
@@ -111,7 +111,7 @@ class StagedEncoder:
         )
 
     def _joint(self, stage: TracedStage) -> Traced:
-        """Forward and backward pass of a stage as one function, of which its graphs are parts."""
+        """Trace forward and backward pass of a stage as one function; its graphs are parts of that."""
         steps = stage.segment.steps
         constants = dict(self._whole.trace.constants)
 

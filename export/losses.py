@@ -133,6 +133,6 @@ def dice(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _known(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Where there are labels, and how many, but one at least."""
+    """Return a mask of the labelled elements and their number, at least 1."""
     known = torch.logical_not(torch.isnan(target))
     return known, known.to(prediction.dtype).sum().clamp(min=1.0)

@@ -1,4 +1,4 @@
-"""What can be exported: an encoder, a head and a loss for each task, and an example batch."""
+"""A model that can be exported: an encoder, a head and a loss for each task, and an example batch."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -51,7 +51,7 @@ class MultiTaskModel:
 
     @cached_property
     def one_tensor(self) -> bool:
-        """Whether the encoder returns a tensor, not a tuple."""
+        """True if the encoder returns a tensor, not a tuple."""
         return isinstance(_run(self, self.encode, self.example_input), Tensor)
 
     def encode(self, x: Tensor) -> Any:

@@ -15,7 +15,7 @@ from export.signature import Role, Signature
 from export.trace import Trace, trace
 
 Sources = dict[str, Tensor]
-"""A graph's data by input name: example batches, of which only shape and type matter."""
+"""A graph's data by input name: example batches; only their shapes and types matter."""
 
 Results = dict[str, Tensor]
 
@@ -116,7 +116,7 @@ class ModelPart:
         return parameters | {f"state.{self.name}.{name}": value for name, value in self.state.items()}
 
     def own(self, values: Mapping[str, Tensor], prefix: str = "") -> Results:
-        """Of tensors by their names on the wire, the parameters, or with `prefix` STATE the state, of this part."""
+        """Return this part's parameters, or its state with `prefix` STATE, of tensors by their names on the wire."""
         part = f"{prefix}{self.name}"
         return {name.removeprefix(f"{part}."): value for name, value in values.items() if part_of(name) == part}
 

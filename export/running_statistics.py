@@ -44,7 +44,7 @@ def check_normalization(module: nn.Module, path: str) -> None:
 
 
 class Moved:
-    """What running statistics become, by module, while `moving` is in force."""
+    """The new running statistics, by module, while `moving` is in force."""
 
     def __init__(self) -> None:
         self._values: dict[int, tuple[Tensor, Tensor]] = {}

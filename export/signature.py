@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class Role(Enum):
-    """What a tensor is to a graph. The value is what the names of such tensors begin with."""
+    """The role of a tensor in a graph. The value is the beginning of such tensors' names."""
 
     VALUE = ""
     """The input x, the stem's embedding e, z.<i> of the representation, and v.<i> between stages of the encoder."""

@@ -1,4 +1,4 @@
-"""Where the encoder is cut into stages, so that its backward pass needs the activations of one stage at a time.
+"""Cut the encoder into stages, so that its backward pass needs the activations of one stage at a time.
 
 Recomputing stage by stage (Chen et al., "Training deep nets with sublinear memory cost", arXiv 1604.06174) holds the
 values that cross from stage to stage, and at any time the activations of one stage and the gradients of what crosses at
@@ -68,7 +68,7 @@ class _Flow:
     cuts: tuple[int, ...]
     crossing_bytes: Mapping[int, float]
     inner_bytes: tuple[float, ...]
-    """Of the operators before each position, for one sample."""
+    """The bytes that the operators before each position leave, for one sample."""
     last_use: Mapping[fx.Node, int]
     crossing_nodes: frozenset[fx.Node]
 
@@ -115,8 +115,8 @@ def _bounds(flow: _Flow, stages: int | None) -> list[int]:
     total = len(flow.inner_bytes) - 1
     places = [0, *flow.cuts, total]
     most = min(stages or MAX_STAGES, len(places) - 1)
-    # best[i]: the lowest peak of the operators before places[i] in so many stages, the held values that lead there, and
-    # the place before. What is held at a stage is what crosses all cuts up to its end.
+    # best[i]: the lowest peak of the operators before places[i] in a number of stages, the held values that lead there,
+    # and the place before. What is held at a stage is what crosses all cuts up to its end.
     best: list[tuple[float, float, list[int]]] = [
         (flow.inner_bytes[at] + 2 * flow.crossing_bytes[at], flow.crossing_bytes[at], [0, at]) for at in places
     ]

@@ -49,7 +49,7 @@ class TraceStep:
     module: str
     """The path of the module that ran the operator, or whose operator it differentiates."""
     draw: int
-    """How many random operators came before it."""
+    """The number of random operators before it."""
 
     @property
     def sources(self) -> tuple[fx.Node, ...]:

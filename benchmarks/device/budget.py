@@ -17,7 +17,7 @@ from benchmarks.measure import ROOT, WORK, XCEPTION, bundle, rooms
 
 BUDGETS_MIB = (400, 160, 130, 110, 80)
 OPTIONS = (("", "fp32"), ("exact", "int8"), ("encoder", "topk"))
-"""How is probed, and how updates are written."""
+"""The methods of probing and of writing updates."""
 BATCH = 16
 IMAGES = 32
 ROUNDS = 200

@@ -166,7 +166,7 @@ def _reading_us(account: EnergyAccount) -> float:
 
 
 def _share(seconds: float) -> float:
-    """What this process takes of a core over a while, in percent."""
+    """Measure this process's share of a core over a while, in percent."""
     before_s, began_s = _processor_s(), time.monotonic()
     time.sleep(seconds)
     return 100 * (_processor_s() - before_s) / (time.monotonic() - began_s)

@@ -60,7 +60,7 @@ class CountingProxy:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a federation gave: its report.json, and what went over the wire."""
+    """The result of a federation: its report.json and its traffic."""
 
     report: dict[str, Any]
     bytes_up: int

@@ -33,10 +33,10 @@ METHODS: tuple[ProbeMethod, ...] = ("exact", "encoder", "representation")
 MODELS = {"five tasks": ("build", 4), "nine tasks": ("build_nine", 2)}
 """The model's function, and how many buildings train it."""
 PLANS = {"kept": True, "recomputed": False}
-"""What a device chooses that has the memory, and one whose memory is short."""
+"""The plans of a device with enough memory, and of one whose memory is short."""
 REPEATS = 8
 LR, EPOCHS, EVERY = 0.05, 3, 5
-"""Training for the affinities: the demo's learning rate; every so many batches are probed."""
+"""Training for the affinities: the demo's learning rate; the number of batches from probe to probe."""
 BATCH, DECAY = 16, 1e-4
 Matrix = NDArray[np.float64]
 

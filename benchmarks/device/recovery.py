@@ -27,7 +27,7 @@ STEPS_AN_EPOCH = 3
 
 
 def measure() -> dict[str, Any]:
-    """Rounds that are killed until they end, as many as it takes for so many kills."""
+    """Kill rounds until they end, and start new ones until the number of kills is reached."""
     folder = WORK / "recovery"
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(0)

@@ -64,7 +64,7 @@ def resnet18(width: int = 64) -> tuple[nn.Sequential, int]:
 
 
 class SqueezeExcitation(nn.Module):
-    """Channels scaled by what their means say (Hu et al., CVPR 2018)."""
+    """Channels scaled by a function of their means (Hu et al., CVPR 2018)."""
 
     def __init__(self, channels: int, hidden: int, gate: Activation) -> None:
         super().__init__()

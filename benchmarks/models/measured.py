@@ -1,4 +1,4 @@
-"""What `make bench-export` measures, at full width and 224 pixels: `benchmarks/models/measured.py:FUNCTION`.
+"""The models of `make bench-export`, at full width and 224 pixels: `benchmarks/models/measured.py:FUNCTION`.
 
 The example batch is small, so that making a bundle does not take longer than measuring it.
 """

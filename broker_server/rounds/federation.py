@@ -240,7 +240,7 @@ class Federation:
         else:
             decode(table, data, update.scheme, unpack(table, self._blobs.read(plan.weights.digest)))
         if self._shared_encoder is not None:
-            self._shared_encoder.read(update.round, device, self._bundle.general)
+            self._shared_encoder.read(update.round, device, self._bundle.encoder_table)
 
     def close(self, closed: Round, devices: Iterable[str], traffic: RoundTraffic) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
@@ -323,7 +323,7 @@ class Federation:
         sent = decode(table, self._blobs.read(update.weights.digest), update.scheme, received)
         if self._shared_encoder is None:
             return sent
-        encoder = self._shared_encoder.read(update.round, device, self._bundle.general)
+        encoder = self._shared_encoder.read(update.round, device, self._bundle.encoder_table)
         trained = np.array(initial)
         for part, where in complete.parts.items():
             trained[where] = encoder if part == ENCODER else sent[table.parts[part]]

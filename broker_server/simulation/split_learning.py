@@ -41,7 +41,7 @@ def encoder_state(device: str, bundle: Path, opened: EncoderRound) -> EncoderSta
         device=device,
         bundle=bundle,
         opened=opened,
-        weights=read_weights(Path(opened.weights), manifest.general),
+        weights=read_weights(Path(opened.weights), manifest.encoder_table),
         state=load_state(opened, device, manifest),
     )
 

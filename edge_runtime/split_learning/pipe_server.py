@@ -96,7 +96,7 @@ class PipeServer:
     def _open(self, data: bytes) -> None:
         try:
             encoder_round = msgspec.json.decode(data, type=EncoderRound)
-            weights = read_weights(Path(encoder_round.weights), self._manifest.general)
+            weights = read_weights(Path(encoder_round.weights), self._manifest.encoder_table)
         except (msgspec.MsgspecError, BundleInvalid) as exc:
             raise PipeClosed(f"the round cannot be opened: {exc}") from exc
         layout = MessageLayout.of(self._manifest, encoder_round.samples)
@@ -121,7 +121,7 @@ def open_round(
 
     def on_finished(device: str, replica: EncoderReplica) -> None:
         if encoder_round.training is not None:
-            write_result(results, device, replica, manifest.general)
+            write_result(results, device, replica, manifest.encoder_table)
 
     return EncoderServer(
         manifest,
@@ -151,7 +151,7 @@ def load_state(encoder_round: EncoderRound, device: str, manifest: Manifest) -> 
     """Return the optimizer's state of a device that took part in the previous round; None if it begins at zero."""
     if encoder_round.previous is None or encoder_round.training is None:
         return None
-    size = make_optimizer(encoder_round.training).table(manifest.general).size
+    size = make_optimizer(encoder_round.training).table(manifest.encoder_table).size
     try:
         path = result_file(Path(encoder_round.previous), device).with_suffix(".state")
         state = np.fromfile(path, np.float32)

@@ -25,8 +25,8 @@ class SharedEncoder:
     """The encoder of a bundle with a stem, for evaluation alone."""
 
     def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector) -> None:
-        """`weights` (P,) are laid out by `manifest.general`."""
-        self._parameters = named(manifest.general, weights, "param")["encoder"]
+        """`weights` (P,) are laid out by `manifest.encoder_table`."""
+        self._parameters = named(manifest.encoder_table, weights, "param")["encoder"]
         self._encoder = LocalEncoder(manifest, graph)
 
     def predict(self, arrays: Arrays) -> Arrays:
@@ -46,11 +46,11 @@ class EncoderReplica(SharedEncoder):
         settings: Training,
         initial_state: Vector | None = None,
     ) -> None:
-        """`initial_weights` (P,) are laid out by `manifest.general`.
+        """`initial_weights` (P,) are laid out by `manifest.encoder_table`.
 
         `initial_state` is the optimizer's state of the previous round; without it the state begins at zero.
         """
-        table = manifest.general
+        table = manifest.encoder_table
         table.check(initial_weights)
         self._initial_weights = initial_weights
         self.weights = np.array(initial_weights)

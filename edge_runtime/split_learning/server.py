@@ -40,7 +40,7 @@ Outgoing = list[tuple[str, bytes]]
 
 
 class EncoderServer:
-    """Computes the shared encoder for devices. `weights` (P,) are laid out by `manifest.general`."""
+    """Computes the shared encoder for devices. `weights` (P,) are laid out by `manifest.encoder_table`."""
 
     def __init__(
         self,

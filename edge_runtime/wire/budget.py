@@ -1,14 +1,14 @@
-"""How a bundle can be trained in a given amount of memory: what a plan takes, and the fastest plan that fits.
+"""Plans to train a bundle in a given amount of memory: the memory of a plan, and the fastest plan that fits.
 
-A plan has three means. Micro-batches: the gradients of a batch are summed over several runs. Recomputing: a stage of
-the encoder does its forward pass twice instead of keeping its activations. Freezing: the first stages are not trained,
-so their backward pass is left out. They are used in this order, because the first costs a little time, the second up to
-a third of it, and the third changes what is learnt.
+A plan has three means. Micro-batches: the gradients of a batch are summed over several runs. Activation checkpointing:
+a stage of the encoder recomputes its forward pass instead of saving its activations. Freezing: the first stages are not
+trained, so they have no backward pass. They are used in this order, because the first costs a little time, the second
+up to a third of it, and the third changes the result.
 
-What a process that trains has resident at its peak is the sum of
+The peak of a training process's resident memory is the sum of
 
-- what it had before the first graph was loaded (measured by the device itself);
-- the engine, and its sessions, which grow with the nodes of their graphs;
+- the memory before the first graph is loaded (measured by the device itself);
+- the engine and its sessions, which grow with the nodes of their graphs;
 - the vectors: weights, state that moves, gradient, the optimizer's state;
 - the arrays that the step holds: the batch, the values between stages and their gradients;
 - what a probe adds while it lasts: a copy of every task's ∂L/∂z, and by the method used the encoder's parameters or
@@ -44,11 +44,11 @@ TABLE_SHARE = 32
 SLACK = 1.05
 MIB = 1024**2
 FREE_CHOICE = 8
-"""Up to so many stages any of them may be kept; of more stages the last ones are."""
+"""Up to this number of stages any of them may save activations; of more stages only the last ones do."""
 GRAM_BLOCK = 16_384
 """Elements of every task's gradient that are multiplied at once, as float64."""
 COPIES = 6
-"""How often what crosses to a host and back is in memory on its way: arrays, message, pieces and the link's buffers."""
+"""Copies of the traffic with the encoder server in memory: arrays, message, fragments and the link's buffers."""
 MARGIN = 0.9
 """The part of a budget that a plan may fill by prediction, which is within a tenth of what is measured."""
 ELEMENT_BYTES = {"float32": 4, "int64": 8}
@@ -56,14 +56,14 @@ ELEMENT_BYTES = {"float32": 4, "int64": 8}
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """How to train: samples in a run, which stages keep their activations, how many first stages are frozen."""
+    """A way to train: samples in a run, the stages that save their activations, the number of first stages frozen."""
 
     micro_batch: int
     saved: tuple[bool, ...]
     frozen: int = 0
 
     def __str__(self) -> str:
-        """In words."""
+        """Return the plan in words."""
         kept = sum(self.saved)
         return (
             f"micro-batches of {self.micro_batch}, {kept} of {len(self.saved)} stages kept, "
@@ -73,7 +73,7 @@ class MemoryPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What is to be trained, besides the bundle."""
+    """The demands of training on memory, besides the bundle."""
 
     batch: int
     """Samples in a step."""
@@ -82,20 +82,20 @@ class Workload:
     state_vectors: int = 1
     """Vectors as long as the parameters, besides weights and gradient: 1 for momentum, 2 for AdamW, 1 for FedProx."""
     merges: bool = False
-    """Whether conflicting gradients are merged: then ∂L_i/∂z of every task is held while the heads run."""
+    """Conflicting gradients are combined: then ∂L_i/∂z of every task is held while the heads run."""
     evaluates: bool = True
-    """Whether losses are also measured in evaluation mode, in micro-batches as well."""
+    """Losses are also measured in evaluation mode, in micro-batches as well."""
     predicts: bool = False
-    """Whether predictions are made as well where losses are measured, for metrics: a few samples' at a time."""
+    """Predictions are made where losses are measured, for metrics: of a few samples at a time."""
     probe: ProbeMethod | None = None
-    """By what affinities are probed, None if they are not."""
+    """The method of probing affinities, None without probes."""
     update: Updates | None = None
-    """How the update is written, None if none is."""
+    """The encoding of the update, None if none is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a plan takes at its peak, in bytes, by what takes it."""
+    """The bytes of a plan at its peak, by use."""
 
     base: int
     sessions: int
@@ -104,11 +104,11 @@ class Prediction:
     saved: int
     transient: int
     update: int = 0
-    """When training is over, instead of vectors and arrays: the weights and what writing the update takes."""
+    """After training, in place of vectors and arrays: the weights and the memory to write the update."""
 
     @property
     def arena_bytes(self) -> int:
-        """What the engine's arena is to begin with, in whole MiB: a little more, because saved values leave gaps."""
+        """The initial size of the engine's arena, in whole MiB: a little more, because saved values leave gaps."""
         return -(-int((self.saved + self.transient) * SLACK) // MIB) * MIB
 
     @property
@@ -118,7 +118,7 @@ class Prediction:
 
     @property
     def peak(self) -> int:
-        """All that there is at once."""
+        """The peak of resident memory."""
         ours = max(self.vectors + self.arrays, self.update)
         return self.base + self.sessions + ours + self.saved + self.transient + self.table
 
@@ -248,7 +248,7 @@ class _Model:
         )
 
     def _probed(self, plan: MemoryPlan) -> ProbeMethod | None:
-        """By what is probed: nothing is where all of the encoder is frozen."""
+        """Return the method of probing: None where all of the encoder is frozen."""
         return self._work.probe if plan.frozen < len(plan.saved) else None
 
     def _probe(

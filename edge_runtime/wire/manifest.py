@@ -5,7 +5,7 @@ A bundle on a workstation is a folder:
     manifest.json
     weights.safetensors
     graphs/<graph name>.onnx
-    official/forward.onnx                      only where official ONNX Runtime training artifacts were asked for
+    official/forward.onnx                      only with ONNX Runtime training artifacts
     official/<group>/<artifact>
 
 On a device and on the server it is the manifest and a blob store. The split of a model is a new manifest over the
@@ -32,7 +32,7 @@ Graph names, inputs and outputs (B is the micro-batch, the only dimension that v
 In training the encoder is a chain of stages, k = 0, 1 …, so that its backward pass needs the activations of one stage
 at a time. A stage reads and writes values: x, the arrays z.0, z.1 … of the representation, and those that only later
 stages want, v.0, v.1 …; d<value> is ∂L/∂value, a sum where several read it (nothing is for x). What a stage's backward
-pass needs is computed anew (forward, backward) or kept (keep, kept), as the device chooses for each stage.
+pass needs is recomputed (forward, backward) or saved (keep, kept), as the device chooses for each stage.
 
 A model may have a stem before its encoder, a part of its own: the encoder's stages then read its embedding e in place
 of x, and give ∂L/∂e. So the encoder, which knows neither images nor labels, can be computed elsewhere. Without a stem
@@ -107,7 +107,7 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     target: Array
     prediction: Array
     metric: MetricName | None = None
-    """What is measured of predictions besides the loss."""
+    """The measure of predictions besides the loss."""
     ignored: Annotated[int, Meta(ge=-(2**31), lt=2**31)] | None = None
     """The class that means no label, for a metric of classes."""
 
@@ -129,7 +129,7 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How far the graphs are from PyTorch on the example batch.
+    """The difference of the graphs from PyTorch on the example batch.
 
     The error is the largest difference relative to the largest value of each tensor, over losses and every gradient.
     """
@@ -140,7 +140,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class Artifacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The official ONNX Runtime training artifacts of one group, and their largest relative difference to the graphs.
+    """The ONNX Runtime training artifacts of one group, and their largest relative difference to the graphs.
 
     The training model has the inputs x, target.<task>, loss_weights (T,), the parameters and the state by their names
     and, where it draws, seed.<part>; and the outputs loss, loss.<task> and, for the state, next.<part>.<name>. What
@@ -161,14 +161,14 @@ class Artifacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class OrtTrainingArtifacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Official artifacts by group, and the forward graph of all tasks that those of other groups are made from."""
+    """Training artifacts by group, and the forward graph of all tasks that those of other groups are made from."""
 
     groups: Annotated[dict[GroupId, Artifacts], Meta(max_length=4096)]
     forward: File | None = None
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What a bundle is."""
+    """A bundle's content: tasks, tensors, graphs, weights and how it was made."""
 
     format: Literal[2]
     name: Text
@@ -187,7 +187,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """`official` in the JSON: a device refuses unknown keys, so those of before could not read another."""
     footprint: Footprint | None = None
     embedding: Array | None = None
-    """What the stem makes of the input for the encoder; null where there is no stem."""
+    """The stem's output, which the encoder reads; null where there is no stem."""
 
     @property
     def source(self) -> str:
@@ -212,8 +212,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         raise BundleInvalid(f"the bundle has no task {name!r}; it has {', '.join(self.task_names)}")
 
     @property
-    def general(self) -> TensorTable:
-        """The table of the encoder's parameters alone: what the host of a general model has."""
+    def encoder_table(self) -> TensorTable:
+        """The table of the encoder's parameters alone: the encoder server's part in split learning."""
         return self.table.select(["encoder"])
 
     def local(self) -> "Manifest":
@@ -231,7 +231,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
     def needs(self, *, ort_training: bool = False) -> dict[str, int]:
-        """Digests and bytes of the files that a device trains with; `official` adds the official training model."""
+        """Return digests and bytes of a device's files; `ort_training` adds the training models of ONNX Runtime."""
         files = [*self.graphs.values()]
         if ort_training and self.ort_training is not None:
             files += [artifacts.training_model for artifacts in self.ort_training.groups.values()]
@@ -341,12 +341,12 @@ def _check_format(version: bytes) -> None:
 
 
 def graph_path(folder: Path, name: str) -> Path:
-    """Where a bundle's folder keeps a graph; `name` is one of a validated manifest."""
+    """Return the path of a graph in a bundle's folder; `name` is one of a validated manifest."""
     return folder / GRAPHS / f"{name}.onnx"
 
 
 def artifact_path(folder: Path, group: str, name: str) -> Path:
-    """Where a bundle's folder keeps an official artifact; `group` and `name` are of a validated manifest."""
+    """Return the path of a training artifact in a bundle's folder; `group` and `name` are of a validated manifest."""
     return folder / ORT_TRAINING / group / name
 
 

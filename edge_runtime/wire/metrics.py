@@ -14,12 +14,12 @@ MetricName = Literal["accuracy", "angular_error_deg", "miou", "rmse"]
 
 @dataclass(frozen=True, kw_only=True)
 class About:
-    """What people are told of a metric."""
+    """The presentation of a metric."""
 
     title: str
     higher_is_better: bool
     decimals: int
-    """As many as are worth showing."""
+    """The decimals that are shown."""
 
 
 METRICS: Mapping[MetricName, About] = {

@@ -49,7 +49,7 @@ PORTABLE: Operators = {
         }
     )
 }
-"""Of the graphs that any onnxruntime runs."""
+"""The operators of graphs that any onnxruntime runs."""
 
 ORT_TRAINING: Operators = {
     **PORTABLE,
@@ -68,12 +68,12 @@ ORT_TRAINING: Operators = {
         }
     ),
 }
-"""Of official training models too: what onnxruntime-training 1.19.2 differentiates the others into."""
+"""The operators of training models: those that onnxruntime-training 1.19.2 differentiates the others into too."""
 
 
 @dataclass(frozen=True)
 class _Message:
-    """What of a kind of message is known: wire types by field number; those outside `repeated` are there once."""
+    """A kind of message: wire types by field number; fields outside `repeated` may be there once."""
 
     kind: str
     fields: Mapping[int, tuple[int, ...]]
@@ -121,14 +121,14 @@ def check_graph(data: bytes, name: str, operators: Operators = PORTABLE) -> None
     _check_size(len(data), name)
     try:
         _check_model(memoryview(data), operators)
-    except _Odd as exc:
+    except _NotAllowed as exc:
         raise BundleInvalid(f"graph {name} is refused: {exc}") from exc
     except (ProtobufInvalid, UnicodeDecodeError) as exc:
         raise BundleInvalid(f"graph {name} is not an ONNX graph: {reason(exc)}") from exc
 
 
 def check_graph_file(path: Path, name: str, operators: Operators = PORTABLE) -> None:
-    """As `check_graph`, for a file, which must be there."""
+    """Check a file as `check_graph` does; it must exist."""
     try:
         _check_size(path.stat().st_size, name)
         data = path.read_bytes()
@@ -142,7 +142,7 @@ def _check_size(size_bytes: int, name: str) -> None:
         raise BundleInvalid(f"graph {name} is refused: {size_bytes} bytes are over the {MAX_GRAPH_BYTES} allowed")
 
 
-class _Odd(Exception):
+class _NotAllowed(Exception):
     """A message that can be read, and says what a bundle may not have."""
 
 
@@ -155,12 +155,12 @@ def _check_model(data: memoryview, operators: Operators) -> None:
             opset = dict(_read(value, _OPSET))
             domain = _text(opset.get(1, b""))
             if domain in versions:
-                raise _Odd(f"the model has the opset of domain {reason(repr(domain))} twice")
+                raise _NotAllowed(f"the model has the opset of domain {reason(repr(domain))} twice")
             versions[domain] = opset.get(2, 0)
     if graph is None:
-        raise _Odd("it has no graph")
+        raise _NotAllowed("it has no graph")
     if versions.get("") != OPSET:
-        raise _Odd(f"it is written for opset {versions.get('', 'none')}, and this software runs {OPSET}")
+        raise _NotAllowed(f"it is written for opset {versions.get('', 'none')}, and this software runs {OPSET}")
     for number, value in _read(graph, _GRAPH):
         if number == 1:
             _check_node(value, operators)
@@ -179,7 +179,7 @@ def _check_node(data: memoryview, operators: Operators) -> None:
             _check_attribute(value)
     if operator not in operators.get(domain, ()):
         whole = f"{domain}.{operator}" if domain else operator
-        raise _Odd(f"operator {reason(repr(whole))} is not one that a bundle may have")
+        raise _NotAllowed(f"operator {reason(repr(whole))} is not one that a bundle may have")
 
 
 def _check_attribute(data: memoryview) -> None:
@@ -201,20 +201,20 @@ def _check_tensor(data: memoryview) -> None:
         elif number == 9:
             raw = len(value)
         elif number == 14 and value:
-            raise _Odd("a constant has its content in another file")
+            raise _NotAllowed("a constant has its content in another file")
         elif number in counts:
             counts[number] += _count(number, value)
     if kind not in _DATA_TYPES:
-        raise _Odd(f"a constant has data type {kind}")
+        raise _NotAllowed(f"a constant has data type {kind}")
     if len(shape) > MAX_DIMENSIONS or any(dim >= MAX_DIMENSION for dim in shape):
-        raise _Odd("a constant has too many dimensions, or too large ones")
+        raise _NotAllowed("a constant has too many dimensions, or too large ones")
     elements = math.prod(shape)
     width, field = _DATA_TYPES[kind]
     stored = {number: count for number, count in counts.items() if count}
     as_bytes = raw == elements * width and not stored
     as_numbers = not raw and stored == {field: elements}
     if not as_bytes and not as_numbers:
-        raise _Odd(f"a constant of {elements} elements has a content of another length")
+        raise _NotAllowed(f"a constant of {elements} elements has a content of another length")
 
 
 def _numbers(value: int | memoryview) -> list[int]:
@@ -229,13 +229,13 @@ def _numbers(value: int | memoryview) -> list[int]:
 
 
 def _count(number: int, value: int | memoryview) -> int:
-    """How many numbers a field of a constant has."""
+    """Count the numbers in a field of a constant."""
     if number in _VARINTS:
         return len(_numbers(value))
     assert isinstance(value, memoryview)
     count, rest = divmod(len(value), _WIDTHS[number])
     if rest:
-        raise _Odd("a constant has a part of a number")
+        raise _NotAllowed("a constant has a part of a number")
     return count
 
 
@@ -249,8 +249,8 @@ def _read(data: memoryview, message: _Message) -> Iterator[tuple[int, Any]]:
     for number, wire, value in fields(data):
         if wire not in message.fields.get(number, ()):
             unknown = f"field {number} of wire type {wire}, which this software does not know"
-            raise _Odd(f"{message.kind} has {message.refused.get(number, unknown)}")
+            raise _NotAllowed(f"{message.kind} has {message.refused.get(number, unknown)}")
         if number in seen and number not in message.repeated:
-            raise _Odd(f"{message.kind} has field {number} twice")
+            raise _NotAllowed(f"{message.kind} has field {number} twice")
         seen.add(number)
         yield number, value

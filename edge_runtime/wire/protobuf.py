@@ -1,9 +1,9 @@
 """The fields of a protobuf message, read without its schema and without copies: a board has no onnx package.
 
 Rules
-- A length is believed only if so many bytes are there; nothing is allocated for what a file merely says.
-- What official readers would skip or mend is refused: groups, field numbers outside 1 to 2²⁹ − 1, numbers of more than
-  64 bits. So what is checked here is what another reader sees.
+- A length counts only if that many bytes are there; nothing is allocated for a number in a file.
+- Content that protobuf's own readers would skip or mend is refused: groups, field numbers outside 1 to 2²⁹ − 1, and
+  numbers of more than 64 bits. So what is checked here is what another reader sees.
 
 (Protocol Buffers, Encoding: https://protobuf.dev/programming-guides/encoding/)
 """

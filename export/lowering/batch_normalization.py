@@ -147,7 +147,7 @@ def _mean_product(context: Context, x: Value, first: str, second: str) -> str:
 
 
 def _count(context: Context, x: Value) -> str:
-    """How many values a channel has."""
+    """Return the number of values of a channel."""
     pixels = math.prod(size(d) for d in x.shape[2:])
     samples = x.shape[0]
     number = Batch(samples.factor * pixels) if isinstance(samples, Batch) else samples * pixels

@@ -1,4 +1,4 @@
-"""What a rule works with: values with their shapes, and the ONNX graph they go into."""
+"""The tools of a lowering rule: values with their shapes, and the ONNX graph they go into."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -28,7 +28,7 @@ class Value:
 
     @property
     def rank(self) -> int:
-        """How many dimensions it has."""
+        """The number of dimensions."""
         return len(self.shape)
 
 
@@ -46,7 +46,7 @@ class Call:
     dtypes: tuple[torch.dtype | None, ...]
     used: frozenset[int]
     draw: int
-    """How many random operators with the same seed came before it."""
+    """The number of random operators with the same seed before it."""
     seed: str
     """The input that fixes what it draws."""
 
@@ -165,7 +165,7 @@ def size(dim: Dim) -> int:
 
 
 def elements(shape: Sequence[Dim]) -> int:
-    """How many elements a fixed shape has."""
+    """Return the number of elements of a fixed shape."""
     return math.prod(size(dim) for dim in shape)
 
 

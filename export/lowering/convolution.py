@@ -31,7 +31,7 @@ IMAGE_CHANNELS = 4
 
 @dataclass(frozen=True)
 class Window:
-    """How the kernel moves over the image: numbers for rows and columns."""
+    """The movement of the kernel over the image: numbers for rows and columns."""
 
     stride: list[int]
     padding: list[int]
@@ -224,7 +224,7 @@ class _Taps:
         return _by_tap(self._context, [found], self._weight)  # (g, O/g, taps · I/g)
 
     def _offset(self, tap: int, axis: int) -> tuple[int, int]:
-        """By how many rows (axis 0) or columns (1) of a phase a tap is moved, and of which phase."""
+        """Return the rows (axis 0) or columns (1) of a phase by which a tap is moved, and that phase."""
         return divmod(tap * self._window.dilation[axis] - self._window.padding[axis], self._window.stride[axis])
 
     def _moved_input(self, i: int, j: int) -> str:
@@ -244,7 +244,7 @@ class _Taps:
         return self._padded(self._arranged(self._gradient), 3, columns, ahead)
 
     def _phase(self, phase: int, axis: int) -> int:
-        """How many rows or columns of the input a phase has."""
+        """Return the number of rows or columns of the input in a phase."""
         return max(0, -(-(size(self._x.shape[2 + axis]) - phase) // self._window.stride[axis]))
 
     def _arranged(self, value: Value) -> str:
@@ -269,7 +269,7 @@ class _Taps:
 
 
 def _weight_gradient_by_sample(context: Context, gradient: Value, x: Value, weight: Value, window: Window) -> str:
-    """Of a kernel of one tap, and one group."""
+    """Return the weight's gradient for a kernel of one tap, and one group."""
     outputs, inputs, _, _ = (size(d) for d in weight.shape)
     left = context.reshape_to(gradient.name, 0, outputs, -1)
     (image,) = _shifts(context, gradient, x, window, weight, x.name)
@@ -293,7 +293,7 @@ def _channels_first(context: Context, x: Value) -> str:
 
 
 def _weight_gradient_as_convolution(context: Context, gradient: Value, x: Value, weight: Value, window: Window) -> str:
-    """Of one group, or of a depthwise convolution."""
+    """Return the weight's gradient for one group, or for a depthwise convolution."""
     outputs, inputs, height, width = (size(d) for d in weight.shape)
     image, kernel = _channels_first(context, x), _channels_first(context, gradient)  # (O, B, H, W)
     if window.groups > 1:
@@ -322,7 +322,7 @@ def _weight_gradient_as_convolution(context: Context, gradient: Value, x: Value,
 
 
 def _shifts(context: Context, gradient: Value, x: Value, window: Window, weight: Value, image: str) -> list[str]:
-    """For each tap, the pixels of the padded input that it meets, as large as the gradient.
+    """Return for each tap the pixels of the padded input that it meets, as large as the gradient.
 
     `image` is x, or x with its first two dimensions exchanged.
     """

@@ -1,4 +1,4 @@
-"""What is random in training: dropout.
+"""Randomness in training: dropout.
 
 A graph with a random operator has an input `seed` () int64. The random number of an element is a hash of the seed, of
 which random operator of the graph it is and of the element's place, so a graph that recomputes a forward pass with the
@@ -23,7 +23,7 @@ MASK = 0xFFFFFFFF
 ROUNDS = ((15, 0x2C1B3C6D), (12, 0x297A2D39))
 LAST_SHIFT = 15
 STEP = 0x1E3779B1
-"""What the place of a random operator in its graph is multiplied by."""
+"""The factor of a random operator's place in its graph."""
 
 
 def draws(seed: int, operator: int, count: int) -> NDArray[np.int64]:

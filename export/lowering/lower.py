@@ -43,7 +43,7 @@ for family in (
 ):
     RULES.update(family.RULES)
 ORT_TRAINING = RuleBook(RULES | ort_training.RULES)
-"""For a forward pass that onnxruntime-training is to differentiate."""
+"""The rules for a forward pass that onnxruntime-training differentiates."""
 
 ADVICE = {
     "dropout": "use nn.Dropout, nn.Dropout2d or their functions",

@@ -52,7 +52,7 @@ def nearest(context: Context, call: Call, x: Value, output: Sequence[int], *rest
 
 @RULES.rule(aten.native_group_norm.default)
 def group_norm(context: Context, call: Call, x: Value, weight: Value | None, bias: Value | None, *rest: Any) -> Result:
-    """LayerNormalization over the groups, with the bias and all three results, which its gradient reads."""
+    """Write LayerNormalization over the groups, with the bias and all three results, which its gradient reads."""
     channels, groups = size(x.shape[1]), rest[-2]
     length = elements(x.shape[1:]) // groups
     rows = context.add("Reshape", x.name, context.ints(0, groups, length))
@@ -75,7 +75,7 @@ def layer_norm(
     bias: Value | None,
     eps: float,
 ) -> Result:
-    """As in the group normalisation."""
+    """Write LayerNormalization with the bias and all three results, which its gradient reads."""
     return _normalised(context, x.name, weight, bias, normal_shape, x, eps)
 
 
@@ -122,7 +122,7 @@ def batch_norm(
     __: float,
     eps: float,
 ) -> Result:
-    """Mean and variance by sums: y like x, and where they are the batch's, mean (C,) and reciprocal deviation (C,)."""
+    """Compute y like x by sums; from the batch's statistics, also mean (C,) and reciprocal deviation (C,)."""
     add = context.add
     channels = size(x.shape[1])
     column = context.ints(channels, *[1] * (x.rank - 2))
@@ -171,26 +171,26 @@ def average_pool(
     count_padding: bool = True,
     divisor: int | None = None,
 ) -> Result:
-    """Two matrix products: the gradient of AveragePool wants to know the batch beforehand."""
+    """Write two matrix products: the gradient of AveragePool needs the batch size beforehand."""
     rows, columns = pool_matrices(x.shape[-2:], kernel, stride, padding, ceil, count_padding, divisor)
     return between(context, rows, x, columns.T)
 
 
 @RULES.rule(aten.reciprocal.default)
 def reciprocal(context: Context, call: Call, x: Value) -> Result:
-    """1 / x as a division."""
+    """Write 1 / x as a division."""
     return context.add("Div", context.number(1.0, call.dtype), context.operand(x, call.dtype))
 
 
 @RULES.rule(aten.rsqrt.default)
 def reciprocal_root(context: Context, call: Call, x: Value) -> Result:
-    """1 / √x as a division."""
+    """Write 1 / √x as a division."""
     return context.add("Div", context.number(1.0, call.dtype), context.add("Sqrt", context.operand(x, call.dtype)))
 
 
 @RULES.rule(aten.hardsigmoid.default)
 def hardsigmoid(context: Context, call: Call, x: Value) -> Result:
-    """x/6 + 1/2 between 0 and 1, as a clip."""
+    """Write x/6 + 1/2 between 0 and 1 as a clip."""
     line = context.add("Mul", x.name, context.number(1 / 6, call.dtype))
     line = context.add("Add", line, context.number(0.5, call.dtype))
     return context.add("Clip", line, context.number(0.0, call.dtype), context.number(1.0, call.dtype))
@@ -198,5 +198,5 @@ def hardsigmoid(context: Context, call: Call, x: Value) -> Result:
 
 @RULES.rule(aten.hardswish.default)
 def hardswish(context: Context, call: Call, x: Value) -> Result:
-    """x · hardsigmoid(x)."""
+    """Write x · hardsigmoid(x)."""
     return context.add("Mul", x.name, str(hardsigmoid(context, call, x)))

@@ -46,7 +46,7 @@ def extreme_along(context: Context, call: Call, x: Value, dim: int, keep: bool =
 
 @RULES.rule(aten.argmax.default, aten.argmin.default)
 def place_of_extreme(context: Context, call: Call, x: Value, dim: int | None = None, keep: bool = False) -> Result:
-    """Where the first of the largest or smallest elements along a dimension is."""
+    """Find the place of the first of the largest or smallest elements along a dimension."""
     if dim is None:
         raise Untranslatable("it looks for one place in the whole batch: say along which dimension")
     op = "ArgMax" if "max" in call.operator else "ArgMin"

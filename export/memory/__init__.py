@@ -1,1 +1,1 @@
-"""How much memory training takes: liveness, arena and footprint."""
+"""The memory that training takes: liveness, arena and footprint."""

@@ -1,4 +1,4 @@
-"""How much memory onnxruntime's arena touches while graphs run: its allocator, without the memory.
+"""The memory that onnxruntime's arena touches while graphs run: its allocator, without the memory.
 
 The arena (onnxruntime's core/framework/bfc_arena.cc) cuts a region of memory into chunks of multiples of 256 bytes. An
 allocation gets the smallest free chunk that it fits in, at the lowest address; what is left over is split off if it is
@@ -24,7 +24,7 @@ class Arena:
         self._size_before = {REGION_BYTES: REGION_BYTES}  # and by where they end
         self._chunks: dict[int, int] = {}
         self.touched_bytes = 0
-        """As far as allocations have reached so far."""
+        """The end of the furthest allocation so far."""
 
     def allocate(self, size_bytes: int) -> int:
         """Reserve a chunk and return its address."""

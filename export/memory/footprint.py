@@ -1,4 +1,4 @@
-"""What a bundle's graphs take of a device's memory: each is run at two micro-batches and its liveness worked out."""
+"""The memory that a bundle's graphs take on a device: each is run at two micro-batches and its liveness worked out."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ Arrays = Mapping[str, NDArray[Any]]
 OBSERVED = (2, 3)
 """Micro-batches at which graphs are run: two lines through them give every size."""
 FILL = 0.01
-"""Of every number that goes in: that is what they take, whatever they are."""
+"""The value of every number that goes in: memory does not depend on values."""
 NUMPY: Mapping[int, type] = {TensorProto.FLOAT: np.float32, TensorProto.INT64: np.int64}
 
 

@@ -1,4 +1,4 @@
-"""How much memory one run of a graph takes, as a function of the micro-batch.
+"""The memory of one run of a graph, as a function of the micro-batch.
 
 onnxruntime runs a graph's nodes one after another. What a node puts out is allocated when it runs and freed when the
 last node that reads it has run; the arrays of the caller cost nothing here. So from the nodes in their order, and the
@@ -29,10 +29,10 @@ from export.memory.arena import Arena
 
 ELEMENT_BYTES = {"float": 4, "double": 8, "int64": 8, "int32": 4, "bool": 1, "uint8": 1}
 THREADS = 4
-"""That a device is assumed to compute with: each takes a part of a convolution's columns."""
+"""The threads of a device, by assumption: each takes a part of a convolution's columns."""
 COLUMNS_BYTES = 64 * 1024
 SUMMAND = 3
-"""Where a fused convolution has what is added to its result, among its inputs."""
+"""The place of the summand among the inputs of a fused convolution."""
 RUNS = 2
 """After the first run, a second one finds the arena as the first one left it, and may place values elsewhere."""
 
@@ -84,7 +84,7 @@ class Liveness:
 
     @property
     def held_line(self) -> tuple[int, int]:
-        """What stays allocated: bytes that are fixed, and for each sample."""
+        """Bytes that stay allocated: fixed, and for each sample."""
         return sum(size.fixed for size in self.held.values()), sum(size.per_sample for size in self.held.values())
 
     def transient_bytes(self, batch: int, spare_bytes: int) -> int:

@@ -1,6 +1,6 @@
-"""Heads that begin with task adaptation, for a general model that all tasks share.
+"""Heads that begin with task adaptation, for a shared encoder.
 
-A general model learns what helps every task; what a task needs of it is found by its own few layers (FedBone: Chen et
+The shared encoder learns what helps every task; a few layers of its own find what a task needs of it (FedBone: Chen et
 al., JCST 39(5), 2024). For dense tasks they mix channels and look at a large neighbourhood, for classes of whole images
 they attend to all places.
 """
@@ -16,7 +16,7 @@ from export.model import MultiTaskModel
 from export.models.xception import CHANNELS, CLASSES, LOSSES, METRICS
 
 KIND = "kind"
-"""The task that tells the class of a whole image."""
+"""The task of the class of a whole image."""
 KINDS = 10
 
 

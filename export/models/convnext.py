@@ -1,4 +1,4 @@
-"""A convolutional general model in the manner of ConvNeXt (Liu et al., CVPR 2022), divided as FedBone divides it.
+"""A convolutional shared encoder in the manner of ConvNeXt (Liu et al., CVPR 2022), divided as FedBone divides it.
 
 The stem is the network's own: patches of 4 × 4 pixels, embedded and normalised. The encoder has three stages of blocks,
 each of half the size and twice the channels of the one before. Normalisation is by layers, so nothing depends on the

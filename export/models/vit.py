@@ -1,7 +1,7 @@
 """A Vision Transformer to be trained in two places: patches and heads on the device, the blocks where there is room.
 
-The stem cuts an image into patches and embeds them with their positions; the encoder is the general model, a stack of
-attention blocks (Dosovitskiy et al., ICLR 2021). That is the division of FedBone (Chen et al., JCST 39(5), 2024).
+The stem cuts an image into patches and embeds them with their positions; the shared encoder is a stack of attention
+blocks (Dosovitskiy et al., ICLR 2021). That is the division of FedBone (Chen et al., JCST 39(5), 2024).
 """
 
 from collections.abc import Sequence

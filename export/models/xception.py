@@ -37,7 +37,7 @@ LOSSES: dict[str, Loss] = {
     "keypoints3d": l1,
 }
 METRICS = {"normals": "angular_error_deg"}
-"""Of the others what is usual for their losses: mIoU of segmentation, RMSE."""
+"""The metrics that are not the usual ones for a loss: mIoU of segmentation, RMSE."""
 FIVE = ("segmentation", "depth", "normals", "keypoints", "edge_texture")
 NINE = (*FIVE, "edge_occlusion", "reshading", "principal_curvature", "autoencoder")
 VIEWS = ("depth", "normals", "reshading", "edge_texture", "edge_occlusion")

@@ -49,7 +49,7 @@ TOLERANCE = 1e-3
 """The largest relative difference allowed: its gradient of LayerNormalization rounds more than ours."""
 FILES = ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint")
 SECONDS = 1800
-"""How long the other process may take: the widest model of ours takes one minute."""
+"""The time limit of the other process: our widest model takes one minute."""
 
 Arrays = Mapping[str, NDArray[Any]]
 NEXT = "next."

@@ -12,7 +12,7 @@ from export.signature import Role
 
 Arrays = Mapping[str, NDArray[Any]]
 Mode = Literal["recompute", "save"]
-"""What is done about the activations that the backward pass needs."""
+"""The activations that the backward pass needs are recomputed or saved."""
 KINDS: Mapping[Mode, tuple[str, str]] = {"recompute": ("forward", "backward"), "save": ("keep", "kept")}
 """The kinds of a stage's graphs, forward and backward, by mode."""
 

@@ -54,7 +54,7 @@ class Bundle:
 
     def host(self, settings=SETTINGS, **options):
         """A host, and beside it what devices that have finished have taught it."""
-        start = transfer(self.manifest.table, self.weights, self.manifest.general)
+        start = transfer(self.manifest.table, self.weights, self.manifest.encoder_table)
         changes = {}
 
         def keep(device, replica):
@@ -80,7 +80,9 @@ class Bundle:
     def parts(self, model):
         """A whole model's weights as the host and the device have them."""
         table = self.manifest.table
-        return transfer(table, model.weights, self.manifest.general), transfer(table, model.weights, self.local.table)
+        return transfer(table, model.weights, self.manifest.encoder_table), transfer(
+            table, model.weights, self.local.table
+        )
 
 
 def train(model, split, settings, micro_batch=None, **more):
@@ -150,7 +152,7 @@ def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble
     general, local = bundle.parts(whole)
     assert found.loss == expected.loss
     assert device.weights.tobytes() == local.tobytes()
-    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
     np.testing.assert_array_equal(host.changes["a"], start - general)
     assert np.abs(start - general).max() > 1e-3
     assert trouble == 0 or len(channel.sent) > 1.2 * 2 * 50
@@ -235,7 +237,7 @@ def test_devices_do_not_meet_within_a_round(bundle):
     assert list(host.changes) == ["a", "b"]
     for name, one in zip(("a", "b"), settings, strict=True):
         whole, _ = bundle.whole(one)
-        start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+        start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
         np.testing.assert_array_equal(host.changes[name], start - bundle.parts(whole)[0])
 
 
@@ -270,7 +272,7 @@ def test_a_device_that_was_killed_goes_on_from_its_checkpoint(bundle):
     whole, _ = bundle.whole()
     general, local = bundle.parts(whole)
     assert device.weights.tobytes() == local.tobytes()
-    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
     np.testing.assert_array_equal(host.changes["a"], start - general)
 
 
@@ -285,7 +287,7 @@ def test_a_device_that_begins_its_round_anew_finds_the_weights_of_its_beginning(
             encoder.set_place(0, 0, 9)
             encoder.forward({"e": x}, {"seed": np.array(1)}, {})
     encoder.finish_round()
-    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
     np.testing.assert_array_equal(host.changes["a"], start - bundle.parts(bundle.whole()[0])[0])
 
 
@@ -298,7 +300,7 @@ def test_a_batch_that_was_on_its_way_is_forgotten_where_the_device_goes_on(bundl
     again = remote(bundle, Channel(host))
     train(bundle.device(again), bundle.split, SETTINGS)
     again.finish_round()
-    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
     np.testing.assert_array_equal(host.changes["a"], start - bundle.parts(bundle.whole()[0])[0])
 
 
@@ -306,7 +308,7 @@ def test_a_graph_that_fails_ends_the_devices_round(bundle):
     def broken(name):
         raise EngineError(f"{name} cannot be loaded")
 
-    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.general)
+    start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
     encoder = remote(bundle, Channel(EncoderServer(bundle.manifest, broken, start, SETTINGS, 7)))
     with pytest.raises(EncoderServerUnavailable, match=r"encoder.0.forward cannot be loaded"):
         train(bundle.device(encoder), bundle.split, SETTINGS)
