@@ -109,7 +109,7 @@ class ArtifactBuilder:
             return None
         self._end(running)
         if code is None:
-            raise ArtifactsUnavailable(f"they were not ready after {self._limit_s:g} s (official_limit_s)")
+            raise ArtifactsUnavailable(f"they were not ready after {self._limit_s:g} s (ort_training.limit_s)")
         try:
             if code != 0:
                 raise ArtifactsUnavailable(
@@ -165,4 +165,4 @@ def problem_sentence(groups: Iterable[Tasks], problem: str, requiring: Collectio
     """Return one sentence about artifacts that cannot be made, and what follows from it."""
     named = ", ".join(map(group_id, groups))
     follows = f"{', '.join(requiring)} must refuse, the others train" if requiring else "the devices train"
-    return f"no official artifacts for {named}: {problem}; {follows} with the portable graphs"
+    return f"no ONNX Runtime training artifacts for {named}: {problem}; {follows} with the portable graphs"

@@ -38,7 +38,7 @@ from edge_runtime.wire.topics import Address, Topics
 
 _LOG = logging.getLogger(__name__)
 TICK_S = 0.25
-NO_BUILDER = "this server makes none of groups that it decides, because no --official-python was given"
+NO_BUILDER = "this server makes none for groups that it decides on: ort_training.python is not set"
 
 
 class BrokerRefused(RuntimeError):
@@ -209,7 +209,7 @@ class Dispatcher:
             online = len({*self.coordinator.online, device})
             self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")
             if hello.ort_training != "off" and not self._builds_artifacts:
-                self.note(f"{device} asks for official artifacts: {NO_BUILDER}")
+                self.note(f"{device} asks for ONNX Runtime training artifacts: {NO_BUILDER}")
         self.do(self.coordinator.on_hello(device, hello, now_s))
 
     def _on_fragment(self, device: str, fragment: bytes) -> None:

@@ -189,7 +189,9 @@ class ServerLoop:
         except ArtifactsUnavailable as exc:
             self._go_without_artifacts(planned, str(exc))
         else:
-            self.dispatcher.note(f"making official artifacts for {', '.join(map(group_id, self.building))}")
+            self.dispatcher.note(
+                f"making ONNX Runtime training artifacts for {', '.join(map(group_id, self.building))}"
+            )
 
     def _offer(self, planned: Round, row: RoundRow | None = None) -> None:
         """Offer a round to the coordinator; `row` is the journal's where an earlier process has begun it."""
@@ -225,7 +227,9 @@ class ServerLoop:
         self._builder.stop()
         worst = max(each.artifacts.max_relative_error for each in built.values())
         groups = ", ".join(map(group_id, built))
-        self.dispatcher.note(f"official artifacts for {groups} are within {worst:.1e} of the portable graphs")
+        self.dispatcher.note(
+            f"ONNX Runtime training artifacts for {groups} are within {worst:.1e} of the portable graphs"
+        )
         self.building = ()
         self.dispatcher.served.offer(*self.federation.graphs)
         self._next()

@@ -129,7 +129,7 @@ class LiveView:
         shown = loop.round
         doing = "training" if shown.work == "train" else "measuring"
         if loop.building:
-            return _line(f"round {shown.number}: waiting for its official artifacts", style="yellow")
+            return _line(f"round {shown.number}: waiting for its ONNX Runtime training artifacts", style="yellow")
         current = coordinator.open
         if current is None or not current.members:
             waiting = f"{len(coordinator.online)} online"

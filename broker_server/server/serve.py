@@ -40,8 +40,8 @@ LINGER_S = 3.0
 BUNDLE_S = 1.0
 """The time between two looks for a missing bundle."""
 SERVER = "server"
-OFFICIAL = "official"
-"""The folder in the state folder where official artifacts are made."""
+ORT_TRAINING = "ort_training"
+"""The folder in the state folder where ONNX Runtime training artifacts are made."""
 TOKEN_S = 30 * 86_400.0
 
 
@@ -180,7 +180,7 @@ def _builder(config: ServerConfig) -> ArtifactBuilder | None:
     return ArtifactBuilder(
         python=config.ort_training.python.absolute(),
         bundle=config.bundle_path,
-        folder=config.state / OFFICIAL,
+        folder=config.state / ORT_TRAINING,
         limit_s=config.ort_training.limit_s,
     )
 

@@ -49,7 +49,7 @@ AFFINITY = ((0.0, 5.0, -1.0), (5.0, 0.0, -1.0), (-1.0, -1.0, 0.0))
 
 
 def make_bundle(folder, tasks=TASKS, *, forward=None):
-    """A bundle whose graphs are a few bytes each; with `forward` official artifacts may be made for it."""
+    """A bundle whose graphs are a few bytes each; with `forward` training artifacts may be made for it."""
     table = TensorTable.of({"encoder.w": (3,), **{f"head.{t}.w": (2,) for t in tasks}})
     weights = pack(table, np.arange(table.size, dtype=np.float32))
     graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks, 1)}
@@ -92,12 +92,12 @@ class Device:
         chunk_bytes=1024,
         federation="home",
         energy=None,
-        official="off",
+        ort_training="off",
         metrics=None,
     ):
         self.name, self.say, self.server_key = name, say, server_key
         self.step, self.examples, self.chunk_bytes = step, examples, chunk_bytes
-        self.topics, self.official = Topics(federation), official
+        self.topics, self.ort_training = Topics(federation), ort_training
         self.blobs = BlobStore(root / name)
         self.plans, self.acks, self.finished = [], [], None
         self.plan = self.answer = self.residual = None
@@ -115,7 +115,7 @@ class Device:
             examples={"train": self.examples},
             tasks=TASKS,
             memory_bytes=None,
-            ort_training=self.official,
+            ort_training=self.ort_training,
         )
         self.tell(hello)
 
@@ -178,7 +178,7 @@ class Device:
         verify(self.server_key, data, plan.signature)
         bundle = manifests.decode(data)
         assert bundle.task_names == tuple(sorted(plan.tasks))
-        for digest, size in bundle.needs(ort_training=self.official != "off").items():
+        for digest, size in bundle.needs(ort_training=self.ort_training != "off").items():
             self.want(Blob(digest=digest, size_bytes=size))
         if all(assembly.is_complete for assembly in self.wanted.values()):
             self.answer = self.train(plan, bundle) if plan.work == "train" else self.evaluate(plan)

@@ -1,6 +1,6 @@
 """A whole MAS run on the official engine beside the same run on the portable one.
 
-Both merge, measure and split with the same data, seeds and settings; the server compiles the official artifacts of the
+Both merge, measure and split with the same data, seeds and settings; the server compiles the training artifacts of the
 groups that it finds while the devices wait. What they have in common at the end is the tolerance of the engines.
 """
 
@@ -35,7 +35,7 @@ AFFINITY_TOLERANCE = 2e-3
 
 @pytest.fixture
 def compiled(tmp_path):
-    """A model of tests/fixtures as a bundle with official artifacts for all its tasks."""
+    """A model of tests/fixtures as a bundle with training artifacts for all its tasks."""
 
     def make(name):
         source, out = ROOT / "tests" / "fixtures" / f"{name}.py", tmp_path / "bundle"
@@ -58,7 +58,7 @@ def compiled(tmp_path):
 def run(site, bundle, engines, *, cut_off=False):
     """A federation of devices a and b on these engines, to its end; the site.
 
-    With `cut_off` the server is killed, and started again, while official artifacts are being made.
+    With `cut_off` the server is killed, and started again, while training artifacts are being made.
     """
     site.bundle = bundle
     server = site.serve(
@@ -69,7 +69,7 @@ def run(site, bundle, engines, *, cut_off=False):
         python = sys.executable if engine == "portable" else PYTHON
         site.device(name, engine=engine, python=python)
     if cut_off:
-        site.until(server, "making official artifacts", LIMIT_S)
+        site.until(server, "making ONNX Runtime training artifacts", LIMIT_S)
         assert server.again()
     assert server.wait(LIMIT_S) == 0, server.said[-3000:]
     for device in site.processes[1:]:
@@ -109,8 +109,8 @@ def relative(one, other):
 def agree(bundle, portable, other):
     """Both runs give the same within what is allowed, and the artifacts that the other needed were made on the way."""
     report = other.report()
-    assert set(report["official"]) == {"+".join(group) for group in report["split"]["groups"]}
-    assert all(each["problem"] is None for each in report["official"].values())
+    assert set(report["ort_training"]) == {"+".join(group) for group in report["split"]["groups"]}
+    assert all(each["problem"] is None for each in report["ort_training"].values())
     found = differences(bundle, portable, other)
     print(other.root.name, {what: f"{value:.1e}" for what, value in found.items()})
     assert found.pop("affinity") < AFFINITY_TOLERANCE
@@ -122,7 +122,7 @@ def agree(bundle, portable, other):
 def test_engines_agree_over_a_whole_run(make_site, compiled):
     bundle = compiled("make_bundle")
     portable = run(make_site("portable"), bundle, ("portable", "portable"))
-    assert portable.report()["official"] == {}
+    assert portable.report()["ort_training"] == {}
     agree(bundle, portable, run(make_site("official"), bundle, ("official", "official")))
     mixed = run(make_site("mixed"), bundle, ("portable", "auto"), cut_off=True)
     agree(bundle, portable, mixed)

@@ -1,4 +1,4 @@
-"""Official artifacts made during a run, by a process that stands in for the official environment."""
+"""ONNX Runtime training artifacts made during a run, by a process that stands in for their environment."""
 
 import os
 import sys
@@ -52,14 +52,14 @@ for group in groups.split(";")[: 1 if how == "lacks" else None]:
     made[name] = manifests.Artifacts(**files, max_relative_error=1e-4)
 if how == "other":
     whole = msgspec.structs.replace(whole, name="other")
-official = msgspec.structs.replace(whole.ort_training, groups=made)
-write_atomic(out / manifests.MANIFEST, manifests.encode(msgspec.structs.replace(whole, ort_training=official)))
+replaced = msgspec.structs.replace(whole.ort_training, groups=made)
+write_atomic(out / manifests.MANIFEST, manifests.encode(msgspec.structs.replace(whole, ort_training=replaced)))
 """
 
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """A Python of an official environment that makes artifacts of a few bytes; `how` says what becomes of them."""
+    """A Python of an onnxruntime-training environment that makes small artifacts; `how` says what becomes of them."""
     program, how = tmp_path / "python", tmp_path / "how"
     program.write_text(STAND_IN.format(python=sys.executable, how=str(how), starts=str(tmp_path / "starts")))
     program.chmod(0o700)
@@ -72,13 +72,13 @@ def stand_in(tmp_path):
 
 
 @pytest.fixture
-def official(world, stand_in):
-    """A server that makes official artifacts; every start of it has a maker of its own."""
+def building(world, stand_in):
+    """A server that makes artifacts; every start of it has a builder of its own."""
     makers = []
 
     def make(how="well", limit_s=1e6, **settings):
         python = stand_in(how)
-        folder = "official"
+        folder = "ort_training"
 
         def maker(world):
             state = world.config.state
@@ -100,14 +100,14 @@ def starts(tmp_path):
 
 
 def training_models(device):
-    """The official training models that a device has fetched."""
+    """The training models that a device has fetched."""
     read = [device.blobs.read(digest) for digest in device.blobs.digests()]
     return sorted(data.decode() for data in read if data.startswith(b"training_model"))
 
 
-def test_official_artifacts_of_decided_groups_reach_the_devices_that_ask(official, tmp_path):
-    world = official()
-    x, y = world.device("x", official="require"), world.device("y")
+def test_artifacts_of_decided_groups_reach_the_devices_that_ask(building, tmp_path):
+    world = building()
+    x, y = world.device("x", ort_training="require"), world.device("y")
     for device in (x, y):
         device.start()
     world.until_finished()
@@ -115,32 +115,32 @@ def test_official_artifacts_of_decided_groups_reach_the_devices_that_ask(officia
     assert starts(tmp_path) == ["a,b,c", "a,b;c"]  # of the merged group, which the bundle has none of, then the split's
     assert training_models(x) == [f"training_model.onnx of {g}" for g in ("a+b", "a+b+c", "c")]
     assert training_models(y) == []
-    assert any("official artifacts for a+b, c are within 1.0e-04" in note for note in world.watcher.notes)
+    assert any("ONNX Runtime training artifacts for a+b, c are within 1.0e-04" in note for note in world.watcher.notes)
     plans = {plan.round: manifests.decode(x.blobs.read(plan.bundle.digest)) for plan in x.plans}
     assert plans[0].ort_training is None
     for plan in x.plans[1:]:
         assert list(plans[plan.round].ort_training.groups) == [plan.group]
-    assert reports.build(world.journal).official == {
-        group: reports.OfficialReport(max_relative_error=1e-4, problem=None) for group in ("a+b", "a+b+c", "c")
+    assert reports.build(world.journal).ort_training == {
+        group: reports.OrtTrainingReport(max_relative_error=1e-4, problem=None) for group in ("a+b", "a+b+c", "c")
     }
-    assert not (world.config.state / "official").exists()
+    assert not (world.config.state / "ort_training").exists()
 
 
-def test_official_artifacts_are_not_made_where_nobody_asks(official, tmp_path):
-    world = official()
+def test_artifacts_are_not_made_where_nobody_asks(building, tmp_path):
+    world = building()
     world.device("x").start()
     world.device("y").start()
     world.until_finished()
     assert starts(tmp_path) == []
-    assert reports.build(world.journal).official == {}
+    assert reports.build(world.journal).ort_training == {}
 
 
-def test_official_artifacts_for_a_device_that_comes_late_are_made_before_the_next_round(official, tmp_path):
-    world = official(split_rounds=3)
+def test_artifacts_for_a_device_that_comes_late_are_made_before_the_next_round(building, tmp_path):
+    world = building(split_rounds=3)
     world.device("x").start()
     world.device("y").start()
     world.until(lambda: world.loop.round and world.loop.round.phase == "split")
-    z = world.device("z", official="auto")
+    z = world.device("z", ort_training="auto")
     z.start()
     world.until_finished()
     assert starts(tmp_path) == ["a,b;c"]
@@ -157,71 +157,71 @@ def test_official_artifacts_for_a_device_that_comes_late_are_made_before_the_nex
         ("broken", "training_model.onnx is not the file that the manifest names"),
     ],
 )
-def test_official_artifacts_that_fail_leave_the_portable_graphs(official, how, why):
-    world = official(how, merged_rounds=1)
-    x = world.device("x", official="auto")
+def test_artifacts_that_fail_leave_the_portable_graphs(building, how, why):
+    world = building(how, merged_rounds=1)
+    x = world.device("x", ort_training="auto")
     x.start()
     world.device("y").start()
     world.until_finished()
     assert world.loop.finished == "all rounds are done"
     if how != "lacks":  # which has the merged group
         assert training_models(x) == []
-    problem = reports.build(world.journal).official["c"].problem
+    problem = reports.build(world.journal).ort_training["c"].problem
     assert why.rstrip("; ") in problem
-    said = [note for note in world.watcher.notes if note.startswith("no official artifacts for a+b, c:")]
+    said = [note for note in world.watcher.notes if note.startswith("no ONNX Runtime training artifacts for a+b, c:")]
     assert len(said) == 1  # once, though several rounds follow
     assert why in said[0]
     assert said[0].endswith("the devices train with the portable graphs")
 
 
-def test_official_artifacts_that_fail_end_the_federation_where_devices_need_them(official):
-    world = official("fails")
-    world.device("x", official="require").start()
-    world.device("y", official="require").start()
+def test_artifacts_that_fail_end_the_federation_where_devices_need_them(building):
+    world = building("fails")
+    world.device("x", ort_training="require").start()
+    world.device("y", ort_training="require").start()
     world.until_finished()
     assert world.loop.failed
     assert world.loop.finished == (
-        "the federation cannot go on: no official artifacts for a+b+c: onnxruntime-training 1.19.2 has no CPU gradient "
-        "for Round; x, y must refuse, the others train with the portable graphs"
+        "the federation cannot go on: no ONNX Runtime training artifacts for a+b+c: onnxruntime-training 1.19.2 has no "
+        "CPU gradient for Round; x, y must refuse, the others train with the portable graphs"
     )
 
 
-def test_official_artifacts_that_fail_leave_out_the_devices_that_need_them(official):
-    world = official("fails", merged_rounds=1)
+def test_artifacts_that_fail_leave_out_the_devices_that_need_them(building):
+    world = building("fails", merged_rounds=1)
     for name, use in (("x", "require"), ("y", "off"), ("z", "auto")):
-        world.device(name, official=use).start()
+        world.device(name, ort_training=use).start()
     world.until_finished()
     assert not world.loop.failed
     assert any("x must refuse, the others train with the portable graphs" in note for note in world.watcher.notes)
 
 
-def test_official_artifacts_of_a_server_without_the_environment_are_said_to_be_off(world):
+def test_artifacts_of_a_server_without_the_environment_are_said_to_be_off(world):
     world = world()
-    world.device("x", official="auto").start()
+    world.device("x", ort_training="auto").start()
     world.device("y").start()
     world.until_finished()
-    off = "this server makes none of groups that it decides, because no --official-python was given"
+    off = "this server makes none for groups that it decides on: ort_training.python is not set"
     assert world.loop.finished == "all rounds are done"
-    assert f"x asks for official artifacts: {off}" in world.watcher.notes
-    assert any(note.startswith(f"no official artifacts for a+b, c: {off}") for note in world.watcher.notes)
+    assert f"x asks for ONNX Runtime training artifacts: {off}" in world.watcher.notes
+    assert any(note.startswith(f"no ONNX Runtime training artifacts for a+b, c: {off}") for note in world.watcher.notes)
 
 
-def test_official_artifacts_of_a_bundle_without_a_forward_graph(world, stand_in, tmp_path):
+def test_artifacts_of_a_bundle_without_a_forward_graph(world, stand_in, tmp_path):
     python = stand_in()
     make = lambda _: ArtifactBuilder(python=python, bundle=tmp_path / "bundle", folder=tmp_path / "made", limit_s=1.0)  # noqa: E731
     world = world()
     world.maker = make
     world.crash()
-    world.device("x", official="auto").start()
+    world.device("x", ort_training="auto").start()
     world.device("y").start()
     world.until_finished()
     assert starts(tmp_path) == []
-    assert "compile it with --official auto" in reports.build(world.journal).official["c"].problem
+    assert "compile it with --official auto" in reports.build(world.journal).ort_training["c"].problem
 
 
-def test_server_that_crashes_while_artifacts_are_made_makes_them_again(official, tmp_path):
-    world = official("hangs")
-    x, y = world.device("x", official="require"), world.device("y")
+def test_server_that_crashes_while_artifacts_are_made_makes_them_again(building, tmp_path):
+    world = building("hangs")
+    x, y = world.device("x", ort_training="require"), world.device("y")
     for device in (x, y):
         device.start()
     world.until(lambda: bool(starts(tmp_path)))
@@ -236,14 +236,14 @@ def test_server_that_crashes_while_artifacts_are_made_makes_them_again(official,
     assert rows.count("split") == 4
 
 
-def test_server_that_crashes_at_any_event_ends_the_same(official, tmp_path):
-    reference = official()
-    reference.device("x", step=1.0, official="auto").start()
+def test_server_that_crashes_at_any_event_ends_the_same(building, tmp_path):
+    reference = building()
+    reference.device("x", step=1.0, ort_training="auto").start()
     reference.device("y", step=3.0).start()
     reference.until_finished()
     expected = reports.models(reference.journal, reference.blobs)
     crashed = type(reference)(tmp_path / "crashed", maker=reference.maker)
-    x = crashed.device("x", step=1.0, official="auto")
+    x = crashed.device("x", step=1.0, ort_training="auto")
     x.start()
     crashed.device("y", step=3.0).start()
     until_s = time.monotonic() + LIMIT_S
@@ -259,8 +259,8 @@ def test_server_that_crashes_at_any_event_ends_the_same(official, tmp_path):
     assert len(training_models(x)) == 3
 
 
-def test_maker_that_takes_too_long_is_ended_with_all_it_started(stand_in, tiny_official, tmp_path):
-    folder, bundle = tiny_official
+def test_builder_that_takes_too_long_is_ended_with_all_it_started(stand_in, tiny_ort_training, tmp_path):
+    folder, bundle = tiny_ort_training
     maker = ArtifactBuilder(python=stand_in("hangs"), bundle=folder, folder=tmp_path / "made", limit_s=5.0)
     assert maker.poll(0.0) is None
     maker.start(bundle, [("a", "b")], 0.0)
@@ -273,8 +273,8 @@ def test_maker_that_takes_too_long_is_ended_with_all_it_started(stand_in, tiny_o
     assert ends(int(child))
 
 
-def test_maker_that_is_stopped_ends_its_process(stand_in, tiny_official, tmp_path):
-    folder, bundle = tiny_official
+def test_builder_that_is_stopped_ends_its_process(stand_in, tiny_ort_training, tmp_path):
+    folder, bundle = tiny_ort_training
     maker = ArtifactBuilder(python=stand_in("hangs"), bundle=folder, folder=tmp_path / "made", limit_s=60.0)
     maker.start(bundle, [("a",)], 0.0)
     child = wait_for(tmp_path / "how.child")
@@ -284,8 +284,8 @@ def test_maker_that_is_stopped_ends_its_process(stand_in, tiny_official, tmp_pat
     maker.stop()
 
 
-def test_maker_whose_python_cannot_be_started(tiny_official, tmp_path):
-    folder, bundle = tiny_official
+def test_builder_whose_python_cannot_be_started(tiny_ort_training, tmp_path):
+    folder, bundle = tiny_ort_training
     program = tmp_path / "python"
     program.write_text("not a program")
     maker = ArtifactBuilder(python=program, bundle=folder, folder=tmp_path / "made", limit_s=60.0)
@@ -293,7 +293,7 @@ def test_maker_whose_python_cannot_be_started(tiny_official, tmp_path):
         maker.start(bundle, [("a",)], 0.0)
 
 
-def test_maker_deletes_what_an_earlier_one_left(tmp_path):
+def test_builder_deletes_what_an_earlier_one_left(tmp_path):
     left = tmp_path / "made" / "left"
     left.mkdir(parents=True)
     ArtifactBuilder(python=tmp_path, bundle=tmp_path, folder=tmp_path / "made", limit_s=1.0)
@@ -313,7 +313,7 @@ def test_asking_names_devices_by_what_they_want():
 
 
 @pytest.fixture
-def tiny_official(make_tiny_bundle, tmp_path):
+def tiny_ort_training(make_tiny_bundle, tmp_path):
     """A bundle with a forward graph, and its manifest."""
     return tmp_path / "forward", make_tiny_bundle(tmp_path / "forward", forward=b"forward graph")
 
