@@ -101,7 +101,7 @@ def steps(name: str, settings: Extent) -> dict[str, Any]:
         RECOMPUTED: train(folder, *common),
     }
     if official:
-        sides[OFFICIAL] = train(folder, *common, "--engine", "official")
+        sides[OFFICIAL] = train(folder, *common, "--engine", "ort_training")
     runs = alternate(sides, settings.pairs, {OFFICIAL: str(OFFICIAL_PYTHON)})
     result: dict[str, Any] = {"model": model.title}
     for side, found in runs.items():

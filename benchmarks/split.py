@@ -1,6 +1,6 @@
 """`make bench-split`: split training against training the same model on the device.
 
-- steps: `train` and `train-apart` on one machine, in turn: time of a step, peak memory of the device's process, bytes;
+- steps: `train` and `split-train` on one machine, in turn: time of a step, peak memory of the device's process, bytes;
 - fleet: four device processes, each under a limit of the kernel's that the whole model does not fit, and the server
   with its host, over MQTT; and what a device says to the whole model within the same limit.
 
@@ -47,7 +47,7 @@ def steps(name: str, pairs: int, threads: int) -> dict[str, Any]:
     common = ["--bundle", str(folder), "--data", str(data), "--batch", str(batch), "--threads", str(threads), "--json"]
     whole = "on the device"
     sides = {whole: ["-m", "edge_runtime", "train", *common]} | {
-        precision: ["-m", "edge_runtime", "train-apart", *common, "--precision", precision] for precision in PRECISIONS
+        precision: ["-m", "edge_runtime", "split-train", *common, "--precision", precision] for precision in PRECISIONS
     }
     runs = alternate(sides, pairs)
     result: dict[str, Any] = {"model": title, "batch": batch}
@@ -91,7 +91,8 @@ def _federation(folder: Path, root: Path, manifest: Any, where: str) -> dict[str
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = {
-        "state": state, "bundle": folder, "host": "127.0.0.1", "port": port, "strategy": "fedbone", "general": where,
+        "state": state, "bundle": folder, "host": "127.0.0.1", "port": port, "strategy": "fedbone",
+        "split_learning_encoder": where,
         "merged_rounds": 1, "split_rounds": 1, "batch": 4, "min_devices": DEVICES, "lr": 0.01,
         "round_deadline_s": 1200,
     }  # fmt: skip
@@ -189,7 +190,7 @@ def document(result: dict[str, Any]) -> str:
             f"(limit: {host['limit']}) with a budget of {fleet['budget_mib']} MiB, over MQTT with "
             f"`python -m broker_server --strategy fedbone`: {host['rounds']} rounds, exit code {host['exit_code']}, "
             f"peak {host['peak_rss_mib']:.0f} MiB, {host['mb_up']:.0f} MB up and {host['mb_down']:.0f} MB down in all. "
-            f"With `--general device` the same devices say: “{device['said']}”"
+            f"With `--split-learning-encoder device` the same devices say: “{device['said']}”"
         )
         lines += ["", told]
     return "\n".join(lines)

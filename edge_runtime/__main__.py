@@ -1,4 +1,4 @@
-"""The runtime's commands: `python -m edge_runtime run|train|predict|train-apart|general|datasets|energy`."""
+"""The runtime's commands: `python -m edge_runtime run|train|predict|split-train|encoder-server|datasets|energy`."""
 
 import argparse
 import sys
@@ -26,8 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     local = {
         "train": "train locally, without a network",
         "predict": "run a plain model over some images",
-        "train-apart": "train stem and heads here, and the encoder in a process of its own",
-        "general": "that process: computes a bundle's encoder for who writes to its standard input",
+        "split-train": "train stem and heads here, and the encoder in a process of its own",
+        "encoder-server": "that process: compute a bundle's encoder for requests on its standard input",
     }
     parsers = {name: commands.add_parser(name, help=text) for name, text in local.items()}
     # The engine is loaded by the commands that compute; the others work without it.
@@ -38,13 +38,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         training.add_predict_arguments(parsers["predict"])
         args = parser.parse_args(arguments)
         return training.train(args) if args.command == "train" else training.predict(args)
-    if (arguments or sys.argv[1:])[:1] in (["train-apart"], ["general"]):
-        from edge_runtime.split_learning import command as apart
+    if (arguments or sys.argv[1:])[:1] in (["split-train"], ["encoder-server"]):
+        from edge_runtime.split_learning import command as split
 
-        apart.add_train_arguments(parsers["train-apart"])
-        apart.add_general_arguments(parsers["general"])
+        split.add_train_arguments(parsers["split-train"])
+        split.add_server_arguments(parsers["encoder-server"])
         args = parser.parse_args(arguments)
-        return apart.train(args) if args.command == "train-apart" else apart.general(args)
+        return split.train(args) if args.command == "split-train" else split.serve_encoder(args)
     if (arguments or sys.argv[1:])[:1] == ["energy"]:
         words, command = energy.split(arguments or sys.argv[1:])
         return energy.run(parser.parse_args(words), command)

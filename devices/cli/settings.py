@@ -92,10 +92,11 @@ class Setting:
     @property
     def help(self) -> str:
         """The sentence, unit, bounds and default, for a flag."""
-        takes = "" if self.choices or not _is_bounded(_type(self.kind)) else self.takes
+        facts = _type(self.kind)
+        takes = _bounds(facts) if isinstance(facts, inspect.IntType | inspect.FloatType) else ""
         default = f"default {self.default_text}" if self.default_text else ""
-        facts = "; ".join(filter(None, (self.unit, takes, default)))
-        return f"{self.sentence} [{facts}]".replace("%", "%%") if facts else self.sentence.replace("%", "%%")
+        more = "; ".join(filter(None, (self.unit, takes, default)))
+        return f"{self.sentence} [{more}]".replace("%", "%%") if more else self.sentence.replace("%", "%%")
 
     def parse(self, text: str) -> Any:
         """Return the value of a flag. Raises argparse.ArgumentTypeError."""
@@ -372,10 +373,6 @@ def _hook(_kind: type, value: object) -> Path:
     if not isinstance(value, str) or not value or "\0" in value:
         raise ValueError("Expected a path")
     return Path(value)
-
-
-def _is_bounded(facts: inspect.Type) -> bool:
-    return isinstance(facts, inspect.IntType | inspect.FloatType) and bool(_bounds(facts))
 
 
 def _bounds(facts: inspect.IntType | inspect.FloatType) -> str:

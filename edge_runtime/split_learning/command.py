@@ -1,4 +1,4 @@
-"""The commands `train-apart` and `general`: split learning on one machine, as two processes.
+"""The commands `split-train` and `encoder-server`: split learning on one machine, as two processes.
 
 Exit codes are those of `train`: 0 done, 2 an option is wrong, 3 the bundle, the data or the encoder server cannot be
 used.
@@ -9,22 +9,32 @@ import statistics
 import tempfile
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
-from devices.cli.run import BAD_INPUT, DONE, UsageError
+from devices.cli.run import BAD_INPUT, DONE
 from devices.cli.run import run as run_command
+from devices.cli.settings import COMMAND_LINE, add_flags, build, of_flags, settings_of
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.split_learning.client import EncoderServerUnavailable, RemoteEncoder, check_settings
 from edge_runtime.split_learning.pipe_channel import PipeChannel
 from edge_runtime.split_learning.pipe_server import PipeServer, read_weights, serve
-from edge_runtime.training.command import FAULTS, measured, metrics_text, mib_text, print_epoch, timed_training
+from edge_runtime.training.command import (
+    FAULTS,
+    LocalTraining,
+    measured,
+    metrics_text,
+    mib_text,
+    print_epoch,
+    timed_training,
+)
 from edge_runtime.training.engine import Engine, engine_version
 from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
-from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer, check_fits
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, PipeClosed, result_file
@@ -48,7 +58,7 @@ class SplitEpoch(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SplitResult(msgspec.Struct, frozen=True, kw_only=True):
-    """The JSON result of `train-apart`. `bytes_per_step` is the traffic in both directions together."""
+    """The JSON result of `split-train`. `bytes_per_step` is the traffic in both directions together."""
 
     tasks: tuple[str, ...]
     engine: str
@@ -60,38 +70,38 @@ class SplitResult(msgspec.Struct, frozen=True, kw_only=True):
     encoder_server_peak_rss_bytes: int | None
 
 
-def add_general_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `general`."""
+class LocalSplitTraining(LocalTraining, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of `split-train`."""
+
+    micro_batch: Annotated[int, Meta(ge=0, le=65536, description="samples sent at once; 0 for the batch")] = 0
+    ahead: Annotated[int, Meta(ge=1, le=64, description="micro-batches on their way at once")] = 2
+    precision: Annotated[Precision, Meta(description="how activations and their gradients are sent")] = "fp32"
+
+
+SETTINGS = settings_of(LocalSplitTraining)
+
+
+def add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of `encoder-server`."""
     parser.add_argument("bundle", type=Path, help="folder of a bundle with a stem")
     parser.add_argument("--threads", type=int, help="threads to compute with (default: one for each core)")
     parser.add_argument("--provider", choices=("cpu", "cuda"), default="cpu", help="what computes (default cpu)")
 
 
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments of `train-apart`."""
+    """Add the arguments of `split-train`."""
     parser.add_argument("--bundle", type=Path, required=True, help="folder of a bundle with a stem")
     parser.add_argument("--data", type=Path, required=True, help="data set folder, as for train")
-    parser.add_argument("--epochs", type=int, default=1, help="(default 1)")
-    parser.add_argument("--batch", type=int, default=8, help="samples in a step (default 8)")
-    parser.add_argument("--micro-batch", type=int, help="samples that cross at once (default: the batch)")
-    parser.add_argument("--ahead", type=int, default=2, help="of which so many are on their way at once (default 2)")
-    parser.add_argument("--lr", type=float, default=0.05, help="learning rate of the first epoch (default 0.05)")
-    parser.add_argument("--momentum", type=float, default=0.9, help="(default 0.9)")
-    parser.add_argument("--weight-decay", type=float, default=1e-4, help="(default 0.0001)")
-    parser.add_argument("--seed", type=int, default=0, help="(default 0)")
-    parser.add_argument(
-        "--precision", choices=("fp32", "fp16", "int8"), default="fp32", help="of what crosses (default fp32)"
-    )
-    parser.add_argument("--threads", type=int, help="threads of each process (default: one for each core)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+    add_flags(parser, SETTINGS)
 
 
-def general(args: argparse.Namespace) -> int:
+def serve_encoder(args: argparse.Namespace) -> int:
     """Run the encoder server of a bundle on standard input and output; return the exit code."""
-    return run_command(partial(_general, args), _FAULTS)
+    return run_command(partial(_serve_encoder, args), _FAULTS)
 
 
-def _general(args: argparse.Namespace) -> int:
+def _serve_encoder(args: argparse.Namespace) -> int:
     manifest = _read_bundle_with_stem(args.bundle)
     engine = Engine(args.threads, provider=args.provider)
     server = PipeServer(manifest, GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name)))
@@ -113,19 +123,18 @@ def train(args: argparse.Namespace) -> int:
 
 
 def _train(args: argparse.Namespace) -> int:
-    for name in ("epochs", "batch", "micro_batch", "ahead", "threads"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise UsageError(f"--{name.replace('_', '-')} must be at least 1")
-    settings = [_settings(args, epoch) for epoch in range(args.epochs)]
+    chosen = build(LocalSplitTraining, [(COMMAND_LINE, of_flags(args, SETTINGS))]).value
+    settings = [chosen.of_epoch(epoch) for epoch in range(chosen.epochs)]
+    check_settings(settings[0])
     manifest = _read_bundle_with_stem(args.bundle)
     dataset = Dataset.open(args.data)
     for split in (dataset.train, dataset.val):
         if split is not None:
             check_fits(manifest, split)
-    server = EncoderServerProcess.of_bundle(args.bundle, args.threads)
+    server = EncoderServerProcess.of_bundle(args.bundle, chosen.threads or None)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            result = _epochs(args, settings, manifest, dataset, server, Path(folder))
+            result = _epochs(args, chosen, settings, manifest, dataset, server, Path(folder))
     finally:
         server.close()
     if args.json:
@@ -141,6 +150,7 @@ def _train(args: argparse.Namespace) -> int:
 
 def _epochs(
     args: argparse.Namespace,
+    chosen: LocalSplitTraining,
     settings: list[Training],
     manifest: wire.Manifest,
     dataset: Dataset,
@@ -148,7 +158,7 @@ def _epochs(
     folder: Path,
 ) -> SplitResult:
     local = manifest.local()
-    graphs = GraphCache(Engine(args.threads)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
+    graphs = GraphCache(Engine(chosen.threads or None)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
     weights = read_weights(args.bundle / wire.WEIGHTS, local.table)
     state = np.zeros(make_optimizer(settings[0]).table(local.table.parameters).size, np.float32)
     channel = PipeChannel(server, NAME)
@@ -159,32 +169,32 @@ def _epochs(
         previous = folder / str(epoch - 1) if epoch else None
         encoder_round = EncoderRound(
             round=epoch,
-            samples=args.batch,
+            samples=chosen.batch,
             training=one,
             weights=str(args.bundle / wire.WEIGHTS if previous is None else result_file(previous, NAME)),
             results=str(folder / str(epoch)),
             previous=None if previous is None else str(previous),
-            precision=args.precision,
+            precision=chosen.precision,
             idle_s=PATIENCE_S,
         )
-        channel.open(encoder_round, MessageLayout.of(manifest, args.batch).max_message_bytes)
+        channel.open(encoder_round, MessageLayout.of(manifest, chosen.batch).max_message_bytes)
         encoder = RemoteEncoder(
             manifest,
             channel,
             epoch,
-            args.batch,
-            precision=args.precision,
+            chosen.batch,
+            precision=chosen.precision,
             resend_s=PATIENCE_S,
             deadline_s=PATIENCE_S,
-            in_flight=args.ahead,
+            in_flight=chosen.ahead,
         )
         encoder.begin_round()
         model = Model(local, graphs, weights, encoder=encoder)
         bytes_before = channel.bytes_up + channel.bytes_down
-        trained, times_ms = timed_training(Trainer(model, dataset.train, args.micro_batch), one, state)
+        trained, times_ms = timed_training(Trainer(model, dataset.train, chosen.micro_batch or None), one, state)
         traffic_bytes += channel.bytes_up + channel.bytes_down - bytes_before
         step_ms += times_ms
-        val_loss, val_metrics = measured(model, dataset.val, args.batch)
+        val_loss, val_metrics = measured(model, dataset.val, chosen.batch)
         encoder.finish_round()
         weights = model.weights
         epochs.append(SplitEpoch(epoch=epoch, train_loss=trained.loss, val_loss=val_loss, val_metrics=val_metrics))
@@ -193,32 +203,13 @@ def _epochs(
     return SplitResult(
         tasks=local.task_names,
         engine=engine_version(),
-        precision=args.precision,
+        precision=chosen.precision,
         epochs=epochs,
         step_ms_median=statistics.median(step_ms),
         bytes_per_step=traffic_bytes / len(step_ms),
         peak_rss_bytes=peak_rss_bytes(),
         encoder_server_peak_rss_bytes=channel.peak_rss_bytes(),
     )
-
-
-def _settings(args: argparse.Namespace, epoch: int) -> Training:
-    settings = {
-        "epochs": 1,
-        "first_epoch": epoch,
-        "batch": args.batch,
-        "lr": learning_rate(args.lr, epoch, args.epochs),
-        "momentum": args.momentum,
-        "weight_decay": args.weight_decay,
-        "seed": args.seed,
-        "probe_every": 0,
-    }
-    try:
-        found = msgspec.convert(settings, Training)
-    except msgspec.ValidationError as exc:
-        raise UsageError(f"the training options are not usable: {exc}") from exc
-    check_settings(found)
-    return found
 
 
 def _read_bundle_with_stem(folder: Path) -> wire.Manifest:

@@ -10,13 +10,16 @@ import time
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 
 from devices.cli.run import BAD_INPUT, DONE, UsageError
 from devices.cli.run import run as run_command
-from devices.cli.values import by_task, names, size
+from devices.cli.settings import COMMAND_LINE, add_flags, build, of_flags, settings_of
+from devices.cli.values import size
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version
 from edge_runtime.training.memory_plan import EVALUATION_BATCH, PlannedMemory, plan_memory
@@ -33,8 +36,10 @@ from edge_runtime.wire.errors import BundleInvalid, WireError
 from edge_runtime.wire.files import atomic_file
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.metrics import METRICS
+from edge_runtime.wire.names import TaskName
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import TensorTable, Vector, file_parts, transfer, unpack
+from edge_runtime.wire.training import ProbeMethod, TrainingSettings
 
 FAULTS: dict[type[Exception], int] = {
     WireError: BAD_INPUT,
@@ -45,53 +50,46 @@ FAULTS: dict[type[Exception], int] = {
 }
 
 
+class LocalTraining(TrainingSettings, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The settings of `train`."""
+
+    seed: Annotated[int, Meta(ge=0, le=2**53, description="the same seed gives the same weights, bit for bit")] = 0
+    tasks: Annotated[tuple[TaskName, ...], Meta(description="tasks to train (default: all of the bundle)")] = ()
+    probe: Annotated[ProbeMethod, Meta(description="how affinities are measured")] = "exact"
+    probe_every: Annotated[
+        int, Meta(ge=0, le=1_000_000, description="steps from one measurement of affinities to the next; 0 for never")
+    ] = 0
+    threads: Annotated[int, Meta(ge=0, le=1024, description="threads that compute; 0 for one for each core")] = 0
+
+    def of_epoch(self, epoch: int) -> Training:
+        """Return the settings of one epoch."""
+        return Training(
+            **self.optimization | {"lr": learning_rate(self.lr, epoch, self.epochs)},
+            epochs=1,
+            first_epoch=epoch,
+            seed=self.seed,
+            probe=self.probe,
+            probe_every=self.probe_every,
+            weighting=self.task_weighting,
+        )
+
+
+SETTINGS = settings_of(LocalTraining)
+
+
 def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `train`."""
     parser.add_argument("--bundle", type=Path, required=True, help="folder that `python -m export compile` wrote")
     parser.add_argument(
         "--data", type=Path, required=True, help="data set folder with train/ and optionally val/, test/"
     )
-    parser.add_argument("--epochs", type=int, default=1, help="passes over the data (default 1)")
-    parser.add_argument("--batch", type=int, default=16, help="samples in a step (default 16)")
-    parser.add_argument("--lr", type=float, default=0.05, help="learning rate of the first epoch (default 0.05)")
-    parser.add_argument("--momentum", type=float, default=0.9, help="(default 0.9)")
-    parser.add_argument("--weight-decay", type=float, default=1e-4, help="(default 0.0001)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="the same seed gives the same weights, bit for bit (default 0)"
-    )
-    parser.add_argument("--tasks", type=names, help="tasks to train, with commas (default: all of the bundle)")
-    parser.add_argument(
-        "--probe-every", type=int, default=0, help="measure affinities at every so many steps (default: never)"
-    )
-    parser.add_argument(
-        "--probe", choices=("exact", "encoder", "representation"), default="exact", help="by what (default exact)"
-    )
-    parser.add_argument("--optimizer", choices=("sgd", "adamw"), default="sgd", help="(default sgd)")
-    parser.add_argument(
-        "--beta2", type=float, default=0.999, help="of adamw, whose beta1 is the momentum (default 0.999)"
-    )
-    parser.add_argument("--clip-norm", type=float, default=0.0, help="largest norm of a gradient (default: any)")
-    parser.add_argument(
-        "--weighting",
-        choices=("fixed", "gradnorm", "uncertainty"),
-        default="fixed",
-        help="of the losses (default fixed)",
-    )
-    parser.add_argument("--task-weights", type=by_task, default={}, help="a=2,b=0.5,… (default: 1 for each)")
-    parser.add_argument(
-        "--gradient-combination",
-        "--merging",
-        choices=("sum", "pcgrad", "cagrad"),
-        default="sum",
-        help="of the tasks' gradients at the representation (default sum)",
-    )
     parser.add_argument(
         "--engine",
-        choices=("portable", "official"),
+        type=lambda text: "ort_training" if text == "official" else text,  # its name before
+        choices=("portable", "ort_training"),
         default="portable",
-        help="official: the bundle's official artifacts, on onnxruntime-training (default portable)",
+        help="ort_training: the bundle's ONNX Runtime training artifacts, on onnxruntime-training (default portable)",
     )
-    parser.add_argument("--threads", type=int, help="threads to compute with (default: one for each core)")
     parser.add_argument(
         "--memory-budget",
         type=size,
@@ -102,6 +100,8 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", type=Path, help="start from these weights instead of the bundle's")
     parser.add_argument("--out", type=Path, help="write the trained weights here (.safetensors)")
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+    parser.add_argument("--merging", dest="gradient_combination", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    add_flags(parser, SETTINGS)
 
 
 def train(args: argparse.Namespace) -> int:
@@ -109,16 +109,25 @@ def train(args: argparse.Namespace) -> int:
     return run_command(partial(_train, args), FAULTS)
 
 
+def _chosen(args: argparse.Namespace) -> LocalTraining:
+    """Return the settings of the command line. Raises UsageError."""
+    chosen = build(LocalTraining, [(COMMAND_LINE, of_flags(args, SETTINGS))]).value
+    if chosen.task_weights and chosen.weighting != "fixed":
+        raise UsageError(f"--task-weights: --weighting {chosen.weighting} learns its weights, so leave them out")
+    return chosen
+
+
 def _train(args: argparse.Namespace) -> int:
-    manifest, model, dataset, memory = _open(args)
-    if unknown := sorted(set(args.task_weights) - set(model.tasks)):
+    chosen = _chosen(args)
+    manifest, model, dataset, memory = _open(args, chosen)
+    if unknown := sorted(set(chosen.task_weights) - set(model.tasks)):
         raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
     epochs, step_ms = [], []
-    state = np.zeros(make_optimizer(_settings(args, 0)).table(model.table.parameters).size, np.float32)
+    state = np.zeros(make_optimizer(chosen.of_epoch(0)).table(model.table.parameters).size, np.float32)
     weighting_state, micro_batch = None, memory.plan.micro_batch if memory else None
     evaluation_batch = memory.evaluation_batch if memory else EVALUATION_BATCH
-    for epoch in range(args.epochs):
-        settings = _settings(args, epoch)
+    for epoch in range(chosen.epochs):
+        settings = chosen.of_epoch(epoch)
         trained, times_ms = timed_training(Trainer(model, dataset.train, micro_batch), settings, state, weighting_state)
         step_ms += times_ms
         weighting_state = trained.weighting_state
@@ -143,8 +152,8 @@ def _train(args: argparse.Namespace) -> int:
         "tasks": model.tasks,
         "metrics": {task.name: task.metric for task in manifest.tasks},
         "examples": len(dataset.train),
-        "seed": args.seed,
-        "engine": engine_version() + (" official" if args.engine == "official" else ""),
+        "seed": chosen.seed,
+        "engine": engine_version() + (" ort_training" if args.engine == "ort_training" else ""),
         "epochs": epochs,
         "test_loss": test_loss,
         "test_metrics": test_metrics,
@@ -201,23 +210,20 @@ def _predict(args: argparse.Namespace) -> int:
     return DONE
 
 
-def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, PlannedMemory | None]:
-    for name in ("epochs", "batch"):
-        if getattr(args, name) < 1:
-            raise UsageError(f"--{name} must be at least 1")
-    if args.threads is not None and args.threads < 1:
-        raise UsageError("--threads must be at least 1")
+def _open(
+    args: argparse.Namespace, chosen: LocalTraining
+) -> tuple[wire.Manifest, Model, Dataset, PlannedMemory | None]:
     whole = wire.read_folder(args.bundle)
-    manifest, weights = _select(whole, args)
+    manifest, weights = _select(whole, args, chosen.tasks)
     dataset = Dataset.open(args.data)
     for split in (dataset.train, dataset.val, dataset.test):
         if split is not None:
             check_fits(manifest, split)
-    memory = _planned(args, manifest, dataset)
-    engine = Engine(args.threads, (memory and memory.arena_bytes) or ARENA_BYTES)
+    memory = _planned(args, chosen, manifest, dataset)
+    engine = Engine(chosen.threads or None, (memory and memory.arena_bytes) or ARENA_BYTES)
     graphs = GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
     step = None
-    if args.engine == "official":
+    if args.engine == "ort_training":
         path = lambda group, _: wire.artifact_path(args.bundle, group, wire.TRAINING)  # noqa: E731
         step = OrtTrainingCache(engine).step(manifest, path)
     plan = memory.plan if memory else None
@@ -226,17 +232,19 @@ def _open(args: argparse.Namespace) -> tuple[wire.Manifest, Model, Dataset, Plan
     return manifest, model, dataset, memory
 
 
-def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset) -> PlannedMemory | None:
+def _planned(
+    args: argparse.Namespace, chosen: LocalTraining, manifest: wire.Manifest, dataset: Dataset
+) -> PlannedMemory | None:
     """Plan the memory of training in the given budget. Raises BudgetTooSmall, BundleInvalid and UsageError."""
     if args.memory_budget is None:
         return None
-    if args.engine == "official":
-        raise UsageError("--memory-budget: the official engine does not plan its memory: leave out one of them")
+    if args.engine == "ort_training":
+        raise UsageError("--memory-budget: the engine ort_training does not plan its memory: leave out one of them")
     if manifest.footprint is None:
         raise BundleInvalid(f"{args.bundle} has no footprint, so no budget can be planned: compile it again")
     return plan_memory(
         manifest,
-        _settings(args, 0),
+        chosen.of_epoch(0),
         budget_bytes=args.memory_budget,
         base_bytes=rss_bytes(),
         evaluates=dataset.val is not None or dataset.test is not None,
@@ -244,45 +252,14 @@ def _planned(args: argparse.Namespace, manifest: wire.Manifest, dataset: Dataset
     )
 
 
-def _select(whole: wire.Manifest, args: argparse.Namespace) -> tuple[wire.Manifest, Vector]:
+def _select(whole: wire.Manifest, args: argparse.Namespace, tasks: tuple[str, ...]) -> tuple[wire.Manifest, Vector]:
     """Return the manifest of the chosen tasks and the initial weights."""
-    names = tuple(sorted(args.tasks)) if args.tasks else whole.task_names
+    names = tuple(sorted(tasks)) if tasks else whole.task_names
     manifest = whole.group(names, whole.weights)
     if args.weights is not None:
         return manifest, unpack(manifest.table, args.weights.read_bytes())
     weights = unpack(whole.table, (args.bundle / wire.WEIGHTS).read_bytes())
     return manifest, transfer(TensorTable(whole.tensors), weights, manifest.table)
-
-
-def _settings(args: argparse.Namespace, epoch: int) -> Training:
-    settings = {
-        "epochs": 1,
-        "first_epoch": epoch,
-        "batch": args.batch,
-        "lr": learning_rate(args.lr, epoch, args.epochs),
-        "momentum": args.momentum,
-        "weight_decay": args.weight_decay,
-        "seed": args.seed,
-        "probe_every": args.probe_every,
-        "probe": args.probe,
-        "optimizer": args.optimizer,
-        "beta2": args.beta2,
-        "clip_norm": args.clip_norm,
-        "weighting": _weighting(args),
-        "gradient_combination": args.gradient_combination,
-    }
-    try:
-        return msgspec.convert(settings, Training)
-    except msgspec.ValidationError as exc:
-        raise UsageError(f"the training options are not usable: {exc}") from exc
-
-
-def _weighting(args: argparse.Namespace) -> dict[str, object] | None:
-    if args.weighting != "fixed":
-        if args.task_weights:
-            raise UsageError(f"--task-weights: --weighting {args.weighting} learns its weights, so leave them out")
-        return {"type": args.weighting}
-    return {"type": "fixed", "weights": args.task_weights} if args.task_weights else None
 
 
 def timed_training(

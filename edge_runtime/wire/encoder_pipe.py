@@ -105,7 +105,7 @@ class EncoderServerProcess:
     ) -> "EncoderServerProcess":
         """Start the encoder server of a bundle."""
         words = ["--provider", provider, *([] if threads is None else ["--threads", str(threads)])]
-        return cls([sys.executable, "-m", "edge_runtime", "general", str(bundle), *words], on_frame)
+        return cls([sys.executable, "-m", "edge_runtime", "encoder-server", str(bundle), *words], on_frame)
 
     def open(self, encoder_round: EncoderRound) -> None:
         """Open a round."""

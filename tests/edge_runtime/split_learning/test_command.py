@@ -1,4 +1,4 @@
-"""`train-apart` with real processes."""
+"""`split-train` with real processes."""
 
 import json
 import subprocess
@@ -44,7 +44,7 @@ def bundle(tmp_path_factory):
 
 def test_train_apart_gives_the_losses_of_training_in_one_process(bundle):
     words = ("--bundle", bundle, "--data", TINY / "data", "--epochs", 2, "--batch", 4, "--json")
-    apart, whole = command("train-apart", *words), command("train", *words)
+    apart, whole = command("split-train", *words), command("train", *words)
     assert (apart.returncode, whole.returncode) == (0, 0), apart.stderr + whole.stderr
     ours, theirs = json.loads(apart.stdout), json.loads(whole.stdout)
     for one, other in zip(ours["epochs"], theirs["epochs"], strict=True):
@@ -57,7 +57,7 @@ def test_train_apart_gives_the_losses_of_training_in_one_process(bundle):
 
 
 def test_train_apart_tells_people(bundle):
-    done = command("train-apart", "--bundle", bundle, "--data", TINY / "data", "--precision", "int8")
+    done = command("split-train", "--bundle", bundle, "--data", TINY / "data", "--precision", "int8")
     assert done.returncode == 0, done.stderr
     assert "epoch 1: train" in done.stdout
     assert "in the encoder server" in done.stdout
@@ -66,15 +66,15 @@ def test_train_apart_tells_people(bundle):
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
-        (("--batch", 0), 2, "--batch must be at least 1"),
-        (("--micro-batch", 0), 2, "--micro-batch must be at least 1"),
-        (("--lr", -1), 2, "the training options are not usable"),
+        (("--batch", 0), 2, "argument --batch: '0' is not a whole number"),
+        (("--micro-batch", -1), 2, "argument --micro-batch: '-1' is not a whole number"),
+        (("--lr", -1), 2, "argument --lr: '-1' is not a number"),
         (("--bundle", TINY / "bundle"), 3, "has no stem, and split learning needs one"),
         (("--data", TINY), 3, "is not a data set"),
     ],
 )
 def test_train_apart_says_what_is_wrong(bundle, words, code, sentence):
-    done = command("train-apart", "--bundle", bundle, "--data", TINY / "data", *words)
+    done = command("split-train", "--bundle", bundle, "--data", TINY / "data", *words)
     assert (done.returncode, done.stdout) == (code, "")
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
@@ -82,10 +82,14 @@ def test_train_apart_says_what_is_wrong(bundle, words, code, sentence):
 
 def test_general_ends_with_its_input_and_says_what_it_cannot_use(bundle):
     assert subprocess.run(
-        [sys.executable, "-m", "edge_runtime", "general", str(bundle)], cwd=ROOT, input=b"", timeout=300, check=True
+        [sys.executable, "-m", "edge_runtime", "encoder-server", str(bundle)],
+        cwd=ROOT,
+        input=b"",
+        timeout=300,
+        check=True,
     )
     odd = subprocess.run(
-        [sys.executable, "-m", "edge_runtime", "general", str(bundle)],
+        [sys.executable, "-m", "edge_runtime", "encoder-server", str(bundle)],
         cwd=ROOT,
         input=b"hello, server",
         capture_output=True,
@@ -104,6 +108,6 @@ def test_damaged_weights_are_named(bundle, tmp_path):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    done = command("train-apart", "--bundle", copy, "--data", TINY / "data")
+    done = command("split-train", "--bundle", copy, "--data", TINY / "data")
     assert done.returncode == 3
     assert np.char.count(done.stderr, "weights.safetensors") == 1
