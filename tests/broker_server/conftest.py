@@ -436,6 +436,22 @@ def world(tmp_path):
 
 
 @pytest.fixture
+def make_link():
+    return FakeLink
+
+
+@pytest.fixture
+def make_device(tmp_path):
+    """A scripted device on a link in memory."""
+
+    def make(name, link, **settings):
+        link.devices[name] = Device(name, tmp_path / "devices", link.say, "0" * 64, **settings)
+        return link.devices[name]
+
+    return make
+
+
+@pytest.fixture
 def make_tiny_bundle():
     return make_bundle
 

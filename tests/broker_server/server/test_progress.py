@@ -49,6 +49,9 @@ def test_screen_at_every_stage(world):
     screen = LiveView(Console(file=io.StringIO()))
     world.watcher = screen
     world.boot()
+    console = Console(file=io.StringIO(), width=120)
+    console.print(screen.render(world.loop.coordinator, None))
+    assert "no bundle yet: no rounds run" in console.file.getvalue()
     assert "waiting for devices" in text_of(screen, world.loop)
     world.device("x").start()
     world.device("y").start()
