@@ -16,7 +16,6 @@ from edge_runtime.agent.work import (
     EvaluationResult,
     Report,
     SplitLearningChannel,
-    Stage,
     TrainResult,
     WorkerUnusable,
     WorkRefused,
@@ -45,7 +44,7 @@ from edge_runtime.training.weighting_state import WeightingStateStore
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import DataSplit, Hello, OrtTrainingUse, Plan, Training
+from edge_runtime.wire.messages import DataSplit, Hello, OrtTrainingUse, Plan, Training, WorkStage
 from edge_runtime.wire.split_learning import EVALUATION_SAMPLES, MessageLayout
 from edge_runtime.wire.tensors import Vector, transfer
 
@@ -334,7 +333,7 @@ class LocalWorker:
     ) -> dict[str, float] | None:
         if split is None:
             return None
-        stage: Stage = "evaluate"
+        stage: WorkStage = "evaluate"
         report(stage, 0, len(split))
         batch = memory.evaluation_batch if memory else EVALUATION_BATCH
         return evaluate(model, split, batch, metrics=metrics, report=lambda done, total: report(stage, done, total))

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import msgspec
 
-from edge_runtime.agent.work import DownloadedPlan, Stage
+from edge_runtime.agent.work import DownloadedPlan
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.messages import Plan
+from edge_runtime.wire.messages import Plan, WorkStage
 from edge_runtime.wire.tensors import unpack
 from edge_runtime.worker import LocalWorker
 
@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> None:
         store.add(wire.graph_path(bundle, name).read_bytes())
     weights = unpack(manifest.table, (bundle / wire.WEIGHTS).read_bytes())
 
-    def report(stage: Stage, done: int, _: int) -> None:
+    def report(stage: WorkStage, done: int, _: int) -> None:
         if stage == "train" and done:
             print(done, flush=True)
             time.sleep(pause_s)

@@ -15,7 +15,7 @@ from statistics import median
 import numpy as np
 
 from broker_server.simulation.split_learning import EncoderState, LocalEncoderChannel, as_sent
-from edge_runtime.agent.work import DownloadedPlan, EvaluationResult, Reason, TrainResult, WorkRefused
+from edge_runtime.agent.work import DownloadedPlan, EvaluationResult, TrainResult, WorkRefused
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.encoder import Batch, Representation
 from edge_runtime.training.engine import ARENA_BYTES, Engine
@@ -25,6 +25,7 @@ from edge_runtime.training.stem import Stem
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import load
 from edge_runtime.wire.manifest import WEIGHTS, graph_path, read_folder
+from edge_runtime.wire.messages import RefusalReason
 from edge_runtime.wire.names import Tasks
 from edge_runtime.wire.tensors import transfer, unpack
 from edge_runtime.wire.training import ProbeMethod
@@ -49,7 +50,7 @@ class DeviceTask:
 class TaskRefused:
     """The device's worker refused the plan."""
 
-    reason: Reason
+    reason: RefusalReason
     detail: str
 
 

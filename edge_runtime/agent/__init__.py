@@ -1,1 +1,1 @@
-"""A device in a federation: joins over MQTT, fetches what a plan needs, trains, and hands its update in."""
+"""A device in a federation: joins over MQTT, downloads a plan's files, trains, and sends its update."""

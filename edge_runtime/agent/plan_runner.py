@@ -15,8 +15,6 @@ from edge_runtime.agent.energy_totals import EnergyTotals
 from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.work import (
     DownloadedPlan,
-    Reason,
-    Stage,
     WorkCancelled,
     Worker,
     WorkRefused,
@@ -28,7 +26,7 @@ from edge_runtime.wire import compression
 from edge_runtime.wire.blob import BlobStore, describe
 from edge_runtime.wire.compression import Scheme
 from edge_runtime.wire.errors import MessageInvalid, TensorsInvalid
-from edge_runtime.wire.messages import Evaluation, Plan, Update, encode
+from edge_runtime.wire.messages import Evaluation, Plan, RefusalReason, Update, WorkStage, encode
 from edge_runtime.wire.tensors import TensorTable, Vector
 
 
@@ -44,7 +42,7 @@ class WorkDone:
 class WorkFailed:
     """The worker refused the plan."""
 
-    reason: Reason
+    reason: RefusalReason
     detail: str
 
 
@@ -85,7 +83,7 @@ class PlanRunner:
         self._submit = submit or (lambda _, work: self._executor.submit(work))
         self._future: Future[WorkOutcome] | None = None
         self._cancelled = threading.Event()
-        self._progress: tuple[Stage, int, int] | None = None
+        self._progress: tuple[WorkStage, int, int] | None = None
 
     def start(self, plan: Plan, bytes_down: int, upload_bytes_per_s: float | None = None) -> None:
         """Begin the work on a plan all of whose files are here. `bytes_down` is how many bytes they took on the link.
@@ -102,7 +100,7 @@ class PlanRunner:
         self._cancelled.set()
         self._channel.cancel()
 
-    def progress(self) -> tuple[Stage, int, int] | None:
+    def progress(self) -> tuple[WorkStage, int, int] | None:
         """Return the latest report, once: stage, steps done, steps in all."""
         progress, self._progress = self._progress, None
         return progress
@@ -120,7 +118,7 @@ class PlanRunner:
         self._executor.shutdown(wait=True)
 
     def _work(self, plan: Plan, scheme: Scheme, bytes_down: int, cancelled: threading.Event) -> WorkOutcome:
-        def report(stage: Stage, done: int, total: int) -> None:
+        def report(stage: WorkStage, done: int, total: int) -> None:
             self._progress = (stage, done, total)
             if cancelled.is_set():
                 raise WorkCancelled
@@ -143,7 +141,7 @@ class PlanRunner:
             return WorkFailed("error", f"the result cannot be sent: {exc}")
 
     def _result(
-        self, plan: Plan, scheme: Scheme, bytes_down: int, report: Callable[[Stage, int, int], None]
+        self, plan: Plan, scheme: Scheme, bytes_down: int, report: Callable[[WorkStage, int, int], None]
     ) -> WorkDone:
         manifest, vector = self._downloads.load(plan)
         downloaded = DownloadedPlan(plan=plan, manifest=manifest, weights=vector, graphs=self._graphs)

@@ -1,4 +1,4 @@
-"""The queue of what a device sends. What the link has no room for waits here by reference, never as data."""
+"""The queue of a device's outgoing messages and chunks, which wait by reference while the link has no room."""
 
 from collections import deque
 from collections.abc import Callable, Iterable

@@ -36,7 +36,6 @@ from edge_runtime.agent.actions import (
 from edge_runtime.agent.activity import TRANSITIONS, Activity, Event
 from edge_runtime.agent.state import Pending
 from edge_runtime.agent.transfer import MissingBlob, Transfers
-from edge_runtime.agent.work import Reason, Stage
 from edge_runtime.wire.messages import (
     Ack,
     Evaluation,
@@ -46,9 +45,11 @@ from edge_runtime.wire.messages import (
     Plan,
     Progress,
     Refusal,
+    RefusalReason,
     ServerMessage,
     Status,
     Update,
+    WorkStage,
 )
 
 PROGRESS_S = 1.0
@@ -169,7 +170,7 @@ class Session:
         self._busy, self._cancelled = True, False
         return [StartWork(plan)]
 
-    def on_files_refused(self, reason: Reason, detail: str) -> list[Action]:
+    def on_files_refused(self, reason: RefusalReason, detail: str) -> list[Action]:
         """Refuse the plan, whose files cannot be used, or a chunk of which cannot be stored."""
         self._expect(Activity.DOWNLOADING if self._transfers else Activity.CHECKING, "on_files_refused")
         return self._refuse(reason, detail)
@@ -206,7 +207,7 @@ class Session:
 
     # Work
 
-    def on_progress(self, stage: Stage, done: int, total: int, now_s: float) -> list[Action]:
+    def on_progress(self, stage: WorkStage, done: int, total: int, now_s: float) -> list[Action]:
         """Report the work's progress, at most once in PROGRESS_S and only while its result is wanted."""
         return self._send_progress(stage, done, total, now_s) if self._activity is Activity.WORKING else []
 
@@ -225,7 +226,7 @@ class Session:
         self._again_s = FIRST_ANNOUNCE_AGAIN_S
         return [SaveResult(Pending(plan=plan, result=result)), *self._announce(result, now_s)]
 
-    def on_work_failed(self, reason: Reason, detail: str) -> list[Action]:
+    def on_work_failed(self, reason: RefusalReason, detail: str) -> list[Action]:
         """Refuse the plan, whose work cannot be done; nothing is sent if the plan was superseded."""
         self._expect_busy("on_work_failed")
         if self._activity is not Activity.WORKING:
@@ -316,7 +317,7 @@ class Session:
 
     # Parts of the above
 
-    def _refuse(self, reason: Reason, detail: str) -> list[Action]:
+    def _refuse(self, reason: RefusalReason, detail: str) -> list[Action]:
         plan = self._plan
         assert plan is not None
         self._move("refused")
@@ -344,7 +345,7 @@ class Session:
         transfers, self._transfers = self._transfers, None
         return [UnsubscribeBlob(digest) for digest in transfers.digests] if transfers else []
 
-    def _send_progress(self, stage: Stage, done: int, total: int, now_s: float) -> list[Action]:
+    def _send_progress(self, stage: WorkStage, done: int, total: int, now_s: float) -> list[Action]:
         if self._plan is None or not self._online or now_s - self._progress_s < PROGRESS_S:
             return []
         self._progress_s = now_s

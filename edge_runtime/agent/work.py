@@ -6,7 +6,7 @@ thread of its own, one call at a time.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -14,15 +14,13 @@ from edge_runtime.wire.blob import Blob, BlobStore
 from edge_runtime.wire.compression import Scheme
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Affinity, Evaluation, Hello, MemoryUse, Plan, Update
+from edge_runtime.wire.messages import Affinity, Evaluation, Hello, MemoryUse, Plan, RefusalReason, Update, WorkStage
 from edge_runtime.wire.split_learning import MessageChannel
 from edge_runtime.wire.tensors import Vector
 
 MAX_LOSS = 1e18
 """The largest loss that a message may have; beyond it training has diverged."""
-Reason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "encoder_server", "error"]
-Stage = Literal["download", "train", "probe", "evaluate", "upload"]
-Report = Callable[[Stage, int, int], None]
+Report = Callable[[WorkStage, int, int], None]
 """A callback with a stage, steps done and steps in all, when the stage begins and after each of its steps.
 
 Raises WorkCancelled when the work is no longer wanted.
@@ -40,9 +38,9 @@ class WorkerUnusable(Exception):
 class WorkRefused(Exception):
     """A plan cannot, or should not, be worked on: `reason` and `detail` go to the server as a Refusal."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: RefusalReason, detail: str) -> None:
         super().__init__(f"{reason}: {detail}")
-        self.reason: Reason = reason
+        self.reason: RefusalReason = reason
         self.detail = detail
 
 

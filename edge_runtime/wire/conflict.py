@@ -64,7 +64,7 @@ def combine(vectors: Sequence[Array], coefficients: Row) -> Array:
 def project(inner: Matrix, orders: Sequence[Sequence[int]] | None = None) -> Matrix:
     """Return the coefficients C (K, K) of the projected gradients g_i' = Σ_j C_ij · g_j, from inner products (K, K).
 
-    For each other j, in the order orders[i] or else as they come, where g_i' · g_j < 0:
+    For each other j, in the order orders[i], by default ascending, where g_i' · g_j < 0:
 
         g_i' ← g_i' − (g_i' · g_j / ‖g_j‖²) · g_j
 

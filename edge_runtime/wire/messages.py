@@ -57,6 +57,8 @@ OrtTrainingUse = Literal["off", "auto", "require"]
 """A device's use of ONNX Runtime training artifacts: never, where the bundle has them, or nothing else."""
 Precision = Literal["fp32", "fp16", "int8"]
 """The number format in which activations and their gradients travel in split learning."""
+WorkStage = Literal["download", "train", "probe", "evaluate", "upload"]
+RefusalReason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "encoder_server", "error"]
 T = TypeVar("T")
 
 
@@ -173,7 +175,7 @@ class Progress(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A device's progress in its round: for people who watch, never for decisions."""
 
     round: RoundNumber
-    stage: Literal["download", "train", "probe", "evaluate", "upload"]
+    stage: WorkStage
     done: Count
     total: Count
 
@@ -183,7 +185,7 @@ class Refusal(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     round: RoundNumber
     group: GroupId
-    reason: Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "encoder_server", "error"]
+    reason: RefusalReason
     detail: Text
 
 
