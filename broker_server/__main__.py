@@ -98,8 +98,8 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     one.add_argument("--ca-file", help="the device's file of certificates to trust, for mqtts://, relative to the file")
     one.add_argument(
         "--engine",
-        choices=("portable", "auto", "official"),
-        help="what the device trains with: official is onnxruntime-training alone, auto where it can (portable)",
+        choices=("portable", "auto", "ort_training"),
+        help="what the device trains with: ort_training is onnxruntime-training alone, auto where it can (portable)",
     )
     one.add_argument("--meter", help="what measures the device's energy: auto, none or a source (default: auto)")
     one.add_argument("--config", type=Path, help="server.toml")

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from devices.cli.run import UsageError
+from devices.cli.settings import ConfigInvalid
 from edge_runtime.agent import command as agent
-from edge_runtime.agent.config import AgentConfig, ConfigInvalid
+from edge_runtime.agent.config import AgentConfig
 from edge_runtime.datasets import command as datasets
 from edge_runtime.energy import command as energy
 

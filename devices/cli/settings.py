@@ -239,7 +239,7 @@ def beside(path: Path, tree: Tree, kind: type[msgspec.Struct]) -> Tree:
     """Return the tree of a file with its relative paths made absolute: they are relative to the file's folder."""
     made = _copied(tree)
     for each in settings_of(kind):
-        if _is_path(_type(each.kind)) and isinstance(text := _at(made, each.path), str):
+        if _is_path(_type(each.kind)) and isinstance(text := _at(made, each.path), str) and text:
             put(made, each.path, os.path.normpath(path.resolve().parent / text))
     return made
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from devices.cli.run import BAD_INPUT, DONE, REFUSED, UNAVAILABLE, USAGE, fail, stop_event
+from devices.cli.run import BAD_INPUT, DONE, REFUSED, UNAVAILABLE, fail, stop_event
 from devices.cli.run import run as run_command
+from devices.cli.settings import ConfigInvalid
 from devices.cli.values import parse_size
-from edge_runtime.agent.config import AgentConfig, ConfigInvalid, read
+from edge_runtime.agent.config import AgentConfig, read
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State, StateUnusable
 from edge_runtime.agent.watchdog import heartbeat
@@ -28,7 +29,6 @@ from edge_runtime.wire.topics import PROTOCOL, Topics
 
 BEAT_S = 1.0
 _FAULTS: dict[type[Exception], int] = {
-    ConfigInvalid: USAGE,
     StateUnusable: BAD_INPUT,
     WorkerUnusable: BAD_INPUT,
     MeterUnusable: UNAVAILABLE,

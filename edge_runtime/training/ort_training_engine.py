@@ -31,7 +31,7 @@ def check_installed() -> None:
     """Raise OrtTrainingUnavailable unless what is installed as onnxruntime is onnxruntime-training."""
     if not is_training_build():
         raise OrtTrainingUnavailable(
-            f"the engine 'official' needs onnxruntime-training {RELEASE}, and {engine_version()} is installed: install "
+            f"the engine 'ort_training' needs onnxruntime-training {RELEASE}, and {engine_version()} is here: install "
             "onnxruntime-training-cpu in an environment of its own (x86-64, Python up to 3.12), or use 'portable'"
         )
 

@@ -7,8 +7,9 @@ import threading
 import pytest
 
 from devices.cli.run import BAD_INPUT, DONE, REFUSED, UNAVAILABLE, USAGE
+from devices.cli.settings import ConfigInvalid
 from edge_runtime.agent.command import add_arguments, connect, run
-from edge_runtime.agent.config import ConfigInvalid, read
+from edge_runtime.agent.config import read
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
@@ -81,7 +82,7 @@ def test_run_leaves_signals_alone_on_another_thread(arguments, world):
 def test_run_ends_with_2_for_a_bad_configuration(arguments, config_file, world, capsys):
     config_file.write_text("device = 3\n")
     assert run(arguments, lambda _config: world.worker) == USAGE
-    assert "agent.toml, key device" in capsys.readouterr().err
+    assert "agent.toml: device: 3 is not text" in capsys.readouterr().err
 
 
 def test_run_ends_with_2_for_a_url_that_is_none(arguments, config_file, world, capsys):

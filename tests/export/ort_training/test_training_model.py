@@ -209,7 +209,7 @@ def test_bundle_with_artifacts_trains_alike_on_both_engines(tmp_path, tiny_sourc
     for tasks in ("depth,normals,segmentation", "depth,normals"):
         table = manifest.group(tuple(tasks.split(",")), manifest.weights).table
         weights = {}
-        for engine, python in (("portable", sys.executable), ("official", PYTHON)):
+        for engine, python in (("portable", sys.executable), ("ort_training", PYTHON)):
             out = tmp_path / f"{engine}.safetensors"
             words = ("--tasks", tasks, "--engine", engine, "--out", out)
             done = command("-m", "edge_runtime", "train", *options, *words, python=python)
@@ -241,7 +241,7 @@ def test_running_statistics_dropout_and_several_representations_train_alike_on_b
         table = manifest.group(tuple(tasks.split(",")), manifest.weights).table
         start = transfer(manifest.table, unpack(manifest.table, (bundle / wire.WEIGHTS).read_bytes()), table)
         weights = {}
-        for engine, python in (("portable", sys.executable), ("official", PYTHON)):
+        for engine, python in (("portable", sys.executable), ("ort_training", PYTHON)):
             out = tmp_path / f"{engine}.safetensors"
             words = ("--tasks", tasks, "--engine", engine, "--out", out)
             done = command("-m", "edge_runtime", "train", *options, *words, python=python)
