@@ -42,7 +42,7 @@ class PictureRow:
     pictures: tuple[Picture, ...]
 
 
-class Card(NamedTuple):
+class SummaryCard(NamedTuple):
     """A figure at the top of the page, and its change from before the federation; empty for no change."""
 
     value: str
@@ -104,23 +104,23 @@ def _templates() -> Environment:
     return templates
 
 
-def _cards(report: Report) -> list[Card]:
+def _cards(report: Report) -> list[SummaryCard]:
     cards = []
     before = (report.test_loss.get("before") or {}).get("total")
     for stage, words in zip(STAGES, ("before training", "after merging", "at the end"), strict=True):
         total = (report.test_loss.get(stage) or {}).get("total")
         if total is not None:
             change = "" if stage == "before" or not before else f"{100 * (total / before - 1):+.1f} %"
-            cards.append(Card(f"{total:.4f}", f"test loss {words}", change))
+            cards.append(SummaryCard(f"{total:.4f}", f"test loss {words}", change))
     moved = sum((row.bytes_up or 0) + (row.bytes_down or 0) for row in report.rounds)
     if moved:
-        cards.append(Card(f"{moved / 2**20:.1f} MiB", "moved in training"))
+        cards.append(SummaryCard(f"{moved / 2**20:.1f} MiB", "moved in training"))
     peaks = [row.peak_rss_bytes for row in report.rounds if row.peak_rss_bytes is not None]
     if peaks:
-        cards.append(Card(f"{max(peaks) / 2**20:.0f} MiB", "peak memory of a device"))
+        cards.append(SummaryCard(f"{max(peaks) / 2**20:.0f} MiB", "peak memory of a device"))
     energy = html_energy.label_cell(report.energy.total)
     if report.energy.total.energy_j is not None:
-        cards.append(Card(energy.text, f"energy: {energy.note}" if energy.note else "energy"))
+        cards.append(SummaryCard(energy.text, f"energy: {energy.note}" if energy.note else "energy"))
     return cards
 
 

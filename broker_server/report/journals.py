@@ -1,4 +1,4 @@
-"""Devices' energy journals joined to the report: energy of plans that the server was never told of.
+"""Devices' energy journals joined to the report: the energy of plans that the server has no report of.
 
 A device journals a plan's energy until the next plan begins, and reports it to the server when the plan is over. A
 device that was killed and never came back has not reported its last plan, or only a part of it. Where a journal has

@@ -65,7 +65,7 @@ def read_back(descriptor: int, size_bytes: int, sha256: str, progress: Progress)
         block = os.pread(descriptor, min(BLOCK_BYTES, size_bytes - at), at)
         if not block:
             raise ReadBackDiffers(
-                f"the target ends at byte {at} of {size_bytes}: it is smaller than it says, use another"
+                f"the target ends at byte {at} of {size_bytes}: it is smaller than it claims, use another"
             )
         digest.update(block)
         at += len(block)

@@ -58,7 +58,7 @@ def find_disk(path: Path, root: Path = Path("/")) -> Disk:
     for folder in (root / "sys/class/block").glob("*"):
         if read_text(folder / "dev") == number:
             return disk_facts(folder.name, root)
-    raise TargetRefused(f"the kernel knows nothing of {path}: it will not be written")
+    raise TargetRefused(f"the kernel lists no disk {path}: it will not be written")
 
 
 def whole_disks(root: Path = Path("/")) -> list[str]:

@@ -1,7 +1,7 @@
 """The kind of an image, by the files on its boot partition: the mechanism that sets up its first boot.
 
 Raspberry Pi OS since trixie (images of October 2025 and later) reads cloud-init's NoCloud files from the partition, as
-do Ubuntu's images for the Raspberry Pi; bookworm runs firstrun.sh when cmdline.txt says so. (boards' release notes;
+do Ubuntu's images for the Raspberry Pi; bookworm runs firstrun.sh when cmdline.txt names it. (boards' release notes;
 pi-gen stage2/04-cloud-init)
 """
 

@@ -1,7 +1,7 @@
 """A disk's partition table, MBR or GPT, and its FAT boot partition, out of the disk's first bytes.
 
 MBR: four entries of 16 bytes from byte 446, with the kind at 4, start and length in sectors at 8 and 12, little-endian;
-55 AA at 510. GPT (UEFI specification 2.10, 5.3): a header in sector 1 that says where the entries are, in practice in
+55 AA at 510. GPT (UEFI specification 2.10, 5.3): a header in sector 1 that states where the entries are, in practice in
 sector 2 and after: 128 of 128 bytes, each with the kind, an identity, first and last sector.
 """
 

@@ -1,4 +1,4 @@
-"""Power sensors that the kernel knows: /sys/class/hwmon.
+"""Power sensors of the kernel: /sys/class/hwmon.
 
 A chip's power is its `power*_input` or `power*_average` (microwatts), or voltage times current (`in*_input` millivolts,
 `curr*_input` milliamperes). Among them are INA219, INA226, INA230, INA260 (driver ina2xx), INA238 and the INA3221 of

@@ -251,7 +251,7 @@ def _map(path: Path) -> Array:
         if not shape or min(shape) < 1:
             raise DatasetInvalid(f"{path} has shape {shape}: one or more images are needed, and no side of 0")
         if offset + math.prod(shape) * dtype.itemsize != length:
-            raise DatasetInvalid(f"{path} is truncated, or longer than its shape {shape} of {dtype} says")
+            raise DatasetInvalid(f"{path} is truncated, or longer than its shape {shape} of {dtype} states")
         return np.memmap(path, dtype, "r", offset, shape, "F" if by_columns else "C")
     except FileNotFoundError as exc:
         raise DatasetInvalid(f"{path} is missing from the data set") from exc

@@ -17,8 +17,8 @@ from edge_runtime.wire.energy import Phase
 class PhaseTotals(msgspec.Struct, kw_only=True, array_like=True):
     """The time and energy of one phase of one round so far.
 
-    `seconds` is its length, `measured_s` the part between readings, `gap_s` the part of that which bridges gaps.
-    `low_w` and `high_w` are the least and the most power; infinite, the wrong way round, is written as null.
+    `seconds` is its length, `measured_s` the part of it between readings, `gap_s` the part of `measured_s` that bridges
+    gaps. `low_w` and `high_w` are the least and the most power; infinite, the wrong way round, is written as null.
     """
 
     seconds: float = 0.0

@@ -37,10 +37,10 @@ class PhaseEnergy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The energy of a plan on one device since the plan arrived, and the board's conditions meanwhile.
 
-    `energy_j` is over all phases. `source` and `covers` name what measured it and what that includes; they are null
-    where nothing measures. With `estimated`, the figures come from a model. `measured_s` of the `seconds` lie between
-    readings, and `gap_s` of these bridge gaps. `idle_w` is the power of the idle board before the work, by the same
-    source. `throttled` names what held the board back; empty: nothing did, null: the board does not state it.
+    `energy_j` is over all phases. `source` and `covers` name the meter and the parts of the board that it includes;
+    they are null without a meter. With `estimated`, the figures come from a model. `measured_s` of the `seconds` lie
+    between readings, and `gap_s` of these bridge gaps. `idle_w` is the power of the idle board before the work, by the
+    same source. `throttled` names what held the board back; empty: nothing did, null: the board does not state it.
     """
 
     source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE)] | None

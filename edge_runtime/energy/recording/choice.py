@@ -44,5 +44,5 @@ def _candidates(profile: Profile | None, *, is_named: bool) -> list[str]:
 def _help(profile: Profile | None) -> str:
     wired = [] if profile is None else [name for name in profile.facts.meters.value if name.startswith("i2c:")]
     if not wired:
-        return "; docs/boards.md says how a sensor is wired, and a plug is --source mqtt://…"
+        return "; docs/boards.md shows how a sensor is wired, and a plug is --source mqtt://…"
     return f"; with a sensor wired as in docs/boards.md: --source {wired[0]}, with a plug: --source mqtt://…"

@@ -46,6 +46,6 @@ def test_read_back_of_a_changed_byte_is_noticed(tmp_path):
     os.pwrite(descriptor, b"b", 500)
     with pytest.raises(ReadBackDiffers, match="returns other bytes than were written"):
         read_back(descriptor, 1000, digest, lambda _count: None)
-    with pytest.raises(ReadBackDiffers, match="ends at byte 1000 of 2000: it is smaller than it says"):
+    with pytest.raises(ReadBackDiffers, match="ends at byte 1000 of 2000: it is smaller than it claims"):
         read_back(descriptor, 2000, digest, lambda _count: None)
     os.close(descriptor)

@@ -110,5 +110,5 @@ def test_find_disk_of_this_computer(tmp_path):
         pytest.skip("this machine shows no block device")
     path = Path("/dev", names[0])
     assert find_disk(path).name == names[0]
-    with pytest.raises(TargetRefused, match="the kernel knows nothing of"):
+    with pytest.raises(TargetRefused, match="the kernel lists no disk"):
         find_disk(path, tmp_path)

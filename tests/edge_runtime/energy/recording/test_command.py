@@ -120,7 +120,7 @@ def test_meter_where_nothing_measures_says_what_helps(board, tmp_path, capsys):
     err = capsys.readouterr().err
     assert "--source i2c:ina219@0x40,bus=1,shunt=0.1, with a plug: --source mqtt://" in err
     assert main(["energy", "record", "--board", "x86-64", *words]) == 3
-    assert "docs/boards.md says how a sensor is wired" in capsys.readouterr().err
+    assert "docs/boards.md shows how a sensor is wired" in capsys.readouterr().err
     assert main(["energy", "record", "--source", "pmic", *words]) == 3
     assert not (tmp_path / "a.csv").exists()
 
