@@ -41,7 +41,7 @@ class Compute:
     arrays: Arrays
     seed: int = 0
     begins: int = 0
-    """How often the device had begun: results from before its last `begin` are dropped."""
+    """The count of `begin` messages before it: results from before the last `begin` are dropped."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,7 +27,7 @@ class PlannedMemory:
 
     plan: MemoryPlan
     in_parts: bool
-    """Whether micro-batches are smaller than the batch because memory is short; evaluation uses them too."""
+    """True if micro-batches are smaller than the batch because memory is short; evaluation uses them too."""
     budget_bytes: int | None = None
     predicted_bytes: int | None = None
     arena_bytes: int | None = None

@@ -10,19 +10,19 @@ from edge_runtime.wire.fragments import to_fragments
 LONG = bytes(range(256)) * 4096
 
 
-def test_messages_go_in_pieces_and_come_from_pieces():
-    told = []
-    ours, theirs = FragmentChannel(lambda: told.append("ours")), FragmentChannel(lambda: None)
+def test_messages_go_in_fragments_and_come_from_fragments():
+    woken = []
+    ours, theirs = FragmentChannel(lambda: woken.append("ours")), FragmentChannel(lambda: None)
     for channel in (ours, theirs):
         channel.open(len(LONG))
     for message in (LONG, b"", b"short"):
         ours.send(message)
-    assert told == ["ours"] * 3
-    pieces = ours.take()
-    assert len(pieces) > 3
+    assert woken == ["ours"] * 3
+    fragments = ours.take()
+    assert len(fragments) > 3
     assert ours.take() == []
-    for piece in pieces:
-        theirs.deliver(piece)
+    for fragment in fragments:
+        theirs.deliver(fragment)
     assert [theirs.receive(1.0) for _ in range(3)] == [LONG, b"", b"short"]
     assert theirs.receive(0.01) is None
 

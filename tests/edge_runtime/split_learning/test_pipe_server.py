@@ -11,7 +11,7 @@ from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, P
 
 
 def server():
-    """No message comes, so no graph is ever asked for."""
+    """Return a server; no message comes, so it never needs a graph."""
     return PipeServer(None, None)
 
 
@@ -20,18 +20,18 @@ def server():
     [(b"m", b"a\0x"), (b"m", b"\xff\0x"), (b"x", b""), (b"o", b"{}"), (b"o", b"nonsense")],
     ids=["early", "name", "tag", "empty", "json"],
 )
-def test_frames_that_nobody_may_send_end_the_host(frame):
+def test_frames_that_nobody_may_send_end_the_encoder_server(frame):
     with pytest.raises(PipeClosed):
         server().on_frame(frame, 0.0)
 
 
-def test_host_says_how_much_memory_it_has_had():
+def test_server_reports_its_peak_memory():
     ((tag, data),) = server().on_frame((b"p", b""), 0.0)
     assert tag == b"p"
     assert msgspec.json.decode(data)["peak_rss_bytes"] > 1_000_000
 
 
-def test_host_without_a_round_has_nothing_to_do_as_time_passes():
+def test_server_without_a_round_has_nothing_to_do():
     assert server().on_tick(1e9) == []
 
 
@@ -56,7 +56,7 @@ ECHO = (
     "    data = i.read(int.from_bytes(head[1:], 'little'))\n"
     "    o.write(b'x' + bytes(4) + (b'o' + bytes(4) if head[:1] == b'o' else head + data)); o.flush()\n"
 )
-"""Answers with the same frame, after another that nobody asked for."""
+"""Sends the same frame back, after another one that nobody requested."""
 
 
 def open_of(size):
@@ -64,18 +64,18 @@ def open_of(size):
 
 
 def test_channel_names_its_device_counts_bytes_and_passes_over_other_frames():
-    host = EncoderServerProcess([sys.executable, "-c", ECHO])
-    channel = PipeChannel(host, "board-1")
+    process = EncoderServerProcess([sys.executable, "-c", ECHO])
+    channel = PipeChannel(process, "board-1")
     channel.open(open_of(1), max_message_bytes=600_000)
     for data in (b"hello", bytes(600_000)):
         channel.send(data)
         assert channel.receive(60.0) == data
     assert (channel.bytes_up, channel.bytes_down) == (600_005, 600_005)
     assert channel.receive(0.01) is None
-    host.close()
+    process.close()
 
 
-def test_channel_to_a_process_that_has_ended_says_so():
+def test_channel_to_a_process_that_has_ended_raises():
     gone = EncoderServerProcess([sys.executable, "-c", "pass"])
     with pytest.raises(EncoderServerUnavailable, match="has ended"):
         PipeChannel(gone, "a").open(open_of(1), max_message_bytes=1)

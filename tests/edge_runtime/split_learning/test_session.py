@@ -35,7 +35,7 @@ def gradient(step=0, part=0):
 
 
 class Machine:
-    """Computes at once what a session asks for, and notes what it did."""
+    """Runs the computations of a session at once, and records its actions."""
 
     def __init__(self, **options):
         self.session = EncoderSession(ROUND, 0.0, **options)
@@ -93,7 +93,7 @@ def test_a_round_of_two_steps():
     assert machine.done.count(ApplyStep()) == 2
 
 
-def test_what_comes_again_is_answered_again_and_done_once():
+def test_a_repeated_request_gets_its_reply_again_and_is_done_once():
     machine = begun()
     for _ in range(3):
         assert machine.receive(embedding()) == [("representation", 0, 0, None)]
@@ -143,14 +143,14 @@ def test_a_step_that_is_not_complete_is_not_left():
     assert ApplyStep() not in machine.done
 
 
-def test_refusals_say_what_was_refused():
+def test_refusals_name_what_was_refused():
     machine = begun()
     machine.receive(gradient(4))
     (header,) = machine.replies
     assert (header.about, header.step, header.round) == ("gradient", 4, ROUND)
 
 
-def test_what_a_device_does_not_say_and_other_rounds_are_refused():
+def test_kinds_that_no_device_sends_and_other_rounds_are_refused():
     machine = begun()
     assert machine.receive(request("ready")) == [("refused", 0, 0, "invalid")]
     assert machine.receive(request("embedding", round_number=2, arrays=ONE)) == [("refused", 0, 0, "round")]
@@ -191,7 +191,7 @@ def test_probes_change_nothing_and_are_bounded():
     assert session.held_arrays == 4
 
 
-def test_nothing_but_the_end_is_answered_after_the_end():
+def test_only_finish_has_a_reply_after_the_end():
     machine = begun()
     stepped(machine, 0)
     for _ in range(2):
@@ -220,7 +220,7 @@ def test_mark_and_begin_again():
     assert machine.session.step == 0
 
 
-def test_begin_at_the_present_step_drops_its_parts():
+def test_begin_at_the_current_step_drops_its_parts():
     machine = begun()
     stepped(machine, 0)
     machine.receive(embedding(1))
@@ -243,7 +243,7 @@ def test_begin_that_comes_late_changes_nothing():
     assert RestoreState(step=0) not in machine.done
 
 
-def test_what_was_asked_for_before_a_beginning_has_no_use():
+def test_a_result_from_before_a_begin_is_dropped():
     session = EncoderSession(ROUND, 0.0)
     session.on_message(request("begin", seed=1), 0.0)
     session.on_message(embedding(), 0.0)
@@ -253,7 +253,7 @@ def test_what_was_asked_for_before_a_beginning_has_no_use():
     assert isinstance(again, Compute)
 
 
-def test_a_silent_device_leaves_and_is_told():
+def test_a_silent_device_leaves_and_is_refused():
     machine = begun(idle_s=10.0)
     machine.receive(embedding(), now_s=5.0)
     assert machine.session.on_tick(14.0) == []
@@ -281,12 +281,12 @@ def test_a_computation_that_fails_ends_the_devices_round():
 
 @given(st.integers(0, 10_000))
 def test_steps_count_once_whatever_the_network_does(seed):
-    """A device that asks until it is answered, over a network that loses, repeats and holds back messages."""
+    """A device that sends until it has its reply, over a network that loses, repeats and holds back messages."""
     random = randoms.Random(seed)
     machine = Machine(max_parts=3)
     late = []
 
-    def ask(message, answer):
+    def ask(message, reply):
         for _ in range(200):
             sent = [message] if random.random() < 0.7 else []
             sent += [message] if random.random() < 0.3 else []
@@ -296,9 +296,9 @@ def test_steps_count_once_whatever_the_network_does(seed):
             random.shuffle(sent)
             for one in sent:
                 for heard in machine.receive(one):
-                    if heard[:3] == (answer, message.header.step, message.header.part) and random.random() < 0.7:
+                    if heard[:3] == (reply, message.header.step, message.header.part) and random.random() < 0.7:
                         return
-        raise AssertionError("no answer")
+        raise AssertionError("no reply")
 
     steps = [random.randint(1, 3) for _ in range(random.randint(1, 4))]
     ask(request("begin", seed=1), "ready")

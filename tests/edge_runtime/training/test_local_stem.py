@@ -7,29 +7,29 @@ TABLE = TensorTable.of({"head.a.w": (2,), "stem.w": (3,)})
 CAME = np.array([1, 2, 3, 4, 5], np.float32)
 
 
-def test_own_stem_stands_in_place_of_the_one_that_comes_and_is_not_sent(tmp_path):
-    own = LocalStem(tmp_path / "stem")
-    assert own.restore(TABLE, CAME, 0) is CAME
+def test_local_stem_stands_in_place_of_the_one_that_comes_and_is_not_sent(tmp_path):
+    local = LocalStem(tmp_path / "stem")
+    assert local.restore(TABLE, CAME, 0) is CAME
     for number in (1, 3):
-        sent = own.save(TABLE, CAME, CAME + 10 * number, number)
+        sent = local.save(TABLE, CAME, CAME + 10 * number, number)
         np.testing.assert_array_equal(sent, [1 + 10 * number, 2 + 10 * number, 3, 4, 5])
-    np.testing.assert_array_equal(own.restore(TABLE, CAME, 4), [1, 2, 33, 34, 35])
-    np.testing.assert_array_equal(own.restore(TABLE, CAME, 5), [1, 2, 33, 34, 35])
+    np.testing.assert_array_equal(local.restore(TABLE, CAME, 4), [1, 2, 33, 34, 35])
+    np.testing.assert_array_equal(local.restore(TABLE, CAME, 5), [1, 2, 33, 34, 35])
 
 
-def test_own_stem_of_a_round_that_is_done_again_is_the_one_before(tmp_path):
-    own = LocalStem(tmp_path)
+def test_local_stem_of_a_round_that_is_done_again_is_the_one_before(tmp_path):
+    local = LocalStem(tmp_path)
     for number in (1, 2):
-        own.save(TABLE, CAME, CAME + 10 * number, number)
-    np.testing.assert_array_equal(own.restore(TABLE, CAME, 2), [1, 2, 13, 14, 15])
-    own.save(TABLE, CAME, CAME, 0)  # a federation that begins anew
+        local.save(TABLE, CAME, CAME + 10 * number, number)
+    np.testing.assert_array_equal(local.restore(TABLE, CAME, 2), [1, 2, 13, 14, 15])
+    local.save(TABLE, CAME, CAME, 0)  # a federation that begins anew
     assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]
 
 
-def test_own_stem_that_is_damaged_or_of_another_model_is_left(tmp_path):
-    own = LocalStem(tmp_path)
-    own.save(TABLE, CAME, CAME, 1)
+def test_local_stem_that_is_damaged_or_of_another_model_is_left(tmp_path):
+    local = LocalStem(tmp_path)
+    local.save(TABLE, CAME, CAME, 1)
     other = TensorTable.of({"head.a.w": (2,), "stem.v": (3,)})
-    assert own.restore(other, CAME, 2) is CAME
+    assert local.restore(other, CAME, 2) is CAME
     (tmp_path / "1.safetensors").write_bytes(b"")
-    assert own.restore(TABLE, CAME, 2) is CAME
+    assert local.restore(TABLE, CAME, 2) is CAME

@@ -16,7 +16,7 @@ BASE = 50 * MIB
 
 @pytest.fixture
 def manifest(tiny):
-    """The tiny manifest with a footprint of megabytes, in which keeping takes more than recomputing."""
+    """The tiny manifest with a footprint of megabytes, in which saving activations takes more than recomputing."""
     taken = {}
     for name, file in tiny.manifest.graphs.items():
         held = (0, 3 * MIB) if name.endswith(".keep") else (0, 0)
@@ -63,7 +63,7 @@ def test_plan_counts_the_moments_of_adamw(manifest, tiny):
     assert two - one >= 4 * manifest.table.parameters.size
 
 
-def test_plan_counts_the_gradients_that_are_merged(manifest, tiny):
+def test_plan_counts_the_gradients_that_are_combined(manifest, tiny):
     """Three tasks: PCGrad holds three gradients of the representation where the sum needs two arrays."""
     small = Array(shape=(1,), dtype="float32")  # so that the batch does not decide
     narrow = tuple(msgspec.structs.replace(task, target=small, metric=None) for task in manifest.tasks)
@@ -80,7 +80,7 @@ def test_plan_counts_the_gradients_that_are_merged(manifest, tiny):
     assert seen[0] <= seen[1] == seen[2]
 
 
-def test_plan_of_what_says_nothing_of_its_memory_is_in_one_piece(manifest, tiny):
+def test_plan_without_a_footprint_or_a_known_size_is_of_whole_batches(manifest, tiny):
     for found in (plan(tiny.manifest, tiny, MIB), plan(manifest, tiny, MIB, base=None)):
         assert (found.plan.micro_batch, any(found.plan.saved)) == (8, False)
         assert found.use.predicted_peak_bytes is None
@@ -110,7 +110,7 @@ def test_worker_trains_in_its_budget_or_declines(manifest, tiny, tmp_path):
     assert caught.value.reason == "memory"
 
 
-def test_plan_cuts_a_step_into_parts_and_has_as_many_ahead_as_fit(manifest, tiny):
+def test_plan_cuts_a_step_into_parts_and_has_as_many_in_flight_as_fit(manifest, tiny):
     for base, in_flight in ((BASE, (1, 2, 2, 4)), (None, (1, 2, 3, 4))):
         found = [
             plan_memory(manifest, tiny.change(batch=8), budget_bytes=None, base_bytes=base, evaluates=True, parts=parts)
@@ -120,7 +120,7 @@ def test_plan_cuts_a_step_into_parts_and_has_as_many_ahead_as_fit(manifest, tiny
         assert tuple(each.in_flight for each in found) == in_flight
 
 
-def test_plan_of_a_device_without_the_encoder_counts_what_crosses(manifest, tiny):
+def test_plan_of_a_device_without_the_encoder_counts_the_traffic(manifest, tiny):
     """Nothing of the encoder is in it: not even the smallest plan with one is as small."""
     stem = msgspec.structs.replace(manifest, embedding=Array(shape=(1000, 1000), dtype="float32"))
     graphs = {"stem.forward", "stem.backward", "stem.predict"}

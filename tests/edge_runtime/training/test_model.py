@@ -89,28 +89,28 @@ class Counting:
         return self._engine.load(path)
 
 
-def test_shelf_loads_a_graph_once_for_all_groups_and_forgets_what_no_group_needs(tiny):
+def test_graph_cache_loads_a_graph_once_for_all_groups_and_drops_unused_ones(tiny):
     engine = Counting()
-    shelf = GraphCache(engine)
+    cache = GraphCache(engine)
     locate = lambda name, _: manifests.graph_path(tiny.folder, name)  # noqa: E731
-    whole = shelf.of(tiny.manifest, locate)
+    whole = cache.of(tiny.manifest, locate)
     assert engine.loaded == []
     assert whole("encoder.0.forward") is whole("encoder.0.forward")
     whole("head.depth.loss")
-    group = shelf.of(tiny.group("normals")[0], locate)
+    group = cache.of(tiny.group("normals")[0], locate)
     assert group("encoder.0.forward") is whole("encoder.0.forward")
     assert engine.loaded == ["encoder.0.forward.onnx", "head.depth.loss.onnx"]
     whole("head.depth.loss")
     assert engine.loaded.count("head.depth.loss.onnx") == 2
 
 
-def test_shelf_loads_nothing_of_a_bundle_with_a_graph_that_none_may_have(tiny, bundle_copy):
+def test_graph_cache_loads_nothing_of_a_bundle_with_a_graph_that_none_may_have(tiny, bundle_copy):
     path = manifests.graph_path(bundle_copy, "encoder.0.backward")
     path.write_bytes(path.read_bytes().replace(b"Conv", b"Loop"))
     engine = Counting()
-    shelf = GraphCache(engine)
+    cache = GraphCache(engine)
     with pytest.raises(BundleInvalid, match=r"graph encoder.0.backward is refused: operator 'Loop'"):
-        shelf.of(tiny.manifest, lambda name, _: manifests.graph_path(bundle_copy, name))
+        cache.of(tiny.manifest, lambda name, _: manifests.graph_path(bundle_copy, name))
     assert engine.loaded == []
 
 

@@ -10,11 +10,11 @@ from edge_runtime.training.trainer import evaluate, load
 
 
 def measured(model, split, batch):
-    scores = TaskMetrics(model)
-    return evaluate(model, split, batch, metrics=scores), scores.result()
+    metrics = TaskMetrics(model)
+    return evaluate(model, split, batch, metrics=metrics), metrics.result()
 
 
-def test_scores_are_those_of_pytorchs_predictions(tiny):
+def test_task_metrics_are_those_of_pytorchs_predictions(tiny):
     model, test = tiny.model(), tiny.dataset.test
     _, targets = load(model, test, range(len(test)))
     expected = {}
@@ -28,14 +28,14 @@ def test_scores_are_those_of_pytorchs_predictions(tiny):
         assert found == pytest.approx(expected, rel=1e-4)
 
 
-def test_scores_leave_the_losses_bit_for_bit_alone(tiny):
+def test_task_metrics_leave_the_losses_bit_for_bit_alone(tiny):
     plain = evaluate(tiny.model(), tiny.dataset.test, 2)
     losses, found = measured(tiny.model(), tiny.dataset.test, 2)
     assert losses == plain
     assert measured(tiny.model(), tiny.dataset.test, 2) == (losses, found)
 
 
-def test_scores_of_labelled_samples_alone(tiny):
+def test_task_metrics_of_labelled_samples_alone(tiny):
     split = tiny.dataset.val
     depth = np.array(split.labels["depth"])
     depth[[0, 3]] = np.nan
@@ -48,7 +48,7 @@ def test_scores_of_labelled_samples_alone(tiny):
     assert measured(model, some, 5)[1]["depth"] == pytest.approx(measured(model, fewer, 3)[1]["depth"], rel=1e-6)
 
 
-def test_scores_leave_out_a_task_without_label_or_metric(tiny):
+def test_task_metrics_leave_out_a_task_without_label_or_metric(tiny):
     split = tiny.dataset.val
     empty = np.full_like(split.labels["depth"], np.nan)
     model = tiny.model()
@@ -62,7 +62,7 @@ def test_scores_leave_out_a_task_without_label_or_metric(tiny):
     assert set(found) == {"segmentation"}
 
 
-def test_scores_hold_few_predictions_at_once(tiny):
+def test_task_metrics_hold_few_predictions_at_once(tiny):
     """Where a batch's predictions are many bytes they are made in parts."""
     model, test = tiny.model(), tiny.dataset.test
     x, targets = load(model, test, range(len(test)))
@@ -86,9 +86,9 @@ def test_scores_hold_few_predictions_at_once(tiny):
             taken.append(len(z[0]))
             return model.predict(task, z)
 
-    scores = TaskMetrics(Recorder())
-    scores.add(model.encode(x), targets)
+    metrics = TaskMetrics(Recorder())
+    metrics.add(model.encode(x), targets)
     assert taken == [1] * len(test)
     whole = TaskMetrics(model)
     whole.add(model.encode(x), targets)
-    assert scores.result()["depth"] == pytest.approx(whole.result()["depth"], rel=1e-5)
+    assert metrics.result()["depth"] == pytest.approx(whole.result()["depth"], rel=1e-5)

@@ -89,7 +89,7 @@ def test_gradnorm_leaves_a_task_without_labels_where_it_is():
 
 
 @pytest.mark.parametrize("losses", [row(0, 0, 0), row(NAN, NAN, NAN)])
-def test_gradnorm_without_losses_learns_nothing(losses):
+def test_gradnorm_without_losses_changes_nothing(losses):
     gradnorm = GradNorm(TASKS, GradNormWeighting(), None)
     gradnorm.update(row(1, 1, 1), row(0, 0, 0))
     gradnorm.update(losses, row(1, 2, 3))
@@ -105,7 +105,7 @@ def test_gradnorm_cannot_lose_a_task():
 
 
 @given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=2, max_size=6), st.sampled_from(["gradnorm", "uncertainty"]))
-def test_weighting_goes_on_from_what_it_learnt_as_if_it_had_not_stopped(steps, method):
+def test_weighting_goes_on_from_its_state_as_if_it_had_not_stopped(steps, method):
     settings = {"gradnorm": GradNormWeighting(), "uncertainty": UncertaintyWeighting()}[method]
     whole, part = make_weighting(TASKS, settings), make_weighting(TASKS, settings)
     for losses, norms in steps:

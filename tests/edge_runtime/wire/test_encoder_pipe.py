@@ -49,13 +49,13 @@ def test_half_a_frame_or_a_giant_one_is_refused():
         read_frame(io.BytesIO(b"m" + (MAX_FRAME_BYTES + 1).to_bytes(4, "little")))
 
 
-def test_host_process_that_ends_is_told_from_one_that_is_slow():
-    told = threading.Event()
-    gone = EncoderServerProcess([sys.executable, "-c", "pass"], told.set)
+def test_process_that_has_ended_is_distinguished_from_a_slow_one():
+    received = threading.Event()
+    gone = EncoderServerProcess([sys.executable, "-c", "pass"], received.set)
     for _ in range(2):
         with pytest.raises(PipeClosed, match="has ended"):
             gone.receive(None)
-    assert told.wait(60)
+    assert received.wait(60)
     gone.send((b"m", bytes(10_000_000)))  # nobody reads it, and nobody waits for it
     gone.close()
     slow = EncoderServerProcess([sys.executable, "-c", "import sys; sys.stdin.read()"])
@@ -64,7 +64,7 @@ def test_host_process_that_ends_is_told_from_one_that_is_slow():
 
 
 def test_both_sides_may_write_at_once():
-    """More than a pipe holds: the host says a megabyte while this side is still sending."""
+    """More than a pipe holds: the process writes a megabyte while this side is still sending."""
     script = (
         "import sys\n"
         "i, o = sys.stdin.buffer, sys.stdout.buffer\n"
@@ -73,29 +73,29 @@ def test_both_sides_may_write_at_once():
         "    o.flush()\n"
         "    i.read(int.from_bytes(head[1:], 'little'))\n"
     )
-    host = EncoderServerProcess([sys.executable, "-c", script])
+    process = EncoderServerProcess([sys.executable, "-c", script])
     for _ in range(3):
-        assert host.send((b"m", bytes(10**6)))
-    assert [len(host.receive(60.0)[1]) for _ in range(3)] == [10**6] * 3
-    host.close()
+        assert process.send((b"m", bytes(10**6)))
+    assert [len(process.receive(60.0)[1]) for _ in range(3)] == [10**6] * 3
+    process.close()
 
 
-def test_what_a_host_does_not_read_is_bounded():
-    deaf = EncoderServerProcess([sys.executable, "-c", "import time; time.sleep(600)"])
+def test_frames_that_wait_for_the_process_are_bounded():
+    stuck = EncoderServerProcess([sys.executable, "-c", "import time; time.sleep(600)"])
     frame = b"m", bytes(WAITING_BYTES // 2)
-    assert deaf.send(frame)
-    assert deaf.send(frame)
-    assert not deaf.send(frame)
-    deaf.close(patience_s=0.1)
-    assert deaf._process.returncode == -9
+    assert stuck.send(frame)
+    assert stuck.send(frame)
+    assert not stuck.send(frame)
+    stuck.close(patience_s=0.1)
+    assert stuck._process.returncode == -9
 
 
-def test_host_process_that_says_nonsense_is_given_up():
+def test_process_that_sends_nonsense_is_given_up():
     script = "import sys; sys.stdout.buffer.write(b'm' + b'\\xff' * 4); sys.stdout.flush(); sys.stdin.read()"
-    host = EncoderServerProcess([sys.executable, "-c", script])
+    process = EncoderServerProcess([sys.executable, "-c", script])
     with pytest.raises(PipeClosed, match="a frame of 4294967295 bytes"):
-        host.receive(60.0)
-    host.close()
+        process.receive(60.0)
+    process.close()
 
 
 def test_open_is_small_typed_json():
@@ -103,22 +103,22 @@ def test_open_is_small_typed_json():
         "import sys; i, o = sys.stdin.buffer, sys.stdout.buffer; head = i.read(5); "
         "o.write(head + i.read(int.from_bytes(head[1:], 'little'))); o.flush(); i.read()"
     )
-    host = EncoderServerProcess([sys.executable, "-c", script])
-    host.open(OPEN)
-    tag, data = host.receive(60.0)
-    host.close()
+    process = EncoderServerProcess([sys.executable, "-c", script])
+    process.open(OPEN)
+    tag, data = process.receive(60.0)
+    process.close()
     assert tag == b"o"
     assert msgspec.json.decode(data, type=EncoderRound) == OPEN
 
 
-def test_command_of_a_bundles_host_names_threads_and_provider(tmp_path):
-    """There is no bundle: the process says so and ends."""
+def test_command_of_a_bundles_encoder_server_names_threads_and_provider(tmp_path):
+    """There is no bundle: the process ends."""
     for threads in (None, 2):
-        host = EncoderServerProcess.of_bundle(tmp_path, threads)
-        assert ("--threads" in host._process.args) == (threads is not None)
+        process = EncoderServerProcess.of_bundle(tmp_path, threads)
+        assert ("--threads" in process._process.args) == (threads is not None)
         with pytest.raises(PipeClosed, match="has ended"):
-            host.receive(120.0)
-        host.close()
+            process.receive(120.0)
+        process.close()
 
 
 def test_result_files_are_of_one_device_and_in_the_folder(tmp_path):

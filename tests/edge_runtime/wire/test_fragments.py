@@ -25,12 +25,12 @@ def test_a_message_comes_as_it_went_in_any_order_and_with_repeats(data, number, 
     assert found[0] == data
 
 
-def test_an_empty_message_is_one_piece():
+def test_an_empty_message_is_one_fragment():
     (fragment,) = to_fragments(1, b"")
     assert Assembler(0).accept(fragment) == b""
 
 
-def test_a_message_with_a_piece_lost_is_dropped_when_the_next_begins():
+def test_a_message_with_a_fragment_lost_is_dropped_when_the_next_begins():
     assembler = Assembler(10)
     first, second = to_fragments(1, b"abcdef", 3), to_fragments(2, b"ghijkl", 3)
     assert assembler.accept(first[0]) is None
@@ -51,12 +51,12 @@ def test_a_message_that_is_longer_than_any_may_be_is_dropped_before_it_is_whole(
 @pytest.mark.parametrize(
     "fragment", [b"", b"1234567", bytes(8), b"\1\0\0\0\2\0\2\0data"], ids=["none", "short", "zero", "place"]
 )
-def test_what_is_no_piece_is_refused(fragment):
+def test_what_is_no_fragment_is_refused(fragment):
     with pytest.raises(MessageInvalid, match="no fragment"):
         Assembler(100).accept(fragment)
 
 
-def test_a_message_of_too_many_pieces_is_not_sent():
+def test_a_message_of_too_many_fragments_is_not_sent():
     with pytest.raises(MessageInvalid, match="too long"):
         to_fragments(1, bytes(MAX_FRAGMENTS + 1), 1)
     assert len(to_fragments(1, bytes(FRAGMENT_BYTES + 1))) == 2

@@ -52,17 +52,17 @@ class Bundle:
             },
         )
 
-    def host(self, settings=SETTINGS, **options):
-        """A host, and beside it what devices that have finished have taught it."""
+    def server(self, settings=SETTINGS, **options):
+        """Return an encoder server, with the deltas of the devices that have finished."""
         start = transfer(self.manifest.table, self.weights, self.manifest.encoder_table)
-        changes = {}
+        deltas = {}
 
         def keep(device, replica):
-            changes[device] = replica.delta
+            deltas[device] = replica.delta
 
-        host = EncoderServer(self.manifest, self.graph, start, settings, 7, on_finished=keep, **options)
-        host.changes = changes
-        return host
+        server = EncoderServer(self.manifest, self.graph, start, settings, 7, on_finished=keep, **options)
+        server.deltas = deltas
+        return server
 
     def device(self, remote):
         return Model(
@@ -73,12 +73,12 @@ class Bundle:
         )
 
     def whole(self, settings=SETTINGS, micro_batch=None):
-        """Trained on one device: the weights, and what the trainer says."""
+        """Return a model that one device has trained, and the outcome."""
         model = Model(self.manifest, self.graph, self.weights)
         return model, train(model, self.split, settings, micro_batch)
 
     def parts(self, model):
-        """A whole model's weights as the host and the device have them."""
+        """Return a complete model's weights as the encoder server and the device have them."""
         table = self.manifest.table
         return transfer(table, model.weights, self.manifest.encoder_table), transfer(
             table, model.weights, self.local.table
@@ -91,12 +91,12 @@ def train(model, split, settings, micro_batch=None, **more):
 
 
 class Channel:
-    """Hands messages to a host at once; loses, repeats and holds back some of them, and tells the time."""
+    """Delivers messages to an encoder server at once; loses, repeats and delays some of them, and has a clock."""
 
-    def __init__(self, host, device="a", *, trouble=0.0, seed=0):
-        self.host, self.device = host, device
+    def __init__(self, server, device="a", *, trouble=0.0, seed=0):
+        self.server, self.device = server, device
         self.now_s = 0.0
-        self.sent, self.came = [], []
+        self.sent, self.received = [], []
         self._box, self._late = [], []
         self._random, self._trouble = randoms.Random(seed), trouble
 
@@ -111,16 +111,16 @@ class Channel:
         if self._happens():
             self._late.append(data)
         for one in copies:
-            for device, answer in self.host.on_message(self.device, one, self.now_s):
+            for device, reply in self.server.on_message(self.device, one, self.now_s):
                 assert device == self.device
-                self._box += [] if self._happens() else [answer]
+                self._box += [] if self._happens() else [reply]
 
     def receive(self, timeout_s):
         if not self._box:
             self.now_s += timeout_s
             return None
-        self.came.append(self._box.pop(self._random.randrange(len(self._box)) if self._happens() else 0))
-        return self.came[-1]
+        self.received.append(self._box.pop(self._random.randrange(len(self._box)) if self._happens() else 0))
+        return self.received[-1]
 
     def _happens(self):
         return self._random.random() < self._trouble
@@ -139,12 +139,12 @@ def remote(bundle, channel, step=0, **options):
 
 @pytest.mark.parametrize("trouble", [0.0, 0.2])
 @pytest.mark.parametrize(("micro_batch", "in_flight"), [(None, 1), (3, 1), (1, 3), (2, 8)])
-def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble, micro_batch, in_flight):
+def test_split_learning_gives_the_bits_of_training_on_one_device(bundle, trouble, micro_batch, in_flight):
     """Fifty steps of SGD with momentum and dropout in fp32, also where a fifth of all is lost, repeated or late."""
     settings = msgspec.structs.replace(SETTINGS, epochs=10)
     whole, expected = bundle.whole(settings, micro_batch)
-    host = bundle.host(settings)
-    channel = Channel(host, trouble=trouble)
+    server = bundle.server(settings)
+    channel = Channel(server, trouble=trouble)
     encoder = remote(bundle, channel, in_flight=in_flight)
     device = bundle.device(encoder)
     found = train(device, bundle.split, settings, micro_batch)
@@ -153,15 +153,15 @@ def test_split_training_gives_the_bits_of_training_on_one_device(bundle, trouble
     assert found.loss == expected.loss
     assert device.weights.tobytes() == local.tobytes()
     start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
-    np.testing.assert_array_equal(host.changes["a"], start - general)
+    np.testing.assert_array_equal(server.deltas["a"], start - general)
     assert np.abs(start - general).max() > 1e-3
     assert trouble == 0 or len(channel.sent) > 1.2 * 2 * 50
 
 
-def test_parts_that_are_ahead_are_begun_before_the_first_goes_back(bundle):
+def test_parts_in_flight_begin_before_the_first_backward_pass(bundle):
     found = {}
     for in_flight in (1, 2, 3):
-        channel = Channel(bundle.host())
+        channel = Channel(bundle.server())
         train(bundle.device(remote(bundle, channel, in_flight=in_flight)), bundle.split, SETTINGS, 1)
         layout = MessageLayout.of(bundle.manifest, BATCH)
         found[in_flight] = "".join(decode(layout, data).header.kind[0] for data in channel.sent[1:9])
@@ -175,7 +175,7 @@ def test_parts_that_are_ahead_are_begun_before_the_first_goes_back(bundle):
 def test_evaluation_and_first_order_probes_are_those_of_one_device(bundle):
     settings = msgspec.structs.replace(SETTINGS, probe_every=2, probe="representation")
     whole, expected = bundle.whole(settings)
-    channel = Channel(bundle.host(settings), trouble=0.1)
+    channel = Channel(bundle.server(settings), trouble=0.1)
     device = bundle.device(remote(bundle, channel))
     found = train(device, bundle.split, settings)
     assert found.affinities.result() == expected.affinities.result()
@@ -186,7 +186,7 @@ def test_evaluation_and_first_order_probes_are_those_of_one_device(bundle):
 
 def test_images_and_labels_never_leave_the_device(bundle):
     """Every byte that is sent: a header of known fields, an embedding or a gradient, and nothing of the data."""
-    channel = Channel(bundle.host())
+    channel = Channel(bundle.server())
     encoder = remote(bundle, channel)
     device = bundle.device(encoder)
     train(device, bundle.split, SETTINGS)
@@ -208,18 +208,18 @@ def test_images_and_labels_never_leave_the_device(bundle):
 @pytest.mark.parametrize(("precision", "apart"), [("fp16", 2e-3), ("int8", 0.05)])
 def test_rounded_activations_train_nearly_the_same(bundle, precision, apart):
     _, expected = bundle.whole()
-    channel = Channel(bundle.host(precision=precision))
+    channel = Channel(bundle.server(precision=precision))
     device = bundle.device(remote(bundle, channel, precision=precision))
     found = train(device, bundle.split, SETTINGS)
     for task, loss in expected.loss.items():
         assert found.loss[task] == pytest.approx(loss, rel=apart)
-    assert sum(map(len, channel.came)) < (0.6 if precision == "fp16" else 0.4) * 10 * 4 * 2 * 4 * 16 * 16
+    assert sum(map(len, channel.received)) < (0.6 if precision == "fp16" else 0.4) * 10 * 4 * 2 * 4 * 16 * 16
 
 
 def test_devices_do_not_meet_within_a_round(bundle):
-    """Two devices by turns at one host: each has what it would have alone."""
-    host = bundle.host()
-    others = [remote(bundle, Channel(host, name)) for name in ("a", "b")]
+    """Two devices by turns at one encoder server: each trains as it would alone."""
+    server = bundle.server()
+    others = [remote(bundle, Channel(server, name)) for name in ("a", "b")]
     devices = [bundle.device(encoder) for encoder in others]
     seeds = (3, 4)
     # Step by step by turns: the second device's rounds are run in the first one's `save`.
@@ -233,18 +233,18 @@ def test_devices_do_not_meet_within_a_round(bundle):
     train(devices[1], bundle.split, settings[1])
     for encoder in others:
         encoder.finish_round()
-    assert host.active_devices == ()
-    assert list(host.changes) == ["a", "b"]
+    assert server.active_devices == ()
+    assert list(server.deltas) == ["a", "b"]
     for name, one in zip(("a", "b"), settings, strict=True):
         whole, _ = bundle.whole(one)
         start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
-        np.testing.assert_array_equal(host.changes[name], start - bundle.parts(whole)[0])
+        np.testing.assert_array_equal(server.deltas[name], start - bundle.parts(whole)[0])
 
 
 def test_a_device_that_was_killed_goes_on_from_its_checkpoint(bundle):
-    """Killed four steps after it marked the third: another process takes up weights, state and position."""
-    host = bundle.host()
-    channel = Channel(host)
+    """Killed four steps after it marked the third: another process takes up weights, state and progress."""
+    server = bundle.server()
+    channel = Channel(server)
     encoder = remote(bundle, channel)
     device = bundle.device(encoder)
     state = np.zeros_like(device.gradient)
@@ -253,8 +253,8 @@ def test_a_device_that_was_killed_goes_on_from_its_checkpoint(bundle):
     class Killed(Exception):
         pass
 
-    def save(position):
-        done = position()
+    def save(progress):
+        done = progress()
         if done.steps == 3:
             kept.append((done, device.weights.copy(), state.copy()))
             encoder.mark_checkpoint()
@@ -263,23 +263,23 @@ def test_a_device_that_was_killed_goes_on_from_its_checkpoint(bundle):
 
     with pytest.raises(Killed):
         Trainer(device, bundle.split).train(SETTINGS, state, save=save)
-    position, weights, velocity = kept[0]
-    again = remote(bundle, Channel(host), step=3)
+    progress, weights, velocity = kept[0]
+    again = remote(bundle, Channel(server), step=3)
     device = bundle.device(again)
     device.weights[:] = weights
-    Trainer(device, bundle.split).train(SETTINGS, velocity, after=position)
+    Trainer(device, bundle.split).train(SETTINGS, velocity, after=progress)
     again.finish_round()
     whole, _ = bundle.whole()
     general, local = bundle.parts(whole)
     assert device.weights.tobytes() == local.tobytes()
     start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
-    np.testing.assert_array_equal(host.changes["a"], start - general)
+    np.testing.assert_array_equal(server.deltas["a"], start - general)
 
 
-def test_a_device_that_begins_its_round_anew_finds_the_weights_of_its_beginning(bundle):
-    host = bundle.host()
+def test_a_device_that_begins_its_round_again_has_the_initial_weights(bundle):
+    server = bundle.server()
     for times in range(2):
-        encoder = remote(bundle, Channel(host))
+        encoder = remote(bundle, Channel(server))
         device = bundle.device(encoder)
         train(device, bundle.split, msgspec.structs.replace(SETTINGS, epochs=1 + times))
         if not times:  # killed with a batch on its way
@@ -288,20 +288,20 @@ def test_a_device_that_begins_its_round_anew_finds_the_weights_of_its_beginning(
             encoder.forward({"e": x}, {"seed": np.array(1)}, {})
     encoder.finish_round()
     start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
-    np.testing.assert_array_equal(host.changes["a"], start - bundle.parts(bundle.whole()[0])[0])
+    np.testing.assert_array_equal(server.deltas["a"], start - bundle.parts(bundle.whole()[0])[0])
 
 
-def test_a_batch_that_was_on_its_way_is_forgotten_where_the_device_goes_on(bundle):
+def test_a_batch_that_was_on_its_way_is_dropped_when_the_device_goes_on(bundle):
     """Killed between a representation and its gradient, after a checkpoint of all steps before."""
-    host = bundle.host()
-    encoder = remote(bundle, Channel(host))
+    server = bundle.server()
+    encoder = remote(bundle, Channel(server))
     x = np.zeros((2, 16, 16), np.float32)
     encoder.forward({"e": x}, {"seed": np.array(1)}, {})
-    again = remote(bundle, Channel(host))
+    again = remote(bundle, Channel(server))
     train(bundle.device(again), bundle.split, SETTINGS)
     again.finish_round()
     start = transfer(bundle.manifest.table, bundle.weights, bundle.manifest.encoder_table)
-    np.testing.assert_array_equal(host.changes["a"], start - bundle.parts(bundle.whole()[0])[0])
+    np.testing.assert_array_equal(server.deltas["a"], start - bundle.parts(bundle.whole()[0])[0])
 
 
 def test_a_graph_that_fails_ends_the_devices_round(bundle):
@@ -314,12 +314,12 @@ def test_a_graph_that_fails_ends_the_devices_round(bundle):
         train(bundle.device(encoder), bundle.split, SETTINGS)
 
 
-def test_a_host_that_began_anew_sends_the_device_back_to_the_beginning(bundle):
+def test_an_encoder_server_that_started_again_has_no_session(bundle):
     with pytest.raises(EncoderServerUnavailable, match="begin at 0: this device has no session"):
-        remote(bundle, Channel(bundle.host()), step=3)
+        remote(bundle, Channel(bundle.server()), step=3)
 
 
-def test_a_host_that_does_not_answer_is_given_up(bundle):
+def test_an_encoder_server_without_reply_is_given_up(bundle):
     class Nobody:
         def on_message(self, *_):
             return []
@@ -330,52 +330,52 @@ def test_a_host_that_does_not_answer_is_given_up(bundle):
     assert len(channel.sent) == 12
 
 
-def test_a_host_with_all_places_taken_is_asked_until_one_is_free(bundle):
-    host = bundle.host(max_devices=1, idle_s=20.0)
-    remote(bundle, Channel(host, "a"))
-    channel = Channel(host, "b")
+def test_a_full_encoder_server_gets_the_request_until_a_place_is_free(bundle):
+    server = bundle.server(max_devices=1, idle_s=20.0)
+    remote(bundle, Channel(server, "a"))
+    channel = Channel(server, "b")
     sending = channel.send
 
     def send(data):
-        host.on_tick(channel.now_s)
+        server.on_tick(channel.now_s)
         sending(data)
 
     channel.send = send
     remote(bundle, channel)
     assert channel.now_s >= 20
-    assert host.active_devices == ("b",)
+    assert server.active_devices == ("b",)
 
 
-def test_a_silent_device_leaves_and_the_round_goes_on(bundle):
-    host = bundle.host(idle_s=30.0)
-    first, second = (remote(bundle, Channel(host, name)) for name in ("a", "b"))
+def test_the_round_goes_on_without_a_silent_device(bundle):
+    server = bundle.server(idle_s=30.0)
+    first, second = (remote(bundle, Channel(server, name)) for name in ("a", "b"))
     device = bundle.device(first)
-    host.on_message("b", encode(SplitMessage(header=SplitHeader(kind="begin", round=7, seed=1))), 25.0)
-    assert host.on_tick(40.0)[0][0] == "a"
-    assert host.active_devices == ("b",)
+    server.on_message("b", encode(SplitMessage(header=SplitHeader(kind="begin", round=7, seed=1))), 25.0)
+    assert server.on_tick(40.0)[0][0] == "a"
+    assert server.active_devices == ("b",)
     with pytest.raises(EncoderServerUnavailable, match="goes on without this device"):
         train(device, bundle.split, SETTINGS)
     second.finish_round()
-    assert list(host.changes) == ["b"]
+    assert list(server.deltas) == ["b"]
 
 
 def test_what_is_not_understood_is_refused_and_counted(bundle):
-    host = bundle.host()
-    ((device, answer),) = host.on_message("a", b"\xff\xffnonsense", 0.0)
-    assert (device, host.errors["a"], host.active_devices) == ("a", 1, ())
-    assert b"a header of 65535" in answer
+    server = bundle.server()
+    ((device, reply),) = server.on_message("a", b"\xff\xffnonsense", 0.0)
+    assert (device, server.errors["a"], server.active_devices) == ("a", 1, ())
+    assert b"a header of 65535" in reply
 
 
-def test_weights_that_have_diverged_on_the_host_end_the_devices_round(bundle):
-    host = bundle.host()
-    encoder = remote(bundle, Channel(host))
-    host._replicas["a"].weights[:] = np.nan
+def test_weights_that_have_diverged_on_the_encoder_server_end_the_devices_round(bundle):
+    server = bundle.server()
+    encoder = remote(bundle, Channel(server))
+    server._replicas["a"].weights[:] = np.nan
     with pytest.raises(EncoderServerUnavailable, match="training has diverged"):
         train(bundle.device(encoder), bundle.split, SETTINGS)
 
 
 def test_gradients_that_are_not_finite_are_not_sent(bundle):
-    channel = Channel(bundle.host())
+    channel = Channel(bundle.server())
     encoder = remote(bundle, channel)
     x = np.zeros((2, 16, 16), np.float32)
     done = encoder.forward({"e": x}, {"seed": np.array(1)}, {})
@@ -383,9 +383,9 @@ def test_gradients_that_are_not_finite_are_not_sent(bundle):
         encoder.backward(done, tuple(np.full_like(z, np.nan) for z in done.z), {}, {})
 
 
-def test_answers_to_something_else_are_passed_over(bundle):
-    """Rubbish, another round's answer and an old refusal come first."""
-    channel = Channel(bundle.host())
+def test_replies_to_something_else_are_passed_over(bundle):
+    """Rubbish, another round's reply and an old refusal come first."""
+    channel = Channel(bundle.server())
     strangers = [
         b"rubbish",
         encode(SplitMessage(header=SplitHeader(kind="ready", round=6))),
@@ -398,13 +398,13 @@ def test_answers_to_something_else_are_passed_over(bundle):
     assert strangers == []
 
 
-def test_proximal_term_and_clipping_are_the_hosts_own(bundle):
+def test_proximal_term_and_clipping_are_of_the_encoder_alone(bundle):
     settings = msgspec.structs.replace(SETTINGS, proximal_mu=0.5, clip_norm=0.01, momentum=0.0, weight_decay=0.0)
-    host = bundle.host(settings)
-    encoder = remote(bundle, Channel(host))
+    server = bundle.server(settings)
+    encoder = remote(bundle, Channel(server))
     train(bundle.device(encoder), bundle.split, settings)
     encoder.finish_round()
-    assert np.linalg.norm(host.changes["a"]) <= 10 * settings.lr * 0.01 * 1.01
+    assert np.linalg.norm(server.deltas["a"]) <= 10 * settings.lr * 0.01 * 1.01
 
 
 def test_settings_that_need_the_encoder_are_refused():
