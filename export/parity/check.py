@@ -30,6 +30,7 @@ from export.parity import encoder_passes
 from export.parity.branch_decisions import deciding_values, with_outputs
 from export.parity.replay import as_pytorch_counts, replayed
 from export.parity.seeded_dropout import SeededDropout
+from export.parity.terms import AbsoluteTerms
 from export.running_statistics import BATCH_NORM, running_statistics, unchanged
 
 TOLERANCE = 1e-4
@@ -41,8 +42,9 @@ left there is rounding, as in a bias before a normalisation."""
 GRADIENTS = ("grad", "dz", "dv", "de")
 MARGIN = 4
 ROUNDING = 1e-6
-"""A tensor may also be MARGIN times as far from PyTorch in float64 as PyTorch in float32 is, all deciding alike, up to
-this part of the largest tensor in its graph: a few units in the last place of what was added up to it."""
+"""A parameter's gradient may differ from PyTorch's in float64, all deciding alike, by this part of the sum of its
+absolute terms (export.parity.terms): sixteen units in the last place, where four were seen. Any tensor may also be
+MARGIN times as far from it as PyTorch in float32 is, up to this part of the largest tensor in its graph."""
 
 Runner = Callable[[bytes, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Runs a graph once: its bytes and its inputs, to its outputs by name."""
@@ -124,8 +126,9 @@ def _of_graph(compiled: Compiled, run: Runner, name: str, inputs: Arrays, result
     deciding = relative_errors(decided, own, given=given)
     if max((*errors.values(), *deciding.values())) > TOLERANCE:
         # PyTorch in float32 may be off itself: its bias gradients by up to 5e-4.
-        exact, exactly = replayed(graph, inputs, decided, torch.float64)
-        errors = relative_errors(found, exact, reference, given)
+        terms = AbsoluteTerms(graph)
+        exact, exactly = replayed(graph, inputs, decided, torch.float64, terms)
+        errors = relative_errors(found, exact, reference, given, terms.largest())
         deciding = relative_errors(decided, exactly, own, given)
     return errors | {f"{name}, by which it decides,": error for name, error in deciding.items()}
 
@@ -139,13 +142,18 @@ def _errors(ours: Tensors, reference: Tensors) -> Errors:
 
 
 def relative_errors(
-    found: Arrays, reference: Arrays, rounded: Arrays | None = None, given: float = 0.0
+    found: Arrays,
+    reference: Arrays,
+    rounded: Arrays | None = None,
+    given: float = 0.0,
+    terms: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
     """Each array's largest difference relative to its largest value, but at least FLOOR of the largest of its kind.
 
     Kinds are what comes before the first dot of a name. What is no gradient is also compared on at least FLOOR of
     `given`, the largest number that went in: a small difference of large numbers is all rounding. With `rounded`, the
-    same as a `reference` in float64 but in float32, the scale is raised to fit what these two differ by (ROUNDING).
+    same as a `reference` in float64 but in float32, the scale is raised to fit what these two differ by, and with
+    `terms`, the largest Σ |term| of arrays that are sums, to fit their rounding (ROUNDING).
     """
     errors = {}
     of_kind: dict[str, float] = {}
@@ -157,6 +165,8 @@ def relative_errors(
         scale = max(_most(expected), FLOOR * whole, float(np.finfo(np.float32).tiny))
         if rounded is not None:
             scale = max(scale, min(MARGIN * _apart(rounded[name], expected), ROUNDING * whole) / TOLERANCE)
+        if terms is not None:
+            scale = max(scale, ROUNDING * terms.get(name, 0.0) / TOLERANCE)
         error = _apart(found[name], expected) / scale
         errors[name] = error if np.isfinite(error) else float("inf")
     return errors

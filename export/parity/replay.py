@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from export.lowering.dropout import draws, threshold
 from export.model_part import Lowered
 from export.parity.branch_decisions import deciding_arguments, deciding_values
+from export.parity.terms import AbsoluteTerms
 from export.trace import Batch, bound
 
 aten = torch.ops.aten
@@ -23,12 +24,17 @@ POOLED_BACK = {aten.max_pool2d_with_indices_backward.default: 7, aten.adaptive_m
 
 
 def replayed(
-    graph: Lowered, inputs: Arrays, decided: Arrays, dtype: torch.dtype = torch.float32
+    graph: Lowered,
+    inputs: Arrays,
+    decided: Arrays,
+    dtype: torch.dtype = torch.float32,
+    terms: AbsoluteTerms | None = None,
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Return the outputs of a graph by name, and this run's own values for those that are `decided`.
 
     These have the names that export.parity.branch_decisions.deciding_values gives them. Operators that decide by one of
-    them get it as it was decided, and not as it is computed here. All numbers are of the type `dtype`.
+    them get it as it was decided, and not as it is computed here. All numbers are of the type `dtype`; `terms` observes
+    the operators.
     """
     trace = graph.trace
     arrays = _as_pytorch_counts(graph, inputs)
@@ -59,6 +65,8 @@ def replayed(
                     args[place] = forced.get(node, args[place])
                 args, kwargs = _typed(args, dtype), _typed(kwargs, dtype)
                 found[step.node] = step.target(*args, **kwargs)
+                if terms is not None:
+                    terms.see(step, args, kwargs)
             for node in done[i]:
                 del found[node]
     outputs = {name: found[node].numpy() for name, node in zip(graph.outputs, trace.outputs, strict=True)}
