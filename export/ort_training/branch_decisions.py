@@ -44,7 +44,7 @@ def deciding_values(graph: onnx.GraphProto) -> list[str]:
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProto:
     """Return a copy with these values among its outputs; the engine finds their types."""
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     known = {output.name for output in copy.graph.output}
     copy.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     return copy
@@ -52,7 +52,7 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> onnx.ModelProt
 
 def with_inputs(model: onnx.ModelProto, values: Values) -> onnx.ModelProto:
     """Return a copy whose nodes read these values from inputs, given.<name>, not from the nodes that compute them."""
-    copy = onnx.ModelProto.FromString(model.SerializeToString())
+    copy: onnx.ModelProto = onnx.ModelProto.FromString(model.SerializeToString())
     for node in copy.graph.node:
         for i, name in enumerate(node.input):
             node.input[i] = f"{GIVEN}{name}" if name in values else name
