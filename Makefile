@@ -4,13 +4,21 @@ VENV := .venv
 BOARD := .venv-board
 OFFICIAL := .venv-official
 CLUSTER := .venv-cluster
+OLDEST := .venv-torch-oldest
+NEWEST := .venv-torch-newest
 WHEELS := $(BOARD)/wheels
 SOURCES := edge_runtime broker_server export devices
 
-# Python 3.10 to 3.12, which have wheels of onnx 1.17, with the means to make a virtual environment.
-SUITS := import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
-PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
+# The first of some interpreters that is Python 3.10 to 3.$(1) with the means to make a virtual environment.
+SUITS = import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, $(1)))
+first = $(shell for p in $(2) python3 python3.14 python3.13 python3.12 python3.11 python3.10; do \
 	$$p -c "$(SUITS)" 2>/dev/null && echo $$p && break; done)
+PYTHON ?= $(call first,14)
+# onnxruntime-training and the oldest onnx have wheels up to Python 3.12 alone.
+OLDER_PYTHON ?= $(call first,12,$(PYTHON))
+
+# Exact versions for development and CI; users have those that pyproject.toml allows.
+PINNED := -c constraints.txt
 
 # Modules that say of themselves that every branch is tested: those without I/O or clock, and all that reads what comes
 # from outside.
@@ -24,6 +32,7 @@ comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-official venv-cluster board lint test test-workstation test-board test-arm test-boards test-cluster \
+	test-torch \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
@@ -37,6 +46,7 @@ help:
 	@echo "make test         lint, and the tests in both environments"
 	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
 	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
+	@echo "make test-torch   the exporter's tests with the oldest and the newest torch (10 GB; half an hour)"
 	@echo "make test-boards  an emulated board from an image to the report, as root (half an hour at first)"
 	@echo "make apt          Mosquitto, Chromium, mtools and dosfstools for the tests that use them, where apt-get may be used"
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
@@ -62,23 +72,23 @@ venv-cluster: $(CLUSTER)/.stamp
 .DELETE_ON_ERROR:
 
 define make_venv
-@test -n "$(PYTHON)" || { echo "Python 3.10, 3.11 or 3.12 with the venv module is needed: say which with PYTHON="; exit 1; }
-$(PYTHON) -m venv $(@:/bin/python=)
+@test -n "$($(1))" || { echo "Python 3.10 to 3.$(2) with the venv module is needed: say which with $(1)="; exit 1; }
+$($(1)) -m venv $(@:/bin/python=)
 $@ -m pip install --quiet --upgrade pip
 endef
 
 $(VENV)/bin/python:
-	$(make_venv)
+	$(call make_venv,PYTHON,14)
 
-$(VENV)/.stamp: pyproject.toml | $(VENV)/bin/python
-	$(VENV)/bin/python -m pip install --editable '.[workstation,dev]'
+$(VENV)/.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(VENV)/bin/python -m pip install $(PINNED) --editable '.[workstation,dev]'
 	@touch $@
 
 $(BOARD)/bin/python:
-	$(make_venv)
+	$(call make_venv,PYTHON,14)
 
 $(OFFICIAL)/bin/python:
-	$(make_venv)
+	$(call make_venv,OLDER_PYTHON,12)
 
 # onnxruntime-training has onnxruntime's import name: it needs an environment of its own. The tree is what runs in it.
 $(OFFICIAL)/.stamp: pyproject.toml | $(OFFICIAL)/bin/python
@@ -86,21 +96,39 @@ $(OFFICIAL)/.stamp: pyproject.toml | $(OFFICIAL)/bin/python
 	$(OFFICIAL)/bin/python -m pip uninstall --quiet --yes mas-edge
 	@touch $@
 
+$(OLDEST)/bin/python:
+	$(call make_venv,OLDER_PYTHON,12)
+
+# The oldest torch, onnx and onnxruntime that pyproject.toml allows.
+$(OLDEST)/.stamp: pyproject.toml | $(OLDEST)/bin/python
+	$(OLDEST)/bin/python -m pip install 'torch==2.6.*' 'onnx==1.17.*' 'onnxruntime==1.23.*' pytest hypothesis '.[workstation]'
+	$(OLDEST)/bin/python -m pip uninstall --quiet --yes mas-edge
+	@touch $@
+
+$(NEWEST)/bin/python:
+	$(call make_venv,PYTHON,14)
+
+# The newest that there are.
+$(NEWEST)/.stamp: pyproject.toml | $(NEWEST)/bin/python
+	$(NEWEST)/bin/python -m pip install --upgrade torch onnx onnxruntime pytest hypothesis '.[workstation]'
+	$(NEWEST)/bin/python -m pip uninstall --quiet --yes mas-edge
+	@touch $@
+
 $(CLUSTER)/bin/python:
-	$(make_venv)
+	$(call make_venv,PYTHON,14)
 
 # Apart, because a workstation needs no Ray and not every Python has one.
-$(CLUSTER)/.stamp: pyproject.toml | $(CLUSTER)/bin/python
-	$(CLUSTER)/bin/python -m pip install --editable '.[workstation,dev,cluster]'
+$(CLUSTER)/.stamp: pyproject.toml constraints.txt | $(CLUSTER)/bin/python
+	$(CLUSTER)/bin/python -m pip install $(PINNED) --editable '.[workstation,dev,cluster]'
 	@touch $@
 
 # The wheels that `pip install .[board]` would fetch, kept to be counted and weighed, and installed from there alone.
 # What the tests need besides is installed apart.
-$(BOARD)/.stamp: pyproject.toml | $(BOARD)/bin/python
+$(BOARD)/.stamp: pyproject.toml constraints.txt | $(BOARD)/bin/python
 	rm -rf $(WHEELS) build
-	$(BOARD)/bin/python -m pip wheel --wheel-dir $(WHEELS) '.[board]'
+	$(BOARD)/bin/python -m pip wheel $(PINNED) --wheel-dir $(WHEELS) '.[board]'
 	$(BOARD)/bin/python -m pip install --no-index --find-links $(WHEELS) 'mas-edge[board]'
-	$(BOARD)/bin/python -m pip install --quiet 'setuptools>=77' pytest pytest-cov hypothesis
+	$(BOARD)/bin/python -m pip install --quiet $(PINNED) 'setuptools>=77' pytest pytest-cov hypothesis
 	@touch $@
 
 # Our own wheel anew from the sources (build/ would keep files that are gone), a real install of it, and the figures.
@@ -160,6 +188,12 @@ test-arm: $(VENV)/.stamp apt-emulation
 test-cluster: $(CLUSTER)/.stamp
 	PYTHONPATH=$(CURDIR) $(CLUSTER)/bin/python -m pytest -q tests/federation/test_cluster.py
 
+# The exporter's tests with the oldest and with the newest torch that are allowed: builds with CUDA where PyPI has no
+# other, several GB each, and half an hour on two cores.
+test-torch: $(OLDEST)/.stamp $(NEWEST)/.stamp
+	PYTHONPATH=$(CURDIR) $(OLDEST)/bin/python -m pytest -q -p no:cacheprovider tests/export
+	PYTHONPATH=$(CURDIR) $(NEWEST)/bin/python -m pytest -q -p no:cacheprovider tests/export
+
 # A whole board, from an image to a report: half an hour, and root, because a root file system has files of root's.
 test-boards: $(VENV)/.stamp apt-emulation
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_board.py
@@ -218,6 +252,6 @@ compare-full: runs/rooms8-64/building_07/dataset.json
 	$(call COMPARE,rooms9-full)
 
 clean:
-	rm -rf $(VENV) $(BOARD) $(OFFICIAL) $(CLUSTER) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
+	rm -rf $(VENV) $(BOARD) $(OFFICIAL) $(CLUSTER) $(OLDEST) $(NEWEST) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find $(SOURCES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +
