@@ -18,8 +18,8 @@ from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
+from broker_server.rounds.manifests import GroupManifests
 from broker_server.rounds.open_round import Result, RoundTraffic
-from broker_server.rounds.ort_training_process import BuiltArtifacts
 from broker_server.strategies.planner import (
     Measurements,
     Phase,
@@ -32,15 +32,8 @@ from edge_runtime.wire.blob import Blob, BlobStore, describe
 from edge_runtime.wire.compression import Updates, decode
 from edge_runtime.wire.encoder_pipe import EncoderRound
 from edge_runtime.wire.manifest import (
-    TRAINING,
-    WEIGHTS,
-    Artifacts,
-    File,
     Manifest,
-    OrtTrainingArtifacts,
-    artifact_path,
     encode,
-    graph_path,
 )
 from edge_runtime.wire.messages import Evaluation, Plan, Training, Update
 from edge_runtime.wire.names import Tasks, group_id
@@ -88,7 +81,6 @@ class Federation:
     ) -> None:
         self._journal = journal
         self._blobs = blobs
-        self._bundle = bundle
         self._key = key
         self._strategy = terms.strategy
         self._training = terms.training
@@ -102,20 +94,11 @@ class Federation:
         self._claim("settings", terms.settings)
         journal.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
         journal.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
-        self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
-        self._manifests: dict[Tasks, Manifest] = {}
-        self._artifacts = self._complete(journal.ort_training())
+        self.manifests = GroupManifests(bundle, folder, self.tasks, journal=journal, blobs=blobs)
         self._ledger = AffinityLedger(self.tasks)
         for row in journal.rounds():
             if row.closed_s is not None and row.round.probe:
                 self._add_affinities(row.round.number, journal.results(row.round.number))
-        self._graphs = tuple(
-            blobs.add(graph_path(folder, name).read_bytes()) for name in bundle.group(self.tasks, bundle.weights).graphs
-        )
-        if bundle.ort_training is not None:
-            self._graphs += tuple(
-                blobs.add(artifact_path(folder, group, TRAINING).read_bytes()) for group in bundle.ort_training.groups
-            )
 
     def _claim(self, fact: str, value: str) -> None:
         before = self._journal.fact(fact)
@@ -126,17 +109,6 @@ class Federation:
                 f"the state folder holds a federation with another {fact}: "
                 "give the same again, name another state folder, or start over with --new"
             )
-
-    @property
-    def bundle(self) -> Manifest:
-        """The bundle's manifest."""
-        return self._bundle
-
-    @property
-    def graphs(self) -> tuple[Blob, ...]:
-        """The graph files and ONNX Runtime training models, to be offered to devices."""
-        made = (artifacts.training_model for artifacts in self._artifacts.values())
-        return self._graphs + tuple(Blob(digest=file.digest, size_bytes=file.size_bytes) for file in made)
 
     @property
     def affinities(self) -> Affinities:
@@ -170,7 +142,7 @@ class Federation:
 
     def plan(self, planned: Round, deadline_s: float) -> Plan:
         """Return the plan of the round that is open or comes next, as it is sent at the round's begin."""
-        manifest = encode(self._manifest(planned.tasks))
+        manifest = encode(self.manifests.of(planned.tasks))
         return Plan(
             work=planned.work,
             round=planned.number,
@@ -206,21 +178,7 @@ class Federation:
     def groups_without_artifacts(self, planned: Round) -> tuple[Tasks, ...]:
         """Return the groups of a training round's phase that have no ONNX Runtime training artifacts."""
         groups = self.phases[-1].groups if planned.work == "train" else ()
-        return tuple(tasks for tasks in groups if self._manifest(tasks).ort_training is None)
-
-    def add_artifacts(self, built: Mapping[Tasks, BuiltArtifacts]) -> None:
-        """Put ONNX Runtime training artifacts into the manifests of their groups from now on, and journal them."""
-        for each in built.values():
-            for path in each.files.values():
-                self._blobs.add(path.read_bytes())
-        self._journal.set_ort_training({group_id(tasks): each.artifacts for tasks, each in built.items()})
-        self._artifacts = self._complete(self._journal.ort_training())
-        for tasks in built:
-            self._manifests.pop(tasks, None)
-
-    def add_artifacts_problem(self, groups: Iterable[Tasks], problem: str) -> None:
-        """Journal why groups have no ONNX Runtime training artifacts."""
-        self._journal.set_ort_training({group_id(tasks): problem for tasks in groups})
+        return tuple(tasks for tasks in groups if self.manifests.of(tasks).ort_training is None)
 
     def encoder_round(self, plan: Plan) -> EncoderRound:
         """Return what the encoder server needs of a round of split learning."""
@@ -240,7 +198,7 @@ class Federation:
         else:
             decode(table, data, update.scheme, unpack(table, self._blobs.read(plan.weights.digest)))
         if self._shared_encoder is not None:
-            self._shared_encoder.read(update.round, device, self._bundle.encoder_table)
+            self._shared_encoder.read(update.round, device, self.manifests.bundle.encoder_table)
 
     def close(self, closed: Round, devices: Iterable[str], traffic: RoundTraffic) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
@@ -268,13 +226,12 @@ class Federation:
 
     def sweep(self, *, partial: bool) -> None:
         """Delete the blobs that the journal does not need, with `partial` also those still on their way."""
-        kept = {blob.digest for blob in self._journal.weights().values()} | {blob.digest for blob in self.graphs}
+        kept = {blob.digest for blob in self._journal.weights().values()} | self.manifests.digests
         kept |= {blob.digest for blob in self._journal.aggregation_states().values()}
         if self._device_weights is not None:
             kept.add(self._device_weights.digest)
-        kept |= {file.digest for artifacts in self._artifacts.values() for file in artifacts.files.values()}
         for phase in self.phases:
-            kept |= {describe(encode(self._manifest(tasks))).digest for tasks in phase.groups}
+            kept |= {describe(encode(self.manifests.of(tasks))).digest for tasks in phase.groups}
         for row in self._journal.rounds():
             if row.closed_s is None:
                 results = self._journal.results(row.round.number).values()
@@ -285,7 +242,7 @@ class Federation:
 
     def _fold(self, closed: Round, results: Mapping[str, Result]) -> tuple[Blob, Blob | None]:
         """Return the round's weights and the aggregation state for the group's next one, as blobs that are here."""
-        table = self._manifest(closed.tasks).table
+        table = self.manifests.of(closed.tasks).table
         initial = self._initial_weights(closed)
         layout = self._aggregation.state_table(table)
         before = self._journal.aggregation_states().get((closed.phase, closed.group))
@@ -308,22 +265,22 @@ class Federation:
 
     def _device_table(self, tasks: Tasks) -> TensorTable:
         """Return the table of the weights that devices receive and send."""
-        manifest = self._manifest(tasks)
+        manifest = self.manifests.of(tasks)
         return (manifest if self._shared_encoder is None else manifest.local()).table
 
     def _initial_weights(self, planned: Round) -> Vector:
         """Return the complete weights of the group, encoder included, that a round begins with."""
         blob = self._journal.weights()[planned.phase, planned.group]
-        return unpack(self._manifest(planned.tasks).table, self._blobs.read(blob.digest))
+        return unpack(self.manifests.of(planned.tasks).table, self._blobs.read(blob.digest))
 
     def _trained(self, tasks: Tasks, device: str, update: Update, initial: Vector) -> Vector:
         """Return the group's complete weights as a device has trained them. Raises TensorsInvalid."""
-        complete, table = self._manifest(tasks).table, self._device_table(tasks)
+        complete, table = self.manifests.of(tasks).table, self._device_table(tasks)
         received = initial if self._shared_encoder is None else transfer(complete, initial, table)
         sent = decode(table, self._blobs.read(update.weights.digest), update.scheme, received)
         if self._shared_encoder is None:
             return sent
-        encoder = self._shared_encoder.read(update.round, device, self._bundle.encoder_table)
+        encoder = self._shared_encoder.read(update.round, device, self.manifests.bundle.encoder_table)
         trained = np.array(initial)
         for part, where in complete.parts.items():
             trained[where] = encoder if part == ENCODER else sent[table.parts[part]]
@@ -347,13 +304,13 @@ class Federation:
         current = self._journal.weights()
         starts = {}
         for number, tasks in enumerate(phase.groups):
-            table = self._manifest(tasks).table
+            table = self.manifests.of(tasks).table
             if source is None:
-                vector = transfer(self._bundle.table, self._initial, table)
+                vector = self.manifests.initial_weights(table)
             else:
                 origin = phase.sources[number] if phase.sources else source_group(tasks, source.groups)
                 digest = current[source.name, group_id(origin)].digest
-                vector = transfer_file(self._blobs.read(digest), self._manifest(origin), self._manifest(tasks))
+                vector = transfer_file(self._blobs.read(digest), self.manifests.of(origin), self.manifests.of(tasks))
             starts[group_id(tasks)] = self._blobs.add(pack(table, vector))
         return starts
 
@@ -364,7 +321,7 @@ class Federation:
         """
         if self._shared_encoder is None:
             return self._journal.weights()[planned.phase, planned.group]
-        complete, table = self._manifest(planned.tasks).table, self._device_table(planned.tasks)
+        complete, table = self.manifests.of(planned.tasks).table, self._device_table(planned.tasks)
         self._device_weights = self._blobs.add(pack(table, transfer(complete, self._initial_weights(planned), table)))
         return self._device_weights
 
@@ -376,30 +333,6 @@ class Federation:
             lr=learning_rate(settings.lr, planned.index, self.phases[-1]),
             probe_every=settings.probe_every if planned.probe else 0,
         )
-
-    def _complete(self, journalled: Mapping[str, Artifacts | str]) -> dict[str, Artifacts]:
-        """Return the artifacts that were made in this federation and are here with all their files, by group."""
-        made = {group: each for group, each in journalled.items() if isinstance(each, Artifacts)}
-        return {
-            group: each for group, each in made.items() if all(f.digest in self._blobs for f in each.files.values())
-        }
-
-    def _manifest(self, tasks: Tasks) -> Manifest:
-        """Return a group's manifest. It names the bundle's weights, so that it is the same in every phase and round.
-
-        It changes when ONNX Runtime training artifacts have been made for the group: between two rounds.
-        """
-        if tasks in self._manifests:
-            return self._manifests[tasks]
-        table = self._bundle.group(tasks, self._bundle.weights).table
-        initial = describe(pack(table, transfer(self._bundle.table, self._initial, table)))
-        file = File(digest=initial.digest, size_bytes=initial.size_bytes)
-        manifest = self._bundle.group(tasks, file)
-        if made := self._artifacts.get(group_id(tasks)):
-            manifest = msgspec.structs.replace(
-                manifest, ort_training=OrtTrainingArtifacts(groups={group_id(tasks): made})
-            )
-        return self._manifests.setdefault(tasks, manifest)
 
 
 def transfer_file(data: bytes, source: Manifest, target: Manifest) -> Vector:

@@ -78,7 +78,7 @@ class ServerLoop:
     def start(self) -> None:
         """Begin the federation, or go on with it where the journal stands."""
         self.dispatcher.handler = self._handle
-        self.dispatcher.served.offer(*self.federation.graphs)
+        self.dispatcher.served.offer(*self.federation.manifests.graphs)
         self._next()
         is_open = self.round is not None and self.dispatcher.journal.row(self.round.number) is not None
         self.federation.sweep(partial=not is_open)
@@ -185,7 +185,7 @@ class ServerLoop:
         try:
             if self._builder is None:
                 raise ArtifactsUnavailable(NO_BUILDER)  # noqa: TRY301
-            self._builder.start(self.federation.bundle, self.building, self.dispatcher.clock())
+            self._builder.start(self.federation.manifests.bundle, self.building, self.dispatcher.clock())
         except ArtifactsUnavailable as exc:
             self._go_without_artifacts(planned, str(exc))
         else:
@@ -223,7 +223,7 @@ class ServerLoop:
             return
         if built is None:
             return
-        self.federation.add_artifacts(built)
+        self.federation.manifests.add_artifacts(built)
         self._builder.stop()
         worst = max(each.artifacts.max_relative_error for each in built.values())
         groups = ", ".join(map(group_id, built))
@@ -231,14 +231,14 @@ class ServerLoop:
             f"ONNX Runtime training artifacts for {groups} are within {worst:.1e} of the portable graphs"
         )
         self.building = ()
-        self.dispatcher.served.offer(*self.federation.graphs)
+        self.dispatcher.served.offer(*self.federation.manifests.graphs)
         self._next()
 
     def _go_without_artifacts(self, planned: Round, problem: str) -> None:
         """Go on without the artifacts of some groups, if enough devices can do without them."""
         groups, self.building = self.building, ()
         self._without_artifacts.update(groups)
-        self.federation.add_artifacts_problem(groups, problem)
+        self.federation.manifests.add_problem(groups, problem)
         requiring = artifact_users(self.coordinator.devices)[1]
         sentence = problem_sentence(groups, problem, requiring)
         if len(self.coordinator.devices) - len(requiring) < self.coordinator.needed and requiring:

@@ -201,7 +201,7 @@ def _rule(
 ) -> Callable[[Plan, Hello], ModelledWork]:
     def begin(plan: Plan, hello: Hello) -> ModelledWork:
         examples = hello.examples.get("train" if plan.data_split is None else plan.data_split, 0)
-        crosses = traffic_of(plan, hello.examples, loop.federation.bundle)
+        crosses = traffic_of(plan, hello.examples, loop.federation.manifests.bundle)
         time = work_time(plan, examples, hello.tasks, setting.costs, board, setting.fleet.encoder_server, crosses)
         lost_s = drop_after(plan, name, board, seed, time.total_s)
         if lost_s is not None:

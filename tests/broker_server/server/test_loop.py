@@ -74,7 +74,7 @@ def test_server_loop_deletes_superseded_blobs(world):
     world = world()
     run(world, world.device("x"), world.device("y"))
     weights = {blob.digest for blob in world.journal.weights().values()}
-    graphs = {blob.digest for blob in world.federation.graphs}
+    graphs = {blob.digest for blob in world.federation.manifests.graphs}
     rest = set(world.blobs.digests()) - weights - graphs
     assert len(rest) == 3  # the manifests of the three groups
 
@@ -86,7 +86,7 @@ def test_server_loop_sends_graphs_to_a_device_once(world):
     say = x.say
     x.say = lambda topic, payload, **more: (needs.append(payload), say(topic, payload, **more))
     run(world, x, world.device("y"))
-    graph = world.federation.graphs[0].digest.encode()
+    graph = world.federation.manifests.graphs[0].digest.encode()
     assert sum(graph in payload for payload in needs) == 1
 
 
