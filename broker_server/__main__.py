@@ -39,6 +39,7 @@ from broker_server.simulation.worker_pool import ClusterUnavailable, WorkerLost
 from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
 from devices.cli.run import run as run_command
 from devices.cli.settings import add_flags
+from edge_runtime.agent.config import AgentConfig
 from edge_runtime.agent.energy_totals import read_journal
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
 from edge_runtime.wire.mqtt import LinkInvalid
@@ -64,6 +65,9 @@ _FAULTS: dict[type[Exception], int] = {
     WorkerLost: FAILED,
     OSError: UNAVAILABLE,
 }
+
+OTHER_FILES = {"agent.toml": AgentConfig}
+"""Files of settings beside server.toml, for the document."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -148,7 +152,7 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
 
     shown = commands.add_parser("settings", help="print the settings in use, and where each came from")
     settings_command.add_arguments(shown)
-    shown.set_defaults(command=lambda options: settings_command.run(options, {}))
+    shown.set_defaults(command=lambda options: settings_command.run(options, OTHER_FILES))
     return parser
 
 

@@ -66,7 +66,9 @@ def run(options: argparse.Namespace, others: Mapping[str, type[msgspec.Struct]])
 def document(others: Mapping[str, type[msgspec.Struct]]) -> str:
     """Return docs/settings.md."""
     parts = [DOCUMENT, f"## server.toml\n\n{to_markdown(ServerConfig)}"]
-    return "\n".join([*parts, *(f"## {title}\n\n{to_markdown(kind)}" for title, kind in others.items())])
+    return "\n".join(
+        [*parts, *(f"## {title}\n\n{to_markdown(kind, has_flags=False)}" for title, kind in others.items())]
+    )
 
 
 def _print(found: Effective[ServerConfig]) -> None:

@@ -48,7 +48,23 @@ def to_markdown(kind: type[msgspec.Struct], *, has_flags: bool = True) -> str:
 
 def to_schema(kind: type[msgspec.Struct]) -> dict[str, Any]:
     """Return the JSON schema of a file of settings."""
-    return msgspec.json.schema(kind, schema_hook=lambda _: {"type": "string"})
+    about = tables_of(kind)
+    schema = _table("settings")
+    for each in settings_of(kind):
+        node = schema
+        for depth, name in enumerate(each.path[:-1], 1):
+            node = node["properties"].setdefault(name, _table(about[".".join(each.path[:depth])]))
+        leaf = msgspec.json.schema(each.kind, schema_hook=lambda _: {"type": "string"})
+        if each.is_required:
+            node.setdefault("required", []).append(each.path[-1])
+        else:
+            leaf["default"] = msgspec.to_builtins(each.default, enc_hook=str)
+        node["properties"][each.path[-1]] = leaf
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _table(about: str) -> dict[str, Any]:
+    return {"type": "object", "description": about, "additionalProperties": False, "properties": {}}
 
 
 def _row(cells: Iterable[str]) -> str:

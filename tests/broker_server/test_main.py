@@ -114,6 +114,14 @@ def test_settings_are_printed_with_where_each_came_from(tmp_path, capsys):
     assert read(again).value == read(path, flags).value
 
 
+@pytest.mark.parametrize(("flag", "file"), [("--document", "settings.md"), ("--schema", "settings.schema.json")])
+def test_documents_of_settings_are_up_to_date(capsys, flag, file):
+    assert main(["settings", flag]) == DONE
+    made = capsys.readouterr().out
+    there = (Path(__file__).parents[2] / "docs" / file).read_text(encoding="utf-8")
+    assert there == made, f"run `python -m broker_server settings {flag} > docs/{file}`"
+
+
 def test_settings_of_before_are_read_with_a_sentence(tmp_path, capsys, caplog):
     path = tmp_path / "server.toml"
     path.write_text('strategy = "fedbone"\nstems = "own"\n[training]\nmerging = "pcgrad"\n')

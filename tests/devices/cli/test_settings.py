@@ -252,8 +252,17 @@ def test_settings_as_json_and_as_a_schema():
     found = to_json(build(Train, [("f.toml", {"name": "ice", "track": "x"})]))
     assert found["track"] == {"value": "x", "source": "f.toml"}
     assert found["engine.rods"] == {"value": 3, "source": DEFAULT}
-    schema = to_schema(Train)["$defs"]["Engine"]["properties"]["boilers"]
-    assert schema == {"description": "boilers", "type": "integer", "minimum": 1, "maximum": 200_000, "default": 100_000}
+    schema = to_schema(Train)
+    assert schema["required"] == ["name"]
+    assert schema["properties"]["engine"]["properties"]["rods"]["default"] == 3
+    boilers = schema["properties"]["engine"]["properties"]["boilers"]
+    assert boilers == {
+        "description": "boilers",
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 200_000,
+        "default": 100_000,
+    }
 
 
 def test_settings_as_tables_of_a_document():
