@@ -80,7 +80,7 @@ def test_evaluation_reports_its_progress(tiny):
 def test_trainer_with_one_seed_gives_the_same_bits_in_two_processes(tiny):
     script = f"""
 import sys
-sys.path[:0] = [{str(ROOT)!r}]
+sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
 import hashlib, importlib.util, numpy
 spec = importlib.util.spec_from_file_location("fixtures", {str(Path(__file__).parents[1] / "conftest.py")!r})
 module = importlib.util.module_from_spec(spec); spec.loader.exec_module(module)
