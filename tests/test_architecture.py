@@ -77,6 +77,15 @@ def test_third_party_packages_are_imported_at_their_home_alone():
     assert strangers == []
 
 
+def test_public_class_names_stand_in_one_module_each():
+    homes: dict[str, list[str]] = {}
+    for module, path in SOURCES.items():
+        for node in tree_of(path).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
+
+
 def test_no_module_deserializes_objects():
     found = [
         f"{module} imports {name}"

@@ -109,7 +109,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Methods that are compared in tables of their own."""
 
     def outline(self, name: str) -> Outline:
-        """What is going to be run, by the name of its file."""
+        """Return the outline of the runs, under the name of the experiment's file."""
         methods = tuple(self.methods)
         return Outline(
             name=name,
@@ -121,7 +121,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         )
 
     def conduct(self, method: str) -> Conduct:
-        """What a method says of its runs, the experiment's tasks_of where it says nothing of them.
+        """Return how a method is run, with the experiment's tasks_of where it has none of its own.
 
         Raises ConfigInvalid.
         """
@@ -132,7 +132,7 @@ class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return msgspec.structs.replace(found, tasks_of=self.tasks_of if found.tasks_of is None else found.tasks_of)
 
     def fleet_of(self, method: str) -> Fleet:
-        """The boards of a method. Raises ConfigInvalid."""
+        """Return the boards of a method. Raises ConfigInvalid."""
         try:
             return self.fleet.having(self.conduct(method).board)
         except msgspec.ValidationError as exc:
@@ -214,7 +214,7 @@ def _rename_host(path: Path, fleet: object) -> None:
 
 
 def data_sets(folder: Path, devices: Sequence[str] = ()) -> dict[str, Path]:
-    """The data sets in a folder by name, those of `devices` alone where any is named.
+    """Return the data sets in a folder by name, those of `devices` alone where any is named.
 
     Raises ConfigInvalid if there are none, or one that is named is not there.
     """

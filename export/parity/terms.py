@@ -76,7 +76,7 @@ class AbsoluteTerms:
             self._found[step.node] = _absolute(step.target(*given, **kwargs))
 
     def largest(self) -> dict[str, float]:
-        """The largest Σ |term| in each parameter's gradient by the gradient's name, where it is known to be a sum."""
+        """Return the largest Σ |term| of each parameter's gradient, by its name, where it is known to be a sum."""
         found = {name: self._found.get(node) for name, node in self._gradients.items()}
         return {name: float(value.max()) for name, value in found.items() if isinstance(value, Tensor)}
 
@@ -97,7 +97,7 @@ def _normalised(
 
 
 def _centred(step: TraceStep, args: Sequence[Any]) -> Tensor:
-    """What was normalised without its mean, whose sign is that of x̂."""
+    """Return the normalised input without its mean: the sign is that of x̂."""
     x: Tensor = args[1]
     mean: Tensor
     if step.target is aten.native_layer_norm_backward.default:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from broker_server.simulation.rooms.scene import Material, Plan
+from broker_server.simulation.rooms.scene import FloorPlan, Material
 from broker_server.simulation.rooms.style import Colour, Style
 
 Generator = np.random.Generator
@@ -35,7 +35,7 @@ AGAINST_WALL = frozenset({"couch", "bed", "cabinet", "shelf"})
 class Spot:
     """Where a piece stands, in the plan it is added to."""
 
-    plan: Plan
+    plan: FloorPlan
     x: float
     y: float
     angle: float

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from broker_server.simulation.rooms.furniture import AGAINST_WALL, FOOTPRINTS, Spot, furnish, material, shaded
-from broker_server.simulation.rooms.scene import Light, Material, Plan, Scene, build
+from broker_server.simulation.rooms.scene import FloorPlan, Light, Material, Scene, build
 from broker_server.simulation.rooms.style import FURNITURE, Style
 
 Generator = np.random.Generator
@@ -24,7 +24,7 @@ def draw_room(style: Style, rng: Generator) -> Scene:
         style.side_m * rng.uniform(0.8, 1.3),
         max(2.2, style.height_m + rng.uniform(-0.15, 0.15)),
     )
-    plan = Plan(size=size)
+    plan = FloorPlan(size=size)
     windows = _hang(plan, style, rng)
     _stand(plan, style, rng)
     return build(plan, _sides(style, rng), _lights(plan, style, rng, windows), style.ambient)
@@ -54,7 +54,7 @@ def _sides(style: Style, rng: Generator) -> list[Material]:
     return [*walls, floor, ceiling]
 
 
-def _on_wall(plan: Plan, side: int, along: float, height: float, out: float = 0.0) -> tuple[float, float, float]:
+def _on_wall(plan: FloorPlan, side: int, along: float, height: float, out: float = 0.0) -> tuple[float, float, float]:
     """Return a point on one of the four walls, `along` it, `out` into the room."""
     width, depth, _ = plan.size
     return {
@@ -70,7 +70,7 @@ def _flat(side: int, half_width: float, half_height: float, half_thick: float) -
     return (*across, half_height)
 
 
-def _hang(plan: Plan, style: Style, rng: Generator) -> list[tuple[float, float, float]]:
+def _hang(plan: FloorPlan, style: Style, rng: Generator) -> list[tuple[float, float, float]]:
     """Put windows, doors and pictures on the walls; where the windows are."""
     taken: dict[int, list[tuple[float, float]]] = {side: [] for side in range(4)}
 
@@ -107,7 +107,7 @@ def _hang(plan: Plan, style: Style, rng: Generator) -> list[tuple[float, float, 
 
 
 def _window(
-    plan: Plan, style: Style, rng: Generator, spot: tuple[int, float], half_sides: tuple[float, float]
+    plan: FloorPlan, style: Style, rng: Generator, spot: tuple[int, float], half_sides: tuple[float, float]
 ) -> tuple[float, float, float]:
     side, along = spot
     half, tall = half_sides
@@ -122,7 +122,7 @@ def _window(
     return _on_wall(plan, side, along, height, 0.35)
 
 
-def _door(plan: Plan, style: Style, rng: Generator, side: int, along: float) -> None:
+def _door(plan: FloorPlan, style: Style, rng: Generator, side: int, along: float) -> None:
     colour = style.accents[4] if rng.random() < 0.5 else (0.85, 0.84, 0.8)
     leaf = Material(what="door", colour=colour, second=shaded(colour, 0.7), pattern="planks", scale_m=0.5)
     frame = Material(what="door", colour=shaded(colour, 0.8), second=shaded(colour, 0.7))
@@ -134,7 +134,7 @@ def _door(plan: Plan, style: Style, rng: Generator, side: int, along: float) -> 
     plan.sphere(knob, _on_wall(plan, side, along + 0.33, 1.0, 0.1), 0.045)
 
 
-def _stand(plan: Plan, style: Style, rng: Generator) -> None:
+def _stand(plan: FloorPlan, style: Style, rng: Generator) -> None:
     """Put furniture on the floor, each piece clear of the others."""
     width, depth, _ = plan.size
     if rng.random() < 0.7:
@@ -151,7 +151,7 @@ def _stand(plan: Plan, style: Style, rng: Generator) -> None:
                 break
 
 
-def _try(plan: Plan, kind: str, rng: Generator) -> tuple[float, float, float, Area]:
+def _try(plan: FloorPlan, kind: str, rng: Generator) -> tuple[float, float, float, Area]:
     """Return a place for a piece: its middle, its angle, and the rectangle that it covers."""
     width, depth, _ = plan.size
     half_width, half_depth = FOOTPRINTS[kind]
@@ -180,7 +180,9 @@ def _overlap(one: Area, other: Area) -> bool:
     )
 
 
-def _lights(plan: Plan, style: Style, rng: Generator, windows: list[tuple[float, float, float]]) -> tuple[Light, ...]:
+def _lights(
+    plan: FloorPlan, style: Style, rng: Generator, windows: list[tuple[float, float, float]]
+) -> tuple[Light, ...]:
     """Return a lamp under the ceiling, which is also seen, and daylight from one window."""
     width, depth, height = plan.size
     x, y = width * rng.uniform(0.35, 0.65), depth * rng.uniform(0.35, 0.65)

@@ -57,7 +57,7 @@ class Material:
 
 
 @dataclass(kw_only=True)
-class Plan:
+class FloorPlan:
     """A scene being put together."""
 
     size: Point
@@ -120,7 +120,7 @@ class Scene:
     casts: NDArray[np.bool_]
 
 
-def build(plan: Plan, sides: list[Material], lights: tuple[Light, ...], ambient: float) -> Scene:
+def build(plan: FloorPlan, sides: list[Material], lights: tuple[Light, ...], ambient: float) -> Scene:
     """Return the scene of a plan, with the materials of the room's six sides."""
     materials = [*plan.box_materials, *plan.cylinder_materials, *plan.sphere_materials, *sides]
     angles = np.array([box[2] for box in plan.boxes], np.float32)

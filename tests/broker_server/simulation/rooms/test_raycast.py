@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from broker_server.simulation.rooms.raycast import cast, lit
-from broker_server.simulation.rooms.scene import Material, Plan, build
+from broker_server.simulation.rooms.scene import FloorPlan, Material, build
 
 STUFF = Material(what="table", colour=(0.5, 0.5, 0.5), second=(0.2, 0.2, 0.2))
 GLASS = Material(what="lamp", colour=(1, 1, 1), second=(1, 1, 1), solid=False)
@@ -10,7 +10,7 @@ SIDE = Material(what="wall", colour=(1, 1, 1), second=(1, 1, 1))
 
 
 def scene_of(*parts, size=(10.0, 10.0, 10.0)):
-    plan = Plan(size=size)
+    plan = FloorPlan(size=size)
     for kind, *rest in parts:
         getattr(plan, kind)(*rest)
     return build(plan, [SIDE] * 6, (), 0.2)

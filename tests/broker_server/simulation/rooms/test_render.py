@@ -6,7 +6,7 @@ pytest.importorskip("PIL")
 from broker_server.simulation.rooms.building import DOMAINS
 from broker_server.simulation.rooms.camera import aim
 from broker_server.simulation.rooms.render import Order, draw_view, render
-from broker_server.simulation.rooms.scene import CLASSES, Material, Plan, build
+from broker_server.simulation.rooms.scene import CLASSES, FloorPlan, Material, build
 from broker_server.simulation.rooms.style import FURNITURE, PATTERNS, draw_style
 from edge_runtime.datasets.taskonomy import CLASSES as CLASS_COUNT
 from edge_runtime.datasets.taskonomy import TASKS
@@ -24,7 +24,7 @@ def order(building=0, image=0, seed=0, size=24):
 
 def still_life():
     """A ball straight ahead, and an opening behind it to the right."""
-    plan = Plan(size=(6.0, 6.0, 3.0))
+    plan = FloorPlan(size=(6.0, 6.0, 3.0))
     plan.sphere(BALL, (3.0, 4.0, 1.5), 0.5)
     plan.box(OPENING, (4.5, 6.0, 1.5), (0.5, 0.02, 0.5))
     scene = build(plan, [WHITE] * 6, (), 0.5)
@@ -69,7 +69,7 @@ def test_render_leaves_openings_without_depth():
 
 def test_render_depth_is_along_the_axis():
     """A wall square to the axis has one depth over the whole image: a z-buffer, not distances."""
-    scene = build(Plan(size=(6.0, 6.0, 3.0)), [WHITE] * 6, (), 0.5)
+    scene = build(FloorPlan(size=(6.0, 6.0, 3.0)), [WHITE] * 6, (), 0.5)
     camera = aim(np.array((3, 3, 1.5), np.float32), np.array((3, 4, 1.5), np.float32), 0.3)
     depth = render(scene, camera, np.zeros((16, 16, 3), np.float32))["depth_zbuffer"]
     assert (np.abs(depth.astype(int) - 3 * 512) <= 1).all()
