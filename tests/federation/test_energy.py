@@ -77,7 +77,7 @@ def test_report_has_the_joules_of_the_device_that_measures_and_none_of_the_other
     assert energy["total"]["energy_j"] == pytest.approx(sum(part["energy_j"] for part in energy["groups"].values()))
     assert (energy["total"]["measured"] * 2, energy["total"]["partial"]) == (energy["total"]["plans"], True)
     assert energy["total"]["phases"]["evaluate"]["energy_j"] > 0
-    page = (site.state / "report" / "report.html").read_text()
+    page = (site.state / "report" / "report.html").read_text().replace("\n", "")  # a cell may end its line
     assert re.search(r"≥ [\d.]+ J<small>\d+ of \d+ measured", page)
     assert "hwmon:ina226" in page
     assert "no meter" in page
@@ -118,7 +118,7 @@ def test_estimate_is_labelled_in_the_report(site):
     assert (own["source"], own["estimated"]) == ("model", True)
     assert 2.0 * own["seconds"] <= own["energy_j"] <= 6.0 * own["seconds"]
     assert row["energy"]["estimated_j"] == row["energy"]["energy_j"] == own["energy_j"]
-    page = (site.state / "report" / "report.html").read_text()
+    page = (site.state / "report" / "report.html").read_text().replace("\n", "")  # a cell may end its line
     figures = re.findall(r">(?:≥ )?[\d.]+ [JW]<.{40}", page)
     assert len(figures) > 10
     assert all("estimated" in figure for figure in figures)
