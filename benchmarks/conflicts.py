@@ -9,6 +9,7 @@ how far apart the history's attention is. Beside the rules of server.toml there 
 """
 
 import argparse
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import numpy as np
 from broker_server.aggregation.fedavg import FedAvg, part_weight, weighted_losses
 from broker_server.aggregation.gpaggregation import cosines, softmax
 from broker_server.simulation.experiment import Experiment, data_sets, read_experiment
+from devices.cli.settings import put
 from edge_runtime.datasets.dataset import Dataset, Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine
 from edge_runtime.training.model import GraphCache, Model
@@ -143,10 +145,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, help="instead of the experiment's")
     args = parser.parse_args()
     experiment = read_experiment(args.experiment)
-    given: dict[str, float] = {}
-    given |= {key: value for key, value in (("lr", args.lr), ("clip_norm", args.clip_norm)) if value is not None}
-    given |= {"merged_rounds": args.rounds - 1, "split_rounds": 1} if args.rounds is not None else {}
-    experiment = msgspec.structs.replace(experiment, settings=experiment.settings | given)
+    settings = copy.deepcopy(experiment.settings)
+    rounds = (None, None) if args.rounds is None else (args.rounds - 1, 1)
+    for path, value in (
+        (("training", "lr"), args.lr),
+        (("training", "clip_norm"), args.clip_norm),
+        (("grouping", "merged_rounds"), rounds[0]),
+        (("grouping", "split_rounds"), rounds[1]),
+    ):
+        if value is not None:
+            put(settings, path, value)
+    experiment = msgspec.structs.replace(experiment, settings=settings)
     for server_lr in args.server_lr:
         for rule in args.rules:
             print(json.dumps(run(experiment, args.bundle, args.seed, rule, server_lr)), flush=True)

@@ -92,7 +92,7 @@ def _federation(folder: Path, root: Path, manifest: Any, where: str) -> dict[str
         port = probe.getsockname()[1]
     settings = {
         "state": state, "bundle": folder, "host": "127.0.0.1", "port": port, "strategy": "fedbone",
-        "split_learning_encoder": where,
+        "split_learning_encoder": "server" if where == "host" else where,
         "merged_rounds": 1, "split_rounds": 1, "batch": 4, "min_devices": DEVICES, "lr": 0.01,
         "round_deadline_s": 1200,
     }  # fmt: skip

@@ -59,7 +59,7 @@ def test_clients_with_a_task_each_teach_one_general_model(tmp_path):
     graph = GraphCache(Engine()).of(whole, lambda name, _: tmp_path / f"{name}.onnx")
     own = [whole.group((task,), whole.weights).local() for task in TASKS]
     weights = [transfer(whole.table, compiled.weights, local.table) for local in own]
-    general = transfer(whole.table, compiled.weights, whole.general)
+    general = transfer(whole.table, compiled.weights, whole.encoder_table)
     server = ServerOptimizer(lr=1.0, momentum=0.3)
     state, history, losses = np.zeros(server.state_size(len(general)), np.float32), None, []
     taught = {}
