@@ -2,7 +2,7 @@
 
 VENV := .venv
 BOARD := .venv-board
-OFFICIAL := .venv-official
+ORT_TRAINING := .venv-ort-training
 CLUSTER := .venv-cluster
 OLDEST := .venv-torch-oldest
 NEWEST := .venv-torch-newest
@@ -31,7 +31,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-official venv-cluster board lint test test-workstation test-board test-arm test-boards test-cluster \
+.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint test test-workstation test-board test-arm test-boards test-cluster \
 	test-torch \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
@@ -39,7 +39,7 @@ PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 help:
 	@echo "make venv         .venv: everything for export, server, trial devices and development"
 	@echo "make venv-board   .venv-board: what a board installs, without torch"
-	@echo "make venv-official  .venv-official: onnxruntime-training 1.19.2 (x86-64), for official artifacts"
+	@echo "make venv-ort-training  .venv-ort-training: onnxruntime-training 1.19.2 (x86-64), for its training artifacts"
 	@echo "make board        measures what a board installs and checks our own wheel"
 	@echo "make install      an environment at PREFIX with EXTRAS (board, server, export …), as the Dockerfile has it"
 	@echo "make lint         style, types and import contracts"
@@ -65,7 +65,7 @@ help:
 
 venv: $(VENV)/.stamp
 venv-board: $(BOARD)/.stamp board
-venv-official: $(OFFICIAL)/.stamp
+venv-ort-training: $(ORT_TRAINING)/.stamp
 venv-cluster: $(CLUSTER)/.stamp
 
 # A half-made environment is made again.
@@ -87,13 +87,13 @@ $(VENV)/.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(BOARD)/bin/python:
 	$(call make_venv,PYTHON,14)
 
-$(OFFICIAL)/bin/python:
+$(ORT_TRAINING)/bin/python:
 	$(call make_venv,OLDER_PYTHON,12)
 
 # onnxruntime-training has onnxruntime's import name: it needs an environment of its own. The tree is what runs in it.
-$(OFFICIAL)/.stamp: pyproject.toml | $(OFFICIAL)/bin/python
-	$(OFFICIAL)/bin/python -m pip install '.[official]'
-	$(OFFICIAL)/bin/python -m pip uninstall --quiet --yes mas-edge
+$(ORT_TRAINING)/.stamp: pyproject.toml | $(ORT_TRAINING)/bin/python
+	$(ORT_TRAINING)/bin/python -m pip install '.[ort-training]'
+	$(ORT_TRAINING)/bin/python -m pip uninstall --quiet --yes mas-edge
 	@touch $@
 
 $(OLDEST)/bin/python:
@@ -207,7 +207,7 @@ bench: $(VENV)/.stamp
 bench-device: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.device
 
-bench-export: $(VENV)/.stamp $(OFFICIAL)/.stamp
+bench-export: $(VENV)/.stamp $(ORT_TRAINING)/.stamp
 	$(VENV)/bin/python -m benchmarks.export
 
 bench-footprint: $(VENV)/.stamp
@@ -252,6 +252,6 @@ compare-full: runs/rooms8-64/building_07/dataset.json
 	$(call COMPARE,rooms9-full)
 
 clean:
-	rm -rf $(VENV) $(BOARD) $(OFFICIAL) $(CLUSTER) $(OLDEST) $(NEWEST) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
+	rm -rf $(VENV) $(BOARD) $(ORT_TRAINING) $(CLUSTER) $(OLDEST) $(NEWEST) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find $(SOURCES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

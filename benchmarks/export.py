@@ -23,12 +23,12 @@ from edge_runtime.datasets.dataset import write_split
 from edge_runtime.wire.manifest import Array, Manifest, read_folder
 
 SOURCE = ROOT / "benchmarks" / "models" / "measured.py"
-OFFICIAL_PYTHON = Path(os.environ.get("MAS_OFFICIAL_PYTHON") or ROOT / ".venv-official" / "bin" / "python")
+ORT_TRAINING_PYTHON = Path(os.environ.get("MAS_ORT_TRAINING_PYTHON") or ROOT / ".venv-ort-training" / "bin" / "python")
 HEADING = "## Training steps at full width: `make bench-export`"
-PYTORCH, OFFICIAL, KEPT, RECOMPUTED = "PyTorch", "onnxruntime-training", "portable, kept", "portable, recomputed"
+PYTORCH, ORT_TRAINING, KEPT, RECOMPUTED = "PyTorch", "onnxruntime-training", "portable, kept", "portable, recomputed"
 PLANS = {
     PYTORCH: "eager; keeps all activations",
-    OFFICIAL: "1.19.2; keeps all activations",
+    ORT_TRAINING: "1.19.2; keeps all activations",
     KEPT: "one head at a time; the encoder's activations are kept",
     RECOMPUTED: "one head at a time; the encoder's activations are recomputed stage by stage",
 }
@@ -91,8 +91,8 @@ def train(folder: Path, *options: str) -> list[str]:
 def steps(name: str, settings: Extent) -> dict[str, Any]:
     """Step time and peak memory of all sides on one model."""
     model = MODELS[name]
-    official = OFFICIAL_PYTHON.is_file()
-    folder, _ = bundle(f"{SOURCE}:{name}", *(("--official", "require") if official else ()))
+    has_ort_training = ORT_TRAINING_PYTHON.is_file()
+    folder, _ = bundle(f"{SOURCE}:{name}", *(("--ort-training", "require") if has_ort_training else ()))
     data = random_data(WORK / f"noise-{name}", read_folder(folder), settings.batch * settings.steps)
     common = settings.common(data)
     sides = {
@@ -100,9 +100,9 @@ def steps(name: str, settings: Extent) -> dict[str, Any]:
         KEPT: train(folder, *common, "--memory-budget", ROOMY),
         RECOMPUTED: train(folder, *common),
     }
-    if official:
-        sides[OFFICIAL] = train(folder, *common, "--engine", "ort_training")
-    runs = alternate(sides, settings.pairs, {OFFICIAL: str(OFFICIAL_PYTHON)})
+    if has_ort_training:
+        sides[ORT_TRAINING] = train(folder, *common, "--engine", "ort_training")
+    runs = alternate(sides, settings.pairs, {ORT_TRAINING: str(ORT_TRAINING_PYTHON)})
     result: dict[str, Any] = {"model": model.title}
     for side, found in runs.items():
         losses = [run["epochs"][-1]["train_loss"] if "epochs" in run else run["train_loss"] for run in found]
@@ -112,7 +112,7 @@ def steps(name: str, settings: Extent) -> dict[str, Any]:
             "peak_rss_mb": spread([run["peak_rss_bytes"] / 1e6 for run in found]),
             "train_loss": losses[-1],
         }
-        for other in (PYTORCH, OFFICIAL):
+        for other in (PYTORCH, ORT_TRAINING):
             if other in runs and other != side:
                 result[side][f"to {other}"] = {
                     figure: ratios(*([run[figure] for run in of] for of in (found, runs[other])))
@@ -147,9 +147,9 @@ def tables(result: dict[str, Any], settings: Extent) -> str:
         f"Step time and peak memory of whole processes that train on the same random images: 224 px, batch "
         f"{settings.batch}, {settings.threads} threads, SGD with momentum. Each side in a process of its own, in turn, "
         f"{settings.pairs} times; medians (least–largest). onnxruntime-training runs the bundle's "
-        "official artifacts, whose batch normalisation is written as sums."
+        "ONNX Runtime training artifacts, whose batch normalisation is written as sums."
     )
-    ratio = [(f"{figure} against {other}", other, key) for other in (PYTORCH, OFFICIAL) for figure, key in FIGURES]
+    ratio = [(f"{figure} against {other}", other, key) for other in (PYTORCH, ORT_TRAINING) for figure, key in FIGURES]
     columns = ["model", "side", "step, ms", "peak memory, MB", *(title for title, _, _ in ratio)]
     lines = [how, "", f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for name in MODELS:
@@ -195,8 +195,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=5, help="of each run (default 5)")
     args = parser.parse_args(arguments)
     settings = Extent(pairs=args.pairs, threads=args.threads, batch=args.batch, steps=args.steps)
-    if not OFFICIAL_PYTHON.is_file():
-        print("onnxruntime-training is left out: make venv-official, or set MAS_OFFICIAL_PYTHON", file=sys.stderr)
+    if not ORT_TRAINING_PYTHON.is_file():
+        print(
+            "onnxruntime-training is left out: make venv-ort-training, or set MAS_ORT_TRAINING_PYTHON", file=sys.stderr
+        )
     wanted = args.model or [*MODELS, TASKS]
     result: dict[str, Any] = {"models": {name: steps(name, settings) for name in MODELS if name in wanted}}
     if TASKS in wanted:

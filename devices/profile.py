@@ -48,7 +48,7 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     reserve_mib: Fact[Annotated[int, Meta(ge=64, le=65536)]]
     providers: Fact[Annotated[tuple[Text, ...], Meta(min_length=1)]]
-    engines: Fact[Annotated[tuple[Literal["portable", "official"], ...], Meta(min_length=1)]]
+    engines: Fact[Annotated[tuple[Literal["portable", "ort_training"], ...], Meta(min_length=1)]]
     meters: Fact[Annotated[tuple[Text, ...], Meta(min_length=1)]]
     compatible: Fact[Annotated[tuple[Text, ...], Meta(min_length=1)]] | None = None
     processor: Fact[Text] | None = None

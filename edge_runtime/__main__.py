@@ -60,7 +60,7 @@ def _worker(config: AgentConfig) -> "LocalWorker":
         config.data,
         config.state,
         config.threads,
-        ort_training=config.official,
+        ort_training=config.ort_training,
         checkpoint_s=config.checkpoint_s,
         memory_budget_bytes=config.memory_budget_bytes,
     )

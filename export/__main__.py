@@ -69,15 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     compiles.add_argument("--json", action="store_true", help="print a summary as JSON, and nothing else")
     compiles.add_argument(
-        "--official",
+        "--ort-training",
         choices=("auto", "require", "off"),
         default="off",
-        help="also official ONNX Runtime training artifacts: auto goes on without where they are not possible (off)",
+        help="also make ONNX Runtime training artifacts: auto goes on without where they are not possible (off)",
     )
-    splits = commands.add_parser(
-        "split", help="official ONNX Runtime training artifacts for groups of a bundle's tasks"
-    )
-    splits.add_argument("bundle", type=Path, metavar="BUNDLE", help="compiled with --official auto or require")
+    splits = commands.add_parser("split", help="make ONNX Runtime training artifacts for groups of a bundle's tasks")
+    splits.add_argument("bundle", type=Path, metavar="BUNDLE", help="compiled with --ort-training auto or require")
     splits.add_argument(
         "--groups", required=True, metavar='"a,b;c,d"', help="tasks with commas, groups with semicolons"
     )
@@ -85,10 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     splits.add_argument("--out", type=Path, metavar="FOLDER", help="leave the bundle as it is and write there")
     for command in (compiles, splits):
         command.add_argument(
-            "--official-python",
+            "--ort-training-python",
             type=Path,
             metavar="PYTHON",
-            help="that has onnxruntime-training (default: MAS_OFFICIAL_PYTHON, or .venv-official beside the packages)",
+            help="that has onnxruntime-training (default: MAS_ORT_TRAINING_PYTHON, or .venv-ort-training)",
         )
     deploys = commands.add_parser("deploy", help="a plain inference model of some tasks, with weights inside")
     deploys.add_argument("bundle", type=Path, metavar="BUNDLE")
@@ -134,16 +132,16 @@ def _with_artifacts(
 ) -> wire.Manifest:
     """Return the manifest with the artifacts that are wanted and possible, after writing their files."""
     shutil.rmtree(args.out / wire.ORT_TRAINING, ignore_errors=True)  # of a bundle that was here before
-    if args.official == "off":
+    if args.ort_training == "off":
         return manifest
     try:
-        python = ort_training_python(args.official_python)
+        python = ort_training_python(args.ort_training_python)
         forward = forward_graph(compiled.model)
         made = artifacts_of_all_tasks(
             forward, manifest, compiled.weights, compiled.model, graphs=compiled.graphs, run=run, python=python
         )
     except (OrtTrainingImpossible, OperatorUnsupported) as exc:
-        if args.official == "require":
+        if args.ort_training == "require":
             raise
         print(f"no ONNX Runtime training artifacts: {exc}", file=sys.stderr)
         return manifest
@@ -159,7 +157,7 @@ def _split(args: argparse.Namespace) -> int:
         weights = unpack(wire.read_folder(args.bundle).table, args.weights.read_bytes())
     with tempfile.TemporaryDirectory() as folder:
         run = _Runner(Engine(), Path(folder))
-        python = ort_training_python(args.official_python)
+        python = ort_training_python(args.ort_training_python)
         names = split(args.bundle, args.groups, weights, run=run, python=python, out=args.out)
     print(f"{args.out or args.bundle}: artifacts for {', '.join(names)}")
     return DONE
@@ -234,7 +232,7 @@ def _summary(manifest: wire.Manifest) -> dict[str, Any]:
         "opset": manifest.opset,
         "parity": manifest.parity,
         "versions": manifest.versions,
-        "official": {} if manifest.ort_training is None else manifest.ort_training.groups,
+        "ort_training": {} if manifest.ort_training is None else manifest.ort_training.groups,
     }
 
 

@@ -80,12 +80,23 @@ class ArtifactBuilder:
         """Begin to make the artifacts of some groups of the bundle. Raises ArtifactsUnavailable."""
         self.stop()
         if bundle.ort_training is None or bundle.ort_training.forward is None:
-            raise ArtifactsUnavailable("the bundle has no forward graph of all tasks: compile it with --official auto")
+            raise ArtifactsUnavailable(
+                "the bundle has no forward graph of all tasks: compile it with --ort-training auto"
+            )
         text = ";".join(",".join(tasks) for tasks in groups)
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             out = Path(tempfile.mkdtemp(dir=self._folder)).resolve()
-            words = ["split", self._bundle.resolve(), "--groups", text, "--out", out, "--official-python", self._python]
+            words = [
+                "split",
+                self._bundle.resolve(),
+                "--groups",
+                text,
+                "--out",
+                out,
+                "--ort-training-python",
+                self._python,
+            ]
             with (out / "output").open("wb") as output:
                 process = subprocess.Popen(
                     [str(self._python), "-m", "export", *map(str, words)],

@@ -175,7 +175,7 @@ def _builder(config: ServerConfig) -> ArtifactBuilder | None:
     if not config.ort_training.python.is_file():
         raise ConfigInvalid(
             f"ort_training.python: {config.ort_training.python} does not exist: "
-            "make the environment with `make venv-official`"
+            "make the environment with `make venv-ort-training`"
         )
     return ArtifactBuilder(
         python=config.ort_training.python.absolute(),

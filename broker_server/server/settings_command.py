@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -65,10 +66,12 @@ def run(options: argparse.Namespace, others: Mapping[str, type[msgspec.Struct]])
 
 def document(others: Mapping[str, type[msgspec.Struct]]) -> str:
     """Return docs/settings.md."""
-    parts = [DOCUMENT, f"## server.toml\n\n{to_markdown(ServerConfig)}"]
-    return "\n".join(
-        [*parts, *(f"## {title}\n\n{to_markdown(kind, has_flags=False)}" for title, kind in others.items())]
-    )
+    parts = [f"## server.toml\n\n{to_markdown(ServerConfig)}"]
+    parts += [f"## {title}\n\n{to_markdown(kind, has_flags=False)}" for title, kind in others.items()]
+    titles = re.findall(r"^#+ (.+)$", "\n".join(parts), re.MULTILINE)
+    anchors = [re.sub(r"[^\w-]", "", title) for title in titles]  # as GitHub makes them
+    contents = " · ".join(f"[{title.strip('[]')}](#{anchor})" for title, anchor in zip(titles, anchors, strict=True))
+    return "\n".join([DOCUMENT, f"{contents}\n", *parts])
 
 
 def _print(found: Effective[ServerConfig]) -> None:

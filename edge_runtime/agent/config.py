@@ -91,8 +91,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return None if self.memory_budget is None else parse_size(self.memory_budget)
 
     @property
-    def official(self) -> OrtTrainingUse:
-        """Whether the engine is the official one."""
+    def ort_training(self) -> OrtTrainingUse:
+        """Whether the engine trains with ONNX Runtime training artifacts."""
         uses: dict[str, OrtTrainingUse] = {"portable": "off", "auto": "auto", "ort_training": "require"}
         return uses[self.engine]
 

@@ -44,7 +44,7 @@ def check_plan(plan: Plan, max_bytes: int) -> None:
         )
 
 
-def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, official: bool = False) -> Manifest:
+def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, ort_training: bool = False) -> Manifest:
     """Return the manifest in `data`. Raises WorkRefused unless it is signed and fits the plan and the limit.
 
     For split learning it is the device's part of the manifest: stem and heads.
@@ -70,7 +70,7 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, 
             "bundle",
             f"the weights have {plan.weights.size_bytes} bytes, the manifest's tensors {4 * manifest.table.size}",
         )
-    total = sum(manifest.needs(ort_training=official).values()) + plan.weights.size_bytes + plan.bundle.size_bytes
+    total = sum(manifest.needs(ort_training=ort_training).values()) + plan.weights.size_bytes + plan.bundle.size_bytes
     if total > max_bytes:
         raise WorkRefused(
             "bundle", f"the plan needs {total} bytes, this device downloads at most {max_bytes} (max_download_bytes)"
@@ -78,9 +78,9 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, 
     return manifest
 
 
-def graph_blobs(manifest: Manifest, chunk_bytes: int, *, official: bool = False) -> tuple[Blob, ...]:
+def graph_blobs(manifest: Manifest, chunk_bytes: int, *, ort_training: bool = False) -> tuple[Blob, ...]:
     """Return the manifest's graph files as blobs, each once, in the order of their digests."""
-    sizes = manifest.needs(ort_training=official)
+    sizes = manifest.needs(ort_training=ort_training)
     return tuple(
         Blob(digest=digest, size_bytes=size, chunk_bytes=chunk_bytes) for digest, size in sorted(sizes.items())
     )
@@ -104,12 +104,12 @@ def surplus(stored: Iterable[tuple[float, int, str]], keep: Collection[str], max
 class PlanDownloads:
     """The blobs of one plan after another, in the stores of a state folder."""
 
-    def __init__(self, state: State, *, server_key: str, max_bytes: int, official: bool = False) -> None:
-        """With `official` the graphs include the ONNX Runtime training artifacts."""
+    def __init__(self, state: State, *, server_key: str, max_bytes: int, ort_training: bool = False) -> None:
+        """With `ort_training` the graphs include the ONNX Runtime training artifacts."""
         self._blobs, self._weights = state.blobs, state.weights
         self._server_key = server_key
         self._max_bytes = max_bytes
-        self._official = official
+        self._ort_training = ort_training
         self._assemblies: dict[str, Assembly] = {}
         self._verified: set[str] = set()
 
@@ -174,7 +174,7 @@ class PlanDownloads:
         except WorkRefused:
             self._blobs.discard(plan.bundle.digest)
             raise
-        graphs = graph_blobs(manifest, plan.bundle.chunk_bytes, official=self._official)
+        graphs = graph_blobs(manifest, plan.bundle.chunk_bytes, ort_training=self._ort_training)
         used = {plan.bundle.digest, *(blob.digest for blob in graphs)}
         self._drop_partial(used)
         missing = self._begin_missing(self._blobs, graphs) + self._begin_missing(self._weights, [plan.weights])
@@ -184,7 +184,7 @@ class PlanDownloads:
 
     def _check(self, plan: Plan) -> Manifest:
         data = self._blobs.read(plan.bundle.digest)
-        return check_manifest(data, plan, self._server_key, self._max_bytes, official=self._official)
+        return check_manifest(data, plan, self._server_key, self._max_bytes, ort_training=self._ort_training)
 
     def _begin_missing(self, store: BlobStore, blobs: Iterable[Blob]) -> tuple[MissingBlob, ...]:
         missing = []

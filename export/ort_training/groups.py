@@ -37,21 +37,21 @@ from export.parity.check import Runner
 from export.signature import Role
 
 DRAWS = 3
-VARIABLE = "MAS_OFFICIAL_PYTHON"
+VARIABLE = "MAS_ORT_TRAINING_PYTHON"
 GraphBytes = Callable[[str], bytes]
 
 
 def ort_training_python(given: Path | None) -> Path:
-    """Return the Python that has onnxruntime-training: given, named by the environment, or of .venv-official here.
+    """Return the Python that has onnxruntime-training: given, named by the environment, or of .venv-ort-training here.
 
     Raises OrtTrainingImpossible.
     """
     named = given or (Path(os.environ[VARIABLE]) if os.environ.get(VARIABLE) else None)
-    python = named or ROOT / ".venv-official" / "bin" / "python"
+    python = named or ROOT / ".venv-ort-training" / "bin" / "python"
     if not python.is_file():
         raise OrtTrainingImpossible(
-            f"{python} does not exist: make the environment of onnxruntime-training with `make venv-official`, or name "
-            f"its Python with --official-python or {VARIABLE}"
+            f"{python} does not exist: make the environment of onnxruntime-training with `make venv-ort-training`, or "
+            f"name its Python with --ort-training-python or {VARIABLE}"
         )
     return python
 
@@ -200,7 +200,9 @@ def split(
     chosen = parse_groups(groups, manifest)
     path = folder / wire.ORT_TRAINING / wire.FORWARD
     if manifest.ort_training is None or manifest.ort_training.forward is None:
-        raise BundleInvalid(f"{folder} has no {path.name} to make artifacts from: compile it with --official require")
+        raise BundleInvalid(
+            f"{folder} has no {path.name} to make artifacts from: compile it with --ort-training require"
+        )
     data = path.read_bytes()
     forward = onnx.load_from_string(data)
     start = unpack(manifest.table, (folder / wire.WEIGHTS).read_bytes()) if weights is None else weights

@@ -153,7 +153,7 @@ def check_gradients(model: onnx.ModelProto, parameters: Sequence[str]) -> None:
         if node.op_type not in DIFFERENTIABLE:
             raise OrtTrainingImpossible(
                 f"onnxruntime-training 1.19.2 has no CPU gradient for {node.op_type}, which {node.doc_string} uses: "
-                "use another operator there, or compile without artifacts (--official off)"
+                "use another operator there, or compile without artifacts (--ort-training off)"
             )
         needed.update(_differentiable(node))
 

@@ -132,10 +132,10 @@ def test_settings_of_before_are_read_with_a_sentence(tmp_path, capsys, caplog):
     assert f"{path}: training.merging is called training.gradient_combination" in caplog.text
 
 
-def test_serve_official_python_that_is_not_there(tmp_path, capsys):
+def test_serve_ort_training_python_that_is_not_there(tmp_path, capsys):
     words = ["--state", str(tmp_path), "--port", "0", "--ort-training-python", str(tmp_path / "none")]
     assert main(words) == USAGE
-    assert "make venv-official" in capsys.readouterr().err
+    assert "make venv-ort-training" in capsys.readouterr().err
 
 
 def test_serve_state_folder_in_use(tmp_path, capsys):

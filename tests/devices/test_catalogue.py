@@ -31,7 +31,7 @@ def test_show_jetson_says_how_it_is_flashed(capsys):
 
 def test_show_json(capsys):
     assert main(["show", "x86-64", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["facts"]["engines"]["value"] == ["portable", "official"]
+    assert json.loads(capsys.readouterr().out)["facts"]["engines"]["value"] == ["portable", "ort_training"]
 
 
 def test_show_unknown_board_is_one_sentence(capsys):

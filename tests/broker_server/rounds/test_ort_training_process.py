@@ -216,7 +216,7 @@ def test_artifacts_of_a_bundle_without_a_forward_graph(world, stand_in, tmp_path
     world.device("y").start()
     world.until_finished()
     assert starts(tmp_path) == []
-    assert "compile it with --official auto" in reports.build(world.journal).ort_training["c"].problem
+    assert "compile it with --ort-training auto" in reports.build(world.journal).ort_training["c"].problem
 
 
 def test_server_that_crashes_while_artifacts_are_made_makes_them_again(building, tmp_path):

@@ -43,9 +43,9 @@ def test_read_takes_the_optional_keys(tmp_path):
     ("engine", "official"),
     [("portable", "off"), ("auto", "auto"), ("ort_training", "require"), ("official", "require")],
 )
-def test_engine_says_whether_official_artifacts_are_asked_for(tmp_path, engine, official):
-    assert read(write(tmp_path)).official == "off"
-    assert read(write(tmp_path, engine=f'"{engine}"')).official == official
+def test_engine_says_whether_ort_training_artifacts_are_asked_for(tmp_path, engine, official):
+    assert read(write(tmp_path)).ort_training == "off"
+    assert read(write(tmp_path, engine=f'"{engine}"')).ort_training == official
 
 
 def test_read_takes_a_meter_and_what_it_needs(tmp_path):

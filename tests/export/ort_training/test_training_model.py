@@ -30,8 +30,10 @@ from export.ort_training.groups import VARIABLE, ort_training_python, parse_grou
 
 pytestmark = pytest.mark.workstation
 ROOT = Path(__file__).parents[3]
-PYTHON = Path(os.environ.get(VARIABLE) or ROOT / ".venv-official" / "bin" / "python")
-needs_environment = pytest.mark.skipif(not PYTHON.is_file(), reason="needs onnxruntime-training: make venv-official")
+PYTHON = Path(os.environ.get(VARIABLE) or ROOT / ".venv-ort-training" / "bin" / "python")
+needs_environment = pytest.mark.skipif(
+    not PYTHON.is_file(), reason="needs onnxruntime-training: make venv-ort-training"
+)
 LR = 0.05
 
 
@@ -135,7 +137,7 @@ def test_operators_are_translated_to_what_has_a_gradient(make):
 
 @needs_environment
 def test_gradient_of_each_operator_on_the_list_is_its_slope():
-    script = ROOT / "tests" / "fixtures" / "official_gradients.py"
+    script = ROOT / "tests" / "fixtures" / "ort_training_gradients.py"
     done = command(script, *sorted(training_model.DIFFERENTIABLE), python=PYTHON)
     assert done.returncode == 0, done.stderr[-2000:]
     wrong, _, operators = done.stdout.strip().partition("\noperators: ")
@@ -190,7 +192,7 @@ def test_five_steps_of_the_training_api_are_pytorch_s(tmp_path):
 @needs_environment
 def test_bundle_with_artifacts_trains_alike_on_both_engines(tmp_path, tiny_source):
     bundle, data = tmp_path / "bundle", ROOT / "tests" / "fixtures" / "data"
-    done = command("-m", "export", "compile", tiny_source, "--out", bundle, "--official", "require")
+    done = command("-m", "export", "compile", tiny_source, "--out", bundle, "--ort-training", "require")
     assert done.returncode == 0, done.stderr
     done = command("-m", "export", "split", bundle, "--groups", "normals,depth;segmentation")
     assert done.returncode == 0, done.stderr
@@ -198,7 +200,7 @@ def test_bundle_with_artifacts_trains_alike_on_both_engines(tmp_path, tiny_sourc
     manifest = wire.read_folder(bundle)
     assert list(manifest.ort_training.groups) == ["depth+normals", "depth+normals+segmentation", "segmentation"]
     before, out = wire.encode(manifest), tmp_path / "out"
-    words = ("--groups", "depth", "--out", out, "--official-python", PYTHON)
+    words = ("--groups", "depth", "--out", out, "--ort-training-python", PYTHON)
     done = command("-m", "export", "split", bundle, *words, python=PYTHON)  # as a server does
     assert done.returncode == 0, done.stderr
     assert (bundle / wire.MANIFEST).read_bytes() == before
@@ -215,9 +217,9 @@ def test_bundle_with_artifacts_trains_alike_on_both_engines(tmp_path, tiny_sourc
             done = command("-m", "edge_runtime", "train", *options, *words, python=python)
             assert done.returncode == 0, done.stderr
             weights[engine] = unpack(table, out.read_bytes())
-        np.testing.assert_allclose(weights["official"], weights["portable"], atol=1e-5)
+        np.testing.assert_allclose(weights["ort_training"], weights["portable"], atol=1e-5)
     done = command(
-        *("-m", "edge_runtime", "train", *options, "--tasks", "depth", "--engine", "official"), python=PYTHON
+        *("-m", "edge_runtime", "train", *options, "--tasks", "depth", "--engine", "ort_training"), python=PYTHON
     )
     assert done.returncode == 3
     assert "the bundle has no ONNX Runtime training artifacts for depth" in done.stderr
@@ -230,7 +232,7 @@ def test_bundle_with_artifacts_trains_alike_on_both_engines(tmp_path, tiny_sourc
 def test_running_statistics_dropout_and_several_representations_train_alike_on_both_engines(tmp_path):
     source = f"{ROOT / 'tests' / 'fixtures' / 'stateful_model.py'}:build"
     bundle, data = tmp_path / "bundle", ROOT / "tests" / "fixtures" / "data"
-    done = command("-m", "export", "compile", source, "--out", bundle, "--official", "require")
+    done = command("-m", "export", "compile", source, "--out", bundle, "--ort-training", "require")
     assert done.returncode == 0, done.stderr
     done = command("-m", "export", "split", bundle, "--groups", "normals")
     assert done.returncode == 0, done.stderr
@@ -247,8 +249,8 @@ def test_running_statistics_dropout_and_several_representations_train_alike_on_b
             done = command("-m", "edge_runtime", "train", *options, *words, python=python)
             assert done.returncode == 0, done.stderr
             weights[engine] = unpack(table, out.read_bytes())
-        np.testing.assert_allclose(weights["official"], weights["portable"], atol=1e-5)
-        before, after = table.views(start), table.views(weights["official"])
+        np.testing.assert_allclose(weights["ort_training"], weights["portable"], atol=1e-5)
+        before, after = table.views(start), table.views(weights["ort_training"])
         moved = {name for name in before if (before[name] != after[name]).any()}
         assert "state.encoder.norm.running_mean" in moved
         assert "state.encoder.last.running_var" in moved  # by the batches, though no loss of `normals` depends on it
@@ -352,11 +354,11 @@ def test_operator_without_a_gradient_is_named_with_its_module(tmp_path):
     source = tmp_path / "model.py"
     source.write_text(TRANSPOSED)
     sentence = "onnxruntime-training 1.19.2 has no CPU gradient for ConvTranspose, which head/up.1 uses"
-    done = command("-m", "export", "compile", f"{source}:build", "--out", tmp_path / "a", "--official", "auto")
+    done = command("-m", "export", "compile", f"{source}:build", "--out", tmp_path / "a", "--ort-training", "auto")
     assert done.returncode == 0, done.stderr
     assert sentence in done.stderr
     assert wire.read_folder(tmp_path / "a").ort_training is None
-    done = command("-m", "export", "compile", f"{source}:build", "--out", tmp_path / "b", "--official", "require")
+    done = command("-m", "export", "compile", f"{source}:build", "--out", tmp_path / "b", "--ort-training", "require")
     assert done.returncode == 3
     assert sentence in done.stderr
     assert not (tmp_path / "b" / "manifest.json").exists()
@@ -381,7 +383,7 @@ def test_gradient_check_finds_what_lies_between_parameters_and_loss_alone(make):
 
 def test_environment_that_is_not_there_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv(VARIABLE, str(tmp_path / "python"))
-    with pytest.raises(OrtTrainingImpossible, match="make venv-official"):
+    with pytest.raises(OrtTrainingImpossible, match="make venv-ort-training"):
         ort_training_python(None)
     assert ort_training_python(Path(sys.executable)) == Path(sys.executable)
 
@@ -414,16 +416,18 @@ def test_split_of_a_bundle_with_a_graph_that_none_may_have_is_refused(tmp_path):
     manifest = wire.decode((bundle / wire.MANIFEST).read_bytes())
     changed = msgspec.structs.replace(manifest, graphs=manifest.graphs | {"encoder.0.backward": file})
     (bundle / wire.MANIFEST).write_bytes(wire.encode(changed))
-    done = command("-m", "export", "split", bundle, "--groups", "depth,normals", "--official-python", sys.executable)
+    done = command(
+        "-m", "export", "split", bundle, "--groups", "depth,normals", "--ort-training-python", sys.executable
+    )
     assert done.returncode == 3
     assert "graph encoder.0.backward is refused: operator 'Loop'" in done.stderr
 
 
 def test_split_of_a_bundle_without_a_forward_graph_is_refused(tmp_path):
     bundle = ROOT / "tests" / "fixtures" / "bundle"
-    done = command("-m", "export", "split", bundle, "--groups", "depth", "--official-python", sys.executable)
+    done = command("-m", "export", "split", bundle, "--groups", "depth", "--ort-training-python", sys.executable)
     assert done.returncode == 3
-    assert "compile it with --official require" in done.stderr
+    assert "compile it with --ort-training require" in done.stderr
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A whole MAS run on the official engine beside the same run on the portable one.
+"""A whole MAS run with ONNX Runtime training artifacts beside the same run on the portable one.
 
 Both merge, measure and split with the same data, seeds and settings; the server compiles the training artifacts of the
 groups that it finds while the devices wait. What they have in common at the end is the tolerance of the engines.
@@ -21,10 +21,10 @@ from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.tensors import unpack
 
 ROOT = Path(__file__).parents[2]
-PYTHON = Path(os.environ.get("MAS_OFFICIAL_PYTHON") or ROOT / ".venv-official" / "bin" / "python")
+PYTHON = Path(os.environ.get("MAS_ORT_TRAINING_PYTHON") or ROOT / ".venv-ort-training" / "bin" / "python")
 pytestmark = [
     pytest.mark.workstation,
-    pytest.mark.skipif(not PYTHON.is_file(), reason="needs onnxruntime-training: make venv-official"),
+    pytest.mark.skipif(not PYTHON.is_file(), reason="needs onnxruntime-training: make venv-ort-training"),
 ]
 LIMIT_S = 600.0
 TOLERANCE = 1e-4
@@ -39,9 +39,9 @@ def compiled(tmp_path):
 
     def make(name):
         source, out = ROOT / "tests" / "fixtures" / f"{name}.py", tmp_path / "bundle"
-        words = ["-m", "export", "compile", f"{source}:build", "--out", out, "--official", "require"]
+        words = ["-m", "export", "compile", f"{source}:build", "--out", out, "--ort-training", "require"]
         done = subprocess.run(
-            [sys.executable, *map(str, words), "--official-python", str(PYTHON)],
+            [sys.executable, *map(str, words), "--ort-training-python", str(PYTHON)],
             cwd=ROOT,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             capture_output=True,
@@ -123,7 +123,7 @@ def test_engines_agree_over_a_whole_run(make_site, compiled):
     bundle = compiled("make_bundle")
     portable = run(make_site("portable"), bundle, ("portable", "portable"))
     assert portable.report()["ort_training"] == {}
-    agree(bundle, portable, run(make_site("official"), bundle, ("official", "official")))
+    agree(bundle, portable, run(make_site("ort_training"), bundle, ("ort_training", "ort_training")))
     mixed = run(make_site("mixed"), bundle, ("portable", "auto"), cut_off=True)
     agree(bundle, portable, mixed)
     fetched = {name: blobs(mixed, name) for name in "ab"}
@@ -134,7 +134,7 @@ def test_engines_agree_over_a_whole_run(make_site, compiled):
 def test_engines_agree_with_running_statistics_dropout_and_several_representations(make_site, compiled):
     bundle = compiled("stateful_model")
     portable = run(make_site("portable"), bundle, ("portable", "portable"))
-    agree(bundle, portable, run(make_site("official"), bundle, ("official", "official")))
+    agree(bundle, portable, run(make_site("ort_training"), bundle, ("ort_training", "ort_training")))
 
 
 def blobs(site, name):
