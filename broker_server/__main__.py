@@ -27,7 +27,7 @@ from broker_server.rounds.journal import JournalInvalid
 from broker_server.server import settings_command
 from broker_server.server.config import SETTINGS
 from broker_server.server.dispatcher import BrokerRefused
-from broker_server.server.enrol import EnrolmentRefused, enrol
+from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
 from broker_server.server.keys import KeyInvalid
 from broker_server.server.serve import serve, write_report
 from broker_server.server.state import StateBusy, StateFolder
@@ -38,7 +38,7 @@ from broker_server.simulation.rooms.building import RoomsInvalid
 from broker_server.simulation.worker_pool import ClusterUnavailable, WorkerLost
 from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
 from devices.cli.run import run as run_command
-from devices.cli.settings import add_flags
+from devices.cli.settings import add_flags, of_flags
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.agent.energy_totals import read_journal
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
@@ -90,25 +90,17 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
         formatter_class=partial(argparse.HelpFormatter, max_help_position=32, width=118),
     )
     _serve_options(parser, is_full=is_full)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m broker_server")
 
     one = commands.add_parser("enrol", help="write a device's configuration, with its token")
     one.add_argument("device", help="the device's name: letters, digits, . _ -")
     one.add_argument("--out", type=Path, required=True, help="the file to write, for the device: agent.toml")
     one.add_argument("--url", help="where the device finds the broker: mqtt://host:port (default: this machine)")
-    one.add_argument("--data", default="data", help="the device's data set, relative to the file (default: data)")
     one.add_argument("--days", type=float, default=365.0, help="how long the token is good for (default: 365)")
-    one.add_argument("--threads", type=int, help="threads that the device computes with (default: it decides)")
-    one.add_argument("--ca-file", help="the device's file of certificates to trust, for mqtts://, relative to the file")
-    one.add_argument(
-        "--engine",
-        choices=("portable", "auto", "ort_training"),
-        help="what the device trains with: ort_training is onnxruntime-training alone, auto where it can (portable)",
-    )
-    one.add_argument("--meter", help="what measures the device's energy: auto, none or a source (default: auto)")
     one.add_argument("--config", type=Path, help="server.toml")
     add_flags(one, [each for each in SETTINGS if each.key in {"state", "federation"}])
     one.add_argument("--force", action="store_true", help="replace the file if it exists")
+    add_flags(one, DEVICE_SETTINGS, {"": "settings of the device, in agent.toml"})
     one.set_defaults(command=_enrol)
 
     split = commands.add_parser("split", help="find the best groups for a table of affinities")
@@ -186,13 +178,9 @@ def _enrol(options: argparse.Namespace) -> int:
         state=config.state,
         federation=config.federation,
         url=options.url,
-        data=options.data,
         days=options.days,
-        threads=options.threads,
-        ca_file=options.ca_file,
-        engine=options.engine,
-        meter=options.meter,
         force=options.force,
+        **of_flags(options, DEVICE_SETTINGS),
     )
     print(f"{options.out} is for {options.device} alone: copy it there and run")
     print(f"  python -m edge_runtime run --config {options.out.name}")

@@ -14,7 +14,7 @@ from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.grouping.search import Mode
 from broker_server.report.energy import EnergySum, total
 from broker_server.rounds.journal import FederationJournal, RoundRow
-from broker_server.rounds.open_round import Result
+from broker_server.rounds.round_state import Result
 from broker_server.strategies.planner import Phase
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.energy import Energy

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from broker_server.rounds.open_round import OpenRound, Result
+from broker_server.rounds.round_state import OpenRound, Result
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.messages import ServerMessage, Update
 

@@ -5,7 +5,7 @@ Rules
   actions, to be done in that order. `Record` comes before the `Send` of its acknowledgement: journal, then say so.
 - One round is open at a time. A round begins when enough devices are online, with a seeded sample of those that
   have labels of one of its tasks. One that nobody can measure is refused by all, and so closes.
-- A member's state changes by the table `TRANSITIONS` (open_round.py) alone. What the table does not have is counted in
+- A member's state changes by the table `TRANSITIONS` (round_state.py) alone. What the table does not have is counted in
   `counts`, declined where the device waits for an answer, and changes nothing.
 - A round closes when every member has answered, a refusal being an answer, or at the deadline; either way only with
   a quorum of results. Without one the deadline is extended: members that are online go on, the others are replaced
@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Meta
 
 from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Note, Opened, Record, Send
-from broker_server.rounds.open_round import UNANSWERED, OpenRound, Result, RoundTraffic, Step
+from broker_server.rounds.round_state import UNANSWERED, OpenRound, Result, RoundTraffic, Step
 from broker_server.rounds.validation import evaluation_fault, update_fault
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, Update

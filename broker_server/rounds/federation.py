@@ -13,13 +13,13 @@ import msgspec
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker_server.aggregation.encoder import ENCODER, Aggregation, RoundAggregation
 from broker_server.aggregation.fedavg import weighted_losses
+from broker_server.aggregation.rules import ENCODER, Aggregation, RoundAggregation
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.rounds.manifests import GroupManifests
-from broker_server.rounds.open_round import Result, RoundTraffic
+from broker_server.rounds.round_state import Result, RoundTraffic
 from broker_server.strategies.planner import (
     Measurements,
     Phase,

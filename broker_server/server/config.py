@@ -20,7 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_server.aggregation.encoder import Aggregation
+from broker_server.aggregation.rules import Aggregation
 from broker_server.rounds.coordinator import Rules
 from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.federation import Terms

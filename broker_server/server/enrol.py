@@ -7,6 +7,8 @@ from pathlib import Path
 
 from broker_server.server.keys import load_or_create
 from broker_server.server.state import read_url
+from devices.cli.settings import Tree, build, settings_of
+from edge_runtime.agent.config import AgentConfig
 from edge_runtime.wire import tokens
 from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.signing import public_hex
@@ -14,8 +16,10 @@ from edge_runtime.wire.signing import public_hex
 SECRET = 0o600
 DAY_S = 86_400.0
 DEFAULT_PORT = 1883
-MAX_THREADS = 1024
-"""The most that agent.toml takes."""
+WRITTEN = ("device", "federation", "url", "token", "server_key", "state")
+"""The keys of agent.toml that enrolling decides."""
+DEVICE_SETTINGS = tuple(each for each in settings_of(AgentConfig) if each.key not in WRITTEN)
+"""The keys that whoever enrols may give."""
 _URL = re.compile(r"mqtts?://[^/\s@]+\Z")
 _UNSPECIFIED = {"", "0.0.0.0", "::"}  # noqa: S104
 
@@ -31,45 +35,37 @@ def enrol(
     state: Path,
     federation: str,
     url: str | None = None,
-    data: str = "data",
     days: float = 365.0,
-    threads: int | None = None,
-    ca_file: str | None = None,
-    engine: str | None = None,
-    meter: str | None = None,
     force: bool = False,
+    **settings: object,
 ) -> None:
-    """Write a device's configuration to `out`, readable by its owner alone. Paths are the device's, relative to it.
+    """Write a device's configuration to `out`, readable by its owner alone.
 
-    Raises EnrolmentRefused for a file that is there already (unless `force`), a URL, a lifetime or threads that
-    cannot be; TokenRefused for a name that may not be one; KeyInvalid.
+    `settings` are further keys of agent.toml (edge_runtime.agent.config); paths are the device's, relative to the file.
+    Raises EnrolmentRefused for a file that is there already (unless `force`), a URL or a lifetime that cannot be;
+    ConfigInvalid for a setting that agent.toml does not take; TokenRefused for a name that may not be one; KeyInvalid.
     """
     if out.exists() and not force:
         raise EnrolmentRefused(f"{out} exists already: give --force to replace it, with a new token")
     if not days > 0:
         raise EnrolmentRefused(f"a token cannot be valid for {days:g} days: give a number of days above 0")
-    if threads is not None and not 1 <= threads <= MAX_THREADS:
-        raise EnrolmentRefused(f"{threads} threads cannot compute: give 1 to {MAX_THREADS}")
     url = url or read_url(state) or f"mqtt://{own_address()}:{DEFAULT_PORT}"
     if not _URL.match(url):
         raise EnrolmentRefused(f"{url!r} is not a broker's URL: write mqtt://host:port or mqtts://host:port")
     key = load_or_create(state)
     token = tokens.issue(key, name=device, federation=federation, role="device", lifetime_s=days * DAY_S)
-    entries: dict[str, str | int | None] = {
+    entries: Tree = {
         "device": device,
         "federation": federation,
         "url": url,
         "token": token,
         "server_key": public_hex(key),
-        "data": data,
+        "data": "data",
         "state": "state",
-        "threads": threads,
-        "ca_file": ca_file,
-        "engine": engine,
-        "meter": meter,
+        **{name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
     }
-    given = {name: value for name, value in entries.items() if value is not None}
-    text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in given.items())
+    build(AgentConfig, [(str(out), entries)])  # what the device would refuse is not written
+    text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in entries.items())
     write_atomic(out, text.encode(), mode=SECRET)
 
 

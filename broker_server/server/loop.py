@@ -14,13 +14,13 @@ from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.encoder_process import EncoderSupervisor, EncoderUnavailable
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import RoundRow
-from broker_server.rounds.open_round import OpenRound, Result, RoundTraffic
 from broker_server.rounds.ort_training_process import (
     ArtifactBuilder,
     ArtifactsUnavailable,
     artifact_users,
     problem_sentence,
 )
+from broker_server.rounds.round_state import OpenRound, Result, RoundTraffic
 from broker_server.server.dispatcher import NO_BUILDER, Dispatcher, FragmentReceived, RoundEvent, UpdateComplete
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.errors import TensorsInvalid

@@ -18,7 +18,7 @@ from broker_server.report.build import round_report
 from broker_server.report.energy import label
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import RoundRow
-from broker_server.rounds.open_round import UNANSWERED, Result
+from broker_server.rounds.round_state import UNANSWERED, Result
 from broker_server.server.loop import ServerLoop
 from edge_runtime.wire.messages import Evaluation
 from edge_runtime.wire.names import Tasks

@@ -16,7 +16,7 @@ import msgspec
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import FederationJournal, RoundRow
-from broker_server.rounds.open_round import Result
+from broker_server.rounds.round_state import Result
 from broker_server.server.config import ServerConfig
 from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.state import StateFolder

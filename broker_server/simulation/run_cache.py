@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker_server.aggregation.encoder import Aggregation
+from broker_server.aggregation.rules import Aggregation
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.simulation.timeline import Timeline

@@ -179,7 +179,7 @@ def add_flags(
     """
     for table, several in by_table(settings).items():
         about = (titles or {}).get(table, "")
-        title = f"[{table}] {about}".rstrip() if table else "settings"
+        title = f"[{table}] {about}".rstrip() if table else about or "settings"
         group = parser.add_argument_group(title) if any(map(is_shown, several)) else parser
         for each in several:
             _add_flag(group, each, each.help if is_shown(each) else argparse.SUPPRESS)

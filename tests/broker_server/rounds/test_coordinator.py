@@ -7,7 +7,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from broker_server.rounds.actions import Abandon, Close, FetchUpdate, Note, Opened, Record, Send
 from broker_server.rounds.coordinator import Coordinator, Rules
-from broker_server.rounds.open_round import TRANSITIONS, UNANSWERED
+from broker_server.rounds.round_state import TRANSITIONS, UNANSWERED
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.compression import Updates

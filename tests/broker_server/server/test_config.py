@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_server.aggregation.encoder import Aggregation
+from broker_server.aggregation.rules import Aggregation
 from broker_server.aggregation.server_optimizer import ServerOptimizer
 from broker_server.grouping.search import SplitImpossible
 from broker_server.server.config import SETTINGS, ServerConfig, read

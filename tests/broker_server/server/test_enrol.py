@@ -7,6 +7,7 @@ import msgspec
 from broker_server.server.enrol import EnrolmentRefused, enrol, own_address
 from broker_server.server.keys import load_or_create
 from broker_server.server.state import StateFolder
+from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire import tokens
 from edge_runtime.wire.errors import TokenRefused
 from edge_runtime.wire.signing import public_hex
@@ -66,8 +67,6 @@ def test_enrol_refuses_to_replace_a_file(tmp_path):
     [
         {"days": 0},
         {"days": float("nan")},
-        {"threads": 0},
-        {"threads": 1025},
         {"url": "http://x"},
         {"url": "mqtt://u@h"},
     ],
@@ -75,6 +74,13 @@ def test_enrol_refuses_to_replace_a_file(tmp_path):
 def test_enrol_refuses(tmp_path, settings):
     with pytest.raises(EnrolmentRefused):
         enrolled(tmp_path, **settings)
+
+
+@pytest.mark.parametrize("settings", [{"threads": 0}, {"threads": 1025}, {"engine": "steam"}, {"dta": "x"}])
+def test_enrol_refuses_what_the_device_would_refuse(tmp_path, settings):
+    with pytest.raises(ConfigInvalid, match=next(iter(settings))):
+        enrolled(tmp_path, **settings)
+    assert not (tmp_path / "device").exists()
 
 
 def test_enrol_refuses_a_name(tmp_path):

@@ -2,7 +2,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from broker_server.aggregation.encoder import RoundAggregation
+from broker_server.aggregation.rules import RoundAggregation
 from broker_server.report.build import models
 from broker_server.rounds.federation import FederationChanged
 from edge_runtime.wire.errors import WireError

@@ -9,7 +9,7 @@ import samples
 
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
-from broker_server.rounds.open_round import RoundTraffic
+from broker_server.rounds.round_state import RoundTraffic
 from broker_server.server.keys import load_or_create
 from broker_server.simulation.run_cache import GroupRuns, RunCache
 from broker_server.simulation.summary import Summary

@@ -3,7 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from broker_server.report import build as reports
-from broker_server.rounds.open_round import RoundTraffic
+from broker_server.rounds.round_state import RoundTraffic
 from broker_server.simulation.summary import summarise
 
 

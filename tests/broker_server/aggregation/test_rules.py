@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from broker_server.aggregation.encoder import Aggregation, RoundAggregation
 from broker_server.aggregation.fedavg import FedAvg
 from broker_server.aggregation.gpaggregation import aggregate
+from broker_server.aggregation.rules import Aggregation, RoundAggregation
 from broker_server.aggregation.server_optimizer import ServerOptimizer
 from edge_runtime.wire.conflict import cagrad, combine, gram, pcgrad
 from edge_runtime.wire.errors import TensorsInvalid

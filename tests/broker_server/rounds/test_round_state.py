@@ -1,6 +1,6 @@
 import pytest
 
-from broker_server.rounds.open_round import RoundTraffic
+from broker_server.rounds.round_state import RoundTraffic
 
 
 @pytest.mark.parametrize("up_bytes", [0, None])

@@ -1,5 +1,7 @@
 """The round that is going on: its members and their states, the results that it has, and the bytes that it took.
 
+When it begins, closes or is extended is the coordinator's: coordinator.py.
+
 A member of a round:
 
     asked ──announce──► fetching ──receive──► counted
