@@ -31,7 +31,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint test test-workstation test-board test-arm test-boards test-cluster \
+.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint check test test-workstation test-board test-arm test-boards test-cluster \
 	test-torch \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
@@ -43,6 +43,7 @@ help:
 	@echo "make board        measures what a board installs and checks our own wheel"
 	@echo "make install      an environment at PREFIX with EXTRAS (board, server, export …), as the Dockerfile has it"
 	@echo "make lint         style, types and import contracts"
+	@echo "make check        lint, and the quick tests on two cores: under two minutes, before each commit"
 	@echo "make test         lint, and the tests in both environments"
 	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
 	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
@@ -148,6 +149,10 @@ lint: $(VENV)/.stamp
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+# What belongs before each commit: under two minutes on two cores.
+check: lint
+	$(VENV)/bin/python -m pytest -q -n 2 -m 'not emulated and not process and not slow'
 
 test: lint test-workstation test-board
 

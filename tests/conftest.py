@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 
 import pytest
 from hypothesis import settings
@@ -23,6 +24,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("workstation"):
             item.add_marker(skip)
+
+
+STARTS = {"os.fork", "os.posix_spawn", "subprocess.Popen"}
+started: list[str] = []
+"""What the test that is running has started, by Python's audit events."""
+sys.addaudithook(lambda event, _: started.append(event) if event in STARTS else None)
+
+
+def watched(item: pytest.Item) -> object:
+    """Fail a test that starts a process and is not marked `process`: make check would run it."""
+    started.clear()
+    result = yield
+    if started and not item.get_closest_marker("process"):
+        pytest.fail(f"it starts a process ({started[0]}): mark it with @pytest.mark.process")
+    return result
+
+
+pytest_runtest_setup = pytest.hookimpl(wrapper=True)(watched)
+pytest_runtest_call = pytest.hookimpl(wrapper=True)(watched)
 
 
 class Board:
