@@ -102,7 +102,7 @@ $(OLDEST)/bin/python:
 
 # The oldest torch, onnx and onnxruntime that pyproject.toml allows.
 $(OLDEST)/.stamp: pyproject.toml | $(OLDEST)/bin/python
-	$(OLDEST)/bin/python -m pip install 'torch==2.6.*' 'onnx==1.17.*' 'onnxruntime==1.23.*' pytest hypothesis '.[workstation]'
+	$(OLDEST)/bin/python -m pip install 'torch==2.8.*' 'onnx==1.17.*' 'onnxruntime==1.23.*' pytest hypothesis '.[workstation]'
 	$(OLDEST)/bin/python -m pip uninstall --quiet --yes mas-edge
 	@touch $@
 
