@@ -77,7 +77,7 @@ def test_run_grid_refuses_a_wrong_method_before_any_run(experiment, tmp_path):
 def test_run_grid_refuses_to_divide_a_model_without_a_stem_before_any_run(experiment, tmp_path):
     methods = {**experiment.methods, "far": {"strategy": "fedbone"}}
     whole = msgspec.structs.replace(experiment, methods=methods, bundle=str(BUNDLE))
-    with pytest.raises(ConfigInvalid, match=r"methods\.far: general: the model has no stem"):
+    with pytest.raises(ConfigInvalid, match=r"methods\.far: split_learning.encoder: the model has no stem"):
         run(whole, tmp_path / "out", Watched())
 
 
