@@ -31,7 +31,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint check test test-workstation test-board test-arm test-boards test-cluster \
+.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-cluster \
 	test-torch \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
@@ -43,6 +43,7 @@ help:
 	@echo "make board        measures what a board installs and checks our own wheel"
 	@echo "make install      an environment at PREFIX with EXTRAS (board, server, export …), as the Dockerfile has it"
 	@echo "make lint         style, types and import contracts"
+	@echo "make settings     docs/settings.md and its JSON schema, from the code"
 	@echo "make check        lint, and the quick tests on two cores: under two minutes, before each commit"
 	@echo "make test         lint, and the tests in both environments"
 	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
@@ -149,6 +150,11 @@ lint: $(VENV)/.stamp
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+
+# The documents of the settings, from the structs that the code uses.
+settings: $(VENV)/.stamp
+	$(VENV)/bin/python -m broker_server settings --document > docs/settings.md
+	$(VENV)/bin/python -m broker_server settings --schema > docs/settings.schema.json
 
 # What belongs before each commit: under two minutes on two cores.
 check: lint

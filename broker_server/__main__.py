@@ -152,7 +152,13 @@ def _serve_options(parser: argparse.ArgumentParser, *, is_full: bool) -> None:
     parser.set_defaults(command=_serve)
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every setting, and exit")
     parser.add_argument("--broker", metavar="URL", help="use this broker instead of starting one: mqtt://host:port")
-    parser.add_argument("--ca-file", type=Path, metavar="FILE", help="certificates to trust, with --broker mqtts://…")
+    parser.add_argument(
+        "--ca-file",
+        dest="broker_ca_file",
+        type=Path,
+        metavar="FILE",
+        help="certificates to trust, with --broker mqtts://…",
+    )
     parser.add_argument("--token", help="the server's token for --broker (default: one signed with its own key)")
     parser.add_argument("--new", action="store_true", help="begin a new federation; the old one's weights are deleted")
     parser.add_argument("--exit-when-finished", "--once", action="store_true", help="end with the federation")
@@ -231,7 +237,7 @@ def _serve(options: argparse.Namespace) -> int:
     served = serve(
         settings_command.settings(options).value,
         broker=options.broker,
-        ca_file=options.ca_file,
+        ca_file=options.broker_ca_file,
         token=options.token,
         is_new=options.new,
         is_once=options.exit_when_finished,

@@ -53,6 +53,14 @@ def test_enrol_twice(tmp_path, capsys):
     assert "--force" in capsys.readouterr().err
 
 
+def test_enrol_writes_what_the_agent_reads(tmp_path):
+    from edge_runtime.agent.config import read
+
+    out = tmp_path / "agent.toml"
+    assert main(["enrol", "pi", "--out", str(out), "--state", str(tmp_path / "state")]) == DONE
+    assert (read(out).device, read(out).data, read(out).ca_file) == ("pi", tmp_path / "data", None)
+
+
 def test_enrol_with_what_the_device_needs(tmp_path):
     out = tmp_path / "agent.toml"
     more = ["--threads", "2", "--ca-file", "ca.pem", "--url", "mqtts://server.lan"]
