@@ -12,7 +12,7 @@ COPY devices devices
 
 FROM sources AS server-install
 RUN python3 -m venv /opt/mas-edge && \
-    /opt/mas-edge/bin/python -m pip install --no-cache-dir '.[server]'
+    /opt/mas-edge/bin/python -m pip install --no-cache-dir '.[server,datasets]'
 
 FROM sources AS export-install
 RUN python3 -m venv /opt/mas-edge && \

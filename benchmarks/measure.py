@@ -79,7 +79,7 @@ def rooms(buildings: int = 1, images: int = 200, size: int = 64) -> Path:
     made = WORK / f"data-{buildings}-{images}-{size}"
     if not made.is_dir():
         shape = ["--buildings", str(buildings), "--images", str(images), "--size", str(size)]
-        run_json(["-m", "edge_runtime", "datasets", "rooms", "--out", str(drawn), *shape, "--json"])
+        run_json(["-m", "broker_server", "rooms", "--out", str(drawn), *shape, "--json"])
         run_json(
             ["-m", "edge_runtime", "datasets", "import", str(drawn), "--out", str(made), "--size", str(size), "--json"]
         )

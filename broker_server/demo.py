@@ -112,7 +112,7 @@ class Demo:
         rendered, made = self.out / "rooms", self.out / "data"
         if not _data_sets(made):
             self._say("rendering four buildings with labels for nine tasks")
-            self._python("edge_runtime", "datasets", "rooms", "--out", str(rendered))
+            self._python("broker_server", "rooms", "--out", str(rendered))
             self._python("edge_runtime", "datasets", "import", str(rendered), "--out", str(made))
         return _data_sets(made)
 

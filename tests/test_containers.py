@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 COMPOSE = (ROOT / "compose.yaml").read_text()
-EXTRAS = ("server", "board,datasets,export", "board")
+EXTRAS = ("server,datasets", "board,datasets,export", "board")
 
 
 def instructions():

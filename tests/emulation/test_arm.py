@@ -131,7 +131,7 @@ def test_xception_takes_each_step_as_it_does_here(both, ours, say, tmp_path):
     say("compiling the demo's Xception here (a minute or two)")
     ours("export", "compile", "export/models/xception.py:build", "--out", tmp_path / "bundle", "--json")
     shape = ["--buildings", "1", "--images", "24", "--size", "64"]
-    ours("edge_runtime", "datasets", "rooms", "--out", tmp_path / "rooms", *shape)
+    ours("broker_server", "rooms", "--out", tmp_path / "rooms", *shape)
     ours("edge_runtime", "datasets", "import", tmp_path / "rooms", "--out", tmp_path / "data", "--size", "64")
     (data,) = (path for path in (tmp_path / "data").iterdir() if path.is_dir())
     start = tmp_path / "bundle" / "weights.safetensors"
