@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -11,13 +12,29 @@ from hypothesis import settings
 settings.register_profile("project", deadline=None)
 settings.load_profile("project")
 
+HERE = Path(__file__).parent
 ON_A_BOARD = importlib.util.find_spec("torch") is None
 # A board runs the runtime alone.
 collect_ignore = ["broker_server", "export", "federation"] if ON_A_BOARD else []
 
 
+BY_FOLDER = {
+    "federation": "process",
+    "emulation": "process",
+    "export/architectures": "slow",
+    "export/memory": "slow",
+    "export/ort_training": "slow",
+    "export/parity": "slow",
+}
+"""Markers that all tests of a folder have."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip, where torch is absent, what is marked for a workstation."""
+    """Mark tests by their folder; skip, where torch is absent, what is marked for a workstation."""
+    for item in items:
+        folder = item.path.parent.relative_to(HERE).as_posix()
+        if folder in BY_FOLDER:
+            item.add_marker(BY_FOLDER[folder])
     if not ON_A_BOARD:
         return
     skip = pytest.mark.skip(reason="needs a workstation: torch is not installed here")
@@ -33,10 +50,10 @@ sys.addaudithook(lambda event, _: started.append(event) if event in STARTS else 
 
 
 def watched(item: pytest.Item) -> object:
-    """Fail a test that starts a process and is not marked `process`: make check would run it."""
+    """In make check, fail a test that starts a process: it lacks the marker `process`."""
     started.clear()
     result = yield
-    if started and not item.get_closest_marker("process"):
+    if started and "not process" in item.config.option.markexpr:
         pytest.fail(f"it starts a process ({started[0]}): mark it with @pytest.mark.process")
     return result
 

@@ -107,6 +107,7 @@ def check(out):
     return report
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
 def test_demo_from_a_model_to_a_report_with_its_port_in_use(make_demo):
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -119,6 +120,7 @@ def test_demo_from_a_model_to_a_report_with_its_port_in_use(make_demo):
     assert [row["clients"] for row in check(demo.out)["rounds"]] == [["attic", "cellar"]] * 4
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_stopped_in_the_middle_leaves_nobody_and_goes_on_later(make_demo, number):
@@ -136,6 +138,7 @@ def test_demo_stopped_in_the_middle_leaves_nobody_and_goes_on_later(make_demo, n
     assert len(check(again.out)["rounds"]) == 22
 
 
+@pytest.mark.process
 def test_demo_with_a_device_that_cannot_take_part_ends_and_says_which(make_demo, tmp_path):
     demo_data = tmp_path / "data" / "cellar" / "train" / "depth.npy"
     demo_data.write_bytes(demo_data.read_bytes()[:100])
@@ -146,6 +149,7 @@ def test_demo_with_a_device_that_cannot_take_part_ends_and_says_which(make_demo,
     assert demo.alive() == []
 
 
+@pytest.mark.process
 def test_demo_without_data_sets(make_demo, tmp_path):
     shutil.rmtree(tmp_path / "data")
     demo = make_demo()

@@ -101,6 +101,7 @@ def check(tmp_path, folder, bundle):
         np.testing.assert_array_equal(unpack(table, path.read_bytes()), expected)
 
 
+@pytest.mark.process
 def test_server_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, tiny_bundle, join):
     folder, bundle = tiny_bundle
     port, key = free_port(), load_or_create(tmp_path / "state")
@@ -111,6 +112,7 @@ def test_server_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, ti
     check(tmp_path, folder, bundle)
 
 
+@pytest.mark.process
 def test_server_killed_beside_a_broker_that_goes_on(tmp_path, tiny_bundle, join, mosquitto):
     folder, bundle = tiny_bundle
     key = load_or_create(tmp_path / "state")

@@ -16,6 +16,7 @@ def test_plain_file_is_no_mailbox(board):
         open_firmware(board.root)
 
 
+@pytest.mark.process
 def test_device_that_is_no_mailbox_is_passed_over_and_closed(board, open_files):
     """/dev/null is a character device that takes no request; the program is asked instead."""
     board.write("dev")
@@ -26,29 +27,34 @@ def test_device_that_is_no_mailbox_is_passed_over_and_closed(board, open_files):
     assert open_files() == before
 
 
+@pytest.mark.process
 def test_program_answers(board):
     board.vcgencmd('get_throttled) echo "throttled=0x0";;')
     assert open_firmware(board.root)("get_throttled") == "throttled=0x0\n"
 
 
+@pytest.mark.process
 def test_program_that_fails_is_silent_with_its_reason(board):
     board.vcgencmd('*) echo "VCHI initialization failed" >&2; exit 255;;')
     with pytest.raises(FirmwareSilent, match=r"VCHI initialization failed.*group video"):
         open_firmware(board.root)("get_throttled")
 
 
+@pytest.mark.process
 def test_program_that_fails_without_a_word_is_silent(board):
     board.vcgencmd("*) exit 3;;")
     with pytest.raises(FirmwareSilent, match="3"):
         open_firmware(board.root)("get_throttled")
 
 
+@pytest.mark.process
 def test_program_that_hangs_is_silent(board):
     board.vcgencmd("*) exec sleep 60;;")
     with pytest.raises(FirmwareSilent, match="took over"):
         open_firmware(board.root)("get_throttled")
 
 
+@pytest.mark.process
 def test_program_that_cannot_run_is_silent(board):
     board.vcgencmd("").chmod(0o644)
     with pytest.raises(FirmwareSilent, match="cannot be run"):

@@ -9,6 +9,7 @@ def test_board_that_says_nothing_is_none(board):
     )
 
 
+@pytest.mark.process
 def test_raspberry_pi_says_what_holds_it_back(board):
     board.vcgencmd('get_throttled) echo "throttled=0x50005";;')
     board.write("sys/class/thermal/thermal_zone0", type="cpu-thermal", temp=81250)
@@ -21,6 +22,7 @@ def test_raspberry_pi_says_what_holds_it_back(board):
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("text", "now", "since"),
     [
@@ -37,6 +39,7 @@ def test_flags_are_read_or_left_out(board, text, now, since):
     assert (health.throttled, health.throttled_since_boot) == (now, since)
 
 
+@pytest.mark.process
 def test_flags_come_from_sysfs_where_the_program_fails(board):
     board.vcgencmd("*) exit 1;;")
     board.write("sys/devices/platform/soc/soc:firmware", get_throttled="50002")

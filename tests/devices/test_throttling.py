@@ -36,6 +36,7 @@ def test_cooling_device_at_work_caps_the_frequency(board, kind):
     assert throttling() == ()
 
 
+@pytest.mark.process
 def test_board_s_health_has_what_the_firmware_and_the_kernel_say(board):
     board.vcgencmd('get_throttled) echo "throttled=0x50002";;')
     board.write("sys/class/thermal/cooling_device0", type="cpufreq-cpu0", cur_state=1)

@@ -49,6 +49,7 @@ def sources(tmp_path):
     return folder
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("index")
 @pytest.mark.parametrize(
     ("board", "there"),
@@ -64,6 +65,7 @@ def test_make_has_what_the_board_s_python_needs_not_this_one_s(board, there, tmp
     assert not (sources / "build").exists()
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("index")
 def test_make_again_takes_old_wheels_away(tmp_path, sources, wheel, capsys):
     out = tmp_path / "out"
@@ -74,6 +76,7 @@ def test_make_again_takes_old_wheels_away(tmp_path, sources, wheel, capsys):
     assert not list(out.glob("old*"))
 
 
+@pytest.mark.process
 @pytest.mark.usefixtures("index")
 def test_make_for_another_python_beside_the_system_s(tmp_path, sources, capsys):
     words = ["wheelhouse", "--board", "xavier-nx", "--out", str(tmp_path / "out"), "--sources", str(sources)]
@@ -84,12 +87,14 @@ def test_make_for_another_python_beside_the_system_s(tmp_path, sources, capsys):
     assert main([*words, "--python", "3.11"]) == 0
 
 
+@pytest.mark.process
 def test_make_what_cannot_be_had_is_one_sentence(index, tmp_path, sources):
     next(index.glob("fourth*")).unlink()
     with pytest.raises(WheelhouseInvalid, match="pip download failed: .*fourth"):
         make(load("rpi5"), load("rpi5").system(), tmp_path / "out", sources)
 
 
+@pytest.mark.process
 def test_make_of_a_project_that_cannot_be_built_says_why(tmp_path, sources):
     (sources / "edge_runtime/backend.py").write_text("raise RuntimeError('broken')")
     with pytest.raises(WheelhouseInvalid, match=r"pip wheel failed: (error|ERROR)"):

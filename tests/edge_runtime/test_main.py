@@ -32,6 +32,7 @@ def test_wrong_command_line_ends_with_two(words, capsys):
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("words", [["--help"], ["datasets", "--help"], ["run", "--help"], ["energy", "--help"]])
 def test_commands_that_do_not_compute_do_not_load_the_engine(words):
     script = f"""

@@ -167,6 +167,7 @@ def without(data, *tasks):
             (data / split / f"{task}.npy").unlink()
 
 
+@pytest.mark.slow
 def test_worker_without_labels_of_a_task_trains_the_others(tiny, data_copy, tmp_path, store):
     """The head of that task comes back as it came and weighs nothing; the rest is a group of the other tasks."""
     without(data_copy, "normals")

@@ -39,6 +39,7 @@ def test_dataset_open_refuses_labels(attack, tmp_path):
     assert is_one_sentence(str(caught.value))
 
 
+@pytest.mark.slow
 @given(data=st.data())
 def test_dataset_open_survives_any_damage(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("damaged")

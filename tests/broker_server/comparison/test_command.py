@@ -26,6 +26,7 @@ def rooms(tmp_path, summary):
     return tmp_path / "rooms"
 
 
+@pytest.mark.slow
 def test_compare_writes_figures_tables_and_a_picture(rooms, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["compare", str(rooms), "--out", str(out)]) == 0
@@ -42,6 +43,7 @@ def test_compare_writes_figures_tables_and_a_picture(rooms, tmp_path, capsys):
     assert (tmp_path / "again" / "comparison.md").read_bytes() == (out / "comparison.md").read_bytes()
 
 
+@pytest.mark.slow
 def test_compare_of_two_experiments_has_two_pictures(rooms, tmp_path, summary):
     write_json(tmp_path / "nine" / "summary.json", [summary("MAS-2", compute_s=None, simulated_j=None)])
     assert main(["compare", str(rooms), str(tmp_path / "nine"), "--out", str(tmp_path / "out")]) == 0
@@ -51,6 +53,7 @@ def test_compare_of_two_experiments_has_two_pictures(rooms, tmp_path, summary):
     ]
 
 
+@pytest.mark.slow
 def test_compare_takes_the_order_from_an_experiment_s_file(rooms, tmp_path):
     path = tmp_path / "experiment.toml"
     path.write_text('data = "d"\nbundle = "b"\ntitle = "New"\n[methods."MAS-3"]\n[methods."MAS-2"]\n')

@@ -111,6 +111,7 @@ def test_escape_keeps_hostile_names_in_their_cell():
     )
 
 
+@pytest.mark.slow
 @given(st.text(max_size=40))
 def test_escape_gives_one_line_in_which_no_sign_acts(text):
     found = escape(text)

@@ -88,6 +88,7 @@ def test_ledger_refuses(bad, reason):
     assert len(ledger) == 0
 
 
+@pytest.mark.slow
 @given(st.permutations([(r, d) for r in range(3) for d in "xyz"]), st.randoms(use_true_random=False))
 def test_ledger_order_does_not_matter(order, random):
     rows = {(r, d): random.uniform(-1, 1) for r in range(3) for d in "xyz"}

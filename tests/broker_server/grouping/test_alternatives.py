@@ -52,6 +52,7 @@ def test_nine_tasks_have_21147_divisions():
     assert sum(count(9, groups) for groups in range(1, 10)) == 21_147
 
 
+@pytest.mark.slow
 @given(matrices(least=2), st.integers(2, 5))
 def test_divided_is_the_best_single_step(values, groups):
     tasks = named(values)
@@ -62,6 +63,7 @@ def test_divided_is_the_best_single_step(values, groups):
     assert score(tasks, values, found.groups) == pytest.approx(found.score, abs=1e-12)
 
 
+@pytest.mark.slow
 @given(matrices(), st.integers(1, 5))
 def test_hierarchical_is_never_above_the_search(values, groups):
     tasks = named(values)
@@ -87,6 +89,7 @@ def test_hierarchical_at_most_stops_where_nothing_gains():
     assert hierarchical("abc", pair, 3, "at_most").mode == "at_most"
 
 
+@pytest.mark.slow
 @given(matrices(), st.integers(1, 5))
 def test_worst_agrees_with_enumeration(values, groups):
     tasks = named(values)

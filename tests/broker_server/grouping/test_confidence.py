@@ -47,6 +47,7 @@ def test_by_devices_is_seeded():
     assert by_devices(made, 3, "exactly", draws=30, seed=1) == by_devices(made, 3, "exactly", draws=30, seed=1)
 
 
+@pytest.mark.slow
 def test_by_devices_counts_by_hand():
     """Two devices want other groups: each is drawn alone in a quarter of the draws, else the mean decides."""
     want, other = np.array([[0, 3, 0], [3, 0, 0], [0, 0, 0.0]]), np.array([[0, 0, 0], [0, 0, 2], [0, 2, 0.0]])

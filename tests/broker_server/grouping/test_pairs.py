@@ -47,6 +47,7 @@ def test_choose_by_hand():
     assert choose("abc", SINGLES, PAIRS, 3, "exactly").groups == (("a",), ("b",), ("c",))
 
 
+@pytest.mark.slow
 @given(losses(4), st.integers(1, 3))
 def test_choose_overlap_agrees_with_enumeration(measured, groups):
     singles, pairs = measured
@@ -64,6 +65,7 @@ def test_choose_overlap_agrees_with_enumeration(measured, groups):
     assert len(found.groups) <= groups
 
 
+@pytest.mark.slow
 @given(losses(), st.integers(1, 5))
 def test_choose_more_groups_never_lose_more(measured, groups):
     singles, pairs = measured
@@ -71,6 +73,7 @@ def test_choose_more_groups_never_lose_more(measured, groups):
     assert more >= fewer - 1e-9
 
 
+@pytest.mark.slow
 @given(losses())
 def test_choose_does_not_depend_on_how_pairs_are_written(measured):
     singles, pairs = measured

@@ -43,6 +43,7 @@ def test_self_affinity_golden_values():
     assert got == pytest.approx(GOLDEN["self_affinity"], abs=1e-5)
 
 
+@pytest.mark.slow
 @given(matrices(), st.integers(1, 5))
 def test_search_agrees_with_enumeration(values, groups):
     tasks = [f"t{i}" for i in range(len(values))]
@@ -72,6 +73,7 @@ def test_search_overlap_agrees_with_enumeration(values, groups):
     assert all(len(g) > 1 for g in found.groups)
 
 
+@pytest.mark.slow
 @given(matrices(6))
 def test_search_all_in_one_scores_as_all_single(values):
     tasks = [f"t{i}" for i in range(len(values))]

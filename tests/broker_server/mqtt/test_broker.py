@@ -220,6 +220,7 @@ def test_slow_subscriber_holds_the_publisher_back_in_bounded_memory_and_is_cut_o
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kib < 64 << 10
 
 
+@pytest.mark.slow
 def test_client_that_asks_and_never_reads_is_cut_off(make_site):
     site = make_site(limits=Limits(packet_bytes=4096, write_bytes=16384))
     sock = connected(site, "dev1", receive_bytes=4096)
@@ -307,6 +308,7 @@ def certificate(tmp_path):
     return files
 
 
+@pytest.mark.process
 def test_tls_carries_messages_to_who_trusts_the_certificate(make_site, certificate):
     site = make_site(certificate_file=certificate[0], key_file=certificate[1])
     server = site.local(*site.topics.from_devices())

@@ -100,6 +100,7 @@ def kind(packet) -> str:
     return type(packet).__name__
 
 
+@pytest.mark.slow
 @given(packets=st.lists(PACKETS, max_size=6), sizes=st.lists(st.integers(1, 50), min_size=1))
 def test_decoder_gives_back_what_was_encoded_however_it_was_cut(packets, sizes):
     data = b"".join(map(encode, packets))

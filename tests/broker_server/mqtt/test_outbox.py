@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -57,6 +58,7 @@ def test_outbox_of_a_client_that_is_away_keeps_qos_1_up_to_its_cap():
     assert CAP / 2 < outbox.held_bytes <= CAP
 
 
+@pytest.mark.slow
 def test_outbox_never_gives_two_messages_the_same_packet_id():
     outbox = box(window=3)
     for number in range(3):

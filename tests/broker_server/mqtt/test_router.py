@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ TOPICS = st.lists(st.sampled_from(["a", "b", "", "$x"]), min_size=1, max_size=4)
 ACTIONS = st.lists(st.tuples(st.booleans(), st.integers(0, 3), FILTERS, st.integers(0, 1)), max_size=30)
 
 
+@pytest.mark.slow
 @given(actions=ACTIONS, dropped=st.integers(0, 4), topics=st.lists(TOPICS, min_size=1, max_size=5))
 def test_router_agrees_with_matching_one_filter_at_a_time(actions, dropped, topics):
     router, model = Router(), {}

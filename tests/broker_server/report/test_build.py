@@ -107,6 +107,7 @@ def test_metrics_of_a_foreign_task_do_not_count(world):
     world.until(lambda: any("'z'" in ack.detail for ack in x.acks))
 
 
+@pytest.mark.slow
 def test_report_of_devices_that_count_with_their_own_tasks(world):
     world = world()
     loss = {"x": 1.0, "y": 4.0}

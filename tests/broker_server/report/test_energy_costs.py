@@ -194,6 +194,7 @@ def test_energy_report_command(tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.workstation
 def test_energy_report_plot(tmp_path):
     pytest.importorskip("matplotlib")

@@ -22,6 +22,7 @@ def finished(world):
     return world
 
 
+@pytest.mark.slow
 def test_page_needs_nothing_else(finished, tmp_path):
     picture = np.random.default_rng(0).random((8, 8))
     rows = [
@@ -42,12 +43,14 @@ def test_page_needs_nothing_else(finished, tmp_path):
     assert "fp32, 100.0 %" in page
 
 
+@pytest.mark.slow
 def test_page_says_how_many_updates_came_by_which_scheme(finished):
     report = reports.build(finished.journal)
     row = msgspec.structs.replace(report.rounds[0], update_schemes={"fp32": 1, "int8": 2}, update_ratio=None)
     assert "1 fp32, 2 int8" in render(msgspec.structs.replace(report, rounds=[row]))
 
 
+@pytest.mark.slow
 def test_page_has_the_metrics_that_were_measured(finished):
     report = reports.build(finished.journal)
     assert "Test metrics" not in render(report)
@@ -65,6 +68,7 @@ def test_page_of_a_federation_that_has_just_begun(world):
     assert "data:image" not in page
 
 
+@pytest.mark.slow
 def test_page_shows_the_outcome_of_ort_training_artifacts(finished):
     report = reports.build(finished.journal)
     assert "training artifacts" not in render(report)
@@ -77,6 +81,7 @@ def test_page_shows_the_outcome_of_ort_training_artifacts(finished):
     assert "b: none<span class=note> no gradient for &lt;Round&gt;" in page
 
 
+@pytest.mark.slow
 def test_page_escapes_names(finished):
     report = msgspec.structs.replace(reports.build(finished.journal), strategy="<img src=x>", versions={"<": "&"})
     assert "<IMG" not in render(report).replace("<img alt", "")

@@ -52,6 +52,7 @@ def report(world):
     return make
 
 
+@pytest.mark.slow
 def test_section_shows_groups_phases_and_devices(report, make_energy):
     parts = {"download": 1.0, "train": 9.0}
     hot = make_energy(joules=10.0, phases=parts, temperature_max_c=71.6, throttled=("under_voltage",))
@@ -74,6 +75,7 @@ def test_section_shows_groups_phases_and_devices(report, make_energy):
     assert cell(found) == "30.0 J"
 
 
+@pytest.mark.slow
 def test_section_labels_estimates_and_what_is_left_out(report, make_energy):
     found = report(make_energy(joules=5.0, source="model", estimated=True), make_energy(joules=None))
     page = section(found)
@@ -91,11 +93,13 @@ def test_section_labels_estimates_and_what_is_left_out(report, make_energy):
     assert card(found) == ("≥ 50.0 J", "energy: estimated, 10 of 20 measured")
 
 
+@pytest.mark.slow
 def test_nothing_measured_is_no_section_and_no_card(report):
     found = report(None, None)
     assert (section(found), card(found), cell(found)) == ("", None, "–")
 
 
+@pytest.mark.slow
 def test_upload_that_was_reported_later_is_in_the_sum(report, make_energy):
     after = make_energy(joules=12.0, phases={"train": 10.0, "upload": 2.0})
     found = report(make_energy(joules=10.0), make_energy(joules=10.0), spent=after)
@@ -103,6 +107,7 @@ def test_upload_that_was_reported_later_is_in_the_sum(report, make_energy):
     assert "upload" in [line[0] for line in rows(section(found))]
 
 
+@pytest.mark.slow
 def test_section_lists_only_the_newest(report, make_energy):
     found = report(make_energy(source="<b>"), None)
     many = [*found.rounds] * 100

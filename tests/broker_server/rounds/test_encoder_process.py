@@ -96,6 +96,7 @@ def answers(supervisor, count):
     return received
 
 
+@pytest.mark.process
 def test_supervisor_passes_fragments_to_the_process_and_its_answers_to_their_devices(supervisor, tmp_path):
     encoder = shared(tmp_path)
     assert supervisor.receive() == []  # there is none before it is needed
@@ -107,6 +108,7 @@ def test_supervisor_passes_fragments_to_the_process_and_its_answers_to_their_dev
     assert supervisor._start.count == 1
 
 
+@pytest.mark.process
 def test_supervisor_starts_a_process_that_ends_again_for_a_while(supervisor, tmp_path):
     encoder = shared(tmp_path)
     for times in range(RESTARTS):
@@ -125,6 +127,7 @@ def test_supervisor_starts_a_process_that_ends_again_for_a_while(supervisor, tmp
     assert answers(supervisor, 1) == [("attic", b"fragment")]
 
 
+@pytest.mark.process
 def test_supervisor_a_process_that_cannot_be_started_is_reported(tmp_path):
     supervisor = EncoderSupervisor(Starts(str(tmp_path / "python")))
     with pytest.raises(EncoderUnavailable, match="cannot be started: No such file"):

@@ -105,6 +105,7 @@ def training_models(device):
     return sorted(data.decode() for data in read if data.startswith(b"training_model"))
 
 
+@pytest.mark.process
 def test_artifacts_of_decided_groups_reach_the_devices_that_ask(building, tmp_path):
     world = building()
     x, y = world.device("x", ort_training="require"), world.device("y")
@@ -135,6 +136,7 @@ def test_artifacts_are_not_made_where_nobody_asks(building, tmp_path):
     assert reports.build(world.journal).ort_training == {}
 
 
+@pytest.mark.process
 def test_artifacts_for_a_device_that_comes_late_are_made_before_the_next_round(building, tmp_path):
     world = building(split_rounds=3)
     world.device("x").start()
@@ -147,6 +149,7 @@ def test_artifacts_for_a_device_that_comes_late_are_made_before_the_next_round(b
     assert training_models(z) == ["training_model.onnx of a+b", "training_model.onnx of c"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("how", "why"),
     [
@@ -174,6 +177,7 @@ def test_artifacts_that_fail_leave_the_portable_graphs(building, how, why):
     assert said[0].endswith("the devices train with the portable graphs")
 
 
+@pytest.mark.process
 def test_artifacts_that_fail_end_the_federation_where_devices_need_them(building):
     world = building("fails")
     world.device("x", ort_training="require").start()
@@ -186,6 +190,7 @@ def test_artifacts_that_fail_end_the_federation_where_devices_need_them(building
     )
 
 
+@pytest.mark.process
 def test_artifacts_that_fail_leave_out_the_devices_that_need_them(building):
     world = building("fails", merged_rounds=1)
     for name, use in (("x", "require"), ("y", "off"), ("z", "auto")):
@@ -219,6 +224,7 @@ def test_artifacts_of_a_bundle_without_a_forward_graph(world, stand_in, tmp_path
     assert "compile it with --ort-training auto" in reports.build(world.journal).ort_training["c"].problem
 
 
+@pytest.mark.process
 def test_server_that_crashes_while_artifacts_are_made_makes_them_again(building, tmp_path):
     world = building("hangs")
     x, y = world.device("x", ort_training="require"), world.device("y")
@@ -236,6 +242,7 @@ def test_server_that_crashes_while_artifacts_are_made_makes_them_again(building,
     assert rows.count("split") == 4
 
 
+@pytest.mark.process
 def test_server_that_crashes_at_any_event_ends_the_same(building, tmp_path):
     reference = building()
     reference.device("x", step=1.0, ort_training="auto").start()
@@ -259,6 +266,7 @@ def test_server_that_crashes_at_any_event_ends_the_same(building, tmp_path):
     assert len(training_models(x)) == 3
 
 
+@pytest.mark.process
 def test_builder_that_takes_too_long_is_ended_with_all_it_started(stand_in, tiny_ort_training, tmp_path):
     folder, bundle = tiny_ort_training
     maker = ArtifactBuilder(python=stand_in("hangs"), bundle=folder, folder=tmp_path / "made", limit_s=5.0)
@@ -273,6 +281,7 @@ def test_builder_that_takes_too_long_is_ended_with_all_it_started(stand_in, tiny
     assert ends(int(child))
 
 
+@pytest.mark.process
 def test_builder_that_is_stopped_ends_its_process(stand_in, tiny_ort_training, tmp_path):
     folder, bundle = tiny_ort_training
     maker = ArtifactBuilder(python=stand_in("hangs"), bundle=folder, folder=tmp_path / "made", limit_s=60.0)
@@ -284,6 +293,7 @@ def test_builder_that_is_stopped_ends_its_process(stand_in, tiny_ort_training, t
     maker.stop()
 
 
+@pytest.mark.process
 def test_builder_whose_python_cannot_be_started(tiny_ort_training, tmp_path):
     folder, bundle = tiny_ort_training
     program = tmp_path / "python"

@@ -223,6 +223,7 @@ def test_server_loop_one_client_gets_its_own_weights_bit_for_bit(world):
     }
 
 
+@pytest.mark.slow
 def test_server_loop_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
     reference = world()
     run(reference, reference.device("x", step=1.0), reference.device("y", step=3.0))
@@ -243,6 +244,7 @@ def test_server_loop_after_a_crash_at_any_event_ends_the_same(world, tmp_path):
     np.testing.assert_array_equal(crashed.federation.affinities.values, reference.federation.affinities.values)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

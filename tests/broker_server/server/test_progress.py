@@ -64,6 +64,7 @@ def test_screen_at_every_stage(world):
     assert "-1.0000" in shown
 
 
+@pytest.mark.slow
 def test_screen_fits_into_a_small_terminal(world):
     world = world(merged_rounds=20)
     screen = LiveView(Console(file=io.StringIO(), width=80, height=24))

@@ -15,6 +15,7 @@ from devices.cli.settings import ConfigInvalid
 pytestmark = pytest.mark.workstation
 
 
+@pytest.mark.slow
 def test_serve_waits_for_its_bundle_and_runs_to_the_end(make_config, tmp_path, tiny_bundle, join, capsys):
     folder, _ = tiny_bundle
     state = tmp_path / "state"

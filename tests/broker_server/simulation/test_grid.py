@@ -86,6 +86,7 @@ def test_run_grid_says_that_there_is_no_bundle(experiment, tmp_path):
         run(experiment, tmp_path / "out", Watched())
 
 
+@pytest.mark.process
 def test_run_grid_says_that_a_model_cannot_be_compiled(experiment, tmp_path, capfd):
     lost = msgspec.structs.replace(experiment, bundle=None, model=str(tmp_path / "nowhere.py:build"))
     with pytest.raises(SimulationFailed, match="`python -m export compile` ended with exit code"):

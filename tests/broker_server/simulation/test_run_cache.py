@@ -40,6 +40,7 @@ def test_courses_of_an_earlier_federation_are_taken_over_whole(play):
     assert affinities[0] == affinities[1]  # learnt from rounds that were taken over, too
 
 
+@pytest.mark.slow
 def test_a_course_that_was_taken_over_is_journalled_and_charged_as_if_done_anew(play):
     first = play(strategy="one_by_one").to_the_end()
     first.group_runs.keep()

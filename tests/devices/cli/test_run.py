@@ -77,6 +77,7 @@ def test_stop_event_is_set_by_a_signal_and_the_handlers_come_back(number):
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.process
 def test_stop_event_ends_at_once_with_a_second_signal():
     program = (
         "import os, signal\nfrom devices.cli.run import stop_event\n"

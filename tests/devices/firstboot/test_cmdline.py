@@ -26,6 +26,7 @@ def test_edit_without_wifi_leaves_the_country():
     assert b"regdom=US" in edit(b"a cfg80211.ieee80211_regdom=US", instance="x")
 
 
+@pytest.mark.slow
 @given(words=WORDS)
 def test_edit_twice_is_edit_once_and_keeps_the_words(words):
     once = edit(b" ".join(words), instance="i", country="DE")

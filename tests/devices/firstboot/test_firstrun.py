@@ -17,6 +17,7 @@ def make(**changes):
 FULL = {"ssh_keys": (KEY,), "wifi": wifi("it's; $HOME", "correct horse", "DE"), "timezone": "Europe/Berlin"}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("changes", [{}, FULL, {"password_hash": HASH}])
 def test_script_is_one_that_a_shell_reads(changes):
     text = script(make(**changes))
@@ -27,6 +28,7 @@ def test_script_is_one_that_a_shell_reads(changes):
     assert text.endswith(b"exit 0\n")
 
 
+@pytest.mark.process
 def test_script_goes_away_and_takes_its_words_from_the_command_line(tmp_path):
     text = script(make()).decode()
     assert "rm -f /boot/firmware/firstrun.sh\n" in text
@@ -37,6 +39,7 @@ def test_script_goes_away_and_takes_its_words_from_the_command_line(tmp_path):
     assert path.read_text() == "a b\n"
 
 
+@pytest.mark.process
 def test_script_quotes_what_was_given(tmp_path):
     """The line that writes the network, run: what comes out is what NetworkManager is to read."""
     text = script(make(**FULL)).decode()

@@ -54,6 +54,7 @@ def install(folder, root):
     )
 
 
+@pytest.mark.process
 def test_install_after_a_power_cut_sets_up_everything_and_again_changes_nothing(folder, tmp_path):
     root = tmp_path / "root"
     (root / "opt/mas-edge.new/bin").mkdir(parents=True)  # what an installation that was cut off has left
@@ -91,6 +92,7 @@ def test_install_after_a_power_cut_sets_up_everything_and_again_changes_nothing(
     assert agent.read_text() == "a new token"
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
@@ -106,6 +108,7 @@ def test_install_what_is_missing_or_damaged_is_said(folder, tmp_path, spoil, sai
     assert said in done.stderr
 
 
+@pytest.mark.process
 def test_install_another_python_than_the_wheels_are_for(folder, tmp_path):
     path = folder / "settings"
     path.write_text(path.read_text().replace(f"PYTHON_VERSION={PYTHON}", "PYTHON_VERSION=3.99"))
@@ -126,6 +129,7 @@ def test_script_passes_shellcheck():
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.process
 def test_unit_is_one_that_systemd_accepts(tmp_path):
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed here")

@@ -51,6 +51,7 @@ def read(fat, name):
     return subprocess.run(["mtype", "-i", fat, f"::/{name}"], stdout=subprocess.PIPE, check=True).stdout
 
 
+@pytest.mark.process
 def test_flash_without_yes_shows_everything_secret_left_out_and_writes_nothing(words, out, capsys):
     assert main(words()) == 1
     said = capsys.readouterr().out
@@ -68,6 +69,7 @@ def test_flash_without_yes_shows_everything_secret_left_out_and_writes_nothing(w
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.process
 def test_flash_trixie_puts_cloud_init_files_that_independent_tools_accept(
     words, out, fat_of, sound, make_image, tmp_path, agent_toml, capsys
 ):
@@ -117,6 +119,7 @@ def test_flash_user_data_passes_cloud_init_s_schema(words, out, fat_of, tmp_path
     assert "Valid" in done.stdout
 
 
+@pytest.mark.process
 def test_flash_bookworm_puts_firstrun_and_starts_it(words, out, fat_of, sound, make_image, wheels):
     from_conftest = {
         "cmdline.txt": "console=tty1 root=PARTUUID=1-02 rootwait init=/usr/lib/raspberrypi-sys-mods/firstboot\n",
@@ -134,6 +137,7 @@ def test_flash_bookworm_puts_firstrun_and_starts_it(words, out, fat_of, sound, m
     assert b"START=0" in read(fat, "mas-edge/settings")
 
 
+@pytest.mark.process
 def test_flash_gpt_image(words, out, make_image, fat_of):
     assert main([*words(image=make_image(kind="gpt")), "--yes"]) == 0
     assert b"cloud-config" in read(fat_of(out), "user-data")
@@ -167,6 +171,7 @@ REFUSALS = [
 ]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(("changes", "code", "said"), REFUSALS, ids=[str(change) for change, _, _ in REFUSALS])
 def test_flash_wrong_input_is_one_sentence_and_nothing_is_written(changes, code, said, words, out, tmp_path, capsys):
     (tmp_path / "short").write_text("12345")
@@ -179,6 +184,7 @@ def test_flash_wrong_input_is_one_sentence_and_nothing_is_written(changes, code,
     assert list(out.parent.iterdir()) == []
 
 
+@pytest.mark.process
 def test_flash_wheels_for_another_python_than_the_image_s(words, wheels, out, capsys):
     assert main([*words(wheels=wheels("3.11")), "--yes"]) == 2
     assert (
@@ -188,6 +194,7 @@ def test_flash_wheels_for_another_python_than_the_image_s(words, wheels, out, ca
     assert not out.exists()
 
 
+@pytest.mark.process
 def test_flash_truncated_xz(words, make_image, tmp_path, out, capsys):
     packed = tmp_path / "board.img.xz"
     whole = lzma.compress(make_image().read_bytes(), preset=0)
@@ -205,6 +212,7 @@ def test_flash_image_without_a_boot_partition(words, tmp_path, table, out, capsy
     assert not out.exists()
 
 
+@pytest.mark.process
 def test_flash_image_of_something_else(words, make_image, out, capsys):
     assert main([*words(image=make_image({"readme.txt": "x"})), "--yes"]) == 3
     assert "state the mechanism of its first boot with --first-boot" in capsys.readouterr().err
@@ -220,17 +228,20 @@ def test_flash_image_of_something_else(words, make_image, out, capsys):
     )
 
 
+@pytest.mark.process
 def test_flash_firstrun_without_cmdline_is_refused(words, make_image, capsys):
     assert main([*words(image=make_image({"readme.txt": "x"}), first_boot="firstrun"), "--yes"]) == 3
     assert "has no cmdline.txt" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_flash_cmdline_of_two_lines_is_refused(words, make_image, capsys):
     image = make_image({"cmdline.txt": "a\nb\n", "user-data": "", "meta-data": ""})
     assert main([*words(image=image), "--yes"]) == 3
     assert "cmdline.txt on the boot partition is not one line" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_flash_boot_partition_too_full(words, make_image, out, tmp_path, capsys):
     data = tmp_path / "data"
     data.mkdir()
@@ -240,6 +251,7 @@ def test_flash_boot_partition_too_full(words, make_image, out, tmp_path, capsys)
     assert not out.exists()
 
 
+@pytest.mark.process
 def test_flash_takes_a_data_set_along(words, out, fat_of, tmp_path):
     (tmp_path / "data/train").mkdir(parents=True)
     (tmp_path / "data/train/image.npy").write_bytes(b"numbers")
@@ -247,12 +259,14 @@ def test_flash_takes_a_data_set_along(words, out, fat_of, tmp_path):
     assert read(fat_of(out), "mas-edge/data/train/image.npy") == b"numbers"
 
 
+@pytest.mark.process
 def test_flash_empty_data_set_is_refused(words, tmp_path, capsys):
     (tmp_path / "data").mkdir()
     assert main(words(data=tmp_path / "data")) == 2
     assert "has no files" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_flash_disk_full_while_writing_leaves_what_was_there(words, out, capsys):
     """A limit on the size of files, which the kernel holds this process to, stands for a disk that fills up."""
     out.write_text("before")
@@ -271,6 +285,7 @@ def test_flash_disk_full_while_writing_leaves_what_was_there(words, out, capsys)
     assert [path.name for path in out.parent.iterdir()] == ["pi-01.img"]
 
 
+@pytest.mark.process
 def test_flash_without_room_for_a_copy_of_the_boot_partition_says_where(words, make_image, out, capsys):
     command = [*words(image=make_image(mib=12)), "--yes"]
     old = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -321,6 +336,7 @@ def fleet(make_image, agent_toml, wheels, tmp_path):
     return path
 
 
+@pytest.mark.process
 def test_fleet_writes_each_device_its_own(fleet, tmp_path, fat_of, capsys):
     assert main(["flash", "--fleet", str(fleet), "--yes"]) == 0
     assert capsys.readouterr().out.count("written and read back") == 2
@@ -331,16 +347,19 @@ def test_fleet_writes_each_device_its_own(fleet, tmp_path, fat_of, capsys):
     assert json.loads(read(first, "meta-data"))["instance-id"] != json.loads(read(second, "meta-data"))["instance-id"]
 
 
+@pytest.mark.process
 def test_fleet_only_one(fleet, tmp_path):
     assert main(["flash", "--fleet", str(fleet), "--only", "pi-02", "--yes"]) == 0
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["2.img"]
 
 
+@pytest.mark.process
 def test_fleet_flags_go_over_the_file(fleet, tmp_path, fat_of):
     assert main(["flash", "--fleet", str(fleet), "--only", "pi-02", "--memory-max-mib", "200", "--yes"]) == 0
     assert b"MEMORY_MAX_MIB=200\n" in read(fat_of(tmp_path / "out/2.img"), "mas-edge/settings")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -362,6 +381,7 @@ def test_fleet_wrong_is_one_sentence(fleet, old, new, said, capsys, tmp_path):
     assert list((tmp_path / "out").iterdir()) == []
 
 
+@pytest.mark.process
 def test_fleet_with_unknown_device_or_a_single_one(fleet, capsys):
     assert main(["flash", "--fleet", str(fleet), "--only", "pi-09"]) == 2
     assert "has no device pi-09" in capsys.readouterr().err
@@ -371,6 +391,7 @@ def test_fleet_with_unknown_device_or_a_single_one(fleet, capsys):
     assert "/nowhere.toml cannot be read" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_flash_with_a_memory_budget_limits_the_service_by_it(words, out, fat_of, agent_toml, capsys):
     assert main([*words(memory_budget="220MiB"), "--yes"]) == 0
     assert "of the memory 252 MiB" in capsys.readouterr().out
@@ -389,6 +410,7 @@ def test_flash_with_a_memory_budget_limits_the_service_by_it(words, out, fat_of,
     )
 
 
+@pytest.mark.process
 @pytest.mark.workstation
 def test_flash_enrols_with_the_server_s_state(words, tmp_path, out, fat_of, capsys):
     pytest.importorskip("jwt")

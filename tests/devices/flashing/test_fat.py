@@ -5,6 +5,7 @@ import pytest
 from devices.flashing.fat import Fat, FatUnusable
 
 
+@pytest.mark.process
 def test_write_makes_folders_and_reads_back(make_fat, sound, tmp_path):
     path = make_fat({"cmdline.txt": "before"})
     big = tmp_path / "big"
@@ -26,6 +27,7 @@ def test_write_makes_folders_and_reads_back(make_fat, sound, tmp_path):
     assert set(listed.split()) >= {f"::/{name}" for name in files}
 
 
+@pytest.mark.process
 def test_write_twice_leaves_one_file_and_a_sound_system(make_fat, sound):
     path = make_fat({})
     fat = Fat(path)
@@ -36,6 +38,7 @@ def test_write_twice_leaves_one_file_and_a_sound_system(make_fat, sound):
     sound(path)
 
 
+@pytest.mark.process
 def test_write_more_than_there_is_room_for_writes_nothing(make_fat, tmp_path):
     path = make_fat({}, mib=12)
     before = path.read_bytes()
@@ -44,17 +47,20 @@ def test_write_more_than_there_is_room_for_writes_nothing(make_fat, tmp_path):
     assert path.read_bytes() == before
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", ["../x", "a//b", "*", "a/?.txt", "", "/etc/passwd", "a\\b", "C:x", ".hidden"])
 def test_write_name_that_is_none_is_refused(make_fat, name):
     with pytest.raises(FatUnusable, match="is no name for a file"):
         Fat(make_fat({})).write({name: b""})
 
 
+@pytest.mark.process
 def test_read_of_a_missing_file_is_one_sentence(make_fat):
     with pytest.raises(FatUnusable, match="the boot partition cannot be used: mtype: .*nothing"):
         Fat(make_fat({})).read("nothing")
 
 
+@pytest.mark.process
 def test_no_file_system_is_refused(tmp_path, make_fat):
     (tmp_path / "it").write_bytes(bytes(1 << 20))
     with pytest.raises(FatUnusable, match="cannot be used: mdir"):

@@ -18,6 +18,7 @@ def test_board_with_nothing_gives_every_reason(board):
     assert all("\n" not in reason for reason in found.reasons)
 
 
+@pytest.mark.process
 def test_nearest_to_the_whole_board_comes_first(board, pmic_text):
     board.hwmon(0, "amdgpu", power1_average=9_000_000)
     assert source_of(discover(board.root)) == "hwmon:amdgpu"

@@ -13,6 +13,7 @@ def test_both_formats_give_the_same_rails(pmic_text, pmic_w):
     assert sum(rails.values()) == pytest.approx(pmic_w)
 
 
+@pytest.mark.process
 def test_meter_reads_through_the_program(board, pmic_text, pmic_w):
     board.write("recorded", pmic=pmic_text)
     board.vcgencmd(f'pmic_read_adc) cat "{board.root}/recorded/pmic";;')

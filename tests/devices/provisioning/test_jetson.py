@@ -65,6 +65,7 @@ def test_jetson_without_yes_gives_the_commands_and_writes_nothing(words, l4t, ca
     assert sorted(l4t.rglob("*")) == before
 
 
+@pytest.mark.process
 def test_jetson_places_the_first_boot(words, l4t, capsys):
     assert main([*words(), "--yes"]) == 0
     rootfs = l4t / "rootfs"

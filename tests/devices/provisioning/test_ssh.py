@@ -166,6 +166,7 @@ def test_host_that_would_be_an_option_is_refused():
         SshHost(name="-oProxyCommand=touch /tmp/x")
 
 
+@pytest.mark.process
 def test_without_ssh_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(HostUnusable, match="install an SSH client"):

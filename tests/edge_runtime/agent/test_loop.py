@@ -66,6 +66,7 @@ def test_agent_sends_graphs_of_a_split_group_only_once(world):
     assert all(world.server.sent[f.digest] == -(-f.size_bytes // 1024) for f in world.bundle.manifest.graphs.values())
 
 
+@pytest.mark.slow
 def test_agent_asks_again_for_lost_chunks(world):
     lost = set()
 

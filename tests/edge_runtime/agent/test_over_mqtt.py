@@ -104,6 +104,7 @@ def until(condition):
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_agent_goes_through_rounds_over_mqtt(site, configure, make_bundle, make_server, worker, tmp_path):
     bundle = make_bundle(graph_bytes=100_000)
     server = make_server(site, [bundle], tmp_path / "server")
@@ -114,6 +115,7 @@ def test_agent_goes_through_rounds_over_mqtt(site, configure, make_bundle, make_
     assert b'{"state":"online"}' in site.statuses
 
 
+@pytest.mark.slow
 def test_agent_goes_on_after_the_broker_was_started_again(site, configure, make_bundle, make_server, worker, tmp_path):
     bundle = make_bundle(graph_bytes=100_000)
     server = make_server(site, [bundle], tmp_path / "server")

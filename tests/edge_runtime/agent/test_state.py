@@ -69,6 +69,7 @@ def test_state_is_for_one_process(tmp_path):
     State(tmp_path / "state").close()
 
 
+@pytest.mark.process
 def test_state_is_free_again_when_its_process_was_killed(tmp_path):
     code = (
         "import sys, os, signal; from pathlib import Path; from edge_runtime.agent.state import State;"

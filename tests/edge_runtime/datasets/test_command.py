@@ -85,6 +85,7 @@ def test_arguments_missing_or_wrong(words, capsys):
     assert caught.value.code == 2
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("words", [["import", "y", "--out", "x"]])
 def test_without_pillow(words, tmp_path):
     # An empty entry in sys.modules is how Python itself says that a module cannot be imported.
@@ -101,6 +102,7 @@ def test_without_pillow(words, tmp_path):
     assert done.stderr == "error: data sets are made with pillow and rich: pip install '.[datasets]'\n"
 
 
+@pytest.mark.process
 def test_dataset_needs_neither_pillow_nor_rich():
     program = (
         "import sys; sys.modules['PIL'] = sys.modules['rich'] = None\n"

@@ -33,6 +33,7 @@ def test_split_keys_puts_each_key_in_one_set(total, seed):
     assert sets == split_keys(range(total), Fractions(), "points", generator(seed))
 
 
+@pytest.mark.slow
 @given(st.integers(20, 90), st.integers(20, 90), st.integers(4, 10), st.integers(0, 2**32))
 @example(20, 20, 10, 0)  # four whole crops, two of them to train on
 def test_draw_corners_shares_no_pixel_between_sets(height, width, side, seed):

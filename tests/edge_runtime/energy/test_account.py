@@ -159,6 +159,7 @@ def test_torn_journal_is_taken_up(tmp_path, meter, clock, caplog):
     assert left_j <= second.report(3, "depth").energy_j < 5.0
 
 
+@pytest.mark.slow
 def test_journal_stays_small_and_loses_nothing(tmp_path, meter, clock):
     path = tmp_path / "energy.journal"
     account = EnergyAccount(meter, path=path, clock=clock)
@@ -238,6 +239,7 @@ with EnergyAccount(Meter(), path=Path(sys.argv[1])) as account:
 """
 
 
+@pytest.mark.process
 def test_killed_process_loses_at_most_a_quarter_of_a_second(tmp_path):
     path, chance = tmp_path / "energy.journal", random.Random(7)
     seconds = 0.0

@@ -64,6 +64,7 @@ def test_idle_machine_is_measured(meter, health, capsys):
     assert meter.closed
 
 
+@pytest.mark.process
 def test_command_is_measured_beside_the_idle_machine(meter, health, capfd):
     words = [PYTHON, "-c", "import time; print('hello'); time.sleep(0.3); raise SystemExit(7)"]
     code = run(arguments("--seconds", "0.2", "--json"), words, opened(meter), health)
@@ -75,6 +76,7 @@ def test_command_is_measured_beside_the_idle_machine(meter, health, capfd):
     assert found["above_idle_j"] == pytest.approx(0, abs=0.01)
 
 
+@pytest.mark.process
 def test_words_for_people_go_beside_the_command_s_output(meter, health, capfd):
     health_now = lambda: health(temperature_c=81.0, throttled=("throttled",))  # noqa: E731
     code = run(
@@ -99,6 +101,7 @@ def test_nothing_that_measures_is_null_with_reasons_and_no_failure(health, capsy
     assert "no usable meter here\n  rapl: not here" in capsys.readouterr().out
 
 
+@pytest.mark.process
 def test_command_runs_where_nothing_measures(health, capfd):
     assert run(arguments("--seconds", "0"), [PYTHON, "-c", "exit(3)"], opened(None, "no"), health) == 3
 
@@ -115,6 +118,7 @@ def test_seconds_that_make_no_sense_are_refused(meter, health, capsys, seconds):
     assert "--seconds" in capsys.readouterr().err
 
 
+@pytest.mark.process
 def test_source_that_is_none_is_one_sentence():
     done = energy("--source", "sun")
     assert (done.returncode, done.stdout) == (2, "")
@@ -122,6 +126,7 @@ def test_source_that_is_none_is_one_sentence():
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
@@ -135,6 +140,7 @@ def test_command_that_fails_has_a_shell_s_exit_code(meter, health, capfd, words,
     assert said in capfd.readouterr().err
 
 
+@pytest.mark.process
 def test_command_line_works_from_end_to_end():
     done = energy("--source", "model:2,6", "--seconds", "0.3", "--json", "--", PYTHON, "-c", "exit(4)")
     found = json.loads(done.stdout)
@@ -142,6 +148,7 @@ def test_command_line_works_from_end_to_end():
     assert 0 < found["energy_j"] < 6.1 * found["seconds"]
 
 
+@pytest.mark.process
 def test_sigterm_goes_to_the_command_and_its_energy_is_reported(tmp_path):
     ready = tmp_path / "ready"
     child = f"import pathlib, time; pathlib.Path({str(ready)!r}).touch(); time.sleep(100)"
@@ -187,6 +194,7 @@ def broker(tmp_path):
     process.wait()
 
 
+@pytest.mark.process
 def test_plug_on_a_real_broker_is_measured(broker):
     link = MqttLink(broker, client_id="plug", username="plug", password="", clean_session=True)
     while not isinstance(link.receive(60), Connected):

@@ -107,6 +107,7 @@ def times(draw, seconds, rate_hz):
     return moments
 
 
+@pytest.mark.slow
 @given(data=st.data(), trace=traces(), rate_hz=st.sampled_from([10.0, 50.0]))
 def test_watts_with_jitter_and_gaps_integrate_within_three_percent(facts, data, trace, rate_hz):
     power_w, energy_j, seconds = trace
@@ -119,6 +120,7 @@ def test_watts_with_jitter_and_gaps_integrate_within_three_percent(facts, data, 
     assert total_j == pytest.approx(energy_j(seconds), rel=0.03)
 
 
+@pytest.mark.slow
 @given(data=st.data(), trace=traces(), range_j=st.floats(40.0, 400.0), first_j=st.floats(0, 1))
 def test_counters_with_jitter_gaps_and_wrap_around_integrate_within_three_percent(facts, data, trace, range_j, first_j):
     _, energy_j, seconds = trace

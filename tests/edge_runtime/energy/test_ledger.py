@@ -281,6 +281,7 @@ def records_of(events, t_s):
             yield DropRound(event[1], "a")
 
 
+@pytest.mark.slow
 @given(before=EVENTS, after=EVENTS)
 def test_snapshot_stands_for_all_before_it(before, after):
     """Taken right after a reading, as the account does."""
@@ -296,6 +297,7 @@ def test_snapshot_stands_for_all_before_it(before, after):
         assert again.report(round_, "a") == whole.report(round_, "a")
 
 
+@pytest.mark.slow
 @given(EVENTS)
 def test_all_energy_of_a_steady_board_is_somebody_s(events):
     """Whatever the order of readings and phases, no time is counted twice and none is lost."""

@@ -42,6 +42,7 @@ def bundle(tmp_path_factory):
     return folder
 
 
+@pytest.mark.process
 def test_train_apart_gives_the_losses_of_training_in_one_process(bundle):
     words = ("--bundle", bundle, "--data", TINY / "data", "--epochs", 2, "--batch", 4, "--json")
     apart, whole = command("split-train", *words), command("train", *words)
@@ -56,6 +57,7 @@ def test_train_apart_gives_the_losses_of_training_in_one_process(bundle):
     assert ours["bytes_per_step"] == pytest.approx(4 * 10 / 3 * 16 * 8 * 4, rel=0.2)
 
 
+@pytest.mark.process
 def test_train_apart_tells_people(bundle):
     done = command("split-train", "--bundle", bundle, "--data", TINY / "data", "--precision", "int8")
     assert done.returncode == 0, done.stderr
@@ -63,6 +65,7 @@ def test_train_apart_tells_people(bundle):
     assert "in the encoder server" in done.stdout
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
@@ -80,6 +83,7 @@ def test_train_apart_says_what_is_wrong(bundle, words, code, sentence):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.process
 def test_general_ends_with_its_input_and_says_what_it_cannot_use(bundle):
     assert subprocess.run(
         [sys.executable, "-m", "edge_runtime", "encoder-server", str(bundle)],
@@ -100,6 +104,7 @@ def test_general_ends_with_its_input_and_says_what_it_cannot_use(bundle):
     assert b"the encoder server ends" in odd.stderr
 
 
+@pytest.mark.process
 def test_damaged_weights_are_named(bundle, tmp_path):
     import shutil
 

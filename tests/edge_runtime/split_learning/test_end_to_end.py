@@ -137,6 +137,7 @@ def remote(bundle, channel, step=0, **options):
     return encoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trouble", [0.0, 0.2])
 @pytest.mark.parametrize(("micro_batch", "in_flight"), [(None, 1), (3, 1), (1, 3), (2, 8)])
 def test_split_learning_gives_the_bits_of_training_on_one_device(bundle, trouble, micro_batch, in_flight):
@@ -158,6 +159,7 @@ def test_split_learning_gives_the_bits_of_training_on_one_device(bundle, trouble
     assert trouble == 0 or len(channel.sent) > 1.2 * 2 * 50
 
 
+@pytest.mark.slow
 def test_parts_in_flight_begin_before_the_first_backward_pass(bundle):
     found = {}
     for in_flight in (1, 2, 3):

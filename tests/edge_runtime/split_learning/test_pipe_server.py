@@ -63,6 +63,7 @@ def open_of(size):
     return EncoderRound(round=3, samples=size, training=None, weights="", results="")
 
 
+@pytest.mark.process
 def test_channel_names_its_device_counts_bytes_and_passes_over_other_frames():
     process = EncoderServerProcess([sys.executable, "-c", ECHO])
     channel = PipeChannel(process, "board-1")
@@ -75,6 +76,7 @@ def test_channel_names_its_device_counts_bytes_and_passes_over_other_frames():
     process.close()
 
 
+@pytest.mark.process
 def test_channel_to_a_process_that_has_ended_raises():
     gone = EncoderServerProcess([sys.executable, "-c", "pass"])
     with pytest.raises(EncoderServerUnavailable, match="has ended"):

@@ -26,6 +26,7 @@ def test_micro_batches_are_the_batch_in_parts(samples, size, rows):
     np.testing.assert_allclose(shares.sum(0), [1, 1 if len(rows) else 0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", [None, GradNormWeighting()])
 def test_training_in_micro_batches_is_training(tiny, weighting):
     """Of tasks with as many labels in each sample."""

@@ -117,6 +117,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_training_goes_on_bit_for_bit_from_every_step(tiny, tmp_path, options):
     from edge_runtime.training.optimizer import make_optimizer
@@ -161,6 +162,7 @@ def run_round(tiny, folder, plan, pause_s):
     return process, out
 
 
+@pytest.mark.process
 def test_process_killed_at_random_ends_as_one_that_was_not(tiny, tmp_path):
     import msgspec
 
@@ -194,6 +196,7 @@ def test_process_killed_at_random_ends_as_one_that_was_not(tiny, tmp_path):
     assert out.read_bytes() == expected
 
 
+@pytest.mark.slow
 def test_worker_goes_on_where_it_was_stopped(tiny, tmp_path):
     class Stopped(Exception):
         pass

@@ -52,6 +52,7 @@ def sentence(done, code):
     return lines[0].removeprefix("error: ")
 
 
+@pytest.mark.process
 def test_train_prints_its_result_as_json(tiny, tmp_path):
     out = tmp_path / "weights.safetensors"
     found = result_of(
@@ -81,6 +82,7 @@ def test_train_prints_its_result_as_json(tiny, tmp_path):
     assert unpack(tiny.table, out.read_bytes()).shape == tiny.weights.shape
 
 
+@pytest.mark.process
 def test_train_with_one_seed_writes_the_same_bytes(tiny, tmp_path):
     files = [tmp_path / name for name in ("a", "b", "c")]
     for path, seed in zip(files, (1, 1, 2), strict=True):
@@ -90,6 +92,7 @@ def test_train_with_one_seed_writes_the_same_bytes(tiny, tmp_path):
     assert files[0].read_bytes() != files[2].read_bytes()
 
 
+@pytest.mark.process
 def test_train_says_losses_to_people(tiny):
     done = train(tiny)
     assert done.returncode == 0
@@ -98,6 +101,7 @@ def test_train_says_losses_to_people(tiny):
     assert "MiB" in done.stdout
 
 
+@pytest.mark.process
 def test_train_of_some_tasks_goes_on_from_weights_it_wrote(tiny, tmp_path):
     out = tmp_path / "weights"
     first = result_of(train(tiny, "--tasks", "normals,depth", "--out", out, "--json"))
@@ -107,6 +111,7 @@ def test_train_of_some_tasks_goes_on_from_weights_it_wrote(tiny, tmp_path):
     assert "tensor file" in sentence(train(tiny, "--weights", out, "--json"), 3)
 
 
+@pytest.mark.process
 def test_train_without_validation_and_test_images(tiny, data_copy):
     for split in ("val", "test"):
         for path in (data_copy / split).iterdir():
@@ -146,6 +151,7 @@ def test_train_with_an_option_that_makes_no_sense(capsys, words, text):
     assert text in capsys.readouterr().err
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -158,15 +164,18 @@ def test_train_with_something_the_bundle_does_not_have(tiny, words, text):
     assert text in sentence(train(tiny, *words), 3)
 
 
+@pytest.mark.process
 def test_train_of_the_same_task_twice_trains_it_once(tiny):
     assert result_of(train(tiny, "--tasks", "depth,depth", "--json"))["tasks"] == ["depth"]
 
 
+@pytest.mark.process
 def test_train_without_a_bundle_or_data(tiny, tmp_path):
     assert "is not a bundle" in sentence(train(tiny, bundle=tmp_path), 3)
     assert "is not a data set" in sentence(train(tiny, data=tmp_path), 3)
 
 
+@pytest.mark.process
 def test_train_with_an_altered_graph(tiny, bundle_copy):
     (bundle_copy / "graphs" / "encoder.0.forward.onnx").write_bytes(b"x")
     assert "encoder.0.forward.onnx is not the file that the manifest names" in sentence(
@@ -174,6 +183,7 @@ def test_train_with_an_altered_graph(tiny, bundle_copy):
     )
 
 
+@pytest.mark.process
 def test_train_with_a_bundle_of_a_newer_exporter(tiny, bundle_copy):
     path = bundle_copy / manifests.MANIFEST
     newer = json.loads(path.read_text()) | {"format": 1000, "more": "than is known"}
@@ -183,6 +193,7 @@ def test_train_with_a_bundle_of_a_newer_exporter(tiny, bundle_copy):
     assert "update this software" in said
 
 
+@pytest.mark.process
 def test_train_with_a_graph_that_no_bundle_may_have(bundle_copy, tiny):
     path = manifests.graph_path(bundle_copy, "encoder.0.forward")
     data = path.read_bytes().replace(b"Conv", b"Loop")
@@ -193,6 +204,7 @@ def test_train_with_a_graph_that_no_bundle_may_have(bundle_copy, tiny):
     assert "graph encoder.0.forward is refused: operator 'Loop'" in sentence(train(tiny, bundle=bundle_copy), 3)
 
 
+@pytest.mark.process
 def test_train_with_options_is_what_the_trainer_gives(tiny, tmp_path):
     out = tmp_path / "weights.safetensors"
     plain = ("--epochs", 2, "--batch", 4, "--lr", 0.005, "--seed", 3, "--json", "--out", out)
@@ -211,6 +223,7 @@ def test_train_with_options_is_what_the_trainer_gives(tiny, tmp_path):
     np.testing.assert_allclose(unpack(tiny.table, out.read_bytes()), model.weights, atol=1e-5)
 
 
+@pytest.mark.process
 def test_train_with_weights_that_do_not_go_together(tiny):
     assert "not one of the tasks depth, normals, segmentation" in sentence(train(tiny, "--task-weights", "edges=1"), 2)
     assert "leave them out" in sentence(train(tiny, "--weighting", "gradnorm", "--task-weights", "depth=1"), 2)
@@ -228,6 +241,7 @@ def measured_bundle(tiny, bundle_copy):
     return bundle_copy
 
 
+@pytest.mark.process
 def test_train_keeps_to_a_memory_budget_or_says_what_would_do(tiny, measured_bundle):
     whole = result_of(train(tiny, "--batch", 8, "--memory-budget", "4GiB", "--json", bundle=measured_bundle))
     assert (whole["memory"]["micro_batch"], whole["memory"]["recomputed"]) == (8, 0)
@@ -244,6 +258,7 @@ def test_train_keeps_to_a_memory_budget_or_says_what_would_do(tiny, measured_bun
     assert re.match(r"20 MiB of memory are too little for this bundle: \d+ MiB would do \(", sentence(refused, 3))
 
 
+@pytest.mark.process
 def test_train_with_a_memory_budget_that_cannot_be_kept(tiny):
     assert sentence(train(tiny, "--memory-budget", "1GiB"), 3).endswith("compile it again")
     said = sentence(train(tiny, "--memory-budget", "1GiB", "--engine", "ort_training"), 2)
@@ -251,6 +266,7 @@ def test_train_with_a_memory_budget_that_cannot_be_kept(tiny):
     assert train(tiny, "--memory-budget", "much").returncode == 2
 
 
+@pytest.mark.process
 def test_train_with_damaged_data(tiny, data_copy):
     path = data_copy / "train" / "depth.npy"
     path.write_bytes(path.read_bytes()[:-8])
@@ -261,11 +277,13 @@ def test_train_with_damaged_data(tiny, data_copy):
     assert "no labels for depth" in sentence(train(tiny, data=data_copy), 3)
 
 
+@pytest.mark.process
 def test_train_that_diverges_says_so(tiny):
     done = train(tiny, "--lr", 1000, "--epochs", 9, "--json")
     assert "learning rate" in sentence(done, 2)
 
 
+@pytest.mark.process
 def test_train_whose_result_cannot_be_written(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     assert "file" in sentence(train(tiny, "--json", "--out", tmp_path / "file" / "weights"), 3)
@@ -275,6 +293,7 @@ def predict(tiny, *words, model=None, data=None):
     return command("predict", "--model", model or tiny.deployed, "--data", data or tiny.data, *words)
 
 
+@pytest.mark.process
 def test_predict_writes_images_labels_and_predictions(tiny, tmp_path):
     out = tmp_path / "new" / "predictions.npz"
     done = predict(tiny, "--out", out)
@@ -290,6 +309,7 @@ def test_predict_writes_images_labels_and_predictions(tiny, tmp_path):
         np.testing.assert_array_equal(found["label.segmentation"], tiny.dataset.test.labels["segmentation"])
 
 
+@pytest.mark.process
 def test_predict_of_fewer_images(tiny, tmp_path):
     out = tmp_path / "predictions.npz"
     assert predict(tiny, "--out", out, "--split", "train", "--count", 2).returncode == 0
@@ -297,6 +317,7 @@ def test_predict_of_fewer_images(tiny, tmp_path):
         assert len(found["image"]) == len(found["prediction.depth"]) == 2
 
 
+@pytest.mark.process
 def test_predict_says_what_is_wrong(tiny, data_copy, tmp_path):
     out = tmp_path / "predictions.npz"
     assert "--count" in sentence(predict(tiny, "--out", out, "--count", 0), 2)

@@ -107,7 +107,7 @@ def test_group_without_artifacts_is_refused_by_name():
 @pytest.mark.skipif(is_training_build(), reason="onnxruntime-training is what is installed")
 def test_stock_onnxruntime_is_refused_with_what_to_install():
     with pytest.raises(
-        OrtTrainingUnavailable, match=r"needs onnxruntime-training 1\.19\.2, and onnxruntime .* is installed"
+        OrtTrainingUnavailable, match=r"needs onnxruntime-training 1\.19\.2, and onnxruntime .* is here"
     ):
         check_installed()
     with pytest.raises(OrtTrainingUnavailable):

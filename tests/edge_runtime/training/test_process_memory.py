@@ -9,6 +9,7 @@ from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes
 ROOT = Path(__file__).parents[3]
 
 
+@pytest.mark.process
 def test_peak_counts_what_was_given_back():
     """In a process of its own, whose peak nobody else moves."""
     script = """
@@ -29,6 +30,7 @@ print(after - again)
     assert int(done.stdout) > -(1 << 20)  # where the peak cannot be restarted it stays, but for what reading it takes
 
 
+@pytest.mark.process
 def test_large_blocks_are_given_back_when_they_are_freed():
     """In a process of its own: the setting is the process's."""
     script = """

@@ -77,6 +77,7 @@ def test_evaluation_reports_its_progress(tiny):
     assert found == [(2, 5), (4, 5), (5, 5)]
 
 
+@pytest.mark.process
 def test_trainer_with_one_seed_gives_the_same_bits_in_two_processes(tiny):
     script = f"""
 import sys
@@ -98,10 +99,12 @@ print(hashlib.sha256(model.weights.tobytes() + velocity.tobytes()).hexdigest())
     assert found == {digest(model.weights, velocity) + "\n"}
 
 
+@pytest.mark.slow
 def test_trainer_with_another_seed_gives_other_weights(tiny):
     assert digest(trained(tiny, tiny.settings)[0].weights) != digest(trained(tiny, tiny.change(seed=4))[0].weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2, 5])
 def test_probing_leaves_training_bit_for_bit_alone(tiny, every):
     plain, plain_velocity, plain_result = trained(tiny, tiny.settings)
@@ -111,6 +114,7 @@ def test_probing_leaves_training_bit_for_bit_alone(tiny, every):
     assert result.affinities.result().count == -(-6 // every)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["exact", "encoder", "representation"])
 @pytest.mark.parametrize("options", [{"optimizer": "adamw", "clip_norm": 0.5}, {"weighting": GradNormWeighting()}])
 def test_probing_by_any_method_leaves_any_training_bit_for_bit_alone(tiny, method, options):
@@ -121,6 +125,7 @@ def test_probing_by_any_method_leaves_any_training_bit_for_bit_alone(tiny, metho
     assert probed_result.affinities.result().count == 3
 
 
+@pytest.mark.slow
 def test_probes_are_counted_through_the_rounds_of_a_group(tiny):
     """Every 4th of 3 batches a round: those at 0, 4 and 8 of all, whichever round they fall into."""
     counts = []
@@ -170,6 +175,7 @@ OPTIONS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", OPTIONS)
 def test_option_goes_on_over_rounds_as_if_it_had_not_stopped(tiny, options):
     """Two epochs are two rounds of one, but for FedProx, which holds to what each round began with."""

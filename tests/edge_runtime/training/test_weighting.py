@@ -104,6 +104,7 @@ def test_gradnorm_cannot_lose_a_task():
         assert np.isfinite(gradnorm.weights).all()
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(POSITIVE, POSITIVE), min_size=2, max_size=6), st.sampled_from(["gradnorm", "uncertainty"]))
 def test_weighting_goes_on_from_its_state_as_if_it_had_not_stopped(steps, method):
     settings = {"gradnorm": GradNormWeighting(), "uncertainty": UncertaintyWeighting()}[method]

@@ -76,6 +76,7 @@ def test_encode_allocates_at_most_working_bytes(scheme, fraction):
 # What arrives
 
 
+@pytest.mark.slow
 @given(vectors(11), vectors(11))
 def test_fp32_is_the_weights_in_full_bit_for_bit(received, trained):
     data, left, got = send(TABLE, received, trained, scheme="fp32")
@@ -84,6 +85,7 @@ def test_fp32_is_the_weights_in_full_bit_for_bit(received, trained):
     assert left is None
 
 
+@pytest.mark.slow
 @given(vectors(11), vectors(11))
 def test_fp16_is_as_near_as_half_precision_is(received, trained):
     _, left, got = send(TABLE, received, trained, scheme="fp16")
@@ -93,6 +95,7 @@ def test_fp16_is_as_near_as_half_precision_is(received, trained):
     np.testing.assert_array_equal(got[trained == received], received[trained == received])
 
 
+@pytest.mark.slow
 @given(vectors(14), vectors(14), vectors(11))
 def test_int8_leaves_at_most_half_a_step_of_each_tensor(received, trained, residual):
     _, left, _ = send(WITH_STATE, received, trained, residual, scheme="int8")
@@ -102,6 +105,7 @@ def test_int8_leaves_at_most_half_a_step_of_each_tensor(received, trained, resid
         assert np.abs(left[where]).max() <= np.abs(whole).max() / 254 * 1.0001 + 1e-35
 
 
+@pytest.mark.slow
 @given(vectors(11), vectors(11), st.integers(1, 5))
 @example(np.zeros(11, np.float32), np.full(11, 7e-41, np.float32), 1)
 def test_topk_sends_the_largest_changes_and_keeps_the_others(received, trained, k):
@@ -118,6 +122,7 @@ def test_topk_sends_the_largest_changes_and_keeps_the_others(received, trained, 
         assert (np.abs(left[sent]) <= np.abs(change[sent]) * 2**-11 + np.abs(change).max() * 1e-7 + 1e-44).all()
 
 
+@pytest.mark.slow
 @given(st.sampled_from(FEEDBACK), vectors(11), st.lists(vectors(11), min_size=1, max_size=6))
 def test_error_feedback_loses_nothing_over_the_rounds(scheme, received, steps):
     """What has arrived and what is left add up to all changes that were made, up to float32's rounding."""
@@ -129,6 +134,7 @@ def test_error_feedback_loses_nothing_over_the_rounds(scheme, received, steps):
     np.testing.assert_allclose(arrived + residual, made, rtol=0, atol=0.1)
 
 
+@pytest.mark.slow
 @given(st.sampled_from(SCHEMES), vectors(14), vectors(14))
 def test_state_is_sent_in_full_by_every_scheme(scheme, received, trained):
     _, left, got = send(WITH_STATE, received, trained, scheme=scheme)

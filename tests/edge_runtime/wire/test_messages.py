@@ -63,7 +63,7 @@ TRAINING = st.builds(
     epochs=st.integers(1, 1000),
     first_epoch=COUNT,
     batch=st.integers(1, 65536),
-    lr=st.floats(0, 1e9, exclude_min=True),
+    lr=st.floats(0, 1e3, exclude_min=True),
     momentum=st.floats(0, 1, exclude_max=True),
     weight_decay=st.floats(0, 1),
     seed=COUNT,

@@ -33,6 +33,7 @@ def test_draw_buildings_in_taskonomys_form(tmp_path):
     assert set(found["building_01"][8].files) == set(DOMAINS)
 
 
+@pytest.mark.slow
 def test_draw_buildings_goes_on_where_it_was_broken_off(tmp_path):
     draw_buildings(tmp_path, SMALL, processes=1)
     before = contents(tmp_path)
@@ -43,6 +44,7 @@ def test_draw_buildings_goes_on_where_it_was_broken_off(tmp_path):
     assert draw_buildings(tmp_path, SMALL, processes=1).new == 0
 
 
+@pytest.mark.slow
 def test_draw_buildings_over_others(tmp_path):
     draw_buildings(tmp_path, SMALL, processes=1)
     with pytest.raises(RoomsInvalid, match="holds rooms drawn otherwise"):

@@ -101,6 +101,7 @@ def test_two_views_of_a_point_are_of_one_room():
     assert (order(image=6).view, order(image=7).view) == (0, 1)
 
 
+@pytest.mark.slow
 def test_labels_have_typical_values_of_order_one():
     views = [draw_view(order(building=building, image=image)) for building in range(4) for image in range(0, 12, 2)]
     for task, source in TASKS.items():

@@ -23,6 +23,7 @@ def raspberry(board, name):
     (folder / "compatible").write_bytes(name.encode() + b"\0")
 
 
+@pytest.mark.process
 def test_choose_a_board_s_best_meter_first(board, opened, pmic_text):
     raspberry(board, "raspberrypi,5-model-b")
     board.vcgencmd(f"pmic_read_adc) cat <<'END'\n{pmic_text}END\n;;\nversion) echo 1;;")

@@ -38,6 +38,7 @@ def test_segments_long_gaps_are_not_measured():
     assert mean_w(rows((0, 2, "a"), (60, 4, "a"))) is None
 
 
+@pytest.mark.slow
 @given(
     powers=st.lists(st.floats(0, 100), min_size=2, max_size=30),
     cuts=st.lists(st.sampled_from(["idle", "a", "b"]), min_size=30, max_size=30),
