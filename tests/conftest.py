@@ -21,6 +21,7 @@ collect_ignore = ["broker_server", "export", "federation"] if ON_A_BOARD else []
 BY_FOLDER = {
     "federation": "process",
     "emulation": "process",
+    "export": "slow",
     "export/architectures": "slow",
     "export/memory": "slow",
     "export/ort_training": "slow",

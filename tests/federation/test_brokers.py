@@ -52,7 +52,7 @@ def test_agent_whose_token_is_not_good_is_refused_and_says_so(site):
         agent = site.run(f"stranger-{number}", "edge_runtime", "run", "--config", config)
         assert agent.wait() == REFUSED, (name, agent.said)
         sentence = agent.said.splitlines()[-1]
-        assert sentence.startswith(site.url), (name, sentence)
+        assert sentence.startswith(f"error: {site.url}"), (name, sentence)
         assert "refused" in sentence
         assert "enrol pi again" in sentence
         assert bad not in agent.said
