@@ -83,13 +83,11 @@ class TrainingSettings(Optimization, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def task_weighting(self) -> TaskWeighting | None:
         """How much each task's loss counts; None for the plain sum."""
-        match self.weighting:
-            case "fixed":
-                return FixedWeighting(weights=self.task_weights) if self.task_weights else None
-            case "gradnorm":
-                return GradNormWeighting(alpha=self.gradnorm_alpha, lr=self.weighting_lr)
-            case "uncertainty":
-                return UncertaintyWeighting(lr=self.weighting_lr)
+        if self.weighting == "gradnorm":
+            return GradNormWeighting(alpha=self.gradnorm_alpha, lr=self.weighting_lr)
+        if self.weighting == "uncertainty":
+            return UncertaintyWeighting(lr=self.weighting_lr)
+        return FixedWeighting(weights=self.task_weights) if self.task_weights else None
 
     @property
     def optimization(self) -> dict[str, Any]:

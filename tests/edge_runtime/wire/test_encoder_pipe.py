@@ -17,6 +17,8 @@ from edge_runtime.wire.encoder_pipe import (
     write_frame,
 )
 
+pytestmark = pytest.mark.process
+
 SETTINGS = samples.TRAINING
 OPEN = EncoderRound(round=3, samples=4, training=SETTINGS, weights="w", results="r", previous="b", precision="int8")
 

@@ -11,6 +11,8 @@ import pytest
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, LinkFull, packet_bytes
 from edge_runtime.wire.mqtt import BrokerUrl, LinkInvalid, MqttLink
 
+pytestmark = pytest.mark.process
+
 PATIENCE_S = 30.0
 ACCEPT = b"\x20\x02\x00\x00"
 CONNECT, PUBLISH, PUBACK, SUBSCRIBE, UNSUBSCRIBE, DISCONNECT = 0x10, 0x30, 0x40, 0x80, 0xA0, 0xE0
