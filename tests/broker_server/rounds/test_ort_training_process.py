@@ -31,7 +31,7 @@ bundle, out = Path(bundle), Path(out)
 with open({starts!r}, "a") as starts:
     starts.write(groups + "\\n")
 if how == "fails":
-    print("Traceback")
+    print("Traceback", flush=True)
     print("onnxruntime-training 1.19.2 has no CPU gradient for Round", file=sys.stderr)
     sys.exit(3)
 if how == "silent":
