@@ -101,9 +101,9 @@ $(ORT_TRAINING)/.stamp: pyproject.toml | $(ORT_TRAINING)/bin/python
 $(OLDEST)/bin/python:
 	$(call make_venv,OLDER_PYTHON,12)
 
-# The oldest torch, onnx and onnxruntime that pyproject.toml allows.
+# The oldest torch and onnx that pyproject.toml allows, and the oldest onnxruntime that tells what graphs allocate.
 $(OLDEST)/.stamp: pyproject.toml | $(OLDEST)/bin/python
-	$(OLDEST)/bin/python -m pip install 'torch==2.8.*' 'onnx==1.17.*' 'onnxruntime==1.23.*' pytest hypothesis '.[workstation]'
+	$(OLDEST)/bin/python -m pip install 'torch==2.10.*' 'onnx==1.17.*' 'onnxruntime==1.28.*' pytest hypothesis '.[workstation]'
 	$(OLDEST)/bin/python -m pip uninstall --quiet --yes mas-edge
 	@touch $@
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from devices.cli.run import BAD_INPUT, DONE, NO_PARITY
 from devices.cli.run import run as run_command
 from devices.cli.values import names, whole_number
-from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, Graph, GraphObservation
+from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, EngineError, Graph, GraphObservation
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import write_atomic
@@ -108,8 +108,11 @@ def _compile(args: argparse.Namespace) -> int:
         run = _Runner(Engine(), Path(folder))
         parity = check_parity(compiled, run)
         manifest = describe(compiled, args.name or args.out.name, parity)
-        taken = footprint(compiled.graphs, run.observe, SPARE_BYTES)
-        manifest = msgspec.structs.replace(manifest, footprint=taken)
+        try:
+            taken = footprint(compiled.graphs, run.observe, SPARE_BYTES)
+            manifest = msgspec.structs.replace(manifest, footprint=taken)
+        except EngineError as exc:  # an onnxruntime before 1.28, the last for Python 3.10 among them
+            print(f"the bundle has no memory plan: {exc}", file=sys.stderr)
         manifest = _with_artifacts(args, compiled, manifest, run)
     wire.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
     if args.json:

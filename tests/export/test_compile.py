@@ -16,8 +16,10 @@ onnx = pytest.importorskip("onnx")
 
 from torch import nn  # noqa: E402
 
+from edge_runtime.training.engine import Engine, EngineError  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.tensors import unpack  # noqa: E402
+from export.__main__ import main  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.deploy import inference_model  # noqa: E402
 from export.errors import ModelInvalid, ParityFailed  # noqa: E402
@@ -233,6 +235,18 @@ def test_command_compiles_and_deploys_a_user_s_own_file(model_file, tmp_path):
         assert done.returncode == 3
         assert text in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_bundle_has_no_memory_plan_where_the_engine_does_not_tell(model_file, tmp_path, monkeypatch, capsys):
+    """As onnxruntime before 1.28, the last for Python 3.10 among them."""
+
+    def observe(*_):
+        raise EngineError("onnxruntime 1.23.2 does not say what the nodes of a graph allocate")
+
+    monkeypatch.setattr(Engine, "observe", observe)
+    assert main(["compile", f"{model_file}:build", "--out", str(tmp_path / "bundle")]) == 0
+    assert "no memory plan: onnxruntime 1.23.2 does not say" in capsys.readouterr().err
+    assert wire.read_folder(tmp_path / "bundle").footprint is None
 
 
 SOURCES = {
