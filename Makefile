@@ -163,7 +163,7 @@ check: lint
 test: lint test-workstation test-board
 
 test-workstation: $(VENV)/.stamp $(BOARD)/.stamp apt
-	$(VENV)/bin/python -m pytest --cov=edge_runtime --cov=broker_server --cov=devices --cov=export.memory --cov-branch --cov-report=
+	$(VENV)/bin/python -m pytest -n 2 --dist worksteal --cov=edge_runtime --cov=broker_server --cov=devices --cov=export.memory --cov-branch --cov-report=
 	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100
 
 # The tree, not the installed copy, is what is tested; `board` has checked that they agree.

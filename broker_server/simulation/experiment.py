@@ -75,8 +75,6 @@ class Conduct(msgspec.Struct, frozen=True, kw_only=True):
 
     baseline: Literal["local_training"] | None = None
     """With local_training each device trains for itself, without any exchange."""
-    alone: bool = False
-    """The key of before for baseline = "local_training"."""
     tasks_of: TasksOf | None = None
     """The tasks that devices have labels of, instead of the experiment's; {} for all."""
     board: dict[str, float | int] = {}
@@ -85,7 +83,7 @@ class Conduct(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_local(self) -> bool:
         """Whether each device trains for itself."""
-        return self.alone or self.baseline == "local_training"
+        return self.baseline == "local_training"
 
 
 class Experiment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -174,7 +172,7 @@ def read_experiment(path: Path) -> Experiment:
     """Return the experiment in a file, its paths made absolute. Raises ConfigInvalid."""
     try:
         tree = read_toml(path)
-        _rename_host(path, tree.get("fleet"))
+        _rename_old_keys(path, tree)
         if odd := [key for key in tree if key not in Experiment.__struct_fields__]:
             known = nearest(odd[0], Experiment.__struct_fields__)
             raise ConfigInvalid(f"{path}: {odd[0]}: there is no such key{known}")
@@ -206,11 +204,18 @@ def read_experiment(path: Path) -> Experiment:
     )
 
 
-def _rename_host(path: Path, fleet: object) -> None:
-    """Give the encoder server's key of before its name of today, with a sentence."""
+def _rename_old_keys(path: Path, tree: Tree) -> None:
+    """Give the experiment's own keys of before their names of today, each with a sentence."""
+    old = "%s: %s is called %s now; the old key is read for one more version"
+    fleet, methods = tree.get("fleet"), tree.get("methods")
     if isinstance(fleet, dict) and "host" in fleet:
-        _log.warning("%s: fleet.host is called fleet.encoder_server now; it is read for one more version", path)
+        _log.warning(old, path, "fleet.host", "fleet.encoder_server")
         fleet["encoder_server"] = fleet.pop("host")
+    for name, method in methods.items() if isinstance(methods, dict) else ():
+        if isinstance(method, dict) and isinstance(method.get("alone"), bool):
+            _log.warning(old, path, f"methods.{name}.alone", "baseline")
+            if method.pop("alone"):
+                method["baseline"] = "local_training"
 
 
 def data_sets(folder: Path, devices: Sequence[str] = ()) -> dict[str, Path]:

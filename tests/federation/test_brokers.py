@@ -59,7 +59,7 @@ def test_agent_whose_token_is_not_good_is_refused_and_says_so(site):
     config.write_text(good.replace(line, 'token = ""'))
     agent = site.run("none", "edge_runtime", "run", "--config", config)
     assert agent.wait() == 2
-    assert "key token" in agent.said
+    assert "agent.toml: token" in agent.said
     nobody = MqttLink(site.url, client_id="pi", username="pi", password="")
     event = nobody.receive(30)
     nobody.close()

@@ -201,7 +201,7 @@ APART = TASKS_OF + (
     '[methods.fedbone]\nstrategy = "fedbone"\ngeneral = "device"\n'
     '[methods.mean]\nstrategy = "fedbone"\naggregation = "mean"\ngeneral = "device"\n'
     '[methods.averaged]\nstrategy = "all_in_one"\n[methods.everything]\nstrategy = "all_in_one"\ntasks_of = {}\n'
-    '[methods.local]\nstrategy = "all_in_one"\nalone = true\n'
+    '[methods.local]\nstrategy = "all_in_one"\nbaseline = "local_training"\n'
 )
 
 
@@ -232,9 +232,13 @@ def test_devices_with_tasks_of_their_own_together_and_each_for_itself(bench):
         ("[methods.x]\nport = 3\n", "", "a simulation decides this itself"),
         (MAS, "[fleet.boards.attic]\nwings = 2\n", "wings"),
         ("[methods.x]\nstrategy = 'fixed'\n", "", "fixed_groups"),
-        ("[methods.x]\nalone = true\n", "", "methods.x: alone"),
+        ("[methods.x]\nalone = true\n", "", "methods.x: baseline: a device by itself"),
         (MAS, '[tasks_of]\nattic = ["wings"]\n', "no labels of 'wings'; it has depth"),
-        ("[methods.x]\nstrategy = 'fedbone'\n", "", "methods.x: general: the model has no stem"),
+        (
+            "[methods.x]\ngrouping.strategy = 'fedbone'\n",
+            "",
+            "methods.x: split_learning.encoder: the model has no stem",
+        ),
     ],
 )
 def test_a_wrong_experiment_is_refused_with_its_place(bench, methods, fleet, says):

@@ -314,22 +314,22 @@ def test_a_device_that_says_nonsense_or_stops_in_mid_batch_does_not_keep_the_oth
     site.until(server, "c has joined")
     devices = [site.device(name) for name in "ab"]
     number = impostor.plan().round
-    layout = exchange.Layout.of(manifests.read_folder(bundle), 4)
-    header = partial(exchange.Header, round=number)
+    layout = exchange.MessageLayout.of(manifests.read_folder(bundle), 4)
+    header = partial(exchange.SplitHeader, round=number)
     e = np.zeros((2, *layout.embedding), np.float32)
     impostor.link.publish(impostor.topics.up("c"), b"no piece")  # counted, and not answered
     impostor.say(b"rubbish")
     assert impostor.refusal(layout)[0] == "invalid"
-    impostor.say(exchange.encode(exchange.Message(header=header(kind="begin", seed=1))))
+    impostor.say(exchange.encode(exchange.SplitMessage(header=header(kind="begin", seed=1))))
     for data in (e[:, :1], np.zeros((5, *layout.embedding), np.float32)):  # other shapes, more than a batch
-        message = exchange.Message(header=header(kind="embedding", samples=len(data)), arrays=(data,))
+        message = exchange.SplitMessage(header=header(kind="embedding", samples=len(data)), arrays=(data,))
         impostor.say(exchange.encode(message))
         assert impostor.refusal(layout)[0] == "invalid"
-    good = exchange.encode(exchange.Message(header=header(kind="embedding", samples=2), arrays=(e,)))
+    good = exchange.encode(exchange.SplitMessage(header=header(kind="embedding", samples=2), arrays=(e,)))
     impostor.say(good[:-4] + np.float32(np.nan).tobytes())
     assert impostor.refusal(layout) == ("invalid", "a value of the embedding is not finite")
     z = tuple(np.zeros((2, *shape), np.float32) for shape in layout.representation)
-    impostor.say(exchange.encode(exchange.Message(header=header(kind="gradient", samples=2, part=3), arrays=z)))
+    impostor.say(exchange.encode(exchange.SplitMessage(header=header(kind="gradient", samples=2, part=3), arrays=z)))
     assert impostor.refusal(layout)[0] == "unknown"
     impostor.say(good)  # the representation comes, and is never answered
     reason, detail = impostor.refusal(layout)

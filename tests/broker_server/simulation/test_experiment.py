@@ -109,9 +109,9 @@ def test_config_refuses_with_the_method_s_name(keys, says):
 
 
 def test_config_of_devices_that_train_alone_needs_one():
-    experiment = make(local=ALL | LOCAL, old=ALL | {"alone": True}, MAS={})
-    assert [experiment.config(name, 5, 8).rounds.min_devices for name in ("local", "old", "MAS")] == [1, 1, 8]
-    assert [experiment.conduct(name).is_local for name in ("local", "old", "MAS")] == [True, True, False]
+    experiment = make(local=ALL | LOCAL, MAS={})
+    assert [experiment.config(name, 5, 8).rounds.min_devices for name in ("local", "MAS")] == [1, 8]
+    assert [experiment.conduct(name).is_local for name in ("local", "MAS")] == [True, False]
 
 
 def test_config_takes_keys_of_before():
@@ -191,8 +191,13 @@ def test_experiments_of_the_same_examples_give_every_method_as_many_rounds(path)
         assert config.grouping.merged_rounds + config.grouping.split_rounds == rounds
 
 
-def test_the_encoder_server_s_key_of_before_is_read_with_a_sentence(tmp_path, caplog):
+def test_an_experiment_s_own_keys_of_before_are_read_with_a_sentence(tmp_path, caplog):
     path = tmp_path / "experiment.toml"
-    path.write_text('data = "d"\nbundle = "b"\n[methods.a]\n[fleet.host]\nspeed = 4.0\n')
-    assert read_experiment(path).fleet.encoder_server.speed == 4.0
+    path.write_text(
+        'data = "d"\nbundle = "b"\n[methods]\na.alone = true\nb.alone = false\nc = {}\n[fleet.host]\nspeed = 4.0\n'
+    )
+    found = read_experiment(path)
+    assert found.fleet.encoder_server.speed == 4.0
     assert "fleet.host is called fleet.encoder_server now" in caplog.text
+    assert [found.conduct(name).is_local for name in "abc"] == [True, False, False]
+    assert "methods.a.alone is called baseline now" in caplog.text
