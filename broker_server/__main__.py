@@ -22,7 +22,7 @@ from broker_server.grouping.search import Mode, SplitImpossible, search
 from broker_server.mqtt.broker import BrokerNotStarted
 from broker_server.report import energy_command
 from broker_server.report.build import ReportImpossible
-from broker_server.rounds.federation import FederationChanged
+from broker_server.rounds.federation import FederationChanged, StateDamaged
 from broker_server.rounds.journal import JournalInvalid
 from broker_server.server import settings_command
 from broker_server.server.config import SETTINGS
@@ -51,6 +51,7 @@ _FAULTS: dict[type[Exception], int] = {
     LinkInvalid: USAGE,
     KeyInvalid: BAD_INPUT,
     JournalInvalid: BAD_INPUT,
+    StateDamaged: BAD_INPUT,
     BundleInvalid: BAD_INPUT,
     TensorsInvalid: BAD_INPUT,
     SplitImpossible: BAD_INPUT,

@@ -36,6 +36,9 @@ PATIENCE_S = 3.0
 """A device that has been online for this long without a Hello takes part all the same: an earlier process has received
 its Hello, or it was sent while the server was away."""
 
+NO_ROUND: tuple[int, frozenset[str]] = (-1, frozenset())
+"""In place of the number and the members of the round that closed last."""
+
 
 class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The devices of a round and its deadline: the table [rounds] of server.toml."""
@@ -79,7 +82,7 @@ class Coordinator:
         self.counts: Counter[str] = Counter()
         """Numbers of messages that were dropped or declined, by reason."""
         self.open: OpenRound | None = None
-        self._last: tuple[int, frozenset[str]] = (-1, frozenset())
+        self._last = NO_ROUND
         self._finished: str | None = None
 
     @property
@@ -106,9 +109,12 @@ class Coordinator:
         quorum: int = 0,
         results: Mapping[str, Result] | None = None,
         traffic: RoundTraffic | None = None,
+        is_portable: bool = False,
     ) -> list[Action]:
         """Begin a round, or go on with one that an earlier process began, with its members, quorum and results."""
         counted = dict(results or {})
+        if self._last[0] == planned.number:  # it could not be closed
+            self._last = NO_ROUND
         self.open = OpenRound(
             round=planned,
             plan=plan,
@@ -117,10 +123,12 @@ class Coordinator:
             quorum=quorum,
             draws=len(members),
             traffic=traffic or RoundTraffic(),
+            is_portable=is_portable,
         )
         if members:
             self.open.deadline_s = now_s + self.rules.deadline_s
-        return self._advance(now_s)
+        asked = [self._send_plan(name, now_s) for name in self.open.unanswered if name in self.online]
+        return [*asked, *self._advance(now_s)]
 
     def finish(self, detail: str) -> list[Action]:
         """End the federation: tell all devices that are online now, and each other one when it comes."""
@@ -186,6 +194,14 @@ class Coordinator:
         self.counts["update rejected"] += 1
         note = Note(text=f"{device}'s update was rejected: {why}")
         return [self._ack(device, update, why), note, *self._advance(now_s)]
+
+    def on_fault(self, device: str, why: str, now_s: float) -> list[Action]:
+        """Refuse a device for the rest of the round, because the server could not handle what it sent."""
+        note = Note(text=f"{device} is left out of this round: {why}")
+        if not self.is_asked(device):
+            return [note]
+        self._open.step(device, "fail")
+        return [Abandon(device=device), note, *self._advance(now_s)]
 
     def on_evaluation(self, device: str, evaluation: Evaluation, now_s: float) -> list[Action]:
         """Take the losses that a device has measured."""
@@ -289,12 +305,13 @@ class Coordinator:
         return [self._opened(current), *(self._send_plan(name, now_s) for name in drawn)]
 
     def _able(self, current: OpenRound) -> list[str]:
-        """Return the devices online with labels of one of the tasks, or of which that is not known.
+        """Return the devices online that can train or measure the group, or of which that is not known.
 
-        To measure, return all where there are none.
+        They have labels of one of its tasks, and do without training artifacts where it has none. To measure, return
+        all where nobody has labels.
         """
         hellos = [(name, self.devices[name].hello) for name in self.online]
-        able = [name for name, hello in hellos if hello is None or not set(current.plan.tasks).isdisjoint(hello.tasks)]
+        able = [name for name, hello in hellos if hello is None or _is_able(hello, current)]
         return able if able or current.plan.work == "train" else self.online
 
     def _draw(self, current: OpenRound, names: list[str], number: int) -> list[str]:
@@ -356,3 +373,9 @@ class Coordinator:
     def _ack(device: str, result: Result, fault: str | None = None) -> Send:
         ack = Ack(round=result.round, group=result.group, accepted=fault is None, detail=(fault or "")[:500])
         return Send(device=device, message=ack)
+
+
+def _is_able(hello: Hello, current: OpenRound) -> bool:
+    if current.is_portable and hello.ort_training == "require":
+        return False
+    return not set(current.plan.tasks).isdisjoint(hello.tasks)

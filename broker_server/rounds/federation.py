@@ -1,11 +1,13 @@
 """A federation's state: its phases, weights and manifests, and the weights that a closed round makes of them.
 
 Everything here is derived from the journal and the blobs, so that a process that starts again stands where the last
-one stopped. Weights are written before they are journalled; what they replace is deleted after.
+one stopped. Weights are written before they are journalled; what they replace is deleted after. What devices have sent
+is in folders of their own (device_uploads.py): what is kept and what is deleted follows from the journal alone.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.aggregation.rules import ENCODER, Aggregation, RoundAggregation
 from broker_server.grouping.affinity import Affinities, AffinityLedger
+from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.rounds.manifests import GroupManifests
@@ -31,6 +34,7 @@ from broker_server.strategies.planner import (
 from edge_runtime.wire.blob import Blob, BlobStore, describe
 from edge_runtime.wire.compression import Updates, decode
 from edge_runtime.wire.encoder_pipe import EncoderRound
+from edge_runtime.wire.errors import BlobInvalid, TensorsInvalid
 from edge_runtime.wire.manifest import (
     Manifest,
     encode,
@@ -43,6 +47,18 @@ from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpac
 
 class FederationChanged(ValueError):
     """The state folder holds a federation with another bundle or other settings."""
+
+
+class StateDamaged(RuntimeError):
+    """Weights that the journal names are not in the state folder, and cannot be made again."""
+
+
+class UpdatesLost(RuntimeError):
+    """Updates that count can no longer be read; `devices` has the reasons, by device."""
+
+    def __init__(self, devices: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{device}: {why}" for device, why in devices.items()))
+        self.devices = dict(devices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +82,7 @@ class Terms:
 class Federation:
     """A federation over one bundle. `folder` is the bundle's, already checked against `bundle`.
 
-    Raises FederationChanged if the journal was begun with another bundle or other `terms.settings`.
+    Raises FederationChanged if the journal was begun with another bundle or other `terms.settings`, StateDamaged.
     """
 
     def __init__(
@@ -74,6 +90,7 @@ class Federation:
         *,
         journal: FederationJournal,
         blobs: BlobStore,
+        uploads: DeviceUploads,
         bundle: Manifest,
         folder: Path,
         key: Ed25519PrivateKey,
@@ -81,6 +98,7 @@ class Federation:
     ) -> None:
         self._journal = journal
         self._blobs = blobs
+        self._uploads = uploads
         self._key = key
         self._strategy = terms.strategy
         self._training = terms.training
@@ -95,6 +113,7 @@ class Federation:
         journal.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
         journal.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
         self.manifests = GroupManifests(bundle, folder, self.tasks, journal=journal, blobs=blobs)
+        self._make_again()
         self._ledger = AffinityLedger(self.tasks)
         for row in journal.rounds():
             if row.closed_s is not None and row.round.probe:
@@ -189,10 +208,11 @@ class Federation:
     def check_update(self, plan: Plan, device: str, update: Update) -> None:
         """Raise TensorsInvalid unless the fetched update is of the group's tensors and gives finite weights.
 
+        BlobInvalid where it is not here.
         In split learning the encoder that the device has trained on the server must be there as well.
         """
         table = self._device_table(plan.tasks)
-        data = self._blobs.read(update.weights.digest)
+        data = self._uploads.of(device).read(update.weights.digest)
         if update.scheme == "fp32":  # in full: the weights that the device received need not be in memory as well
             unpack(table, data)
         else:
@@ -203,7 +223,8 @@ class Federation:
     def close(self, closed: Round, devices: Iterable[str], traffic: RoundTraffic) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
 
-        Devices are folded in the order of their names, so the result does not depend on who was first.
+        Devices are folded in the order of their names, so the result does not depend on who was first. Raises
+        UpdatesLost, and changes nothing, where updates can no longer be read.
         """
         journalled = self._journal.results(closed.number)
         results = {device: journalled[device] for device in sorted(devices)}
@@ -225,20 +246,57 @@ class Federation:
         return results
 
     def sweep(self, *, partial: bool) -> None:
-        """Delete the blobs that the journal does not need, with `partial` also those still on their way."""
+        """Delete the blobs that the journal does not need, with `partial` also uploads still on their way."""
         kept = {blob.digest for blob in self._journal.weights().values()} | self.manifests.digests
         kept |= {blob.digest for blob in self._journal.aggregation_states().values()}
         if self._device_weights is not None:
             kept.add(self._device_weights.digest)
         for phase in self.phases:
             kept |= {describe(encode(self.manifests.of(tasks))).digest for tasks in phase.groups}
+        for digest in list(self._blobs.digests()):
+            if digest not in kept:
+                self._blobs.discard(digest)
+        counted: dict[str, set[str]] = {}
         for row in self._journal.rounds():
             if row.closed_s is None:
-                results = self._journal.results(row.round.number).values()
-                kept |= {result.weights.digest for result in results if isinstance(result, Update)}
-        for digest in list(self._blobs.digests()):
-            if digest not in kept and (partial or digest in self._blobs):
-                self._blobs.discard(digest)
+                for device, digest in self._update_digests(row.round.number).items():
+                    counted.setdefault(device, set()).add(digest)
+        self._uploads.keep(counted, partial=partial)
+
+    def drop_lost(self, round_number: int) -> list[str]:
+        """Take the results out of the journal whose weights are no longer here, and return their devices, in order."""
+        digests = self._update_digests(round_number).items()
+        lost = [device for device, digest in digests if not self._uploads.has(device, digest)]
+        for device in lost:
+            self._journal.remove_result(round_number, device)
+        return lost
+
+    def _update_digests(self, round_number: int) -> dict[str, str]:
+        """Return the digests of a round's updates, by device."""
+        results = self._journal.results(round_number).items()
+        return {device: result.weights.digest for device, result in results if isinstance(result, Update)}
+
+    def _make_again(self) -> None:
+        """Make blobs again that the journal names and that are gone, where a phase still stands at its start.
+
+        Raises StateDamaged for what the devices have trained.
+        """
+        for phase in self.phases:
+            gone = {group_id(tasks) for tasks in phase.groups if not self._is_here(phase.name, group_id(tasks))}
+            if gone:
+                with suppress(BlobInvalid, TensorsInvalid):
+                    self._starts(phase)
+        named = [*self._journal.weights().items(), *self._journal.aggregation_states().items()]
+        if lost := [(key, blob) for key, blob in named if blob.digest not in self._blobs]:
+            (phase_name, group), blob = lost[0]
+            raise StateDamaged(
+                f"the weights of {group} in phase {phase_name} ({blob.digest[:12]}) are not in {self._blobs.root}: "
+                "restore the state folder from a backup, or begin again with --new"
+            )
+
+    def _is_here(self, phase: str, group: str) -> bool:
+        blob = self._journal.weights().get((phase, group))
+        return blob is None or blob.digest in self._blobs
 
     def _fold(self, closed: Round, results: Mapping[str, Result]) -> tuple[Blob, Blob | None]:
         """Return the round's weights and the aggregation state for the group's next one, as blobs that are here."""
@@ -254,9 +312,18 @@ class Federation:
             seed=(self._training.seed, closed.index),
             folder=self._blobs.root,
         )
+        lost: dict[str, str] = {}
         for device, result in results.items():
             if isinstance(result, Update):
-                aggregation.fold(self._trained(closed.tasks, device, result, initial), result.examples)
+                try:
+                    trained = self._trained(closed.tasks, device, result, initial)
+                except (BlobInvalid, TensorsInvalid) as exc:
+                    lost[device] = str(exc)
+                    self._uploads.of(device).discard(result.weights.digest)
+                else:
+                    aggregation.fold(trained, result.examples)
+        if lost:
+            raise UpdatesLost(lost)
         new, state = aggregation.result()
         if aggregation.diverged:
             self._journal.note(f"round {closed.number}: the step of the encoder was not finite, and was not taken")
@@ -274,10 +341,10 @@ class Federation:
         return unpack(self.manifests.of(planned.tasks).table, self._blobs.read(blob.digest))
 
     def _trained(self, tasks: Tasks, device: str, update: Update, initial: Vector) -> Vector:
-        """Return the group's complete weights as a device has trained them. Raises TensorsInvalid."""
+        """Return the group's complete weights as a device has trained them. Raises BlobInvalid, TensorsInvalid."""
         complete, table = self.manifests.of(tasks).table, self._device_table(tasks)
         received = initial if self._shared_encoder is None else transfer(complete, initial, table)
-        sent = decode(table, self._blobs.read(update.weights.digest), update.scheme, received)
+        sent = decode(table, self._uploads.of(device).read(update.weights.digest), update.scheme, received)
         if self._shared_encoder is None:
             return sent
         encoder = self._shared_encoder.read(update.round, device, self.manifests.bundle.encoder_table)

@@ -7,20 +7,23 @@ Rules
 - Rows hold the typed structures of the wire and of the planner, as JSON. Tables and keys keep the names of the first
   version: `memories` has the aggregation state, `official` the ONNX Runtime training artifacts.
 - Times are seconds since the epoch, for people; no decision is made by them.
+- A database that cannot be read is JournalInvalid, one that cannot be written JournalUnwritable: a damaged file and a
+  full disk are said in one sentence, and what was acknowledged before is still in the file.
 """
 
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 
 from broker_server.strategies.planner import Phase, Round
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.energy import Energy
+from edge_runtime.wire.errors import reason
 from edge_runtime.wire.manifest import Artifacts
 from edge_runtime.wire.messages import Evaluation, FinalEnergy, Hello, Update
 
@@ -48,10 +51,20 @@ CREATE TABLE IF NOT EXISTS events (
 ) STRICT;
 """
 MAX_EVENTS = 10_000
+_RESTORE = "restore the state folder from a backup, or begin again with --new"
+_UNWRITABLE = ("is full", "readonly", "unable to open", "disk I/O")
+"""In SQLite's words: the file or its disk takes nothing, whatever is in it."""
+_RESULT = cast("type[Update | Evaluation]", Update | Evaluation)
+_ARTIFACTS = cast("type[Artifacts | str]", Artifacts | str)
+_NAMES = tuple[str, ...]
 
 
 class JournalInvalid(ValueError):
     """The state folder's database cannot be used."""
+
+
+class JournalUnwritable(OSError):
+    """The state folder's database takes no more: the disk is full, or the folder cannot be written."""
 
 
 class RoundRow(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,6 +92,7 @@ class FederationJournal:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         self._database = sqlite3.connect(path, isolation_level=None)
         try:
@@ -90,7 +104,7 @@ class FederationJournal:
                 self._database.execute(f"PRAGMA user_version={SCHEMA}")
         except sqlite3.DatabaseError as exc:
             self._database.close()
-            raise JournalInvalid(f"{path} cannot be used: {exc}; move it away to start over") from exc
+            raise self._fault(exc) from exc
         if version not in {0, SCHEMA}:
             self._database.close()
             raise JournalInvalid(
@@ -104,8 +118,8 @@ class FederationJournal:
 
     def fact(self, key: str) -> str | None:
         """Return a fact about the federation; None if it is not known."""
-        row = self._database.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._rows("SELECT value FROM meta WHERE key = ?", key)
+        return str(rows[0][0]) if rows else None
 
     def set_fact(self, key: str, value: str) -> None:
         """Keep a fact about the federation."""
@@ -119,8 +133,8 @@ class FederationJournal:
 
     def hellos(self) -> dict[str, Hello]:
         """Return the newest Hello of every device."""
-        rows = self._database.execute("SELECT device, hello FROM devices ORDER BY device")
-        return {device: msgspec.json.decode(body, type=Hello) for device, body in rows}
+        rows = self._rows("SELECT device, hello FROM devices ORDER BY device")
+        return {device: self._decoded(body, Hello, "devices") for device, body in rows}
 
     def begin_phase(self, phase: Phase, first_round: int, weights: dict[str, Blob]) -> None:
         """Begin a phase from `weights`, by group; the aggregation state of earlier phases is dropped."""
@@ -133,18 +147,18 @@ class FederationJournal:
 
     def phases(self) -> list[tuple[Phase, int]]:
         """Return every phase that has begun, with the ordinal of its first round."""
-        rows = self._database.execute("SELECT body, first_round FROM phases ORDER BY number")
-        return [(msgspec.json.decode(body, type=Phase), first) for body, first in rows]
+        rows = self._rows("SELECT body, first_round FROM phases ORDER BY number")
+        return [(self._decoded(body, Phase, "phases"), first) for body, first in rows]
 
     def weights(self) -> dict[tuple[str, str], Blob]:
         """Return the newest weights of every phase and group."""
-        rows = self._database.execute("SELECT phase, grp, blob FROM weights")
-        return {(phase, group): msgspec.json.decode(blob, type=Blob) for phase, group, blob in rows}
+        rows = self._rows("SELECT phase, grp, blob FROM weights")
+        return {(phase, group): self._decoded(blob, Blob, "weights") for phase, group, blob in rows}
 
     def aggregation_states(self) -> dict[tuple[str, str], Blob]:
         """Return the aggregation state that the last round of a phase and group left for the next one."""
-        rows = self._database.execute("SELECT phase, grp, blob FROM memories")
-        return {(phase, group): msgspec.json.decode(blob, type=Blob) for phase, group, blob in rows}
+        rows = self._rows("SELECT phase, grp, blob FROM memories")
+        return {(phase, group): self._decoded(blob, Blob, "memories") for phase, group, blob in rows}
 
     def open_round(self, opened: Round, members: tuple[str, ...], quorum: int) -> None:
         """Journal that a round has begun, or has other members."""
@@ -163,20 +177,23 @@ class FederationJournal:
             )
             return cursor.rowcount == 1
 
+    def remove_result(self, round_number: int, device: str) -> None:
+        """Take a device's result out of an open round, because its weights are no longer here: it is asked again."""
+        with self._transaction() as database:
+            database.execute("DELETE FROM results WHERE round = ? AND device = ?", (round_number, device))
+
     def results(self, round_number: int) -> dict[str, Update | Evaluation]:
         """Return the results that a round has, by device, in order."""
-        rows = self._database.execute(
-            "SELECT device, body FROM results WHERE round = ? ORDER BY device", (round_number,)
-        )
-        return {device: msgspec.json.decode(body, type=Update | Evaluation) for device, body in rows}
+        rows = self._rows("SELECT device, body FROM results WHERE round = ? ORDER BY device", round_number)
+        return {device: self._decoded(body, _RESULT, "results") for device, body in rows}
 
     def set_energy(self, spent: FinalEnergy, device: str) -> bool:
         """Keep the energy that a device has used for a plan in all; return False if it was not in that round."""
         with self._transaction() as database:
             row = database.execute("SELECT body, members FROM rounds WHERE round = ?", (spent.round,)).fetchone()
-            if row is None or msgspec.json.decode(row[0], type=Round).group != spent.group:
+            if row is None or self._decoded(row[0], Round, "rounds").group != spent.group:
                 return False
-            if device not in msgspec.json.decode(row[1], type=tuple[str, ...]):
+            if device not in self._decoded(row[1], _NAMES, "rounds"):
                 return False
             database.execute(
                 "INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", (spent.round, device, _json(spent.energy))
@@ -185,8 +202,8 @@ class FederationJournal:
 
     def energy(self, round_number: int) -> dict[str, Energy]:
         """Return the energy that each device has used for a round's plan, where it has reported any."""
-        rows = self._database.execute("SELECT device, body FROM energy WHERE round = ?", (round_number,))
-        spent = {device: msgspec.json.decode(body, type=Energy) for device, body in rows}
+        rows = self._rows("SELECT device, body FROM energy WHERE round = ?", round_number)
+        spent = {device: self._decoded(body, Energy, "energy") for device, body in rows}
         results = self.results(round_number).items()
         return {device: result.energy for device, result in results if result.energy is not None} | spent
 
@@ -261,13 +278,13 @@ class FederationJournal:
 
     def rounds(self) -> list[RoundRow]:
         """Return every round that has begun, in order."""
-        rows = self._database.execute(
+        rows = self._rows(
             "SELECT body, members, quorum, started_s, closed_s, bytes_up, bytes_down FROM rounds ORDER BY round"
         )
         return [
             RoundRow(
-                round=msgspec.json.decode(body, type=Round),
-                members=msgspec.json.decode(members, type=tuple[str, ...]),
+                round=self._decoded(body, Round, "rounds"),
+                members=self._decoded(members, _NAMES, "rounds"),
                 quorum=quorum,
                 started_s=started_s,
                 closed_s=closed_s,
@@ -285,8 +302,8 @@ class FederationJournal:
 
     def ort_training(self) -> dict[str, Artifacts | str]:
         """Return each group's ONNX Runtime training artifacts, or why they could not be made."""
-        rows = self._database.execute("SELECT grp, body FROM official ORDER BY grp")
-        return {group: msgspec.json.decode(body, type=Artifacts | str) for group, body in rows}
+        rows = self._rows("SELECT grp, body FROM official ORDER BY grp")
+        return {group: self._decoded(body, _ARTIFACTS, "official") for group, body in rows}
 
     def note(self, text: str) -> None:
         """Keep a text that people should be able to read later; beyond MAX_EVENTS the oldest are dropped."""
@@ -296,17 +313,52 @@ class FederationJournal:
 
     def notes(self) -> list[tuple[float, str]]:
         """Return the notes, oldest first, as (seconds since the epoch, text)."""
-        return list(self._database.execute("SELECT at_s, text FROM events ORDER BY number"))
+        return [(float(at_s), str(text)) for at_s, text in self._rows("SELECT at_s, text FROM events ORDER BY number")]
+
+    def check(self) -> None:
+        """Read all that is here. Raises JournalInvalid for the first thing that cannot be."""
+        if (found := self._rows("PRAGMA integrity_check")) != [("ok",)]:
+            raise JournalInvalid(f"{self._path} is damaged: {found[0][0]}; {_RESTORE}")
+        for row in self.rounds():
+            self.facts_of(row)
+        for read in (self.hellos, self.phases, self.weights, self.aggregation_states, self.ort_training, self.notes):
+            read()
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
-        self._database.execute("BEGIN IMMEDIATE")
         try:
-            yield self._database
-        except BaseException:
-            self._database.execute("ROLLBACK")
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._database
+                self._database.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # a full disk may have ended the transaction already
+                    self._database.execute("ROLLBACK")
+                raise
+        except sqlite3.IntegrityError:  # what was to be written cannot be, and the database is as it was
             raise
-        self._database.execute("COMMIT")
+        except sqlite3.DatabaseError as exc:
+            raise self._fault(exc) from exc
+
+    def _rows(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        try:
+            return self._database.execute(query, values).fetchall()
+        except sqlite3.DatabaseError as exc:
+            raise self._fault(exc) from exc
+
+    def _decoded(self, body: bytes, kind: type[T], table: str) -> T:
+        try:
+            return msgspec.json.decode(body, type=kind)
+        except (msgspec.MsgspecError, TypeError, UnicodeDecodeError, RecursionError) as exc:
+            raise JournalInvalid(
+                f"{self._path} is damaged: a row of its table {table} cannot be read ({reason(exc)}); {_RESTORE}"
+            ) from exc
+
+    def _fault(self, exc: sqlite3.DatabaseError) -> Exception:
+        """Return the exception for one of SQLite's: the file is damaged, or it takes nothing more."""
+        if any(words in str(exc) for words in _UNWRITABLE):
+            return JournalUnwritable(f"{self._path} cannot be written: {exc}; all that was acknowledged is in it")
+        return JournalInvalid(f"{self._path} is damaged: {exc}; {_RESTORE}")
 
 
 def _json(value: object) -> bytes:

@@ -175,5 +175,8 @@ def artifact_users(devices: Mapping[str, DeviceState]) -> tuple[list[str], list[
 def problem_sentence(groups: Iterable[Tasks], problem: str, requiring: Collection[str]) -> str:
     """Return one sentence about artifacts that cannot be made, and what follows from it."""
     named = ", ".join(map(group_id, groups))
-    follows = f"{', '.join(requiring)} must refuse, the others train" if requiring else "the devices train"
-    return f"no ONNX Runtime training artifacts for {named}: {problem}; {follows} with the portable graphs"
+    follows = "the devices train with the portable graphs"
+    if requiring:
+        left_out = ", ".join(requiring)
+        follows = f"{left_out} ask for nothing else and are left out, the others train with the portable graphs"
+    return f"no ONNX Runtime training artifacts for {named}: {problem}; {follows}"

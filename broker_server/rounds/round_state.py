@@ -7,7 +7,8 @@ A member of a round:
     asked ──announce──► fetching ──receive──► counted
       │                    ├──reject──► rejected
       ├──evaluate──────────┼──────────► counted
-      └──refuse────────────┴──────────► refused
+      ├──refuse────────────┼──────────► refused
+      └──fail──────────────┴──────────► rejected
 """
 
 # coverage: every branch
@@ -23,16 +24,18 @@ from edge_runtime.wire.messages import Evaluation, Plan, Update
 Result = Update | Evaluation
 """A device's result of a round."""
 MemberState = Literal["asked", "fetching", "counted", "refused", "rejected"]
-Step = Literal["announce", "receive", "reject", "evaluate", "refuse"]
+Step = Literal["announce", "receive", "reject", "evaluate", "refuse", "fail"]
 
 TRANSITIONS: Mapping[tuple[MemberState, Step], MemberState] = {
     ("asked", "announce"): "fetching",
     ("asked", "evaluate"): "counted",
     ("asked", "refuse"): "refused",
+    ("asked", "fail"): "rejected",
     ("fetching", "announce"): "fetching",  # the device started again, perhaps with other weights
     ("fetching", "receive"): "counted",
     ("fetching", "reject"): "rejected",
     ("fetching", "refuse"): "refused",
+    ("fetching", "fail"): "rejected",
 }
 UNANSWERED: frozenset[MemberState] = frozenset({"asked", "fetching"})
 
@@ -68,6 +71,8 @@ class OpenRound:
     deadline_s: float = math.inf
     draws: int = 0
     traffic: RoundTraffic = field(default_factory=RoundTraffic)
+    is_portable: bool = False
+    """True where the group has no ONNX Runtime training artifacts: devices that need them are left out."""
 
     @property
     def counted(self) -> tuple[str, ...]:

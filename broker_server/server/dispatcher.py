@@ -1,7 +1,10 @@
 """The dispatcher: passes what devices send to the part of the server that it concerns, and carries out what that wants.
 
 Rules
-- A bad message is counted, logged and dropped; nothing that a device sends can stop the server.
+- A bad message is counted, logged and dropped; nothing that a device sends can stop the server. What follows from a
+  message is done in `_handled` alone: whatever fails there costs its device the round, and is journalled. Only the
+  journal's own failures go on from there, because nothing may be acknowledged that is not in it.
+- A round is closed between two events, so that what fails there is never taken for a device's fault.
 - Outgoing messages wait where the link is full (outgoing.py). They are bounded, and devices ask again for what is lost.
 - A result is journalled before it is acknowledged, and a round before its plans are sent.
 - What concerns the round that is open goes to the handler, which the server's loop sets. There are no such events
@@ -13,14 +16,16 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Note, Opened, Record, Send
 from broker_server.rounds.coordinator import Coordinator
-from broker_server.rounds.journal import FederationJournal
+from broker_server.rounds.device_uploads import DeviceUploads
+from broker_server.rounds.journal import FederationJournal, JournalInvalid, JournalUnwritable
 from broker_server.server.outgoing import Outgoing
 from broker_server.server.transfers import ServedBlobs, Uploads
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TopicInvalid
+from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TopicInvalid, WireError, reason
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link
 from edge_runtime.wire.messages import (
     Evaluation,
@@ -77,6 +82,7 @@ class Dispatcher:
         topics: Topics,
         journal: FederationJournal,
         blobs: BlobStore,
+        uploads: DeviceUploads,
         coordinator: Coordinator,
         show: Callable[[str], None],
         builds_artifacts: bool = False,
@@ -84,6 +90,7 @@ class Dispatcher:
     ) -> None:
         self.journal = journal
         self.blobs = blobs
+        self.uploads = uploads
         self.coordinator = coordinator
         self.clock = clock
         self.handler: Callable[[RoundEvent], None] = _unexpected
@@ -95,7 +102,8 @@ class Dispatcher:
         self._topics = topics
         self._show = show
         self._builds_artifacts = builds_artifacts
-        self._uploads = Uploads(blobs)
+        self._uploads = Uploads(uploads)
+        self._close: Close | None = None
         self._ticked_s = float("-inf")
         self._dropped: Counter[str] = Counter()
         link.subscribe(*topics.from_devices())
@@ -118,9 +126,11 @@ class Dispatcher:
     def receive(self, timeout_s: float) -> None:
         """Take one event from the link, if one comes in time, and do what follows from it. Raises BrokerRefused."""
         self.outgoing.flush()
+        self._close_round()
         event = self._link.receive(min(timeout_s, TICK_S))
         if isinstance(event, Delivery):
             self._dispatch(event)
+            self._close_round()
         elif isinstance(event, Disconnected):
             if event.refused:
                 raise BrokerRefused(f"the broker refused the server: {event.reason}")
@@ -139,6 +149,7 @@ class Dispatcher:
             self.outgoing.message(device, encode(need))
         self.outgoing.chunks(self.served.tick(now_s))
         self.do(self.coordinator.tick(now_s))
+        self._close_round()
         return True
 
     def do(self, actions: list[Action]) -> None:
@@ -156,29 +167,69 @@ class Dispatcher:
                 case Record(device=device, result=result):
                     self.journal.add_result(result.round, device, result)
                 case Close():
-                    self.handler(action)
+                    self._close = action
                 case Note(text=text):
                     self.note(text)
 
+    def _close_round(self) -> None:
+        """Hand over the rounds that have what they need, if closing one does not leave it open again."""
+        while self._close is not None:
+            due, self._close = self._close, None
+            self.handler(due)
+
     def _dispatch(self, delivery: Delivery) -> None:
         try:
-            match self._topics.parse(delivery.topic):
-                case Address(device=str(device), kind="status"):
+            address = self._topics.parse(delivery.topic)
+        except TopicInvalid as exc:
+            self._drop(delivery.topic, exc)
+            return
+        if address.device is None:
+            self.count_dropped("message that is not for the server")
+            return
+        self._handled(address.device, partial(self._on_delivery, address, address.device, delivery))
+
+    def _handled(self, device: str, handle: Callable[[], None]) -> None:
+        """Do what follows from a device's message. Whatever fails costs this device its round, and nobody else."""
+        try:
+            handle()
+        except (JournalInvalid, JournalUnwritable):
+            raise
+        except OSError as exc:  # this machine's fault, perhaps a full disk: what is missing is asked for again
+            if self._is_worth_a_line("message that this machine could not store"):
+                self.note(f"what {device} sent could not be stored, and is asked for again: {exc.strerror or exc}")
+        except Exception as exc:  # noqa: BLE001 - the one place that stands between a device and the server's life
+            _LOG.exception("a message of %s could not be handled", device)
+            self.count_dropped("message that could not be handled")
+            why = f"what it sent could not be handled ({type(exc).__name__}: {reason(exc)})"
+            self.do(self.coordinator.on_fault(device, why, self.clock()))
+
+    def _on_delivery(self, address: Address, device: str, delivery: Delivery) -> None:
+        try:
+            match address:
+                case Address(kind="status"):
                     online = decode_status(delivery.payload).state == "online"
                     self.do(self.coordinator.on_status(device, online=online, now_s=self.clock()))
-                case Address(device=str(device), kind="event"):
+                case Address(kind="event"):
                     self._on_message(device, delivery.payload)
-                case Address(device=str(device), kind="up"):
+                case Address(kind="up"):
                     self._on_fragment(device, delivery.payload)
-                case Address(device=str(device), kind="blob", digest=str(digest), index=int(index)):
+                case Address(kind="blob", digest=str(digest), index=int(index)):
                     self._on_chunk(device, digest, index, delivery.payload)
                 case _:
                     self.count_dropped("message that is not for the server")
-        except (TopicInvalid, MessageInvalid) as exc:
-            self.count_dropped(type(exc).__name__)
+        except MessageInvalid as exc:
+            self._drop(delivery.topic, exc)
+
+    def _drop(self, topic: str, exc: WireError) -> None:
+        if self._is_worth_a_line(type(exc).__name__):
             number = self._dropped[type(exc).__name__]
-            if number & (number - 1) == 0:  # the 1st, 2nd, 4th, 8th …: a flood of them does not fill the log
-                _LOG.warning("dropped a message on %.200s (%d so far): %s", delivery.topic, number, exc)
+            _LOG.warning("dropped a message on %s (%d so far): %s", reason(topic), number, exc)
+
+    def _is_worth_a_line(self, what: str) -> bool:
+        """Count something that was dropped; return whether to say so: a flood of them does not fill the log."""
+        self.count_dropped(what)
+        number = self._dropped[what]
+        return number & (number - 1) == 0  # the 1st, 2nd, 4th, 8th …
 
     def _on_message(self, device: str, payload: bytes) -> None:
         now_s = self.clock()

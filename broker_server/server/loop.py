@@ -12,7 +12,7 @@ from broker_server.grouping.search import SplitImpossible
 from broker_server.rounds.actions import Close
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.encoder_process import EncoderSupervisor, EncoderUnavailable
-from broker_server.rounds.federation import Federation
+from broker_server.rounds.federation import Federation, UpdatesLost
 from broker_server.rounds.journal import RoundRow
 from broker_server.rounds.ort_training_process import (
     ArtifactBuilder,
@@ -23,7 +23,7 @@ from broker_server.rounds.ort_training_process import (
 from broker_server.rounds.round_state import OpenRound, Result, RoundTraffic
 from broker_server.server.dispatcher import NO_BUILDER, Dispatcher, FragmentReceived, RoundEvent, UpdateComplete
 from broker_server.strategies.planner import Round
-from edge_runtime.wire.errors import TensorsInvalid
+from edge_runtime.wire.errors import BlobInvalid, TensorsInvalid
 from edge_runtime.wire.messages import Update
 from edge_runtime.wire.names import Tasks, group_id
 
@@ -142,15 +142,18 @@ class ServerLoop:
         assert isinstance(update, Update)
         try:
             self.federation.check_update(current.plan, device, update)
-        except TensorsInvalid as exc:
-            if update.weights.digest != current.plan.weights.digest:
-                self.dispatcher.blobs.discard(update.weights.digest)
+        except (BlobInvalid, TensorsInvalid) as exc:
             self.dispatcher.do(self.coordinator.on_update_rejected(device, str(exc), self.dispatcher.clock()))
         else:
             self.dispatcher.do(self.coordinator.on_update_received(device, self.dispatcher.clock()))
 
     def _close(self, closed: OpenRound) -> None:
-        results = self.federation.close(closed.round, closed.counted, closed.traffic)
+        try:
+            results = self.federation.close(closed.round, closed.counted, closed.traffic)
+        except UpdatesLost as exc:
+            self.dispatcher.note(f"round {closed.round.number} cannot close yet: an update is damaged ({exc})")
+            self._next()
+            return
         row = self.dispatcher.journal.row(closed.round.number)
         assert row is not None
         self.dispatcher.served.withdraw(closed.plan.weights.digest)
@@ -198,16 +201,28 @@ class ServerLoop:
         plan = self.federation.plan(planned, self.coordinator.rules.deadline_s)
         self.dispatcher.served.offer(plan.bundle, plan.weights)
         now_s = self.dispatcher.clock()
+        is_portable = planned.tasks in self.federation.groups_without_artifacts(planned)
         if row is None:
-            self.dispatcher.do(self.coordinator.offer(planned, plan, now_s))
+            self.dispatcher.do(self.coordinator.offer(planned, plan, now_s, is_portable=is_portable))
             return
+        for device in self.federation.drop_lost(planned.number):
+            self.dispatcher.note(
+                f"{device}'s update of round {planned.number} is not in the state folder: it is asked for again"
+            )
         results = self.dispatcher.journal.results(planned.number)
         self.dispatcher.note(f"round {planned.number} goes on: {len(results)} of {len(row.members)} results are here")
         # What came before the restart was not counted.
         traffic = RoundTraffic(up_bytes=None, down_bytes=0 if plan.split_learning is None else None)
         self.dispatcher.do(
             self.coordinator.offer(
-                planned, plan, now_s, members=row.members, quorum=row.quorum, results=results, traffic=traffic
+                planned,
+                plan,
+                now_s,
+                members=row.members,
+                quorum=row.quorum,
+                results=results,
+                traffic=traffic,
+                is_portable=is_portable,
             )
         )
 
@@ -235,16 +250,12 @@ class ServerLoop:
         self._next()
 
     def _go_without_artifacts(self, planned: Round, problem: str) -> None:
-        """Go on without the artifacts of some groups, if enough devices can do without them."""
+        """Go on without the artifacts of some groups: devices that train with nothing else are left out."""
         groups, self.building = self.building, ()
         self._without_artifacts.update(groups)
         self.federation.manifests.add_problem(groups, problem)
         requiring = artifact_users(self.coordinator.devices)[1]
-        sentence = problem_sentence(groups, problem, requiring)
-        if len(self.coordinator.devices) - len(requiring) < self.coordinator.needed and requiring:
-            self._give_up(sentence)
-            return
-        self.dispatcher.note(sentence)
+        self.dispatcher.note(problem_sentence(groups, problem, requiring))
         self._offer(planned)
 
     # The end

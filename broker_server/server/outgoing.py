@@ -83,5 +83,7 @@ class Outgoing:
             data = self._blobs.chunk(chunk.blob, chunk.index)
         except BlobInvalid:
             self.counts["need of a blob that is no longer kept"] += 1
+        except OSError:
+            self.counts["chunk that could not be read"] += 1
         else:
             self._link.publish(self._topics.download(chunk.blob.digest, chunk.index), data)

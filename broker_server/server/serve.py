@@ -58,9 +58,9 @@ def serve(
 ) -> bool:
     """Serve until stopped, or with `is_once` until the federation has finished; return whether it did as planned.
 
-    With `broker`, a URL, that broker is used and none is started. Raises StateBusy, JournalInvalid, KeyInvalid,
-    BrokerNotStarted, BrokerRefused, LinkInvalid, BundleInvalid, FederationChanged, SplitImpossible, ConfigInvalid;
-    OSError as the file system does.
+    With `broker`, a URL, that broker is used and none is started. Raises StateBusy, StateDamaged, JournalInvalid,
+    JournalUnwritable, KeyInvalid, BrokerNotStarted, BrokerRefused, LinkInvalid, BundleInvalid, FederationChanged,
+    SplitImpossible, ConfigInvalid; OSError as the file system does.
     """
     if broker is not None and config.broker.certificate is not None:
         raise ConfigInvalid(
@@ -90,12 +90,13 @@ def serve(
             topics=Topics(config.federation),
             journal=journal,
             blobs=blobs,
+            uploads=folder.uploads,
             coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed),
             show=watcher.note,
             builds_artifacts=builder is not None,
         )
         if config.bundle is not None or _is_bundle(config.bundle_path):
-            federation = _federation(config, journal, blobs, key)
+            federation = _federation(config, dispatcher, key)
         else:
             federation = _await_bundle(config, dispatcher, watcher, key)
         loop = ServerLoop(federation, dispatcher, watcher, builder=builder, encoder=encoder)
@@ -130,7 +131,7 @@ def _await_bundle(config: ServerConfig, dispatcher: Dispatcher, watcher: Watcher
             continue
         looked_s = now_s
         try:
-            return _federation(config, dispatcher.journal, dispatcher.blobs, key)
+            return _federation(config, dispatcher, key)
         except BundleInvalid as exc:  # it may still be on its way
             if str(exc) != problem:
                 problem = str(exc)
@@ -203,12 +204,16 @@ def _is_bundle(folder: Path) -> bool:
     return (folder / manifest.MANIFEST).is_file()
 
 
-def _federation(
-    config: ServerConfig, journal: FederationJournal, blobs: BlobStore, key: Ed25519PrivateKey
-) -> Federation:
+def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519PrivateKey) -> Federation:
     bundle = manifest.read_folder(config.bundle_path)
     return Federation(
-        journal=journal, blobs=blobs, bundle=bundle, folder=config.bundle_path, key=key, terms=config.terms(bundle)
+        journal=dispatcher.journal,
+        blobs=dispatcher.blobs,
+        uploads=dispatcher.uploads,
+        bundle=bundle,
+        folder=config.bundle_path,
+        key=key,
+        terms=config.terms(bundle),
     )
 
 

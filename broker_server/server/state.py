@@ -3,6 +3,7 @@
 state/server.key              Ed25519, readable by its owner alone
 state/federation.sqlite3      the journal
 state/blobs/                  weights, manifests and graphs, by digest
+state/uploads/DEVICE/         what a device has sent, apart from the server's own
 state/url                     where devices find the server that ran last
 state/lock                    held while a server runs
 """
@@ -14,13 +15,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from broker_server.rounds.journal import FederationJournal
+from broker_server.rounds.device_uploads import DeviceUploads
+from broker_server.rounds.journal import FederationJournal, JournalInvalid
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.files import write_atomic
 
 JOURNAL = "federation.sqlite3"
 BLOBS = "blobs"
+UPLOADS = "uploads"
 URL = "url"
+PRIVATE = 0o700
 LOCK = "lock"
 
 
@@ -33,7 +37,7 @@ class StateFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True, mode=PRIVATE)
         self._lock = os.open(path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -47,11 +51,27 @@ class StateFolder:
         """Delete the federation; the key, and with it every device's token, stays valid."""
         for path in self.path.glob(f"{JOURNAL}*"):
             path.unlink()
-        shutil.rmtree(self.path / BLOBS, ignore_errors=True)
+        for name in (BLOBS, UPLOADS):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    @property
+    def uploads(self) -> DeviceUploads:
+        """What devices have sent."""
+        return DeviceUploads(self.path / UPLOADS)
 
     def open(self, clock: Callable[[], float] = time.time) -> tuple[FederationJournal, BlobStore]:
-        """Return the journal, whose times are `clock`'s, and the blobs. Raises JournalInvalid."""
-        return FederationJournal(self.path / JOURNAL, clock), BlobStore(self.path / BLOBS)
+        """Return the journal, whose times are `clock`'s, and the blobs. Raises JournalInvalid, JournalUnwritable.
+
+        A journal that is gone or empty beside blobs of a federation is damage, and never the begin of another one.
+        """
+        journal, blobs = self.path / JOURNAL, self.path / BLOBS
+        is_empty = not journal.exists() or journal.stat().st_size == 0
+        if is_empty and blobs.is_dir() and any(blobs.iterdir()):
+            raise JournalInvalid(
+                f"{journal} is {'empty' if journal.exists() else 'gone'}, but {blobs} has the weights of a federation: "
+                "restore the state folder from a backup, or begin again with --new"
+            )
+        return FederationJournal(journal, clock), BlobStore(blobs)
 
     def set_url(self, url: str) -> None:
         """Keep where devices find the server, for those enrolled later."""

@@ -5,6 +5,7 @@ Rules
   one. A device subscribes right before it first asks for a blob, so what was published earlier has passed it by: all
   that came too late get it together at the next tick.
 - Only blobs that the server offers are served, and only what a device announced, and was asked for, is taken.
+- What a device sends goes to its own folder (device_uploads.py), which holds one blob: the one it announced last.
 - An upload keeps WINDOW chunks in flight. When nothing has come for a while, what is missing is asked for again,
   with pauses that follow the link and grow, so that a slow uplink is not filled with repetitions.
 - A device announces again what takes long to fetch: the upload goes on, and nothing on its way is asked for twice.
@@ -15,7 +16,8 @@ Rules
 from collections import Counter
 from dataclasses import dataclass, field
 
-from edge_runtime.wire.blob import WINDOW, Assembly, Blob, BlobStore
+from broker_server.rounds.device_uploads import DeviceUploads
+from edge_runtime.wire.blob import WINDOW, Assembly, Blob
 from edge_runtime.wire.errors import BlobInvalid
 from edge_runtime.wire.messages import Need
 
@@ -118,8 +120,8 @@ class Upload:
 class Uploads:
     """Every blob on its way from a device: at most one for each."""
 
-    def __init__(self, blobs: BlobStore) -> None:
-        self._blobs = blobs
+    def __init__(self, folders: DeviceUploads) -> None:
+        self._folders = folders
         self._uploads: dict[str, Upload] = {}
         self.counts: Counter[str] = Counter()
 
@@ -129,11 +131,15 @@ class Uploads:
     def begin(self, device: str, blob: Blob, now_s: float) -> tuple[bool, Need | None]:
         """Fetch a blob that a device announced; return whether it is here already, and the Need to send.
 
-        Goes on with the same blob where it is on its way, and else replaces what the device sent before.
+        Goes on with the same blob where it is on its way, and else replaces what the device sent before. Raises OSError
+        as the file system does.
         """
         upload = self._uploads.get(device)
         if upload is None or upload.assembly.blob != blob:
-            upload = self._uploads[device] = Upload(Assembly(self._blobs, blob))
+            store = self._folders.of(device)
+            for digest in set(store.digests()) - {blob.digest}:
+                store.discard(digest)
+            upload = self._uploads[device] = Upload(Assembly(store, blob))
         if upload.assembly.is_complete:
             self.abandon(device)
             return True, None
@@ -152,7 +158,8 @@ class Uploads:
         """Take a chunk; return whether the blob is complete with it, and the Need to send next.
 
         Raises BlobInvalid when the complete blob has another digest; the upload has then ended. A chunk that was not
-        asked for or has a wrong length is counted and dropped.
+        asked for or has a wrong length is counted and dropped. Raises OSError where the file system takes no chunk: it
+        is then asked for again, as one that was lost.
         """
         upload = self._uploads.get(device)
         if upload is None or upload.assembly.blob.digest != digest:

@@ -79,6 +79,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
             topics=Topics(config.federation),
             journal=journal,
             blobs=blobs,
+            uploads=state.uploads,
             coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed),
             show=watcher.note,
             clock=timeline.clock,
@@ -86,7 +87,15 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
         manifest = read_folder(bundle)
         key = load_or_create(folder / SERVER)
         terms = msgspec.structs.replace(config, state=folder / SERVER).terms(manifest)
-        federation = Federation(journal=journal, blobs=blobs, bundle=manifest, folder=bundle, key=key, terms=terms)
+        federation = Federation(
+            journal=journal,
+            blobs=blobs,
+            uploads=state.uploads,
+            bundle=manifest,
+            folder=bundle,
+            key=key,
+            terms=terms,
+        )
         group_runs = GroupRuns(
             federation,
             journal,

@@ -12,6 +12,7 @@ import pytest
 import samples
 
 from broker_server.rounds.coordinator import Coordinator
+from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.server.config import SETTINGS, ServerConfig
@@ -349,12 +350,14 @@ class World:
         config = self.config
         self.journal = FederationJournal(config.state / "federation.sqlite3")
         self.blobs = BlobStore(config.state / "blobs")
+        self.uploads = DeviceUploads(config.state / "uploads")
         builder = self.maker(self) if self.maker else None
         self.dispatcher = Dispatcher(
             link=self.link,
             topics=Topics(config.federation),
             journal=self.journal,
             blobs=self.blobs,
+            uploads=self.uploads,
             coordinator=Coordinator(config.rounds, self.journal.hellos(), seed=config.seed),
             show=self.watcher.note,
             builds_artifacts=builder is not None,
@@ -363,6 +366,7 @@ class World:
         self.federation = Federation(
             journal=self.journal,
             blobs=self.blobs,
+            uploads=self.uploads,
             bundle=self.bundle,
             folder=self.root / "bundle",
             key=self.key,

@@ -541,3 +541,32 @@ TestRounds.settings = settings(max_examples=60, stateful_step_count=60, deadline
 
 def test_transitions_lead_out_of_unanswered_states_alone():
     assert {state for state, _ in TRANSITIONS} == set(UNANSWERED)
+
+
+def test_coordinator_leaves_a_device_out_whose_message_could_not_be_handled():
+    coordinator, _ = started()
+    abandon, note, *_ = coordinator.on_fault("x", "a fault", 1.0)
+    assert abandon == Abandon(device="x")
+    assert note.text == "x is left out of this round: a fault"
+    assert coordinator.open.members == {"x": "rejected", "y": "asked", "z": "asked"}
+    assert coordinator.on_fault("x", "again", 1.0) == [Note(text="x is left out of this round: again")]
+
+
+def test_coordinator_asks_again_for_what_a_round_that_cannot_be_closed_has_lost():
+    coordinator, _ = started("xy")
+    for name in "xy":
+        coordinator.on_update(name, update(), 1.0)
+        actions = coordinator.on_update_received(name, 1.0)
+    assert isinstance(actions[-1], Close)
+    about, plan = planned()
+    again = coordinator.offer(about, plan, 2.0, members=("x", "y"), quorum=1, results={"y": update()})
+    assert [(each.device, each.message.round) for each in again if isinstance(each, Send)] == [("x", 0)]
+    assert coordinator.on_update("x", update(), 3.0) == [FetchUpdate(device="x", update=update())]
+
+
+def test_coordinator_asks_nobody_who_trains_with_artifacts_alone_where_there_are_none():
+    coordinator = Coordinator(Rules(min_devices=2), {})
+    coordinator.on_hello("x", msgspec.structs.replace(HELLO, ort_training="require"), 0.0)
+    coordinator.on_hello("y", HELLO, 0.0)
+    coordinator.offer(*planned(), 0.0, is_portable=True)
+    assert list(coordinator.open.members) == ["y"]

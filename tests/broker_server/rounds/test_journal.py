@@ -3,13 +3,13 @@ import sqlite3
 import msgspec
 import pytest
 
-from broker_server.rounds.journal import FederationJournal, JournalInvalid
+from broker_server.rounds.journal import FederationJournal, JournalInvalid, JournalUnwritable
 
 
 def test_journal_refuses_a_file_that_is_no_database(tmp_path):
     path = tmp_path / "s.sqlite3"
     path.write_bytes(b"not a database" * 1000)
-    with pytest.raises(JournalInvalid, match="move it away"):
+    with pytest.raises(JournalInvalid, match="begin again with --new"):
         FederationJournal(path)
 
 
@@ -46,6 +46,70 @@ def test_journal_transaction_that_fails_changes_nothing(tmp_path):
         journal.set_fact("k", None)
     journal.set_fact("k", "1")
     assert journal.fact("k") == "1"
+
+
+@pytest.mark.parametrize(
+    ("statement", "table"),
+    [
+        ("UPDATE rounds SET body = x'78'", "rounds"),
+        ("UPDATE rounds SET members = x'7b7d'", "rounds"),
+        ("UPDATE devices SET hello = x'7b7d'", "devices"),
+        ("UPDATE weights SET blob = x'00'", "weights"),
+        ("UPDATE phases SET body = x'5b'", "phases"),
+        ("UPDATE results SET body = x'22ff22'", "results"),
+    ],
+)
+def test_journal_with_a_row_of_something_else_is_said_to_be_damaged(world, statement, table):
+    world = world()
+    world.device("x").start()
+    world.device("y").start()
+    world.until(lambda: len(world.journal.results(0)) == 2)
+    world.journal.check()
+    world.journal._database.execute(statement)
+    with pytest.raises(JournalInvalid, match=f"is damaged: a row of its table {table} .* backup, or begin again"):
+        world.journal.check()
+    with pytest.raises(JournalInvalid, match=f"its table {table}"):
+        boot_and_play(world)
+
+
+def boot_and_play(world):
+    world.crash()
+    world.until_finished()
+
+
+@pytest.mark.parametrize("how", ["truncated", "garbage"])
+def test_journal_whose_pages_are_damaged_says_so(tmp_path, how):
+    path = tmp_path / "s.sqlite3"
+    journal = FederationJournal(path)
+    for number in range(200):
+        journal.note(f"note {number} " + "x" * 200)
+    journal.close()
+    data = path.read_bytes()
+    path.write_bytes(data[:20_000] if how == "truncated" else data[:4096] + b"\xa5" * (len(data) - 4096))
+    with pytest.raises(JournalInvalid, match="s.sqlite3 is damaged: .* backup, or begin again with --new"):
+        FederationJournal(path).check()
+
+
+def test_journal_on_a_full_disk_says_so_and_has_all_that_was_acknowledged(tmp_path):
+    journal = FederationJournal(tmp_path / "s.sqlite3")
+    journal.set_fact("k", "1")
+    pages = journal._database.execute("PRAGMA page_count").fetchone()[0]
+    journal._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(JournalUnwritable, match="cannot be written: database or disk is full; all that was ack"):
+        journal.set_fact("more", "x" * 100_000)
+    assert (journal.fact("k"), journal.fact("more")) == ("1", None)
+    journal._database.execute("PRAGMA max_page_count = 1000000")
+    journal.set_fact("more", "x" * 100_000)
+    journal.close()
+
+
+def test_journal_takes_a_result_out_of_a_round(world):
+    world = world()
+    world.device("x").start()
+    world.device("y").start()
+    world.until(lambda: len(world.journal.results(0)) == 2)
+    world.journal.remove_result(0, "x")
+    assert set(world.journal.results(0)) == {"y"}
 
 
 def test_journal_counts_a_result_once(world):

@@ -3,6 +3,7 @@ from types import SimpleNamespace
 import pytest
 
 from broker_server.rounds.coordinator import Coordinator, Rules
+from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.journal import FederationJournal
 from broker_server.server.dispatcher import BrokerRefused, Dispatcher
 from edge_runtime.wire.blob import BlobStore, describe
@@ -25,6 +26,7 @@ def waiting(tmp_path, make_link, make_device):
         topics=TOPICS,
         journal=journal,
         blobs=BlobStore(tmp_path / "blobs"),
+        uploads=DeviceUploads(tmp_path / "uploads"),
         coordinator=Coordinator(Rules(min_devices=1)),
         show=notes.append,
         clock=lambda: clock.now_s,

@@ -1,5 +1,6 @@
 import pytest
 
+from broker_server.rounds.journal import JournalInvalid
 from broker_server.server.keys import load_or_create
 from broker_server.server.state import StateBusy, StateFolder, read_url
 from edge_runtime.wire.signing import public_hex
@@ -26,6 +27,23 @@ def test_state_folder_cleared_keeps_the_key(tmp_path):
     assert list(blobs.digests()) == []
     assert public_hex(load_or_create(tmp_path)) == key
     journal.close()
+    folder.close()
+
+
+@pytest.mark.parametrize("how", ["empty", "gone"])
+def test_state_folder_with_blobs_and_no_journal_is_damaged_and_not_begun_anew(tmp_path, how):
+    folder = StateFolder(tmp_path)
+    journal, blobs = folder.open()
+    blobs.add(b"weights")
+    journal.close()
+    path = tmp_path / "federation.sqlite3"
+    path.unlink()
+    if how == "empty":
+        path.touch()
+    with pytest.raises(JournalInvalid, match=f"federation.sqlite3 is {how}, but .* has the weights of a federation"):
+        folder.open()
+    folder.clear()
+    folder.open()[0].close()
     folder.close()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import samples
 
+from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.round_state import RoundTraffic
@@ -45,6 +46,7 @@ class Played:
             FederationJournal(folder / "journal", self.timeline.clock),
             BlobStore(folder / "blobs"),
         )
+        self.uploads = DeviceUploads(folder / "uploads")
         self.timeline.now_s = max((row.closed_s for row in self.journal.rounds()), default=0.0)
         self.energy = energy
         self.played = []
@@ -53,6 +55,7 @@ class Played:
         self.federation = Federation(
             journal=self.journal,
             blobs=self.blobs,
+            uploads=self.uploads,
             bundle=bundle,
             folder=BUNDLE,
             key=load_or_create(folder),
@@ -77,7 +80,7 @@ class Played:
         self.journal.open_round(planned, DEVICES, 2)
         self.timeline.pass_by(ROUND_S)
         for number, device in enumerate(DEVICES):
-            self.journal.add_result(planned.number, device, self.result(planned))
+            self.journal.add_result(planned.number, device, self.result(planned, device))
             self.group_runs.computed(device, SimpleNamespace(round=planned.number), 1.0 + number)
         self.federation.close(planned, DEVICES, RoundTraffic(up_bytes=1000))
         return True
@@ -87,7 +90,7 @@ class Played:
             pass
         return self
 
-    def result(self, planned):
+    def result(self, planned, device):
         plan, tasks = self.federation.plan(planned, 60.0), planned.tasks
         shared = {"number": planned.number, "group": planned.group, "examples": dict.fromkeys(tasks, 8), "wall_s": 5.0}
         shared |= {"bytes_down": 100, "energy": self.energy}
@@ -97,7 +100,7 @@ class Played:
         trained = unpack(table, self.blobs.read(plan.weights.digest)) + np.float32(1.0)
         zeros = ((0.0,) * len(tasks),) * len(tasks)
         return samples.update(
-            weights=self.blobs.add(pack(table, trained)),
+            weights=self.uploads.of(device).add(pack(table, trained)),
             train_loss=dict.fromkeys(tasks, 1.0),
             val_loss=dict.fromkeys(tasks, 1.0),
             affinity=Affinity(tasks=tasks, count=1, mean=zeros, variance=None) if planned.probe else None,
