@@ -29,9 +29,10 @@ def constant_loss(folders: list[Path], task: str) -> float:
         found = np.concatenate([labels.reshape(-1) for labels in test]).astype(np.int64)
         found = found[found > 0]
         return float(-np.log(np.maximum(chances[found], 1e-12)).mean())
-    known = np.concatenate([convert(labels, "float32") for labels in train])  # (N, C, H, W)
+    factor = splits[0][0].factors.get(task)
+    known = np.concatenate([convert(labels, "float32", factor) for labels in train])  # (N, C, H, W)
     middle = np.nanmedian(known, axis=(0, 2, 3), keepdims=True)
-    return float(np.nanmean(np.abs(np.concatenate([convert(labels, "float32") for labels in test]) - middle)))
+    return float(np.nanmean(np.abs(np.concatenate([convert(labels, "float32", factor) for labels in test]) - middle)))
 
 
 def main() -> None:

@@ -51,7 +51,7 @@ def main() -> None:
                 z.register_hook(lambda gradient: gradient * share)
             total = torch.zeros(())
             for task in model.tasks:
-                target = torch.from_numpy(convert(labels[task], wanted[task]))  # type: ignore[arg-type]
+                target = torch.from_numpy(convert(labels[task], wanted[task], split.factors.get(task)))  # type: ignore[arg-type]
                 loss = model.losses[task](model.heads[task](z), target)
                 total = total + loss
                 sums[task] += loss.item() * len(chosen)

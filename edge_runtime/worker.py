@@ -21,6 +21,7 @@ from edge_runtime.agent.work import (
     WorkRefused,
 )
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
+from edge_runtime.datasets.fit import check_fits
 from edge_runtime.split_learning.client import (
     EncoderServerUnavailable,
     EncoderSessionLost,
@@ -39,7 +40,7 @@ from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrain
 from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.progress import TrainingProgress
 from edge_runtime.training.task_metrics import TaskMetrics
-from edge_runtime.training.trainer import Trainer, check_fits, evaluate
+from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.training.weighting_state import WeightingStateStore
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
@@ -138,6 +139,8 @@ class LocalWorker:
             return None
         except EncoderServerUnavailable as exc:
             raise WorkRefused("encoder_server", str(exc)) from exc
+        except DatasetInvalid as exc:
+            raise WorkRefused("no_data", str(exc)) from exc
 
     def _train(self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None) -> TrainResult:
         started_s = time.monotonic()
@@ -309,10 +312,7 @@ class LocalWorker:
         memory: PlannedMemory | None = None,
         remote: EncoderBackend | None = None,
     ) -> Model:
-        try:
-            check_fits(manifest, split)
-        except DatasetInvalid as exc:
-            raise WorkRefused("no_data", str(exc)) from exc
+        check_fits(manifest, split)
         try:
             if self._graph_cache is None:
                 self._graph_cache = GraphCache(self._started_engine(memory.arena_bytes if memory else None))

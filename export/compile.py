@@ -21,6 +21,7 @@ from edge_runtime.wire.operators import OPSET, check_graph
 from edge_runtime.wire.tensors import TensorTable, Vector, pack
 from export.encoder import StagedEncoder
 from export.errors import ModelInvalid
+from export.labels import label_contract
 from export.model import MultiTaskModel, embed, numbered, represent
 from export.model_part import Lowered, ModelPart, Results, Run, Sources
 from export.running_statistics import unchanged
@@ -110,6 +111,12 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
             target=_array(model.example_targets[task]),
             prediction=_array(predictions[task]),
             **model.metric(task, predictions[task])._asdict(),
+            labels=label_contract(
+                model.losses[task],
+                model.example_targets[task],
+                predictions[task],
+                ignored_class=model.ignored_classes.get(task),
+            ),
         )
         for task in model.tasks
     )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from edge_runtime.wire.names import TaskName
 from export.errors import ModelInvalid
+from export.mean_loss import grows_with_batch
 from export.metrics import Chosen, choose
 from export.running_statistics import BATCH_NORM, check_normalization, running_statistics, unchanged
 
@@ -158,6 +159,11 @@ class MultiTaskModel:
                     loss = self.losses[task](prediction, target)
                 if not isinstance(loss, Tensor) or loss.shape != () or loss.dtype != torch.float32:
                     raise ModelInvalid(f"the loss of {task} must be a float32 scalar: take the mean over the batch")
+                if grows_with_batch(self.losses[task], prediction, target):
+                    raise ModelInvalid(
+                        f"the loss of {task} adds samples up, so a step would depend on the size of the batch: take "
+                        'the mean over the batch (reduction="mean", or the sum divided by len(prediction))'
+                    )
                 self.metric(task, prediction)
             self._check_unchanged(before)
 

@@ -45,9 +45,6 @@ def draw(values: Array, *, like: Array) -> Array:
         classes = values if values.ndim == 2 else values[1:].argmax(axis=0) + 1  # class 0 is never predicted
         colours = mpl.colormaps["tab20"](classes.astype(int) % _CLASSES)[..., :3]
         return np.where((classes == 0)[..., None], 0.0, colours)
-    if like.dtype == np.uint8:
-        like = like / 255
-        values = values / 255 if values.dtype == np.uint8 else values
     known = like[np.isfinite(like)]
     if not known.size:  # the image has no label: the prediction has a scale of its own
         known = values[np.isfinite(values)]

@@ -1,4 +1,4 @@
-"""The command `datasets`: make data sets of Taskonomy's files.
+"""The command `datasets`: make data sets of Taskonomy's files, and check data sets.
 
 Exit codes: 0 done, 2 the command line is wrong or asks for what the data cannot give, 3 the data is missing or damaged.
 """
@@ -12,8 +12,12 @@ import msgspec
 from devices.cli.run import BAD_INPUT, DONE, UsageError
 from devices.cli.run import run as run_command
 from devices.cli.values import names
-from edge_runtime.datasets.dataset import DatasetInvalid
+from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
+from edge_runtime.datasets.fit import check_fits
 from edge_runtime.datasets.progress import progress
+from edge_runtime.datasets.summary import summary
+from edge_runtime.wire.errors import WireError
+from edge_runtime.wire.manifest import read_folder
 
 # Boards do without the packages that only the making of data sets needs.
 EXTRA = {"PIL", "rich"}
@@ -34,10 +38,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     imports.add_argument("--seed", type=int, default=0, help="the same seed gives the same sets (default 0)")
     imports.add_argument("--json", action="store_true", help="print a summary as JSON, and nothing else")
 
+    checks = commands.add_parser("check", help="say what a data set's labels are, and whether they fit a bundle")
+    checks.add_argument("data", type=Path, metavar="DATA", help="data set folder")
+    checks.add_argument("--bundle", type=Path, help="hold shapes, types and all labels to this bundle's tasks")
+    checks.add_argument("--json", action="store_true", help="print the summary as JSON, and nothing else")
+
 
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit code."""
-    return run_command(partial(_with_extra, args), {DatasetInvalid: BAD_INPUT, OSError: BAD_INPUT})
+    faults: dict[type[Exception], int] = {DatasetInvalid: BAD_INPUT, WireError: BAD_INPUT, OSError: BAD_INPUT}
+    return run_command(partial(_check if args.datasets_command == "check" else _with_extra, args), faults)
+
+
+def _check(args: argparse.Namespace) -> int:
+    dataset = Dataset.open(args.data)
+    there = {name: split for name, split in dataset.splits.items() if split is not None}
+    found = {name: {task: summary(split, task) for task in split.tasks} for name, split in there.items()}
+    if args.json:
+        print(msgspec.json.encode({"images": {name: len(there[name]) for name in there}, "labels": found}).decode())
+    else:
+        for name, split in there.items():
+            print(f"{name}: {len(split)} images of {split.image.shape[1:]}, {split.image.dtype}")
+            for task, one in found[name].items():
+                print(f"  {task}: {one.text()}")
+    if args.bundle is not None:
+        manifest = read_folder(args.bundle)
+        for split in there.values():
+            check_fits(manifest, split)
+    return DONE
 
 
 def _with_extra(args: argparse.Namespace) -> int:

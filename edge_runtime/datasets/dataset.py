@@ -4,12 +4,13 @@
         train/image.npy         (N, C, H, W)  uint8 (scaled by 1/255 when read) or float32 (taken as it is)
         train/<task>.npy        (N, …)        any integer, or float32
         val/…  test/…           the same, both optional
-        dataset.json            optional: names, scales, source, counts
+        dataset.json            optional: names, scales, factors, source, counts
 
 Rules
-- Labels are class numbers where a task wants int64 and values where it wants float32: uint8 becomes float32 by
-  1/255, an integer becomes int64 as it is, float32 stays float32, and nothing else is converted. NaN in a float32
-  label marks a pixel without a label; a sample whose label is NaN everywhere has none of that task.
+- Labels are class numbers where a task wants int64, and any integer type has them as they are. They are values where a
+  task wants float32: float32, or integers that dataset.json states a factor for, or the integers 0 and 1. Labels are
+  never scaled unless it states a factor. NaN in a float32 label marks a pixel without a label; a sample whose label is
+  NaN everywhere has none of that task.
 - All sets in the folder have the same image shape, the same tasks, and labels of the same shape and type.
 - Nothing is unpickled: an array of objects is refused.
 
@@ -17,7 +18,6 @@ This module runs on boards: it needs numpy and msgspec alone.
 """
 
 import math
-import mmap
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -32,7 +32,9 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
+from edge_runtime.datasets.blocks import give_back
 from edge_runtime.wire.files import sync_folder, write_atomic
+from edge_runtime.wire.manifest import Task
 from edge_runtime.wire.names import MAX_TASKS, TASK_PATTERN, TaskName
 
 Array = NDArray[Any]
@@ -45,6 +47,9 @@ SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
 IMAGE = "image"
 DESCRIPTION = "dataset.json"
 MAX_DESCRIPTION_BYTES = 1024**2
+
+BYTES_OF_IMAGE = "the image, 1/255"
+"""What imports say in `scales` of labels that are an image's bytes; those of before stated no factor for them."""
 
 # The exceptions of numpy for a broken header of an .npy file.
 BROKEN_HEADER = (ValueError, TypeError, SyntaxError, TokenError, RecursionError, MemoryError)
@@ -61,8 +66,15 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
     source: Annotated[str, Meta(max_length=2000)] = ""
     scales: dict[TaskName, str | float] = {}
     """The meaning of each task's label values: text, or the factor that the original values were multiplied by."""
+    factors: dict[TaskName, Annotated[float, Meta(gt=0, le=1e9)]] = {}
+    """What stored labels are multiplied by when they are read; the others are taken as they are."""
     counts: dict[SplitName, Annotated[int, Meta(ge=0)]] = {}
     """Images in each set."""
+
+    def all_factors(self) -> dict[str, float]:
+        """Return the factors by task, with those that imports of before meant by their text."""
+        before = {task: 1 / 255 for task, scale in self.scales.items() if scale == BYTES_OF_IMAGE}
+        return {**before, **self.factors}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -73,6 +85,10 @@ class Split:
     """(N, C, H, W), uint8 or float32."""
     labels: dict[str, Array]
     """(N, …) by task, in the order of the names."""
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """What the labels of a task are multiplied by when they are read, where the data set states it."""
+    checked: set[Task] = field(default_factory=set, repr=False)
+    """The tasks whose contract all labels are known to keep."""
     _labelled: dict[str, Mask] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
@@ -83,6 +99,11 @@ class Split:
     def tasks(self) -> tuple[str, ...]:
         """The tasks that have labels, in the order of their names."""
         return tuple(self.labels)
+
+    def file(self, name: str) -> str:
+        """Return the path of the images or of a task's labels, for messages."""
+        array = self.image if name == IMAGE else self.labels[name]
+        return str(getattr(array, "filename", f"{name}.npy"))
 
     def labelled(self, task: str) -> Mask:
         """Return a mask (N,) of the samples with a label of a task; all False for a task without labels."""
@@ -101,11 +122,19 @@ class Split:
     ) -> tuple[Images, dict[str, Array]]:
         """Return the images (B, C, H, W), float32, and the labels (B, …) as stored, of some tasks or of all.
 
-        Raises IndexError for an index outside of the set, KeyError for a task without labels.
+        Raises IndexError for an index outside of the set, KeyError for a task without labels, DatasetInvalid for an
+        image that has NaN or an infinite value.
         """
         chosen = np.asarray(indices, np.int64)
         names = self.tasks if tasks is None else tasks
-        return as_float32(_take(self.image, chosen)), {task: _take(self.labels[task], chosen) for task in names}
+        x = as_float32(_take(self.image, chosen))
+        if self.image.dtype.kind == "f" and not np.isfinite(x).all():
+            place = np.argwhere(~np.isfinite(x))[0]
+            raise DatasetInvalid(
+                f"{self.file(IMAGE)}, sample {chosen[place[0]]}: the image has the value {x[tuple(place)]:g}, which no "
+                "model can be trained on: mend the image, or leave it out with its labels"
+            )
+        return x, {task: _take(self.labels[task], chosen) for task in names}
 
 
 def _is_labelled(labels: Array) -> Mask:
@@ -115,22 +144,15 @@ def _is_labelled(labels: Array) -> Mask:
     found: Mask = np.empty(len(labels), np.bool_)
     for sample, label in enumerate(labels):
         found[sample] = not np.isnan(label.flat[0]) or not np.isnan(label).all()
-    _give_back(labels)
+    give_back(labels)
     return found
 
 
 def _take(array: Array, chosen: NDArray[np.int64]) -> Array:
     """Return a copy of some rows, C-contiguous, and unmap the pages that they were read from."""
     rows = np.array(array[chosen], order="C")
-    _give_back(array)
+    give_back(array)
     return rows
-
-
-def _give_back(array: Array) -> None:
-    """Unmap the pages that were read: they stay in the system's cache and do not count as this process's memory."""
-    mapped = array.base
-    if isinstance(mapped, mmap.mmap):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def as_float32(values: Array) -> Images:
@@ -140,17 +162,22 @@ def as_float32(values: Array) -> Images:
     return np.array(values, np.float32, order="C")
 
 
-def convert(labels: Array, dtype: LabelType) -> Array:
-    """Return labels in the type of a task's graphs, as a new array.
+def convert(labels: Array, dtype: LabelType, factor: float | None) -> Array:
+    """Return labels in the type of a task's graphs, as a new array, multiplied by the factor of their data set.
 
-    uint8 → float32 is scaled by 1/255; any integer → int64 keeps the class numbers; float32 → float32 is as it is.
-    Raises DatasetInvalid for any other pair.
+    Any integer → int64 keeps the class numbers, float32 → float32 and integers → float32 the values.
+    Raises DatasetInvalid for any other pair, and for a factor of classes.
     """
-    if dtype == "float32" and labels.dtype in (np.uint8, np.float32):
-        return as_float32(labels)
     if dtype == "int64" and labels.dtype.kind in "iu":
+        if factor is not None:
+            raise DatasetInvalid("class numbers are never scaled: take their factor out of dataset.json")
         return labels.astype(np.int64, order="C")
-    raise DatasetInvalid(f"labels of type {labels.dtype} cannot be used for a task of type {dtype}")
+    if dtype == "float32" and (labels.dtype == np.float32 or labels.dtype.kind in "iu"):
+        if factor is None:
+            return labels.astype(np.float32, order="C")
+        return np.multiply(labels, np.float32(factor), dtype=np.float32, order="C")
+    wanted = "float32 values" if dtype == "float32" else "class numbers of an integer type"
+    raise DatasetInvalid(f"labels of type {labels.dtype} cannot be used for a task of {wanted}: save them as {wanted}")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -189,8 +216,10 @@ class Dataset:
         """Open the data set in `folder`. Raises DatasetInvalid, naming the file, unless all of it is well-formed."""
         if not (folder / "train").is_dir():
             raise DatasetInvalid(f"{folder} is not a data set: it has no folder train")
-        splits = {name: _open_split(folder / name) if (folder / name).is_dir() else None for name in SPLITS}
-        dataset = cls(folder=folder, splits=splits, description=_read_description(folder / DESCRIPTION))
+        description = _read_description(folder / DESCRIPTION)
+        factors = description.all_factors()
+        splits = {name: _open_split(folder / name, factors) if (folder / name).is_dir() else None for name in SPLITS}
+        dataset = cls(folder=folder, splits=splits, description=description)
         for name, split in splits.items():
             if split is None:
                 continue
@@ -218,7 +247,7 @@ def _check_alike(folder: Path, name: str, split: Split, train: Split) -> None:
             )
 
 
-def _open_split(folder: Path) -> Split:
+def _open_split(folder: Path, factors: Mapping[str, float]) -> Split:
     image = _map(folder / f"{IMAGE}.npy")
     if image.ndim != 4:
         raise DatasetInvalid(f"{folder}/image.npy has shape {image.shape} instead of (N, C, H, W)")
@@ -237,7 +266,7 @@ def _open_split(folder: Path) -> Split:
         if array.shape[:1] != image.shape[:1]:
             raise DatasetInvalid(f"{path} has shape {array.shape}, for {image.shape[0]} images in image.npy beside it")
         labels[task] = array
-    return Split(image=image, labels=labels)
+    return Split(image=image, labels=labels, factors={task: factors[task] for task in labels if task in factors})
 
 
 def _map(path: Path) -> Array:

@@ -138,6 +138,7 @@ def _import_building(
         name=building,
         source=f"{how} of {settings.size} pixels from files in Taskonomy's form, seed {settings.seed}",
         scales={task: TASKS[task].scale for task in tasks},
+        factors={task: factor for task in tasks if (factor := TASKS[task].factor) is not None},
         counts=there,
     )
     write_description(folder, description)

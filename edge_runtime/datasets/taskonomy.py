@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edge_runtime.datasets.dataset import DatasetInvalid
+from edge_runtime.datasets.dataset import BYTES_OF_IMAGE, DatasetInvalid
 
 Array = NDArray[Any]
 Floats = NDArray[np.float32]
@@ -93,6 +93,8 @@ class LabelSource:
     decode: Callable[[Array, str | float], Array]
     masked: bool = False
     """Pixels without a valid depth have no label."""
+    factor: float | None = None
+    """What stored integers are multiplied by when they are read."""
 
     @property
     def domains(self) -> tuple[str, ...]:
@@ -134,7 +136,7 @@ def _image(pixels: Array, _scale: str | float) -> Array:
 # The factors bring rooms and real views to typical values between 0.1 and 1, so that no task's loss outweighs the
 # others'.
 TASKS: dict[str, LabelSource] = {
-    "autoencoder": LabelSource(domain="rgb", scale="the image, 1/255", decode=_image),
+    "autoencoder": LabelSource(domain="rgb", scale=BYTES_OF_IMAGE, decode=_image, factor=1 / 255),
     "depth": LabelSource(domain="depth_zbuffer", scale="log(1 + metres)", decode=_log_depth, masked=True),
     "edge_occlusion": LabelSource(domain="edge_occlusion", scale=16.0, decode=_response, masked=True),
     "edge_texture": LabelSource(domain="edge_texture", scale=8.0, decode=_response),

@@ -19,6 +19,7 @@ from devices.cli.run import BAD_INPUT, DONE
 from devices.cli.run import run as run_command
 from devices.cli.settings import COMMAND_LINE, add_flags, build, of_flags, settings_of
 from edge_runtime.datasets.dataset import Dataset
+from edge_runtime.datasets.fit import check_fits
 from edge_runtime.split_learning.client import EncoderServerUnavailable, RemoteEncoder, check_settings
 from edge_runtime.split_learning.pipe_channel import PipeChannel
 from edge_runtime.split_learning.pipe_server import PipeServer, read_weights, serve
@@ -35,7 +36,7 @@ from edge_runtime.training.engine import Engine, engine_version
 from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
-from edge_runtime.training.trainer import Trainer, check_fits
+from edge_runtime.training.trainer import Trainer
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, PipeClosed, result_file
 from edge_runtime.wire.errors import BundleInvalid

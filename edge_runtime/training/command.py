@@ -20,7 +20,8 @@ from devices.cli.run import BAD_INPUT, DONE, UsageError
 from devices.cli.run import run as run_command
 from devices.cli.settings import COMMAND_LINE, add_flags, build, of_flags, settings_of
 from devices.cli.values import size
-from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
+from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split, convert
+from edge_runtime.datasets.fit import check_fits
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version
 from edge_runtime.training.memory_plan import EVALUATION_BATCH, PlannedMemory, plan_memory
 from edge_runtime.training.model import GraphCache, Model
@@ -29,7 +30,7 @@ from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrain
 from edge_runtime.training.process_memory import peak_rss_bytes, rss_bytes
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.task_metrics import TaskMetrics
-from edge_runtime.training.trainer import Trainer, TrainingOutcome, check_fits, evaluate
+from edge_runtime.training.trainer import Trainer, TrainingOutcome, evaluate
 from edge_runtime.training.weighting_state import WeightingState
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
@@ -203,7 +204,8 @@ def _predict(args: argparse.Namespace) -> int:
     for task, prediction in found.items():
         arrays[f"prediction.{task}"] = prediction
         if task in labels:
-            arrays[f"label.{task}"] = labels[task]
+            factor = split.factors.get(task)
+            arrays[f"label.{task}"] = labels[task] if factor is None else convert(labels[task], "float32", factor)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     with args.out.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]

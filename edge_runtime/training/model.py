@@ -5,6 +5,7 @@ step maps them and a target to a loss, ∂L/∂z and the gradients of its own pa
 before the encoder and is trained with it. The graphs write into views of `gradient`; only changed state is copied.
 """
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,9 +166,10 @@ class Model:
                 seeds={part: inputs["seed"] for part, inputs in self._inputs.items()},
                 loss_weights=weights,
             )
-            for part in self._inputs:
-                self._update_state(part)
-            return losses
+            if not any(math.isnan(loss) and self._lacks_labels(task, targets[task]) for task, loss in losses.items()):
+                for part in self._inputs:
+                    self._update_state(part)
+                return losses
         done = self.forward(x)
         losses, total = self.run_heads(done.z, targets, weights, on_task, combine)
         self.backward(done, total, release=True)
@@ -240,7 +242,8 @@ class Model:
     def step(self, task: str, z: Representation, target: Target, dz: Representation) -> float:
         """Run one head's step: ∂L/∂z to `dz`, its gradients to `gradient`, its state updated; return the loss.
 
-        If no row is labelled, the loss is NaN, the gradients are zero and the state stays.
+        If no row is labelled, the loss is NaN, the gradients are zero and the state stays. If there are labels, and all
+        of them are ignored, a loss that PyTorch defines as 0 / 0 is 0, as the gradients are.
         """
         if isinstance(target, Labelled):
             return self._step_some(task, z, target, dz)
@@ -250,7 +253,15 @@ class Model:
         outputs = {"loss": loss, **numbered("dz", dz), **self._outputs[part], **self._next_state(part)}
         self._graph(f"{part}.step").run(inputs, outputs)
         self._update_state(part)
-        return float(loss)
+        return self._defined(task, float(loss), target)
+
+    def _defined(self, task: str, loss: float, target: Array) -> float:
+        return 0.0 if math.isnan(loss) and self._lacks_labels(task, target) else loss
+
+    def _lacks_labels(self, task: str, target: Target) -> bool:
+        """Return whether a batch has labels of a task, and its loss ignores all of them."""
+        ignored = self.manifest.task(task).unlabelled
+        return bool(ignored) and not isinstance(target, Labelled) and bool(np.isin(target, ignored).all())
 
     def _step_some(self, task: str, z: Representation, labelled: Labelled, dz: Representation) -> float:
         for array in dz:
@@ -312,7 +323,7 @@ class Model:
         loss = np.empty((), np.float32)
         inputs = {"target": target, **numbered("z", z), **self._inputs[f"head.{task}"]}
         self._graph(f"head.{task}.{kind}").run(inputs, {"loss": loss})
-        return float(loss)
+        return self._defined(task, float(loss), target)
 
     def _embed(self, x: Batch) -> dict[str, Array]:
         """Return the encoder's input in training mode, and x in any case."""

@@ -14,7 +14,7 @@ from typing import Literal
 
 import numpy as np
 
-from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
+from edge_runtime.datasets.dataset import Split, convert
 from edge_runtime.training.accumulation import Row, accumulate_gradients, micro_batches
 from edge_runtime.training.encoder import Batch, Pass, Representation
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
@@ -27,7 +27,6 @@ from edge_runtime.training.schedule import batch_at, batch_count, order
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.weighting import Weighting, make_weighting
 from edge_runtime.training.weighting_state import WeightingState
-from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
 
@@ -271,30 +270,12 @@ def evaluate(
     return mean.result()
 
 
-def check_fits(manifest: Manifest, split: Split) -> None:
-    """Raise DatasetInvalid unless the split has images and labels of the shapes and types that a bundle needs."""
-    if split.image.shape[1:] != manifest.input.shape:
-        raise DatasetInvalid(
-            f"the images are {split.image.shape[1:]}, the bundle was compiled for {manifest.input.shape}: "
-            "import the data again at that size, or compile the model for this one"
-        )
-    for task in manifest.tasks:
-        if task.name not in split.labels:
-            raise DatasetInvalid(f"the data set has no labels for {task.name}; it has {', '.join(split.tasks)}")
-        labels = split.labels[task.name]
-        if labels.shape[1:] != task.target.shape:
-            raise DatasetInvalid(
-                f"the labels of {task.name} are {labels.shape[1:]}, the bundle was compiled for {task.target.shape}"
-            )
-        convert(labels[:1], task.target.dtype)
-
-
 def load(model: Model, split: Split, chosen: Sequence[int]) -> tuple[Batch, dict[str, Target]]:
     """Return samples in the form of the model's graphs: x (B, …) and the targets by task."""
     x, labels = split.batch(chosen, model.tasks)
     targets: dict[str, Target] = {}
     for task in model.tasks:
-        target = convert(labels[task], model.manifest.task(task).target.dtype)
+        target = convert(labels[task], model.manifest.task(task).target.dtype, split.factors.get(task))
         labelled = split.labelled(task)[np.asarray(chosen, np.int64)]
         if labelled.all():
             targets[task] = target

@@ -58,6 +58,7 @@ from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
 from edge_runtime.wire.files import digest_file, write_atomic
 from edge_runtime.wire.footprint import Footprint
+from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.metrics import MetricName, misfit
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
 from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable, part_of
@@ -110,6 +111,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The measure of predictions besides the loss."""
     ignored: Annotated[int, Meta(ge=-(2**31), lt=2**31)] | None = None
     """The class that means no label, for a metric of classes."""
+    labels: LabelContract | None = None
+    """What the labels may be; None for a bundle that was made before labels had a contract."""
 
     def __post_init__(self) -> None:
         if self.metric is None:
@@ -118,6 +121,13 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         fault = misfit(self.metric, target=self.target.shape, classes=classes, prediction=self.prediction.shape)
         if fault is not None:
             raise ValueError(f"the metric of {self.name}: {fault}")
+
+    @property
+    def unlabelled(self) -> tuple[int, ...]:
+        """The classes that mean no label, as far as the bundle says."""
+        if self.labels is not None:
+            return self.labels.ignored
+        return () if self.ignored is None else (self.ignored,)
 
 
 class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

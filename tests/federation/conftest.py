@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -111,6 +112,7 @@ class Site:
             chosen = np.random.default_rng(list(seed)).permutation(size)[: count if split == "train" else size]
             for path in source.glob("*.npy"):
                 np.save(folder / split / path.name, np.load(path)[chosen])
+        shutil.copy(FIXTURES / "data" / "dataset.json", folder)
         return folder
 
     def enrol(self, name, *, meter="none", meter_root="/", meter_idle_s=0.0, **settings):

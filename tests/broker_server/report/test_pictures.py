@@ -78,8 +78,8 @@ def test_draw_label_without_any_value():
 
 
 @pytest.mark.parametrize("channels", [2, 3])
-def test_draw_bytes_and_floats_alike(channels):
+def test_draw_integers_as_the_values_that_they_are(channels):
     label = np.arange(channels * 20, dtype=np.uint8).reshape(channels, 4, 5)
     truth = draw(label, like=label)
     check(truth)
-    np.testing.assert_allclose(draw((label / 255).astype(np.float32), like=label), truth)
+    np.testing.assert_allclose(draw(label.astype(np.float32), like=label), truth)

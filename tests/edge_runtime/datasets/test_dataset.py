@@ -52,7 +52,7 @@ def test_open_takes_what_numpy_save_writes(tmp_path):
     x, labels = train.batch([2, 0])
     np.testing.assert_array_equal(x, images(3, np.float32)[[2, 0]])
     assert x.flags.c_contiguous
-    np.testing.assert_array_equal(convert(labels["kind"], "int64"), [7, 4])
+    np.testing.assert_array_equal(convert(labels["kind"], "int64", None), [7, 4])
 
 
 def test_open_takes_the_formats_second_version(tmp_path):
@@ -94,23 +94,39 @@ def test_batch_outside_the_set(tmp_path):
 
 
 @given(st.lists(st.integers(0, 255), min_size=1))
-def test_convert_bytes(values):
+def test_convert_never_scales_unless_a_factor_is_stated(values):
     labels = np.array(values, np.uint8)
-    np.testing.assert_allclose(convert(labels, "float32"), np.array(values) / 255, rtol=1e-6)
-    np.testing.assert_array_equal(convert(labels, "int64"), values)
+    np.testing.assert_array_equal(convert(labels, "float32", None), values)
+    np.testing.assert_allclose(convert(labels, "float32", 1 / 255), np.array(values) / 255, rtol=1e-6)
+    np.testing.assert_array_equal(convert(labels.astype(np.float32), "float32", 2.0), np.array(values) * 2)
+    np.testing.assert_array_equal(convert(labels, "int64", None), values)
+    with pytest.raises(DatasetInvalid, match="never scaled: take their factor out"):
+        convert(labels, "int64", 0.5)
 
 
 def test_convert_keeps_nan():
     labels = np.array([0.5, np.nan], np.float32)
-    converted = convert(labels, "float32")
+    converted = convert(labels, "float32", None)
     np.testing.assert_array_equal(converted, labels)
     assert not np.shares_memory(converted, labels)
 
 
-@pytest.mark.parametrize(("given_type", "wanted"), [("int32", "float32"), ("float32", "int64"), ("float64", "float32")])
+@pytest.mark.parametrize(("given_type", "wanted"), [("float32", "int64"), ("float64", "float32")])
 def test_convert_refuses_what_has_no_meaning(given_type, wanted):
-    with pytest.raises(DatasetInvalid, match=f"{given_type} cannot be used for a task of type {wanted}"):
-        convert(np.zeros(3, given_type), wanted)
+    words = {"int64": "class numbers of an integer type", "float32": "float32 values"}[wanted]
+    with pytest.raises(DatasetInvalid, match=f"{given_type} cannot be used for a task of {words}: save them as"):
+        convert(np.zeros(3, given_type), wanted, None)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_batch_of_an_image_without_numbers_names_the_sample(tmp_path, value):
+    pixels = images(6, np.float32)
+    pixels[4, 1, 2, 3] = value
+    write_split(tmp_path / "train", pixels, {})
+    train = Dataset.open(tmp_path).train
+    train.batch([0, 5])
+    with pytest.raises(DatasetInvalid, match=rf"train/image\.npy, sample 4: the image has the value {value}"):
+        train.batch([5, 4])
 
 
 def test_open_without_train(tmp_path):

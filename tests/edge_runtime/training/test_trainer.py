@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, convert
+from edge_runtime.datasets.fit import check_fits
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.schedule import order
-from edge_runtime.training.trainer import Trainer, check_fits, evaluate, load
+from edge_runtime.training.trainer import Trainer, evaluate, load
 from edge_runtime.wire.tensors import transfer
 from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
@@ -241,7 +242,8 @@ def test_samples_without_a_label_count_for_nothing(tiny, mixed):
     assert mixed.train.examples(model.tasks) == {"depth": 7, "normals": 10, "segmentation": 10}
     other = tiny.model()
     x, labels = mixed.train.batch(order(settings.seed, 0, 10), other.tasks)
-    targets = {task: convert(labels[task], other.manifest.task(task).target.dtype) for task in other.tasks}
+    types = {task.name: task.target.dtype for task in other.manifest.tasks}
+    targets = {task: convert(labels[task], types[task], mixed.train.factors.get(task)) for task in other.tasks}
     losses = other.learn(x, targets)
     assert result.loss == pytest.approx(losses, rel=1e-5)
     np.testing.assert_allclose(velocity, other.gradient + 0.01 * tiny.weights, atol=1e-5)
@@ -349,8 +351,12 @@ def damaged(data, task, change):
         ("image", lambda a: a[:, :1], r"the images are \(1, 16, 16\)"),
         ("depth", lambda _: None, "no labels for depth"),
         ("depth", lambda a: a[:, 0], r"the labels of depth are \(16, 16\)"),
-        ("segmentation", lambda a: a.astype(np.float32), "float32 cannot be used for a task of type int64"),
-        ("depth", lambda a: np.zeros(a.shape, np.int32), "int32 cannot be used for a task of type float32"),
+        ("segmentation", lambda a: a.astype(np.float32), r"segmentation\.npy: labels of type float32 cannot be used"),
+        (
+            "depth",
+            lambda a: np.full(a.shape, 3, np.int32),
+            r"train/depth\.npy, sample 0: integers stand for",
+        ),
     ],
 )
 def test_data_that_does_not_fit_is_named(tiny, data_copy, task, change, text):

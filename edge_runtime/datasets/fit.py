@@ -1,0 +1,149 @@
+"""Whether a data set fits a bundle: shapes, types, and all labels by their tasks' contracts, before they are used.
+
+Labels are never scaled unless their data set says so, so integers of a task of values are taken as they are if they are
+0 and 1, and refused otherwise unless the data set states the factor.
+"""
+
+# coverage: every branch
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_runtime.datasets.blocks import blocks
+from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
+from edge_runtime.wire.labels import LabelContract
+from edge_runtime.wire.manifest import Manifest, Task
+
+Array = NDArray[Any]
+Mask = NDArray[np.bool_]
+
+
+def check_fits(manifest: Manifest, split: Split) -> None:
+    """Raise DatasetInvalid unless the split has images and labels of the shapes, types and values that a bundle needs.
+
+    All labels are read, the first time that a split is asked about a task.
+    """
+    if split.image.shape[1:] != manifest.input.shape:
+        raise DatasetInvalid(
+            f"the images are {split.image.shape[1:]}, the bundle was compiled for {manifest.input.shape}: "
+            "import the data again at that size, or compile the model for this one"
+        )
+    for task in manifest.tasks:
+        if task.name not in split.labels:
+            raise DatasetInvalid(f"the data set has no labels for {task.name}; it has {', '.join(split.tasks)}")
+        labels = split.labels[task.name]
+        if labels.shape[1:] != task.target.shape:
+            raise DatasetInvalid(
+                f"the labels of {task.name} are {labels.shape[1:]}, the bundle was compiled for {task.target.shape}"
+            )
+        try:
+            convert(labels[:1], task.target.dtype, split.factors.get(task.name))
+        except DatasetInvalid as exc:
+            raise DatasetInvalid(f"{split.file(task.name)}: {exc}") from exc
+        check_labels(task, split)
+
+
+def check_labels(task: Task, split: Split) -> None:
+    """Hold all labels of a task in a set to its contract, the first time that it is asked.
+
+    Raises DatasetInvalid, which names the file, the first sample that does not fit, its value and what to do.
+    """
+    if task in split.checked:
+        return
+    labels, file, factor = split.labels[task.name], split.file(task.name), split.factors.get(task.name)
+    if labels.dtype.kind == "f":
+        _check_floats(task, labels, file, factor)
+    elif task.target.dtype == "float32":
+        _check_integers_as_values(task, labels, file, factor)
+    else:
+        _check_classes(task, labels, file)
+    split.checked.add(task)
+
+
+def _check_classes(task: Task, labels: Array, file: str) -> None:
+    contract = task.labels
+    if contract is None or contract.classes is None:
+        return
+    count = contract.classes
+    for start, block in blocks(labels):
+        if block.min() >= 0 and block.max() < count:
+            continue
+        bad = ((block < 0) | (block >= count)) & np.isin(block, contract.ignored, invert=True)
+        if bad.any():
+            ignored = _ignored_text(contract)
+            raise DatasetInvalid(
+                f"{_first(bad, start, file)}: {_value(bad, block)} is none of the {count} classes 0 to {count - 1} of "
+                f"{task.name}{ignored}: relabel it, or compile the model with a loss that ignores it, as "
+                f"cross_entropy(ignore={_value(bad, block)})"
+            )
+
+
+def _ignored_text(contract: LabelContract) -> str:
+    beyond = [str(value) for value in contract.ignored if not 0 <= value < (contract.classes or 0)]
+    return f", nor {' or '.join(beyond)}, which its loss ignores" if beyond else ""
+
+
+def _check_integers_as_values(task: Task, labels: Array, file: str, factor: float | None) -> None:
+    contract = task.labels or LabelContract()
+    for start, block in blocks(labels):
+        if factor is not None:
+            _check_bounds(task, block * np.float32(factor), start, file, contract)
+        elif block.min() < 0 or block.max() > 1:
+            bad = (block < 0) | (block > 1)
+            raise DatasetInvalid(
+                f"{_first(bad, start, file)}: integers stand for the values of {task.name} only if they are 0 and 1, "
+                f"and one is {_value(bad, block)}: save float32, or state in dataset.json what a label is multiplied "
+                f'by, as "factors": {{"{task.name}": {1.0 if contract.bounds is None else 1 / 255}}}'
+            )
+
+
+def _check_floats(task: Task, labels: Array, file: str, factor: float | None) -> None:
+    contract = task.labels
+    if contract is None:
+        return
+    for start, block in blocks(labels):
+        values = block if factor is None else block * np.float32(factor)
+        if not np.isfinite(values).all():
+            _check_finite(task, values, start, file, contract)
+        _check_bounds(task, values, start, file, contract)
+
+
+def _check_finite(task: Task, values: Array, start: int, file: str, contract: LabelContract) -> None:
+    if not contract.inf and (infinite := np.isinf(values)).any():
+        raise DatasetInvalid(
+            f"{_first(infinite, start, file)}: {_value(infinite, values)} is no value for {task.name}: save a number, "
+            "or NaN where there is no label"
+        )
+    if contract.nan:
+        return
+    missing = np.isnan(values)
+    whole = missing.reshape(len(values), -1).all(1)  # a sample without a label
+    missing[whole] = False
+    if missing.any():
+        raise DatasetInvalid(
+            f"{_first(missing, start, file)}: a part of the label is NaN, which the loss of {task.name} cannot leave "
+            "out: compile the model with a masked loss, as export.losses.masked_l1, or fill the gaps"
+        )
+
+
+def _check_bounds(task: Task, values: Array, start: int, file: str, contract: LabelContract) -> None:
+    if contract.bounds is None:
+        return
+    low, high = contract.bounds
+    outside = (values < low) | (values > high)
+    if outside.any():
+        raise DatasetInvalid(
+            f"{_first(outside, start, file)}: {_value(outside, values)} is outside of {low:g} to {high:g}, which the "
+            f"loss of {task.name} is for: save labels in that range, as 0 and 1 for a mask, or state in dataset.json "
+            f'what they are multiplied by, as "factors": {{"{task.name}": {1 / 255}}}'
+        )
+
+
+def _first(bad: Mask, start: int, file: str) -> str:
+    return f"{file}, sample {start + int(np.argwhere(bad)[0][0])}"
+
+
+def _value(bad: Mask, values: Array) -> str:
+    return f"{values[bad][0]:g}" if values.dtype.kind == "f" else str(values[bad][0])
