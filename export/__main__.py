@@ -22,7 +22,7 @@ from devices.cli.values import names, whole_number
 from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, EngineError, Graph, GraphObservation
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
-from edge_runtime.wire.files import write_atomic
+from edge_runtime.wire.files import check_writable, write_atomic
 from edge_runtime.wire.tensors import TensorTable, pack, transfer, unpack
 from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
@@ -101,6 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
+    check_writable(args.out / wire.MANIFEST)
     model = build_model(args.source, args.seed)
     with _progress(quiet=args.json) as report:
         compiled = compile_model(model, report, stages=args.stages)
@@ -155,6 +156,7 @@ def _with_artifacts(
 
 
 def _split(args: argparse.Namespace) -> int:
+    check_writable((args.out or args.bundle) / wire.MANIFEST)
     weights = None
     if args.weights is not None:
         weights = unpack(wire.read_folder(args.bundle).table, args.weights.read_bytes())

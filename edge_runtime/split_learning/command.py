@@ -33,6 +33,7 @@ from edge_runtime.training.command import (
     timed_training,
 )
 from edge_runtime.training.engine import Engine, engine_version
+from edge_runtime.training.kept_weights import KeptWeights
 from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
@@ -42,6 +43,7 @@ from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, P
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.messages import Precision, Training
 from edge_runtime.wire.split_learning import MessageLayout
+from edge_runtime.wire.tensors import TensorTable, Vector
 
 _FAULTS = {**FAULTS, EncoderServerUnavailable: BAD_INPUT, PipeClosed: BAD_INPUT}
 NAME = "device"
@@ -93,6 +95,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `split-train`."""
     parser.add_argument("--bundle", type=Path, required=True, help="folder of a bundle with a stem")
     parser.add_argument("--data", type=Path, required=True, help="data set folder, as for train")
+    parser.add_argument(
+        "--out", type=Path, help="write the weights of the whole model here (.safetensors), after each epoch"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     add_flags(parser, SETTINGS)
 
@@ -132,10 +137,12 @@ def _train(args: argparse.Namespace) -> int:
     for split in (dataset.train, dataset.val):
         if split is not None:
             check_fits(manifest, split)
+    kept = KeptWeights(args.out)
+    kept.check(manifest.table, read_weights(args.bundle / wire.WEIGHTS, manifest.table))
     server = EncoderServerProcess.of_bundle(args.bundle, chosen.threads or None)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            result = _epochs(args, chosen, settings, manifest, dataset, server, Path(folder))
+            result = _epochs(args, chosen, settings, manifest, dataset, server, Path(folder), kept)
     finally:
         server.close()
     if args.json:
@@ -157,6 +164,7 @@ def _epochs(
     dataset: Dataset,
     server: EncoderServerProcess,
     folder: Path,
+    kept: KeptWeights,
 ) -> SplitResult:
     local = manifest.local()
     graphs = GraphCache(Engine(chosen.threads or None)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
@@ -198,6 +206,12 @@ def _epochs(
         val_loss, val_metrics = measured(model, dataset.val, chosen.batch)
         encoder.finish_round()
         weights = model.weights
+        if args.out is not None:
+            encoder_table = manifest.encoder_table
+            trained_there = read_weights(result_file(folder / str(epoch), NAME), encoder_table)
+            kept.keep(
+                manifest.table, _joined(manifest.table, (local.table, weights), (encoder_table, trained_there)), epoch
+            )
         epochs.append(SplitEpoch(epoch=epoch, train_loss=trained.loss, val_loss=val_loss, val_metrics=val_metrics))
         if not args.json:
             print_epoch(epoch, trained.loss, val_loss, metrics_text(manifest, val_metrics))
@@ -211,6 +225,16 @@ def _epochs(
         peak_rss_bytes=peak_rss_bytes(),
         encoder_server_peak_rss_bytes=channel.peak_rss_bytes(),
     )
+
+
+def _joined(whole: TensorTable, *parts: tuple[TensorTable, Vector]) -> Vector:
+    """Return the vector of a table whose tensors are spread over those of other tables."""
+    result = np.empty(whole.size, np.float32)
+    views = whole.views(result)
+    for table, vector in parts:
+        for name, view in table.views(vector).items():
+            views[name][...] = view
+    return result
 
 
 def _read_bundle_with_stem(folder: Path) -> wire.Manifest:

@@ -23,6 +23,7 @@ from devices.cli.values import size
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split, convert
 from edge_runtime.datasets.fit import check_fits
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version
+from edge_runtime.training.kept_weights import KeptWeights
 from edge_runtime.training.memory_plan import EVALUATION_BATCH, PlannedMemory, plan_memory
 from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import make_optimizer
@@ -39,7 +40,7 @@ from edge_runtime.wire.messages import Training
 from edge_runtime.wire.metrics import METRICS
 from edge_runtime.wire.names import TaskName
 from edge_runtime.wire.operators import check_graph_file
-from edge_runtime.wire.tensors import TensorTable, Vector, file_parts, transfer, unpack
+from edge_runtime.wire.tensors import TensorTable, Vector, transfer, unpack
 from edge_runtime.wire.training import ProbeMethod, TrainingSettings
 
 FAULTS: dict[type[Exception], int] = {
@@ -99,7 +100,9 @@ def add_train_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: every stage recomputed, no micro-batches)",
     )
     parser.add_argument("--weights", type=Path, help="start from these weights instead of the bundle's")
-    parser.add_argument("--out", type=Path, help="write the trained weights here (.safetensors)")
+    parser.add_argument(
+        "--out", type=Path, help="write the trained weights here (.safetensors), after each epoch those of that epoch"
+    )
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
     parser.add_argument("--merging", dest="gradient_combination", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     add_flags(parser, SETTINGS)
@@ -120,7 +123,8 @@ def _chosen(args: argparse.Namespace) -> LocalTraining:
 
 def _train(args: argparse.Namespace) -> int:
     chosen = _chosen(args)
-    manifest, model, dataset, memory = _open(args, chosen)
+    kept = KeptWeights(args.out)
+    manifest, model, dataset, memory = _open(args, chosen, kept)
     if unknown := sorted(set(chosen.task_weights) - set(model.tasks)):
         raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
     epochs, step_ms = [], []
@@ -133,7 +137,10 @@ def _train(args: argparse.Namespace) -> int:
         step_ms += times_ms
         weighting_state = trained.weighting_state
         if not all(map(math.isfinite, trained.loss.values())) or not np.isfinite(model.weights).all():
-            raise UsageError(f"training diverged in epoch {epoch + 1}: a lower learning rate may help (--lr)")
+            raise UsageError(
+                f"training diverged in epoch {epoch + 1}: a lower learning rate may help (--lr){kept.said}"
+            )
+        kept.keep(manifest.table, model.weights, epoch)
         val_loss, val_metrics = measured(model, dataset.val, evaluation_batch)
         affinity = trained.affinities.result()
         epochs.append(
@@ -162,10 +169,6 @@ def _train(args: argparse.Namespace) -> int:
         "peak_rss_bytes": peak_rss_bytes(),
         "memory": None if memory is None else memory.use,
     }
-    if args.out is not None:
-        with atomic_file(args.out) as file:
-            for part in file_parts(manifest.table, model.weights):
-                file.write(part)
     if args.json:
         print(msgspec.json.encode(result).decode())
     else:
@@ -206,17 +209,17 @@ def _predict(args: argparse.Namespace) -> int:
         if task in labels:
             factor = split.factors.get(task)
             arrays[f"label.{task}"] = labels[task] if factor is None else convert(labels[task], "float32", factor)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    with args.out.open("wb") as file:
+    with atomic_file(args.out) as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
     return DONE
 
 
 def _open(
-    args: argparse.Namespace, chosen: LocalTraining
+    args: argparse.Namespace, chosen: LocalTraining, kept: KeptWeights
 ) -> tuple[wire.Manifest, Model, Dataset, PlannedMemory | None]:
     whole = wire.read_folder(args.bundle)
     manifest, weights = _select(whole, args, chosen.tasks)
+    kept.check(manifest.table, weights)
     dataset = Dataset.open(args.data)
     for split in (dataset.train, dataset.val, dataset.test):
         if split is not None:

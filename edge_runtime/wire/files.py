@@ -1,7 +1,8 @@
-"""Atomic writes: write a sibling file, flush it to the disk, rename it into place."""
+"""Atomic writes: write a sibling file, flush it to the disk, rename it into place. Errors name the file."""
 
 # coverage: every branch
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -24,20 +25,51 @@ def write_atomic(path: Path, data: bytes | memoryview, *, mode: int = 0o644) -> 
 
 @contextmanager
 def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """Open a file to write to, which appears at `path` when the block ends, and not at all if the block raises."""
+    """Open a file to write to, which appears at `path` when the block ends, and not at all if the block raises.
+
+    Raises OSError, which names `path` where the system names no file or the sibling.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, sibling = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        Path(sibling).replace(path)
-    except BaseException:
-        Path(sibling).unlink(missing_ok=True)
-        raise
+    with _named(path):
+        handle, sibling = tempfile.mkstemp(prefix=f".{path.name[:64]}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                os.fchmod(file.fileno(), mode)
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            Path(sibling).replace(path)
+        except BaseException:
+            Path(sibling).unlink(missing_ok=True)
+            raise
     sync_folder(path.parent)
+
+
+def check_writable(path: Path, size_bytes: int = 1) -> None:
+    """Raise OSError, which names `path`, unless a file of this size can be written there now.
+
+    Called before long work whose result is to be there in the end. Folders are made, and nothing else is left.
+    """
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            os.posix_fallocate(file.fileno(), 0, size_bytes)
+    except OSError as exc:
+        exc.filename = str(path)
+        raise
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Let errors of the system name `path` instead of no file, or of a sibling that the user does not know."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.filename is None or Path(exc.filename).parent == path.parent:
+            exc.filename, exc.filename2 = str(path), None
+        raise
 
 
 def sync_folder(folder: Path) -> None:

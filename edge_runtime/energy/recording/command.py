@@ -28,6 +28,7 @@ from edge_runtime.energy.recording.recording import (
     mean_w,
     segments,
 )
+from edge_runtime.wire.files import check_writable
 
 WORK = "work"
 HEALTH_S = 2.0
@@ -113,6 +114,8 @@ def run_record(args: argparse.Namespace, open_: Open) -> int:
     check_seconds("--seconds", args.seconds, 0.1, MAX_SECONDS)
     check_seconds("--idle", args.idle, 0.0, MAX_SECONDS)
     corrections = None if args.calibration is None else calibration.read(args.calibration)
+    if args.plot is not None:
+        check_writable(args.plot)
     meter = choose(args.board, args.source, args.root, open_)
     try:
         if corrections is not None:

@@ -66,6 +66,16 @@ def test_train_apart_tells_people(bundle):
 
 
 @pytest.mark.process
+def test_train_apart_writes_the_weights_that_training_here_does(bundle, tmp_path):
+    apart, here = tmp_path / "apart", tmp_path / "here"
+    for name, out in (("split-train", apart), ("train", here)):
+        words = ("--epochs", 2, "--batch", 4, "--seed", 3, "--out", out)
+        done = command(name, "--bundle", bundle, "--data", TINY / "data", *words)
+        assert done.returncode == 0, done.stderr
+    assert apart.read_bytes() == here.read_bytes()
+
+
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("words", "code", "sentence"),
     [
@@ -74,6 +84,7 @@ def test_train_apart_tells_people(bundle):
         (("--lr", -1), 2, "argument --lr: '-1' is not a number"),
         (("--bundle", TINY / "bundle"), 3, "has no stem, and split learning needs one"),
         (("--data", TINY), 3, "is not a data set"),
+        (("--out", TINY), 3, "fixtures: Is a directory"),
     ],
 )
 def test_train_apart_says_what_is_wrong(bundle, words, code, sentence):

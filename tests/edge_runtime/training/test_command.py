@@ -93,6 +93,28 @@ def test_train_with_one_seed_writes_the_same_bytes(tiny, tmp_path):
 
 
 @pytest.mark.process
+def test_train_that_is_killed_leaves_the_last_whole_epoch(tiny, tmp_path):
+    out = tmp_path / "weights"
+    words = ("--bundle", tiny.folder, "--data", tiny.data, "--epochs", 1000, "--out", out)
+    with subprocess.Popen(
+        [sys.executable, "-m", "edge_runtime", "train", *map(str, words)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline().startswith("epoch 1")
+        assert process.stdout.readline().startswith("epoch 2")
+        process.kill()
+    weights = unpack(tiny.table, out.read_bytes())
+    assert np.isfinite(weights).all()
+    assert (weights != tiny.weights).any()
+
+
+@pytest.mark.process
+def test_train_that_cannot_write_says_so_before_the_first_epoch(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file" / "weights"):
+        assert str(tmp_path) in sentence(train(tiny, "--out", out), 3)
+
+
+@pytest.mark.process
 def test_train_says_losses_to_people(tiny):
     done = train(tiny)
     assert done.returncode == 0
@@ -278,15 +300,13 @@ def test_train_with_damaged_data(tiny, data_copy):
 
 
 @pytest.mark.process
-def test_train_that_diverges_says_so(tiny):
-    done = train(tiny, "--lr", 1000, "--epochs", 9, "--json")
-    assert "learning rate" in sentence(done, 2)
-
-
-@pytest.mark.process
-def test_train_whose_result_cannot_be_written(tiny, tmp_path):
-    (tmp_path / "file").write_text("")
-    assert "file" in sentence(train(tiny, "--json", "--out", tmp_path / "file" / "weights"), 3)
+def test_train_that_diverges_says_so_and_keeps_no_weights_of_that_epoch(tiny, tmp_path):
+    out = tmp_path / "weights"
+    said = sentence(train(tiny, "--lr", 1000, "--epochs", 9, "--json", "--out", out), 2)
+    assert "learning rate" in said
+    assert out.exists() == (str(out) in said)
+    if out.exists():  # of the epochs before
+        assert np.isfinite(unpack(tiny.table, out.read_bytes())).all()
 
 
 def predict(tiny, *words, model=None, data=None):

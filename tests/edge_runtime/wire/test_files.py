@@ -1,8 +1,10 @@
+import errno
 import hashlib
+import os
 
 import pytest
 
-from edge_runtime.wire.files import READ_BYTES, digest_file, sync_file, write_atomic
+from edge_runtime.wire.files import READ_BYTES, atomic_file, check_writable, digest_file, sync_file, write_atomic
 
 
 def test_write_atomic_makes_folders_and_replaces(tmp_path):
@@ -32,3 +34,48 @@ def test_digest_file_reads_more_than_a_block(tmp_path):
     (tmp_path / "file").write_bytes(data)
     sync_file(tmp_path / "file")
     assert digest_file(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+
+
+@pytest.mark.parametrize("filename", [None, "sibling"])
+def test_error_while_writing_names_the_file(tmp_path, filename):
+    path = tmp_path / "weights"
+    write_atomic(path, b"old")
+    where = None if filename is None else str(tmp_path / filename)
+    with pytest.raises(OSError, match="No space left") as caught, atomic_file(path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), where)
+    assert caught.value.filename == str(path)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["weights"]
+
+
+def test_error_of_another_file_keeps_its_name(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, atomic_file(tmp_path / "a" / "copy"):
+        (tmp_path / "source").read_bytes()
+    assert caught.value.filename == str(tmp_path / "source")
+
+
+def test_check_writable_leaves_nothing_but_folders(tmp_path):
+    path = tmp_path / "new" / "weights"
+    check_writable(path, 5000)
+    assert list(path.parent.iterdir()) == []
+    write_atomic(path, b"old")
+    check_writable(path)
+    assert path.read_bytes() == b"old"
+
+
+def test_check_writable_names_the_file_that_does_not_fit(tmp_path):
+    with pytest.raises(OSError, match="No space left|too large") as caught:
+        check_writable(tmp_path / "weights", 2**62)
+    assert caught.value.filename == str(tmp_path / "weights")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_writable_of_a_folder_and_below_a_file(tmp_path):
+    with pytest.raises(IsADirectoryError) as caught:
+        check_writable(tmp_path)
+    assert caught.value.filename == str(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        check_writable(tmp_path / "file" / "weights")
+    with pytest.raises(OSError, match="/proc/weights"):
+        check_writable(tmp_path.joinpath("/proc/weights"))
