@@ -39,6 +39,7 @@ from broker_server.simulation.worker_pool import ClusterUnavailable, WorkerLost
 from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
 from devices.cli.run import run as run_command
 from devices.cli.settings import add_flags, of_flags
+from devices.cli.text import log_to_stderr
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.agent.energy_totals import read_journal
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
@@ -74,7 +75,7 @@ OTHER_FILES = {"agent.toml": AgentConfig}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     options = _parser().parse_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    log_to_stderr(logging.WARNING, "%(levelname)s %(name)s: %(message)s")
     return run_command(
         partial(options.command, options),
         _FAULTS,

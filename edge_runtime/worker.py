@@ -45,7 +45,7 @@ from edge_runtime.training.weighting_state import WeightingStateStore
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import DataSplit, Hello, OrtTrainingUse, Plan, Training, WorkStage
+from edge_runtime.wire.messages import DataSplit, Hello, OrtTrainingUse, Plan, Training, WorkStage, text
 from edge_runtime.wire.split_learning import EVALUATION_SAMPLES, MessageLayout
 from edge_runtime.wire.tensors import Vector, transfer
 
@@ -107,8 +107,8 @@ class LocalWorker:
         }
         return Hello(
             software=f"mas-edge {__version__}",
-            engine=engine_version(),
-            platform=f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+            engine=text(engine_version()),
+            platform=text(f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"),
             examples={name: len(split) for name, split in splits.items() if split is not None},
             tasks=self._dataset.tasks,
             memory_bytes=installed_bytes(),

@@ -29,7 +29,7 @@ from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, No
 from broker_server.rounds.round_state import UNANSWERED, OpenRound, Result, RoundTraffic, Step
 from broker_server.rounds.validation import evaluation_fault, update_fault
 from broker_server.strategies.planner import Round
-from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, Update
+from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, Update, text
 from edge_runtime.wire.training import COMMON
 
 PATIENCE_S = 3.0
@@ -165,8 +165,8 @@ class Coordinator:
             self.counts["refusal of another round"] += 1
             return []
         self.counts[f"refused: {refusal.reason}"] += 1
-        text = f"{device} refuses round {refusal.round}: {refusal.reason}, {refusal.detail}"
-        return [Abandon(device=device), Note(text=text), *self._advance(now_s)]
+        said = f"{device} refuses round {refusal.round}: {refusal.reason}, {refusal.detail}"
+        return [Abandon(device=device), Note(text=said), *self._advance(now_s)]
 
     def on_update(self, device: str, update: Update, now_s: float) -> list[Action]:
         """Take a device's announcement of its weights."""
@@ -265,8 +265,8 @@ class Coordinator:
         self._last = (number, frozenset(current.counted))
         self.open = None
         fetching = [name for name in late if current.members[name] == "fetching"]
-        text = f"round {number} closes at its deadline without {len(late)} of its members"
-        notes = [Note(text=text)] if late else []
+        said = f"round {number} closes at its deadline without {len(late)} of its members"
+        notes = [Note(text=said)] if late else []
         return [*(Abandon(device=name) for name in fetching), *notes, Close(closed=current)]
 
     def _extend(self, current: OpenRound, now_s: float) -> list[Action]:
@@ -286,14 +286,14 @@ class Coordinator:
             current.members[name] = "asked"
         current.members.update(dict.fromkeys(drawn, "asked"))
         current.deadline_s = now_s + self.rules.deadline_s
-        text = (
+        said = (
             f"round {current.round.number} has {len(current.counted)} of the {current.quorum} results that it needs: "
             f"waiting another {self.rules.deadline_s:g} s, {len(going_on)} still at work, {len(drawn)} newly drawn"
         )
         abandoned = [Abandon(device=name) for name in gone]
         asked = [name for name in sorted({*going_on, *drawn}) if current.members[name] == "asked"]
         plans = [self._send_plan(name, now_s) for name in asked]
-        return [*abandoned, Note(text=text), self._opened(current), *plans]
+        return [*abandoned, Note(text=said), self._opened(current), *plans]
 
     def _replace(self, current: OpenRound, now_s: float) -> list[Action]:
         """Draw others that were not asked yet, if there are any: all have answered, too many with a refusal."""
@@ -371,7 +371,7 @@ class Coordinator:
 
     @staticmethod
     def _ack(device: str, result: Result, fault: str | None = None) -> Send:
-        ack = Ack(round=result.round, group=result.group, accepted=fault is None, detail=(fault or "")[:500])
+        ack = Ack(round=result.round, group=result.group, accepted=fault is None, detail=text(fault or ""))
         return Send(device=device, message=ack)
 
 

@@ -24,6 +24,7 @@ from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.journal import FederationJournal, JournalInvalid, JournalUnwritable
 from broker_server.server.outgoing import Outgoing
 from broker_server.server.transfers import ServedBlobs, Uploads
+from devices.cli.text import MAX_SHOWN, printable
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TopicInvalid, WireError, reason
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link
@@ -116,8 +117,9 @@ class Dispatcher:
 
     def note(self, text: str) -> None:
         """Journal a text that people should read, and show it."""
-        self.journal.note(text)
-        self._show(text)
+        shown = printable(text, MAX_SHOWN)
+        self.journal.note(shown)
+        self._show(shown)
 
     def count_dropped(self, reason: str) -> None:
         """Count something that was dropped."""

@@ -24,7 +24,7 @@ from broker_server.rounds.round_state import OpenRound, Result, RoundTraffic
 from broker_server.server.dispatcher import NO_BUILDER, Dispatcher, FragmentReceived, RoundEvent, UpdateComplete
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.errors import BlobInvalid, TensorsInvalid
-from edge_runtime.wire.messages import Update
+from edge_runtime.wire.messages import Update, text
 from edge_runtime.wire.names import Tasks, group_id
 
 
@@ -267,4 +267,4 @@ class ServerLoop:
         self.round = None
         self.finished = detail
         self.dispatcher.note(detail)
-        self.dispatcher.do(self.coordinator.finish(detail[:500]))
+        self.dispatcher.do(self.coordinator.finish(text(detail)))

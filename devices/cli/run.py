@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from devices.cli.text import MAX_SHOWN, printable
+
 DONE = 0
 NOT_CONFIRMED = 1
 """Nothing was written, because that was not confirmed."""
@@ -61,7 +63,7 @@ def run(
 
 def fail(code: int, problem: str) -> int:
     """Print the sentence on standard error and return the code."""
-    print(f"error: {problem}", file=sys.stderr)
+    print(f"error: {printable(problem, MAX_SHOWN)}", file=sys.stderr)
     return code
 
 

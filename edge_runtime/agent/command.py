@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import msgspec
 from devices.cli.run import BAD_INPUT, DONE, REFUSED, UNAVAILABLE, fail, stop_event
 from devices.cli.run import run as run_command
 from devices.cli.settings import ConfigInvalid
+from devices.cli.text import log_to_stderr
 from devices.cli.values import parse_size
 from edge_runtime.agent.config import AgentConfig, read
 from edge_runtime.agent.loop import Agent
@@ -95,7 +95,7 @@ def run(
     MeterUnusable.
     """
     level = logging.DEBUG if args.verbose else logging.INFO
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr(level, "%(asctime)s %(levelname)s %(message)s")
     return run_command(partial(_configured, args, make_worker, make_link, make_account), _FAULTS)
 
 

@@ -50,13 +50,13 @@ from edge_runtime.wire.messages import (
     Status,
     Update,
     WorkStage,
+    text,
 )
 
 PROGRESS_S = 1.0
 FIRST_ANNOUNCE_AGAIN_S = 15.0
 MAX_ANNOUNCE_AGAIN_S = 240.0
 MAX_CORRUPT = 3
-MAX_DETAIL = 500
 
 
 class LocalProtocolError(RuntimeError):
@@ -321,7 +321,7 @@ class Session:
         plan = self._plan
         assert plan is not None
         self._move("refused")
-        refusal = Refusal(round=plan.round, group=plan.group, reason=reason, detail=detail[:MAX_DETAIL])
+        refusal = Refusal(round=plan.round, group=plan.group, reason=reason, detail=text(detail))
         self._answer = refusal
         actions = self._stop_transfers()
         if self._online:

@@ -11,6 +11,8 @@ import msgspec
 from msgspec import Meta
 from msgspec.structs import replace
 
+from devices.cli.text import PRINTABLE, printable
+
 Phase = Literal["download", "train", "probe", "evaluate", "upload", "idle"]
 """The activity of a device on a plan; `idle` is waiting: for the link, the server, or old work to stop."""
 MAX_J = 1e12
@@ -43,8 +45,8 @@ class Energy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     same source. `throttled` names what held the board back; empty: nothing did, null: the board does not state it.
     """
 
-    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE)] | None
-    covers: Annotated[str, Meta(max_length=MAX_COVERS)] | None
+    source: Annotated[str, Meta(min_length=1, max_length=MAX_SOURCE, pattern=PRINTABLE)] | None
+    covers: Annotated[str, Meta(max_length=MAX_COVERS, pattern=PRINTABLE)] | None
     estimated: bool
     energy_j: Joules | None
     uncertainty_j: Joules | None
@@ -77,8 +79,8 @@ def bounded(energy: Energy) -> Energy:
     """Return the energy as a message may carry it: figures beyond the bounds, of a broken sensor, are not measured."""
     return replace(
         energy,
-        source=None if energy.source is None else energy.source[:MAX_SOURCE],
-        covers=None if energy.covers is None else energy.covers[:MAX_COVERS],
+        source=None if energy.source is None else printable(energy.source, MAX_SOURCE),
+        covers=None if energy.covers is None else printable(energy.covers, MAX_COVERS),
         energy_j=_at_most(energy.energy_j, MAX_J),
         uncertainty_j=_at_most(energy.uncertainty_j, MAX_J),
         idle_w=_at_most(energy.idle_w, MAX_W),

@@ -15,6 +15,8 @@ Each message is one sentence that names the fault and its place.
 
 # coverage: every branch
 
+from devices.cli.text import printable
+
 MAX_REASON = 200
 
 
@@ -65,4 +67,4 @@ class TokenRefused(WireError):
 
 def reason(text: object) -> str:
     """Return a decoder's complaint, cut and on one line: it may quote hostile text, and is logged."""
-    return "".join(character if character.isprintable() else "?" for character in str(text)[:MAX_REASON])
+    return printable(text, MAX_REASON)

@@ -54,6 +54,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from devices.cli.text import PRINTABLE
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
 from edge_runtime.wire.files import digest_file, write_atomic
@@ -84,7 +85,7 @@ GraphName = Annotated[
     ),
 ]
 ValueName = Annotated[str, Meta(pattern=r"^(x|e|[zv]\.(0|[1-9][0-9]{0,2}))\Z")]
-Text = Annotated[str, Meta(max_length=200)]
+Text = Annotated[str, Meta(max_length=200, pattern=PRINTABLE)]
 
 
 class File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ Rules
 - A message never names its sender: the topic does, and the broker has checked it against the sender's token.
 - A result that arrives twice (of one device, group and round) counts once.
 - A number that was not measured is null; no number is infinite or NaN.
+- A text is printable and on one line, so that it can be shown as it is.
 - The other side accepts whatever `encode` returns: a message that its own schema refuses is never sent.
 
 A device sends Hello when it comes online; the server answers, then or later, with a plan:
@@ -30,6 +31,7 @@ from typing import Annotated, Literal, TypeVar, cast
 import msgspec
 from msgspec import Meta
 
+from devices.cli.text import PRINTABLE, printable
 from edge_runtime.wire.blob import MAX_CHUNKS, Blob
 from edge_runtime.wire.compression import Scheme, Updates
 from edge_runtime.wire.energy import Energy
@@ -43,7 +45,8 @@ MAX_TEXT = 500
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 RoundNumber = Annotated[int, Meta(ge=0, le=MAX_ROUNDS)]
-Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+Text = Annotated[str, Meta(max_length=MAX_TEXT, pattern=PRINTABLE)]
+"""Printable, on one line: what the other side says is shown to people. `text` makes one."""
 Positive = Annotated[float, Meta(gt=0, le=1e9)]
 NonNegative = Annotated[float, Meta(ge=0, le=1e18)]
 Number = Annotated[float, Meta(ge=-1e18, le=1e18)]
@@ -135,7 +138,7 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     work: Literal["train", "evaluate"]
     round: RoundNumber
-    phase: Annotated[str, Meta(max_length=32)]
+    phase: Annotated[str, Meta(max_length=32, pattern=PRINTABLE)]
     group: GroupId
     tasks: Tasks
     bundle: Blob
@@ -289,6 +292,11 @@ ServerMessage = Plan | Need | Ack | Finished
 _DEVICE = cast("msgspec.json.Decoder[DeviceMessage]", msgspec.json.Decoder(DeviceMessage))
 _SERVER = cast("msgspec.json.Decoder[ServerMessage]", msgspec.json.Decoder(ServerMessage))
 _STATUS = msgspec.json.Decoder(Status)
+
+
+def text(words: object) -> str:
+    """Return a message's text: printable, on one line, at most MAX_TEXT characters."""
+    return printable(words, MAX_TEXT)
 
 
 def encode(message: Message | Status) -> bytes:

@@ -47,7 +47,7 @@ from numpy.typing import NDArray
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.errors import reason as reason_of
 from edge_runtime.wire.manifest import Manifest
-from edge_runtime.wire.messages import Count, Precision, RoundNumber, Text
+from edge_runtime.wire.messages import Count, Precision, RoundNumber, Text, text
 
 MAX_HEADER_BYTES = 4096
 MAX_PARTS = 1024
@@ -167,7 +167,7 @@ def refusal(about: SplitHeader, reason: RefusalReason, detail: str) -> SplitMess
         part=about.part,
         about=about.kind,
         reason=reason,
-        detail=detail[:500],
+        detail=text(detail),
     )
     return SplitMessage(header=header)
 

@@ -210,3 +210,25 @@ def test_device_that_asks_for_training_artifacts_alone_is_left_out_where_there_a
     assert any("mallory ask for nothing else and are left out" in note for note in world.watcher.notes)
     world.crash()  # its Hello is in the journal
     assert not world.loop.failed
+
+
+def test_device_that_sends_escape_codes_is_shown_none_of_them(world):
+    """A text that is not printable is not one of this protocol: the message is dropped, whoever made it."""
+    escapes = "\x1b]0;owned\x07\x1b[2J\nmallory has joined: 99 online\n"
+    world = world(min_devices=2, quorum=1)
+    x, mallory = world.device("x"), world.device("mallory")
+    topic = mallory.topics.event("mallory")
+    odd = msgspec.json.encode(escapes).decode()
+    for text in (
+        f'{{"type":"refusal","round":0,"group":"a+b+c","reason":"heat","detail":{odd}}}',
+        f'{{"type":"hello","software":{odd},"engine":"e","platform":"p","examples":{{}},"tasks":["a"],"memory_bytes":1}}',
+        f'{{"type":"{escapes}"}}',
+    ):
+        world.link.say(topic, text.encode())
+    world.link.say(f"{topic}/\x1b[2J", b"{}")
+    run(world, x, mallory)
+    assert world.dispatcher.counts["MessageInvalid"] == 3
+    assert all(text.isprintable() for _, text in world.journal.notes())
+    assert all(note.isprintable() for note in world.watcher.notes)
+    world.dispatcher.note(escapes)
+    assert world.watcher.notes[-1] == "?]0;owned??[2J mallory has joined: 99 online "

@@ -54,7 +54,7 @@ def test_summarise_bytes_of_a_round_that_was_interrupted(play, summary_of, make_
     planned = run.group_runs.next()
     run.journal.open_round(planned, ("attic", "cellar"), 2)
     for device in ("attic", "cellar"):
-        run.journal.add_result(planned.number, device, run.result(planned))
+        run.journal.add_result(planned.number, device, run.result(planned, device))
         run.group_runs.computed(device, SimpleNamespace(round=planned.number), 1.0)
     run.federation.close(planned, ("attic", "cellar"), RoundTraffic(up_bytes=None))
     run.to_the_end()

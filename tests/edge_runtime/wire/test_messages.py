@@ -40,7 +40,8 @@ COUNT = st.integers(0, 2**53)
 ROUND = st.integers(0, 1_000_000)
 NUMBER = st.floats(-1e18, 1e18)
 NOT_NEGATIVE = st.floats(0, 1e18)
-TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=500)
+PRINTED = st.characters(exclude_categories=["Cs", "Cc", "Cf", "Zl", "Zp"])
+TEXT = st.text(PRINTED, max_size=500)
 GROUP = st.from_regex(r"[a-z][a-z0-9_+]{0,199}", fullmatch=True)
 SPLIT = st.sampled_from(["train", "val", "test"])
 COUNTS = st.dictionaries(TASK, COUNT, max_size=5)
@@ -93,7 +94,7 @@ def plans(work):
         Plan,
         work=st.just(work),
         round=ROUND,
-        phase=st.text(st.characters(exclude_categories=["Cs"]), max_size=32),
+        phase=st.text(PRINTED, max_size=32),
         group=GROUP,
         tasks=TASKS,
         bundle=BLOB,
@@ -112,7 +113,7 @@ PHASES = st.dictionaries(
 )
 ENERGY = st.builds(
     Energy,
-    source=st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=MAX_SOURCE),
+    source=st.text(PRINTED, min_size=1, max_size=MAX_SOURCE),
     covers=st.none() | TEXT,
     estimated=st.booleans(),
     energy_j=JOULES,
