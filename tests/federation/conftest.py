@@ -21,7 +21,7 @@ from edge_runtime.wire.names import group_id
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-LIMIT_S = 120.0
+LIMIT_S = 300.0
 TASKS = ("depth", "normals", "segmentation")
 
 

@@ -244,6 +244,7 @@ def test_twenty_clients_at_once_each_get_their_own(site):
         results = {name: pool.submit(one, name) for name in names}
         for _ in range(400):
             event = server.receive(PATIENCE_S)
+            assert event is not None, [each.exception() for each in results.values() if each.done()]
             name, at = event.payload.decode().split()
             server.publish(site.topics.command(name), at.encode())
         for name in names:
