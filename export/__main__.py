@@ -28,6 +28,7 @@ from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
 from export.deploy import inference_model
 from export.errors import ExportError, OperatorUnsupported, OrtTrainingImpossible, ParityFailed
+from export.loading import check_loading
 from export.memory import command as footprint_command
 from export.memory.footprint import footprint
 from export.model_file import build_model
@@ -45,6 +46,7 @@ _FAULTS: dict[type[Exception], int] = {
     ParityFailed: NO_PARITY,
     ExportError: BAD_INPUT,
     WireError: BAD_INPUT,
+    EngineError: BAD_INPUT,
     OSError: BAD_INPUT,
 }
 DEFAULT_MODEL = f"{Path(__file__).parent / 'models' / 'xception.py'}:build"
@@ -107,6 +109,7 @@ def _compile(args: argparse.Namespace) -> int:
         compiled = compile_model(model, report, stages=args.stages)
     with tempfile.TemporaryDirectory() as folder:
         run = _Runner(Engine(), Path(folder))
+        check_loading(compiled.graphs, compiled.lowered, run.load)
         parity = check_parity(compiled, run)
         manifest = describe(compiled, args.name or args.out.name, parity)
         try:
@@ -197,10 +200,14 @@ class _Runner:
         self._loaded: dict[bytes, Graph] = {}
 
     def __call__(self, graph: bytes, inputs: Mapping[str, NDArray[Any]]) -> Mapping[str, NDArray[Any]]:
+        return self.load(graph).call(inputs)
+
+    def load(self, graph: bytes) -> Graph:
+        """Return a loaded graph. Raises EngineError."""
         if graph not in self._loaded:
             self._path.write_bytes(graph)
             self._loaded[graph] = self._engine.load(self._path)
-        return self._loaded[graph].call(inputs)
+        return self._loaded[graph]
 
     def observe(self, graph: bytes, runs: Sequence[tuple[Arrays, Arrays]]) -> GraphObservation:
         """Run a graph several times and return what its nodes allocate."""

@@ -19,12 +19,13 @@ from edge_runtime import __version__
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.operators import OPSET, check_graph
 from edge_runtime.wire.tensors import TensorTable, Vector, pack
+from export.contract import check
 from export.encoder import StagedEncoder
-from export.errors import ModelInvalid
+from export.errors import ModelInvalid, naming
 from export.labels import label_contract
 from export.model import MultiTaskModel, embed, numbered, represent
 from export.model_part import Lowered, ModelPart, Results, Run, Sources
-from export.running_statistics import unchanged
+from export.module_state import unchanged
 from export.signature import Role
 
 Progress = Callable[[str, int, int], None]
@@ -52,23 +53,25 @@ def compile_model(
     The encoder is cut into at most `stages`; with None, into as many as keep its peak low. Raises ModelInvalid or
     OperatorUnsupported, naming the module, and BundleInvalid for a graph that no device takes.
     """
-    model.check()
-    embedding = embed(model)
-    encoder = (
-        StagedEncoder(ModelPart("encoder", model.encoder), model.example_input, stages)
-        if embedding is None
-        else StagedEncoder(ModelPart("encoder", model.encoder), embedding, stages, source="e")
-    )
+    check(model)
+    with naming("the encoder cannot be compiled"):
+        embedding = embed(model)
+        encoder = (
+            StagedEncoder(ModelPart("encoder", model.encoder), model.example_input, stages)
+            if embedding is None
+            else StagedEncoder(ModelPart("encoder", model.encoder), embedding, stages, source="e")
+        )
+        made = {"encoder.predict": encoder.predict()}
     parts = [*(f"encoder.{k}" for k in range(len(encoder.stages))), *(f"head.{task}" for task in model.tasks)]
     parts += [] if model.stem is None else ["stem"]
-    made = {"encoder.predict": encoder.predict()}
     for i, part in enumerate(parts):
         progress(part, i, len(parts))
         kind, _, rest = part.partition(".")
-        if kind == "stem":
-            found = _stem(model)
-        else:
-            found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest)
+        with naming(f"{part} cannot be compiled"):
+            if kind == "stem":
+                found = _stem(model)
+            else:
+                found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest)
         made |= {f"{part}.{name}": graph for name, graph in found.items()}
     progress("", len(parts), len(parts))
     graphs = {name: graph.translation.model.SerializeToString(deterministic=True) for name, graph in made.items()}

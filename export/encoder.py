@@ -12,6 +12,7 @@ from edge_runtime.wire import manifest as wire
 from export.errors import ModelInvalid
 from export.model import numbered, tensors
 from export.model_part import Lowered, ModelPart, Results, Run, Sources, Traced, traced
+from export.module_state import substituted
 from export.running_statistics import moving
 from export.saved_activations import saved_nodes
 from export.signature import Role
@@ -160,7 +161,8 @@ def _check_effect(part: ModelPart, x: Tensor, *, of_source: bool) -> None:
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, moving():
         leaves = {name: mode.from_tensor(value.detach()).requires_grad_() for name, value in part.parameters.items()}
         given = mode.from_tensor(x.detach()).requires_grad_(of_source)
-        z = tensors(torch.func.functional_call(part.module, leaves, (given,)))
+        with substituted(part.module, leaves):
+            z = tensors(part.module(given))
         live = [value for value in z if value.requires_grad]
         sources = {"e": given} if of_source else {}
         found = Run(z, leaves, {}).gradients(part.name, live, [torch.ones_like(value) for value in live], sources)

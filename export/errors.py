@@ -7,6 +7,11 @@ ExportError
 └── ParityFailed          the exported graphs disagree with PyTorch
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from edge_runtime.wire.errors import WireError
+
 
 class ExportError(ValueError):
     """Base of everything that stops an export."""
@@ -32,3 +37,20 @@ class OrtTrainingImpossible(ExportError):
 
 class ParityFailed(ExportError):
     """The exported graphs disagree with PyTorch by more than is allowed."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Turn whatever is raised, by a user's code or by torch, into ModelInvalid: `what`, its type and its first line."""
+    try:
+        yield
+    except (ExportError, WireError):
+        raise
+    except Exception as exc:
+        raise ModelInvalid(f"{what}: {described(exc)}") from exc
+
+
+def described(exc: Exception) -> str:
+    """Return the type and the first line of an exception."""
+    text = str(exc).strip().partition("\n")[0].rstrip(".: ")
+    return f"{type(exc).__name__}: {text}" if text else type(exc).__name__

@@ -1,20 +1,15 @@
 """A model that can be exported: an encoder, a head and a loss for each task, and an example batch."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
-import msgspec
 import torch
 from torch import Tensor, nn
 
-from edge_runtime.wire.names import TaskName
-from export.errors import ModelInvalid
-from export.mean_loss import grows_with_batch
 from export.metrics import Chosen, choose
-from export.running_statistics import BATCH_NORM, check_normalization, running_statistics, unchanged
+from export.module_state import unchanged
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -79,121 +74,6 @@ class MultiTaskModel:
         stem = {} if self.stem is None else {"stem": self.stem}
         return {"encoder": self.encoder, **{f"head.{task}": self.heads[task] for task in self.tasks}, **stem}
 
-    def check(self) -> None:
-        """Raise ModelInvalid or OperatorUnsupported, with what is wrong and where, if it cannot be exported."""
-        if not self.heads:
-            raise ModelInvalid("the model has no heads: give at least one task")
-        for name in ("losses", "example_targets"):
-            if odd := sorted(self.heads.keys() ^ getattr(self, name).keys()):
-                raise ModelInvalid(f"task {odd[0]!r} is in heads or in {name}, but not in both")
-        for name in ("metrics", "ignored_classes"):
-            if odd := sorted(getattr(self, name).keys() - self.heads.keys()):
-                raise ModelInvalid(f"{name} has {odd[0]!r}, which is none of the tasks {', '.join(self.tasks)}")
-        for task in self.tasks:
-            self._check_task_name(task)
-        owners: dict[int, str] = {}
-        for part, module in self.parts().items():
-            self._check_part(part, module, owners)
-            if self.stem is not None and (statistics := running_statistics(module)):
-                raise ModelInvalid(
-                    f"{part}.{next(iter(statistics))}: a model with a stem keeps no running statistics: normalise by "
-                    "layers or groups instead of batches"
-                )
-        self._check_batch()
-
-    @staticmethod
-    def _check_task_name(task: str) -> None:
-        try:
-            msgspec.convert(task, TaskName)
-        except msgspec.ValidationError as exc:
-            raise ModelInvalid(
-                f"task name {task!r}: use lower-case letters, digits and underscores, a letter first, at most 32"
-            ) from exc
-
-    @staticmethod
-    def _check_part(part: str, module: nn.Module, owners: dict[int, str]) -> None:
-        for path, child in module.named_modules(prefix=part):
-            check_normalization(child, path)
-        for name, parameter in module.named_parameters(prefix=part):
-            if parameter.dtype != torch.float32:
-                raise ModelInvalid(f"parameter {name} is {parameter.dtype}: only float32 is trained")
-            if id(parameter) in owners:
-                raise ModelInvalid(f"parameter {name} is shared with {owners[id(parameter)]}: give each part its own")
-            owners[id(parameter)] = name
-        if not any(True for _ in module.parameters()):
-            raise ModelInvalid(f"{part} has no parameters: there is nothing to train")
-
-    def _check_batch(self) -> None:
-        x = self.example_input
-        if x.dtype != torch.float32 or x.ndim < 2:
-            raise ModelInvalid(
-                f"example_input is {x.dtype} of shape {tuple(x.shape)}: a float32 batch (B, …) is needed"
-            )
-        with torch.no_grad(), unchanged(*self.parts().values()):
-            before = {name: value.clone() for name, value in self._kept()}
-            for module in self.parts().values():
-                module.train()
-            z = self._checked_encoder(x)
-            for value in z if isinstance(z, tuple | list) and z else [z]:
-                if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.shape[:1] != x.shape[:1]:
-                    raise ModelInvalid(
-                        "the encoder must return one float32 tensor whose first dimension is the batch, "
-                        "or a tuple of such tensors"
-                    )
-            z = self.packed(tensors(z))
-            shapes = ", ".join(str(tuple(value.shape)) for value in tensors(z))
-            for task in self.tasks:
-                target = self.example_targets[task]
-                if target.dtype not in (torch.float32, torch.int64) or target.shape[:1] != x.shape[:1]:
-                    raise ModelInvalid(
-                        f"the example target of {task} is {target.dtype} of shape {tuple(target.shape)}: "
-                        f"float32 or int64 with {x.shape[0]} samples is needed"
-                    )
-                with _naming(f"head.{task} fails on the representation, of shape {shapes}"):
-                    prediction = self.heads[task](z)
-                if not isinstance(prediction, Tensor) or prediction.dtype != torch.float32:
-                    raise ModelInvalid(f"head.{task} must return one float32 tensor")
-                with _naming(
-                    f"the loss of {task} fails on predictions of shape {tuple(prediction.shape)} and its example target"
-                ):
-                    loss = self.losses[task](prediction, target)
-                if not isinstance(loss, Tensor) or loss.shape != () or loss.dtype != torch.float32:
-                    raise ModelInvalid(f"the loss of {task} must be a float32 scalar: take the mean over the batch")
-                if grows_with_batch(self.losses[task], prediction, target):
-                    raise ModelInvalid(
-                        f"the loss of {task} adds samples up, so a step would depend on the size of the batch: take "
-                        'the mean over the batch (reduction="mean", or the sum divided by len(prediction))'
-                    )
-                self.metric(task, prediction)
-            self._check_unchanged(before)
-
-    def _checked_encoder(self, x: Tensor) -> Any:
-        source, given = x, "example_input"
-        if self.stem is not None:
-            with _naming("the stem fails on example_input"):
-                source = self.stem(x)
-            if not isinstance(source, Tensor) or source.dtype != torch.float32 or source.shape[:1] != x.shape[:1]:
-                raise ModelInvalid("the stem must return one float32 tensor whose first dimension is the batch")
-            given = f"the stem's embedding, of shape {tuple(source.shape)}"
-        with _naming(f"the encoder fails on {given}"):
-            return self.encoder(source)
-
-    def _check_unchanged(self, before: Mapping[str, Tensor]) -> None:
-        for name, value in self._kept():
-            if name not in before or not torch.equal(before[name], value):
-                raise ModelInvalid(
-                    f"{name} changes while the model runs: training moves parameters and the statistics of BatchNorm, "
-                    "and nothing else may change"
-                )
-
-    def _kept(self) -> Iterator[tuple[str, Tensor]]:
-        """Parameters and buffers that no forward pass may change, by the paths of their modules."""
-        for part, module in self.parts().items():
-            for path, child in module.named_modules(prefix=part):
-                if not isinstance(child, BATCH_NORM):
-                    for name, value in (*child.named_parameters(recurse=False), *child.named_buffers(recurse=False)):
-                        yield f"{path}.{name}", value
-
 
 def represent(model: MultiTaskModel) -> tuple[Tensor, ...]:
     """Return the representation of the example batch, in the mode in which the encoder is."""
@@ -218,12 +98,3 @@ def numbered(name: str, values: Sequence[Tensor]) -> dict[str, Tensor]:
 def _run(model: MultiTaskModel, module: Callable[[Any], Any], value: Any) -> Any:
     with torch.no_grad(), unchanged(*model.parts().values()):
         return module(value)
-
-
-@contextmanager
-def _naming(what: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as exc:  # a user's module may raise anything
-        text = str(exc).strip().partition("\n")[0]
-        raise ModelInvalid(f"{what}: {type(exc).__name__}: {text}") from exc

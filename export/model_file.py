@@ -34,7 +34,7 @@ def _blame(path: Path) -> Iterator[None]:
         yield
     except SyntaxError as exc:
         raise ModelInvalid(f"{exc.filename or path}, line {exc.lineno}: {exc.msg}") from exc
-    except Exception as exc:  # the file may raise anything
+    except (Exception, SystemExit) as exc:  # the file may raise anything, or end the process
         frames = [f for f in traceback.extract_tb(exc.__traceback__) if Path(f.filename).name == path.name]
         line = f", line {frames[-1].lineno}" if frames else ""
         text = str(exc).strip().partition("\n")[0]

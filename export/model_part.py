@@ -10,7 +10,8 @@ from torch import Tensor, fx, nn
 from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid
 from export.lowering import Translation, lower
-from export.running_statistics import moving, running_statistics, unchanged
+from export.module_state import substituted, unchanged
+from export.running_statistics import moving, running_statistics
 from export.signature import Role, Signature
 from export.trace import Trace, trace
 
@@ -122,8 +123,8 @@ class ModelPart:
 
     def run(self, value: Any, parameters: Results, state: Results) -> Run:
         """Run the module, without side effects, in the mode in which it is."""
-        with moving() as moved:
-            result = torch.func.functional_call(self.module, parameters | state, (value,))
+        with moving() as moved, substituted(self.module, parameters | state):
+            result = self.module(value)
         return Run(result, parameters, state | moved.of(self.module))
 
     def traced(

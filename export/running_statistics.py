@@ -113,18 +113,3 @@ def _replaced(owner: Any, name: str, function: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, original)
-
-
-@contextmanager
-def unchanged(*modules: nn.Module) -> Iterator[None]:
-    """Put back every buffer and the mode of these modules at the end."""
-    training = {child: child.training for module in modules for child in module.modules()}
-    buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
-    try:
-        yield
-    finally:
-        for child, mode in training.items():
-            child.training = mode
-        with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)

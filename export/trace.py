@@ -19,7 +19,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export.decompositions import DECOMPOSED
-from export.errors import ExportError, ModelInvalid
+from export.errors import ExportError, ModelInvalid, described
 
 SIZES = (3, 5)
 """The two batch sizes: coprime, so that a multiple of one is no multiple of the other."""
@@ -153,19 +153,23 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
                 # Traced again with results instead of changes; the interpreter hands the module paths on.
                 pure = torch.func.functionalize(fx.Interpreter(traced).run, remove="mutations")
                 traced = make_fx(pure, DECOMPOSED, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
-    except (DataDependentOutputException, DynamicOutputShapeException) as exc:
-        where = path[-1] or "the model"
-        raise ModelInvalid(
-            f"the control flow or a shape in {where} depends on the data ({exc}): use torch.where, or masks"
-        ) from exc
-    except RuntimeError as exc:
-        where = path[-1] or "the model"
-        raise ModelInvalid(f"{where} cannot be traced or differentiated: {str(exc).splitlines()[0]}") from exc
+    except ExportError:
+        raise
+    except Exception as exc:  # the module's own, torch's, or one of a decomposition
+        raise _untraceable(path[-1] or "the model", exc) from exc
     finally:
         for hook in hooks:
             hook.remove()
     traced.graph.eliminate_dead_code()
     return traced
+
+
+def _untraceable(where: str, exc: Exception) -> ModelInvalid:
+    if isinstance(exc, DataDependentOutputException | DynamicOutputShapeException):
+        return ModelInvalid(
+            f"the control flow or a shape in {where} depends on the data ({exc}): use torch.where, or masks"
+        )
+    return ModelInvalid(f"{where} cannot be traced or differentiated: {described(exc)}")
 
 
 def _in_place(node: fx.Node) -> bool:
@@ -192,7 +196,7 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
             constants.append((node, getattr(first, node.target)))
             continue
         where = f"{node.target} in {modules[node]}"
-        shapes, dtypes = _results(node.meta["val"], other.meta["val"], where)
+        shapes, dtypes = _results(node.meta.get("val"), other.meta.get("val"), where)
         step = TraceStep(
             node=node,
             target=node.target,

@@ -10,7 +10,7 @@ import onnx
 import torch
 from torch import fx
 
-from export.errors import OperatorUnsupported
+from export.errors import OperatorUnsupported, described
 from export.lowering import (
     batch_normalization,
     convolution,
@@ -81,6 +81,13 @@ def unsupported(step: TraceStep) -> OperatorUnsupported:
     return OperatorUnsupported(name, step.module or "the model", advice)
 
 
+def _untranslated(step: TraceStep, exc: Exception) -> OperatorUnsupported:
+    advice = str(exc)
+    if not isinstance(exc, Untranslatable):
+        advice = f"it is not known in this form ({described(exc)}): write it with other operators of torch"
+    return OperatorUnsupported(str(step.target), step.module, advice)
+
+
 def lower(
     trace: Trace,
     *,
@@ -127,8 +134,8 @@ def lower(
         try:
             _check_types(step)
             values[step.node] = _values(rule(context, call, *args, **kwargs), call)
-        except Untranslatable as exc:
-            raise OperatorUnsupported(call.operator, step.module, str(exc)) from exc
+        except Exception as exc:  # Untranslatable, or that of a rule that does not know this form of its operator
+            raise _untranslated(step, exc) from exc
         for node in graph.nodes[first:] if located else ():
             node.doc_string = step.module
     results = [_resolve(node, values) for node in trace.outputs]

@@ -38,10 +38,10 @@ from export.lowering.lower import ORT_TRAINING, lower
 from export.lowering.ort_training import DIFFERENTIABLE, NO_STEP
 from export.model import MultiTaskModel, tensors
 from export.model_part import ModelPart
+from export.module_state import unchanged
 from export.onnx_graph import live
 from export.ort_training import branch_decisions
 from export.parity.check import relative_errors
-from export.running_statistics import unchanged
 from export.trace import trace
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -26,12 +26,13 @@ from edge_runtime.wire.tensors import part_of
 from export.compile import Compiled
 from export.errors import ParityFailed
 from export.model import MultiTaskModel, numbered, represent, tensors
+from export.module_state import unchanged
 from export.parity import encoder_passes
 from export.parity.branch_decisions import deciding_values, with_outputs
 from export.parity.replay import as_pytorch_counts, replayed
 from export.parity.seeded_dropout import SeededDropout
 from export.parity.terms import AbsoluteTerms
-from export.running_statistics import BATCH_NORM, running_statistics, unchanged
+from export.running_statistics import BATCH_NORM, running_statistics
 
 TOLERANCE = 1e-4
 SEED = 5

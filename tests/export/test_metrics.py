@@ -9,6 +9,7 @@ from torch import nn  # noqa: E402
 from edge_runtime.training.metrics import Accuracy, AngularError, MeanIoU, RootMeanSquare  # noqa: E402
 from export import losses  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
+from export.contract import check  # noqa: E402
 from export.errors import ModelInvalid  # noqa: E402
 from export.metrics import choose  # noqa: E402
 from export.models import vit, xception  # noqa: E402
@@ -79,12 +80,12 @@ def test_metric_is_in_the_manifest(make):
 @pytest.mark.parametrize("field", [{"metrics": {"c": "rmse"}}, {"ignored_classes": {"c": 0}}])
 def test_metric_of_an_unknown_task_is_refused(make, field):
     with pytest.raises(ModelInvalid, match="'c', which is none of the tasks a, b"):
-        make(**field).check()
+        check(make(**field))
 
 
 def test_models_of_mas_have_a_metric_for_every_task():
     model = xception.make(xception.NINE, width=0.25, size=32, batch=1)
-    model.check()
+    check(model)
     found = {task: model.metric(task, model.heads[task](model.encode(model.example_input))) for task in model.tasks}
     special = {"segmentation": ("miou", 0), "normals": ("angular_error_deg", None)}
     assert found == {task: special.get(task, ("rmse", None)) for task in xception.NINE}

@@ -5,6 +5,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from export.compile import compile_model  # noqa: E402
+from export.contract import check  # noqa: E402
 from export.errors import ExportError, ModelInvalid, OperatorUnsupported  # noqa: E402
 from export.losses import l1  # noqa: E402
 
@@ -93,7 +94,7 @@ CASES = {
 def test_model_that_cannot_be_trained_says_what_and_where(case, make):
     fields, text = CASES[case]
     with pytest.raises(ModelInvalid, match=text):
-        make(**fields()).check()
+        check(make(**fields()))
 
 
 @pytest.mark.parametrize(
@@ -106,12 +107,12 @@ def test_model_that_cannot_be_trained_says_what_and_where(case, make):
 def test_layer_that_cannot_be_exported_is_named_with_its_path_and_advice(layer, advice, make):
     model = make(encoder=nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), layer)))
     with pytest.raises(OperatorUnsupported, match=advice) as caught:
-        model.check()
+        check(model)
     assert caught.value.module == "encoder.1.1"
 
 
 def test_dropout_of_nothing_is_allowed(make):
-    make(encoder=nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(0.0))).check()
+    check(make(encoder=nn.Sequential(nn.Conv2d(3, 4, 1), nn.Dropout(0.0))))
 
 
 def test_parameter_without_effect_is_named(make):

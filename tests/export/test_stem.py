@@ -15,6 +15,7 @@ from edge_runtime.training.stem import Stem  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.tensors import pack  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
+from export.contract import check  # noqa: E402
 from export.deploy import inference_model  # noqa: E402
 from export.errors import ModelInvalid, OrtTrainingImpossible, ParityFailed  # noqa: E402
 from export.models import vit  # noqa: E402
@@ -245,7 +246,7 @@ def test_official_artifacts_are_refused(make):
 @pytest.mark.parametrize(("build", "tasks", "size"), [(vit.build_small_nine, 9, 32), (vit.build_views, 5, 64)])
 def test_models_of_the_experiments_predict_every_pixel(build, tasks, size):
     model = build()
-    model.check()
+    check(model)
     assert len(model.tasks) == tasks
     z = model.encode(model.example_input)
     assert {model.heads[task](z).shape[2:] for task in model.tasks} == {(size, size)}

@@ -1,0 +1,67 @@
+"""A user's modules, run with other tensors and in other modes, and left as they were."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+STORES = ("_parameters", "_buffers", "_modules")
+
+
+@contextmanager
+def unchanged(*modules: nn.Module) -> Iterator[None]:
+    """Put back everything about these modules at the end: tensors and their values, gradients, modes, attributes."""
+    kept = [_Kept(child) for child in dict.fromkeys(child for module in modules for child in module.modules())]
+    buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    gradients = [(parameter, parameter.grad) for module in modules for parameter in module.parameters()]
+    try:
+        yield
+    finally:
+        for each in kept:
+            each.put_back()
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
+@contextmanager
+def substituted(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
+    """Let `values` stand for the parameters and buffers of these names, under every other name that they have.
+
+    torch.func.functional_call leaves the values behind in a module that is held under two names.
+    """
+    named = dict(module.named_parameters()) | dict(module.named_buffers())
+    new = {id(named[name]): value for name, value in values.items()}
+    kept = [_Kept(child) for child in module.modules()]
+    try:
+        for child in module.modules():
+            stores: tuple[dict[str, Any], ...] = (child._parameters, child._buffers)  # noqa: SLF001
+            for store in stores:
+                store.update({name: new[id(value)] for name, value in store.items() if id(value) in new})
+        yield
+    finally:
+        for each in kept:
+            each.put_back()
+
+
+class _Kept:
+    """A module's attributes: its parameters, buffers and modules among them, and whether it is in training mode."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._attributes = dict(vars(module))
+        self._stores: dict[str, dict[str, Any]] = {name: dict(getattr(module, name)) for name in STORES}
+
+    def put_back(self) -> None:
+        """Give the module the attributes that it had."""
+        attributes = vars(self._module)
+        attributes.clear()
+        attributes.update(self._attributes)
+        for name, values in self._stores.items():
+            store = attributes[name]
+            store.clear()
+            store.update(values)
