@@ -3,11 +3,15 @@
 A socket's own buffer takes at most `write_bytes` and one packet of messages: the hub writes no more until it has
 drained. Answers (PINGRESP, PUBACK, …) are small and still written; a client that asks for them and never reads is cut
 off when they have filled as much again.
+
+Sockets are counted from the moment they are accepted (admission.py), before TLS, and stay below the process's limit of
+open files: whoever opens more is closed, and the server goes on opening its own.
 """
 
 import asyncio
 import contextlib
 import errno
+import resource
 import socket
 import ssl
 import threading
@@ -15,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
+from broker_server.mqtt.admission import Admission
 from broker_server.mqtt.auth import Authorizer
 from broker_server.mqtt.codec import MAX_CONTROL_BYTES, Decoder, PacketMalformed
 from broker_server.mqtt.hub import Hub
@@ -27,17 +32,45 @@ _LAST_PORT = 65535
 _POLITE_S = 5.0  # how long a closed connection may take to read its last packet
 _TURN_PACKETS = 256  # after this many of one client's packets the others have their turn
 _JOIN_BYTES = 16 << 10  # up to this size header and payload are written as one
+_OWN_FILES = 256  # what the server itself opens at most: blobs, its journal, processes
+_ENDING_S = 0.01
+_PAUSE_S = 0.1  # before the next connection is accepted, where the system has no room for one
 
 
 class BrokerNotStarted(RuntimeError):
     """The broker cannot listen: no free port, no such host, an unusable certificate."""
 
 
+class _Accepted:
+    """A socket that was accepted, from before its handshake until it is closed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    def end(self) -> None:
+        """End the connection, whatever state it is in: its owner notices and closes the socket."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close a socket that nobody owns yet."""
+        self._sock.close()
+
+
 class _Socket(asyncio.Protocol):
     """One accepted connection: a Peer of the hub."""
 
-    def __init__(self, hub: Hub, loop: asyncio.AbstractEventLoop, sockets: set["_Socket"]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        loop: asyncio.AbstractEventLoop,
+        sockets: set["_Socket"],
+        accepted: _Accepted,
+        admission: Admission[_Accepted],
+    ) -> None:
         self._hub = hub
+        self._accepted = accepted
+        self._admission = admission
         self._loop = loop
         self._sockets = sockets
         # Until the client has been authenticated, nothing larger than a control packet is read.
@@ -67,6 +100,7 @@ class _Socket(asyncio.Protocol):
     def connection_lost(self, _exc: Exception | None) -> None:
         self._is_closed = True
         self._sockets.discard(self)
+        self._admission.closed(self._accepted)
         self._hub.on_lost(self._client, self._loop.time())
 
     def pause_writing(self) -> None:
@@ -117,6 +151,7 @@ class _Socket(asyncio.Protocol):
                     break
                 self._hub.on_packet(self._client, packet, self._loop.time())
                 if self._client.is_live:
+                    self._admission.authenticated(self._accepted)
                     self._decoder.max_packet_bytes = self._hub.limits.packet_bytes
             else:
                 is_behind = True
@@ -155,7 +190,15 @@ class EmbeddedBroker:
         self._hub = Hub(authorizer, limits or Limits(), self.stats)
         self._tls = None if certificate_file is None else _tls_context(certificate_file, key_file)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server: asyncio.Server | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._handshakes: set[asyncio.Task[None]] = set()
+        given = self._hub.limits
+        self._room = _room_for(given.clients + given.pending)
+        self._admission: Admission[_Accepted] = Admission(
+            sockets=self._room,
+            pending=given.pending,
+            pending_of_address=given.pending_of_address,
+        )
         self._sockets: set[_Socket] = set()
         self._links_stopped: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
@@ -199,13 +242,48 @@ class EmbeddedBroker:
 
     async def _serve(self, listener: socket.socket) -> None:
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: _Socket(self._hub, loop, self._sockets),
-            sock=listener,
-            ssl=self._tls,
-            ssl_handshake_timeout=self._hub.limits.connect_timeout_s if self._tls else None,
-        )
+        self._accepting = loop.create_task(self._accept(listener))
         loop.call_later(_TICK_S, self._tick, loop)
+
+    async def _accept(self, listener: socket.socket) -> None:
+        """Accept connections until cancelled. Nothing that fails with one of them ends this."""
+        loop = asyncio.get_running_loop()
+        with listener:
+            while True:
+                while len(self._handshakes) + len(self._sockets) > self._room:  # noqa: ASYNC110 - some are just ending
+                    await asyncio.sleep(_ENDING_S)
+                try:
+                    sock, address = await loop.sock_accept(listener)
+                except OSError:  # no room for another open file, or the client has gone already
+                    self.stats.refused["accept"] += 1
+                    await asyncio.sleep(_PAUSE_S)
+                    continue
+                accepted = _Accepted(sock)
+                for other in self._admission.open(accepted, str(address[0])):
+                    self.stats.closed["sockets-full"] += 1
+                    if other is accepted:
+                        sock.close()
+                    else:
+                        other.end()
+                if sock.fileno() >= 0:
+                    task = loop.create_task(self._connect(accepted, sock))
+                    self._handshakes.add(task)
+                    task.add_done_callback(self._handshakes.discard)
+
+    async def _connect(self, accepted: _Accepted, sock: socket.socket) -> None:
+        """Make a connection of an accepted socket, after its handshake."""
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.connect_accepted_socket(
+                lambda: _Socket(self._hub, loop, self._sockets, accepted, self._admission),
+                sock,
+                ssl=self._tls,
+                ssl_handshake_timeout=self._hub.limits.connect_timeout_s if self._tls else None,
+            )
+        except OSError:  # TLS errors are such, and timeouts
+            self.stats.closed["handshake"] += 1
+            self._admission.closed(accepted)
+            accepted.close()
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.call_later(_TICK_S, self._tick, loop)
@@ -213,8 +291,9 @@ class EmbeddedBroker:
 
     async def _shut_down(self, linger_s: float) -> None:
         loop = asyncio.get_running_loop()
-        if self._server is not None:
-            self._server.close()
+        for task in (self._accepting, *self._handshakes):
+            if task is not None:
+                task.cancel()
         await _until(lambda: self._hub.is_idle, linger_s)
         self._hub.close(loop.time())
         await _until(lambda: not self._sockets, linger_s)
@@ -223,6 +302,23 @@ class EmbeddedBroker:
         for stopped in self._links_stopped:
             stopped()
         await asyncio.sleep(0)  # lets the aborted transports say so
+
+
+def _room_for(wanted: int) -> int:
+    """Return how many sockets may be open: as many as are wanted, if the process may open so many files beside its own.
+
+    The process's limit is raised as far as it may be.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = wanted + _OWN_FILES
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        raised = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+        soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if soft == resource.RLIM_INFINITY:
+        return wanted
+    return max(1, min(wanted, soft - min(_OWN_FILES, soft // 2)))
 
 
 async def _until(is_so: Callable[[], bool], limit_s: float) -> None:

@@ -14,6 +14,7 @@ Decisions that MQTT 3.1.1 leaves to a broker
 
 # coverage: every branch
 
+from dataclasses import replace
 from typing import Protocol
 
 from broker_server.mqtt.auth import Authorizer, Principal
@@ -48,9 +49,8 @@ REFUSED_FILTER = 0x80
 class Subscriber(Protocol):
     """A receiver of messages: a client's session, or the server's own link."""
 
-    @property
-    def is_full(self) -> bool:
-        """Return whether publishers should wait."""
+    def is_full_for(self, source: str) -> bool:
+        """Return whether the publisher with this client id should wait."""
         ...
 
     def offer(self, message: QueuedMessage) -> bool:
@@ -188,18 +188,18 @@ class Hub:
         if message.retain:
             if not self._retained.put(message):
                 self.stats.dropped["retained-full"] += 1
-            message = QueuedMessage(message.topic, message.payload, message.qos)
+            message = replace(message, retain=False)
         for subscriber, qos in self._router.subscribers(message.topic).items():
-            copy = message if qos >= message.qos else QueuedMessage(message.topic, message.payload, qos)
+            copy = message if qos >= message.qos else replace(message, qos=qos)
             self._offer(subscriber, copy)
-            if copy.qos and publisher is not None and subscriber.is_full:
+            if copy.qos and publisher is not None and subscriber.is_full_for(copy.source):
                 self._flow.block(publisher, subscriber, now_s)
 
     def subscribe(self, subscriber: Subscriber, topic_filter: str, qos: int) -> None:
         """Add a subscription, and deliver the retained messages that match it."""
         self._router.subscribe(subscriber, topic_filter, qos)
         for message in self._retained.matching(topic_filter):
-            copy = message if qos >= message.qos else QueuedMessage(message.topic, message.payload, qos, retain=True)
+            copy = message if qos >= message.qos else replace(message, qos=qos)
             self._offer(subscriber, copy)
 
     def unsubscribe(self, subscriber: Subscriber, topic_filter: str) -> None:
@@ -269,7 +269,8 @@ class Hub:
             self._end(client, "denied", now_s, is_polite=True)
             return
         self.stats.messages_in += 1
-        self.publish(QueuedMessage(packet.topic, packet.payload, packet.qos, packet.retain), client, now_s)
+        message = QueuedMessage(packet.topic, packet.payload, packet.qos, packet.retain, _session(client).client_id)
+        self.publish(message, client, now_s)
 
     def _subscribe(self, client: Client, packet: Subscribe) -> None:
         principal, session = _principal(client), _session(client)
@@ -312,7 +313,8 @@ class Hub:
                 self._drop_session(client.session)
         if will is not None:
             self.stats.messages_in += 1
-            self.publish(QueuedMessage(will.topic, will.payload, min(will.qos, 1), will.retain), None, now_s)
+            source = _session(client).client_id
+            self.publish(QueuedMessage(will.topic, will.payload, min(will.qos, 1), will.retain, source), None, now_s)
 
     def _drop_session(self, session: ClientSession) -> None:
         self._router.drop(session)

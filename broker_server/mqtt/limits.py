@@ -12,6 +12,7 @@ class Limits:
     packet_bytes: int = MAX_PACKET_BYTES
     clients: int = 1024
     pending: int = 64  # connections that have not been authenticated; one more throws out the oldest
+    pending_of_address: int = 32  # of these, from one address
     connect_timeout_s: float = 10.0
     sessions: int = 4096  # with those of clients that are away
     session_expiry_s: float = 86_400.0  # how long a client may be away and find its session again

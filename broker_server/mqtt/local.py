@@ -1,8 +1,10 @@
 """The server's own end of the broker: a Link in the same process, without a socket.
 
-Payloads are handed over, not copied. The inbox is bounded: from `inbox_bytes` on, remote publishers at QoS 1 are held
-back by the hub until `receive` has drained it to half. The outbox is bounded: while a slow client holds this link back,
-messages wait, and over `outbox_bytes` `publish` raises LinkFull. So go on receiving, and publish again later.
+Payloads are handed over, not copied. The inbox is fair and bounded: every publisher has its turn (fair_queue.py), and
+one that has SHARE of `inbox_bytes` in it, or anyone where it has `inbox_bytes`, is held back by the hub until `receive`
+has drained that to half. So a device that floods the server waits for itself. The outbox is bounded: while a slow
+client holds this link back, messages wait, and over `outbox_bytes` `publish` raises LinkFull. So go on receiving, and
+publish again later.
 """
 
 # coverage: every branch
@@ -13,10 +15,14 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from broker_server.mqtt.fair_queue import FairQueue
 from broker_server.mqtt.hub import Hub
 from broker_server.mqtt.outbox import QueuedMessage
 from broker_server.mqtt.topics import is_filter, is_topic
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Event, LinkFull, packet_bytes
+
+SHARE = 1 / 16
+"""The part of the inbox that one publisher may fill."""
 
 
 class _Party:
@@ -26,9 +32,10 @@ class _Party:
         self.hub = hub
         self.loop = loop
         self.changed = threading.Condition()  # guards all that follows
-        self.inbox: deque[QueuedMessage | Connected | Disconnected] = deque([Connected()])
-        self.inbox_bytes = 0
+        self.inbox: FairQueue[QueuedMessage | Connected | Disconnected] = FairQueue()
+        self.inbox.put("", Connected(), 0)
         self.inbox_cap_bytes = inbox_bytes
+        self.share_bytes = int(SHARE * inbox_bytes)
         self.outbox: deque[QueuedMessage] = deque()
         self.outbox_bytes = 0
         self.outbox_cap_bytes = outbox_bytes
@@ -37,17 +44,15 @@ class _Party:
         self.is_closed = False
         self.is_interrupted = False
 
-    @property
-    def is_full(self) -> bool:
-        return self.inbox_bytes >= self.inbox_cap_bytes
+    def is_full_for(self, source: str) -> bool:
+        return self.inbox.bytes >= self.inbox_cap_bytes or self.inbox.bytes_of(source) >= self.share_bytes
 
     def offer(self, message: QueuedMessage) -> bool:
         with self.changed:
             limit = self.inbox_cap_bytes * (2 if message.qos else 1)
-            if self.inbox_bytes + message.cost_bytes > limit:
+            if self.inbox.bytes + message.cost_bytes > limit:
                 return False
-            self.inbox.append(message)
-            self.inbox_bytes += message.cost_bytes
+            self.inbox.put(message.source, message, message.cost_bytes)
             self.changed.notify()
         return True
 
@@ -71,7 +76,7 @@ class _Party:
     def on_stopped(self) -> None:
         """Tell the link's owner that the broker has stopped."""
         with self.changed:
-            self.inbox.append(Disconnected("the broker has stopped", refused=False))
+            self.inbox.put("", Disconnected("the broker has stopped", refused=False), 0)
             self.changed.notify()
 
 
@@ -122,13 +127,13 @@ class LocalLink:
             party.is_interrupted = False
             if not party.inbox:
                 return None
-            event = party.inbox.popleft()
+            source, event = party.inbox.get()
             if not isinstance(event, QueuedMessage):
                 return event
-            before = party.inbox_bytes
-            party.inbox_bytes -= event.cost_bytes
-            half = party.inbox_cap_bytes // 2
-            is_relieved = before > half >= party.inbox_bytes
+            cost_bytes = event.cost_bytes
+            is_relieved = _passes(party.inbox.bytes, cost_bytes, party.inbox_cap_bytes // 2) or _passes(
+                party.inbox.bytes_of(source), cost_bytes, party.share_bytes // 2
+            )
         if is_relieved:
             self._on_loop(party.hub.on_drained, party)
         self.bytes_in += packet_bytes(event.topic, event.payload)
@@ -152,6 +157,11 @@ class LocalLink:
     def _on_loop(self, call: Callable[..., object], *args: object) -> None:
         with contextlib.suppress(RuntimeError):  # the broker has stopped; Disconnected says so
             self._party.loop.call_soon_threadsafe(call, *args)
+
+
+def _passes(now_bytes: int, taken_bytes: int, half_bytes: int) -> bool:
+    """Return whether taking so many bytes has left half of what holds publishers back."""
+    return now_bytes <= half_bytes < now_bytes + taken_bytes
 
 
 def local_link(

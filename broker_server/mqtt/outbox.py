@@ -28,6 +28,8 @@ class QueuedMessage:
     payload: bytes
     qos: int = 0
     retain: bool = False
+    source: str = ""
+    """The client id of its publisher; empty for the server's own link."""
 
     @property
     def cost_bytes(self) -> int:

@@ -3,6 +3,7 @@
 # coverage: every branch
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from broker_server.mqtt.outbox import QueuedMessage
 from broker_server.mqtt.topics import matches
@@ -47,4 +48,4 @@ class Retained:
             candidates = [message for topic, message in self._messages.items() if topic.startswith(prefix)]
         for message in candidates:
             if matches(topic_filter, message.topic):
-                yield QueuedMessage(message.topic, message.payload, message.qos, retain=True)
+                yield replace(message, retain=True)

@@ -134,9 +134,8 @@ class ClientSession:
         """Return whether the client is not connected."""
         return self._peer is None
 
-    @property
-    def is_full(self) -> bool:
-        """Return whether publishers should wait for this client: never for one that is away."""
+    def is_full_for(self, _source: str) -> bool:
+        """Return whether a publisher should wait for this client: never for one that is away."""
         return self.outbox.is_full and not self.is_away
 
     def attach(self, peer: Peer) -> None:

@@ -4,6 +4,8 @@ Rules
 - A bad message is counted, logged and dropped; nothing that a device sends can stop the server. What follows from a
   message is done in `_handled` alone: whatever fails there costs its device the round, and is journalled. Only the
   journal's own failures go on from there, because nothing may be acknowledged that is not in it.
+- What a device may have written to journal and log is bounded by an allowance, and its messages wait their turn with
+  those of others (mqtt/fair_queue.py).
 - A round is closed between two events, so that what fails there is never taken for a device's fault.
 - Outgoing messages wait where the link is full (outgoing.py). They are bounded, and devices ask again for what is lost.
 - A result is journalled before it is acknowledged, and a round before its plans are sent.
@@ -22,6 +24,7 @@ from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, No
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.journal import FederationJournal, JournalInvalid, JournalUnwritable
+from broker_server.server.allowance import Allowance
 from broker_server.server.outgoing import Outgoing
 from broker_server.server.transfers import ServedBlobs, Uploads
 from devices.cli.text import MAX_SHOWN, printable
@@ -105,6 +108,8 @@ class Dispatcher:
         self._builds_artifacts = builds_artifacts
         self._uploads = Uploads(uploads)
         self._close: Close | None = None
+        self._hellos = Allowance(burst=20, per_s=0.2)
+        self._energies = Allowance(burst=200, per_s=20)
         self._ticked_s = float("-inf")
         self._dropped: Counter[str] = Counter()
         link.subscribe(*topics.from_devices())
@@ -248,6 +253,8 @@ class Dispatcher:
                 self.do(self.coordinator.on_update(device, update, now_s))
             case Evaluation() as evaluation:
                 self.do(self.coordinator.on_evaluation(device, evaluation, now_s))
+            case FinalEnergy() if not self._energies.take(device, now_s):
+                self.count_dropped("energy beyond a device's allowance")
             case FinalEnergy() as spent if self.journal.set_energy(spent, device):
                 self.energy_reports += 1
             case FinalEnergy():
@@ -258,6 +265,9 @@ class Dispatcher:
         self._uploads.on_connected(device)
         known = self.coordinator.devices.get(device)
         if known is None or known.hello != hello:
+            if not self._hellos.take(device, now_s):
+                self.count_dropped("hello beyond a device's allowance")
+                return
             self.journal.set_hello(device, hello)
             online = len({*self.coordinator.online, device})
             self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")

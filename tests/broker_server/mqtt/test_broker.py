@@ -4,11 +4,12 @@ import socket
 import ssl
 import struct
 import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from broker_server.mqtt.broker import BrokerNotStarted, EmbeddedBroker
+from broker_server.mqtt.broker import BrokerNotStarted, EmbeddedBroker, _room_for
 from broker_server.mqtt.codec import encode
 from broker_server.mqtt.limits import Limits
 from broker_server.mqtt.packets import Connect, Disconnect, Pingreq, Puback, Publish, Subscribe, Will
@@ -390,3 +391,57 @@ def test_stop_does_not_wait_for_a_client_that_does_not_read(site):
         server.publish(site.topics.download(DIGEST, at), bytes(256 << 10))
     site.broker.stop(linger_s=0.2)
     assert is_closed_by_peer(sock)
+
+
+def test_broker_lets_a_device_in_among_silent_sockets_that_never_begin_their_handshake(make_site, certificate, until):
+    site = make_site(certificate_file=certificate[0], key_file=certificate[1])
+    early = site.device("early", scheme="mqtts", ca_file=certificate[0])
+    for _ in range(200):
+        site.raw()
+    assert len(site.broker._admission) <= Limits().pending_of_address + 1
+    site.device("late", scheme="mqtts", ca_file=certificate[0])
+    early.publish(site.topics.event("early"), b"still here")
+    until(lambda: early.queued_bytes == 0)
+    assert site.broker.stats.closed["sockets-full"] >= 200 - Limits().pending_of_address
+
+
+CROWDED = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (120, 120))
+from broker_server.mqtt.broker import EmbeddedBroker
+broker = EmbeddedBroker(None)
+print(broker.start("127.0.0.1", 0), flush=True)
+sys.stdin.readline()
+files = [open("/dev/null") for _ in range(20)]
+print(len(files), len(broker._admission), flush=True)
+broker.stop(linger_s=0)
+"""
+
+
+@pytest.mark.process
+def test_broker_leaves_the_process_files_to_open_however_many_connect():
+    with subprocess.Popen(
+        [sys.executable, "-c", CROWDED], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        port = int(process.stdout.readline())
+        sockets = [socket.create_connection(("127.0.0.1", port)) for _ in range(200)]
+        process.stdin.write("\n")
+        process.stdin.flush()
+        files, admitted = map(int, process.stdout.readline().split())
+        for each in sockets:
+            each.close()
+        assert process.wait(PATIENCE_S) == 0
+    assert files == 20
+    assert 0 < admitted <= 60
+
+
+def test_broker_raises_the_limit_of_open_files_as_far_as_it_may(monkeypatch):
+    limit = [(1024, 4096)]
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limit[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda _, pair: limit.append(pair))
+    assert _room_for(100) == 100
+    assert len(limit) == 1
+    assert (_room_for(2000), limit[-1]) == (2000, (2256, 4096))
+    assert (_room_for(9000), limit[-1]) == (4096 - 256, (4096, 4096))
+    limit.append((resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert _room_for(9000) == 9000

@@ -28,6 +28,9 @@ class LocalParty:
     is_held: bool = False
     got: list = field(default_factory=list)
 
+    def is_full_for(self, source):
+        return self.is_full
+
     def offer(self, message):
         self.got.append(message)
         return True

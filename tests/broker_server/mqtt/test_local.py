@@ -72,7 +72,7 @@ def test_local_inbox_that_nobody_reads_is_bounded(make_site, until):
     for _ in range(10):  # nine go into the full inbox at most: the writer is held back, then full itself
         writer.publish("a", bytes(4_000))
     until(lambda: writer._party.is_held)
-    assert reader._party.inbox_bytes <= 20_000
+    assert reader._party.inbox.bytes <= 20_000
     with pytest.raises(LinkFull, match="receive, then publish again"):
         publish_many(writer)
     got = 0
@@ -89,7 +89,7 @@ def test_local_inbox_has_a_hard_bound_for_what_cannot_be_held_back(site, until):
     for at, device in enumerate(devices):
         device.publish(site.topics.event(f"dev{at}"), bytes(5_000))
     until(lambda: site.broker.stats.messages_in == 6)
-    assert reader._party.inbox_bytes <= 20_000
+    assert reader._party.inbox.bytes <= 20_000
     assert site.broker.stats.dropped["qos-1"] >= 2
 
 
@@ -121,3 +121,20 @@ def test_local_link_of_a_stopped_broker_is_told_and_does_no_harm(make_site):
     server.subscribe("a")
     server.close()
     assert server.receive(None) is None
+
+
+def test_local_inbox_gives_a_quiet_device_its_turn_beside_one_that_floods(site, until):
+    server = site.local(*site.topics.from_devices(), inbox_bytes=1 << 20)
+    loud, quiet = site.device("loud", outbox_bytes=64 << 20), site.device("quiet")
+    for _ in range(5000):
+        loud.publish(site.topics.event("loud"), bytes(1000))
+    until(lambda: server._party.is_full_for("loud"))
+    assert not server._party.is_full_for("quiet")
+    quiet.publish(site.topics.event("quiet"), b"please")
+    until(lambda: quiet.queued_bytes == 0)
+    topics = [server.receive(PATIENCE_S).topic for _ in range(2)]
+    assert site.topics.event("quiet") in topics
+    for _ in range(4998):
+        topics.append(server.receive(PATIENCE_S).topic)
+    assert server.receive(PATIENCE_S).topic == site.topics.event("loud")
+    assert topics.count(site.topics.event("loud")) == 4999

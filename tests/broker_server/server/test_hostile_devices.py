@@ -6,11 +6,12 @@ import shutil
 import msgspec
 import numpy as np
 import pytest
+import samples
 
 from broker_server.report.build import models
 from broker_server.rounds.federation import StateDamaged
 from edge_runtime.wire.blob import Blob
-from edge_runtime.wire.messages import Update
+from edge_runtime.wire.messages import FinalEnergy, Update
 from edge_runtime.wire.tensors import pack, transfer, unpack
 
 
@@ -232,3 +233,18 @@ def test_device_that_sends_escape_codes_is_shown_none_of_them(world):
     assert all(note.isprintable() for note in world.watcher.notes)
     world.dispatcher.note(escapes)
     assert world.watcher.notes[-1] == "?]0;owned??[2J mallory has joined: 99 online "
+
+
+def test_device_that_floods_the_server_with_hellos_and_energy_writes_no_more_than_its_allowance(world, make_energy):
+    world = world(min_devices=2, quorum=1)
+    x, mallory = world.device("x"), world.device("mallory")
+    for number in range(500):
+        mallory.tell(samples.hello(software=f"version {number}"))
+        mallory.tell(FinalEnergy(round=0, group="a+b+c", energy=make_energy(float(number))))
+    world.until(lambda: not world.link.events)
+    assert world.journal.hellos()["mallory"].software == "version 19"
+    assert sum("mallory has joined" in text for _, text in world.journal.notes()) == 20
+    assert world.dispatcher.counts["hello beyond a device's allowance"] == 480
+    assert world.dispatcher.counts["energy beyond a device's allowance"] == 300
+    run(world, x, mallory)
+    assert world.loop.finished == "all rounds are done"
