@@ -139,10 +139,10 @@ def _check_batch(model: MultiTaskModel) -> None:
         _check_array(f"the example target of {task}", model.example_targets[task], (torch.float32, torch.int64), needed)
         _check_samples(f"the example target of {task}", model.example_targets[task], x, needed)
     with torch.no_grad(), unchanged(*model.parts().values()):
-        before = {name: value.clone() for name, value in _kept(model)}
-        numbers = dict(_numbers(model))
         for module in model.parts().values():
             module.train()
+        before = {name: value.clone() for name, value in _kept(model)}
+        numbers = dict(_numbers(model))
         z = _checked_encoder(model, x)
         for value in z if isinstance(z, tuple | list) and z else [z]:
             if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.shape[:1] != x.shape[:1]:

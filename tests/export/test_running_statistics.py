@@ -15,8 +15,9 @@ from edge_runtime.wire.manifest import Parity  # noqa: E402
 from export.compile import compile_model, describe, named_tensors  # noqa: E402
 from export.losses import l1  # noqa: E402
 from export.model import MultiTaskModel  # noqa: E402
+from export.module_state import unchanged  # noqa: E402
 from export.parity.check import TOLERANCE, check_parity  # noqa: E402
-from export.running_statistics import moving, running_statistics, unchanged  # noqa: E402
+from export.running_statistics import moving, running_statistics  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 
