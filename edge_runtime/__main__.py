@@ -10,7 +10,6 @@ from devices.cli.settings import ConfigInvalid
 from edge_runtime.agent import command as agent
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.datasets import command as datasets
-from edge_runtime.energy import command as energy
 
 if TYPE_CHECKING:
     from edge_runtime.energy.account import EnergyAccount
@@ -23,15 +22,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     agent.add_arguments(commands.add_parser("run", help="join a federation over MQTT"))
     datasets.add_arguments(commands.add_parser("datasets", help="make data sets"))
-    energy.add_arguments(commands.add_parser("energy", help="measure the energy of a command or of the idle machine"))
-    local = {
+    loaded_late = {
+        "energy": "measure the energy of a command or of the idle machine",
         "train": "train locally, without a network",
         "predict": "run a plain model over some images",
         "split-train": "train stem and heads here, and the encoder in a process of its own",
         "encoder-server": "that process: compute a bundle's encoder for requests on its standard input",
     }
-    parsers = {name: commands.add_parser(name, help=text) for name, text in local.items()}
-    # The engine is loaded by the commands that compute; the others work without it.
+    parsers = {name: commands.add_parser(name, help=text) for name, text in loaded_late.items()}
+    # What only some commands need is loaded by them: the engine, and recordings of energy. A device counts its memory.
     if (arguments or sys.argv[1:])[:1] in (["train"], ["predict"]):
         from edge_runtime.training import command as training
 
@@ -47,6 +46,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args = parser.parse_args(arguments)
         return split.train(args) if args.command == "split-train" else split.serve_encoder(args)
     if (arguments or sys.argv[1:])[:1] == ["energy"]:
+        from edge_runtime.energy import command as energy
+
+        energy.add_arguments(parsers["energy"])
         words, command = energy.split(arguments or sys.argv[1:])
         return energy.run(parser.parse_args(words), command)
     args = parser.parse_args(arguments)

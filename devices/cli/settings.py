@@ -15,7 +15,6 @@ which one that was.
 # coverage: every branch
 
 import argparse
-import difflib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -289,6 +288,8 @@ def nearest(key: str, known: Iterable[str]) -> str:
     last = key.rpartition(".")[2]
     if last in by_name:
         return f"; did you mean {by_name[last]}?"
+    import difflib  # where something is wrong alone: a device's memory is counted
+
     found = difflib.get_close_matches(key, by_name, 1, 0.75) or difflib.get_close_matches(last, by_name, 1, 0.6)
     return f"; did you mean {by_name[found[0]]}?" if found else ""
 
