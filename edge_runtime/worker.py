@@ -266,16 +266,18 @@ class LocalWorker:
 
     def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> PlannedMemory:
         """Plan the training in the memory budget. Raises WorkRefused if no plan fits."""
-        received_bytes = 4 * manifest.table.size
+        split, received_bytes = self._dataset.train, 4 * manifest.table.size
+        masks_bytes = sum(len(split) for task in manifest.task_names if not split.labelled(task).all())
         try:
             return plan_memory(
                 manifest,
                 settings,
                 budget_bytes=self._budget_bytes,
-                base_bytes=None if self._base_bytes is None else self._base_bytes + received_bytes,
+                base_bytes=None if self._base_bytes is None else self._base_bytes + received_bytes + masks_bytes,
                 evaluates=self._dataset.val is not None,
                 update=plan.updates,
                 parts=plan.split_learning.parts if plan.split_learning else 1,
+                samples=len(split),
             )
         except BudgetTooSmall as exc:
             raise WorkRefused("memory", str(exc)) from exc

@@ -32,7 +32,8 @@ import numpy as np
 from msgspec import Meta
 from numpy.typing import NDArray
 
-from edge_runtime.datasets.blocks import give_back
+from edge_runtime.datasets.stored_array import StoredArray, read_samples
+from edge_runtime.datasets.value_scan import ValueScan, everywhere, scan_values
 from edge_runtime.wire.files import sync_folder, write_atomic
 from edge_runtime.wire.manifest import Task
 from edge_runtime.wire.names import MAX_TASKS, TASK_PATTERN, TaskName
@@ -89,7 +90,7 @@ class Split:
     """What the labels of a task are multiplied by when they are read, where the data set states it."""
     checked: set[Task] = field(default_factory=set, repr=False)
     """The tasks whose contract all labels are known to keep."""
-    _labelled: dict[str, Mask] = field(default_factory=dict, repr=False)
+    _scans: dict[str, ValueScan] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
         """Return the number of images in the set."""
@@ -107,10 +108,16 @@ class Split:
 
     def labelled(self, task: str) -> Mask:
         """Return a mask (N,) of the samples with a label of a task; all False for a task without labels."""
-        if task not in self._labelled:
-            labels = self.labels.get(task)
-            self._labelled[task] = np.zeros(len(self), np.bool_) if labels is None else _is_labelled(labels)
-        return self._labelled[task]
+        labels = self.labels.get(task)
+        if labels is None:
+            return np.zeros(len(self), np.bool_)
+        return self.scan(task).labelled if labels.dtype.kind == "f" else everywhere(len(self))
+
+    def scan(self, task: str) -> ValueScan:
+        """Return what the float labels of a task are; they are read the first time that it is asked."""
+        if task not in self._scans:
+            self._scans[task] = scan_values(self.labels[task])
+        return self._scans[task]
 
     def examples(self, tasks: Iterable[str]) -> dict[str, int]:
         """Return the number of labelled samples by task, without the tasks that have none."""
@@ -127,32 +134,14 @@ class Split:
         """
         chosen = np.asarray(indices, np.int64)
         names = self.tasks if tasks is None else tasks
-        x = as_float32(_take(self.image, chosen))
+        x = as_float32(read_samples(self.image, chosen))
         if self.image.dtype.kind == "f" and not np.isfinite(x).all():
             place = np.argwhere(~np.isfinite(x))[0]
             raise DatasetInvalid(
                 f"{self.file(IMAGE)}, sample {chosen[place[0]]}: the image has the value {x[tuple(place)]:g}, which no "
                 "model can be trained on: mend the image, or leave it out with its labels"
             )
-        return x, {task: _take(self.labels[task], chosen) for task in names}
-
-
-def _is_labelled(labels: Array) -> Mask:
-    """Return a mask (N,) of the samples whose label has a value that is not NaN; it reads one value of most samples."""
-    if labels.dtype.kind != "f":
-        return np.ones(len(labels), np.bool_)
-    found: Mask = np.empty(len(labels), np.bool_)
-    for sample, label in enumerate(labels):
-        found[sample] = not np.isnan(label.flat[0]) or not np.isnan(label).all()
-    give_back(labels)
-    return found
-
-
-def _take(array: Array, chosen: NDArray[np.int64]) -> Array:
-    """Return a copy of some rows, C-contiguous, and unmap the pages that they were read from."""
-    rows = np.array(array[chosen], order="C")
-    give_back(array)
-    return rows
+        return x, {task: read_samples(self.labels[task], chosen) for task in names}
 
 
 def as_float32(values: Array) -> Images:
@@ -281,7 +270,7 @@ def _map(path: Path) -> Array:
             raise DatasetInvalid(f"{path} has shape {shape}: one or more images are needed, and no side of 0")
         if offset + math.prod(shape) * dtype.itemsize != length:
             raise DatasetInvalid(f"{path} is truncated, or longer than its shape {shape} of {dtype} states")
-        return np.memmap(path, dtype, "r", offset, shape, "F" if by_columns else "C")
+        return StoredArray.open(path, dtype, offset, shape, "F" if by_columns else "C")
     except FileNotFoundError as exc:
         raise DatasetInvalid(f"{path} is missing from the data set") from exc
     except OSError as exc:

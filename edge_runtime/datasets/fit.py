@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.datasets.blocks import blocks
 from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
+from edge_runtime.datasets.stored_array import blocks
+from edge_runtime.datasets.value_scan import ValueScan
 from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.manifest import Manifest, Task
 
@@ -54,7 +55,7 @@ def check_labels(task: Task, split: Split) -> None:
         return
     labels, file, factor = split.labels[task.name], split.file(task.name), split.factors.get(task.name)
     if labels.dtype.kind == "f":
-        _check_floats(task, labels, file, factor)
+        _check_values(task, split.scan(task.name), file, 1.0 if factor is None else factor)
     elif task.target.dtype == "float32":
         _check_integers_as_values(task, labels, file, factor)
     else:
@@ -86,59 +87,53 @@ def _ignored_text(contract: LabelContract) -> str:
 
 
 def _check_integers_as_values(task: Task, labels: Array, file: str, factor: float | None) -> None:
-    contract = task.labels or LabelContract()
     for start, block in blocks(labels):
         if factor is not None:
-            _check_bounds(task, block * np.float32(factor), start, file, contract)
+            for at in (int(block.argmin()), int(block.argmax())):
+                if (fault := _outside(task, np.float32(block.flat[at]), factor)) is not None:
+                    raise DatasetInvalid(f"{file}, sample {start + at // (block.size // len(block))}: {fault}")
         elif block.min() < 0 or block.max() > 1:
             bad = (block < 0) | (block > 1)
+            bounds = task.labels.bounds if task.labels is not None else None
             raise DatasetInvalid(
                 f"{_first(bad, start, file)}: integers stand for the values of {task.name} only if they are 0 and 1, "
                 f"and one is {_value(bad, block)}: save float32, or state in dataset.json what a label is multiplied "
-                f'by, as "factors": {{"{task.name}": {1.0 if contract.bounds is None else 1 / 255}}}'
+                f'by, as "factors": {{"{task.name}": {1.0 if bounds is None else 1 / 255}}}'
             )
 
 
-def _check_floats(task: Task, labels: Array, file: str, factor: float | None) -> None:
+def _check_values(task: Task, scan: ValueScan, file: str, factor: float) -> None:
     contract = task.labels
     if contract is None:
         return
-    for start, block in blocks(labels):
-        values = block if factor is None else block * np.float32(factor)
-        if not np.isfinite(values).all():
-            _check_finite(task, values, start, file, contract)
-        _check_bounds(task, values, start, file, contract)
-
-
-def _check_finite(task: Task, values: Array, start: int, file: str, contract: LabelContract) -> None:
-    if not contract.inf and (infinite := np.isinf(values)).any():
+    if scan.infinite is not None and not contract.inf:
         raise DatasetInvalid(
-            f"{_first(infinite, start, file)}: {_value(infinite, values)} is no value for {task.name}: save a number, "
-            "or NaN where there is no label"
+            f"{file}, sample {scan.infinite.sample}: {scan.infinite.value:g} is no value for {task.name}: save a "
+            "number, or NaN where there is no label"
         )
-    if contract.nan:
-        return
-    missing = np.isnan(values)
-    whole = missing.reshape(len(values), -1).all(1)  # a sample without a label
-    missing[whole] = False
-    if missing.any():
+    if scan.partly_nan is not None and not contract.nan:
         raise DatasetInvalid(
-            f"{_first(missing, start, file)}: a part of the label is NaN, which the loss of {task.name} cannot leave "
-            "out: compile the model with a masked loss, as export.losses.masked_l1, or fill the gaps"
+            f"{file}, sample {scan.partly_nan.sample}: a part of the label is NaN, which the loss of {task.name} "
+            "cannot leave out: compile the model with a masked loss, as export.losses.masked_l1, or fill the gaps"
         )
+    for place in (scan.lowest, scan.highest):
+        if place is not None and (fault := _outside(task, np.float32(place.value), factor)) is not None:
+            raise DatasetInvalid(f"{file}, sample {place.sample}: {fault}")
 
 
-def _check_bounds(task: Task, values: Array, start: int, file: str, contract: LabelContract) -> None:
-    if contract.bounds is None:
-        return
-    low, high = contract.bounds
-    outside = (values < low) | (values > high)
-    if outside.any():
-        raise DatasetInvalid(
-            f"{_first(outside, start, file)}: {_value(outside, values)} is outside of {low:g} to {high:g}, which the "
-            f"loss of {task.name} is for: save labels in that range, as 0 and 1 for a mask, or state in dataset.json "
-            f'what they are multiplied by, as "factors": {{"{task.name}": {1 / 255}}}'
-        )
+def _outside(task: Task, value: np.float32, factor: float) -> str | None:
+    """Return what is wrong with a stored value that is outside of the loss's bounds; None if it is not."""
+    if task.labels is None or task.labels.bounds is None:
+        return None
+    low, high = task.labels.bounds
+    used = value * np.float32(factor)
+    if low <= used <= high:
+        return None
+    return (
+        f"{used:g} is outside of {low:g} to {high:g}, which the loss of {task.name} is for: save labels in that range, "
+        f"as 0 and 1 for a mask, or state in dataset.json what they are multiplied by, as "
+        f'"factors": {{"{task.name}": {1 / 255}}}'
+    )
 
 
 def _first(bad: Mask, start: int, file: str) -> str:
@@ -146,4 +141,4 @@ def _first(bad: Mask, start: int, file: str) -> str:
 
 
 def _value(bad: Mask, values: Array) -> str:
-    return f"{values[bad][0]:g}" if values.dtype.kind == "f" else str(values[bad][0])
+    return str(values[bad][0])

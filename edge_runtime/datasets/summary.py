@@ -10,8 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.datasets.blocks import blocks
 from edge_runtime.datasets.dataset import Split
+from edge_runtime.datasets.stored_array import blocks
 
 Array = NDArray[Any]
 MOST_CLASSES = 1000

@@ -254,6 +254,7 @@ def _planned(
         base_bytes=rss_bytes(),
         evaluates=dataset.val is not None or dataset.test is not None,
         predicts=True,
+        samples=len(dataset.train),
     )
 
 

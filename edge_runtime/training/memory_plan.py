@@ -10,6 +10,7 @@ fastest plan is taken. A bundle without a footprint trains whole batches with ac
 from dataclasses import dataclass, replace
 
 from edge_runtime.training.optimizer import make_optimizer
+from edge_runtime.training.schedule import ORDER_BYTES
 from edge_runtime.wire.budget import MemoryPlan, Workload, choose_within, predict
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.manifest import Manifest
@@ -63,8 +64,11 @@ def plan_memory(
     predicts: bool = False,
     update: Updates | None = None,
     parts: int = 1,
+    samples: int = 0,
 ) -> PlannedMemory:
     """Return the fastest plan that fits. `base_bytes` is resident before a graph is loaded, with the received weights.
+
+    `samples` are those of the training set, whose order is held for an epoch.
 
     `predicts`: evaluation measures metrics besides losses. `update`: the encoding of the update, None without one.
     A step has at least `parts` micro-batches; as many as fit, and at most MAX_IN_FLIGHT, are on their way to the
@@ -78,7 +82,7 @@ def plan_memory(
     state = make_optimizer(settings).table(parameters).size
     work = Workload(
         batch=settings.batch,
-        base_bytes=base_bytes,
+        base_bytes=base_bytes + ORDER_BYTES * samples,
         state_vectors=-(-state // parameters.size),
         merges=settings.gradient_combination != "sum",
         evaluates=evaluates,

@@ -7,12 +7,19 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-Indices = NDArray[np.int64]
+Indices = NDArray[np.uint32]
+ORDER_BYTES = 4
+"""Bytes of an epoch's order by sample."""
 
 
 def order(seed: int, epoch: int, samples: int) -> Indices:
-    """Return the samples of an epoch in their seeded order, (N,)."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+    """Return the samples of an epoch in their seeded order, (N,).
+
+    It is that of `Generator.permutation` in half the memory.
+    """
+    indices = np.arange(samples, dtype=np.uint32)
+    np.random.default_rng([seed, epoch]).shuffle(indices)
+    return indices
 
 
 def batches(indices: Indices, batch: int) -> Iterator[Indices]:

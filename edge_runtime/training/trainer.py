@@ -9,7 +9,7 @@ of one of them. The caller keeps the optimizer's state, so a round can go on fro
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Literal
 
 import numpy as np
@@ -88,9 +88,10 @@ class Trainer:
         prober = _Prober(model, settings, enter, after.probes if after else None)
         mean = _MeanLosses(model.tasks, after)
         total = settings.epochs * steps
+        order_of = lru_cache(maxsize=1)(lambda epoch: order(settings.seed, epoch, len(split)))
         for done in range(after.steps if after else 0, total):
             epoch, step = settings.first_epoch + done // steps, done % steps
-            chosen = batch_at(order(settings.seed, epoch, len(split)), settings.batch, step)
+            chosen = batch_at(order_of(epoch), settings.batch, step)
             x, targets = load(model, split, chosen.tolist())
             prober.on_batch(epoch * steps + step)
             place = (settings.seed, epoch, step)

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from edge_runtime.datasets.blocks import BLOCK_BYTES
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Description, Split, write_description, write_split
 from edge_runtime.datasets.fit import check_labels
+from edge_runtime.datasets.stored_array import BLOCK_BYTES
 from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.manifest import Array, Task
 

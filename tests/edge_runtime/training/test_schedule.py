@@ -35,3 +35,9 @@ def test_learning_rate_begins_at_its_initial_value_and_falls_to_nothing():
     assert rates[10] == pytest.approx(0.1 * 0.5**0.9)
     assert rates[19] > 0
     assert rates[20] == 0
+
+
+@given(st.integers(0, 2**32), st.integers(0, 50), st.integers(1, 300))
+def test_order_is_numpys_permutation(seed, epoch, samples):
+    wanted = np.random.default_rng([seed, epoch]).permutation(samples)
+    assert order(seed, epoch, samples).tolist() == wanted.tolist()
