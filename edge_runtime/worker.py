@@ -43,7 +43,7 @@ from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.training.weighting_state import WeightingStateStore
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
+from edge_runtime.wire.errors import AugmentationImpossible, BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Hello, OrtTrainingUse, Plan, Training, WorkStage, text
 from edge_runtime.wire.split_learning import EVALUATION_SAMPLES, MessageLayout
@@ -141,6 +141,8 @@ class LocalWorker:
             raise WorkRefused("encoder_server", str(exc)) from exc
         except DatasetInvalid as exc:
             raise WorkRefused("no_data", str(exc)) from exc
+        except AugmentationImpossible as exc:
+            raise WorkRefused("bundle", str(exc)) from exc
 
     def _train(self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None) -> TrainResult:
         started_s = time.monotonic()

@@ -37,8 +37,10 @@ from devices.cli.settings import (
     settings_of,
     tables_of,
 )
+from edge_runtime.wire.augmentation import augmentation
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.encoder_pipe import Provider
+from edge_runtime.wire.errors import AugmentationImpossible
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import SplitLearning, Training
 from edge_runtime.wire.names import FederationName, TaskName
@@ -175,6 +177,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             )
         if bundle.embedding is None and self.local_stems:
             raise ConfigInvalid("local_stems: the bundle's model has no stem, so devices cannot train one of their own")
+        try:
+            augmentation(bundle.group(tasks, bundle.weights), self.training)
+        except AugmentationImpossible as exc:
+            raise ConfigInvalid(f"training: {exc}") from exc
         return Terms(
             tasks=tasks,
             strategy=self.grouping.planner(tasks, self.seed),

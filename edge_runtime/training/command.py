@@ -127,6 +127,8 @@ def _train(args: argparse.Namespace) -> int:
     manifest, model, dataset, memory = _open(args, chosen, kept)
     if unknown := sorted(set(chosen.task_weights) - set(model.tasks)):
         raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
+    if empty := [task for task in model.tasks if not dataset.train.examples([task])]:
+        raise UsageError(f"{dataset.train.file(empty[0])} is NaN throughout: leave {empty[0]} out with --tasks")
     epochs, step_ms = [], []
     state = np.zeros(make_optimizer(chosen.of_epoch(0)).table(model.table.parameters).size, np.float32)
     weighting_state, micro_batch = None, memory.plan.micro_batch if memory else None

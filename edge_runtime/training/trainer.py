@@ -7,7 +7,7 @@ of one of them. The caller keeps the optimizer's state, so a round can go on fro
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Literal
@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_runtime.datasets.dataset import Split, convert
 from edge_runtime.training.accumulation import Row, accumulate_gradients, micro_batches
-from edge_runtime.training.encoder import Batch, Pass, Representation
+from edge_runtime.training.encoder import Array, Batch, Pass, Representation
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
 from edge_runtime.training.gradient_combination import gradient_combiner
 from edge_runtime.training.model import CombineGradients, Labelled, Losses, Model, Target, Targets
@@ -25,8 +25,10 @@ from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.progress import ProbeProgress, TrainingProgress
 from edge_runtime.training.schedule import batch_at, batch_count, order
 from edge_runtime.training.task_metrics import TaskMetrics
+from edge_runtime.training.vary import vary
 from edge_runtime.training.weighting import Weighting, make_weighting
 from edge_runtime.training.weighting_state import WeightingState
+from edge_runtime.wire.augmentation import augmentation
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
 
@@ -34,6 +36,8 @@ Report = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 Save = Callable[[Callable[[], TrainingProgress]], None]
 """Called after each step with a function that returns the progress, which costs a little."""
+Vary = Callable[[Batch, Mapping[str, Array], Sequence[int]], None]
+"""Called with images, targets by task, and the numbers of the samples; changes the arrays in place."""
 Enter = Callable[[Literal["train", "probe"]], None]
 """Called when probing begins, and when training goes on after it."""
 
@@ -76,8 +80,8 @@ class Trainer:
         """Train for `settings.epochs`; changes the model's weights and the optimizer's `state` in place.
 
         FedProx holds to the parameters `received` (P,), by default the current ones. With `after`, training goes on
-        from that progress, and weights and state must be those of the same step. Raises EngineError, and all that
-        `save`, `report` and `enter` raise.
+        from that progress, and weights and state must be those of the same step. Raises EngineError,
+        AugmentationImpossible, and all that `save`, `report` and `enter` raise.
         """
         model, split = self.model, self._split
         steps = batch_count(len(split), settings.batch)
@@ -88,11 +92,13 @@ class Trainer:
         prober = _Prober(model, settings, enter, after.probes if after else None)
         mean = _MeanLosses(model.tasks, after)
         total = settings.epochs * steps
+        asked = augmentation(model.manifest, settings)
+        vary_by = partial(vary, asked, seed=settings.seed) if asked else None
         order_of = lru_cache(maxsize=1)(lambda epoch: order(settings.seed, epoch, len(split)))
         for done in range(after.steps if after else 0, total):
             epoch, step = settings.first_epoch + done // steps, done % steps
             chosen = batch_at(order_of(epoch), settings.batch, step)
-            x, targets = load(model, split, chosen.tolist())
+            x, targets = load(model, split, chosen.tolist(), vary_by and partial(vary_by, epoch=epoch))
             prober.on_batch(epoch * steps + step)
             place = (settings.seed, epoch, step)
             losses, norms = self._gradient(x, targets, weigh, prober, partial(gradient_combiner, settings), place)
@@ -271,12 +277,17 @@ def evaluate(
     return mean.result()
 
 
-def load(model: Model, split: Split, chosen: Sequence[int]) -> tuple[Batch, dict[str, Target]]:
-    """Return samples in the form of the model's graphs: x (B, …) and the targets by task."""
+def load(
+    model: Model, split: Split, chosen: Sequence[int], vary_by: Vary | None = None
+) -> tuple[Batch, dict[str, Target]]:
+    """Return samples in the form of the model's graphs: x (B, …) and the targets by task, as `vary_by` changes them."""
     x, labels = split.batch(chosen, model.tasks)
+    types = {task.name: task.target.dtype for task in model.manifest.tasks}
+    arrays = {task: convert(labels[task], types[task], split.factors.get(task)) for task in model.tasks}
+    if vary_by is not None:
+        vary_by(x, arrays, chosen)
     targets: dict[str, Target] = {}
-    for task in model.tasks:
-        target = convert(labels[task], model.manifest.task(task).target.dtype, split.factors.get(task))
+    for task, target in arrays.items():
         labelled = split.labelled(task)[np.asarray(chosen, np.int64)]
         if labelled.all():
             targets[task] = target

@@ -7,6 +7,7 @@
     ├── TensorsInvalid        a tensor file does not match the tensor table
     ├── BundleInvalid         a manifest or a file it names is missing, altered or not understood
     ├── BudgetTooSmall        no plan to train a bundle fits a memory budget
+    ├── AugmentationImpossible samples of a bundle cannot be varied as is asked
     ├── SignatureInvalid      a manifest was not signed by the pinned server key
     └── TokenRefused          a token is missing, malformed, expired or meant for another bearer
 
@@ -55,6 +56,10 @@ class BudgetTooSmall(WireError):
         self.budget_bytes = budget_bytes
         self.needed_bytes = needed_bytes
         self.plan = plan
+
+
+class AugmentationImpossible(WireError):
+    """Samples of a bundle cannot be varied as is asked: it is not known what becomes of labels."""
 
 
 class SignatureInvalid(WireError):

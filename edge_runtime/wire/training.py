@@ -50,7 +50,7 @@ TaskWeighting = FixedWeighting | GradNormWeighting | UncertaintyWeighting
 
 
 class Optimization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How a device steps along its gradients."""
+    """How a device steps along its gradients, and how its samples are varied."""
 
     batch: Annotated[int, Meta(ge=1, le=65536, description="samples in a step", extra=COMMON)] = 16
     lr: Annotated[float, Meta(gt=0, le=1e3, description="learning rate of the first epoch", extra=COMMON)] = 0.1
@@ -67,6 +67,13 @@ class Optimization(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     cagrad_c: Annotated[
         CAGradRadius, Meta(description="with cagrad: how far it may go from the mean, in parts of its length")
     ] = 0.4
+    flip: Annotated[
+        float, Meta(ge=0, le=1, description="share of samples that are mirrored left to right with their dense labels")
+    ] = 0.0
+    crop: Annotated[
+        int, Meta(ge=0, le=4096, description="most pixels that samples and dense labels are moved by, edges repeated")
+    ] = 0
+    jitter: Annotated[float, Meta(ge=0, lt=1, description="images times 1 ± this, and ± this; labels stay")] = 0.0
 
 
 class TrainingSettings(Optimization, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -141,6 +141,7 @@ def test_config_strategy_for_too_few_tasks(make_config):
     [
         ({"tasks": ("depth", "smell")}, "tasks: the bundle has no 'smell'; it has depth, normals, segmentation"),
         ({"tasks": ("depth", "normals"), "task_weights": {"segmentation": 2.0}}, "task_weights: 'segmentation' is not"),
+        ({"crop": 8}, "training: crop: 8 pixels are half of the image or more"),
         ({"strategy": "fedbone"}, r"split_learning\.encoder: the bundle's model has no stem"),
         ({"strategy": "all_in_one", "local_stems": True}, "local_stems: the bundle's model has no stem"),
     ],

@@ -115,6 +115,15 @@ def test_train_that_cannot_write_says_so_before_the_first_epoch(tiny, tmp_path):
 
 
 @pytest.mark.process
+def test_train_without_any_label_of_a_task_says_so(tiny, data_copy):
+    path = data_copy / "train" / "depth.npy"
+    nothing = np.full_like(np.load(path), np.nan)
+    np.save(path, nothing)
+    said = sentence(train(tiny, data=data_copy), 2)
+    assert said == f"{path} is NaN throughout: leave depth out with --tasks"
+
+
+@pytest.mark.process
 def test_train_says_losses_to_people(tiny):
     done = train(tiny)
     assert done.returncode == 0

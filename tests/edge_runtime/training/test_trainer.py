@@ -54,6 +54,22 @@ def test_trainer_step_by_step_is_pytorchs_sgd(tiny):
         np.testing.assert_allclose([loss[task] for task in model.tasks], expected, rtol=1e-4)
 
 
+def test_varied_samples_are_the_same_each_time_and_where_training_goes_on(tiny):
+    settings = tiny.change(flip=0.5, crop=3, jitter=0.2)
+    plain, whole, again = (trained(tiny, one)[0].weights for one in (tiny.settings, settings, settings))
+    assert digest(whole) == digest(again) != digest(plain)
+    model, velocity, saved = tiny.model(), tiny.velocity(), {}
+
+    def save(progress):
+        saved[progress().steps] = progress(), model.weights.copy(), velocity.copy()
+
+    Trainer(model, tiny.dataset.train).train(settings, velocity, save=save)
+    progress, weights, velocity = saved[4]
+    model.weights[:] = weights
+    Trainer(model, tiny.dataset.train).train(settings, velocity, after=progress)
+    assert digest(model.weights) == digest(whole)
+
+
 def test_trainer_goes_on_from_momentum_as_if_it_had_not_stopped(tiny):
     whole, velocity, _ = trained(tiny, tiny.settings)
     model, kept = tiny.model(), tiny.velocity()
