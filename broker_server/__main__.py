@@ -28,6 +28,7 @@ from broker_server.server import settings_command
 from broker_server.server.config import SETTINGS
 from broker_server.server.dispatcher import BrokerRefused
 from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
+from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import KeyInvalid
 from broker_server.server.serve import serve, write_report
 from broker_server.server.state import StateBusy, StateFolder
@@ -94,16 +95,7 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     _serve_options(parser, is_full=is_full)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m broker_server")
 
-    one = commands.add_parser("enrol", help="write a device's configuration, with its token")
-    one.add_argument("device", help="the device's name: letters, digits, . _ -")
-    one.add_argument("--out", type=Path, required=True, help="the file to write, for the device: agent.toml")
-    one.add_argument("--url", help="where the device finds the broker: mqtt://host:port (default: this machine)")
-    one.add_argument("--days", type=float, default=365.0, help="how long the token is good for (default: 365)")
-    one.add_argument("--config", type=Path, help="server.toml")
-    add_flags(one, [each for each in SETTINGS if each.key in {"state", "federation"}])
-    one.add_argument("--force", action="store_true", help="replace the file if it exists")
-    add_flags(one, DEVICE_SETTINGS, {"": "settings of the device, in agent.toml"})
-    one.set_defaults(command=_enrol)
+    _device_commands(commands)
 
     split = commands.add_parser("split", help="find the best groups for a table of affinities")
     split.add_argument("--affinity", type=Path, required=True, help='JSON: {"tasks": […], "values": [[…]]}, i→j')
@@ -150,6 +142,30 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
+def _device_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    one = commands.add_parser("enrol", help="write a device's configuration, with its token")
+    one.add_argument("device", help="the device's name: letters, digits, . _ -")
+    one.add_argument("--out", type=Path, required=True, help="the file to write, for the device: agent.toml")
+    one.add_argument("--url", help="where the device finds the broker: mqtt://host:port (default: this machine)")
+    one.add_argument("--days", type=float, default=365.0, help="how long the token is good for (default: 365)")
+    one.add_argument("--config", type=Path, help="server.toml")
+    add_flags(one, [each for each in SETTINGS if each.key in {"state", "federation"}])
+    one.add_argument("--force", action="store_true", help="replace the file if it exists")
+    add_flags(one, DEVICE_SETTINGS, {"": "settings of the device, in agent.toml"})
+    one.set_defaults(command=_enrol)
+
+    revoked = commands.add_parser("revoke", help="let a device in no more, from now on; `enrol` lets it in again")
+    revoked.add_argument("device", help="the device's name")
+    revoked.add_argument("--config", type=Path, help="server.toml")
+    add_flags(revoked, [each for each in SETTINGS if each.key == "state"])
+    revoked.set_defaults(command=_revoke)
+
+    fleet = commands.add_parser("devices", help="list the devices that are enrolled")
+    fleet.add_argument("--config", type=Path, help="server.toml")
+    add_flags(fleet, [each for each in SETTINGS if each.key == "state"])
+    fleet.set_defaults(command=_devices)
+
+
 def _serve_options(parser: argparse.ArgumentParser, *, is_full: bool) -> None:
     parser.set_defaults(command=_serve)
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every setting, and exit")
@@ -192,6 +208,26 @@ def _enrol(options: argparse.Namespace) -> int:
     )
     print(f"{options.out} is for {options.device} alone: copy it there and run")
     print(f"  python -m edge_runtime run --config {options.out.name}")
+    return DONE
+
+
+def _revoke(options: argparse.Namespace) -> int:
+    state = settings_command.settings(options).value.state
+    if not Enrolments(state).revoke(options.device):
+        raise EnrolmentRefused(f"{options.device[:80]!r} is not enrolled in {state}: `devices` lists those that are")
+    print(f"{options.device} is revoked: the server hears it no more; `enrol` makes a new file for it")
+    return DONE
+
+
+def _devices(options: argparse.Namespace) -> int:
+    enrolments = Enrolments(settings_command.settings(options).value.state)
+    for name in enrolments.names():
+        found = enrolments.find(name)
+        state = "its file is damaged: enrol it again"
+        if found is not None:
+            key = "waits for its first message" if found.key is None else f"key {found.key[:16]}"
+            state = "revoked" if found.revoked else f"enrolled, {key}"
+        print(f"{name}  {state}")
     return DONE
 
 

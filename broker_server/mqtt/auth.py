@@ -6,6 +6,7 @@ is its subject, or begins with it and a slash, so that a monitor need not take o
 
 # coverage: every branch
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -22,6 +23,8 @@ class Principal:
     name: str
     role: str
     valid_for_s: float | None
+    generation: int = 0
+    """The generation of its enrolment."""
 
 
 class Authorizer(Protocol):
@@ -29,6 +32,10 @@ class Authorizer(Protocol):
 
     def authenticate(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
         """Return the principal behind a CONNECT. Raises TokenRefused."""
+        ...
+
+    def may_stay(self, principal: Principal) -> bool:
+        """Return whether a connection may go on: its owner has not been revoked since."""
         ...
 
     def may_publish(self, principal: Principal, topic: str) -> bool:
@@ -43,13 +50,22 @@ class Authorizer(Protocol):
 class TokenAuthorizer:
     """Authorizer by the tokens and topics of one federation.
 
-    `now` gives seconds since the epoch: it is only needed to tell how much of a token's life is left.
+    `now` gives seconds since the epoch: it is only needed to tell how much of a token's life is left. `is_current` says
+    whether a device's enrolment is the present one; without it every token is.
     """
 
-    def __init__(self, key: Ed25519PublicKey, federation: str, *, now: "Clock") -> None:
+    def __init__(
+        self,
+        key: Ed25519PublicKey,
+        federation: str,
+        *,
+        now: "Clock",
+        is_current: Callable[[str, int], bool] = lambda _name, _generation: True,
+    ) -> None:
         self._key = key
         self._federation = federation
         self._now = now
+        self._is_current = is_current
 
     def authenticate(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
         """Check the token in `password` and that the client id and user name are its bearer's. Raises TokenRefused."""
@@ -57,7 +73,15 @@ class TokenAuthorizer:
         is_own = client_id == claims.sub or (claims.role == "server" and client_id.startswith(f"{claims.sub}/"))
         if username != claims.sub or not is_own:
             raise TokenRefused(f"the token of {claims.sub!r} is used by another name: both names must be its own")
-        return Principal(name=claims.sub, role=claims.role, valid_for_s=claims.exp - self._now())
+        left_s = claims.exp - self._now()
+        principal = Principal(name=claims.sub, role=claims.role, valid_for_s=left_s, generation=claims.gen)
+        if not self.may_stay(principal):
+            raise TokenRefused(f"{claims.sub!r} was revoked, or has been enrolled again since")
+        return principal
+
+    def may_stay(self, principal: Principal) -> bool:
+        """Return whether the token's bearer is enrolled as it was when the token was made."""
+        return principal.role == "server" or self._is_current(principal.name, principal.generation)
 
     def may_publish(self, principal: Principal, topic: str) -> bool:
         """Return whether the token's bearer may publish to `topic`."""

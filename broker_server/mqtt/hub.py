@@ -164,6 +164,8 @@ class Hub:
         for client in [*self._pending, *self._clients.values()]:
             if reason := client.connection.overdue(now_s, is_held=self._flow.is_held(client)):
                 self._end(client, reason, now_s)
+            elif client.is_live and not self._authorizer.may_stay(_principal(client)):
+                self._end(client, "revoked", now_s)
         for subscriber in self._flow.stalled(now_s, self.limits.stall_s):
             if isinstance(subscriber, ClientSession):  # the server's own link may take its time
                 self.stats.dropped["slow"] += subscriber.outbox.clear()

@@ -1,22 +1,28 @@
-"""Enrolling a device: its agent.toml, with a token of its own and the server's public key to pin."""
+"""Enrolling a device: its agent.toml, with a token and a code of its own and the server's public key to pin.
+
+What the device was given before, if it was enrolled before, is worth nothing from then on.
+"""
 
 import json
 import re
 import socket
 from pathlib import Path
 
+from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create
 from broker_server.server.state import read_url
 from devices.cli.settings import Tree, build, settings_of
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.wire import tokens
+from edge_runtime.wire.errors import TokenRefused
 from edge_runtime.wire.files import write_atomic
+from edge_runtime.wire.names import is_device_id
 from edge_runtime.wire.signing import public_hex
 
 SECRET = 0o600
 DAY_S = 86_400.0
 DEFAULT_PORT = 1883
-WRITTEN = ("device", "federation", "url", "token", "server_key", "state")
+WRITTEN = ("device", "federation", "url", "token", "code", "server_key", "state")
 """The keys of agent.toml that enrolling decides."""
 DEVICE_SETTINGS = tuple(each for each in settings_of(AgentConfig) if each.key not in WRITTEN)
 """The keys that whoever enrols may give."""
@@ -53,18 +59,30 @@ def enrol(
     if not _URL.match(url):
         raise EnrolmentRefused(f"{url!r} is not a broker's URL: write mqtt://host:port or mqtts://host:port")
     key = load_or_create(state)
-    token = tokens.issue(key, name=device, federation=federation, role="device", lifetime_s=days * DAY_S)
+    if not is_device_id(device):
+        raise TokenRefused(f"{device[:80]!r} cannot name a device: letters, digits and . _ - are for names")
     entries: Tree = {
         "device": device,
         "federation": federation,
         "url": url,
-        "token": token,
+        "token": "…",
+        "code": "0" * 32,
         "server_key": public_hex(key),
         "data": "data",
         "state": "state",
         **{name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
     }
-    build(AgentConfig, [(str(out), entries)])  # what the device would refuse is not written
+    build(AgentConfig, [(str(out), entries)])  # what the device would refuse changes nothing
+    enrolment = Enrolments(state).enrol(device)
+    entries["code"] = enrolment.code
+    entries["token"] = tokens.issue(
+        key,
+        name=device,
+        federation=federation,
+        role="device",
+        lifetime_s=days * DAY_S,
+        generation=enrolment.generation,
+    )
     text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in entries.items())
     write_atomic(out, text.encode(), mode=SECRET)
 

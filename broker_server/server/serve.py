@@ -20,13 +20,16 @@ from broker_server.rounds.ort_training_process import ArtifactBuilder
 from broker_server.server.config import ServerConfig
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrol import own_address
+from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create
 from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.progress import LiveView, PlainView
+from broker_server.server.signed_link import SignedServerLink
 from broker_server.server.state import StateFolder
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire import manifest, tokens
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.link import Link
@@ -40,6 +43,7 @@ LINGER_S = 3.0
 BUNDLE_S = 1.0
 """The time between two looks for a missing bundle."""
 SERVER = "server"
+COUNTER = "counter"
 ORT_TRAINING = "ort_training"
 """The folder in the state folder where ONNX Runtime training artifacts are made."""
 TOKEN_S = 30 * 86_400.0
@@ -75,9 +79,16 @@ def serve(
         journal, blobs = folder.open()
         stack.callback(journal.close)
         if broker is None:
-            link = stack.enter_context(_embedded(config, key, folder))
+            plain = stack.enter_context(_embedded(config, key, folder))
         else:
-            link = stack.enter_context(_external(config, key, folder, url=broker, token=token, ca_file=ca_file))
+            plain = stack.enter_context(_external(config, key, folder, url=broker, token=token, ca_file=ca_file))
+        link = SignedServerLink(
+            plain,
+            Topics(config.federation),
+            key=key,
+            enrolments=Enrolments(config.state),
+            counter=Counter(config.state / COUNTER),
+        )
         watcher = _watcher(stack, is_quiet=is_quiet)
         builder = _builder(config)
         if builder is not None:
@@ -95,6 +106,7 @@ def serve(
             show=watcher.note,
             builds_artifacts=builder is not None,
         )
+        link.note = dispatcher.note
         if config.bundle is not None or _is_bundle(config.bundle_path):
             federation = _federation(config, dispatcher, key)
         else:
@@ -221,7 +233,9 @@ def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519Privat
 def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder) -> Iterator[Link]:
     """Start the broker and print how to join."""
     broker = EmbeddedBroker(
-        TokenAuthorizer(key.public_key(), config.federation, now=time.time),
+        TokenAuthorizer(
+            key.public_key(), config.federation, now=time.time, is_current=Enrolments(config.state).is_current
+        ),
         certificate_file=config.broker.certificate,
         key_file=config.broker.key,
     )

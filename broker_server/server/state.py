@@ -4,6 +4,8 @@ state/server.key              Ed25519, readable by its owner alone
 state/federation.sqlite3      the journal
 state/blobs/                  weights, manifests and graphs, by digest
 state/uploads/DEVICE/         what a device has sent, apart from the server's own
+state/devices/                who is enrolled (enrolments.py)
+state/counter                 ahead of the numbers of the messages that were sent
 state/url                     where devices find the server that ran last
 state/lock                    held while a server runs
 """

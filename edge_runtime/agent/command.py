@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from devices.cli.run import BAD_INPUT, DONE, REFUSED, UNAVAILABLE, fail, stop_event
 from devices.cli.run import run as run_command
@@ -16,12 +17,16 @@ from devices.cli.settings import ConfigInvalid
 from devices.cli.text import log_to_stderr
 from devices.cli.values import parse_size
 from edge_runtime.agent.config import AgentConfig, read
+from edge_runtime.agent.identity import COUNTER, load_or_create
 from edge_runtime.agent.loop import Agent
+from edge_runtime.agent.signed_link import SignedDeviceLink
 from edge_runtime.agent.state import State, StateUnusable
 from edge_runtime.agent.watchdog import heartbeat
 from edge_runtime.agent.work import Worker, WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
+from edge_runtime.wire.counter import Counter
+from edge_runtime.wire.envelope import Scope
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.messages import Status, encode
 from edge_runtime.wire.mqtt import LinkInvalid, MqttLink
@@ -63,9 +68,13 @@ def _size(text: str) -> str:
 
 
 def connect(config: AgentConfig) -> Link:
-    """Return a link to the configured broker, with the device's last will. Raises LinkInvalid."""
+    """Return a signed link to the configured broker, with the device's last will.
+
+    Raises LinkInvalid, StateUnusable.
+    """
     topics = Topics(config.federation)
-    return MqttLink(
+    key = load_or_create(config.state)
+    link = MqttLink(
         config.url,
         client_id=config.device,
         username=config.device,
@@ -73,6 +82,14 @@ def connect(config: AgentConfig) -> Link:
         will=(topics.status(config.device), encode(Status(state="offline"))),
         clean_session=True,  # missed messages are sent again; an old queue would only have those of closed rounds
         ca_file=config.ca_file,
+    )
+    return SignedDeviceLink(
+        link,
+        Scope(federation=config.federation, device=config.device),
+        key=key,
+        code=bytes.fromhex(config.code),
+        server_key=Ed25519PublicKey.from_public_bytes(bytes.fromhex(config.server_key)),
+        counter=Counter(config.state / COUNTER),
     )
 
 

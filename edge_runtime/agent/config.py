@@ -4,6 +4,7 @@ device = "kitchen"
 federation = "rooms"
 url = "mqtt://server.lan:1883"
 token = "eyJ…"                # keep this file readable by its owner alone
+code = "1c9e…"
 server_key = "9f2c…"
 data = "data/kitchen"         # paths are relative to this file
 state = "state/kitchen"
@@ -39,8 +40,17 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         str,
         Meta(min_length=1, max_length=4096, description="the device's JSON Web Token", extra={"secret": True}),
     ]
+    code: Annotated[
+        str,
+        Meta(
+            pattern=r"^[0-9a-f]{32}\Z",
+            description="the code of its enrolment, good once: for the key that the device makes at its first start",
+            extra={"secret": True},
+        ),
+    ]
     server_key: Annotated[
-        str, Meta(pattern=r"^[0-9a-f]{64}$", description="the server's Ed25519 key, which signs manifests")
+        str,
+        Meta(pattern=r"^[0-9a-f]{64}\Z", description="the server's Ed25519 key, which signs all that the device does"),
     ]
     data: Annotated[Path, Meta(description="folder of the device's data set")]
     state: Annotated[Path, Meta(description="folder for what the device keeps")]
@@ -97,8 +107,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return uses[self.engine]
 
     def __repr__(self) -> str:
-        """Everything but the token."""
-        shown = (f"{name}={'***' if name == 'token' else repr(getattr(self, name))}" for name in self.__struct_fields__)
+        """Everything but the secrets."""
+        shown = (
+            f"{name}={'***' if name in {'token', 'code'} else repr(getattr(self, name))}"
+            for name in self.__struct_fields__
+        )
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

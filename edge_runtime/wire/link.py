@@ -46,8 +46,15 @@ class Link(Protocol):
     `packet_bytes`: acknowledgements, pings, repetitions and TLS are not included.
     """
 
-    bytes_in: int
-    bytes_out: int
+    @property
+    def bytes_in(self) -> int:
+        """Bytes of the messages that `receive` returned."""
+        ...
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes of the messages that `publish` accepted."""
+        ...
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Queue a message at QoS 1. Raises LinkFull if the outbox has no room."""

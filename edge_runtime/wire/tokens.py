@@ -1,7 +1,7 @@
 """Tokens: JSON Web Tokens signed with Ed25519, carried as the MQTT password.
 
-A token has its bearer's name (sub), federation (aud), role (role) and expiry (exp). A device only sends its token; the
-broker reads it. So jwt is needed on the server alone.
+A token has its bearer's name (sub), federation (aud), role (role), expiry (exp) and enrolment (gen). A device only
+sends its token; the broker reads it. So jwt is needed on the server alone.
 """
 
 # coverage: every branch
@@ -28,12 +28,17 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     aud: FederationName
     role: Role
     exp: int
+    gen: int = 0
+    """The generation of the device's enrolment; 0 for a server."""
 
 
-def issue(key: Ed25519PrivateKey, *, name: str, federation: str, role: Role, lifetime_s: float) -> str:
+def issue(
+    key: Ed25519PrivateKey, *, name: str, federation: str, role: Role, lifetime_s: float, generation: int = 0
+) -> str:
     """Return a token for `name`. Raises TokenRefused for a name that is not allowed."""
     now = int(time.time())
-    claims = {"iss": ISSUER, "sub": name, "aud": federation, "role": role, "iat": now, "exp": now + int(lifetime_s)}
+    until = now + int(lifetime_s)
+    claims = {"iss": ISSUER, "sub": name, "aud": federation, "role": role, "iat": now, "exp": until, "gen": generation}
     try:
         msgspec.convert(claims, Claims)
     except msgspec.ValidationError as exc:

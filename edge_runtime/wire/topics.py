@@ -1,14 +1,14 @@
 """Topics: where each kind of message goes, and what a token's bearer may touch.
 
-    mas/2/<federation>/device/<device>/status                 device → all, retained, with a last will
-    mas/2/<federation>/device/<device>/event                  device → server, control messages
-    mas/2/<federation>/device/<device>/command                server → device, control messages
-    mas/2/<federation>/device/<device>/blob/<digest>/<index>  device → server, chunks
-    mas/2/<federation>/device/<device>/split_learning/up      device → encoder server, fragments of messages
-    mas/2/<federation>/device/<device>/split_learning/down    encoder server → device, fragments of answers
-    mas/2/<federation>/blob/<digest>/<index>                  server → every device that asked, chunks
+    mas/3/<federation>/device/<device>/status                 device → all, retained, with a last will
+    mas/3/<federation>/device/<device>/event                  device → server, control messages
+    mas/3/<federation>/device/<device>/command                server → device, control messages
+    mas/3/<federation>/device/<device>/blob/<digest>/<index>  device → server, chunks
+    mas/3/<federation>/device/<device>/split_learning/up      device → encoder server, fragments of messages
+    mas/3/<federation>/device/<device>/split_learning/down    encoder server → device, fragments of answers
+    mas/3/<federation>/blob/<digest>/<index>                  server → every device that asked, chunks
 
-The 2 is the protocol's version. A device of another version names another topic in its last will, so the broker refuses
+The 3 is the protocol's version. A device of another version names another topic in its last will, so the broker refuses
 its connection: two versions never meet in a message.
 """
 
@@ -21,7 +21,7 @@ from typing import Literal
 from edge_runtime.wire.errors import TopicInvalid
 from edge_runtime.wire.names import is_device_id
 
-PROTOCOL = 2
+PROTOCOL = 3
 ROOT = f"mas/{PROTOCOL}"
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _INDEX = re.compile(r"(0|[1-9][0-9]{0,8})\Z")

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import pytest
 import samples
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.device_uploads import DeviceUploads
@@ -17,13 +18,17 @@ from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.server.config import SETTINGS, ServerConfig
 from broker_server.server.dispatcher import Dispatcher
+from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create
 from broker_server.server.loop import ServerLoop
 from devices.cli.settings import build, put
+from edge_runtime.agent.signed_link import SignedDeviceLink
 from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
+from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.energy import Energy, PhaseEnergy
+from edge_runtime.wire.envelope import Scope
 from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import (
@@ -468,20 +473,29 @@ def tiny_bundle(tmp_path):
 
 @pytest.fixture
 def join(tmp_path):
-    """Let a device join over a socket: `join(name, key, port)`; all are stopped at the end."""
+    """Let a device join over a socket, enrolled in a server's state folder; all are stopped at the end."""
     pytest.importorskip("jwt")
     from edge_runtime.wire import tokens
 
     runners = []
 
-    def start(name, key, port, *, pause_s=0.0, **settings):
-        link = MqttLink(
+    def start(name, key, port, state, *, pause_s=0.0, **settings):
+        enrolment = Enrolments(state).enrol(name)
+        plain = MqttLink(
             f"mqtt://127.0.0.1:{port}",
             client_id=name,
             username=name,
-            password=tokens.issue(key, name=name, federation="home", role="device", lifetime_s=3600),
+            password=tokens.issue(key, name=name, federation="home", role="device", lifetime_s=3600, generation=1),
             will=(Topics("home").status(name), encode(Status(state="offline"))),
             retry_max_s=1,
+        )
+        link = SignedDeviceLink(
+            plain,
+            Scope(federation="home", device=name),
+            key=Ed25519PrivateKey.generate(),
+            code=bytes.fromhex(enrolment.code),
+            server_key=key.public_key(),
+            counter=Counter(tmp_path / f"{name}.counter"),
         )
         device = Device(name, tmp_path / "devices", link.publish, public_hex(key), **settings)
         train = device.train

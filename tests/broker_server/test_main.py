@@ -179,3 +179,18 @@ def test_serve_certificate_that_cannot_be_used(tmp_path, capsys):
         assert error.startswith("error: ")
         assert "c.pem" in error
         assert error.count("\n") == 1
+
+
+def test_device_that_is_stolen_is_revoked_and_replaced_by_commands(tmp_path, capsys):
+    out, state = tmp_path / "agent.toml", ["--state", str(tmp_path / "state")]
+    assert main(["enrol", "pi", "--out", str(out), *state]) == DONE
+    first = out.read_text()
+    assert main(["revoke", "pi", *state]) == DONE
+    assert main(["devices", *state]) == DONE
+    assert capsys.readouterr().out.splitlines()[-1] == "pi  revoked"
+    assert main(["enrol", "pi", "--out", str(out), "--force", *state]) == DONE
+    assert main(["devices", *state]) == DONE
+    assert capsys.readouterr().out.splitlines()[-1] == "pi  enrolled, waits for its first message"
+    assert not set(first.splitlines()[3:5]) & set(out.read_text().splitlines())  # neither token nor code
+    assert main(["revoke", "other", *state]) == USAGE
+    assert "'other' is not enrolled" in capsys.readouterr().err

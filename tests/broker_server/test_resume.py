@@ -105,8 +105,8 @@ def check(tmp_path, folder, bundle):
 def test_server_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, tiny_bundle, join):
     folder, bundle = tiny_bundle
     port, key = free_port(), load_or_create(tmp_path / "state")
-    join("x", key, port, step=1.0, pause_s=0.15)
-    join("y", key, port, step=3.0, pause_s=0.15)
+    join("x", key, port, tmp_path / "state", step=1.0, pause_s=0.15)
+    join("y", key, port, tmp_path / "state", step=3.0, pause_s=0.15)
     killed = serve(tmp_path, ["--bundle", folder, "--host", "127.0.0.1", "--port", str(port)], seed=0, kills=5)
     assert killed > 0
     check(tmp_path, folder, bundle)
@@ -116,8 +116,8 @@ def test_server_killed_at_random_moments_ends_as_if_it_had_not_been(tmp_path, ti
 def test_server_killed_beside_a_broker_that_goes_on(tmp_path, tiny_bundle, join, mosquitto):
     folder, bundle = tiny_bundle
     key = load_or_create(tmp_path / "state")
-    join("x", key, mosquitto, step=1.0, pause_s=0.15)
-    join("y", key, mosquitto, step=3.0, pause_s=0.15)
+    join("x", key, mosquitto, tmp_path / "state", step=1.0, pause_s=0.15)
+    join("y", key, mosquitto, tmp_path / "state", step=3.0, pause_s=0.15)
     killed = serve(tmp_path, ["--bundle", folder, "--broker", f"mqtt://127.0.0.1:{mosquitto}"], seed=1, kills=2)
     assert killed > 0
     check(tmp_path, folder, bundle)

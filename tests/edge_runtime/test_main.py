@@ -69,7 +69,8 @@ def test_run_with_a_meter_that_cannot_be_opened_says_so(tmp_path, capsys, meter,
     pytest.importorskip("onnxruntime")
     config = tmp_path / "agent.toml"
     config.write_text(
-        f'device = "a"\nfederation = "home"\nurl = "mqtt://127.0.0.1:1"\ntoken = "t"\nserver_key = "{"a" * 64}"\n'
+        f'device = "a"\nfederation = "home"\nurl = "mqtt://127.0.0.1:1"\ntoken = "t"\n'
+        f'code = "{"0" * 32}"\nserver_key = "{"a" * 64}"\n'
         f'data = "{ROOT / "tests" / "fixtures" / "data"}"\nstate = "state"\nmeter = "auto"\nmeter_root = "none"\n'
     )
     config.chmod(0o600)
@@ -90,7 +91,8 @@ def test_run_with_a_calibration_that_is_none_of_its_meter_says_so(tmp_path, caps
     pytest.importorskip("onnxruntime")
     config = tmp_path / "agent.toml"
     config.write_text(
-        f'device = "a"\nfederation = "home"\nurl = "mqtt://127.0.0.1:1"\ntoken = "t"\nserver_key = "{"a" * 64}"\n'
+        f'device = "a"\nfederation = "home"\nurl = "mqtt://127.0.0.1:1"\ntoken = "t"\n'
+        f'code = "{"0" * 32}"\nserver_key = "{"a" * 64}"\n'
         f'data = "{ROOT / "tests" / "fixtures" / "data"}"\nstate = "state"\nmeter = "model:2,6"\n'
         'meter_calibration = "true.toml"\n'
     )
@@ -109,7 +111,8 @@ def test_agent_s_meter_is_made_true_by_its_calibration(tmp_path):
 
     config = tmp_path / "agent.toml"
     config.write_text(
-        f'device = "a"\nfederation = "home"\nurl = "mqtt://127.0.0.1:1"\ntoken = "t"\nserver_key = "{"a" * 64}"\n'
+        f'device = "a"\nfederation = "home"\nurl = "mqtt://127.0.0.1:1"\ntoken = "t"\n'
+        f'code = "{"0" * 32}"\nserver_key = "{"a" * 64}"\n'
         'data = "data"\nstate = "state"\nmeter = "hwmon"\nmeter_root = "board"\nmeter_calibration = "true.toml"\n'
     )
     config.chmod(0o600)

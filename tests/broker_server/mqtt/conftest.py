@@ -50,6 +50,7 @@ class FakeAuthorizer:
     """The password is b'good'; topics under secret/ are not for anyone; valid for as long as `valid_for_s` says."""
 
     valid_for_s: float | None = None
+    revoked: frozenset = frozenset()
 
     def authenticate(self, client_id, username, password):
         if password != b"good":
@@ -61,6 +62,9 @@ class FakeAuthorizer:
 
     def may_subscribe(self, principal, topic_filter):
         return not topic_filter.startswith("secret/")
+
+    def may_stay(self, principal):
+        return principal.name not in self.revoked
 
 
 class Stage:

@@ -19,10 +19,10 @@ def test_token_of_a_device_lets_it_in_under_its_own_name_for_as_long_as_it_is_go
     principal = AUTHORIZER.authenticate("dev1", "dev1", token())
     assert (principal.name, principal.role) == ("dev1", "device")
     assert 0 < principal.valid_for_s <= 60
-    topic = "mas/2/fed/device/{}/status"
+    topic = "mas/3/fed/device/{}/status"
     assert AUTHORIZER.may_publish(principal, topic.format("dev1"))
     assert not AUTHORIZER.may_publish(principal, topic.format("dev2"))
-    assert not AUTHORIZER.may_publish(principal, topic.format("dev1").replace("/2/", "/1/"))  # an older device's will
+    assert not AUTHORIZER.may_publish(principal, topic.format("dev1").replace("/3/", "/2/"))  # an older device's will
     assert AUTHORIZER.may_subscribe(principal, topic.format("dev1"))
     assert not AUTHORIZER.may_subscribe(principal, "#")
 
@@ -52,3 +52,20 @@ def test_token_of_a_server_is_good_for_its_name_and_names_below(client_id):
 def test_token_missing_bad_expired_foreign_or_of_another_name_is_refused(client_id, username, password):
     with pytest.raises(TokenRefused):
         AUTHORIZER.authenticate(client_id, username, password)
+
+
+def test_token_of_an_earlier_enrolment_is_refused_and_ends_a_connection():
+    current = {"pi": 2}
+    authorizer = TokenAuthorizer(KEY.public_key(), "fed", now=time.time, is_current=lambda n, g: current.get(n) == g)
+
+    def issued(name, generation, role="device"):
+        return tokens.issue(KEY, name=name, federation="fed", role=role, lifetime_s=60, generation=generation).encode()
+
+    principal = authorizer.authenticate("pi", "pi", issued("pi", 2))
+    assert authorizer.may_stay(principal)
+    current["pi"] = 3
+    assert not authorizer.may_stay(principal)
+    for name, generation in (("pi", 2), ("stranger", 0)):
+        with pytest.raises(TokenRefused, match="was revoked, or has been enrolled again since"):
+            authorizer.authenticate(name, name, issued(name, generation))
+    assert authorizer.authenticate("server", "server", issued("server", 0, "server")).role == "server"

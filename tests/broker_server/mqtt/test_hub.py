@@ -391,3 +391,12 @@ def test_close_ends_every_connection(stage):
     assert one.is_closed
     assert fresh.is_closed
     assert stage.stats.snapshot()["closed"] == {"stopped": 2}
+
+
+def test_client_that_is_revoked_is_cut_off_at_the_next_tick(stage):
+    client, other = stage.connect("a", will=WILL), stage.connect("b")
+    stage.tick(1.0)
+    assert client.is_live
+    stage.authorizer.revoked = frozenset({"a"})
+    stage.tick(2.0)
+    assert (client.is_closed, other.is_live, stage.stats.closed) == (True, True, {"revoked": 1})

@@ -5,6 +5,7 @@ pytest.importorskip("jwt")
 import msgspec
 
 from broker_server.server.enrol import EnrolmentRefused, enrol, own_address
+from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create
 from broker_server.server.state import StateFolder
 from devices.cli.settings import ConfigInvalid
@@ -26,11 +27,12 @@ def test_enrol_writes_a_file_for_its_owner_alone(tmp_path):
     assert out.stat().st_mode & 0o777 == 0o600
     key = load_or_create(tmp_path / "state")
     claims = tokens.check(key.public_key(), config.pop("token"), federation="home")
-    assert (claims.sub, claims.role) == ("pi-01", "device")
+    assert (claims.sub, claims.role, claims.gen) == ("pi-01", "device", 1)
     assert config == {
         "device": "pi-01",
         "federation": "home",
         "url": "mqtt://192.0.2.1:1883",
+        "code": Enrolments(tmp_path / "state").find("pi-01").code,
         "server_key": public_hex(key),
         "data": 'da"ta',
         "state": "state",
@@ -91,3 +93,11 @@ def test_enrol_refuses_a_name(tmp_path):
 def test_own_address_of_a_named_host():
     assert own_address("10.1.2.3") == "10.1.2.3"
     assert own_address("0.0.0.0").count(".") == 3
+
+
+def test_enrol_with_what_cannot_be_leaves_the_device_as_it_was(tmp_path):
+    enrolled(tmp_path)
+    for wrong, refused in (({"threads": 0}, ConfigInvalid), ({"days": 0.0}, EnrolmentRefused)):
+        with pytest.raises(refused):
+            enrolled(tmp_path, force=True, **wrong)
+    assert Enrolments(tmp_path / "state").find("pi-01").generation == 1

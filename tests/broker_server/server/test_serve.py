@@ -31,7 +31,7 @@ def test_serve_waits_for_its_bundle_and_runs_to_the_end(make_config, tmp_path, t
         assert time.monotonic() < until_s
         time.sleep(0.05)
     port = int(read_url(state).rpartition(":")[2])
-    devices = [join(name, key, port) for name in "xy"]
+    devices = [join(name, key, port, state) for name in "xy"]
     (folder / "graphs" / "encoder.0.forward.onnx").rename(tmp_path / "held.onnx")
     folder.rename(state / "bundle")
     time.sleep(1.5)  # the bundle is seen with a graph missing: it may still be on its way

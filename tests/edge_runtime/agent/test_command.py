@@ -26,7 +26,7 @@ def config_file(tmp_path, public_key):
     path = tmp_path / "agent.toml"
     path.write_text(
         'device = "kitchen"\nfederation = "rooms"\nurl = "mqtt://localhost:1"\ntoken = "secret"\n'
-        f'server_key = "{public_key}"\ndata = "data"\nstate = "state"\n'
+        f'code = "{"0" * 32}"\nserver_key = "{public_key}"\ndata = "data"\nstate = "state"\n'
     )
     path.chmod(0o600)
     return path

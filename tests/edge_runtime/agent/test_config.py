@@ -10,6 +10,7 @@ GOOD = {
     "federation": '"rooms"',
     "url": '"mqtt://localhost:1883"',
     "token": '"secret.token"',
+    "code": '"' + "0" * 32 + '"',
     "server_key": '"' + "ab" * 32 + '"',
     "data": '"data/kitchen"',
     "state": '"state"',

@@ -152,10 +152,10 @@ def test_agent_counts_and_drops_foreign_topics_and_chunks(world):
 
     def hello(message):
         if isinstance(message, Hello):
-            world.link.filters |= {"mas/2/rooms/device/attic/command", "other/topic", f"mas/2/rooms/blob/{'0' * 64}/+"}
-            world.link.deliver("mas/2/rooms/device/attic/command", b"{}")
+            world.link.filters |= {"mas/3/rooms/device/attic/command", "other/topic", f"mas/3/rooms/blob/{'0' * 64}/+"}
+            world.link.deliver("mas/3/rooms/device/attic/command", b"{}")
             world.link.deliver("other/topic", b"")
-            world.link.deliver(f"mas/2/rooms/blob/{'0' * 64}/0", b"unasked")
+            world.link.deliver(f"mas/3/rooms/blob/{'0' * 64}/0", b"unasked")
         return False
 
     def mangle(digest, index, data):
@@ -169,7 +169,7 @@ def test_agent_counts_and_drops_foreign_topics_and_chunks(world):
     assert len(world.server.results) == 1
     assert world.agent.session.errors["topic"] == 2
     assert world.agent.session.errors["chunk"] > 2
-    assert f"mas/2/rooms/blob/{'0' * 64}/+" not in world.link.filters
+    assert f"mas/3/rooms/blob/{'0' * 64}/+" not in world.link.filters
 
 
 def test_agent_works_on_while_disconnected_and_announces_afterwards(world):

@@ -10,12 +10,16 @@ pytest.importorskip("jwt")
 
 from broker_server.mqtt.auth import TokenAuthorizer
 from broker_server.mqtt.broker import EmbeddedBroker
+from broker_server.server.enrolments import Enrolments
+from broker_server.server.signed_link import SignedServerLink
 from devices.cli.run import DONE, REFUSED
 from edge_runtime.agent.command import add_arguments, connect, run
 from edge_runtime.agent.config import read
 from edge_runtime.wire import tokens
+from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import Hello, Need
+from edge_runtime.wire.topics import Topics
 
 pytestmark = pytest.mark.workstation
 
@@ -25,8 +29,9 @@ LIMIT_S = 60.0
 class Site:
     """A broker, and the server's end of it as the scripted server wants it."""
 
-    def __init__(self, key, port=0):
+    def __init__(self, key, state, port=0):
         self.key = key
+        self.state = state
         self.port = port
         self.inbox = None
         self.statuses = []
@@ -37,9 +42,15 @@ class Site:
         authorizer = TokenAuthorizer(self.key.public_key(), "rooms", now=time.time)
         self.broker = EmbeddedBroker(authorizer)
         self.port = self.broker.start(port=self.port)
-        self.link = self.broker.link()
-        self.link.subscribe("mas/2/rooms/device/+/status", "mas/2/rooms/device/+/event")
-        self.link.subscribe("mas/2/rooms/device/+/blob/+/+")
+        self.link = SignedServerLink(
+            self.broker.link(),
+            Topics("rooms"),
+            key=self.key,
+            enrolments=Enrolments(self.state),
+            counter=Counter(self.state / "counter"),
+        )
+        self.link.subscribe("mas/3/rooms/device/+/status", "mas/3/rooms/device/+/event")
+        self.link.subscribe("mas/3/rooms/device/+/blob/+/+")
         self.running = True
         self.thread = threading.Thread(target=self.pump, daemon=True)
         self.thread.start()
@@ -65,8 +76,8 @@ class Site:
 
 
 @pytest.fixture
-def site(server_key):
-    site = Site(server_key)
+def site(server_key, tmp_path):
+    site = Site(server_key, tmp_path / "broker")
     yield site
     site.stop()
 
@@ -76,9 +87,10 @@ def configure(site, server_key, public_key, tmp_path):
     def write(*, lifetime_s=600.0, name="kitchen"):
         token = tokens.issue(server_key, name=name, federation="rooms", role="device", lifetime_s=lifetime_s)
         path = tmp_path / "agent.toml"
+        code = Enrolments(site.state).enrol("kitchen").code
         path.write_text(
             f'device = "kitchen"\nfederation = "rooms"\nurl = "mqtt://127.0.0.1:{site.port}"\ntoken = "{token}"\n'
-            f'server_key = "{public_key}"\ndata = "data"\nstate = "state"\n'
+            f'code = "{code}"\nserver_key = "{public_key}"\ndata = "data"\nstate = "state"\n'
         )
         path.chmod(0o600)
         parser = argparse.ArgumentParser()

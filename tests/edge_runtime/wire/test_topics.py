@@ -30,7 +30,7 @@ LEVELS = st.sampled_from(
     ]
 )
 ODD_TOPICS = st.lists(LEVELS | st.text(max_size=4), max_size=9).map("/".join) | st.builds(
-    "mas/2/lab/{}".format, st.lists(LEVELS, max_size=6).map("/".join)
+    "mas/3/lab/{}".format, st.lists(LEVELS, max_size=6).map("/".join)
 )
 
 
@@ -46,15 +46,15 @@ def test_parse_is_the_inverse_of_every_format(federation, device, digest, index)
     assert topics.parse(upload) == Address(device=device, kind="blob", digest=digest, index=index)
     download = topics.download(digest, index)
     assert topics.parse(download) == Address(device=None, kind="blob", digest=digest, index=index)
-    assert topics.downloads(digest) == f"mas/2/{federation}/blob/{digest}/+"
+    assert topics.downloads(digest) == f"mas/3/{federation}/blob/{digest}/+"
 
 
 def test_from_devices_names_what_devices_publish():
     assert Topics("lab").from_devices() == (
-        "mas/2/lab/device/+/status",
-        "mas/2/lab/device/+/event",
-        "mas/2/lab/device/+/blob/+/+",
-        "mas/2/lab/device/+/split_learning/up",
+        "mas/3/lab/device/+/status",
+        "mas/3/lab/device/+/event",
+        "mas/3/lab/device/+/blob/+/+",
+        "mas/3/lab/device/+/split_learning/up",
     )
 
 
@@ -64,20 +64,20 @@ def test_from_devices_names_what_devices_publish():
         "",
         "device/pi-1/status",
         "mas/1/lab/device/pi-1/status",
-        "mas/2/lab",
-        "mas/2/field/device/pi-1/status",
-        "mas/2/lab/device/pi-1/status/",
-        "mas/2/lab/device/pi-1\n/status",
-        "mas/2/lab/device/+/status",
-        "mas/2/lab/device/pi-1/will",
-        f"mas/2/lab/blob/{DIGEST}/01",
-        f"mas/2/lab/blob/{DIGEST}/-1",
-        f"mas/2/lab/blob/{DIGEST}/٣",
-        f"mas/2/lab/blob/{DIGEST}/1000000000",
-        f"mas/2/lab/blob/{DIGEST}\n/1",
-        f"mas/2/lab/blob/{DIGEST.upper()}/1",
-        f"mas/2/lab/device/pi-1/blob/{DIGEST[1:]}/1",
-        "mas/2/lab/" + "device/" * 10_000,
+        "mas/3/lab",
+        "mas/3/field/device/pi-1/status",
+        "mas/3/lab/device/pi-1/status/",
+        "mas/3/lab/device/pi-1\n/status",
+        "mas/3/lab/device/+/status",
+        "mas/3/lab/device/pi-1/will",
+        f"mas/3/lab/blob/{DIGEST}/01",
+        f"mas/3/lab/blob/{DIGEST}/-1",
+        f"mas/3/lab/blob/{DIGEST}/٣",
+        f"mas/3/lab/blob/{DIGEST}/1000000000",
+        f"mas/3/lab/blob/{DIGEST}\n/1",
+        f"mas/3/lab/blob/{DIGEST.upper()}/1",
+        f"mas/3/lab/device/pi-1/blob/{DIGEST[1:]}/1",
+        "mas/3/lab/" + "device/" * 10_000,
     ],
 )
 def test_parse_refuses_what_is_no_topic_of_the_federation(topic):
@@ -100,8 +100,8 @@ def _own(topic):
 
 
 @given(ODD_TOPICS)
-@example(f"mas/2/lab/device/pi-2/blob/{DIGEST}/0")
-@example("mas/2/lab/device/pi-1/#")
+@example(f"mas/3/lab/device/pi-2/blob/{DIGEST}/0")
+@example("mas/3/lab/device/pi-1/#")
 def test_device_publishes_to_its_own_topics_alone(topic):
     if may_publish("lab", "device", "pi-1", topic):
         assert _own(topic)
@@ -110,13 +110,13 @@ def test_device_publishes_to_its_own_topics_alone(topic):
 
 
 @given(ODD_TOPICS)
-@example("mas/2/lab/#")
-@example("mas/2/lab/device/+/command")
-@example("mas/2/lab/blob/+/+")
+@example("mas/3/lab/#")
+@example("mas/3/lab/device/+/command")
+@example("mas/3/lab/blob/+/+")
 def test_device_subscribes_to_its_own_topics_and_to_named_blobs_alone(topic_filter):
     if may_subscribe("lab", "device", "pi-1", topic_filter):
         assert "#" not in topic_filter
-        named_blob = topic_filter.startswith(f"mas/2/lab/blob/{DIGEST}/")
+        named_blob = topic_filter.startswith(f"mas/3/lab/blob/{DIGEST}/")
         assert named_blob or (_own(topic_filter) and "+" not in topic_filter)
 
 
@@ -135,7 +135,7 @@ def test_device_and_server_may_do_what_the_protocol_needs(device, digest, index)
     assert all(may_subscribe("lab", "server", "server", topic_filter) for topic_filter in topics.from_devices())
 
 
-@pytest.mark.parametrize("topic_filter", ["#", "+/1/lab/#", "mas/2/field/#", "mas/2/+/device/+/event", "mas/2/lab"])
+@pytest.mark.parametrize("topic_filter", ["#", "+/1/lab/#", "mas/3/field/#", "mas/3/+/device/+/event", "mas/3/lab"])
 def test_server_does_not_reach_another_federation(topic_filter):
     assert not may_subscribe("lab", "server", "server", topic_filter)
     assert not may_publish("lab", "server", "server", topic_filter)
@@ -145,7 +145,7 @@ def test_server_does_not_reach_another_federation(topic_filter):
 @pytest.mark.parametrize("role", ["device", "server", "root"])
 def test_invalid_federations_and_names_get_nothing(federation, role):
     for name, home in (("pi-1", federation), ("+", "lab")):
-        topic = f"mas/2/{home}/device/{name}/command"
+        topic = f"mas/3/{home}/device/{name}/command"
         assert not may_subscribe(home, role, name, topic)
         assert not may_publish(federation, role, name, topic)
 

@@ -1,0 +1,270 @@
+"""Both ends of a signed link over a broker that does whatever it likes."""
+
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from broker_server.server.enrolments import CODE_S, Enrolments
+from broker_server.server.signed_link import MAX_BOOTS, SignedServerLink
+from edge_runtime.agent.signed_link import AGAIN_S, SignedDeviceLink
+from edge_runtime.wire.counter import Counter
+from edge_runtime.wire.envelope import Scope
+from edge_runtime.wire.link import Connected, Delivery
+from edge_runtime.wire.messages import Status, encode
+from edge_runtime.wire.topics import Topics
+
+TOPICS = Topics("home")
+
+
+class Pipe:
+    """One end's plain link: what it publishes, and what the broker gives it."""
+
+    def __init__(self):
+        self.sent, self.inbox, self.filters = [], deque(), set()
+        self.bytes_in, self.bytes_out = 1, 2
+        self.calls = []
+
+    def publish(self, topic, payload, *, retain=False):
+        self.sent.append((topic, payload, retain))
+
+    def subscribe(self, *filters):
+        self.filters |= set(filters)
+
+    def unsubscribe(self, *filters):
+        self.filters -= set(filters)
+
+    def receive(self, timeout_s):
+        return self.inbox.popleft() if self.inbox else None
+
+    def interrupt(self):
+        self.calls.append("interrupt")
+
+    def close(self):
+        self.calls.append("close")
+
+
+class Wire:
+    def __init__(self, root):
+        self.root, self.now_s = root, 1000.0
+        self.key = Ed25519PrivateKey.generate()
+        self.enrolments = Enrolments(root / "state", clock=lambda: self.now_s)
+        self.notes, self.number = [], 0
+        self.boot_server()
+
+    def boot_server(self):
+        self.plain = Pipe()
+        self.server = SignedServerLink(
+            self.plain,
+            TOPICS,
+            key=self.key,
+            enrolments=self.enrolments,
+            counter=Counter(self.root / "state" / "counter", self.tick),
+            clock=lambda: self.now_s,
+        )
+        self.server.note = self.notes.append
+
+    def tick(self):
+        self.number += 1
+        return self.number
+
+    def device(self, name="x", *, code=None, key=None, server_key=None, folder=None):
+        """A device's link after a start, with the key of its state folder or another one."""
+        found = self.enrolments.find(name) or self.enrolments.enrol(name)
+        plain = Pipe()
+        link = SignedDeviceLink(
+            plain,
+            Scope(federation="home", device=name),
+            key=key or Ed25519PrivateKey.from_private_bytes((name.encode() * 32)[:32]),
+            code=bytes.fromhex(code or found.code),
+            server_key=(server_key or self.key).public_key(),
+            counter=Counter(self.root / (folder or name), self.tick),
+            clock=lambda: self.now_s,
+        )
+        return SimpleNamespace(link=link, plain=plain, name=name)
+
+    def say(self, device, body, name=None):
+        """Publish an event and pass it on; what the server gets of it."""
+        device.link.publish(TOPICS.event(device.name), body)
+        return self.pass_up(device.plain.sent[-1][1], name or device.name)
+
+    def pass_up(self, payload, name="x"):
+        self.plain.inbox.append(Delivery(TOPICS.event(name), payload))
+        event = self.server.receive(0.0)
+        return None if event is None else event.payload
+
+    def command(self, body, name="x"):
+        """A command as it is on the wire."""
+        self.server.publish(TOPICS.command(name), body)
+        return self.plain.sent[-1][1]
+
+    @staticmethod
+    def pass_down(device, payload):
+        device.plain.inbox.append(Delivery(TOPICS.command(device.name), payload))
+        event = device.link.receive(0.0)
+        return event.payload if isinstance(event, Delivery) else event
+
+
+@pytest.fixture
+def wire(tmp_path):
+    (tmp_path / "state").mkdir()
+    return Wire(tmp_path)
+
+
+def test_signed_links_pass_on_what_the_other_end_has_signed(wire):
+    device = wire.device()
+    assert wire.say(device, b"hello") == b"hello"
+    assert wire.enrolments.find("x").key is not None
+    assert wire.say(device, b"update") == b"update"
+    assert wire.pass_down(device, wire.command(b"plan")) == b"plan"
+    assert wire.pass_down(device, wire.command(b"ack")) == b"ack"
+    assert wire.notes == []
+
+
+def test_signed_links_leave_alone_what_is_no_control_message(wire):
+    device = wire.device()
+    wire.say(device, b"hello")
+    chunk = TOPICS.download("0" * 64, 0)
+    for end, topic in ((device, TOPICS.status("x")), (device, TOPICS.upload("x", "0" * 64, 0))):
+        end.link.publish(topic, b"plain", retain=True)
+        assert end.plain.sent[-1] == (topic, b"plain", True)
+        wire.plain.inbox.append(Delivery(topic, b"plain"))
+        assert wire.server.receive(0.0) == Delivery(topic, b"plain")
+    wire.server.publish(chunk, b"chunk")
+    assert wire.plain.sent[-1][:2] == (chunk, b"chunk")
+    for event in (Delivery(chunk, b"chunk"), Delivery("odd", b""), Connected(), None):
+        for link, plain in ((wire.server, wire.plain), (device.link, device.plain)):
+            plain.inbox.extend([event] if event else [])
+            assert link.receive(0.0) == event
+    for link, plain in ((wire.server, wire.plain), (device.link, device.plain)):
+        link.subscribe("a", "b")
+        link.unsubscribe("a")
+        link.interrupt()
+        link.close()
+        assert (plain.filters, plain.calls, link.bytes_in, link.bytes_out) == ({"b"}, ["interrupt", "close"], 1, 2)
+
+
+def test_device_takes_no_command_that_the_server_s_key_has_not_signed_for_it(wire, caplog):
+    device, other = wire.device(), wire.device("y")
+    wire.say(device, b"hello")
+    wire.say(other, b"hello")
+    rogue = Wire(wire.root / "rogue")
+    rogue.enrolments.enrol("x")
+    for forged in (b'{"type":"finished"}', rogue.command(b"plan"), wire.command(b"plan", "y")):
+        assert wire.pass_down(device, forged) is None
+    assert device.link.refused == {"forged": 3}
+    assert "a command was not taken (forged, 1 so far): " in caplog.text
+    assert "3 so far" not in caplog.text
+
+
+def test_device_takes_a_command_once_and_none_older_than_another(wire):
+    device = wire.device()
+    wire.say(device, b"hello")
+    first, second = wire.command(b"plan 1"), wire.command(b"plan 2")
+    assert wire.pass_down(device, second) == b"plan 2"
+    for old in (first, second):
+        assert wire.pass_down(device, old) is None
+    assert device.link.refused == {"repeated": 2}
+    wire.boot_server()
+    assert wire.pass_down(device, wire.command(b"after the server's restart")) == b"after the server's restart"
+
+
+def test_device_takes_nothing_that_was_sent_to_an_earlier_process_and_introduces_itself_again(wire):
+    device = wire.device()
+    wire.say(device, b"hello")
+    old = wire.command(b"plan")
+    again = wire.device()
+    assert wire.pass_down(again, old) == Connected()
+    assert wire.pass_down(again, old) is None
+    wire.now_s += AGAIN_S
+    assert wire.pass_down(again, old) == Connected()
+    wire.say(again, b"hello")
+    assert wire.pass_down(again, wire.command(b"plan")) == b"plan"
+
+
+def test_device_of_which_the_server_has_not_heard_introduces_itself(wire):
+    device = wire.device()
+    assert wire.pass_down(device, wire.command(b"plan")) == Connected()
+
+
+def test_server_hears_nobody_who_speaks_for_a_device(wire):
+    device, mallory = wire.device(), wire.device("mallory")
+    wire.say(device, b"hello")
+    wire.say(mallory, b"hello")
+    assert wire.say(mallory, b"hello", name="x") is None  # on a broker that checks nothing
+    assert wire.pass_up(b'{"type":"hello"}') is None
+    own = wire.device(key=Ed25519PrivateKey.generate(), folder="stolen")  # the agent.toml on a second card
+    assert wire.say(own, b"hello") is None
+    assert "x is not heard: its key is not the one of its enrolment: it lost its state folder" in "".join(wire.notes)
+    assert wire.say(device, b"still here") == b"still here"
+
+
+def test_server_says_once_that_strangers_speak_whatever_they_call_themselves(wire):
+    device = wire.device()
+    for number in range(50):
+        assert wire.say(device, b"hello", name=f"stranger-{number}") is None
+    assert len(wire.notes) == 2  # the 1st and the 8th
+    assert wire.notes[0] == "stranger-0 is not enrolled here: it is not heard"
+    assert wire.server.refused == {"device that is not enrolled": 50}
+
+
+def test_server_takes_no_first_message_without_the_code_or_after_its_time(wire):
+    late = wire.device("late")
+    assert wire.say(wire.device(code="0" * 32), b"hello") is None
+    assert "x is not heard: its code is not the one of its enrolment" in wire.notes
+    wire.now_s += CODE_S + 1
+    assert wire.say(late, b"hello") is None
+    assert "late is not heard: its code has expired before its first message: enrol it again" in wire.notes
+    assert wire.enrolments.find("x").key is None
+
+
+def test_server_takes_no_message_twice_and_none_from_before_its_restart(wire):
+    device = wire.device()
+    wire.say(device, b"hello")
+    sent = [payload for _, payload, _ in device.plain.sent]
+    assert wire.pass_up(sent[0]) is None
+    wire.boot_server()
+    assert wire.pass_up(sent[0]) is None
+    assert wire.say(device, b"update") == b"update"
+    again = wire.device()
+    assert wire.say(again, b"hello") == b"hello"
+    assert wire.pass_up(device.plain.sent[-1][1]) is None
+    assert any("is older than what came before" in note for note in wire.notes)
+
+
+def test_device_enrolled_again_is_heard_with_a_new_code_alone(wire):
+    device = wire.device()
+    wire.say(device, b"hello")
+    wire.enrolments.enrol("x")
+    assert wire.say(device, b"with the old code") is None
+    replaced = wire.device(key=Ed25519PrivateKey.generate(), folder="replaced")
+    assert wire.say(replaced, b"hello") == b"hello"
+    assert wire.pass_down(replaced, wire.command(b"plan")) == b"plan"
+    assert wire.say(device, b"the stolen card") is None
+
+
+def test_device_that_is_revoked_is_gone_at_once(wire):
+    device = wire.device()
+    wire.say(device, b"hello")
+    wire.enrolments.revoke("x")
+    assert wire.say(device, b"update") == encode(Status(state="offline"))
+    assert wire.say(device, b"update") is None
+    assert "x is revoked: it is not heard" in wire.notes
+
+
+def test_two_cards_with_one_key_are_named(wire):
+    device, copy = wire.device(), wire.device()
+    for each in (device, copy, device):
+        assert wire.say(each, b"hello") == b"hello"
+    assert wire.notes == ["x is two cards that take turns with one key, for one was copied: enrol x again"]
+    for _ in range(MAX_BOOTS + 5):  # a device that starts again and again is one
+        assert wire.say(wire.device(), b"hello") == b"hello"
+    assert len(wire.notes) == 1
+
+
+def test_enrolment_that_changes_while_a_first_message_is_read_counts(wire, monkeypatch):
+    device = wire.device()
+    monkeypatch.setattr(wire.enrolments, "pin", lambda *_: False)
+    assert wire.say(device, b"hello") is None
+    assert wire.notes == ["x is not heard: it has been enrolled again meanwhile"]
