@@ -161,6 +161,7 @@ def _joined(
         max_download_bytes=config.max_download_bytes,
         account=account,
         beat=beat,
+        limits=config.limits,
     )
     with account:
         _measure_idle(account, config.meter_idle_s, stop, beat)

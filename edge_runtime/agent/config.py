@@ -23,9 +23,10 @@ from msgspec import Meta
 
 from devices.cli.settings import beside, build, read_toml
 from devices.cli.values import SIZE_PATTERN, parse_size
+from edge_runtime.agent.limits import PlanLimits
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.messages import OrtTrainingUse
-from edge_runtime.wire.names import DeviceId, FederationName
+from edge_runtime.wire.names import DeviceId, FederationName, TaskName
 
 _log = logging.getLogger(__name__)
 
@@ -72,6 +73,25 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(ge=0, le=1e6, description="time between checkpoints: a power cut loses what came after the last one"),
     ] = 120.0
     max_download_bytes: Annotated[int, Meta(ge=1, le=2**50, description="most that one plan may need")] = MAX_BLOB_BYTES
+    max_epochs: Annotated[
+        Annotated[int, Meta(ge=1, le=1000)] | None,
+        Meta(description="most epochs that a round may ask for (default: any)"),
+    ] = None
+    max_work_s: Annotated[
+        Annotated[float, Meta(gt=0, le=1e9)] | None,
+        Meta(description="longest that the work of a round may take (default: any time)"),
+    ] = None
+    tasks: Annotated[
+        tuple[TaskName, ...],
+        Meta(description="tasks that the device works for; a plan with others is declined (default: all)"),
+    ] = ()
+    split_learning: Annotated[
+        bool,
+        Meta(
+            description="take part in split learning: what the stem makes of the data is sent to the server, "
+            "where it can often be turned back into the data"
+        ),
+    ] = False
     meter: Annotated[
         str,
         Meta(
@@ -99,6 +119,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def memory_budget_bytes(self) -> int | None:
         """The most that the process may take; None where it is not set."""
         return None if self.memory_budget is None else parse_size(self.memory_budget)
+
+    @property
+    def limits(self) -> PlanLimits:
+        """What the device does for no server."""
+        return PlanLimits(
+            split_learning=self.split_learning, epochs=self.max_epochs, work_s=self.max_work_s, tasks=self.tasks
+        )
 
     @property
     def ort_training(self) -> OrtTrainingUse:

@@ -30,6 +30,7 @@ from edge_runtime.agent.carried_state import CarriedState
 from edge_runtime.agent.downloads import PlanDownloads
 from edge_runtime.agent.energy_totals import EnergyTotals, PlanAccount
 from edge_runtime.agent.fragment_channel import FragmentChannel
+from edge_runtime.agent.limits import NO_LIMITS, PlanLimits
 from edge_runtime.agent.plan_runner import PlanRunner, Submit, WorkDone, WorkFailed
 from edge_runtime.agent.send_queue import SendQueue
 from edge_runtime.agent.session import Session
@@ -89,6 +90,7 @@ class Agent:
         beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
         submit: Submit | None = None,
+        limits: PlanLimits = NO_LIMITS,
     ) -> None:
         self._link = link
         self._state = state
@@ -110,7 +112,9 @@ class Agent:
             self._totals,
             self._channel,
             submit,
+            limits.work_s,
         )
+        self._limits = limits
         self._uplink = Uplink(state.upload_bytes_per_s())
         pending = state.pending_result()
         self._session = Session(hello, pending=pending)
@@ -325,6 +329,9 @@ class Agent:
             self._report_energy()
             self._totals.begin(plan, "download")
             self._checked, self._bytes_before = plan, self._link.bytes_in
+        if fault := self._limits.fault(plan):
+            self._act(self._session.on_files_refused("limits", fault))
+            return
         try:
             missing = self._downloads.missing(plan)
         except WorkRefused as refusal:

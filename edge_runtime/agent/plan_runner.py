@@ -4,6 +4,7 @@
 """
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ class PlanRunner:
     """Runs a worker's calls. `graphs` has the graph files of a plan's manifest.
 
     `residuals` has what updates left out, for the next one; `channel` leads to the encoder server. Without `submit` the
-    work has a thread here.
+    work has a thread here. Work that takes longer than `limit_s` is refused.
     """
 
     def __init__(
@@ -72,6 +73,8 @@ class PlanRunner:
         totals: EnergyTotals,
         channel: FragmentChannel,
         submit: Submit | None = None,
+        limit_s: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._worker = worker
         self._downloads = downloads
@@ -80,6 +83,7 @@ class PlanRunner:
         self._totals = totals
         self._channel = channel
         self._executor = ThreadPoolExecutor(1, "work")  # has no thread before it is used
+        self._limit_s, self._clock = limit_s, clock
         self._submit = submit or (lambda _, work: self._executor.submit(work))
         self._future: Future[WorkOutcome] | None = None
         self._cancelled = threading.Event()
@@ -118,10 +122,14 @@ class PlanRunner:
         self._executor.shutdown(wait=True)
 
     def _work(self, plan: Plan, scheme: Scheme, bytes_down: int, cancelled: threading.Event) -> WorkOutcome:
+        begun_s = self._clock()
+
         def report(stage: WorkStage, done: int, total: int) -> None:
             self._progress = (stage, done, total)
             if cancelled.is_set():
                 raise WorkCancelled
+            if self._limit_s is not None and self._clock() - begun_s > self._limit_s:
+                raise WorkRefused("limits", f"the work took longer than this device's {self._limit_s:g} s (max_work_s)")
             self._totals.switch(stage)
 
         try:

@@ -61,7 +61,9 @@ OrtTrainingUse = Literal["off", "auto", "require"]
 Precision = Literal["fp32", "fp16", "int8"]
 """The number format in which activations and their gradients travel in split learning."""
 WorkStage = Literal["download", "train", "probe", "evaluate", "upload"]
-RefusalReason = Literal["memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "encoder_server", "error"]
+RefusalReason = Literal[
+    "memory", "battery", "heat", "no_data", "bundle", "diverged", "busy", "encoder_server", "limits", "error"
+]
 T = TypeVar("T")
 
 

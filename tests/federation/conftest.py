@@ -123,7 +123,17 @@ class Site:
         enrol(
             name,
             config,
-            **({"state": self.state, "federation": "home", "url": self.url, "threads": 1, "force": True} | settings),
+            **(
+                {
+                    "state": self.state,
+                    "federation": "home",
+                    "url": self.url,
+                    "threads": 1,
+                    "force": True,
+                    "split_learning": True,
+                }
+                | settings
+            ),
         )
         with config.open("a") as file:
             file.write(f'meter = "{meter}"\nmeter_root = "{meter_root}"\nmeter_idle_s = {meter_idle_s}\n')

@@ -15,6 +15,7 @@ import samples
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from devices.meters.meter import MeterFacts
+from edge_runtime.agent.limits import NO_LIMITS
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import EvaluationResult, TrainResult, WorkRefused
@@ -334,6 +335,7 @@ def world(tmp_path):
         account=None,
         beat=lambda: None,
         clock=time.monotonic,
+        limits=NO_LIMITS,
     )
 
     def run(*, plans=(), connect=True):
@@ -352,6 +354,7 @@ def world(tmp_path):
             account=it.account,
             beat=it.beat,
             clock=it.clock,
+            limits=it.limits,
         )
         if connect:
             server.connect()

@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_runtime.agent.carried_state import CarriedState
+from edge_runtime.agent.limits import PlanLimits
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkCancelled, WorkRefused
 from edge_runtime.energy.account import EnergyAccount
@@ -726,3 +727,26 @@ def test_agent_sends_the_final_energy_of_superseded_work(world):
     world.worker.before = before
     world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
     assert [spent.round for spent in world.server.said(FinalEnergy)] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("limits", "why"),
+    [
+        (PlanLimits(tasks=("other",)), "this device works for other, not for "),
+        (PlanLimits(work_s=1e-9), "the work took longer than this device's 1e-09 s (max_work_s)"),
+    ],
+)
+def test_agent_declines_a_plan_beyond_its_own_limits_with_the_reason(world, limits, why):
+    world.limits, train = limits, world.worker.train
+
+    def slowly(downloaded, report, channel=None):
+        time.sleep(0.01)
+        report("train", 0, 1)
+        return train(downloaded, report, channel)
+
+    world.worker.train = slowly
+    world.run(plans=[world.bundle.plan(0)])
+    (refusal,) = world.server.said(Refusal)
+    assert refusal.reason == "limits"
+    assert refusal.detail.startswith(why)
+    assert world.server.results == []

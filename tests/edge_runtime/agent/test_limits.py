@@ -1,0 +1,42 @@
+import msgspec
+import pytest
+import samples
+
+from edge_runtime.agent.limits import NO_LIMITS, PlanLimits
+from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.messages import Plan, SplitLearning
+
+BLOB = Blob(digest="0" * 64, size_bytes=5000)
+PLAN = Plan(
+    work="train",
+    round=0,
+    phase="merge",
+    group="a+b",
+    tasks=("a", "b"),
+    bundle=BLOB,
+    signature="0" * 128,
+    weights=BLOB,
+    training=msgspec.structs.replace(samples.TRAINING, epochs=5),
+    deadline_s=60.0,
+)
+SPLIT = msgspec.structs.replace(PLAN, split_learning=SplitLearning())
+MEASURE = msgspec.structs.replace(PLAN, work="evaluate", training=None, data_split="test")
+
+
+@pytest.mark.parametrize(
+    ("limits", "plan", "why"),
+    [
+        (PlanLimits(), PLAN, None),
+        (PlanLimits(), SPLIT, "split learning would send"),
+        (PlanLimits(split_learning=True), SPLIT, None),
+        (PlanLimits(epochs=5), PLAN, None),
+        (PlanLimits(epochs=4), PLAN, "5 epochs are asked for, this device trains 4"),
+        (PlanLimits(epochs=4), MEASURE, None),
+        (PlanLimits(tasks=("b", "a", "c")), PLAN, None),
+        (PlanLimits(tasks=("a",)), PLAN, "this device works for a, not for b"),
+        (NO_LIMITS, SPLIT, None),
+    ],
+)
+def test_plan_beyond_the_device_s_limits_is_declined_with_a_reason(limits, plan, why):
+    fault = limits.fault(plan)
+    assert (fault is None) if why is None else fault.startswith(why)
