@@ -23,6 +23,7 @@ from export.contract import check
 from export.encoder import StagedEncoder
 from export.errors import ModelInvalid, naming
 from export.labels import label_contract
+from export.mean_loss import compares_samples
 from export.model import MultiTaskModel, embed, numbered, represent
 from export.model_part import Lowered, ModelPart, Results, Run, Sources
 from export.module_state import unchanged
@@ -120,6 +121,7 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
                 predictions[task],
                 ignored_class=model.ignored_classes.get(task),
             ),
+            whole_batch=compares_samples(model.losses[task], predictions[task], model.example_targets[task]),
         )
         for task in model.tasks
     )

@@ -46,8 +46,6 @@ def read_samples(array: Array, chosen: NDArray[np.int64]) -> Array:
         rows = np.array(array[chosen], order="C")
         _give_back(array)
         return rows
-    if chosen.size and not (chosen.min() >= 0 and chosen.max() < len(array)):
-        raise IndexError(f"sample {chosen.max() if chosen.min() >= 0 else chosen.min()} of {len(array)}")
     rows = np.empty((len(chosen), *array.shape[1:]), array.dtype)
     sample_bytes, offset = rows.nbytes // max(1, len(rows)), array.offset
     into = rows.reshape(len(rows), -1).view(np.uint8) if rows.size else rows

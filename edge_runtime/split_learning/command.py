@@ -15,7 +15,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta
 
-from devices.cli.run import BAD_INPUT, DONE
+from devices.cli.run import BAD_INPUT, DONE, UsageError
 from devices.cli.run import run as run_command
 from devices.cli.settings import COMMAND_LINE, add_flags, build, of_flags, settings_of
 from edge_runtime.datasets.dataset import Dataset
@@ -133,6 +133,8 @@ def _train(args: argparse.Namespace) -> int:
     settings = [chosen.of_epoch(epoch) for epoch in range(chosen.epochs)]
     check_settings(settings[0])
     manifest = _read_bundle_with_stem(args.bundle)
+    if manifest.whole_batch and chosen.micro_batch:
+        raise UsageError("--micro-batch: a loss of the bundle compares the samples of a batch: leave it out")
     dataset = Dataset.open(args.data)
     for split in (dataset.train, dataset.val):
         if split is not None:

@@ -71,9 +71,10 @@ def plan_memory(
     `samples` are those of the training set, whose order is held for an epoch.
 
     `predicts`: evaluation measures metrics besides losses. `update`: the encoding of the update, None without one.
-    A step has at least `parts` micro-batches; as many as fit, and at most MAX_IN_FLIGHT, are on their way to the
-    encoder server at once. Raises BudgetTooSmall, which states what would fit.
+    A step has at least `parts` micro-batches, one where a loss wants whole batches; as many as fit, and at most
+    MAX_IN_FLIGHT, are on their way to the encoder server at once. Raises BudgetTooSmall, which states what would fit.
     """
+    parts = 1 if manifest.whole_batch else parts
     most = -(-settings.batch // parts)
     if manifest.footprint is None or base_bytes is None:
         whole = MemoryPlan(micro_batch=most, saved=(False,) * len(manifest.stages))

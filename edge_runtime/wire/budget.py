@@ -159,7 +159,7 @@ def plans(manifest: Manifest, batch: int, most_frozen: int | None = None) -> Ite
     """All plans that are considered, the preferred first: least frozen, least recomputed, largest micro-batch."""
     stages = len(manifest.stages)
     micro_batches = [batch]
-    while micro_batches[-1] > 1:
+    while micro_batches[-1] > 1 and not manifest.whole_batch:
         micro_batches.append(-(-micro_batches[-1] // 2))
     for frozen in range(min(stages, stages if most_frozen is None else most_frozen) + 1):
         for saved in _saved(manifest, frozen):

@@ -114,6 +114,8 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The class that means no label, for a metric of classes."""
     labels: LabelContract | None = None
     """What the labels may be; None for a bundle that was made before labels had a contract."""
+    whole_batch: bool = False
+    """The loss compares the samples of a batch with one another: no batch is cut into micro-batches."""
 
     def __post_init__(self) -> None:
         if self.metric is None:
@@ -209,6 +211,11 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     def task_names(self) -> tuple[str, ...]:
         """The names of the tasks, in order."""
         return tuple(task.name for task in self.tasks)
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether batches are never cut into micro-batches, because a task's loss compares their samples."""
+        return any(task.whole_batch for task in self.tasks)
 
     @property
     def table(self) -> TensorTable:

@@ -6,9 +6,10 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from export import losses  # noqa: E402
-from export.compile import compile_model  # noqa: E402
+from export.compile import compile_model, describe  # noqa: E402
 from export.errors import ModelInvalid  # noqa: E402
-from export.mean_loss import grows_with_batch  # noqa: E402
+from export.mean_loss import compares_samples, grows_with_batch  # noqa: E402
+from export.parity.check import check_parity  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 
@@ -60,6 +61,49 @@ def test_sum_over_samples_grows(case):
 def test_mean_of_any_weights_does_not(case):
     loss, target = MEANS[case]
     assert not grows_with_batch(loss, P, target)
+
+
+COMPARING = {
+    "contrastive": (contrastive, Y),
+    "dice of the batch": (batch_dice, Y),
+    "root": (lambda p, t: F.mse_loss(p, t).sqrt(), Y),
+    "largest": (lambda p, t: (p - t).abs().amax(), Y),
+    "hardest": (lambda p, t: (p - t).abs().flatten().topk(30)[0].mean(), Y),
+}
+APART = {
+    "mse": (nn.MSELoss(), Y),
+    "masked": (losses.masked_l1, GAPS),
+    "weighted": (losses.cross_entropy(ignore=2, weights=[1.0, 5.0, 0.2]), C),
+    "probabilities": (lambda p, t: F.binary_cross_entropy(p.sigmoid(), t), Y),
+    "dice": (losses.dice, Y),
+    "cosine": (losses.cosine, Y),
+    "noise": (lambda p, t: (p + torch.randn_like(p) - t).square().mean(), Y),
+    "nothing": (lambda p, t: 0.0 * (p - t).sum(), Y),
+    "fails on other batches": (lambda p, t: (p.reshape(4, -1) - t.reshape(4, 75)).sum(), Y),
+}
+
+
+@pytest.mark.parametrize("prediction", [P, torch.zeros_like(P)])
+@pytest.mark.parametrize("case", COMPARING)
+def test_loss_that_compares_samples_is_known(case, prediction):
+    loss, target = COMPARING[case]
+    if case != "contrastive" or prediction.any():  # of vectors without a length nothing can be said
+        assert compares_samples(loss, prediction, target)
+
+
+@pytest.mark.parametrize("case", APART)
+def test_loss_that_takes_samples_apart_is_known(case):
+    loss, target = APART[case]
+    assert not compares_samples(loss, P, target)
+    assert not compares_samples(loss, P[:1], target[:1])
+
+
+def test_loss_that_compares_samples_is_in_the_manifest(make, run):
+    compiled = compile_model(make(losses={"a": losses.l1, "b": lambda p, t: (p - t).square().mean().sqrt()}))
+    manifest = describe(compiled, "m", check_parity(compiled, run))
+    assert [task.whole_batch for task in manifest.tasks] == [False, True]
+    assert manifest.whole_batch
+    assert not manifest.group(("a",), manifest.weights).whole_batch
 
 
 def test_model_whose_loss_is_a_sum_is_refused(make):

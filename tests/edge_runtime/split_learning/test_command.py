@@ -1,10 +1,12 @@
 """`split-train` with real processes."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -116,9 +118,18 @@ def test_general_ends_with_its_input_and_says_what_it_cannot_use(bundle):
 
 
 @pytest.mark.process
-def test_damaged_weights_are_named(bundle, tmp_path):
-    import shutil
+def test_batch_that_a_loss_compares_is_not_cut(bundle, tmp_path):
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = wire.read_folder(copy)
+    tasks = tuple(msgspec.structs.replace(task, whole_batch=True) for task in manifest.tasks)
+    (copy / wire.MANIFEST).write_bytes(wire.encode(msgspec.structs.replace(manifest, tasks=tasks)))
+    done = command("split-train", "--bundle", copy, "--data", TINY / "data", "--micro-batch", 2)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--micro-batch: a loss of the bundle compares the samples of a batch" in done.stderr
 
+
+@pytest.mark.process
+def test_damaged_weights_are_named(bundle, tmp_path):
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
     path = copy / wire.WEIGHTS
     data = bytearray(path.read_bytes())

@@ -128,3 +128,13 @@ def test_plan_of_a_device_without_the_encoder_counts_the_traffic(manifest, tiny)
     local = msgspec.structs.replace(stem, graphs=stem.graphs | dict.fromkeys(graphs, file)).local()
     found = [predict(local, MemoryPlan(micro_batch=n, saved=()), Workload(batch=8, base_bytes=BASE)) for n in (4, 8)]
     assert found[1].arrays - found[0].arrays >= 4 * 6 * 4_000_000
+
+
+def test_loss_that_compares_samples_keeps_batches_whole(manifest, tiny):
+    tasks = tuple(msgspec.structs.replace(task, whole_batch=task.name == "depth") for task in manifest.tasks)
+    whole = msgspec.structs.replace(manifest, tasks=tasks)
+    for base in (BASE, None):
+        found = plan_memory(whole, tiny.change(batch=8), budget_bytes=None, base_bytes=base, evaluates=True, parts=4)
+        assert (found.plan.micro_batch, found.in_flight) == (8, 1)
+    with pytest.raises(BudgetTooSmall):
+        plan(whole, tiny, min(peaks(manifest)))

@@ -259,6 +259,13 @@ def test_plans_prefer_less_frozen_then_less_recomputed_then_larger_micro_batches
     assert [one.frozen for one in found] == [0] * 12 + [1] * 6 + [2] * 3
 
 
+def test_plans_of_a_loss_that_compares_samples_cut_no_batch():
+    plain = manifest_of()
+    whole = msgspec.structs.replace(plain, tasks=(msgspec.structs.replace(plain.tasks[0], whole_batch=True),))
+    assert {plan.micro_batch for plan in plans(plain, 8)} == {8, 4, 2, 1}
+    assert {plan.micro_batch for plan in plans(whole, 8)} == {8}
+
+
 def test_plans_of_many_stages_keep_the_last_ones():
     stages = FREE_CHOICE + 2
     found = [one.saved for one in plans(manifest_of(stages=stages), 1, most_frozen=0)]

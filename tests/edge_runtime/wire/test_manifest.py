@@ -6,6 +6,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.manifest import (
     FORMAT,
     FORWARD,
@@ -64,6 +65,28 @@ def manifest_of(*tasks, **change):
 
 TWO = manifest_of("depth", "normals")
 CONTENT = encode(TWO)
+
+
+def test_classes_that_mean_no_label_are_those_of_the_contract_or_of_the_metric():
+    task = TWO.tasks[0]
+    assert task.unlabelled == ()
+    before = msgspec.structs.replace(task, ignored=3)
+    assert before.unlabelled == (3,)
+    contract = LabelContract(classes=1, ignored=(255, -1))
+    assert msgspec.structs.replace(before, labels=contract).unlabelled == (255, -1)
+
+
+def test_contracts_round_trip_and_bundles_of_before_have_none():
+    contracts = (LabelContract(classes=5, ignored=(-100, 255)), LabelContract(bounds=(0.0, 1.0), nan=True))
+    tasks = tuple(
+        msgspec.structs.replace(task, labels=contract, whole_batch=contract.nan)
+        for task, contract in zip(TWO.tasks, contracts, strict=True)
+    )
+    found = decode(encode(msgspec.structs.replace(TWO, tasks=tasks)))
+    assert found.tasks == tasks
+    assert found.whole_batch
+    assert b"labels" not in CONTENT
+    assert decode(CONTENT).tasks[0].labels is None
 
 
 @given(st.sets(st.from_regex(r"[a-z][a-z0-9_]{0,31}", fullmatch=True), min_size=1, max_size=6))
