@@ -31,7 +31,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-cluster \
+.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-processors test-cluster \
 	test-torch \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
@@ -47,6 +47,7 @@ help:
 	@echo "make check        lint, and the quick tests on two cores: under two minutes, before each commit"
 	@echo "make test         lint, and the tests in both environments"
 	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
+	@echo "make test-processors  parity on other processors, emulated: x86-64 with SSE4.2 and AVX2, and a Raspberry Pi's (10 minutes)"
 	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
 	@echo "make test-torch   the exporter's tests with the oldest and the newest torch (10 GB; half an hour)"
 	@echo "make test-boards  an emulated board from an image to the report, as root (half an hour at first)"
@@ -194,6 +195,10 @@ apt-emulation:
 # A board's install in Debian for arm64 under user emulation: minutes. It needs a network, and no root.
 test-arm: $(VENV)/.stamp apt-emulation
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_arm.py
+
+# Parity on other processors, emulated: x86-64 with SSE4.2 alone and with AVX2, and a Raspberry Pi's. Ten minutes.
+test-processors: $(VENV)/.stamp apt-emulation
+	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_processors.py
 
 # A simulation on a Ray cluster of two nodes on this machine, against worker processes: two minutes.
 test-cluster: $(CLUSTER)/.stamp

@@ -150,11 +150,13 @@ def of_a_board() -> list[str]:
     return [module for module in SOURCES if within(module, "edge_runtime") or within(module, "devices")]
 
 
+@pytest.mark.process
 def test_board_s_modules_import_without_torch_and_without_images():
     modules = [module for module in of_a_board() if not module.startswith(NEEDS_MORE)]
     import_without(("torch", "onnx", "jwt", "PIL", "rich", "matplotlib"), modules)
 
 
+@pytest.mark.process
 def test_board_s_other_modules_import_without_torch():
     pytest.importorskip("jwt")
     pytest.importorskip("PIL")
@@ -162,6 +164,7 @@ def test_board_s_other_modules_import_without_torch():
     import_without(("torch", "onnx", "matplotlib"), of_a_board())
 
 
+@pytest.mark.process
 def test_wire_imports_without_the_runtime():
     modules = [m for m in SOURCES if within(m, "edge_runtime.wire") and m != "edge_runtime.wire.tokens"]
     import_without(("torch", "onnx", "onnxruntime", "jwt"), modules)

@@ -49,6 +49,7 @@ def test_commands_are_found():
     assert len(modules()) == 3 + 8
 
 
+@pytest.mark.process
 def test_run_lines_are_commands_of_make():
     """Those that install; the other makes the user that the containers run as."""
     expected = {"useradd --system --uid 10001 --create-home --home-dir /data mas-edge"}
@@ -72,6 +73,7 @@ def test_extras_are_those_of_the_project():
 
 
 @pytest.mark.parametrize(("module", "words"), modules(), ids=lambda value: " ".join(value) if value else "")
+@pytest.mark.process
 @pytest.mark.workstation
 def test_commands_and_options_exist(module, words):
     pytest.importorskip("torch")
@@ -156,6 +158,7 @@ def test_compose_services_have_images_and_targets_that_exist():
         assert (ROOT / path).is_file(), path
 
 
+@pytest.mark.process
 def test_mosquitto_takes_its_configuration(tmp_path):
     program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
     if program is None:

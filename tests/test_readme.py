@@ -14,7 +14,7 @@ pytest.importorskip("torch")
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.tensors import unpack
 
-pytestmark = pytest.mark.workstation
+pytestmark = [pytest.mark.process, pytest.mark.workstation]
 ROOT = Path(__file__).parents[1]
 BOARD = ROOT / ".venv-board" / "bin" / "python"
 README = (ROOT / "README.md").read_text()

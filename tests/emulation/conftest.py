@@ -21,6 +21,17 @@ INITRD = (
     ' && echo MODULES=list > "$1/etc/initramfs-tools/conf.d/modules"'
     ' && printf "%s\\n" virtio_pci virtio_blk > "$1/usr/share/initramfs-tools/modules.d/virtio"'
 )
+CORE = """processor\t: {}
+BogoMIPS\t: 108.00
+Features\t: fp asimd evtstrm crc32 cpuid
+CPU implementer\t: 0x41
+CPU architecture: 8
+CPU variant\t: 0x0
+CPU part\t: 0xd08
+CPU revision\t: 3
+
+"""
+"""A Raspberry Pi 4's, because the engine asks which processor this is and must not see this machine's."""
 _began_s = time.monotonic()
 
 
@@ -110,3 +121,31 @@ def wheels(ours, say):
     say("fetching what the board installs")
     ours("devices", "wheelhouse", "--board", "aarch64", "--system", SUITE, "--out", KEPT / "wheels")
     return KEPT / "wheels"
+
+
+@pytest.fixture(scope="session")
+def board_command(needs, debian, wheels, run, say, tmp_path_factory):
+    """The command, and its environment, of Python in an emulated board's environment: what `.[board]` installs."""
+    needs(qemu_user_static=["qemu-aarch64-static"], mmdebstrap=["mmdebstrap"])
+    root = debian("arm", ["python3", "libstdc++6"], extract=True)
+    (root / "proc").mkdir(exist_ok=True)
+    (root / "proc" / "cpuinfo").write_text("".join(CORE.format(n) for n in range(2)))
+    cores = root / "sys/devices/system/cpu"
+    cores.mkdir(parents=True, exist_ok=True)
+    for name in ("possible", "present", "online"):
+        (cores / name).write_text("0-1\n")
+    made = tmp_path_factory.mktemp("board") / "environment"
+    emulator = ["qemu-aarch64-static", "-L", root]
+    environment = {"QEMU_CPU": "cortex-a72", "ORT_DISABLE_TELEMETRY": "1"}
+
+    def python(program, *words):
+        run(*emulator, program, *words, cwd=made.parent, env={**environment, "PYTHONPATH": ""})
+
+    say("installing the board's environment")
+    python(root / "usr/bin/python3", "-m", "venv", "--without-pip", made)
+    (pip,) = wheels.glob("pip-*.whl")
+    python(
+        made / "bin/python", pip / "pip", "install", "--quiet", "--disable-pip-version-check", "--no-cache-dir",
+        "--no-index", "--find-links", wheels, "mas-edge[board]",
+    )  # fmt: skip
+    return [*emulator, made / "bin/python"], environment

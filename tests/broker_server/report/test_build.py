@@ -8,6 +8,8 @@ from broker_server.rounds.journal import FederationJournal
 from broker_server.strategies.planner import Phase
 from edge_runtime.wire.tensors import pack, unpack
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def finished(world):

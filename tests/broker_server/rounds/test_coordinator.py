@@ -535,7 +535,7 @@ class Rounds(RuleBasedStateMachine):
         assert {d for d, state in current.members.items() if state == "fetching"} == self.fetching
 
 
-TestRounds = Rounds.TestCase
+TestRounds = pytest.mark.slow(Rounds.TestCase)
 TestRounds.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
 
 

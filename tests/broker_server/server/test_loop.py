@@ -10,6 +10,8 @@ from edge_runtime.wire.link import Disconnected
 from edge_runtime.wire.messages import Evaluation, FinalEnergy, Update
 from edge_runtime.wire.tensors import pack, unpack
 
+pytestmark = pytest.mark.slow
+
 
 def run(world, *devices):
     for device in devices:

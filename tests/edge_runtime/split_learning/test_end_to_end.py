@@ -22,7 +22,7 @@ from edge_runtime.wire.tensors import pack, transfer  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.models import vit  # noqa: E402
 
-pytestmark = pytest.mark.workstation
+pytestmark = [pytest.mark.slow, pytest.mark.workstation]
 IMAGES, BATCH = 20, 4
 SETTINGS = samples.training(epochs=2, batch=BATCH, lr=0.05, weight_decay=1e-3, seed=3)
 

@@ -74,6 +74,7 @@ def test_batch_normalization_of_far_away_values(same_as_torch):
     same_as_torch(nn.BatchNorm2d(4), (4, 17, 18), draw=lambda shape: torch.randn(shape) + 30)
 
 
+@pytest.mark.slow
 def test_every_rule_is_exercised(translate):
     found = set()
     for make, shape in CASES.values():

@@ -119,6 +119,7 @@ def test_convolution_of_another_rank_is_refused_by_name(make, shape, translate):
         translate(make(), torch.randn(2, *shape))
 
 
+@pytest.mark.slow
 def test_every_rule_is_exercised(translate):
     found = set()
     for make, shape in CASES.values():

@@ -91,6 +91,7 @@ def test_layer_that_changes_a_buffer_is_refused_with_advice(translate):
         translate(Statistics(), torch.randn(2, 4, 5, 5))
 
 
+@pytest.mark.slow
 def test_every_rule_is_exercised(translate):
     found = set()
     for make, shape in CASES.values():

@@ -27,6 +27,7 @@ def test_padding_is_pytorchs(case, same_as_torch):
     same_as_torch(make(), shape)
 
 
+@pytest.mark.slow
 def test_every_rule_is_exercised(translate):
     found = set()
     for make, shape in CASES.values():

@@ -209,6 +209,7 @@ def test_pointwise_that_cannot_be_translated_says_what_to_do(function, text, tra
     assert caught.value.module == "net"
 
 
+@pytest.mark.slow
 def test_every_rule_is_exercised(translate):
     found = set()
     for case in CASES.values():

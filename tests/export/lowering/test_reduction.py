@@ -142,6 +142,7 @@ def test_variance_over_the_batch_is_refused(translate):
         translate(Fn(lambda x: x * x.var(0)), torch.randn(2, *SHAPE))
 
 
+@pytest.mark.slow
 def test_every_rule_is_exercised(translate):
     found = translate(nn.Linear(4, 3), torch.randn(2, 4)).operators
     for function in CASES.values():

@@ -106,6 +106,7 @@ def test_adaptive_max_pool_of_uneven_windows_is_refused(translate):
         translate(Fn(lambda x: F.adaptive_max_pool2d(x, (3, 5))), torch.randn(2, 3, 7, 5))
 
 
+@pytest.mark.slow
 def test_every_rule_is_exercised(translate):
     found = set()
     for function in CASES.values():

@@ -172,6 +172,7 @@ def test_selection_along_the_batch_is_refused(function, translate):
         translate(Fn(function), torch.randn(2, *SHAPE))
 
 
+@pytest.mark.slow
 def test_every_rule_is_exercised(translate):
     found = set()
     for function in CASES.values():

@@ -100,6 +100,7 @@ def test_roll_of_everything_is_refused(translate):
         translate(Fn(lambda x: x.roll(2)), torch.randn(2, *SHAPE))
 
 
+@pytest.mark.slow
 def test_every_rule_is_exercised(translate):
     found = set()
     for function in CASES.values():
