@@ -25,6 +25,7 @@ from broker_server.report.build import ReportImpossible
 from broker_server.rounds.federation import FederationChanged, StateDamaged
 from broker_server.rounds.journal import JournalInvalid
 from broker_server.server import settings_command
+from broker_server.server.certificates import CertificatesInvalid
 from broker_server.server.config import SETTINGS
 from broker_server.server.dispatcher import BrokerRefused
 from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
@@ -52,6 +53,7 @@ _FAULTS: dict[type[Exception], int] = {
     TokenRefused: USAGE,
     LinkInvalid: USAGE,
     KeyInvalid: BAD_INPUT,
+    CertificatesInvalid: BAD_INPUT,
     JournalInvalid: BAD_INPUT,
     StateDamaged: BAD_INPUT,
     BundleInvalid: BAD_INPUT,

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--data", type=Path, help="folder with a data set for each device (default: rooms are rendered)"
     )
     parser.add_argument("--model", help="FILE.py:build to compile (default: the small Xception of MAS, five tasks)")
-    parser.add_argument("--port", type=int, default=1883, help="where to listen; moved if it is in use (default: 1883)")
+    parser.add_argument("--port", type=int, default=8883, help="where to listen; moved if it is in use (default: 8883)")
     parser.add_argument("--merged-rounds", type=int, default=12, help="(default: 12)")
     parser.add_argument("--split-rounds", type=int, default=8, help="rounds of each group (default: 8)")
     parser.add_argument("--groups", type=int, default=2, help="(default: 2)")
@@ -150,6 +150,7 @@ class Demo:
             "bundle": self.bundle,
             "host": "127.0.0.1",
             "port": self.args.port,
+            "tls": "always",
             "federation": "demo",
             "merged-rounds": self.args.merged_rounds,
             "probe-rounds": self.args.merged_rounds,

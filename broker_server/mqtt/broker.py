@@ -203,6 +203,12 @@ class EmbeddedBroker:
         self._links_stopped: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
 
+    def renew(self, certificate_file: Path, key_file: Path) -> None:
+        """Show connections from now on another certificate. Raises BrokerNotStarted for files that cannot be used."""
+        assert self._tls is not None
+        _tls_context(certificate_file, key_file)  # what cannot be used does not replace what can
+        self._tls.load_cert_chain(certificate_file, key_file)
+
     def start(self, host: str = "127.0.0.1", port: int = 1883, *, search: int = 0) -> int:
         """Listen on `port`, or if that is in use on the first free one of the `search` ports after it.
 
@@ -357,6 +363,7 @@ def _listen(host: str, port: int, search: int) -> socket.socket:
 
 def _tls_context(certificate_file: Path, key_file: Path | None) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
         context.load_cert_chain(certificate_file, key_file)
     except (OSError, ssl.SSLError) as exc:

@@ -43,9 +43,11 @@ from edge_runtime.wire.encoder_pipe import Provider
 from edge_runtime.wire.errors import AugmentationImpossible
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import SplitLearning, Training
+from edge_runtime.wire.mqtt import is_loopback
 from edge_runtime.wire.names import FederationName, TaskName
 from edge_runtime.wire.training import COMMON, TrainingSettings
 
+HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9:._-]{1,253}\Z")]
 GENERAL = "general"
 """The folder in the state folder for the encoders that devices have trained in a round."""
 
@@ -56,9 +58,27 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     host: Annotated[str, Meta(min_length=1, max_length=255, description="address to listen on", extra=COMMON)] = (
         "0.0.0.0"  # noqa: S104  (every device has a token)
     )
-    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 for any", extra=COMMON)] = 1883
-    certificate: Annotated[Path | None, Meta(description="certificate (PEM): the broker then speaks TLS alone")] = None
+    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 for any", extra=COMMON)] = 8883
+    tls: Annotated[
+        Literal["auto", "always", "insecure"],
+        Meta(description="auto: TLS off this machine; insecure: tokens and weights cross the network in the clear"),
+    ] = "auto"
+    host_names: Annotated[
+        tuple[HostName, ...],
+        Meta(
+            description="further names and addresses of this machine, for its certificate",
+            extra={"flag": "--host-name"},
+        ),
+    ] = ()
+    certificate: Annotated[Path | None, Meta(description="certificate (PEM) in place of the server's own")] = None
     key: Annotated[Path | None, Meta(description="the certificate's key (PEM)")] = None
+
+    @property
+    def is_tls(self) -> bool:
+        """Whether the broker speaks TLS, and nothing else."""
+        if self.certificate is not None or self.tls != "auto":
+            return self.tls != "insecure"
+        return not is_loopback(self.host)
 
 
 class SplitLearningSettings(SplitLearning, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -239,9 +259,7 @@ def check(config: ServerConfig) -> None:
     grouping, broker, rounds = config.grouping, config.broker, config.rounds
     if len(set(config.tasks)) != len(config.tasks):
         raise ConfigInvalid("tasks: one of them is there twice")
-    if (broker.certificate is None) != (broker.key is None):
-        alone, other = ("key", "certificate") if broker.certificate is None else ("certificate", "key")
-        raise ConfigInvalid(f"broker.{alone}: for TLS the broker needs a {other} as well")
+    _check_broker(broker)
     if rounds.clients_per_round and rounds.quorum > rounds.clients_per_round:
         raise ConfigInvalid(
             f"rounds.quorum: {rounds.quorum} results cannot come from the {rounds.clients_per_round} clients of a round"
@@ -276,3 +294,11 @@ def check(config: ServerConfig) -> None:
         )
     if (grouping.strategy == "fixed") != bool(grouping.fixed_groups):
         raise ConfigInvalid("grouping.fixed_groups: the strategy `fixed` needs them, and no other may have them")
+
+
+def _check_broker(broker: BrokerSettings) -> None:
+    if (broker.certificate is None) != (broker.key is None):
+        alone, other = ("key", "certificate") if broker.certificate is None else ("certificate", "key")
+        raise ConfigInvalid(f"broker.{alone}: for TLS the broker needs a {other} as well")
+    if broker.certificate is not None and broker.tls == "insecure":
+        raise ConfigInvalid("broker.tls: insecure and a certificate do not go together: leave one of them out")

@@ -8,21 +8,23 @@ import re
 import socket
 from pathlib import Path
 
+from broker_server.server.certificates import Certificates
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create
-from broker_server.server.state import read_url
+from broker_server.server.state import has_own_certificate, read_url
 from devices.cli.settings import Tree, build, settings_of
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.wire import tokens
 from edge_runtime.wire.errors import TokenRefused
 from edge_runtime.wire.files import write_atomic
+from edge_runtime.wire.mqtt import BrokerUrl, is_loopback
 from edge_runtime.wire.names import is_device_id
 from edge_runtime.wire.signing import public_hex
 
 SECRET = 0o600
 DAY_S = 86_400.0
-DEFAULT_PORT = 1883
-WRITTEN = ("device", "federation", "url", "token", "code", "server_key", "state")
+DEFAULT_PORT = 8883
+WRITTEN = ("device", "federation", "url", "token", "code", "server_key", "ca", "state")
 """The keys of agent.toml that enrolling decides."""
 DEVICE_SETTINGS = tuple(each for each in settings_of(AgentConfig) if each.key not in WRITTEN)
 """The keys that whoever enrols may give."""
@@ -55,9 +57,17 @@ def enrol(
         raise EnrolmentRefused(f"{out} exists already: give --force to replace it, with a new token")
     if not days > 0:
         raise EnrolmentRefused(f"a token cannot be valid for {days:g} days: give a number of days above 0")
-    url = url or read_url(state) or f"mqtt://{own_address()}:{DEFAULT_PORT}"
+    url = url or read_url(state) or f"mqtts://{own_address()}:{DEFAULT_PORT}"
     if not _URL.match(url):
-        raise EnrolmentRefused(f"{url!r} is not a broker's URL: write mqtt://host:port or mqtts://host:port")
+        raise EnrolmentRefused(f"{url!r} is not a broker's URL: write mqtts://host:port or mqtt://host:port")
+    where = BrokerUrl.parse(url)
+    if not where.tls and not is_loopback(where.host) and not settings.get("insecure"):
+        raise EnrolmentRefused(
+            f"{url} is without TLS, so its token and the weights would cross the network in the clear: write mqtts://, "
+            "or allow it by --insecure"
+        )
+    if where.tls and settings.get("ca_file") is None and has_own_certificate(state):
+        settings["ca"] = Certificates(state).ca_pem()
     key = load_or_create(state)
     if not is_device_id(device):
         raise TokenRefused(f"{device[:80]!r} cannot name a device: letters, digits and . _ - are for names")

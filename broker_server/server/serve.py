@@ -1,7 +1,10 @@
 """A running server: state folder, broker, loop and view put together, until it is stopped."""
 
 import contextlib
+import logging
+import socket
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -10,13 +13,14 @@ from pathlib import Path
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.mqtt.auth import TokenAuthorizer
-from broker_server.mqtt.broker import EmbeddedBroker
+from broker_server.mqtt.broker import BrokerNotStarted, EmbeddedBroker
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.encoder_process import EncoderSupervisor
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.ort_training_process import ArtifactBuilder
+from broker_server.server.certificates import Certificates, CertificatesInvalid
 from broker_server.server.config import ServerConfig
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrol import own_address
@@ -33,20 +37,24 @@ from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.link import Link
-from edge_runtime.wire.mqtt import MqttLink
+from edge_runtime.wire.mqtt import BrokerUrl, MqttLink, is_loopback
 from edge_runtime.wire.topics import Topics
 
+_LOG = logging.getLogger(__name__)
 PORT_SEARCH = 20
 """The ports that are tried after one that is in use."""
 LINGER_S = 3.0
 """The time that the last messages of a finished federation get to leave."""
 BUNDLE_S = 1.0
 """The time between two looks for a missing bundle."""
+RENEWAL_S = 86_400.0
+"""The time between two looks at the age of the broker's certificate."""
 SERVER = "server"
 COUNTER = "counter"
 ORT_TRAINING = "ort_training"
 """The folder in the state folder where ONNX Runtime training artifacts are made."""
-TOKEN_S = 30 * 86_400.0
+TOKEN_S = 3600.0
+"""The life of the token that a broker of others gets; each connection is made with a new one."""
 
 
 def serve(
@@ -232,29 +240,70 @@ def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519Privat
 @contextlib.contextmanager
 def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder) -> Iterator[Link]:
     """Start the broker and print how to join."""
+    own = None
+    if config.broker.is_tls and config.broker.certificate is None:
+        own = Certificates(config.state).server(_names(config))
     broker = EmbeddedBroker(
         TokenAuthorizer(
             key.public_key(), config.federation, now=time.time, is_current=Enrolments(config.state).is_current
         ),
-        certificate_file=config.broker.certificate,
-        key_file=config.broker.key,
+        certificate_file=config.broker.certificate if own is None else own.certificate,
+        key_file=config.broker.key if own is None else own.key,
     )
     port = broker.start(config.broker.host, config.broker.port, search=PORT_SEARCH)
     try:
         if config.broker.port not in {0, port}:
             print(f"port {config.broker.port} is in use: {port} is taken instead")
-        scheme = "mqtts" if config.broker.certificate else "mqtt"
+        scheme = "mqtts" if config.broker.is_tls else "mqtt"
         url = f"{scheme}://{own_address(config.broker.host)}:{port}"
-        folder.set_url(url)
+        folder.set_url(url, certificate="other" if own is None else "own")
+        if config.broker.tls == "insecure":
+            print("INSECURE (broker.tls): tokens and weights cross the network in the clear, for anyone to take")
         print(f"federation {config.federation!r} listens on {config.broker.host}:{port}; state in {config.state}")
         _print_how_to_join(url, config)
         link = broker.link()
+        renewal = _Renewal(broker, config) if own is not None else None
         try:
             yield link
         finally:
+            if renewal is not None:
+                renewal.stop()
             link.close()
     finally:
         broker.stop()
+
+
+def _names(config: ServerConfig) -> set[str]:
+    """Return the names and addresses of this machine that its certificate is for."""
+    names = {"localhost", "127.0.0.1", socket.gethostname(), own_address(config.broker.host)}
+    return names | set(config.broker.host_names)
+
+
+class _Renewal:
+    """Makes the broker's certificate again while the server runs, looking once in RENEWAL_S."""
+
+    def __init__(self, broker: EmbeddedBroker, config: ServerConfig) -> None:
+        self._broker, self._config = broker, config
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="certificate", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(RENEWAL_S):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            made = Certificates(self._config.state).server(_names(self._config))
+            if made.is_new:
+                self._broker.renew(made.certificate, made.key)
+        except (OSError, CertificatesInvalid, BrokerNotStarted) as exc:
+            _LOG.warning("the certificate could not be made again: %s", exc)
 
 
 @contextlib.contextmanager
@@ -268,7 +317,16 @@ def _external(
     ca_file: Path | None,
 ) -> Iterator[Link]:
     """Connect to a broker that somebody else runs."""
-    password = token or tokens.issue(key, name=SERVER, federation=config.federation, role="server", lifetime_s=TOKEN_S)
+    where = BrokerUrl.parse(url)
+    if not where.tls and not is_loopback(where.host) and config.broker.tls != "insecure":
+        raise ConfigInvalid(
+            f"{url} is without TLS, so weights would cross the network in the clear: write mqtts://, or allow it by "
+            "--tls insecure"
+        )
+
+    def password() -> str:
+        return token or tokens.issue(key, name=SERVER, federation=config.federation, role="server", lifetime_s=TOKEN_S)
+
     link = MqttLink(
         url,
         client_id=f"{SERVER}/{config.federation}",
@@ -277,7 +335,7 @@ def _external(
         ca_file=ca_file,
         clean_session=True,
     )
-    folder.set_url(url)
+    folder.set_url(url, certificate="other")
     print(f"federation {config.federation!r} on the broker at {url}; state in {config.state}")
     _print_how_to_join(url, config)
     try:

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.journal import FederationJournal, JournalInvalid
@@ -75,9 +76,9 @@ class StateFolder:
             )
         return FederationJournal(journal, clock), BlobStore(blobs)
 
-    def set_url(self, url: str) -> None:
-        """Keep where devices find the server, for those enrolled later."""
-        write_atomic(self.path / URL, f"{url}\n".encode())
+    def set_url(self, url: str, *, certificate: Literal["own", "other"]) -> None:
+        """Keep where devices find the server, and whose certificate it shows there, for those enrolled later."""
+        write_atomic(self.path / URL, f"{url}\n{certificate}\n".encode())
 
     def close(self) -> None:
         """Unlock the folder."""
@@ -87,6 +88,14 @@ class StateFolder:
 def read_url(path: Path) -> str | None:
     """Return the URL of the server that last ran on a state folder; None if none did."""
     try:
-        return (path / URL).read_text().strip()
+        return (path / URL).read_text().split("\n")[0]
     except FileNotFoundError:
         return None
+
+
+def has_own_certificate(path: Path) -> bool:
+    """Return whether the server shows a certificate of its own CA, as it does unless it last ran otherwise."""
+    try:
+        return (path / URL).read_text().split("\n")[1:2] != ["other"]
+    except FileNotFoundError:
+        return True

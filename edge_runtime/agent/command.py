@@ -29,7 +29,7 @@ from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.envelope import Scope
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.messages import Status, encode
-from edge_runtime.wire.mqtt import LinkInvalid, MqttLink
+from edge_runtime.wire.mqtt import BrokerUrl, LinkInvalid, MqttLink, is_loopback
 from edge_runtime.wire.topics import PROTOCOL, Topics
 
 BEAT_S = 1.0
@@ -72,6 +72,11 @@ def connect(config: AgentConfig) -> Link:
 
     Raises LinkInvalid, StateUnusable.
     """
+    where = BrokerUrl.parse(config.url)
+    if not where.tls and not is_loopback(where.host) and not config.insecure:
+        raise LinkInvalid(
+            f"{config.url} is without TLS: enrol the device with an mqtts:// URL, or allow it by insecure = true"
+        )
     topics = Topics(config.federation)
     key = load_or_create(config.state)
     link = MqttLink(
@@ -82,6 +87,7 @@ def connect(config: AgentConfig) -> Link:
         will=(topics.status(config.device), encode(Status(state="offline"))),
         clean_session=True,  # missed messages are sent again; an old queue would only have those of closed rounds
         ca_file=config.ca_file,
+        ca_pem=None if config.ca_file else config.ca,
     )
     return SignedDeviceLink(
         link,

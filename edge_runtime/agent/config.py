@@ -63,7 +63,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Annotated[int, Meta(ge=1, le=1024)] | None,
         Meta(description="threads that compute (default: the engine decides)"),
     ] = None
-    ca_file: Annotated[Path | None, Meta(description="certificates to trust for mqtts://")] = None
+    ca: Annotated[
+        Annotated[str, Meta(max_length=100_000)] | None, Meta(description="the server's own CA (PEM), as enrolled")
+    ] = None
+    ca_file: Annotated[Path | None, Meta(description="certificates to trust for mqtts://, in place of `ca`")] = None
+    insecure: Annotated[
+        bool, Meta(description="go to mqtt:// on another machine: the token and weights cross the network in the clear")
+    ] = False
     memory_budget: Annotated[
         Annotated[str, Meta(pattern=SIZE_PATTERN)] | None,
         Meta(description="most memory that the process may take, as 220MiB (default: what is free, less a reserve)"),

@@ -11,6 +11,7 @@ Rules
   event is Disconnected(refused=True) and nothing is tried again.
 """
 
+import ipaddress
 import logging
 import queue
 import socket
@@ -18,6 +19,7 @@ import ssl
 import threading
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -39,6 +41,14 @@ _OVERHEAD_BYTES = 512
 
 class LinkInvalid(WireError):
     """A broker's URL or the certificate file for it cannot be used."""
+
+
+def is_loopback(host: str) -> bool:
+    """Return whether a host is this machine, as it calls itself: what is sent there is on no network."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,8 @@ class MqttLink:
     """A Link over a socket, MQTT 3.1.1.
 
     Connecting happens in the background and shows as events; the constructor only raises LinkInvalid, for a URL or
-    `ca_file` that cannot be used. `password` is the token. `will` is (topic, payload), published retained at QoS 1
+    certificates to trust (`ca_file`, `ca_pem`) that cannot be used. `password` is the token, or makes one for each
+    connection. `will` is (topic, payload), published retained at QoS 1
     by the broker if this end vanishes. Without `clean_session` the broker keeps unacknowledged messages over
     reconnects. A message over `inbox_bytes` in total, or of more than `max_payload_bytes`, is dropped and counted.
     """
@@ -91,11 +102,12 @@ class MqttLink:
         *,
         client_id: str,
         username: str,
-        password: str,
+        password: str | Callable[[], str],
         will: tuple[str, bytes] | None = None,
         keepalive_s: int = 30,
         clean_session: bool = False,
         ca_file: Path | None = None,
+        ca_pem: str | None = None,
         window: int = 20,
         outbox_bytes: int = 16 << 20,
         inbox_bytes: int = 64 << 20,
@@ -134,9 +146,13 @@ class MqttLink:
             protocol=paho.MQTTv311,
             manual_ack=True,
         )
-        client.username_pw_set(username, password)
+        if isinstance(password, str):
+            client.username_pw_set(username, password)
+        else:
+            make = password
+            client.on_pre_connect = lambda renewed, _userdata: renewed.username_pw_set(username, make())
         if where.tls:
-            client.tls_set_context(_tls_context(ca_file))
+            client.tls_set_context(_tls_context(ca_file, ca_pem))
         if will is not None:
             client.will_set(will[0], will[1], qos=1, retain=True)
         client.max_inflight_messages_set(window)
@@ -337,8 +353,10 @@ def _cost_bytes(topic: str, payload: bytes) -> int:
     return len(topic) + len(payload) + _OVERHEAD_BYTES
 
 
-def _tls_context(ca_file: Path | None) -> ssl.SSLContext:
+def _tls_context(ca_file: Path | None, ca_pem: str | None) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as exc:
-        raise LinkInvalid(f"{ca_file} is not a file of PEM certificates: {exc}") from exc
+        context = ssl.create_default_context(cafile=ca_file, cadata=ca_pem)
+    except (OSError, ValueError) as exc:  # TLS errors are OSErrors
+        raise LinkInvalid(f"{ca_file or 'ca'} has no PEM certificates: {exc}") from exc
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    return context

@@ -146,6 +146,7 @@ def serve(started, fixtures, port):
         log = state.with_suffix(".log")
         server = started(
             log, sys.executable, "-m", "broker_server", "--bundle", fixtures / "bundle", "--state", state,
+            "--tls", "always", "--host-name", HOST,
             "--host", "127.0.0.1", "--port", port, "--quiet", "--exit-when-finished", "--merged-rounds", 1,
             "--probe-rounds", 1, "--probe-every", 1, "--split-rounds", 1, "--groups", 1, "--min-devices", 1,
             "--quorum", 1, "--batch", 4, "--lr", 0.02, "--seed", 3, "--round-deadline-s", 1800,
@@ -166,7 +167,7 @@ def test_board_comes_from_an_image_to_the_report(
     say("flashing")
     card_words = [
         "flash", "--board", "aarch64", "--image", image, "--sha256", hashlib.sha256(image.read_bytes()).hexdigest(),
-        "--wheels", wheels, "--device-id", DEVICE, "--enrol", state, "--server", f"mqtt://{HOST}:{port}",
+        "--wheels", wheels, "--device-id", DEVICE, "--enrol", state, "--server", f"mqtts://{HOST}:{port}",
         "--data", fixtures / "data", "--ntp", HOST, "--timezone", "Europe/Berlin", "--to", card,
     ]  # fmt: skip
     say(ours("devices", *card_words, "--yes").strip())
@@ -214,7 +215,7 @@ def test_board_comes_from_an_image_to_the_report(
     assert row["energy"]["measured"] == 0  # nothing measures on an emulated board, and nothing says so
     other, config = tmp_path / "other", tmp_path / "agent.toml"
     again = serve(other)
-    url = f"mqtt://127.0.0.1:{port}"
+    url = f"mqtts://127.0.0.1:{port}"
     given = ["--out", config, "--url", url, "--state", other, "--data", fixtures / "data"]
     ours("broker_server", "enrol", DEVICE, *given)
     ours("edge_runtime", "run", "--config", config, "--meter", "none")

@@ -111,6 +111,25 @@ def certificate(tmp_path):
     return paths
 
 
+def test_federation_over_the_server_s_own_tls_without_anybody_doing_anything(site):
+    server = site.serve(tls="always", min_devices=1, groups=1, merged_rounds=1)
+    site.until(server, "a device joins")
+    site.url = read_url(site.state)
+    assert site.url == f"mqtts://127.0.0.1:{site.port}"
+    device = site.device("a")
+    site.ends(server, device)
+    assert "BEGIN CERTIFICATE" in (site.root / "a" / "agent.toml").read_text()
+    assert "INSECURE" not in server.said
+
+
+def test_agent_goes_nowhere_without_tls_unless_that_is_allowed(site):
+    config = site.enrol("a", url="mqtt://192.0.2.1:1883", insecure=True, data=str(site.data("a")))
+    config.write_text(config.read_text().replace("insecure = true\n", ""))
+    agent = site.run("a", "edge_runtime", "run", "--config", config)
+    assert agent.wait() == 2
+    assert "mqtt://192.0.2.1:1883 is without TLS: enrol the device with an mqtts:// URL" in agent.said
+
+
 def test_federation_over_tls(site, certificate):
     file, key = certificate
     server = site.serve(certificate=file, key=key, min_devices=1, groups=1, merged_rounds=1)

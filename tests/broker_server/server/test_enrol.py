@@ -4,6 +4,7 @@ pytest.importorskip("jwt")
 
 import msgspec
 
+from broker_server.server.certificates import Certificates
 from broker_server.server.enrol import EnrolmentRefused, enrol, own_address
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create
@@ -23,7 +24,7 @@ def enrolled(tmp_path, **settings):
 
 
 def test_enrol_writes_a_file_for_its_owner_alone(tmp_path):
-    out, config = enrolled(tmp_path, url="mqtt://192.0.2.1:1883", data='da"ta')
+    out, config = enrolled(tmp_path, url="mqtts://192.0.2.1:8883", data='da"ta')
     assert out.stat().st_mode & 0o777 == 0o600
     key = load_or_create(tmp_path / "state")
     claims = tokens.check(key.public_key(), config.pop("token"), federation="home")
@@ -31,7 +32,8 @@ def test_enrol_writes_a_file_for_its_owner_alone(tmp_path):
     assert config == {
         "device": "pi-01",
         "federation": "home",
-        "url": "mqtt://192.0.2.1:1883",
+        "url": "mqtts://192.0.2.1:8883",
+        "ca": Certificates(tmp_path / "state").ca_pem(),
         "code": Enrolments(tmp_path / "state").find("pi-01").code,
         "server_key": public_hex(key),
         "data": 'da"ta',
@@ -41,9 +43,11 @@ def test_enrol_writes_a_file_for_its_owner_alone(tmp_path):
 
 def test_enrol_takes_the_url_of_the_server_that_ran_last(tmp_path):
     folder = StateFolder(tmp_path / "state")
-    folder.set_url("mqtt://198.51.100.7:1884")
+    folder.set_url("mqtts://198.51.100.7:1884", certificate="other")
     folder.close()
-    assert enrolled(tmp_path)[1]["url"] == "mqtt://198.51.100.7:1884"
+    config = enrolled(tmp_path)[1]
+    assert config["url"] == "mqtts://198.51.100.7:1884"
+    assert "ca" not in config  # its certificate is of somebody else
 
 
 def test_enrol_for_a_device_that_shares_its_machine_and_trusts_a_certificate(tmp_path):
@@ -53,7 +57,7 @@ def test_enrol_for_a_device_that_shares_its_machine_and_trusts_a_certificate(tmp
 
 
 def test_enrol_before_a_server_ran(tmp_path):
-    assert enrolled(tmp_path)[1]["url"].endswith(":1883")
+    assert enrolled(tmp_path)[1]["url"].endswith(":8883")
 
 
 def test_enrol_refuses_to_replace_a_file(tmp_path):
@@ -101,3 +105,12 @@ def test_enrol_with_what_cannot_be_leaves_the_device_as_it_was(tmp_path):
         with pytest.raises(refused):
             enrolled(tmp_path, force=True, **wrong)
     assert Enrolments(tmp_path / "state").find("pi-01").generation == 1
+
+
+def test_enrol_without_tls_off_this_machine_must_be_allowed_by_name(tmp_path):
+    with pytest.raises(EnrolmentRefused, match="without TLS, so its token and the weights would cross the network"):
+        enrolled(tmp_path, url="mqtt://192.0.2.1:1883")
+    _, config = enrolled(tmp_path, url="mqtt://192.0.2.1:1883", insecure=True)
+    assert config["insecure"]
+    assert "ca" not in config
+    assert "insecure" not in enrolled(tmp_path, url="mqtt://127.0.0.1:1883", force=True)[1]

@@ -1,0 +1,75 @@
+import datetime as dt
+import socket
+import ssl
+import threading
+
+import pytest
+
+from broker_server.server.certificates import SERVER_DAYS, Certificates, CertificatesInvalid
+
+NOW = dt.datetime(2026, 11, 30, tzinfo=dt.timezone.utc)
+NAMES = {"localhost", "127.0.0.1", "server.lan"}
+
+
+def test_certificates_are_made_once_and_keys_are_for_their_owner_alone(tmp_path):
+    made = Certificates(tmp_path).server(NAMES)
+    again = Certificates(tmp_path).server(NAMES)
+    assert (made.is_new, again.is_new) == (True, False)
+    assert (tmp_path / "tls").stat().st_mode & 0o777 == 0o700
+    for key in ("ca.key", "server.key"):
+        assert (tmp_path / "tls" / key).stat().st_mode & 0o777 == 0o600
+    assert Certificates(tmp_path).ca_pem() == (tmp_path / "tls" / "ca.pem").read_text()
+
+
+def test_certificate_is_made_again_for_other_names_and_before_it_expires_and_the_ca_stays(tmp_path):
+    def certificates(days=0):
+        return Certificates(tmp_path, NOW + dt.timedelta(days=days))
+
+    ca = certificates().ca_pem()
+    certificates().server(NAMES)
+    assert not certificates(SERVER_DAYS / 2).server(NAMES).is_new
+    assert certificates(SERVER_DAYS * 0.7).server(NAMES).is_new
+    assert not certificates(SERVER_DAYS).server(NAMES).is_new
+    assert certificates(SERVER_DAYS).server({"localhost"}).is_new
+    assert certificates(SERVER_DAYS).ca_pem() == ca
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "server.lan"])
+def test_client_that_pins_the_ca_takes_the_certificate_under_its_names_alone(tmp_path, name):
+    made = Certificates(tmp_path).server(NAMES)
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(made.certificate, made.key)
+    client = ssl.create_default_context(cadata=Certificates(tmp_path).ca_pem())
+    stranger = ssl.create_default_context(cadata=Certificates(tmp_path / "other").ca_pem())
+    assert shake(server, client, name) == "TLSv1.3"
+    for context, called in ((client, "other.lan"), (stranger, name)):
+        with pytest.raises(ssl.SSLCertVerificationError):
+            shake(server, context, called)
+
+
+def shake(server, client, name):
+    """The version of TLS on which both ends agree."""
+    one, two = socket.socketpair()
+
+    def serve():
+        try:
+            server.wrap_socket(two, server_side=True).close()
+        except OSError:
+            two.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        with client.wrap_socket(one, server_hostname=name) as joined:
+            return joined.version()
+    finally:
+        one.close()
+        thread.join()
+
+
+@pytest.mark.parametrize(("name", "text"), [("ca.pem", "x"), ("ca.key", "x"), ("server.pem", "")])
+def test_certificates_that_are_damaged_are_named(tmp_path, name, text):
+    Certificates(tmp_path).server(NAMES)
+    (tmp_path / "tls" / name).write_text(text)
+    with pytest.raises(CertificatesInvalid, match=f"{name} is not a .* restore it from a backup"):
+        Certificates(tmp_path).server(NAMES)
