@@ -31,7 +31,7 @@ class LabelSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Elements that are NaN."""
     infinite: int
     classes: dict[int, int] | None
-    """Elements of each value, of integers with at most MOST_CLASSES values; None otherwise."""
+    """Elements of each value, of integers without a factor that have at most MOST_CLASSES values; None otherwise."""
 
     def text(self) -> str:
         """Return the summary as a line: the rarest and the most frequent class, or the range of the values."""
@@ -54,9 +54,9 @@ class LabelSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 def summary(split: Split, task: str) -> LabelSummary:
     """Return what the labels of a task in a set are; all of them are read."""
-    labels, factor = split.labels[task], split.factors.get(task, 1.0)
+    labels, factor = split.labels[task], split.factors.get(task)
     low, high, missing, infinite = math.inf, -math.inf, 0, 0
-    counts: Counter[int] | None = Counter() if labels.dtype.kind in "iu" else None
+    counts: Counter[int] | None = Counter() if labels.dtype.kind in "iu" and factor is None else None
     for _, block in blocks(labels):
         finite = block
         if block.dtype.kind == "f":
@@ -72,8 +72,8 @@ def summary(split: Split, task: str) -> LabelSummary:
     return LabelSummary(
         labelled=int(split.labelled(task).sum()),
         elements=labels.size,
-        low=None if low == math.inf else low * factor,
-        high=None if high == -math.inf else high * factor,
+        low=None if low == math.inf else low * (factor or 1.0),
+        high=None if high == -math.inf else high * (factor or 1.0),
         missing=missing,
         infinite=infinite,
         classes=dict(sorted(counts.items())) if counts is not None else None,

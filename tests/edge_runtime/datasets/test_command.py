@@ -1,5 +1,6 @@
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,31 @@ def rooms(tmp_path):
         .folders[0]
         .parent
     )
+
+
+FIXTURES = ROOT / "tests" / "fixtures"
+
+
+def test_check_says_what_the_labels_are_and_holds_them_to_a_bundle(tmp_path, capsys):
+    assert run(parse("check", FIXTURES / "data", "--bundle", FIXTURES / "bundle")) == 0
+    said = capsys.readouterr().out
+    assert "train: 10 images of (3, 16, 16), uint8\n  depth: 10 labelled, values from" in said
+    assert "segmentation: 10 labelled, 4 values from 0 to 3, 0 is the most frequent" in said
+    assert run(parse("check", FIXTURES / "data", "--json")) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["images"] == {"train": 10, "val": 5, "test": 3}
+    assert sum(found["labels"]["val"]["segmentation"]["classes"].values()) == 5 * 16 * 16
+
+
+def test_check_of_labels_that_do_not_fit(tmp_path, capsys):
+    data = shutil.copytree(FIXTURES / "data", tmp_path / "data")
+    (data / "dataset.json").unlink()  # and with it the factor of normals
+    assert run(parse("check", data, "--bundle", FIXTURES / "bundle")) == 3
+    assert f"{data}/train/normals.npy, sample 0: integers stand for the values of normals only if" in (
+        capsys.readouterr().err
+    )
+    assert run(parse("check", data, "--bundle", tmp_path)) == 3
+    assert run(parse("check", tmp_path)) == 3
 
 
 @pytest.mark.workstation

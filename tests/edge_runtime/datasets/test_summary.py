@@ -26,8 +26,13 @@ def test_values_their_range_and_gaps():
     assert summed(np.full((2, 2), np.nan, np.float32)).text() == "0 labelled, 100.0% NaN"
 
 
-def test_integers_of_many_values_are_a_range_times_the_factor():
-    labels = np.arange(MOST_CLASSES + 1, dtype=np.uint16)
-    found = summed(labels, s=0.001)
+def test_integers_of_many_values_are_a_range():
+    found = summed(np.arange(MOST_CLASSES + 1, dtype=np.uint16))
     assert found.classes is None
-    assert found.text() == "1001 labelled, values from 0 to 1"
+    assert found.text() == "1001 labelled, values from 0 to 1000"
+
+
+def test_integers_with_a_factor_are_values_times_the_factor():
+    found = summed(np.array([0, 500], np.uint16), s=0.002)
+    assert found.classes is None
+    assert found.text() == "2 labelled, values from 0 to 1"
