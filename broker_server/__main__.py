@@ -33,6 +33,7 @@ from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import KeyInvalid
 from broker_server.server.serve import serve, write_report
 from broker_server.server.state import StateBusy, StateFolder
+from broker_server.server.state_check import BackupImpossible, backup, problems
 from broker_server.simulation import command as simulation
 from broker_server.simulation.errors import SimulationFailed
 from broker_server.simulation.rooms import command as rooms
@@ -53,6 +54,7 @@ _FAULTS: dict[type[Exception], int] = {
     TokenRefused: USAGE,
     LinkInvalid: USAGE,
     KeyInvalid: BAD_INPUT,
+    BackupImpossible: BAD_INPUT,
     CertificatesInvalid: BAD_INPUT,
     JournalInvalid: BAD_INPUT,
     StateDamaged: BAD_INPUT,
@@ -98,6 +100,18 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m broker_server")
 
     _device_commands(commands)
+
+    checked = commands.add_parser("check", help="look for damage in a state folder, while no server runs")
+    checked.add_argument("--config", type=Path, help="server.toml")
+    add_flags(checked, [each for each in SETTINGS if each.key == "state"])
+    checked.add_argument("--repair", action="store_true", help="mend what can be")
+    checked.set_defaults(command=_check)
+
+    copied = commands.add_parser("backup", help="copy a state folder, while its server runs or not")
+    copied.add_argument("out", type=Path, help="the folder to make; it holds the server's keys")
+    copied.add_argument("--config", type=Path, help="server.toml")
+    add_flags(copied, [each for each in SETTINGS if each.key == "state"])
+    copied.set_defaults(command=_backup)
 
     split = commands.add_parser("split", help="find the best groups for a table of affinities")
     split.add_argument("--affinity", type=Path, required=True, help='JSON: {"tasks": […], "values": [[…]]}, i→j')
@@ -230,6 +244,25 @@ def _devices(options: argparse.Namespace) -> int:
             key = "waits for its first message" if found.key is None else f"key {found.key[:16]}"
             state = "revoked" if found.revoked else f"enrolled, {key}"
         print(f"{name}  {state}")
+    return DONE
+
+
+def _check(options: argparse.Namespace) -> int:
+    state = settings_command.settings(options).value.state
+    if not state.is_dir():
+        raise JournalInvalid(f"{state} is not a state folder")
+    folder = StateFolder(state)
+    with contextlib.closing(folder):
+        found = problems(folder, repair=options.repair)
+    for sentence in found:
+        print(sentence)
+    print(f"{state}: {'nothing is wrong' if not found else f'{len(found)} found'}")
+    return BAD_INPUT if found and not options.repair else DONE
+
+
+def _backup(options: argparse.Namespace) -> int:
+    backup(settings_command.settings(options).value.state, options.out)
+    print(f"{options.out} is a copy; to go on from it, name it with --state")
     return DONE
 
 

@@ -29,7 +29,7 @@ from broker_server.server.keys import load_or_create
 from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.signed_link import SignedServerLink
-from broker_server.server.state import StateFolder
+from broker_server.server.state import COUNTER, StateFolder
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire import manifest, tokens
 from edge_runtime.wire.blob import BlobStore
@@ -50,7 +50,6 @@ BUNDLE_S = 1.0
 RENEWAL_S = 86_400.0
 """The time between two looks at the age of the broker's certificate."""
 SERVER = "server"
-COUNTER = "counter"
 ORT_TRAINING = "ort_training"
 """The folder in the state folder where ONNX Runtime training artifacts are made."""
 TOKEN_S = 3600.0

@@ -27,6 +27,7 @@ JOURNAL = "federation.sqlite3"
 BLOBS = "blobs"
 UPLOADS = "uploads"
 URL = "url"
+COUNTER = "counter"
 PRIVATE = 0o700
 LOCK = "lock"
 
