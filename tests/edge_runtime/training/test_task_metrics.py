@@ -39,10 +39,10 @@ def test_task_metrics_of_labelled_samples_alone(tiny):
     split = tiny.dataset.val
     depth = np.array(split.labels["depth"])
     depth[[0, 3]] = np.nan
-    some = dataclasses.replace(split, labels={**split.labels, "depth": depth}, _labelled={})
+    some = dataclasses.replace(split, labels={**split.labels, "depth": depth}, _scans={})
     kept = [1, 2, 4]
     fewer = dataclasses.replace(
-        split, image=split.image[kept], labels={task: array[kept] for task, array in split.labels.items()}, _labelled={}
+        split, image=split.image[kept], labels={task: array[kept] for task, array in split.labels.items()}, _scans={}
     )
     model = tiny.model()
     assert measured(model, some, 5)[1]["depth"] == pytest.approx(measured(model, fewer, 3)[1]["depth"], rel=1e-6)
@@ -58,7 +58,7 @@ def test_task_metrics_leave_out_a_task_without_label_or_metric(tiny):
             msgspec.structs.replace(t, metric=None if t.name == "normals" else t.metric) for t in model.manifest.tasks
         ),
     )
-    _, found = measured(model, dataclasses.replace(split, labels={**split.labels, "depth": empty}, _labelled={}), 5)
+    _, found = measured(model, dataclasses.replace(split, labels={**split.labels, "depth": empty}, _scans={}), 5)
     assert set(found) == {"segmentation"}
 
 

@@ -4,7 +4,7 @@ from edge_runtime.wire.errors import MAX_REASON, WireError, reason
 
 def test_every_exception_of_the_module_is_a_wire_error():
     kinds = [value for value in vars(errors).values() if isinstance(value, type)]
-    assert len(kinds) == 9
+    assert WireError in kinds
     assert all(issubclass(kind, WireError) for kind in kinds)
 
 
