@@ -25,6 +25,7 @@ from broker_server.report.build import ReportImpossible
 from broker_server.rounds.federation import FederationChanged, StateDamaged
 from broker_server.rounds.journal import JournalInvalid
 from broker_server.server import settings_command
+from broker_server.server.broker_config import mosquitto
 from broker_server.server.certificates import CertificatesInvalid
 from broker_server.server.config import SETTINGS
 from broker_server.server.dispatcher import BrokerRefused
@@ -101,17 +102,7 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
 
     _device_commands(commands)
 
-    checked = commands.add_parser("check", help="look for damage in a state folder, while no server runs")
-    checked.add_argument("--config", type=Path, help="server.toml")
-    add_flags(checked, [each for each in SETTINGS if each.key == "state"])
-    checked.add_argument("--repair", action="store_true", help="mend what can be")
-    checked.set_defaults(command=_check)
-
-    copied = commands.add_parser("backup", help="copy a state folder, while its server runs or not")
-    copied.add_argument("out", type=Path, help="the folder to make; it holds the server's keys")
-    copied.add_argument("--config", type=Path, help="server.toml")
-    add_flags(copied, [each for each in SETTINGS if each.key == "state"])
-    copied.set_defaults(command=_backup)
+    _state_commands(commands)
 
     split = commands.add_parser("split", help="find the best groups for a table of affinities")
     split.add_argument("--affinity", type=Path, required=True, help='JSON: {"tasks": […], "values": [[…]]}, i→j')
@@ -182,6 +173,29 @@ def _device_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     fleet.set_defaults(command=_devices)
 
 
+def _state_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    made = commands.add_parser("broker-config", help="write a broker's configuration for this federation")
+    made.add_argument("kind", choices=["mosquitto"], help="the broker")
+    made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where its files go")
+    made.add_argument("--listen", type=int, default=8883, metavar="PORT", help="where it listens (default: 8883)")
+    made.add_argument("--name", action="append", required=True, help="its host name or address; may be repeated")
+    made.add_argument("--config", type=Path, help="server.toml")
+    add_flags(made, [each for each in SETTINGS if each.key in {"state", "federation"}])
+    made.set_defaults(command=_broker_config)
+
+    checked = commands.add_parser("check", help="look for damage in a state folder, while no server runs")
+    checked.add_argument("--config", type=Path, help="server.toml")
+    add_flags(checked, [each for each in SETTINGS if each.key == "state"])
+    checked.add_argument("--repair", action="store_true", help="mend what can be")
+    checked.set_defaults(command=_check)
+
+    copied = commands.add_parser("backup", help="copy a state folder, while its server runs or not")
+    copied.add_argument("out", type=Path, help="the folder to make; it holds the server's keys")
+    copied.add_argument("--config", type=Path, help="server.toml")
+    add_flags(copied, [each for each in SETTINGS if each.key == "state"])
+    copied.set_defaults(command=_backup)
+
+
 def _serve_options(parser: argparse.ArgumentParser, *, is_full: bool) -> None:
     parser.set_defaults(command=_serve)
     parser.add_argument("--help-all", action=_HelpAll, nargs=0, help="show every setting, and exit")
@@ -193,7 +207,12 @@ def _serve_options(parser: argparse.ArgumentParser, *, is_full: bool) -> None:
         metavar="FILE",
         help="certificates to trust, with --broker mqtts://…",
     )
-    parser.add_argument("--token", help="the server's token for --broker (default: one signed with its own key)")
+    parser.add_argument(
+        "--token-file",
+        type=Path,
+        metavar="FILE",
+        help="the server's password for --broker (default: a token signed with its own key)",
+    )
     parser.add_argument("--new", action="store_true", help="begin a new federation; the old one's weights are deleted")
     parser.add_argument("--exit-when-finished", "--once", action="store_true", help="end with the federation")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="where the report goes (default: in the state)")
@@ -244,6 +263,20 @@ def _devices(options: argparse.Namespace) -> int:
             key = "waits for its first message" if found.key is None else f"key {found.key[:16]}"
             state = "revoked" if found.revoked else f"enrolled, {key}"
         print(f"{name}  {state}")
+    return DONE
+
+
+def _broker_config(options: argparse.Namespace) -> int:
+    config = settings_command.settings(options).value
+    password = mosquitto(
+        options.out, state=config.state, federation=config.federation, port=options.listen, names=options.name
+    )
+    url = f"mqtts://{options.name[0]}:{options.listen}"
+    print(
+        f"{options.out} has the configuration, with a password for each device that is enrolled; make it again for more"
+    )
+    print(f"  mosquitto -c {options.out / 'mosquitto.conf'}")
+    print(f"  python -m broker_server --broker {url} --ca-file {config.state / 'tls/ca.pem'} --token-file {password}")
     return DONE
 
 
@@ -311,7 +344,7 @@ def _serve(options: argparse.Namespace) -> int:
         settings_command.settings(options).value,
         broker=options.broker,
         ca_file=options.broker_ca_file,
-        token=options.token,
+        token=None if options.token_file is None else options.token_file.read_text().strip(),
         is_new=options.new,
         is_once=options.exit_when_finished,
         is_quiet=options.quiet,

@@ -62,21 +62,27 @@ class Certificates:
         """Return the certificate for these host names and addresses, made anew if need be."""
         wanted = sorted(set(names))
         certificate, key = self._root / "server.pem", self._root / "server.key"
-        ca, ca_key = self._ca()
+        ca, _ = self._ca()
         if certificate.exists() and key.exists() and self._is_good(_certificate(certificate), ca, wanted):
             return ServerCertificate(certificate, key, is_new=False)
+        signed, own = self.issue(wanted)
+        write_atomic(key, own, mode=_SECRET)
+        write_atomic(certificate, signed)
+        return ServerCertificate(certificate, key, is_new=True)
+
+    def issue(self, names: Iterable[str]) -> tuple[bytes, bytes]:
+        """Return a new certificate of the CA for these host names and addresses, and its key (PEM)."""
+        ca, ca_key = self._ca()
         own = ec.generate_private_key(ec.SECP256R1())
         signed = (
             self._builder("MAS Edge server", ca.subject, own.public_key(), SERVER_DAYS)
-            .add_extension(x509.SubjectAlternativeName([_general(name) for name in wanted]), critical=False)
+            .add_extension(x509.SubjectAlternativeName([_general(name) for name in sorted(set(names))]), critical=False)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key()), critical=False)
             .sign(ca_key, hashes.SHA256())
         )
-        write_atomic(key, _pem(own), mode=_SECRET)
-        write_atomic(certificate, signed.public_bytes(Encoding.PEM))
-        return ServerCertificate(certificate, key, is_new=True)
+        return signed.public_bytes(Encoding.PEM), _pem(own)
 
     def _is_good(self, found: x509.Certificate, ca: x509.Certificate, wanted: list[str]) -> bool:
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value

@@ -8,6 +8,7 @@ import re
 import socket
 from pathlib import Path
 
+from broker_server.server.broker_config import password_hash
 from broker_server.server.certificates import Certificates
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create
@@ -83,9 +84,10 @@ def enrol(
         **{name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},
     }
     build(AgentConfig, [(str(out), entries)])  # what the device would refuse changes nothing
-    enrolment = Enrolments(state).enrol(device)
+    enrolments = Enrolments(state)
+    enrolment = enrolments.enrol(device)
     entries["code"] = enrolment.code
-    entries["token"] = tokens.issue(
+    entries["token"] = token = tokens.issue(
         key,
         name=device,
         federation=federation,
@@ -93,6 +95,7 @@ def enrol(
         lifetime_s=days * DAY_S,
         generation=enrolment.generation,
     )
+    enrolments.set_password(device, enrolment.generation, password_hash(token))
     text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in entries.items())
     write_atomic(out, text.encode(), mode=SECRET)
 

@@ -42,6 +42,8 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     enrolled_s: float
     key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
     revoked: bool = False
+    password: str | None = None
+    """The hash of its token, for a broker of others."""
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -106,6 +108,13 @@ class Enrolments:
                 return False
             self._write(device, msgspec.structs.replace(found, key=key))
             return True
+
+    def set_password(self, device: str, generation: int, password: str) -> None:
+        """Keep the hash of the token that a device was given at this enrolment."""
+        with self._changing():
+            found = self.find(device)
+            if found is not None and found.generation == generation:
+                self._write(device, msgspec.structs.replace(found, password=password))
 
     def revoke(self, device: str) -> bool:
         """Revoke a device: it may not come again before it is enrolled anew. Return False if there is none."""

@@ -334,7 +334,8 @@ def _external(
         ca_file=ca_file,
         clean_session=True,
     )
-    folder.set_url(url, certificate="other")
+    is_own = ca_file is not None and ca_file.read_text() == Certificates(config.state).ca_pem()
+    folder.set_url(url, certificate="own" if is_own else "other")
     print(f"federation {config.federation!r} on the broker at {url}; state in {config.state}")
     _print_how_to_join(url, config)
     try:

@@ -2,10 +2,13 @@
 
 import datetime as dt
 import ipaddress
+import os
+import pwd
 import shutil
 import subprocess
 import time
 
+import msgspec
 import pytest
 
 pytest.importorskip("jwt")
@@ -120,6 +123,60 @@ def test_federation_over_the_server_s_own_tls_without_anybody_doing_anything(sit
     site.ends(server, device)
     assert "BEGIN CERTIFICATE" in (site.root / "a" / "agent.toml").read_text()
     assert "INSECURE" not in server.said
+
+
+def test_federation_over_mosquitto_as_we_configure_it_and_nobody_else_gets_in(site):
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    from broker_server.__main__ import main
+
+    out, ca = site.root / "mosquitto", site.state / "tls" / "ca.pem"
+    configs = {name: site.enrol(name, url=f"mqtts://127.0.0.1:{site.port}", data=str(site.data(name))) for name in "ab"}
+    words = ["broker-config", "mosquitto", "--out", out, "--name", "127.0.0.1", "--listen", site.port]
+    assert main([str(word) for word in [*words, "--state", site.state]]) == 0
+    with (out / "mosquitto.conf").open("a") as file:
+        file.write(f"user {pwd.getpwuid(os.getuid()).pw_name}\n")  # it would take an account of its own
+    with subprocess.Popen([MOSQUITTO, "-c", out / "mosquitto.conf"], stderr=subprocess.DEVNULL) as broker:
+        try:
+            for user, password in (
+                ("a", ""),
+                ("server", "guess"),
+                ("a", msgspec.toml.decode(configs["b"].read_bytes())["token"]),
+            ):
+                stranger = MqttLink(
+                    f"mqtts://127.0.0.1:{site.port}", client_id="x", username=user, password=password, ca_file=ca
+                )
+                event = stranger.receive(30)
+                while event is not None and not event.refused:  # it may not listen yet
+                    event = stranger.receive(30)
+                stranger.close()
+                assert event is not None
+            server = site.serve(
+                "--broker",
+                f"mqtts://127.0.0.1:{site.port}",
+                "--ca-file",
+                ca,
+                "--token-file",
+                site.state / "broker.password",
+            )
+            # Device b, by its own good password, speaks for a: the broker drops it, and the server would not hear it.
+            mallory = MqttLink(
+                f"mqtts://127.0.0.1:{site.port}",
+                client_id="b",
+                username="b",
+                password=msgspec.toml.decode(configs["b"].read_bytes())["token"],
+                ca_file=ca,
+            )
+            mallory.subscribe("mas/3/home/device/+/event", "mas/3/home/device/a/command")
+            mallory.publish("mas/3/home/device/a/event", b"{}")
+            while (event := mallory.receive(3)) is not None:
+                assert not hasattr(event, "payload"), event
+            mallory.close()
+            devices = [site.run(f"device-{n}", "edge_runtime", "run", "--config", c) for n, c in configs.items()]
+            site.ends(server, *devices)
+            assert "not heard" not in server.said
+        finally:
+            broker.terminate()
 
 
 def test_agent_goes_nowhere_without_tls_unless_that_is_allowed(site):
