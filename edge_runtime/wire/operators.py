@@ -7,7 +7,7 @@ Rules
   there is.
 - A field that no exporter of ours writes is refused, and so is one that is there twice where the format has one: two
   readers might understand it differently. Only descriptions of types (inputs, outputs) are left to the engine.
-- A constant is as large as its shape says.
+- A constant is as large as its shape says, and no array is made that no board could hold (graph_size.py).
 
 (The ONNX format: https://github.com/onnx/onnx/blob/v1.17.0/onnx/onnx.proto)
 """
@@ -15,12 +15,14 @@ Rules
 # coverage: every branch
 
 import math
+import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edge_runtime.wire.errors import BundleInvalid, reason
+from edge_runtime.wire.graph_size import MAX_KNOWN, GraphSize, TooLarge
 from edge_runtime.wire.protobuf import BYTES, FIXED32, FIXED64, VARINT, ProtobufInvalid, fields, varint
 
 OPSET = 18
@@ -111,6 +113,7 @@ _TENSOR = _Message(
 )
 _DATA_TYPES = {1: (4, 4), 6: (4, 5), 7: (8, 7), 9: (1, 5), 11: (8, 10)}
 """Bytes of an element in raw data, and the field that has the elements otherwise: float, int32, int64, bool, double."""
+_INT64 = 7
 _VARINTS = (5, 7)
 _WIDTHS = {4: 4, 10: 8}
 """The fields with elements of a constant: those of any length, and bytes of those of a fixed one."""
@@ -121,7 +124,7 @@ def check_graph(data: bytes, name: str, operators: Operators = PORTABLE) -> None
     _check_size(len(data), name)
     try:
         _check_model(memoryview(data), operators)
-    except _NotAllowed as exc:
+    except (_NotAllowed, TooLarge) as exc:
         raise BundleInvalid(f"graph {name} is refused: {exc}") from exc
     except (ProtobufInvalid, UnicodeDecodeError) as exc:
         raise BundleInvalid(f"graph {name} is not an ONNX graph: {reason(exc)}") from exc
@@ -161,35 +164,57 @@ def _check_model(data: memoryview, operators: Operators) -> None:
         raise _NotAllowed("it has no graph")
     if versions.get("") != OPSET:
         raise _NotAllowed(f"it is written for opset {versions.get('', 'none')}, and this software runs {OPSET}")
+    _check_parts(graph, operators)
+
+
+def _check_parts(graph: memoryview, operators: Operators) -> None:
+    size, nodes = GraphSize(), []
     for number, value in _read(graph, _GRAPH):
         if number == 1:
-            _check_node(value, operators)
+            nodes.append(value)
         elif number == 5:
-            _check_tensor(value)
+            elements = _check_tensor(value)
+            name, integers = _integers(value)
+            size.constant(name, elements, integers)
+    for node in nodes:
+        _check_node(node, operators, size)
 
 
-def _check_node(data: memoryview, operators: Operators) -> None:
+def _check_node(data: memoryview, operators: Operators, size: GraphSize) -> None:
     operator = domain = ""
+    names: dict[int, list[str]] = {1: [], 2: []}
+    constant: memoryview | None = None
     for number, value in _read(data, _NODE):
         if number == 4:
             operator = _text(value)
         elif number == 7:
             domain = _text(value)
         elif number == 5:
-            _check_attribute(value)
+            constant = _check_attribute(value) or constant
+        elif number in names:
+            names[number].append(_text(value))
     if operator not in operators.get(domain, ()):
         whole = f"{domain}.{operator}" if domain else operator
         raise _NotAllowed(f"operator {reason(repr(whole))} is not one that a bundle may have")
+    size.node(operator, names[1], names[2])
+    if operator == "Constant" and constant is not None:
+        elements, (_, integers) = _check_tensor(constant), _integers(constant)
+        for name in names[2]:
+            size.constant(name, elements, integers)
 
 
-def _check_attribute(data: memoryview) -> None:
+def _check_attribute(data: memoryview) -> memoryview | None:
+    """Return the constant of an attribute that has one, checked."""
+    found = None
     for number, value in _read(data, _ATTRIBUTE):
         if number == 5:
             _check_tensor(value)
+            found = value
+    return found
 
 
-def _check_tensor(data: memoryview) -> None:
-    """Refuse a constant whose content, raw bytes or numbers, has another length than its shape and type say."""
+def _check_tensor(data: memoryview) -> int:
+    """Return the elements of a constant; refuse one whose content has another length than its shape and type say."""
     shape: list[int] = []
     counts = dict.fromkeys((*_VARINTS, *_WIDTHS), 0)
     kind = raw = 0
@@ -215,6 +240,27 @@ def _check_tensor(data: memoryview) -> None:
     as_numbers = not raw and stored == {field: elements}
     if not as_bytes and not as_numbers:
         raise _NotAllowed(f"a constant of {elements} elements has a content of another length")
+    return elements
+
+
+def _integers(data: memoryview) -> tuple[str, tuple[int, ...] | None]:
+    """Return the name of a checked constant, and its numbers where they are few and of 64 bits, as shapes are."""
+    name, kind, found = "", 0, list[int]()
+    for number, value in _read(data, _TENSOR):
+        if number == 2:
+            kind = value
+        elif number == 8:
+            name = _text(value)
+        elif number == 9 and len(value) <= 8 * MAX_KNOWN and len(value) % 8 == 0:
+            found += struct.unpack(f"<{len(value) // 8}q", value)
+        elif number == 7 and len(found) <= MAX_KNOWN:
+            found += [_signed(each) for each in _numbers(value)[:MAX_KNOWN]]
+    return name, tuple(found) if kind == _INT64 else None
+
+
+def _signed(number: int) -> int:
+    """Return a number of 64 bits, which a varint has without its sign."""
+    return number - 2**64 if number >= 2**63 else number
 
 
 def _numbers(value: int | memoryview) -> list[int]:
