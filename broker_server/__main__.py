@@ -25,6 +25,7 @@ from broker_server.report.build import ReportImpossible
 from broker_server.rounds.federation import FederationChanged, StateDamaged
 from broker_server.rounds.journal import JournalInvalid
 from broker_server.server import settings_command
+from broker_server.server.audit import AuditLog
 from broker_server.server.broker_config import mosquitto
 from broker_server.server.certificates import CertificatesInvalid
 from broker_server.server.config import SETTINGS
@@ -250,6 +251,7 @@ def _revoke(options: argparse.Namespace) -> int:
     state = settings_command.settings(options).value.state
     if not Enrolments(state).revoke(options.device):
         raise EnrolmentRefused(f"{options.device[:80]!r} is not enrolled in {state}: `devices` lists those that are")
+    AuditLog(state).add("revoked", device=options.device)
     print(f"{options.device} is revoked: the server hears it no more; `enrol` makes a new file for it")
     return DONE
 
@@ -271,6 +273,7 @@ def _broker_config(options: argparse.Namespace) -> int:
     password = mosquitto(
         options.out, state=config.state, federation=config.federation, port=options.listen, names=options.name
     )
+    AuditLog(config.state).add("configured", why=f"{options.kind} in {options.out}")
     url = f"mqtts://{options.name[0]}:{options.listen}"
     print(
         f"{options.out} has the configuration, with a password for each device that is enrolled; make it again for more"

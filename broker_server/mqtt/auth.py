@@ -51,7 +51,8 @@ class TokenAuthorizer:
     """Authorizer by the tokens and topics of one federation.
 
     `now` gives seconds since the epoch: it is only needed to tell how much of a token's life is left. `is_current` says
-    whether a device's enrolment is the present one; without it every token is.
+    whether a device's enrolment is the present one; without it every token is. `on_login` hears of each attempt, with
+    the reason where it was refused.
     """
 
     def __init__(
@@ -61,14 +62,25 @@ class TokenAuthorizer:
         *,
         now: "Clock",
         is_current: Callable[[str, int], bool] = lambda _name, _generation: True,
+        on_login: Callable[[str, str | None], None] = lambda _name, _why: None,
     ) -> None:
         self._key = key
         self._federation = federation
         self._now = now
         self._is_current = is_current
+        self._on_login = on_login
 
     def authenticate(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
         """Check the token in `password` and that the client id and user name are its bearer's. Raises TokenRefused."""
+        try:
+            principal = self._checked(client_id, username, password)
+        except TokenRefused as exc:
+            self._on_login(client_id, str(exc))
+            raise
+        self._on_login(principal.name, None)
+        return principal
+
+    def _checked(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
         claims = tokens.check(self._key, password, federation=self._federation)
         is_own = client_id == claims.sub or (claims.role == "server" and client_id.startswith(f"{claims.sub}/"))
         if username != claims.sub or not is_own:

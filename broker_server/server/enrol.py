@@ -8,6 +8,7 @@ import re
 import socket
 from pathlib import Path
 
+from broker_server.server.audit import AuditLog
 from broker_server.server.broker_config import password_hash
 from broker_server.server.certificates import Certificates
 from broker_server.server.enrolments import Enrolments
@@ -95,6 +96,7 @@ def enrol(
         lifetime_s=days * DAY_S,
         generation=enrolment.generation,
     )
+    AuditLog(state).add("enrolled", device=device, why=f"generation {enrolment.generation}")
     enrolments.set_password(device, enrolment.generation, password_hash(token))
     text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in entries.items())
     write_atomic(out, text.encode(), mode=SECRET)

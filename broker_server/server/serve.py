@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from broker_server.rounds.encoder_process import EncoderSupervisor
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.ort_training_process import ArtifactBuilder
+from broker_server.server.audit import AuditLog
 from broker_server.server.certificates import Certificates, CertificatesInvalid
 from broker_server.server.config import ServerConfig
 from broker_server.server.dispatcher import Dispatcher
@@ -113,7 +115,15 @@ def serve(
             show=watcher.note,
             builds_artifacts=builder is not None,
         )
-        link.note = dispatcher.note
+        audit = AuditLog(config.state)
+
+        def note(text: str) -> None:
+            audit.add("noted", why=text)
+            dispatcher.note(text)
+
+        link.note = note
+        audit.add("started")
+        stack.callback(audit.add, "stopped")
         if config.bundle is not None or _is_bundle(config.bundle_path):
             federation = _federation(config, dispatcher, key)
         else:
@@ -244,7 +254,11 @@ def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder)
         own = Certificates(config.state).server(_names(config))
     broker = EmbeddedBroker(
         TokenAuthorizer(
-            key.public_key(), config.federation, now=time.time, is_current=Enrolments(config.state).is_current
+            key.public_key(),
+            config.federation,
+            now=time.time,
+            is_current=Enrolments(config.state).is_current,
+            on_login=partial(_audit_login, AuditLog(config.state)),
         ),
         certificate_file=config.broker.certificate if own is None else own.certificate,
         key_file=config.broker.key if own is None else own.key,
@@ -270,6 +284,13 @@ def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder)
             link.close()
     finally:
         broker.stop()
+
+
+def _audit_login(audit: AuditLog, name: str, why: str | None) -> None:
+    if why is None:
+        audit.add("connected", device=name)
+    else:
+        audit.add("refused", device=name, why=why)
 
 
 def _names(config: ServerConfig) -> set[str]:

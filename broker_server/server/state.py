@@ -7,6 +7,7 @@ state/uploads/DEVICE/         what a device has sent, apart from the server's ow
 state/devices/                who is enrolled (enrolments.py)
 state/counter                 ahead of the numbers of the messages that were sent
 state/url                     where devices find the server that ran last
+state/audit.jsonl             who came, who was refused, what the operator did
 state/lock                    held while a server runs
 """
 
