@@ -32,7 +32,7 @@ from broker_server.server.config import SETTINGS
 from broker_server.server.dispatcher import BrokerRefused
 from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
 from broker_server.server.enrolments import Enrolments
-from broker_server.server.keys import KeyInvalid
+from broker_server.server.keys import KEY, KeyInvalid, roll
 from broker_server.server.serve import serve, write_report
 from broker_server.server.state import StateBusy, StateFolder
 from broker_server.server.state_check import BackupImpossible, backup, problems
@@ -175,6 +175,11 @@ def _device_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _state_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    keys = commands.add_parser("roll-key", help="make a new key that signs commands; devices learn it by the old one")
+    keys.add_argument("--config", type=Path, help="server.toml")
+    add_flags(keys, [each for each in SETTINGS if each.key == "state"])
+    keys.set_defaults(command=_roll_key)
+
     made = commands.add_parser("broker-config", help="write a broker's configuration for this federation")
     made.add_argument("kind", choices=["mosquitto"], help="the broker")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where its files go")
@@ -265,6 +270,18 @@ def _devices(options: argparse.Namespace) -> int:
             key = "waits for its first message" if found.key is None else f"key {found.key[:16]}"
             state = "revoked" if found.revoked else f"enrolled, {key}"
         print(f"{name}  {state}")
+    return DONE
+
+
+def _roll_key(options: argparse.Namespace) -> int:
+    state = settings_command.settings(options).value.state
+    if not (state / KEY).is_file():
+        raise KeyInvalid(f"{state} has no {KEY}: start the server once, or enrol a device")
+    folder = StateFolder(state)
+    with contextlib.closing(folder):
+        made = roll(state)
+    AuditLog(state).add("configured", why=f"new key {made[:16]}")
+    print(f"the key that signs commands is {made[:16]}… from the next start on; devices learn it by the one before")
     return DONE
 
 

@@ -12,7 +12,7 @@ from broker_server.server.audit import AuditLog
 from broker_server.server.broker_config import password_hash
 from broker_server.server.certificates import Certificates
 from broker_server.server.enrolments import Enrolments
-from broker_server.server.keys import load_or_create
+from broker_server.server.keys import load_or_create, signing_key
 from broker_server.server.state import has_own_certificate, read_url
 from devices.cli.settings import Tree, build, settings_of
 from edge_runtime.agent.config import AgentConfig
@@ -79,7 +79,7 @@ def enrol(
         "url": url,
         "token": "…",
         "code": "0" * 32,
-        "server_key": public_hex(key),
+        "server_key": public_hex(signing_key(state)),
         "data": "data",
         "state": "state",
         **{name: str(value) if isinstance(value, Path) else value for name, value in settings.items()},

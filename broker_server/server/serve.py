@@ -27,7 +27,7 @@ from broker_server.server.config import ServerConfig
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrol import own_address
 from broker_server.server.enrolments import Enrolments
-from broker_server.server.keys import load_or_create
+from broker_server.server.keys import load_or_create, retired_keys, signing_key
 from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.signed_link import SignedServerLink
@@ -84,7 +84,7 @@ def serve(
         stack.callback(folder.close)
         if is_new:
             folder.clear()
-        key = load_or_create(config.state)
+        key, signing = load_or_create(config.state), signing_key(config.state)
         journal, blobs = folder.open()
         stack.callback(journal.close)
         if broker is None:
@@ -94,9 +94,10 @@ def serve(
         link = SignedServerLink(
             plain,
             Topics(config.federation),
-            key=key,
+            key=signing,
             enrolments=Enrolments(config.state),
             counter=Counter(config.state / COUNTER),
+            retired=retired_keys(config.state),
         )
         watcher = _watcher(stack, is_quiet=is_quiet)
         builder = _builder(config)
@@ -125,9 +126,9 @@ def serve(
         audit.add("started")
         stack.callback(audit.add, "stopped")
         if config.bundle is not None or _is_bundle(config.bundle_path):
-            federation = _federation(config, dispatcher, key)
+            federation = _federation(config, dispatcher, signing)
         else:
-            federation = _await_bundle(config, dispatcher, watcher, key)
+            federation = _await_bundle(config, dispatcher, watcher, signing)
         loop = ServerLoop(federation, dispatcher, watcher, builder=builder, encoder=encoder)
         loop.start()
         _run(loop, is_once=is_once, out=report or config.state / "report")

@@ -4,6 +4,7 @@ Rules
 - What the server sends to a device is signed for the device's last boot; see edge_runtime.wire.envelope.
 - An event is passed on if its device is enrolled and not revoked, its key signed it, and its number is above all
   before. So the topic need not be believed: on a broker that checks nothing, nobody speaks for a device.
+- A device that was enrolled before a key was retired is told of its heir, by the retired key, with each of its boots.
 - The first key that comes with the enrolment's code is the device's. Another one is refused and named: a second card
   was made of the same file.
 - Two boots of one key that take turns are two cards with one state folder: that is named, once for each.
@@ -13,16 +14,17 @@ import hmac
 import logging
 import time
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.server.enrolments import Enrolment, Enrolments, Seen
+from broker_server.server.keys import RetiredKey
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.envelope import NO_BOOT, EventEnvelope, Scope, check_event, read_event, seal_command
 from edge_runtime.wire.errors import SignatureInvalid, TopicInvalid, WireError
-from edge_runtime.wire.link import Delivery, Event, Link
+from edge_runtime.wire.link import Delivery, Event, Link, LinkFull
 from edge_runtime.wire.messages import Status, encode
 from edge_runtime.wire.topics import Topics
 
@@ -51,6 +53,7 @@ class SignedServerLink:
         key: Ed25519PrivateKey,
         enrolments: Enrolments,
         counter: Counter,
+        retired: Sequence[RetiredKey] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.refused: Tally[str] = Tally()
@@ -61,6 +64,7 @@ class SignedServerLink:
         self._key = key
         self._enrolments = enrolments
         self._counter = counter
+        self._retired = retired
         self._clock = clock
         self._heard: dict[str, _Heard] = {}
         self._noted: Tally[tuple[str, str]] = Tally()
@@ -187,6 +191,21 @@ class SignedServerLink:
                 del earlier[next(iter(earlier))]
         self._heard[device] = _Heard(found.generation, event.boot, event.counter, earlier)
         self._enrolments.set_seen(device, Seen(boot=event.boot.hex(), counter=event.counter))
+        self._name_heirs(device, found, event.boot)
+
+    def _name_heirs(self, device: str, found: Enrolment, boot: bytes) -> None:
+        """Tell a device that has started of the keys that took the place of the one that it was enrolled with."""
+        for each in self._retired:
+            if each.retired_s < found.enrolled_s:
+                continue
+            counter = self._counter.next()
+            payload = seal_command(
+                each.key, self._scope(device), boot=boot, counter=counter, body=each.heir, purpose=b"new key"
+            )
+            try:
+                self._link.publish(self._topics.command(device), payload)
+            except LinkFull:  # it is told with its next boot, and takes no command before
+                return
 
     def _heard_of(self, device: str) -> _Heard | None:
         """Return what was heard of a device in its present enrolment, by this process or an earlier one."""

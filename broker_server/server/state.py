@@ -1,6 +1,6 @@
 """The server's state folder: its key, its journal, its blobs, where it listens, and a lock for one server at a time.
 
-state/server.key              Ed25519, readable by its owner alone
+state/server.key, signing.key  Ed25519, readable by their owner alone (keys.py)
 state/federation.sqlite3      the journal
 state/blobs/                  weights, manifests and graphs, by digest
 state/uploads/DEVICE/         what a device has sent, apart from the server's own

@@ -11,13 +11,13 @@ from pathlib import Path
 from broker_server.rounds.journal import FederationJournal, JournalInvalid
 from broker_server.server.certificates import TLS
 from broker_server.server.enrolments import DEVICES, Enrolments
-from broker_server.server.keys import KEY
+from broker_server.server.keys import KEY, RETIRED, SIGNING
 from broker_server.server.state import BLOBS, COUNTER, JOURNAL, PRIVATE, UPLOADS, URL, StateFolder
 from edge_runtime.wire.files import digest_file, sync_folder
 from edge_runtime.wire.messages import Update
 
 ATTEMPTS = 5
-_SECRETS = (KEY, f"{TLS}/ca.key", f"{TLS}/server.key")
+_SECRETS = (KEY, SIGNING, f"{TLS}/ca.key", f"{TLS}/server.key")
 
 
 class BackupImpossible(RuntimeError):
@@ -99,10 +99,10 @@ def _copy(state: Path, made: Path) -> None:
             _copy_file(state, made, f"{BLOBS}/{digest}")
         for device, _, digest in _open_updates(journal):
             _copy_file(state, made, f"{UPLOADS}/{device}/{digest}")
-    for name in (KEY, URL, COUNTER):
+    for name in (KEY, SIGNING, URL, COUNTER):
         if (state / name).is_file():
             _copy_file(state, made, name)
-    for folder in (DEVICES, TLS):
+    for folder in (DEVICES, TLS, RETIRED):
         for path in sorted((state / folder).glob("*.*")):
             _copy_file(state, made, f"{folder}/{path.name}")
 

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 import msgspec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from devices.cli.run import BAD_INPUT, DONE, REFUSED, UNAVAILABLE, fail, stop_event
 from devices.cli.run import run as run_command
@@ -17,7 +16,7 @@ from devices.cli.settings import ConfigInvalid
 from devices.cli.text import log_to_stderr
 from devices.cli.values import parse_size
 from edge_runtime.agent.config import AgentConfig, read
-from edge_runtime.agent.identity import COUNTER, load_or_create
+from edge_runtime.agent.identity import COUNTER, ServerKey, load_or_create
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.signed_link import SignedDeviceLink
 from edge_runtime.agent.state import State, StateUnusable
@@ -94,7 +93,7 @@ def connect(config: AgentConfig) -> Link:
         Scope(federation=config.federation, device=config.device),
         key=key,
         code=bytes.fromhex(config.code),
-        server_key=Ed25519PublicKey.from_public_bytes(bytes.fromhex(config.server_key)),
+        server_key=ServerKey(config.state, config.server_key),
         counter=Counter(config.state / COUNTER),
     )
 
@@ -163,12 +162,14 @@ def _joined(
         worker,
         device=config.device,
         topics=Topics(config.federation),
-        server_key=config.server_key,
+        server_key=ServerKey(config.state, config.server_key).hex,
         max_download_bytes=config.max_download_bytes,
         account=account,
         beat=beat,
         limits=config.limits,
     )
+    if isinstance(link, SignedDeviceLink):
+        link.on_key = agent.trust
     with account:
         _measure_idle(account, config.meter_idle_s, stop, beat)
         _log.info("device %s joins federation %s at %s", config.device, config.federation, config.url)

@@ -107,7 +107,7 @@ class PlanDownloads:
     def __init__(self, state: State, *, server_key: str, max_bytes: int, ort_training: bool = False) -> None:
         """With `ort_training` the graphs include the ONNX Runtime training artifacts."""
         self._blobs, self._weights = state.blobs, state.weights
-        self._server_key = server_key
+        self.server_key = server_key
         self._max_bytes = max_bytes
         self._ort_training = ort_training
         self._assemblies: dict[str, Assembly] = {}
@@ -184,7 +184,7 @@ class PlanDownloads:
 
     def _check(self, plan: Plan) -> Manifest:
         data = self._blobs.read(plan.bundle.digest)
-        return check_manifest(data, plan, self._server_key, self._max_bytes, ort_training=self._ort_training)
+        return check_manifest(data, plan, self.server_key, self._max_bytes, ort_training=self._ort_training)
 
     def _begin_missing(self, store: BlobStore, blobs: Iterable[Blob]) -> tuple[MissingBlob, ...]:
         missing = []

@@ -2,8 +2,10 @@
 
 state/device.key     32 bytes in hexadecimal, readable by the owner alone
 state/counter        ahead of the numbers of the messages that were sent
+state/server_key     the server's key that is trusted now, where it has changed since the device was enrolled
 """
 
+import re
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -13,6 +15,8 @@ from edge_runtime.wire.files import write_atomic
 
 KEY = "device.key"
 COUNTER = "counter"
+SERVER_KEY = "server_key"
+_KEY = re.compile(r"[0-9a-f]{64}\Z")
 SECRET = 0o600
 
 
@@ -33,3 +37,39 @@ def load_or_create(state: Path) -> Ed25519PrivateKey:
         if isinstance(exc, StateUnusable):
             raise
         raise StateUnusable(f"{path} cannot be used: {exc.strerror}") from exc
+
+
+class ServerKey:
+    """The server's key that a device trusts: the one it was enrolled with, or the last of those that took its place.
+
+    Raises StateUnusable.
+    """
+
+    def __init__(self, state: Path, enrolled: str) -> None:
+        self._path = state / SERVER_KEY
+        try:
+            known = self._path.read_text().split()
+        except FileNotFoundError:
+            known = []
+        except (OSError, UnicodeDecodeError) as exc:
+            raise StateUnusable(f"{self._path} cannot be read: delete it, and enrol the device again") from exc
+        is_good = known[:1] == [enrolled] and all(_KEY.match(each) for each in known)
+        self._known = known if is_good else [enrolled]  # a device that was enrolled anew begins anew
+
+    @property
+    def hex(self) -> str:
+        """The key that is trusted, in hexadecimal."""
+        return self._known[-1]
+
+    def knows(self, key: str) -> bool:
+        """Return whether a key was trusted before, or is."""
+        return key in self._known
+
+    def change(self, now: str) -> None:
+        """Trust another key from now on."""
+        known = [*self._known, now]
+        try:
+            write_atomic(self._path, " ".join(known).encode(), mode=SECRET)
+        except OSError as exc:
+            raise StateUnusable(f"{self._path} cannot be written: {exc.strerror}") from exc
+        self._known = known

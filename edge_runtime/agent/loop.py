@@ -152,6 +152,10 @@ class Agent:
         """The reason for which the loop ended, once it has."""
         return self._ending
 
+    def trust(self, server_key: str) -> None:
+        """Take manifests that another key of the server's has signed from now on."""
+        self._downloads.server_key = server_key
+
     def begin(self) -> None:
         """Subscribe to the server's messages."""
         self._link.subscribe(self._topics.command(self._device), self._topics.down(self._device))

@@ -4,6 +4,7 @@ Rules
 - What the device sends to the server is signed; see edge_runtime.wire.envelope.
 - A command is passed on if the pinned key signed it for this device and this boot, and its number is above all before.
   So a broker can hold messages back, and neither make, alter, repeat nor reorder them.
+- A new key of the server's, signed by the trusted one, is trusted from then on, and said to `on_key`.
 - A command that the server signed for another boot means that the server has not heard of this one: the agent is told
   that it is connected, and introduces itself again, at most every AGAIN_S.
 """
@@ -16,9 +17,10 @@ from collections.abc import Callable
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from edge_runtime.agent.identity import ServerKey
 from edge_runtime.wire.counter import Counter
-from edge_runtime.wire.envelope import BOOT_BYTES, Scope, open_command, seal_event
-from edge_runtime.wire.errors import WireError
+from edge_runtime.wire.envelope import BOOT_BYTES, KEY_BYTES, CommandEnvelope, Scope, open_command, seal_event
+from edge_runtime.wire.errors import MessageInvalid, SignatureInvalid
 from edge_runtime.wire.link import Connected, Delivery, Event, Link
 from edge_runtime.wire.topics import Topics
 
@@ -36,12 +38,13 @@ class SignedDeviceLink:
         *,
         key: Ed25519PrivateKey,
         code: bytes,
-        server_key: Ed25519PublicKey,
+        server_key: ServerKey,
         counter: Counter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.refused: Tally[str] = Tally()
         """Numbers of commands that were not passed on, by reason."""
+        self.on_key: Callable[[str], None] = lambda _key: None
         self._link = link
         self._scope = scope
         self._key = key
@@ -89,11 +92,17 @@ class SignedDeviceLink:
         event = self._link.receive(timeout_s)
         if not isinstance(event, Delivery) or event.topic != self._command:
             return event
+        trusted = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self._server_key.hex))
         try:
-            opened = open_command(self._server_key, self._scope, event.payload)
-        except WireError as exc:
+            return self._taken(open_command(trusted, self._scope, event.payload))
+        except SignatureInvalid as exc:
+            self._take_key(trusted, event.payload, exc)
+        except MessageInvalid as exc:
             self._refuse("forged", str(exc))
-            return None
+        return None
+
+    def _taken(self, opened: CommandEnvelope) -> Event | None:
+        """Return the command of an envelope whose signature is good, if it is for this boot and new."""
         if opened.boot != self._boot:
             now_s = self._clock()
             if now_s - self._introduced_s < AGAIN_S:
@@ -105,7 +114,23 @@ class SignedDeviceLink:
             self._refuse("repeated", "a command with this number, or a later one, has come before")
             return None
         self._last = opened.counter
-        return Delivery(event.topic, opened.body)
+        return Delivery(self._command, opened.body)
+
+    def _take_key(self, trusted: Ed25519PublicKey, payload: bytes, forged: SignatureInvalid) -> None:
+        """Trust the key in an envelope that is no command, if the trusted one signed it as its heir, for this boot."""
+        key = payload[-KEY_BYTES:].hex()
+        if self._server_key.knows(key):  # the server names it with each boot
+            return
+        try:
+            opened = open_command(trusted, self._scope, payload, b"new key")
+        except SignatureInvalid:
+            self._refuse("forged", str(forged))
+            return
+        if self._taken(opened) is None or opened.boot != self._boot or len(opened.body) != KEY_BYTES:
+            return
+        self._server_key.change(key)
+        self.on_key(key)
+        _log.warning("the server has a new key: %s…", key[:16])
 
     def interrupt(self) -> None:
         """Let `receive` return."""

@@ -1,6 +1,7 @@
 """Envelopes: what is around each control message, so that no broker has to be trusted.
 
     command: boot 16 · counter 8 · signature 64 · message                          server → device
+    new key: boot 16 · counter 8 · signature 64 · key 32              server → device
     event:   key 32 · proof 32 · boot 16 · counter 8 · signature 64 · message      device → server
 
 Rules
@@ -8,6 +9,7 @@ Rules
   an envelope fits nowhere else.
 - `boot` is random and new with each process of a device. A command is for one boot, so that what was sent to an earlier
   one is worth nothing.
+- A new key is the server's next one, signed by the one before: devices trust it from then on, and the other no longer.
 - Counters only grow, over restarts too (counter.py): an envelope is good once.
 - `key` is the device's own, made on the device. `proof` is an HMAC of it by the code that the device was enrolled with:
   the server keeps the first key that comes with the right one, and takes no other.
@@ -17,6 +19,7 @@ Rules
 
 import hmac
 from dataclasses import dataclass
+from typing import Literal
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -84,19 +87,24 @@ def raw_public(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
-def seal_command(key: Ed25519PrivateKey, scope: Scope, *, boot: bytes, counter: int, body: bytes) -> bytes:
-    """Return the envelope of a message to a device."""
+Purpose = Literal[b"command", b"new key"]
+
+
+def seal_command(
+    key: Ed25519PrivateKey, scope: Scope, *, boot: bytes, counter: int, body: bytes, purpose: Purpose = b"command"
+) -> bytes:
+    """Return the envelope of a message to a device, or with another purpose of the server's next public key."""
     head = boot + counter.to_bytes(COUNTER_BYTES, "big")
-    return head + key.sign(scope.signed(b"command", head, body)) + body
+    return head + key.sign(scope.signed(purpose, head, body)) + body
 
 
-def open_command(key: Ed25519PublicKey, scope: Scope, payload: bytes) -> CommandEnvelope:
+def open_command(key: Ed25519PublicKey, scope: Scope, payload: bytes, purpose: Purpose = b"command") -> CommandEnvelope:
     """Return what is in a command's envelope. Raises MessageInvalid, SignatureInvalid."""
     if len(payload) < COMMAND_BYTES:
         raise MessageInvalid(f"a command of {len(payload)} bytes has no room for its signature")
     head, rest = payload[: BOOT_BYTES + COUNTER_BYTES], payload[BOOT_BYTES + COUNTER_BYTES :]
     signature, body = rest[:SIGNATURE_BYTES], rest[SIGNATURE_BYTES:]
-    _verify(key, signature, scope.signed(b"command", head, body))
+    _verify(key, signature, scope.signed(purpose, head, body))
     return CommandEnvelope(boot=head[:BOOT_BYTES], counter=int.from_bytes(head[BOOT_BYTES:], "big"), body=body)
 
 

@@ -22,6 +22,7 @@ from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create
 from broker_server.server.loop import ServerLoop
 from devices.cli.settings import build, put
+from edge_runtime.agent.identity import ServerKey
 from edge_runtime.agent.signed_link import SignedDeviceLink
 from edge_runtime.wire import compression
 from edge_runtime.wire import manifest as manifests
@@ -494,7 +495,7 @@ def join(tmp_path):
             Scope(federation="home", device=name),
             key=Ed25519PrivateKey.generate(),
             code=bytes.fromhex(enrolment.code),
-            server_key=key.public_key(),
+            server_key=ServerKey(tmp_path / f"{name}.trusted", public_hex(key)),
             counter=Counter(tmp_path / f"{name}.counter"),
         )
         device = Device(name, tmp_path / "devices", link.publish, public_hex(key), **settings)

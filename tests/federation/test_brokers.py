@@ -179,6 +179,17 @@ def test_federation_over_mosquitto_as_we_configure_it_and_nobody_else_gets_in(si
             broker.terminate()
 
 
+def test_federation_whose_server_has_a_new_key_goes_on_with_the_devices_that_are_there(site):
+    from broker_server.__main__ import main
+
+    config = site.enrol("a", data=str(site.data("a")))
+    assert main(["roll-key", "--state", str(site.state)]) == 0
+    server = site.serve(min_devices=1, groups=1, merged_rounds=1)
+    device = site.run("device-a", "edge_runtime", "run", "--config", config)
+    site.ends(server, device)
+    assert "the server has a new key" in device.said
+
+
 def test_agent_goes_nowhere_without_tls_unless_that_is_allowed(site):
     config = site.enrol("a", url="mqtt://192.0.2.1:1883", insecure=True, data=str(site.data("a")))
     config.write_text(config.read_text().replace("insecure = true\n", ""))

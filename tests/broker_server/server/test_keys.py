@@ -2,7 +2,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from broker_server.server.keys import KEY, KeyInvalid, load_or_create
+from broker_server.server.keys import KEY, KeyInvalid, load_or_create, retired_keys, roll, signing_key
 from edge_runtime.wire.signing import public_hex
 
 
@@ -26,3 +26,17 @@ def test_key_that_is_none(tmp_path, kind):
     (tmp_path / KEY).chmod(0o600)
     with pytest.raises(KeyInvalid):
         load_or_create(tmp_path)
+
+
+def test_keys_rolled_name_their_heirs_and_leave_tokens_as_they_are(tmp_path):
+    first = load_or_create(tmp_path)
+    assert public_hex(signing_key(tmp_path)) == public_hex(first)
+    assert retired_keys(tmp_path) == []
+    second, third = roll(tmp_path), roll(tmp_path)
+    assert public_hex(load_or_create(tmp_path)) == public_hex(first)
+    assert public_hex(signing_key(tmp_path)) == third
+    assert [(public_hex(each.key), each.heir.hex()) for each in retired_keys(tmp_path)] == [
+        (public_hex(first), second),
+        (second, third),
+    ]
+    assert (tmp_path / "retired" / "0001.key").stat().st_mode & 0o777 == 0o600

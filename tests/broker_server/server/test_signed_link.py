@@ -7,11 +7,13 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.server.enrolments import CODE_S, Enrolments
+from broker_server.server.keys import RetiredKey
 from broker_server.server.signed_link import MAX_BOOTS, SignedServerLink
+from edge_runtime.agent.identity import ServerKey
 from edge_runtime.agent.signed_link import AGAIN_S, SignedDeviceLink
 from edge_runtime.wire.counter import Counter
-from edge_runtime.wire.envelope import Scope
-from edge_runtime.wire.link import Connected, Delivery
+from edge_runtime.wire.envelope import Scope, raw_public, seal_command
+from edge_runtime.wire.link import Connected, Delivery, LinkFull
 from edge_runtime.wire.messages import Status, encode
 from edge_runtime.wire.topics import Topics
 
@@ -48,7 +50,8 @@ class Pipe:
 class Wire:
     def __init__(self, root):
         self.root, self.now_s = root, 1000.0
-        self.key = Ed25519PrivateKey.generate()
+        self.key = self.pinned = Ed25519PrivateKey.generate()
+        self.retired = []
         self.enrolments = Enrolments(root / "state", clock=lambda: self.now_s)
         self.notes, self.number = [], 0
         self.boot_server()
@@ -61,9 +64,22 @@ class Wire:
             key=self.key,
             enrolments=self.enrolments,
             counter=Counter(self.root / "state" / "counter", self.tick),
+            retired=self.retired,
             clock=lambda: self.now_s,
         )
         self.server.note = self.notes.append
+
+    def folder(self, name):
+        folder = self.root / "devices" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def roll(self):
+        """The server has another key from its next start on."""
+        self.now_s += 100.0
+        before, self.key = self.key, Ed25519PrivateKey.generate()
+        self.retired.append(RetiredKey(before, raw_public(self.key), self.now_s))
+        self.boot_server()
 
     def tick(self):
         self.number += 1
@@ -78,7 +94,7 @@ class Wire:
             Scope(federation="home", device=name),
             key=key or Ed25519PrivateKey.from_private_bytes((name.encode() * 32)[:32]),
             code=bytes.fromhex(code or found.code),
-            server_key=(server_key or self.key).public_key(),
+            server_key=ServerKey(self.folder(name), raw_public(server_key or self.pinned).hex()),
             counter=Counter(self.root / (folder or name), self.tick),
             clock=lambda: self.now_s,
         )
@@ -268,3 +284,76 @@ def test_enrolment_that_changes_while_a_first_message_is_read_counts(wire, monke
     monkeypatch.setattr(wire.enrolments, "pin", lambda *_: False)
     assert wire.say(device, b"hello") is None
     assert wire.notes == ["x is not heard: it has been enrolled again meanwhile"]
+
+
+def introduce(wire, device):
+    """Say hello, and pass on what the server sends to the device upon it."""
+    before = len(wire.plain.sent)
+    heard = wire.say(device, b"hello")
+    for _, payload, _ in wire.plain.sent[before:]:
+        wire.pass_down(device, payload)
+    return heard
+
+
+def test_device_learns_the_server_s_new_key_by_the_one_before_and_then_trusts_the_other_no_longer(wire):
+    device, keys = wire.device(), []
+    wire.say(device, b"hello")
+    old = wire.key
+    wire.roll()
+    wire.roll()
+    assert wire.pass_down(device, wire.command(b"plan")) is None  # before it was introduced again
+    again = wire.device()
+    again.link.on_key = keys.append
+    assert introduce(wire, again) == b"hello"
+    assert keys[-1] == raw_public(wire.key).hex()
+    assert len(keys) == 2
+    assert wire.pass_down(again, wire.command(b"plan")) == b"plan"
+    restarted = wire.device()
+    assert introduce(wire, restarted) == b"hello"
+    assert restarted.link.refused == {}
+    assert wire.pass_down(restarted, wire.command(b"plan")) == b"plan"
+    wire.key = old
+    wire.boot_server()
+    assert wire.pass_down(restarted, wire.command(b"plan")) is None
+    assert restarted.link.refused == {"forged": 1}
+
+
+def test_device_that_is_enrolled_after_a_key_was_rolled_pins_the_new_one(wire):
+    wire.roll()
+    wire.pinned = wire.key
+    wire.now_s += 1.0
+    device = wire.device()
+    before = len(wire.plain.sent)
+    assert wire.say(device, b"hello") == b"hello"
+    assert wire.plain.sent[before:] == []
+    assert wire.pass_down(device, wire.command(b"plan")) == b"plan"
+
+
+def test_device_takes_no_new_key_of_another_boot_of_a_stranger_or_of_a_wrong_length(wire):
+    device, stranger = wire.device(), Ed25519PrivateKey.generate()
+    wire.say(device, b"hello")
+    scope, boot = Scope(federation="home", device="x"), wire.server._heard["x"].boot
+    wanted = raw_public(stranger)
+    for key, where, body in ((stranger, boot, wanted), (wire.key, bytes(16), wanted), (wire.key, boot, wanted + b"x")):
+        payload = seal_command(key, scope, boot=where, counter=2**40, body=body, purpose=b"new key")
+        wire.pass_down(device, payload)
+    assert wire.pass_down(device, b"too short") is None
+    wire.number = 2**41
+    wire.boot_server()
+    assert wire.pass_down(device, wire.command(b"plan")) == b"plan"
+
+
+def test_server_whose_link_is_full_names_its_heir_with_the_next_boot(wire):
+    device = wire.device()
+    wire.say(device, b"hello")
+    wire.roll()
+
+    def full(topic, payload, *, retain=False):
+        raise LinkFull
+
+    publish, wire.plain.publish = wire.plain.publish, full
+    assert wire.say(wire.device(), b"hello") == b"hello"
+    wire.plain.publish = publish
+    again = wire.device()
+    introduce(wire, again)
+    assert wire.pass_down(again, wire.command(b"plan")) == b"plan"

@@ -1,6 +1,6 @@
 import pytest
 
-from edge_runtime.agent.identity import KEY, load_or_create
+from edge_runtime.agent.identity import KEY, SERVER_KEY, ServerKey, load_or_create
 from edge_runtime.agent.state import StateUnusable
 from edge_runtime.wire.envelope import raw_public
 
@@ -30,3 +30,26 @@ def test_key_in_a_folder_that_is_none(tmp_path):
     (tmp_path / "state").touch()
     with pytest.raises(StateUnusable, match="cannot be used"):
         load_or_create(tmp_path / "state")
+
+
+def test_server_key_is_the_last_that_was_named_until_the_device_is_enrolled_anew(tmp_path):
+    first, second, third = "1" * 64, "2" * 64, "3" * 64
+    trusted = ServerKey(tmp_path, first)
+    assert trusted.hex == first
+    trusted.change(second)
+    trusted.change(third)
+    again = ServerKey(tmp_path, first)
+    assert (again.hex, [again.knows(key) for key in (first, second, third, "4" * 64)]) == (third, [True] * 3 + [False])
+    assert ServerKey(tmp_path, second).hex == second
+    (tmp_path / SERVER_KEY).write_text(f"{first} short")
+    assert ServerKey(tmp_path, first).hex == first
+
+
+def test_server_key_that_cannot_be_kept_says_so(tmp_path):
+    (tmp_path / SERVER_KEY).write_bytes(b"\xff")
+    with pytest.raises(StateUnusable, match="cannot be read"):
+        ServerKey(tmp_path, "1" * 64)
+    trusted = ServerKey(tmp_path / "none", "1" * 64)
+    (tmp_path / "none").touch()
+    with pytest.raises(StateUnusable, match="cannot be written"):
+        trusted.change("2" * 64)
