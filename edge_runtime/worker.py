@@ -151,6 +151,8 @@ class LocalWorker:
         assert plan.training is not None
         settings, split = plan.training, self._dataset.train
         asked, manifest = downloaded.manifest, self._labelled(downloaded.manifest, split)
+        if self._dataset.val is not None:
+            check_fits(manifest, self._dataset.val)
         try:
             step = self._training_step(manifest, store)
         except (EngineError, BundleInvalid, OrtTrainingUnavailable) as exc:

@@ -9,6 +9,7 @@ from edge_runtime.training.engine import is_training_build
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import Trainer, evaluate
+from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.tensors import transfer
 from edge_runtime.wire.training import GradNormWeighting, UncertaintyWeighting
 from edge_runtime.worker import LocalWorker
@@ -270,6 +271,40 @@ def test_worker_refuses_images_of_another_size(tiny, data_copy, tmp_path, store)
         worker.evaluate(
             tiny.downloaded(tiny.plan(data_split="test"), tiny.manifest, store, weights_of(tiny)), Reports()
         )
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_worker_refuses_labels_that_a_loss_is_not_for(tiny, data_copy, tmp_path, store, split):
+    path = data_copy / split / "segmentation.npy"
+    classes = np.load(path)
+    classes[3, 2, 1] = 9
+    path.unlink()
+    np.save(path, classes)
+    contracts = {"segmentation": LabelContract(classes=4, ignored=(0,))}
+    tasks = tuple(msgspec.structs.replace(task, labels=contracts.get(task.name)) for task in tiny.manifest.tasks)
+    manifest = msgspec.structs.replace(tiny.manifest, tasks=tasks)
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    with pytest.raises(WorkRefused, match=f"{split}/segmentation.npy, sample 3: 9 is none of the 4 classes") as caught:
+        worker.train(tiny.downloaded(tiny.plan(), manifest, store, weights_of(tiny)), Reports())
+    assert caught.value.reason == "no_data"
+
+
+def test_worker_refuses_an_image_without_numbers_and_samples_that_cannot_be_varied(tiny, data_copy, tmp_path, store):
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    plan = tiny.plan(training=tiny.change(epochs=1, crop=8))
+    with pytest.raises(WorkRefused, match="8 pixels are half of the image or more") as caught:
+        worker.train(tiny.downloaded(plan, tiny.manifest, store, weights_of(tiny)), Reports())
+    assert caught.value.reason == "bundle"
+    for split in ("train", "val", "test"):
+        path = data_copy / split / "image.npy"
+        images = np.load(path).astype(np.float32) / 255
+        images[2, 0, 0, 0] = np.nan if split == "train" else 0.5
+        path.unlink()
+        np.save(path, images)
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    with pytest.raises(WorkRefused, match=r"train/image\.npy, sample 2: the image has the value nan") as caught:
+        worker.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
+    assert caught.value.reason == "no_data"
 
 
 @pytest.mark.parametrize(("work", "graph"), [("train", "encoder.0.forward"), ("evaluate", "encoder.predict")])
