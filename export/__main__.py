@@ -32,6 +32,7 @@ from export.loading import check_loading
 from export.memory import command as footprint_command
 from export.memory.footprint import footprint
 from export.model_file import build_model
+from export.module_state import is_in_evaluation
 from export.ort_training.groups import (
     artifacts_of_all_tasks,
     ort_training_python,
@@ -103,8 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _compile(args: argparse.Namespace) -> int:
-    check_writable(args.out / wire.MANIFEST)
     model = build_model(args.source, args.seed)
+    check_writable(args.out / wire.MANIFEST)
     with _progress(quiet=args.json) as report:
         compiled = compile_model(model, report, stages=args.stages)
     with tempfile.TemporaryDirectory() as folder:
@@ -118,16 +119,31 @@ def _compile(args: argparse.Namespace) -> int:
         except EngineError as exc:  # an onnxruntime before 1.28, the last for Python 3.10 among them
             print(f"the bundle has no memory plan: {exc}", file=sys.stderr)
         manifest = _with_artifacts(args, compiled, manifest, run)
-    wire.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
+    wire.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.files)
+    if compiled.unreached:
+        more = f" and {len(compiled.unreached) - 1} more" if len(compiled.unreached) > 1 else ""
+        print(f"no gradient reaches parameter {compiled.unreached[0]}{more}: fixed", file=sys.stderr)
+    for part, module in model.parts().items():
+        if is_in_evaluation(module):
+            print(
+                f"{part} is trained in evaluation mode, as {args.source} returned it: without dropout, and "
+                "normalisations keep their statistics",
+                file=sys.stderr,
+            )
     if args.json:
         print(msgspec.json.encode(_summary(manifest)).decode())
     else:
+        fixed = _fixed_elements(manifest)
+        numbers = f"{manifest.table.parameters.size:,} parameters" + (f" and {fixed:,} fixed numbers" if fixed else "")
         print(
-            f"{args.out}: {', '.join(map(_task, manifest.tasks))}; {manifest.table.parameters.size:,} parameters; "
-            f"{len(manifest.graphs)} graphs; {parity.compared} tensors within {parity.max_relative_error:.1e} "
-            "of PyTorch"
+            f"{args.out}: {', '.join(map(_task, manifest.tasks))}; {numbers}; {len(manifest.graphs)} graphs; "
+            f"{parity.compared} tensors within {parity.max_relative_error:.1e} of PyTorch"
         )
     return DONE
+
+
+def _fixed_elements(manifest: wire.Manifest) -> int:
+    return sum(fixed.table.size for fixed in manifest.fixed.values())
 
 
 def _task(task: wire.Task) -> str:
@@ -145,7 +161,14 @@ def _with_artifacts(
         python = ort_training_python(args.ort_training_python)
         forward = forward_graph(compiled.model)
         made = artifacts_of_all_tasks(
-            forward, manifest, compiled.weights, compiled.model, graphs=compiled.graphs, run=run, python=python
+            forward,
+            manifest,
+            compiled.weights,
+            compiled.model,
+            fixed=compiled.fixed_tensors,
+            graphs=compiled.graphs,
+            run=run,
+            python=python,
         )
     except (OrtTrainingImpossible, OperatorUnsupported) as exc:
         if args.ort_training == "require":
@@ -235,6 +258,7 @@ def _summary(manifest: wire.Manifest) -> dict[str, Any]:
         "tasks": manifest.task_names,
         "parameters": manifest.table.parameters.size,
         "state": manifest.table.size - manifest.table.parameters.size,
+        "fixed": _fixed_elements(manifest),
         "input": manifest.input.shape,
         "representation": tuple(array.shape for array in manifest.representation),
         "metrics": {task.name: task.metric for task in manifest.tasks},

@@ -5,7 +5,7 @@ translated (export.lowering). Graph names, inputs and outputs are those of edge_
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 from edge_runtime import __version__
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.operators import OPSET, check_graph
-from edge_runtime.wire.tensors import TensorTable, Vector, pack
+from edge_runtime.wire.tensors import STATE, TensorTable, Vector, pack, part_of
 from export.contract import check
 from export.encoder import StagedEncoder
 from export.errors import ModelInvalid, naming
@@ -44,6 +44,46 @@ class Compiled:
     """The operators that the graphs were translated from, by the same names."""
     table: TensorTable
     weights: Vector
+    fixed: Mapping[str, tuple[TensorTable, Vector]]
+    """What training does not change, by part."""
+
+    @property
+    def fixed_stages(self) -> int:
+        """How many of the encoder's first stages have nothing to train, in them or before them."""
+        return sum(f"encoder.{k}.backward" not in self.graphs for k in range(len(self.stages)))
+
+    @property
+    def trains_shared(self) -> bool:
+        """Whether anything before the heads is trained."""
+        return self.fixed_stages < len(self.stages)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        """The bundle's files by the manifest's names, without the weights."""
+        return self.graphs | {
+            f"{wire.FIXED}.{part}": pack(table, vector) for part, (table, vector) in self.fixed.items()
+        }
+
+    @property
+    def unreached(self) -> tuple[str, ...]:
+        """The fixed parameters that build() did not freeze: no gradient reaches them."""
+        wanted = {
+            f"{part}.{name}"
+            for part, module in self.model.parts().items()
+            for name, parameter in module.named_parameters()
+            if parameter.requires_grad
+        }
+        return tuple(sorted(wanted & self.fixed_tensors.keys()))
+
+    @property
+    def fixed_tensors(self) -> dict[str, Vector]:
+        """What training does not change, by the names in tables."""
+        return {name: view for table, vector in self.fixed.values() for name, view in table.views(vector).items()}
+
+    @property
+    def tensors(self) -> dict[str, Vector]:
+        """All tensors, of whatever kind, by their names in tables."""
+        return self.table.views(self.weights) | self.fixed_tensors
 
 
 def compile_model(
@@ -72,17 +112,17 @@ def compile_model(
             if kind == "stem":
                 found = _stem(model)
             else:
-                found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest)
+                found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest, encoder.is_trained)
         made |= {f"{part}.{name}": graph for name, graph in found.items()}
     progress("", len(parts), len(parts))
     graphs = {name: graph.translation.model.SerializeToString(deterministic=True) for name, graph in made.items()}
     for name, data in graphs.items():
         check_graph(data, name)
-    held = named_tensors(model)
-    table = TensorTable.of({name: tuple(value.shape) for name, value in held.items()})
-    weights = np.empty(table.size, np.float32)
-    for name, view in table.views(weights).items():
-        view[...] = held[name].numpy()
+    trained, fixed = _kinds(made, named_tensors(model))
+    for task in model.tasks:
+        if not encoder.is_trained and not any(part_of(name) == f"head.{task}" for name in trained):
+            raise ModelInvalid(f"nothing is trained for {task}: all of the encoder and of head.{task} is fixed")
+    table, weights = _as_vector(trained)
     return Compiled(
         model=model,
         stages=tuple(stage.described for stage in encoder.stages),
@@ -91,7 +131,35 @@ def compile_model(
         lowered=made,
         table=table,
         weights=weights,
+        fixed={part: _as_vector(tensors) for part, tensors in fixed.items()},
     )
+
+
+def _kinds(
+    graphs: Mapping[str, Lowered], held: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+    """Return what graphs train or move, and by part what they only read; tensors that no graph uses are left out."""
+    trained: set[str] = set()
+    used: set[str] = set()
+    for name, graph in graphs.items():
+        part = part_of(name)
+        for role, prefix in ((Role.PARAMETER_GRADIENT, ""), (Role.NEXT_STATE, STATE)):
+            trained.update(f"{prefix}{part}.{own}" for own in role.select(dict.fromkeys(graph.outputs)))
+        inputs = dict.fromkeys(value.name for value in graph.translation.model.graph.input)
+        for role, prefix in ((Role.PARAMETER, ""), (Role.STATE, STATE)):
+            used.update(f"{prefix}{part}.{own}" for own in role.select(inputs))
+    fixed: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(used - trained):
+        fixed.setdefault(part_of(name).removeprefix(STATE), {})[name] = held[name]
+    return {name: held[name] for name in trained}, fixed
+
+
+def _as_vector(tensors: Mapping[str, Tensor]) -> tuple[TensorTable, Vector]:
+    table = TensorTable.of({name: tuple(value.shape) for name, value in tensors.items()})
+    vector = np.empty(table.size, np.float32)
+    for name, view in table.views(vector).items():
+        view[...] = tensors[name].numpy()
+    return table, vector
 
 
 def named_tensors(model: MultiTaskModel) -> dict[str, Tensor]:
@@ -135,6 +203,10 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
         values=compiled.values,
         stages=compiled.stages,
         tensors=compiled.table.tensors,
+        fixed={
+            part: wire.FixedTensors(tensors=table.tensors, file=_file(pack(table, vector)))
+            for part, (table, vector) in compiled.fixed.items()
+        },
         graphs={graph: _file(data) for graph, data in sorted(compiled.graphs.items())},
         weights=_file(pack(compiled.table, compiled.weights)),
         opset=OPSET,
@@ -163,22 +235,22 @@ def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
         return {"e": done.result, **done.gradients(part.name, [done.result], [data["de"]])}
 
     both = part.traced({"x": model.example_input, "de": e}, step, training=True)
+    gradients = both.outputs_of(Role.PARAMETER_GRADIENT)
+    both.check_effect(part.name, part.parameters, Role.PARAMETER_GRADIENT.select(dict.fromkeys(gradients)))
     predict = part.traced({"x": model.example_input}, lambda data, run: {"e": run(data["x"]).result}, training=False)
-    return {
-        "forward": both.graph(["e"]),
-        "backward": both.graph(both.outputs_of(Role.PARAMETER_GRADIENT)),
-        "predict": predict.graph(),
-    }
+    found = {"forward": both.graph(["e"]), "predict": predict.graph()}
+    return found | ({"backward": both.graph(gradients)} if gradients else {})
 
 
-def _head(model: MultiTaskModel, task: str) -> dict[str, Lowered]:
+def _head(model: MultiTaskModel, task: str, is_encoder_trained: bool) -> dict[str, Lowered]:
     """Return the graphs of a task by their kinds."""
     part = ModelPart(f"head.{task}", model.heads[task])
     head = _Head(model, task, part.name)
     z = numbered("z", represent(model))
     target = {"target": model.example_targets[task]}
-    leaves = {name: value.detach().requires_grad_() for name, value in z.items()}
+    leaves = {name: value.detach().requires_grad_(is_encoder_trained) for name, value in z.items()}
     step = part.traced(leaves | target, head.step, training=True)
+    step.check_effect(part.name, part.parameters, Role.PARAMETER_GRADIENT.select(dict.fromkeys(step.outputs)))
     return {
         "step": step.graph(),
         "loss": step.graph(["loss"]),
@@ -195,9 +267,9 @@ class _Head:
 
     def step(self, data: Sources, run: Callable[[Any], Run]) -> Results:
         done, loss = self._run(data, run)
-        leaves = Role.VALUE.select(data)
+        leaves = {name: value for name, value in Role.VALUE.select(data).items() if value.requires_grad}
         gradients = done.gradients(self._part, [loss], None, leaves)
-        if not Role.VALUE_GRADIENT.select(gradients):
+        if leaves and not Role.VALUE_GRADIENT.select(gradients):
             raise ModelInvalid(f"the representation, in {self._part}, gets no gradient: it has no effect on the loss")
         # A head that passes over one array of the representation gives zeros for it.
         zeros = {Role.VALUE_GRADIENT.tensor_name(name): torch.zeros_like(leaf) for name, leaf in leaves.items()}

@@ -17,7 +17,7 @@ from edge_runtime.wire.tensors import MAX_ELEMENTS
 from export.errors import ModelInvalid, naming
 from export.mean_loss import grows_with_batch
 from export.model import MultiTaskModel, tensors
-from export.module_state import unchanged
+from export.module_state import in_training
 from export.running_statistics import BATCH_NORM, check_normalization, running_statistics
 
 RESERVED = frozenset({"image"})
@@ -138,9 +138,7 @@ def _check_batch(model: MultiTaskModel) -> None:
         needed = f"float32 or int64 with {len(x)} samples is needed"
         _check_array(f"the example target of {task}", model.example_targets[task], (torch.float32, torch.int64), needed)
         _check_samples(f"the example target of {task}", model.example_targets[task], x, needed)
-    with torch.no_grad(), unchanged(*model.parts().values()):
-        for module in model.parts().values():
-            module.train()
+    with torch.no_grad(), in_training(*model.parts().values()):
         before = {name: value.clone() for name, value in _kept(model)}
         numbers = dict(_numbers(model))
         z = _checked_encoder(model, x)

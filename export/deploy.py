@@ -19,10 +19,12 @@ from export.signature import Role
 def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> onnx.ModelProto:
     """One model of the manifest's tasks: input `image` (batch, …), and an output for each task, by its name.
 
-    `folder` is a bundle that has the manifest's graphs; `weights` (D,) is laid out by the manifest's table. Raises
-    BundleInvalid for a graph that cannot be read.
+    `folder` is a bundle that has the manifest's graphs and fixed tensors; `weights` (D,) is laid out by the manifest's
+    table. Raises BundleInvalid for a file that cannot be read.
     """
-    parameters = manifest.table.views(weights)
+    tensors = manifest.table.views(weights)
+    for part, fixed in manifest.fixed.items():
+        tensors |= fixed.table.views(wire.read_fixed(wire.graph_path(folder, f"{wire.FIXED}.{part}"), fixed))
     z = {f"z.{i}": f"z.{i}" for i in range(len(manifest.representation))}
     encoder = _load(folder, "encoder.predict")
     nodes, constants = _renamed(encoder, "encoder", {"x": "image", "e": "e", **z})
@@ -37,7 +39,7 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
         constants += more[1]
         shape: list[str | int | None] = ["batch", *manifest.task(task).prediction.shape]
         outputs.append(helper.make_tensor_value_info(task, onnx.TensorProto.FLOAT, shape))
-    constants += [numpy_helper.from_array(np.ascontiguousarray(view), name) for name, view in parameters.items()]
+    constants += [numpy_helper.from_array(np.ascontiguousarray(view), name) for name, view in tensors.items()]
     image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", *manifest.input.shape])
     graph = helper.make_graph(nodes, manifest.name or "mas-edge", [image], outputs, constants)
     opsets = [helper.make_opsetid("", OPSET)]

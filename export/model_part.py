@@ -1,6 +1,6 @@
 """One part of a model as a function of its inputs, its parameters and its state, and that function as graphs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +10,8 @@ from torch import Tensor, fx, nn
 from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid
 from export.lowering import Translation, lower
-from export.module_state import substituted, unchanged
-from export.running_statistics import moving, running_statistics
+from export.module_state import in_training, substituted
+from export.running_statistics import moving, moving_statistics, running_statistics
 from export.signature import Role, Signature
 from export.trace import Trace, trace
 
@@ -23,7 +23,7 @@ Results = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Run:
-    """A part that has been run: its result, the parameters that it was run with, and its state afterwards."""
+    """A part that has been run: its result, the parameters that it was run with, and the state that it moves."""
 
     result: Any
     parameters: Results
@@ -40,22 +40,24 @@ class Run:
         weights: Sequence[Tensor] | None = None,
         leaves: Mapping[str, Tensor] | None = None,
     ) -> Results:
-        """Return the gradients of all inputs with an effect, and of all parameters, as the outputs of a graph.
+        """Return the gradients of all inputs and trained parameters with an effect, as the outputs of a graph.
 
-        Raises ModelInvalid for a parameter without effect, and where there is no gradient.
+        Raises ModelInvalid where they cannot be computed.
         """
         leaves = leaves or {}
-        sought = [*leaves.values(), *self.parameters.values()]
+        trained = {name: value for name, value in self.parameters.items() if value.requires_grad}
+        sought = [*leaves.values(), *trained.values()]
+        if not sought or not values:
+            return {}
         try:
             found = torch.autograd.grad(values, sought, weights, allow_unused=True)
         except RuntimeError as exc:  # a value that the gradient needs was changed in place
             raise ModelInvalid(f"{part} cannot be differentiated: {str(exc).splitlines()[0]}") from exc
         of_leaves = {name: gradient for name, gradient in zip(leaves, found, strict=False) if gradient is not None}
         results = {Role.VALUE_GRADIENT.tensor_name(name): gradient for name, gradient in of_leaves.items()}
-        for name, gradient in zip(self.parameters, found[len(leaves) :], strict=True):
-            if gradient is None:
-                raise ModelInvalid(f"parameter {part}.{name} gets no gradient: it has no effect on the loss")
-            results[Role.PARAMETER_GRADIENT.tensor_name(name)] = gradient
+        for name, gradient in zip(trained, found[len(leaves) :], strict=True):
+            if gradient is not None:
+                results[Role.PARAMETER_GRADIENT.tensor_name(name)] = gradient
         return results
 
 
@@ -101,6 +103,16 @@ class Traced(Signature):
         translation = lower(part, inputs=list(inputs), outputs=outputs, optional=inputs.keys() - {first}, late=late)
         return Lowered(signature.inputs, signature.outputs, part, translation)
 
+    def check_effect(self, part: str, parameters: Mapping[str, Tensor], trained: Collection[str]) -> None:
+        """Raise ModelInvalid for a parameter that is to be trained, is not, and is not used without a gradient."""
+        for name, value in parameters.items():
+            used = bool(self.node(Role.PARAMETER.tensor_name(name)).users)
+            if value.requires_grad and name not in trained and not used:
+                raise ModelInvalid(
+                    f"parameter {part}.{name} gets no gradient: it has no effect on the loss; remove it, or set "
+                    "requires_grad_(False)"
+                )
+
 
 class ModelPart:
     """A module that is trained as one part: `encoder` or `head.<task>`."""
@@ -110,6 +122,10 @@ class ModelPart:
         self.module = module
         self.parameters = dict(sorted(module.named_parameters()))
         self.state = running_statistics(module)
+        """The running statistics that it reads."""
+        with in_training(module):
+            self.moving = moving_statistics(module)
+            """Those that training moves."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Parameters and state by their names on the wire."""
@@ -122,10 +138,11 @@ class ModelPart:
         return {name.removeprefix(f"{part}."): value for name, value in values.items() if part_of(name) == part}
 
     def run(self, value: Any, parameters: Results, state: Results) -> Run:
-        """Run the module, without side effects, in the mode in which it is."""
+        """Run the module, without side effects, in the mode in which it is; the state is what it moves."""
         with moving() as moved, substituted(self.module, parameters | state):
             result = self.module(value)
-        return Run(result, parameters, state | moved.of(self.module))
+        following = state | moved.of(self.module)
+        return Run(result, parameters, {name: value for name, value in following.items() if name in self.moving})
 
     def traced(
         self, sources: Sources, function: Callable[[Sources, Callable[[Any], Run]], Results], *, training: bool
@@ -134,10 +151,15 @@ class ModelPart:
 
         Inputs are the sources and the part's parameters and state.
         """
-        root = nn.ModuleDict({self.name.replace(".", "/"): self.module})
-        with unchanged(self.module):
-            self.module.train(training)
-            return traced(sources, self.parameters, self.state, self.run, function, root)
+        with in_training(self.module):
+            if not training:
+                self.module.eval()
+            return traced(sources, self.parameters, self.state, self.run, function, self.root)
+
+    @property
+    def root(self) -> nn.Module:
+        """A module from which the paths of the part's modules are counted."""
+        return nn.ModuleDict({self.name.replace(".", "/"): self.module})
 
 
 def traced(

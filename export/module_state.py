@@ -29,6 +29,27 @@ def unchanged(*modules: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def in_training(*modules: nn.Module) -> Iterator[None]:
+    """Put modules into training mode, for a while, but for those that are not to be in it.
+
+    What build() left in evaluation mode stays there, and so does what a module's own `train` keeps there.
+    """
+    with unchanged(*modules):
+        modes = {child: child.training for module in modules for child in module.modules()}
+        for module in modules:
+            module.train()
+        for child, mode in modes.items():
+            child.training = child.training and mode
+        yield
+
+
+def is_in_evaluation(module: nn.Module) -> bool:
+    """Return whether a module is in evaluation mode and has layers for which that makes a difference."""
+    layers = (nn.modules.batchnorm._BatchNorm, nn.modules.dropout._DropoutNd)  # noqa: SLF001
+    return not module.training and any(isinstance(child, layers) for child in module.modules())
+
+
+@contextmanager
 def substituted(module: nn.Module, values: Mapping[str, Tensor]) -> Iterator[None]:
     """Let `values` stand for the parameters and buffers of these names, under every other name that they have.
 

@@ -1,6 +1,7 @@
 """Running statistics of batch normalisation as state that goes in and comes out of a part, without side effects.
 
-In training mode a batch is normalised by its own mean and variance, and the running statistics move towards them by
+A normalisation is trained in the mode in which build() left it: in evaluation mode its statistics are fixed. In
+training mode a batch is normalised by its own mean and variance, and the running statistics move towards them by
 `momentum` (Ioffe and Szegedy, ICML 2015, and PyTorch's BatchNorm: the variance that is kept is the unbiased one). In
 evaluation mode the running statistics are used. `num_batches_tracked` is not kept: nothing here depends on it.
 """
@@ -27,6 +28,15 @@ def running_statistics(module: nn.Module) -> dict[str, Tensor]:
             for name in STATISTICS:
                 found[f"{path}.{name}" if path else name] = getattr(child, name)
     return dict(sorted(found.items()))
+
+
+def moving_statistics(module: nn.Module) -> frozenset[str]:
+    """Return the names of those that training moves: of normalisations that are in training mode."""
+    found: set[str] = set()
+    for path, child in module.named_modules():
+        if isinstance(child, BATCH_NORM) and child.track_running_stats and child.training:
+            found.update(f"{path}.{name}" if path else name for name in STATISTICS)
+    return frozenset(found)
 
 
 def check_normalization(module: nn.Module, path: str) -> None:

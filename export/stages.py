@@ -6,10 +6,11 @@ its two ends. The cuts are those with the lowest peak of these together, found e
 operators of the forward pass; of the numbers of stages that come close to the best, the smallest is taken.
 
 A cut may be where all that crosses it is a batch of float32 arrays that depends on parameters, and where no parameter
-and no state is used on both sides.
+and no state is used on both sides. Fixed tensors may be used anywhere. What comes before the first use of a trained
+parameter, if fixed tensors are used there, is a segment of its own where it can be cut off: it needs no backward pass.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf, prod
@@ -34,13 +35,24 @@ class ForwardSegment:
     writes: tuple[fx.Node, ...]
 
 
-def cut(trace: Trace, x: fx.Node, outputs: Sequence[fx.Node], stages: int | None = None) -> tuple[ForwardSegment, ...]:
-    """Cut a forward pass from `x` to `outputs` into segments; every other input of the trace belongs to one of them.
+def cut(
+    trace: Trace,
+    x: fx.Node,
+    outputs: Sequence[fx.Node],
+    stages: int | None = None,
+    *,
+    fixed: Collection[fx.Node] = (),
+    state: Collection[fx.Node] = (),
+    of_source: bool = False,
+) -> tuple[ForwardSegment, ...]:
+    """Cut a forward pass from `x` to `outputs` into segments; every input that is not fixed belongs to one of them.
 
-    `stages` sets how many there are at most; None chooses.
+    `stages` sets how many there are at most; None chooses. There is no gradient of inputs that are `fixed` or `state`,
+    and one of x only with `of_source`.
     """
-    flow = _Flow.of(trace, x)
-    bounds = _bounds(flow, stages)
+    flow = _Flow.of(trace, x, fixed, state, of_source=of_source)
+    first = flow.bottom if stages is None or stages > 1 else 0
+    bounds = [0, *_bounds(flow, stages and stages - 1, first)] if first else _bounds(flow, stages)
     segments = []
     for first, last in pairwise(bounds):
         inside = {step.node for step in trace.steps[first:last]}
@@ -71,54 +83,68 @@ class _Flow:
     """The bytes that the operators before each position leave, for one sample."""
     last_use: Mapping[fx.Node, int]
     crossing_nodes: frozenset[fx.Node]
+    bottom: int
+    """Where the last cut is before which nothing depends on what is trained, though on fixed tensors; 0 if nowhere."""
 
     @classmethod
-    def of(cls, trace: Trace, x: fx.Node) -> "_Flow":
+    def of(
+        cls, trace: Trace, x: fx.Node, fixed: Collection[fx.Node], state: Collection[fx.Node], *, of_source: bool
+    ) -> "_Flow":
         steps = trace.steps
         position = {step.node: i for i, step in enumerate(steps)}
-        fixed = {step.node for step in trace.inputs} - {x}
+        held = {step.node for step in trace.inputs} - {x} - set(fixed)
         last_use: dict[fx.Node, int] = {}
         first_use: dict[fx.Node, int] = {}
-        trained: set[fx.Node] = set(fixed)
         for i, step in enumerate(steps):
             for source in step.sources:
                 last_use[source] = i
                 first_use.setdefault(source, i)
-            if trained.intersection(step.sources):
-                trained.add(step.node)
+        trained = _depending(steps, held | ({x} if of_source and fixed else set()))
+        untrained = 0  # operators before any that has a gradient
+        if not of_source:
+            differentiated = _depending(steps, held - set(state))
+            untrained = next((i for i, step in enumerate(steps) if step.node in differentiated), len(steps))
+        if not any(first_use.get(node, len(steps)) < untrained for node in fixed):
+            untrained = 0
         barred = [False] * (len(steps) + 1)
         crossing = [0.0] * (len(steps) + 1)
-        for node in fixed:
+        for node in held:
             for i in range(first_use.get(node, 0) + 1, last_use.get(node, 0) + 1):
                 barred[i] = True
         for node, i in position.items():
             last = last_use.get(node, i)
-            good = _batched(steps[i]) and node in trained
+            good = _batched(steps[i]) and (node in trained or i < untrained)
             for at in range(i + 1, last + 1):
                 barred[at] = barred[at] or not good
                 crossing[at] += _sample_bytes(steps[i])
         inner = [0.0]
         for step in steps:
             inner.append(inner[-1] + _inner_bytes(step))
-        cuts = tuple(i for i in range(1, len(steps)) if not barred[i])
+        whole = 0 < untrained == len(steps)  # nothing has a gradient, so nothing is held and there is nothing to cut
+        cuts = tuple(i for i in range(1, len(steps)) if not barred[i] and not whole)
         return cls(
             cuts=cuts,
             crossing_bytes={i: crossing[i] for i in cuts} | {0: 0.0, len(steps): 0.0},
             inner_bytes=tuple(inner),
             last_use=last_use,
             crossing_nodes=frozenset(position) | {x},
+            bottom=max((i for i in cuts if i <= untrained), default=0),
         )
 
 
-def _bounds(flow: _Flow, stages: int | None) -> list[int]:
-    """Return the positions between which the segments are, the ends included."""
+def _bounds(flow: _Flow, stages: int | None, first: int = 0) -> list[int]:
+    """Return the positions between which the segments from `first` on are, the ends included.
+
+    What crosses there gets no gradient, so it counts for nothing.
+    """
     total = len(flow.inner_bytes) - 1
-    places = [0, *flow.cuts, total]
+    places = [first, *(at for at in flow.cuts if at > first), total]
+    crossing = {**flow.crossing_bytes, first: 0.0}
     most = min(stages or MAX_STAGES, len(places) - 1)
     # best[i]: the lowest peak of the operators before places[i] in a number of stages, the held values that lead there,
     # and the place before. What is held at a stage is what crosses all cuts up to its end.
     best: list[tuple[float, float, list[int]]] = [
-        (flow.inner_bytes[at] + 2 * flow.crossing_bytes[at], flow.crossing_bytes[at], [0, at]) for at in places
+        (flow.inner_bytes[at] - flow.inner_bytes[first] + 2 * crossing[at], crossing[at], [first, at]) for at in places
     ]
     found = [best[-1]]
     for _ in range(1, most):
@@ -127,8 +153,8 @@ def _bounds(flow: _Flow, stages: int | None) -> list[int]:
             chosen: tuple[float, float, list[int]] = (inf, inf, [])
             for j in range(1, i):
                 peak, held, bounds = best[j]
-                here = held + flow.crossing_bytes[at]
-                ends = flow.crossing_bytes[at] + flow.crossing_bytes[places[j]]
+                here = held + crossing[at]
+                ends = crossing[at] + crossing[places[j]]
                 peak = max(peak, here + ends + flow.inner_bytes[at] - flow.inner_bytes[places[j]])
                 if (peak, here) < chosen[:2]:
                     chosen = (peak, here, [*bounds, at])
@@ -139,6 +165,15 @@ def _bounds(flow: _Flow, stages: int | None) -> list[int]:
         return found[-1][2] or found[0][2]
     lowest = min(peak for peak, _, _ in found)
     return next(bounds for peak, _, bounds in found if peak <= NEAR * lowest)
+
+
+def _depending(steps: Sequence[TraceStep], nodes: Collection[fx.Node]) -> set[fx.Node]:
+    """Return these nodes and all whose results depend on them."""
+    found = set(nodes)
+    for step in steps:
+        if found.intersection(step.sources):
+            found.add(step.node)
+    return found
 
 
 def _batched(step: TraceStep) -> bool:

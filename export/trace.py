@@ -7,7 +7,8 @@ else depends on the batch size in a way that one graph cannot express, and is re
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -146,7 +147,7 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
     for name, module in root.named_modules():
         hooks += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
     try:
-        with mode, sdpa_kernel(SDPBackend.MATH), torch.fx.traceback.preserve_node_meta():
+        with mode, sdpa_kernel(SDPBackend.MATH), without_fast_paths(), torch.fx.traceback.preserve_node_meta():
             note()
             traced = make_fx(function, DECOMPOSED, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
             if any(_in_place(node) for node in traced.graph.nodes):
@@ -162,6 +163,17 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
             hook.remove()
     traced.graph.eliminate_dead_code()
     return traced
+
+
+@contextmanager
+def without_fast_paths() -> Iterator[None]:
+    """Let attention in evaluation mode run the operators that it runs in training, not one of its own."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _untraceable(where: str, exc: Exception) -> ModelInvalid:

@@ -74,7 +74,7 @@ class Aggregation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def state_table(self, table: TensorTable) -> TensorTable | None:
         """Return the layout of the aggregation state of a group with this table; None where there is no state."""
-        where = table.parts[ENCODER]
+        where = table.where(ENCODER)
         size = where.stop - where.start
         sizes = {
             "history": size if self.rule == "gpaggregation" else 0,
@@ -109,7 +109,7 @@ class RoundAggregation:
         self._aggregation = aggregation
         self._state = state
         self._seed = tuple(seed)
-        self._where = table.parts[ENCODER]
+        self._where = table.where(ENCODER)
         self._mean = FedAvg(table)
         self._examples: list[int] = []
         self._folder = folder
@@ -125,14 +125,14 @@ class RoundAggregation:
         self._mean.fold(vector, examples)
         if weight := part_weight(ENCODER, examples):
             self._examples.append(weight)
-            if not self._aggregation.is_mean:
+            if not self._aggregation.is_mean and len(self._initial[self._where]):
                 self._file = self._file or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115
                 self._file.write((self._initial[self._where] - vector[self._where]).data.cast("B"))
 
     def result(self) -> tuple[Vector, Vector | None]:
         """Return the new weights, and the state for the next round. Parts that no device trained keep their weights."""
         new = self._mean.result(self._initial)
-        if self._aggregation.is_plain or not self._examples:
+        if self._aggregation.is_plain or not self._examples or not len(new[self._where]):
             return new, self._state
         with np.errstate(over="ignore", invalid="ignore"):
             weights, state = self._step(new[self._where])

@@ -34,7 +34,7 @@ class GroupManifests:
         self._initial = unpack(bundle.table, (folder / WEIGHTS).read_bytes())
         self._manifests: dict[Tasks, Manifest] = {}
         self._artifacts = self._complete_artifacts()
-        names = bundle.group(tasks, bundle.weights).graphs
+        names = bundle.group(tasks, bundle.weights).files
         self._graphs = tuple(blobs.add(graph_path(folder, name).read_bytes()) for name in names)
         if bundle.ort_training is not None:
             self._graphs += tuple(
@@ -43,7 +43,7 @@ class GroupManifests:
 
     @property
     def graphs(self) -> tuple[Blob, ...]:
-        """The graph files and ONNX Runtime training models, to be offered to devices."""
+        """The files of graphs, fixed tensors and ONNX Runtime training models, to be offered to devices."""
         made = (artifacts.training_model for artifacts in self._artifacts.values())
         return self._graphs + tuple(Blob(digest=file.digest, size_bytes=file.size_bytes) for file in made)
 

@@ -201,6 +201,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             augmentation(bundle.group(tasks, bundle.weights), self.training)
         except AugmentationImpossible as exc:
             raise ConfigInvalid(f"training: {exc}") from exc
+        if "encoder" not in bundle.table.parts:
+            self._check_fixed_encoder()
         return Terms(
             tasks=tasks,
             strategy=self.grouping.planner(tasks, self.seed),
@@ -211,6 +213,15 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             shared_encoder=self.shared_encoder,
             local_stems=self.local_stems,
         )
+
+    def _check_fixed_encoder(self) -> None:
+        if self.is_apart:
+            raise ConfigInvalid("split_learning.encoder: the bundle's encoder has nothing to train: give 'device'")
+        if self.grouping.needs_affinities and self.grouping.groups > 1:
+            raise ConfigInvalid(
+                f"grouping.strategy: {self.grouping.strategy!r} groups tasks by how they change the encoder, and the "
+                "bundle's has nothing to train: take 'all_in_one' or 'fixed'"
+            )
 
     def fingerprint(self) -> str:
         """Return the settings that a federation cannot change once it has begun, as JSON.

@@ -17,7 +17,7 @@ import safetensors
 
 from edge_runtime.split_learning.replica import EncoderReplica
 from edge_runtime.split_learning.server import EncoderServer
-from edge_runtime.training.engine import Graph
+from edge_runtime.training.model import Graphs
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.wire.encoder_pipe import (
@@ -51,7 +51,7 @@ class _Sender:
 class PipeServer:
     """Serves one round after another over frames. Does no I/O but reading weights and writing results."""
 
-    def __init__(self, manifest: Manifest, graph: Callable[[str], Graph]) -> None:
+    def __init__(self, manifest: Manifest, graph: Graphs) -> None:
         self._manifest, self._graph = manifest, graph
         self._server: EncoderServer | None = None
         self._longest_bytes = 0
@@ -107,7 +107,7 @@ class PipeServer:
 
 def open_round(
     manifest: Manifest,
-    graph: Callable[[str], Graph],
+    graph: Graphs,
     weights: Vector,
     layout: MessageLayout,
     encoder_round: EncoderRound,

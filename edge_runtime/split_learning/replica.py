@@ -6,15 +6,12 @@ device's checkpoint it holds weights and state once more. All replicas share one
 round that evaluates needs none of this, only a SharedEncoder.
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
 from edge_runtime.split_learning.session import Arrays
 from edge_runtime.training.encoder import Inputs, LocalEncoder, Pass
-from edge_runtime.training.engine import Graph
 from edge_runtime.training.gradient import add_proximal, clip
-from edge_runtime.training.model import named
+from edge_runtime.training.model import Graphs, named
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
@@ -24,9 +21,10 @@ from edge_runtime.wire.tensors import Vector
 class SharedEncoder:
     """The encoder of a bundle with a stem, for evaluation alone."""
 
-    def __init__(self, manifest: Manifest, graph: Callable[[str], Graph], weights: Vector) -> None:
+    def __init__(self, manifest: Manifest, graph: Graphs, weights: Vector) -> None:
         """`weights` (P,) are laid out by `manifest.encoder_table`."""
-        self._parameters = named(manifest.encoder_table, weights, "param")["encoder"]
+        fixed = graph.fixed.get("encoder", {}) if manifest.fixed else {}
+        self._parameters = {**named(manifest.encoder_table, weights, "param")["encoder"], **fixed}
         self._encoder = LocalEncoder(manifest, graph)
 
     def predict(self, arrays: Arrays) -> Arrays:
@@ -41,7 +39,7 @@ class EncoderReplica(SharedEncoder):
     def __init__(
         self,
         manifest: Manifest,
-        graph: Callable[[str], Graph],
+        graph: Graphs,
         initial_weights: Vector,
         settings: Training,
         initial_state: Vector | None = None,

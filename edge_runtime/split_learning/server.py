@@ -20,7 +20,8 @@ from edge_runtime.split_learning.session import (
     RestoreState,
     SaveState,
 )
-from edge_runtime.training.engine import EngineError, Graph
+from edge_runtime.training.engine import EngineError
+from edge_runtime.training.model import Graphs
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Precision, Training
@@ -45,7 +46,7 @@ class EncoderServer:
     def __init__(
         self,
         manifest: Manifest,
-        graph: Callable[[str], Graph],
+        graph: Graphs,
         weights: Vector,
         settings: Training | None,
         round_number: int,

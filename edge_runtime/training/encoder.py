@@ -78,8 +78,8 @@ class EncoderBackend(Protocol):
 class LocalEncoder:
     """The stages of a manifest's encoder, on this device.
 
-    `save_activations` is true for the stages that save them; by default none does. The first `frozen` stages have no
-    backward pass.
+    `save_activations` is true for the stages that save them; by default none does. The first `frozen` stages, and those
+    in which and before which nothing is trained, have no backward pass.
     """
 
     def __init__(
@@ -87,7 +87,9 @@ class LocalEncoder:
     ) -> None:
         self._stages = manifest.stages
         self._save_activations = tuple(save_activations) or (False,) * len(manifest.stages)
-        self._frozen = frozen
+        self._frozen = max(frozen, manifest.fixed_stages)
+        fixed = {name for stage in manifest.stages[: manifest.fixed_stages] for name in stage.writes}
+        self._without_gradient = {"x", *fixed}
         self._graph = graph
         z = {f"z.{i}": array.shape for i, array in enumerate(manifest.representation)}
         v = {f"v.{i}": array.shape for i, array in enumerate(manifest.values)}
@@ -141,7 +143,9 @@ class LocalEncoder:
         arriving: dict[str, Array] = {f"dz.{i}": array for i, array in enumerate(dz)}
         for k in reversed(range(self._frozen, len(self._stages))):
             stage, saved = self._stages[k], done.saved[k]
-            leaving = {f"d{name}": self._empty(name, batch) for name in stage.reads if name != "x"}
+            leaving = {
+                f"d{name}": self._empty(name, batch) for name in stage.reads if name not in self._without_gradient
+            }
             graph = self._graph(f"encoder.{k}.{'backward' if saved is None else 'kept'}")
             graph.run({**done.values, **arriving, **parameters, **(saved or {})}, {**leaving, **gradients})
             for name in stage.writes:

@@ -25,9 +25,12 @@ class LocalStem:
         self._folder = folder
 
     def restore(self, table: TensorTable, received: Vector, of_round: int) -> Vector:
-        """Return the received weights (D,) with the stem as the device last trained it."""
+        """Return the received weights (D,) with the stem as the device last trained it.
+
+        A table without a stem, because all of that is fixed, has nothing to keep.
+        """
         before = [number for number in self._rounds() if number < of_round]
-        if not before:
+        if not before or STEM not in table.parts:
             return received
         try:
             stem = unpack(table.select([STEM]), self._path(max(before)).read_bytes())
@@ -37,6 +40,8 @@ class LocalStem:
 
     def save(self, table: TensorTable, received: Vector, trained: Vector, of_round: int) -> Vector:
         """Save the stem of trained weights; return the weights for the server, with the stem that it sent."""
+        if STEM not in table.parts:
+            return trained
         stem = table.select([STEM])
         write_atomic(self._path(of_round), pack(stem, trained[table.parts[STEM]]))
         for number in self._rounds():

@@ -3,6 +3,7 @@
 Shapes: B samples, T tasks. The encoder maps x (B, …) to the representation, one or more arrays z (B, …). Each head's
 step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. A stem, if there is one, comes
 before the encoder and is trained with it. The graphs write into views of `gradient`; only changed state is copied.
+Fixed tensors are read where their files are mapped, and are in no vector.
 """
 
 import math
@@ -14,10 +15,10 @@ from typing import Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.training.encoder import Array, Batch, EncoderBackend, LocalEncoder, Pass, Representation
+from edge_runtime.training.encoder import Array, Batch, EncoderBackend, Inputs, LocalEncoder, Pass, Representation
 from edge_runtime.training.engine import Engine, Graph
 from edge_runtime.training.stem import Stem
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.manifest import FIXED, Manifest, read_fixed
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
 
@@ -62,6 +63,19 @@ class TrainingStep(Protocol):
         """
 
 
+class Graphs(Protocol):
+    """A manifest's graphs by name, loaded when they are called for, and its fixed tensors."""
+
+    @property
+    def fixed(self) -> Mapping[str, Inputs]:
+        """Fixed tensors by part, under their names in the graphs."""
+        ...
+
+    def __call__(self, name: str) -> Graph:
+        """Return a loaded graph. Raises EngineError."""
+        ...
+
+
 class Model:
     """The graphs of a manifest and one vector of parameters and state, changed in place as training goes on.
 
@@ -71,7 +85,7 @@ class Model:
     def __init__(
         self,
         manifest: Manifest,
-        graph: Callable[[str], Graph],
+        graph: Graphs,
         weights: Vector,
         training_step: TrainingStep | None = None,
         save_activations: Sequence[bool] = (),
@@ -97,8 +111,12 @@ class Model:
         self._inputs = named(self.table, self.weights, "param")
         self._outputs = named(self.table.parameters, self.gradient, "grad")
         self._next = named(self.table, self._next_state_values, "param")
+        self._parts = ("encoder", *(f"head.{task}" for task in self.tasks), *(("stem",) if manifest.embedding else ()))
         for arrays in (self._inputs, self._outputs, self._next):
-            arrays.setdefault("encoder", {})
+            for part in self._parts:
+                arrays.setdefault(part, {})
+        for part, tensors in (graph.fixed if manifest.fixed else {}).items():
+            self._inputs[part] |= tensors
         self._graph = graph
         self._training_step = training_step
         self._encoder: EncoderBackend = encoder or LocalEncoder(manifest, graph, save_activations, frozen)
@@ -107,13 +125,13 @@ class Model:
         still |= {tensor.name for tensor in manifest.tensors if frozen and tensor.part == "stem"}
         self.trained = _ranges(self.table.parameters, still)
         """The ranges of the trained parameters in the vectors, in order."""
-        self.trains_encoder = encoder is not None or frozen < len(manifest.stages)
+        self.trains_encoder = encoder is not None or any(stage.parameters for stage in manifest.stages[frozen:])
         self.reseed(0, 0, 0)
 
     @property
     def encoder(self) -> slice:
         """The range of the encoder's parameters in the vectors; empty if it is computed elsewhere."""
-        return self.table.parts.get("encoder", slice(0, 0))
+        return self.table.where("encoder")
 
     @property
     def in_flight(self) -> int:
@@ -124,7 +142,7 @@ class Model:
     def heads_range(self) -> slice:
         """The range of all heads' parameters in the vectors, between those of encoder and stem."""
         heads = [where for part, where in self.table.parts.items() if part.startswith("head.")]
-        return slice(heads[0].start, heads[-1].stop)
+        return slice(heads[0].start, heads[-1].stop) if heads else slice(0, 0)
 
     @property
     def parameters(self) -> Vector:
@@ -186,20 +204,22 @@ class Model:
         """Run every head's step; return the losses by task and the encoder's gradient Σ w_i · ∂L_i/∂z · 1/√T.
 
         A head's own gradients are of w_i · L_i. The losses, and the arguments of `on_task`, are without the weights;
-        `weights` are 1 by default. With `combine`, the gradients of all tasks are held and combined, not added.
+        `weights` are 1 by default. With `combine`, the gradients of all tasks are held and combined, not added. They
+        are zero if nothing before the heads is trained.
         """
+        make = np.empty_like if self.manifest.trains_shared else np.zeros_like
         total = tuple(map(np.zeros_like, z)) if combine is None else ()
-        dz = tuple(map(np.empty_like, z))
+        dz = tuple(map(make, z))
         held: list[Representation] = []  # w_i · ∂L_i/∂z of the tasks so far, to be combined
         losses: dict[str, float] = {}
         for i, task in enumerate(self.tasks):
             if held:
-                dz = tuple(map(np.empty_like, z))
+                dz = tuple(map(make, z))
             losses[task] = self.step(task, z, targets[task], dz)
             if on_task is not None:
                 on_task(task, losses[task], dz)
             if weights is not None and weights[i] != 1:
-                for array in (*dz, self.gradient[self.table.parts[f"head.{task}"]]):
+                for array in (*dz, self.gradient[self.table.where(f"head.{task}")]):
                     np.multiply(array, np.float32(weights[i]), out=array)
             if combine is not None:
                 held.append(dz)
@@ -214,9 +234,8 @@ class Model:
 
     def reseed(self, *numbers: int) -> None:
         """Set the seeds of all parts, each another pure function of these numbers."""
-        parts = ("encoder", *(f"head.{task}" for task in self.tasks), *(("stem",) if self._stem else ()))
-        drawn = np.random.SeedSequence(numbers).generate_state(len(parts))
-        for part, value in zip(parts, drawn, strict=True):
+        drawn = np.random.SeedSequence(numbers).generate_state(len(self._parts))
+        for part, value in zip(self._parts, drawn, strict=True):
             self._inputs[part]["seed"] = np.array(value, np.int64)
         self._encoder.set_place(*numbers)
 
@@ -231,7 +250,7 @@ class Model:
 
         `encoder` is the encoder's range of a vector of parameters.
         """
-        inputs = self._inputs["encoder"] | named(self.table.select(["encoder"]), encoder, "param")["encoder"]
+        inputs = self._inputs["encoder"] | named(self.manifest.encoder_table, encoder, "param")["encoder"]
         return self._encoder.forward(done.source, inputs, self._next_state("encoder"), backward=False).z
 
     def encode(self, x: Batch) -> Representation:
@@ -267,7 +286,7 @@ class Model:
         for array in dz:
             array.fill(0)
         if not len(labelled.rows):
-            self.gradient[self.table.parts[f"head.{task}"]] = 0
+            self.gradient[self.table.where(f"head.{task}")] = 0
             return float("nan")
         chosen = tuple(array[labelled.rows] for array in z)
         parts = tuple(map(np.empty_like, chosen))
@@ -310,7 +329,8 @@ class Model:
         wait = self._encoder.backward(done, dz, self._inputs["encoder"], self._outputs["encoder"], release=release)
 
         def finish() -> None:
-            if self._stem is not None and (de := wait()) is not None:
+            de = wait()
+            if self._stem is not None and de is not None and "stem" in self.table.parts:
                 self._stem.backward(done.values["x"], de, self._inputs["stem"], self._outputs["stem"])
 
         return finish
@@ -371,32 +391,50 @@ def named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, 
 class GraphCache:
     """Loaded graphs by the digest of their file, so that rounds and groups that share a graph load it once.
 
-    All graphs of a manifest are checked before any is loaded.
+    All graphs of a manifest are checked before any is loaded, and so are its fixed tensors.
     """
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._graphs: dict[str, Graph] = {}
         self._checked: set[str] = set()
+        self._fixed: dict[str, Vector] = {}
 
-    def of(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> Callable[[str], Graph]:
-        """Return a function from the names of a manifest's graphs to loaded graphs.
+    def of(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> Graphs:
+        """Return a manifest's graphs and fixed tensors.
 
-        `locate` returns the file of a graph's name and digest. Graphs of other manifests are unloaded. Raises
-        BundleInvalid, and the returned function EngineError.
+        `locate` returns the file of a name, of `manifest.files`, and a digest. What other manifests have is unloaded.
+        Raises BundleInvalid, and the graphs when they are called for EngineError.
         """
-        named = {name: file.digest for name, file in manifest.graphs.items()}
-        for name, digest in named.items():
-            if digest not in self._checked:
-                check_graph_file(locate(name, digest), name)
-                self._checked.add(digest)
-        self._checked.intersection_update(named.values())
-        self._graphs = {digest: graph for digest, graph in self._graphs.items() if digest in named.values()}
+        digests = {name: file.digest for name, file in manifest.files.items()}
+        for name in manifest.graphs:
+            if digests[name] not in self._checked:
+                check_graph_file(locate(name, digests[name]), name)
+                self._checked.add(digests[name])
+        self._checked.intersection_update(digests.values())
+        self._graphs = {digest: graph for digest, graph in self._graphs.items() if digest in digests.values()}
+        vectors = {digest: vector for digest, vector in self._fixed.items() if digest in digests.values()}
+        fixed: dict[str, Inputs] = {}
+        for part, tensors in manifest.fixed.items():
+            digest = tensors.file.digest
+            if digest not in vectors:
+                vectors[digest] = read_fixed(locate(f"{FIXED}.{part}", digest), tensors)
+            fixed |= named(tensors.table, vectors[digest], "param")
+        self._fixed = vectors
 
-        def graph(name: str) -> Graph:
-            digest = named[name]
+        def load(name: str) -> Graph:
+            digest = digests[name]
             if digest not in self._graphs:
                 self._graphs[digest] = self._engine.load(locate(name, digest))
             return self._graphs[digest]
 
-        return graph
+        return _Loaded(load, fixed)
+
+
+class _Loaded:
+    def __init__(self, load: Callable[[str], Graph], fixed: Mapping[str, Inputs]) -> None:
+        self._load = load
+        self.fixed = fixed
+
+    def __call__(self, name: str) -> Graph:
+        return self._load(name)

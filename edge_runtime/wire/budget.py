@@ -9,7 +9,7 @@ The peak of a training process's resident memory is the sum of
 
 - the memory before the first graph is loaded (measured by the device itself);
 - the engine and its sessions, which grow with the nodes of their graphs;
-- the vectors: weights, state that moves, gradient, the optimizer's state;
+- the vectors: weights, state that moves, gradient, the optimizer's state, and what is fixed, once;
 - the arrays that the step holds: the batch, the values between stages and their gradients;
 - what a probe adds while it lasts: a copy of every task's ∂L/∂z, and by the method used the encoder's parameters or
   every task's gradient of them, the sessions of the graphs that it alone runs, and the arena with nothing given up;
@@ -156,12 +156,15 @@ def choose_within(
 
 
 def plans(manifest: Manifest, batch: int, most_frozen: int | None = None) -> Iterator[MemoryPlan]:
-    """All plans that are considered, the preferred first: least frozen, least recomputed, largest micro-batch."""
-    stages = len(manifest.stages)
+    """All plans that are considered, the preferred first: least frozen, least recomputed, largest micro-batch.
+
+    Stages in which and before which nothing is trained are frozen in all of them.
+    """
+    stages, fixed = len(manifest.stages), manifest.fixed_stages
     micro_batches = [batch]
     while micro_batches[-1] > 1 and not manifest.whole_batch:
         micro_batches.append(-(-micro_batches[-1] // 2))
-    for frozen in range(min(stages, stages if most_frozen is None else most_frozen) + 1):
+    for frozen in range(fixed, max(fixed, min(stages, stages if most_frozen is None else most_frozen)) + 1):
         for saved in _saved(manifest, frozen):
             for micro_batch in micro_batches:
                 yield MemoryPlan(micro_batch=micro_batch, saved=saved, frozen=frozen)
@@ -201,6 +204,9 @@ class _Model:
         e = {} if manifest.embedding is None else {"e": manifest.embedding}
         self._sample_bytes = {name: _sample_bytes(a) for name, a in ({"x": manifest.input} | e | z | v).items()}
         self._embedded = set(e)
+        fixed = manifest.stages[: manifest.fixed_stages]
+        self._without_gradient = {"x", *(name for stage in fixed for name in stage.writes)}
+        self._fixed_bytes = 4 * sum(part.table.size for part in manifest.fixed.values())
         self._representation = sum(self._sample_bytes[name] for name in z)
         self._targets = sum(_sample_bytes(task.target) for task in manifest.tasks)
 
@@ -214,6 +220,7 @@ class _Model:
         peaks: list[tuple[int, GraphFootprint]] = []
         # The stem runs when nothing is saved yet, and again when all that was saved is given up.
         before = [f"stem.{kind}" for kind in ("forward", *(() if plan.frozen else ("backward",))) if self._embedded]
+        before = [name for name in before if name in self._manifest.graphs]
         peaks += [(0, self._graph(name)) for name in before]
         for k, (kind, _) in enumerate(kinds):
             peaks.append((held[-1], self._graph(f"encoder.{k}.{kind}")))
@@ -267,7 +274,8 @@ class _Model:
     def _update(self) -> int:
         if self._work.update is None:
             return 0
-        return 4 * self._manifest.table.size + working_bytes(self._manifest.table, self._work.update)
+        table = self._manifest.table
+        return 4 * table.size + working_bytes(table, self._work.update) + self._fixed_bytes
 
     def _graph(self, name: str) -> GraphFootprint:
         return self._graphs[self._manifest.graphs[name].digest]
@@ -284,7 +292,7 @@ class _Model:
         gradients: dict[ProbeMethod | None, int] = {"exact": 1, "encoder": tasks}
         encoder = sum(tensor.size for tensor in table.tensors if tensor.part == "encoder")
         rows = 8 * tasks * GRAM_BLOCK if probe in {"encoder", "representation"} else 0
-        return 4 * (vectors * parameters + 2 * state + gradients.get(probe, 0) * encoder) + rows
+        return 4 * (vectors * parameters + 2 * state + gradients.get(probe, 0) * encoder) + rows + self._fixed_bytes
 
     def _arrays(self, plan: MemoryPlan, stages: tuple[Stage, ...]) -> int:
         """Return the most bytes that a step's arrays take at any time; the whole batch is in memory."""
@@ -297,7 +305,7 @@ class _Model:
         moments = [held + gradients * self._representation]  # the heads
         probing = 0
         for k in reversed(range(plan.frozen, len(stages))):
-            flowing |= set(stages[k].reads) - {"x"}
+            flowing |= set(stages[k].reads) - self._without_gradient
             moments.append(self._bytes(values) + self._representation + self._bytes(flowing))
             probing = max(probing, self._bytes(flowing))
             flowing -= set(stages[k].writes)

@@ -5,6 +5,7 @@ A bundle on a workstation is a folder:
     manifest.json
     weights.safetensors
     graphs/<graph name>.onnx
+    fixed/<part>.safetensors                   only with tensors that training does not change
     official/forward.onnx                      only with ONNX Runtime training artifacts
     official/<group>/<artifact>
 
@@ -44,10 +45,19 @@ part: heads of the same form are then the same file, which is sent, kept and loa
 modes where a model makes no difference between them. The representation is one or more arrays; a head's graph has those
 as inputs that it uses, and all of dz. State moves where a training graph says so: next.<name> is its value after the
 batch (of forward, keep and step; the backward pass moves nothing).
+
+There are three kinds of tensor. A graph gives grad.<name> of what is trained, next.<name> of state, and only reads
+what is fixed: frozen parameters, and the running statistics of a normalisation in evaluation mode. Trained tensors and
+state are `tensors`, the vector that is trained, sent and averaged. Fixed ones are a file for each part, which devices
+get once with the graphs. A gradient that nobody wants is in no graph: the first stages of an encoder without a stem in
+which all is fixed have a forward graph alone, a stem that is fixed has no backward graph, and heads give no dz if there
+is nothing to train before them.
 """
 
 # coverage: every branch
 
+import mmap
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -62,13 +72,14 @@ from edge_runtime.wire.footprint import Footprint
 from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.metrics import MetricName, misfit
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
-from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable, part_of
+from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable, Vector, part_of, unpack
 
 FORMAT = 2
 MAX_MANIFEST_BYTES = 8 * 1024**2
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 GRAPHS = "graphs"
+FIXED = "fixed"
 ORT_TRAINING = "official"
 """The folder of ONNX Runtime training artifacts, named as the first bundles of format 2 named it."""
 FORWARD = "forward.onnx"
@@ -84,6 +95,7 @@ GraphName = Annotated[
         r"|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|evaluate|predict))\Z"
     ),
 ]
+PartName = Annotated[str, Meta(pattern=r"^(encoder|stem|head\.[a-z][a-z0-9_]{0,31})\Z")]
 ValueName = Annotated[str, Meta(pattern=r"^(x|e|[zv]\.(0|[1-9][0-9]{0,2}))\Z")]
 Text = Annotated[str, Meta(max_length=200, pattern=PRINTABLE)]
 
@@ -139,6 +151,18 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     reads: Annotated[tuple[ValueName, ...], Meta(min_length=1, max_length=MAX_VALUES)]
     writes: Annotated[tuple[ValueName, ...], Meta(min_length=1, max_length=MAX_VALUES)]
     parameters: Annotated[tuple[Text, ...], Meta(max_length=MAX_TENSORS)]
+
+
+class FixedTensors(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The tensors of a part that training does not change, and their safetensors file."""
+
+    tensors: Annotated[tuple[Tensor, ...], Meta(min_length=1, max_length=MAX_TENSORS)]
+    file: File
+
+    @property
+    def table(self) -> TensorTable:
+        """The tensors' table."""
+        return TensorTable(self.tensors)
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -201,6 +225,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     footprint: Footprint | None = None
     embedding: Array | None = None
     """The stem's output, which the encoder reads; null where there is no stem."""
+    fixed: Annotated[dict[PartName, FixedTensors], Meta(max_length=MAX_TASKS + 2)] = {}
+    """What training does not change, by part."""
 
     @property
     def source(self) -> str:
@@ -222,6 +248,24 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         """The tensor table of all parts and their state."""
         return TensorTable(self.tensors)
 
+    @property
+    def fixed_stages(self) -> int:
+        """How many of the encoder's first stages have nothing to train, in them or before them."""
+        if self.embedding is not None or "encoder" not in self.fixed:
+            return 0
+        trained = (k for k, stage in enumerate(self.stages) if stage.parameters)
+        return next(trained, len(self.stages))
+
+    @property
+    def trains_shared(self) -> bool:
+        """Whether anything before the heads is trained, so that they give ∂L/∂z."""
+        return self.embedding is not None or self.fixed_stages < len(self.stages)
+
+    @property
+    def files(self) -> dict[str, File]:
+        """The graphs by their names, and the files of fixed tensors by `fixed.<part>`; without the weights."""
+        return {**self.graphs, **{f"{FIXED}.{part}": fixed.file for part, fixed in self.fixed.items()}}
+
     def task(self, name: str) -> Task:
         """One task. Raises BundleInvalid if the bundle does not have it."""
         for task in self.tasks:
@@ -231,7 +275,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def encoder_table(self) -> TensorTable:
-        """The table of the encoder's parameters alone: the encoder server's part in split learning."""
+        """The table of the encoder's parameters alone: the encoder server's part in split learning.
+
+        Raises BundleInvalid if the encoder has nothing to train.
+        """
+        if "encoder" not in self.table.parts:
+            raise BundleInvalid("the encoder has nothing to train, so no encoder server is needed: train without one")
         return self.table.select(["encoder"])
 
     def local(self) -> "Manifest":
@@ -244,13 +293,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             self,
             tensors=table.select(part for part in table.parts if part != "encoder").tensors,
             graphs={name: file for name, file in self.graphs.items() if _part(name) != "encoder"},
+            fixed={part: fixed for part, fixed in self.fixed.items() if part != "encoder"},
             stages=(),
             values=(),
         )
 
     def needs(self, *, ort_training: bool = False) -> dict[str, int]:
         """Return digests and bytes of a device's files; `ort_training` adds the training models of ONNX Runtime."""
-        files = [*self.graphs.values()]
+        files = [*self.files.values()]
         if ort_training and self.ort_training is not None:
             files += [artifacts.training_model for artifacts in self.ort_training.groups.values()]
         return {file.digest: file.size_bytes for file in files}
@@ -269,18 +319,25 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             tasks=kept,
             tensors=table.select(part for part in table.parts if part.removeprefix(STATE) in parts).tensors,
             graphs=graphs,
+            fixed={part: fixed for part, fixed in self.fixed.items() if part in parts},
             weights=weights,
             ort_training=None if artifacts is None else OrtTrainingArtifacts(groups={group: artifacts}),
             footprint=None if self.footprint is None else self.footprint.of(digests),
         )
 
 
-def graph_names(tasks: Tasks, stages: int, *, stem: bool = False) -> tuple[str, ...]:
-    """Return the names of the graphs of a bundle of these tasks and stages, with a stem or without."""
-    encoder = (f"encoder.{k}.{kind}" for k in range(stages) for kind in ("forward", "backward", "keep", "kept"))
+def graph_names(
+    tasks: Tasks, stages: int, *, stem: bool = False, fixed_stages: int = 0, fixed_stem: bool = False
+) -> tuple[str, ...]:
+    """Return the names of the graphs of a bundle of these tasks and stages, with a stem or without.
+
+    The first `fixed_stages` have nothing to train, and with `fixed_stem` the stem has nothing.
+    """
+    encoder = [f"encoder.{k}.{kind}" for k in range(stages) for kind in ("forward", "backward", "keep", "kept")]
+    unwanted = {f"encoder.{k}.{kind}" for k in range(fixed_stages) for kind in ("backward", "keep", "kept")}
     heads = (f"head.{task}.{kind}" for task in tasks for kind in ("step", "loss", "evaluate", "predict"))
-    before = ("stem.forward", "stem.backward", "stem.predict") if stem else ()
-    return ("encoder.predict", *encoder, *heads, *before)
+    before = ["stem.forward", *([] if fixed_stem else ["stem.backward"]), "stem.predict"] if stem else []
+    return ("encoder.predict", *(name for name in encoder if name not in unwanted), *heads, *before)
 
 
 def _parts(tasks: Tasks, *, stem: bool) -> tuple[str, ...]:
@@ -316,13 +373,21 @@ def decode(data: bytes) -> Manifest:
     if names != tuple(sorted(set(names))):
         raise BundleInvalid("the manifest's tasks are not in the order of their names, or one is there twice")
     stem = manifest.embedding is not None
-    if odd := sorted(set(graph_names(names, len(manifest.stages), stem=stem)) ^ set(manifest.graphs)):
+    expected = graph_names(
+        names,
+        len(manifest.stages),
+        stem=stem,
+        fixed_stages=manifest.fixed_stages,
+        fixed_stem="stem" in manifest.fixed and "stem" not in parts,
+    )
+    if odd := sorted(set(expected) ^ set(manifest.graphs)):
         raise BundleInvalid(f"the manifest's graphs and tasks disagree about graph {odd[0]!r}")
     stateful = {part for part in parts if part.startswith(STATE)}
-    unknown = {part for part in stateful if stem or part.removeprefix(STATE) not in parts}
-    if odd := sorted((parts - stateful) ^ set(_parts(names, stem=stem)) | unknown):
+    unknown = {part for part in stateful if stem or part.removeprefix(STATE) not in _parts(names, stem=stem)}
+    if odd := sorted((parts - stateful | manifest.fixed.keys()) ^ set(_parts(names, stem=stem)) | unknown):
         raise BundleInvalid(f"the tensor table and the tasks disagree about part {odd[0]!r}")
     _check_stages(manifest)
+    _check_fixed(manifest)
     if manifest.footprint is not None:
         known = manifest.footprint.graphs.keys()
         if odd := sorted(name for name, file in manifest.graphs.items() if file.digest not in known):
@@ -349,6 +414,23 @@ def _check_stages(manifest: Manifest) -> None:
         raise BundleInvalid("the encoder's stages and the tensor table disagree about its parameters")
 
 
+def _check_fixed(manifest: Manifest) -> None:
+    """Raise BundleInvalid for fixed tensors of another part or trained ones, and a task with nothing to train."""
+    trained = {tensor.name for tensor in manifest.tensors}
+    for part, fixed in manifest.fixed.items():
+        try:
+            table = fixed.table
+        except TensorsInvalid as exc:
+            raise BundleInvalid(f"the fixed tensors of {part}: {exc}") from exc
+        odd = (t.name for t in table.tensors if t.part.removeprefix(STATE) != part or t.name in trained)
+        if (name := next(odd, None)) is not None:
+            raise BundleInvalid(f"the fixed tensors of {part} have {name!r}, which is another part's, or trained")
+    if not manifest.trains_shared:
+        for task in manifest.task_names:
+            if f"head.{task}" not in manifest.table.parts:
+                raise BundleInvalid(f"nothing is trained for task {task!r}")
+
+
 def _check_format(version: bytes) -> None:
     if version == str(FORMAT).encode():
         return
@@ -359,7 +441,10 @@ def _check_format(version: bytes) -> None:
 
 
 def graph_path(folder: Path, name: str) -> Path:
-    """Return the path of a graph in a bundle's folder; `name` is one of a validated manifest."""
+    """Return the path of a graph, or of a part's fixed tensors, by its name in `files` of a validated manifest."""
+    kind, _, part = name.partition(".")
+    if kind == FIXED:
+        return folder / FIXED / f"{part}.safetensors"
     return folder / GRAPHS / f"{name}.onnx"
 
 
@@ -376,8 +461,8 @@ def read_folder(folder: Path) -> Manifest:
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
         raise BundleInvalid(f"{folder} is not a bundle: it has no file {MANIFEST}") from exc
     check_file(folder / WEIGHTS, manifest.weights)
-    for name, graph in manifest.graphs.items():
-        check_file(graph_path(folder, name), graph)
+    for name, content in manifest.files.items():
+        check_file(graph_path(folder, name), content)
     if manifest.ort_training is not None:
         if manifest.ort_training.forward is not None:
             check_file(folder / ORT_TRAINING / FORWARD, manifest.ort_training.forward)
@@ -385,6 +470,18 @@ def read_folder(folder: Path) -> Manifest:
             for name, artifact in artifacts.files.items():
                 check_file(artifact_path(folder, group, name), artifact)
     return manifest
+
+
+def read_fixed(path: Path, fixed: FixedTensors) -> Vector:
+    """Return a part's fixed tensors as a read-only vector, mapped from their file. Raises BundleInvalid.
+
+    The vector keeps the map. A file that is replaced stays as it was for those who have it open.
+    """
+    try:
+        with path.open("rb") as file:
+            return unpack(fixed.table, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError) as exc:
+        raise BundleInvalid(f"{path} cannot be read: {exc}") from exc
 
 
 def check_file(path: Path, file: File) -> None:
@@ -395,13 +492,17 @@ def check_file(path: Path, file: File) -> None:
         raise BundleInvalid(f"{path} is not the file that the manifest names (its size or SHA-256 is another)")
 
 
-def write_folder(folder: Path, manifest: Manifest, weights: bytes, graphs: dict[str, bytes]) -> None:
-    """Write a bundle: graphs and weights first, the manifest last, so a folder with a manifest is whole."""
+def write_folder(folder: Path, manifest: Manifest, weights: bytes, files: Mapping[str, bytes]) -> None:
+    """Write a bundle: files and weights first, the manifest last, so a folder with a manifest is whole.
+
+    `files` are those of the manifest by name.
+    """
     content = encode(manifest)
     (folder / MANIFEST).unlink(missing_ok=True)
-    for left in set((folder / GRAPHS).glob("*.onnx")) - {graph_path(folder, name) for name in graphs}:
+    before = {*(folder / GRAPHS).glob("*.onnx"), *(folder / FIXED).glob("*.safetensors")}
+    for left in before - {graph_path(folder, name) for name in files}:
         left.unlink()
-    for name, data in graphs.items():
+    for name, data in files.items():
         write_atomic(graph_path(folder, name), data)
     write_atomic(folder / WEIGHTS, weights)
     write_atomic(folder / MANIFEST, content)

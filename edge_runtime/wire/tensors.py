@@ -8,12 +8,15 @@ Rules
 - What training changes without a gradient (running statistics of batch normalisation) is state. Its names begin with
   `state.` and then with a part's name: `state.encoder.stem.running_mean` is in part `state.encoder`. State sorts after
   all parameters, so the parameters are the front of the vector; where there is a stem, no part has state.
+- What training does not change at all, frozen parameters and the statistics of a normalisation in evaluation mode, is
+  fixed. It has the same names in a table of its own (edge_runtime.wire.manifest), so that no vector here has it.
 - A file is checked against the table (names, shapes, dtype, length, finite values) before it is used.
 """
 
 # coverage: every branch
 
 import math
+import mmap
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Annotated, Literal
@@ -102,6 +105,10 @@ class TensorTable:
             bounds[tensor.part] = slice(start, tensor.offset + tensor.size)
         return bounds
 
+    def where(self, part: str) -> slice:
+        """Return a part's slice of the flat vector, empty for a part of which the table has nothing."""
+        return self.parts.get(part, slice(0, 0))
+
     @cached_property
     def parameters(self) -> "TensorTable":
         """The table of the parameters, which gradients train: the front of the vector, without the state.
@@ -162,7 +169,7 @@ class TensorEntry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[_Bytes, _Bytes]
 
 
-def read_header(data: bytes, max_header_bytes: int) -> tuple[dict[str, TensorEntry], int]:
+def read_header(data: bytes | mmap.mmap, max_header_bytes: int) -> tuple[dict[str, TensorEntry], int]:
     """Return the entries of a safetensors file by name, and the offset of its data, which are not checked against it.
 
     Raises TensorsInvalid for a header that is malformed or longer than `max_header_bytes`.
@@ -177,7 +184,7 @@ def read_header(data: bytes, max_header_bytes: int) -> tuple[dict[str, TensorEnt
         raise TensorsInvalid(f"not a tensor file: {reason(exc)}") from exc
 
 
-def unpack(table: TensorTable, data: bytes) -> Vector:
+def unpack(table: TensorTable, data: bytes | mmap.mmap) -> Vector:
     """Return the flat vector in a safetensors file, as a read-only view of `data`.
 
     Raises TensorsInvalid if the file is malformed, has other tensors than the table, or in another order, or holds

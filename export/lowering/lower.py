@@ -45,6 +45,8 @@ for family in (
 ORT_TRAINING = RuleBook(RULES | ort_training.RULES)
 """The rules for a forward pass that onnxruntime-training differentiates."""
 
+PRODUCTS = frozenset({"Gemm", "MatMul"})
+
 ADVICE = {
     "dropout": "use nn.Dropout, nn.Dropout2d or their functions",
     "bernoulli": "use nn.Dropout, nn.Dropout2d or their functions",
@@ -143,6 +145,7 @@ def lower(
         # A fresh node for each output: an input, or a value used twice, can then be an output as well.
         results[i] = Value(graph.add_many("Identity", value.name, outputs=1)[0], value.shape, value.dtype)
         graph.nodes[-1].output[0] = name
+        _read_output(graph.nodes, value.name)
     sources = [(name, *_spec(values[step.node])) for name, step in zip(inputs, trace.inputs, strict=True)]
     sources += [(name, ELEMENT[torch.int64], []) for name in context.seeds]
     model = graph.model(
@@ -156,6 +159,21 @@ def lower(
     model.graph.input.extend(kept)
     onnx.checker.check_model(model)
     return Translation(model, {node: value.name for node, value in values.items() if isinstance(value, Value)})
+
+
+def _read_output(nodes: list[onnx.NodeProto], inner: str) -> None:
+    """Let matrix products read an output, which the last node copies from an inner value, instead of that value.
+
+    onnxruntime 1.31 joins the copy with the node before it, and a transposition with the product; after both, the
+    product reads a value that is no longer there.
+    """
+    copy = nodes[-1]
+    products = [node for node in nodes if node.op_type in PRODUCTS and inner in node.input]
+    makers = [i for i, node in enumerate(nodes) if inner in node.output]
+    if products and makers:
+        for node in products:
+            node.input[:] = [copy.output[0] if name == inner else name for name in node.input]
+        nodes.insert(makers[0] + 1, nodes.pop())
 
 
 def _check_types(step: TraceStep) -> None:

@@ -93,26 +93,28 @@ def make_group(
     weights: Vector,
     tasks: Tasks,
     *,
+    fixed: Arrays,
     batches: Sequence[Arrays],
     graph: GraphBytes,
     run: Runner,
     python: Path,
 ) -> VerifiedArtifacts:
-    """Make a group's artifacts for `weights` (D,), laid out by the whole bundle's table.
+    """Make a group's artifacts for `weights` (D,), laid out by the whole bundle's table, and `fixed` tensors by name.
 
     `graph` gives a portable graph by name. Raises OrtTrainingImpossible.
     """
     manifest = whole.group(tasks, whole.weights)
     vector = transfer(TensorTable(whole.tensors), weights, manifest.table)
-    tensors: Mapping[str, NDArray[Any]] = manifest.table.views(vector)
+    trained: Mapping[str, NDArray[Any]] = manifest.table.views(vector)
+    tensors = {**trained, **fixed}
     samples = [_sample(manifest, tensors, batch, graph, run) for batch in batches]
-    parameters = {name: value for name, value in tensors.items() if not name.startswith(STATE)}
+    parameters = {name: value for name, value in trained.items() if not name.startswith(STATE)}
 
     def sample_with_decisions() -> tuple[ReferenceSample, list[NDArray[Any]]]:
         decided: list[NDArray[Any]] = []
         return _sample(manifest, tensors, batches[0], graph, _recording(run, decided)), decided
 
-    return make_artifacts(group_graph(forward, tasks, parameters), samples, python, sample_with_decisions)
+    return make_artifacts(group_graph(forward, tasks, parameters, fixed), samples, python, sample_with_decisions)
 
 
 def _recording(run: Runner, decided: list[NDArray[Any]]) -> Runner:
@@ -143,7 +145,7 @@ def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: Grap
 
     expected: dict[str, NDArray[Any]] = {}
     x = {"x": batch["x"], **own["encoder"]}
-    passed = encoder_passes.forward(manifest.stages, call, x, "recompute")
+    passed = encoder_passes.forward(manifest.stages, call, x, "recompute", fixed=manifest.fixed_stages)
     expected |= _of_part("encoder", Role.NEXT_STATE, passed)
     z = {name: passed[name] for name in (f"z.{i}" for i in range(len(manifest.representation)))}
     dz = {Role.VALUE_GRADIENT.tensor_name(name): np.zeros_like(value) for name, value in z.items()}
@@ -152,13 +154,14 @@ def _sample(manifest: wire.Manifest, tensors: Arrays, batch: Arrays, graph: Grap
         found = call(f"{part}.step", {**z, "target": batch[f"target.{task}"], **own[part]})
         expected[f"loss.{task}"] = found["loss"]
         expected |= _of_part(part, Role.PARAMETER_GRADIENT, found) | _of_part(part, Role.NEXT_STATE, found)
-        dz = {name: summed + found[name] for name, summed in dz.items()}
+        dz = {name: summed + found.get(name, 0) for name, summed in dz.items()}
     dz = {name: summed * np.float32(1 / np.sqrt(len(tasks))) for name, summed in dz.items()}
-    gradients = encoder_passes.backward(manifest.stages, call, x, dz, passed, "recompute")
+    gradients = encoder_passes.backward(manifest.stages, call, x, dz, passed, "recompute", fixed=manifest.fixed_stages)
     expected |= _of_part("encoder", Role.PARAMETER_GRADIENT, gradients)
     inputs = {"x": batch["x"], "loss_weights": np.ones(len(tasks), np.float32)}
     inputs |= {f"target.{task}": batch[f"target.{task}"] for task in tasks}
-    inputs |= {name: value for name, value in tensors.items() if name.startswith(STATE)}
+    moving = (tensor.name for tensor in manifest.tensors if tensor.name.startswith(STATE))
+    inputs |= {name: tensors[name] for name in moving}
     inputs |= {f"seed.{part}": own[part]["seed"] for part in parts}
     return ReferenceSample(inputs, expected)
 
@@ -205,6 +208,10 @@ def split(
         )
     data = path.read_bytes()
     forward = onnx.load_from_string(data)
+    fixed: dict[str, NDArray[Any]] = {}
+    for part, tensors in manifest.fixed.items():
+        vector = wire.read_fixed(wire.graph_path(folder, f"{wire.FIXED}.{part}"), tensors)
+        fixed |= tensors.table.views(vector)
     start = unpack(manifest.table, (folder / wire.WEIGHTS).read_bytes()) if weights is None else weights
     made = {}
     for tasks in chosen:
@@ -213,6 +220,7 @@ def split(
             manifest,
             start,
             tasks,
+            fixed=fixed,
             batches=random_inputs(manifest),
             graph=lambda name: wire.graph_path(folder, name).read_bytes(),
             run=run,
@@ -230,6 +238,7 @@ def artifacts_of_all_tasks(
     weights: Vector,
     model: MultiTaskModel,
     *,
+    fixed: Arrays,
     graphs: Mapping[str, bytes],
     run: Runner,
     python: Path,
@@ -240,6 +249,7 @@ def artifacts_of_all_tasks(
         manifest,
         weights,
         manifest.task_names,
+        fixed=fixed,
         batches=example_inputs(model),
         graph=lambda name: graphs[name],
         run=run,

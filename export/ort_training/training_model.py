@@ -38,7 +38,7 @@ from export.lowering.lower import ORT_TRAINING, lower
 from export.lowering.ort_training import DIFFERENTIABLE, NO_STEP
 from export.model import MultiTaskModel, tensors
 from export.model_part import ModelPart
-from export.module_state import unchanged
+from export.module_state import in_training
 from export.onnx_graph import live
 from export.ort_training import branch_decisions
 from export.parity.check import relative_errors
@@ -123,9 +123,7 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
         return [*batched, *(held[name] for name in names)]
 
     modules = {name.replace(".", "/"): part.module for name, part in parts.items()}
-    with unchanged(*modules.values()):
-        for module in modules.values():
-            module.train()
+    with in_training(*modules.values()):
         traced = trace(losses, inputs, nn.ModuleDict(modules))
     graph = lower(
         traced,
@@ -166,8 +164,14 @@ def _differentiable(node: onnx.NodeProto) -> list[str]:
     return list(node.input[:1] if node.op_type in single else node.input)
 
 
-def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arrays) -> GroupGraph:
-    """Cut a group's graph, with its parameters inside: all that its losses and its parts' next state need."""
+def group_graph(
+    forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arrays, fixed: Arrays | None = None
+) -> GroupGraph:
+    """Cut a group's graph, with its parameters inside: all that its losses and its parts' next state need.
+
+    `fixed` tensors are constants in it.
+    """
+    fixed = fixed or {}
     losses = [f"loss.{task}" for task in tasks]
     parts = {"encoder", *(f"head.{task}" for task in tasks)}
     outputs = [o for o in forward.graph.output if o.name in losses or part_of(o.name.removeprefix(NEXT)) in parts]
@@ -179,12 +183,13 @@ def group_graph(forward: onnx.ModelProto, tasks: Sequence[str], parameters: Arra
     of_loss = {name for node in live(nodes, {"loss"}) for name in node.input}
     nodes = live(nodes, {"loss", *(output.name for output in outputs)})
     used = {name for node in nodes for name in node.input}
-    inputs = [i for i in forward.graph.input if i.name in used and i.name not in parameters]
+    inside = {**parameters, **fixed}
+    inputs = [i for i in forward.graph.input if i.name in used and i.name not in inside]
     inputs.append(helper.make_tensor_value_info("loss_weights", onnx.TensorProto.FLOAT, [len(tasks)]))
     total = helper.make_tensor_value_info("loss", onnx.TensorProto.FLOAT, [])
     constants = [tensor for tensor in forward.graph.initializer if tensor.name in used]
     constants.append(numpy_helper.from_array(np.array([0], np.int64), "group.axis"))
-    constants += [numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in parameters.items() if n in used]
+    constants += [numpy_helper.from_array(np.ascontiguousarray(v), n) for n, v in inside.items() if n in used]
     graph = helper.make_graph(nodes, "mas-edge", inputs, [total, *outputs], constants)
     model = helper.make_model(
         graph, opset_imports=forward.opset_import, ir_version=forward.ir_version, producer_name=forward.producer_name

@@ -26,13 +26,13 @@ from edge_runtime.wire.tensors import part_of
 from export.compile import Compiled
 from export.errors import ParityFailed
 from export.model import MultiTaskModel, numbered, represent, tensors
-from export.module_state import unchanged
+from export.module_state import in_training, unchanged
 from export.parity import encoder_passes
 from export.parity.branch_decisions import deciding_values, with_outputs
 from export.parity.replay import as_pytorch_counts, replayed
 from export.parity.seeded_dropout import SeededDropout
 from export.parity.terms import AbsoluteTerms
-from export.running_statistics import BATCH_NORM, running_statistics
+from export.running_statistics import BATCH_NORM, moving_statistics, running_statistics
 
 TOLERANCE = 1e-4
 SEED = 5
@@ -75,7 +75,9 @@ def check_parity(compiled: Compiled, run: Runner) -> Parity:
 
 def _fewest(model: MultiTaskModel) -> int:
     whole = len(model.example_input)
-    normalised = any(isinstance(m, BATCH_NORM) for part in model.parts().values() for m in part.modules())
+    with in_training(*model.parts().values()):
+        modules = [module for part in model.parts().values() for module in part.modules()]
+        normalised = any(isinstance(module, BATCH_NORM) and module.training for module in modules)
     return min(whole, max(2, whole - 1)) if normalised else 1
 
 
@@ -88,7 +90,7 @@ def differences(compiled: Compiled, run: Runner, x: Tensor) -> Errors:
         calls[name] = arrays, found
         return found
 
-    reference = _reference(compiled.model, x)
+    reference = _reference(compiled.model, x, of_z=compiled.trains_shared)
     errors = _errors(outputs(compiled, call, x), reference)
     over = {part_of(graph) for (graph, _), error in errors.items() if error > TOLERANCE}
     if not over:
@@ -110,7 +112,9 @@ def _of_translation(compiled: Compiled, x: Tensor, reference: Tensors, parts: se
 
     errors = _errors(ran(torch.float32), reference)
     if any(error > TOLERANCE for (graph, _), error in errors.items() if part_of(graph) in parts):
-        errors = _errors(ran(torch.float64), _reference(_exact(compiled.model), x.double()))
+        errors = _errors(
+            ran(torch.float64), _reference(_exact(compiled.model), x.double(), of_z=compiled.trains_shared)
+        )
     return {key: error for key, error in errors.items() if part_of(key[0]) in parts}
 
 
@@ -189,7 +193,7 @@ def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
 def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -> Tensors:
     """Run all graphs, each on the outputs of those before it; those of all stages are returned together."""
     model = compiled.model
-    inputs = encoder_passes.inputs_by_part(compiled.table.views(compiled.weights), lambda _: SEED)
+    inputs = encoder_passes.inputs_by_part(compiled.tensors, lambda _: SEED)
     size = len(batch)
     x = {"x": batch.numpy(), **inputs["encoder"]}
     training, stem = x, {}
@@ -198,7 +202,8 @@ def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -
         training, x = ({**stem[kind], **inputs["encoder"]} for kind in ("forward", "predict"))
     names = [f"z.{i}" for i in range(len(represent(model)))]
     found = {"encoder.predict": call("encoder.predict", x)}
-    passes = {mode: encoder_passes.forward(compiled.stages, call, training, mode) for mode in encoder_passes.KINDS}
+    stages, fixed = compiled.stages, compiled.fixed_stages
+    passes = {mode: encoder_passes.forward(stages, call, training, mode, fixed=fixed) for mode in encoder_passes.KINDS}
     for mode, (kind, _) in encoder_passes.KINDS.items():
         found[f"encoder.{kind}"] = passes[mode]
     total = {f"d{name}": np.zeros_like(passes["recompute"][name]) for name in names}
@@ -209,13 +214,15 @@ def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -
             source = "encoder.forward" if kind in ("step", "loss") else "encoder.predict"
             z = {name: found[source][name] for name in names}
             found[f"{part}.{kind}"] = call(f"{part}.{kind}", z | held)
-        for name in total:
+        for name in total.keys() & found[f"{part}.step"].keys():
             total[name] += found[f"{part}.step"][name]
     for mode, (_, kind) in encoder_passes.KINDS.items():
-        found[f"encoder.{kind}"] = encoder_passes.backward(compiled.stages, call, training, total, passes[mode], mode)
-    if model.stem is not None:
+        found[f"encoder.{kind}"] = encoder_passes.backward(
+            stages, call, training, total, passes[mode], mode, fixed=fixed
+        )
+    found |= {f"stem.{kind}": results for kind, results in stem.items()}
+    if "stem.backward" in compiled.graphs:
         de = {"de": found["encoder.backward"]["de"], "x": batch.numpy(), **inputs["stem"]}
-        found |= {f"stem.{kind}": results for kind, results in stem.items()}
         found["stem.backward"] = call("stem.backward", de)
     return found
 
@@ -234,13 +241,14 @@ def _exact(model: MultiTaskModel) -> MultiTaskModel:
     )
 
 
-def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDArray[Any]]]:
+def _reference(model: MultiTaskModel, batch: Tensor, *, of_z: bool) -> dict[str, dict[str, NDArray[Any]]]:
+    """Return PyTorch's results; `of_z` asks for ∂L/∂z too."""
     with unchanged(*model.parts().values()):
         for module in model.parts().values():
             module.eval()
         found = _evaluated(model, batch)
+    with in_training(*model.parts().values()):
         for module in model.parts().values():
-            module.train()
             module.zero_grad(set_to_none=True)
         source = batch
         if model.stem is not None:
@@ -262,15 +270,18 @@ def _reference(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDAr
             head = model.heads[task]
             found[f"head.{task}.loss"] = _arrays({"loss": loss})
             found[f"head.{task}.step"] = (
-                _arrays({"loss": loss, **numbered("dz", dz)}) | _gradients(head) | _next_state(head)
+                _arrays({"loss": loss, **(numbered("dz", dz) if of_z else {})}) | _gradients(head) | _next_state(head)
             )
         live = [value for value in z if value.requires_grad]
-        torch.autograd.backward(live, [dz for value, dz in zip(z, total, strict=True) if value.requires_grad])
+        if live:
+            torch.autograd.backward(live, [dz for value, dz in zip(z, total, strict=True) if value.requires_grad])
         gradients = _gradients(model.encoder)
         if model.stem is not None:
-            torch.autograd.backward(e, source.grad)
             gradients |= _arrays({"de": cast("Tensor", source.grad)})
-            found |= {"stem.forward": _arrays({"e": e}), "stem.backward": _gradients(model.stem)}
+            found["stem.forward"] = _arrays({"e": e})
+            if e.requires_grad:
+                torch.autograd.backward(e, source.grad)
+                found["stem.backward"] = _gradients(model.stem)
         for kinds in encoder_passes.KINDS.values():
             found |= zip((f"encoder.{kind}" for kind in kinds), (forward, gradients), strict=True)
     return found
@@ -295,9 +306,9 @@ def _gradients(module: nn.Module) -> dict[str, NDArray[Any]]:
 
 
 def _next_state(module: nn.Module) -> dict[str, NDArray[Any]]:
-    """Return a copy of the state: training goes on in the same buffers."""
-    state = {f"next.{name}": value.clone() for name, value in running_statistics(module).items()}
-    return _arrays(state)
+    """Return a copy of the state that training moves: it goes on in the same buffers."""
+    moving, held = moving_statistics(module), running_statistics(module)
+    return _arrays({f"next.{name}": value.clone() for name, value in held.items() if name in moving})
 
 
 def _arrays(values: Mapping[str, Tensor]) -> dict[str, NDArray[Any]]:

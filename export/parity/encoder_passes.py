@@ -35,20 +35,20 @@ def inputs_by_part(tensors: Arrays, seed: Callable[[str], int]) -> dict[str, dic
     return found
 
 
-def forward(stages: Sequence[Stage], run: RunByName, x: Arrays, mode: Mode) -> dict[str, NDArray[Any]]:
+def forward(stages: Sequence[Stage], run: RunByName, x: Arrays, mode: Mode, *, fixed: int) -> dict[str, NDArray[Any]]:
     """Return all outputs of the stages for x, parameters, state and seed.
 
-    What stage k saved is named `<k>.saved.<i>`.
+    What stage k saved is named `<k>.saved.<i>`. The first `fixed` stages have a forward graph alone.
     """
     found: dict[str, NDArray[Any]] = {}
     for k in range(len(stages)):
-        results = run(f"encoder.{k}.{KINDS[mode][0]}", {**x, **found})
+        results = run(f"encoder.{k}.{'forward' if k < fixed else KINDS[mode][0]}", {**x, **found})
         found |= {f"{k}.{name}" if Role.of(name) is Role.SAVED else name: array for name, array in results.items()}
     return found
 
 
 def backward(
-    stages: Sequence[Stage], run: RunByName, x: Arrays, dz: Arrays, found: Arrays, mode: Mode
+    stages: Sequence[Stage], run: RunByName, x: Arrays, dz: Arrays, found: Arrays, mode: Mode, *, fixed: int
 ) -> dict[str, NDArray[Any]]:
     """Return the gradients of all parameters, by their names in the graphs, and of e where there is one.
 
@@ -56,7 +56,7 @@ def backward(
     """
     arriving = dict(dz)
     gradients: dict[str, NDArray[Any]] = {}
-    for k in reversed(range(len(stages))):
+    for k in reversed(range(fixed, len(stages))):
         saved = {name.removeprefix(f"{k}."): array for name, array in found.items() if name.startswith(f"{k}.")}
         results = run(f"encoder.{k}.{KINDS[mode][1]}", {**x, **found, **saved, **arriving})
         for name, array in results.items():

@@ -159,3 +159,19 @@ def test_round_aggregation_refuses_another_length(fold, tmp_path):
     found = RoundAggregation(TABLE, began, Aggregation(), state=None, seed=(0,), folder=tmp_path)
     with pytest.raises(TensorsInvalid):
         found.fold(began[1:], {"a": 1})
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("optimizer", [ServerOptimizer(), ServerOptimizer(lr=0.5)])
+def test_round_aggregation_of_an_encoder_with_nothing_to_train_averages_the_heads(rule, optimizer, tmp_path):
+    table = TensorTable.of({"head.a.w": (2,), "state.encoder.m": (1,)})
+    aggregation = Aggregation(rule=rule, optimizer=optimizer)
+    assert aggregation.state_table(table) is None
+    began = np.zeros(3, np.float32)
+    found = RoundAggregation(table, began, aggregation, state=None, seed=(0, 0), folder=tmp_path)
+    for value in (1.0, 4.0):
+        found.fold(np.full(3, value, np.float32), {"a": 5})
+    new, state = found.result()
+    assert new.tolist() == [2.5, 2.5, 2.5]
+    assert state is None
+    assert not found.diverged

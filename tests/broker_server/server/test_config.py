@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from broker_server.aggregation.rules import Aggregation
@@ -8,7 +9,7 @@ from broker_server.grouping.search import SplitImpossible
 from broker_server.server.config import SETTINGS, ServerConfig, read
 from devices.cli.settings import COMMAND_LINE, DEFAULT, ConfigInvalid
 from edge_runtime.wire.compression import Updates
-from edge_runtime.wire.manifest import read_folder
+from edge_runtime.wire.manifest import Array, read_folder
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
@@ -149,6 +150,28 @@ def test_config_strategy_for_too_few_tasks(make_config):
 def test_terms_that_the_bundle_cannot_meet(make_config, settings, why):
     with pytest.raises(ConfigInvalid, match=why):
         make_config(**settings).terms(read_folder(BUNDLE))
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({}, "grouping.strategy: 'mas' groups tasks by how they change the encoder"),
+        ({"strategy": "tag"}, "grouping.strategy: 'tag' groups tasks by how they change the encoder"),
+        ({"strategy": "fedbone"}, "split_learning.encoder: the bundle's encoder has nothing to train"),
+        ({"groups": 1}, None),
+        ({"strategy": "all_in_one"}, None),
+    ],
+)
+def test_terms_of_a_bundle_whose_encoder_is_fixed(make_config, settings, why):
+    whole = read_folder(BUNDLE)
+    heads = whole.table.select(part for part in whole.table.parts if part != "encoder")
+    stem = Array(shape=(4,), dtype="float32") if settings.get("strategy") == "fedbone" else None
+    bundle = msgspec.structs.replace(whole, tensors=heads.tensors, embedding=stem)
+    if why is None:
+        assert make_config(**settings).terms(bundle).tasks == whole.task_names
+        return
+    with pytest.raises(ConfigInvalid, match=why):
+        make_config(**settings).terms(bundle)
 
 
 def test_terms_are_of_all_tasks_where_none_is_named(make_config):

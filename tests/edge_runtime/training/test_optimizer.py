@@ -55,6 +55,17 @@ def test_sgd_of_parts_is_sgd_of_the_whole():
     np.testing.assert_array_equal(whole[2], parts[2])
 
 
+@pytest.mark.parametrize("make", ["sgd", "adamw"])
+def test_step_of_no_parts_leaves_all_weights(make):
+    rule = Sgd(lr=0.1, momentum=0.9, weight_decay=0.1)
+    if make == "adamw":
+        rule = AdamW(lr=0.1, beta1=0.9, beta2=0.99, epsilon=1e-8, weight_decay=0.1)
+    weights, gradient, _ = vectors(5)
+    state, before = np.zeros(11 if make == "adamw" else 5, np.float32), weights.copy()
+    rule.step(weights, gradient, state, ())
+    assert weights.tobytes() == before.tobytes()
+
+
 def test_look_ahead_writes_one_plain_step_and_nothing_else():
     weights, gradient, out = vectors(100)
     before = weights.copy(), gradient.copy()

@@ -20,7 +20,19 @@ from edge_runtime.wire.budget import (
 from edge_runtime.wire.compression import Updates, working_bytes
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
-from edge_runtime.wire.manifest import FORMAT, Array, File, Manifest, Parity, Stage, Task, decode, encode, graph_names
+from edge_runtime.wire.manifest import (
+    FORMAT,
+    Array,
+    File,
+    FixedTensors,
+    Manifest,
+    Parity,
+    Stage,
+    Task,
+    decode,
+    encode,
+    graph_names,
+)
 from edge_runtime.wire.tensors import TensorTable
 
 KB = 1000
@@ -236,6 +248,46 @@ def test_predict_counts_a_stem():
     frozen = predict(manifest, plan(frozen=2), WORK)
     assert frozen.transient == 8 * STEM["forward"]
     assert frozen.sessions == predict(before, plan(frozen=2), WORK).sessions + 2 * NODE_BYTES * 10
+
+
+def test_fixed_tensors_are_held_once_and_fixed_stages_have_no_backward_pass():
+    """The first stage's parameters are fixed: no gradient, no velocity, no values that flow back to it."""
+    before = manifest_of()
+    first, last = before.stages
+    names = set(graph_names(("depth", "parts"), 2, fixed_stages=1))
+    table = TensorTable.of({"encoder.0.w": (1000,)})
+    manifest = msgspec.structs.replace(
+        before,
+        stages=(msgspec.structs.replace(first, parameters=()), last),
+        tensors=TensorTable.of({t.name: t.shape for t in before.tensors if t.name != "encoder.0.w"}).tensors,
+        graphs={name: file for name, file in before.graphs.items() if name in names},
+        fixed={"encoder": FixedTensors(tensors=table.tensors, file=File(digest="1" * 64, size_bytes=4000))},
+    )
+    assert decode(encode(manifest)) == manifest
+    assert {one.frozen for one in plans(manifest, 2)} == {1, 2}
+    assert {one.frozen for one in plans(manifest, 2, most_frozen=0)} == {1}
+    found, trained = (predict(one, plan(frozen=1), work()) for one in (manifest, before))
+    assert found.vectors == 4 * (3 * 2000 + 2 * 100 + 1000)
+    assert trained.vectors - found.vectors == 4 * 2 * 1000
+    assert trained.arrays - found.arrays == 0  # v.0 and z.0 and their gradients in the heads are the most of both
+    kept = predict(manifest, plan(frozen=1), work(update=Updates()))
+    assert kept.update == 4 * manifest.table.size + working_bytes(manifest.table, Updates()) + 4 * 1000
+
+
+def test_predict_counts_no_backward_pass_of_a_fixed_stem():
+    before = manifest_of()
+    files = {f"stem.{k}": File(digest=hashlib.sha256(k.encode()).hexdigest(), size_bytes=1) for k in STEM}
+    del files["stem.backward"]
+    footprints = {files[f"stem.{kind}"].digest: graph(STEM[kind]) for kind in ("forward", "predict")}
+    first, last = before.stages
+    manifest = msgspec.structs.replace(
+        before,
+        embedding=Array(shape=(500,), dtype="float32"),
+        graphs=before.graphs | files,
+        stages=(msgspec.structs.replace(first, reads=("e",)), last),
+        footprint=Footprint(graphs=before.footprint.graphs | footprints),
+    )
+    assert predict(manifest, plan(), WORK).sessions == predict(before, plan(), WORK).sessions + 2 * NODE_BYTES * 10
 
 
 def test_predict_peak_is_the_sum_and_has_the_table_of_the_arena():

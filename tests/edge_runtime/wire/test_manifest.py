@@ -1,6 +1,7 @@
 import hashlib
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -15,6 +16,7 @@ from edge_runtime.wire.manifest import (
     Array,
     Artifacts,
     File,
+    FixedTensors,
     Manifest,
     OrtTrainingArtifacts,
     Parity,
@@ -26,10 +28,11 @@ from edge_runtime.wire.manifest import (
     encode,
     graph_names,
     graph_path,
+    read_fixed,
     read_folder,
     write_folder,
 )
-from edge_runtime.wire.tensors import TensorTable
+from edge_runtime.wire.tensors import TensorTable, pack
 
 
 def file_of(data):
@@ -383,3 +386,114 @@ def test_folder_with_an_endless_manifest_is_read_up_to_the_cap(folder):
 def test_check_file_refuses_a_folder_in_its_place(tmp_path):
     with pytest.raises(BundleInvalid, match="missing"):
         check_file(tmp_path, file_of(b"x"))
+
+
+def fixed_of(**shapes):
+    table = TensorTable.of({name.replace("__", "."): shape for name, shape in shapes.items()})
+    data = pack(table, np.arange(table.size, dtype=np.float32))
+    return FixedTensors(tensors=table.tensors, file=file_of(data)), data
+
+
+ENCODER, ENCODER_FILE = fixed_of(encoder__w=(2,), state__encoder__mean=(1,))
+HEAD, HEAD_FILE = fixed_of(head__depth__v=(4,))
+
+
+def frozen_of(*tasks, **change):
+    """All of the encoder is fixed, and one tensor of the first task's head."""
+    fields = {
+        "tensors": TensorTable.of({f"head.{task}.w": (3,) for task in tasks}).tensors,
+        "stages": (Stage(reads=("x",), writes=("z.0",), parameters=()),),
+        "graphs": {name: file_of(name.encode()) for name in graph_names(tasks, 1, fixed_stages=1)},
+        "fixed": {"encoder": ENCODER, "head.depth": HEAD},
+    }
+    return manifest_of(*tasks, **(fields | change))
+
+
+FROZEN = frozen_of("depth", "normals")
+
+
+def test_fixed_tensors_are_files_that_every_group_has_of_its_parts():
+    assert decode(encode(FROZEN)) == FROZEN
+    assert b"fixed" not in CONTENT
+    assert (TWO.fixed_stages, TWO.trains_shared) == (0, True)
+    assert (FROZEN.fixed_stages, FROZEN.trains_shared) == (1, False)
+    assert {name for name in FROZEN.graphs if name.startswith("encoder")} == {"encoder.predict", "encoder.0.forward"}
+    assert FROZEN.files == FROZEN.graphs | {"fixed.encoder": ENCODER.file, "fixed.head.depth": HEAD.file}
+    assert FROZEN.needs()[ENCODER.file.digest] == ENCODER.file.size_bytes
+    depth, normals = (FROZEN.group((task,), FROZEN.weights) for task in ("depth", "normals"))
+    assert set(depth.fixed) == {"encoder", "head.depth"}
+    assert set(normals.fixed) == {"encoder"}
+    assert [tensor.name for tensor in normals.tensors] == ["head.normals.w"]
+    with pytest.raises(BundleInvalid, match="the encoder has nothing to train"):
+        _ = FROZEN.encoder_table
+
+
+def test_encoder_server_s_device_has_no_fixed_tensors_of_the_encoder():
+    embedding = Array(shape=(4,), dtype="float32")
+    tensors = TensorTable.of({"encoder.v": (2,), "head.depth.w": (3,)}).tensors
+    stem, _ = fixed_of(stem__w=(1,))
+    stages = (Stage(reads=("e",), writes=("z.0",), parameters=("v",)),)
+    graphs = {name: file_of(b"1") for name in graph_names(("depth",), 1, stem=True, fixed_stem=True)}
+    assert "stem.backward" not in graphs
+    fixed = {"encoder": fixed_of(encoder__w=(2,))[0], "stem": stem}
+    manifest = frozen_of("depth", embedding=embedding, tensors=tensors, stages=stages, graphs=graphs, fixed=fixed)
+    assert decode(encode(manifest)) == manifest
+    assert (manifest.fixed_stages, manifest.trains_shared) == (0, True)
+    assert manifest.local().fixed == {"stem": stem}
+
+
+def twice(fixed):
+    return FixedTensors(tensors=fixed.tensors * 2, file=fixed.file)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"fixed": {"encoder": ENCODER, "head.depth": ENCODER}}, "fixed tensors of head.depth have 'encoder.w'"),
+        (
+            {"fixed": {"encoder": ENCODER, "head.depth": fixed_of(head__depth__w=(3,))[0]}},
+            "head.depth have 'head.depth.w', which is another part's, or trained",
+        ),
+        (
+            {"fixed": {"encoder": ENCODER, "head.depth": twice(HEAD)}},
+            "fixed tensors of head.depth: .* is there twice",
+        ),
+        ({"fixed": {"head.depth": HEAD}}, "disagree about graph 'encoder.0.backward'"),
+        ({"fixed": {"encoder": ENCODER, "stem": HEAD}}, "disagree about part 'stem'"),
+        (
+            {
+                "fixed": {"encoder": ENCODER, "head.normals": fixed_of(head__normals__w=(1,))[0]},
+                "tensors": TensorTable.of({"head.depth.w": (3,)}).tensors,
+            },
+            "nothing is trained for task 'normals'",
+        ),
+        (
+            {"graphs": {name: file_of(b"1") for name in graph_names(("depth", "normals"), 1)}},
+            "graphs and tasks disagree about graph 'encoder.0.backward'",
+        ),
+    ],
+)
+def test_encode_refuses_fixed_tensors_that_contradict_the_rest(change, sentence):
+    with pytest.raises(BundleInvalid, match=sentence):
+        encode(frozen_of("depth", "normals", **change))
+
+
+def test_folder_has_a_file_of_fixed_tensors_for_each_part_and_none_of_before(tmp_path):
+    files = {name: name.encode() for name in FROZEN.graphs}
+    files |= {"fixed.encoder": ENCODER_FILE, "fixed.head.depth": HEAD_FILE}
+    write_folder(tmp_path, FROZEN, b"weights", files)
+    assert read_folder(tmp_path) == FROZEN
+    path = graph_path(tmp_path, "fixed.head.depth")
+    assert path == tmp_path / "fixed" / "head.depth.safetensors"
+    vector = read_fixed(path, HEAD)
+    assert vector.tolist() == [0.0, 1.0, 2.0, 3.0]
+    assert not vector.flags.writeable
+    path.write_bytes(HEAD_FILE[:-1])
+    with pytest.raises(BundleInvalid, match=r"head.depth.safetensors is not the file"):
+        read_folder(tmp_path)
+    for content in (HEAD_FILE[:-1], b""):
+        path.write_bytes(content)
+        with pytest.raises(BundleInvalid, match=r"head.depth.safetensors cannot be read"):
+            read_fixed(path, HEAD)
+    write_folder(tmp_path, TWO, b"weights", {name: name.encode() for name in TWO.graphs})
+    assert not list((tmp_path / "fixed").iterdir())

@@ -205,6 +205,12 @@ def test_part_of_takes_one_level_or_two_for_a_head(name, part):
     assert part_of(name) == part
 
 
+def test_part_that_a_table_lacks_is_nowhere():
+    table = TensorTable.of({"head.depth.w": (3,)})
+    assert table.where("head.depth") == slice(0, 3)
+    assert table.where("encoder") == slice(0, 0)
+
+
 def test_views_are_no_copies():
     vector = VECTOR.copy()
     TABLE.views(vector)["head.depth.w"][...] = 7

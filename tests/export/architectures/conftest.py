@@ -20,7 +20,7 @@ class SideBySide:
         self.compiled = compile_model(model)
         self.reference = model
         manifest = describe(self.compiled, "test", Parity(max_relative_error=0.0, worst="", compared=0))
-        for name, data in self.compiled.graphs.items():
+        for name, data in self.compiled.files.items():
             (folder / f"{name}.onnx").write_bytes(data)
         self.engine = Engine()
         graphs = GraphCache(self.engine).of(manifest, lambda name, _: folder / f"{name}.onnx")

@@ -263,11 +263,15 @@ def test_group_s_graph_has_the_state_and_the_seeds_of_its_parts():
     compiled = compile_model(model)
     parameters = {n: v for n, v in compiled.table.views(compiled.weights).items() if not n.startswith("state.")}
     own = {name: value for name, value in parameters.items() if name.startswith(("encoder.", "head.normals."))}
-    group = training_model.group_graph(forward, ("normals",), own)
+    group = training_model.group_graph(forward, ("normals",), own, compiled.fixed_tensors)
     inputs, outputs = ({value.name for value in each} for each in (group.graph.graph.input, group.graph.graph.output))
     assert {"seed.encoder", "seed.head.normals", "state.encoder.last.running_mean"} <= inputs
     assert not {"seed.head.depth", "state.head.depth.norm.running_mean"} & inputs
-    assert {"next.encoder.last.running_mean", "next.encoder.frozen.running_var"} <= outputs
+    assert "next.encoder.last.running_mean" in outputs
+    fixed = "state.encoder.frozen.running_var"  # in evaluation mode: it does not move
+    assert fixed in {constant.name for constant in group.graph.graph.initializer}
+    assert fixed not in inputs
+    assert "next.encoder.frozen.running_var" not in outputs
     assert "next.head.depth.norm.running_mean" not in outputs
     trained = {"encoder.norm.bias", "encoder.norm.weight", "encoder.one.weight"}
     assert set(group.trained) == trained | {"head.normals.out.bias", "head.normals.out.weight"}
@@ -281,7 +285,8 @@ def test_other_draws_than_those_of_the_portable_graphs_are_refused():
     compiled = compile_model(model)
     tensors = compiled.table.views(compiled.weights)
     parameters = {name: value for name, value in tensors.items() if not name.startswith("state.")}
-    group = training_model.group_graph(training_model.forward_graph(model), ("normals",), parameters)
+    forward = training_model.forward_graph(model)
+    group = training_model.group_graph(forward, ("normals",), parameters, compiled.fixed_tensors)
     inputs = {"x": model.example_input.numpy(), "loss_weights": np.ones(1, np.float32)}
     inputs |= {"target.normals": model.example_targets["normals"].numpy()}
     inputs |= {name: value for name, value in tensors.items() if name.startswith("state.")}
