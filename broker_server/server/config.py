@@ -70,6 +70,10 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             extra={"flag": "--host-name"},
         ),
     ] = ()
+    lock_out_clones: Annotated[
+        bool,
+        Meta(description="revoke a device that turns out to be two cards with one key, in place of naming it alone"),
+    ] = False
     certificate: Annotated[Path | None, Meta(description="certificate (PEM) in place of the server's own")] = None
     key: Annotated[Path | None, Meta(description="the certificate's key (PEM)")] = None
 

@@ -98,6 +98,7 @@ def serve(
             enrolments=Enrolments(config.state),
             counter=Counter(config.state / COUNTER),
             retired=retired_keys(config.state),
+            lock_out_clones=config.broker.lock_out_clones,
         )
         watcher = _watcher(stack, is_quiet=is_quiet)
         builder = _builder(config)

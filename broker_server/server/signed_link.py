@@ -7,7 +7,8 @@ Rules
 - A device that was enrolled before a key was retired is told of its heir, by the retired key, with each of its boots.
 - The first key that comes with the enrolment's code is the device's. Another one is refused and named: a second card
   was made of the same file.
-- Two boots of one key that take turns are two cards with one state folder: that is named, once for each.
+- Two boots of one key that take turns are two cards with one state folder: that is named, and by choice both are locked
+  out.
 """
 
 import hmac
@@ -54,6 +55,7 @@ class SignedServerLink:
         enrolments: Enrolments,
         counter: Counter,
         retired: Sequence[RetiredKey] = (),
+        lock_out_clones: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.refused: Tally[str] = Tally()
@@ -65,6 +67,7 @@ class SignedServerLink:
         self._enrolments = enrolments
         self._counter = counter
         self._retired = retired
+        self._lock_out_clones = lock_out_clones
         self._clock = clock
         self._heard: dict[str, _Heard] = {}
         self._noted: Tally[tuple[str, str]] = Tally()
@@ -185,6 +188,8 @@ class SignedServerLink:
                 "clone",
                 f"{device} is two cards that take turns with one key, for one was copied: enrol {device} again",
             )
+            if self._lock_out_clones:
+                self._enrolments.revoke(device)
         if heard is not None:
             earlier[heard.boot] = None
             while len(earlier) > MAX_BOOTS:

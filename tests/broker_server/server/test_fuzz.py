@@ -18,6 +18,8 @@ from edge_runtime.wire.messages import Affinity, FinalEnergy, Need, Progress, Re
 
 TASKS = ("a", "b", "c")
 SEEDS = int(os.environ.get("MAS_EDGE_FUZZ", "6"))
+BACKLOG = 50
+"""Where this many messages wait, the hostile device is silent: here they are taken in turn, and on a broker fairly."""
 GROUPS = ("a+b+c", "a+b", "c", "zzz")
 
 
@@ -133,7 +135,7 @@ def test_server_goes_on_whatever_an_enrolled_device_says(world, make_energy, see
     for _ in range(4000):
         if world.loop.finished:
             break
-        for _ in range(hostile.random.randrange(8)):
+        for _ in range(hostile.random.randrange(8) if len(world.link.events) < BACKLOG else 0):
             hostile.act()
         world.loop.step(0.25)
         if hostile.random.random() < 0.002:

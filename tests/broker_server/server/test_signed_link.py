@@ -51,7 +51,7 @@ class Wire:
     def __init__(self, root):
         self.root, self.now_s = root, 1000.0
         self.key = self.pinned = Ed25519PrivateKey.generate()
-        self.retired = []
+        self.retired, self.locks = [], False
         self.enrolments = Enrolments(root / "state", clock=lambda: self.now_s)
         self.notes, self.number = [], 0
         self.boot_server()
@@ -65,6 +65,7 @@ class Wire:
             enrolments=self.enrolments,
             counter=Counter(self.root / "state" / "counter", self.tick),
             retired=self.retired,
+            lock_out_clones=self.locks,
             clock=lambda: self.now_s,
         )
         self.server.note = self.notes.append
@@ -277,6 +278,17 @@ def test_two_cards_with_one_key_are_named(wire):
     for _ in range(MAX_BOOTS + 5):  # a device that starts again and again is one
         assert wire.say(wire.device(), b"hello") == b"hello"
     assert len(wire.notes) == 1
+
+
+def test_two_cards_with_one_key_are_locked_out_by_choice(wire):
+    wire.locks = True
+    wire.boot_server()
+    device, copy = wire.device(), wire.device()
+    for each in (device, copy, device):
+        wire.say(each, b"hello")
+    assert wire.enrolments.find("x").revoked
+    assert wire.say(copy, b"hello") == encode(Status(state="offline"))
+    assert wire.say(device, b"hello") is None
 
 
 def test_enrolment_that_changes_while_a_first_message_is_read_counts(wire, monkeypatch):
