@@ -2,7 +2,7 @@
 
 Our own wheel is built from the sources; pip chooses the others as it would on the board. pip evaluates environment
 markers for the Python that runs it, so the wheels' requirements are evaluated here again, for the board, until none is
-missing. `wheelhouse.json` states the board that the folder is for.
+missing. `wheelhouse.json` states the board that the folder is for, `sbom.json` what is in it (CycloneDX 1.5).
 """
 
 import hashlib
@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import HeaderParser
@@ -28,6 +29,7 @@ from devices.profile import Profile, System
 NAME = "mas-edge"
 EXTRA = "board"
 MANIFEST = "wheelhouse.json"
+BILL = "sbom.json"
 _OLDEST_GLIBC = 17
 _TIMEOUT_S = 1800.0
 _LEAST_PYTHON = (3, 10)
@@ -88,7 +90,26 @@ def make(profile: Profile, system: System, out: Path, sources: Path) -> Wheelhou
         python=system.python, architecture=profile.architecture, glibc=system.glibc, files=dict(sorted(files.items()))
     )
     (out / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(manifest)) + b"\n")
+    (out / BILL).write_bytes(msgspec.json.format(msgspec.json.encode(bill(out, files))) + b"\n")
     return read(out)
+
+
+def bill(folder: Path, files: Mapping[str, str]) -> dict[str, object]:
+    """Return the software bill of materials of a folder's wheels, which `files` maps to their SHA-256 (CycloneDX 1.5).
+
+    Raises WheelhouseInvalid.
+    """
+    components = []
+    for name, digest in sorted(files.items()):
+        headers = _metadata(folder / name)
+        project, version = canonicalize_name(str(headers["Name"])), str(headers["Version"])
+        about: dict[str, object] = {"type": "library", "name": project, "version": version}
+        about["purl"] = f"pkg:pypi/{project}@{version}"
+        about["hashes"] = [{"alg": "SHA-256", "content": digest}]
+        if licence := headers["License-Expression"] or headers["License"]:
+            about["licenses"] = [{"license": {"name": str(licence).splitlines()[0][:200]}}]
+        components.append(about)
+    return {"bomFormat": "CycloneDX", "specVersion": "1.5", "version": 1, "components": components}
 
 
 def read(folder: Path) -> Wheelhouse:

@@ -4,7 +4,7 @@ import pytest
 
 from devices.__main__ import main
 from devices.profile import load
-from devices.wheelhouse import WheelhouseInvalid, board_environment, closure, make, platform_words, read
+from devices.wheelhouse import WheelhouseInvalid, bill, board_environment, closure, make, platform_words, read
 
 PROJECT = """
 [build-system]
@@ -163,3 +163,15 @@ def test_closure_what_is_no_wheel_is_refused(tmp_path, wheel):
     (tmp_path / "one-1.0-py3-none-any.whl").write_bytes(b"x")
     with pytest.raises(WheelhouseInvalid, match="is no wheel"):
         closure(tmp_path, {})
+
+
+def test_bill_of_materials_names_every_wheel_with_its_digest(tmp_path, wheel):
+    for name in ("first", "second"):
+        wheel(tmp_path, name)
+    files = {path.name: path.name[0] * 64 for path in tmp_path.glob("*.whl")}
+    made = bill(tmp_path, files)
+    assert (made["bomFormat"], made["specVersion"]) == ("CycloneDX", "1.5")
+    assert [each["name"] for each in made["components"]] == ["first", "second"]
+    for each, digest in zip(made["components"], sorted(files.values()), strict=True):
+        assert each["purl"] == f"pkg:pypi/{each['name']}@{each['version']}"
+        assert each["hashes"] == [{"alg": "SHA-256", "content": digest}]
