@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 pytest.importorskip("jwt")
 
@@ -17,8 +18,9 @@ from edge_runtime.agent.command import add_arguments, connect, run
 from edge_runtime.agent.config import read
 from edge_runtime.wire import tokens
 from edge_runtime.wire.counter import Counter
+from edge_runtime.wire.envelope import Scope, seal_command
 from edge_runtime.wire.link import Connected, Delivery
-from edge_runtime.wire.messages import Hello, Need
+from edge_runtime.wire.messages import Finished, Hello, Need, Update, encode
 from edge_runtime.wire.topics import Topics
 
 pytestmark = pytest.mark.workstation
@@ -163,3 +165,36 @@ def test_agent_that_vanishes_leaves_its_last_will(site, configure):
     until(lambda: b'{"state":"offline"}' in site.statuses)
     first.close()
     second.close()
+
+
+@pytest.mark.slow
+def test_agent_does_nothing_for_a_broker_without_the_server_s_key(
+    site, configure, make_bundle, make_server, worker, tmp_path, caplog
+):
+    """It makes plans of a bundle that the server has signed, ends the federation, and repeats what it has seen."""
+    bundle = make_bundle(graph_bytes=100_000)
+    server = make_server(site, [bundle], tmp_path / "server")
+    server.plans.extend([bundle.plan(1), bundle.evaluation(2)])
+    topic, rogue, plain = Topics("rooms").command("kitchen"), Ed25519PrivateKey.generate(), site.link._link
+    scope, sent = Scope(federation="rooms", device="kitchen"), []
+    publish = plain.publish
+    plain.publish = lambda to, payload, **more: (sent.append((to, payload)), publish(to, payload, **more))
+    forged = [Finished(detail="owned"), bundle.plan(0, value=9.0), bundle.plan(7, value=9.0)]
+
+    def interfere(message):
+        if isinstance(message, Hello | Need | Update):
+            boot = site.link._heard["kitchen"].boot
+            for body in map(encode, forged):
+                publish(topic, body)
+                publish(topic, seal_command(rogue, scope, boot=boot, counter=2**62, body=body))
+            for to, payload in list(sent):
+                if to == topic:
+                    publish(to, payload)  # once more
+        return False
+
+    server.on_message = interfere
+    assert run_in_thread(configure(), worker) == DONE
+    assert [result.round for result in server.results] == [1, 2]
+    assert [round_number for _, round_number in worker.calls] == [1, 2]
+    assert "a command was not taken (forged" in caplog.text
+    assert "a command was not taken (repeated" in caplog.text
