@@ -66,7 +66,7 @@ class DeviceReplica:
 
 
 def _only(split: Split, tasks: tuple[str, ...]) -> Split:
-    return Split(image=split.image, labels={task: split.labels[task] for task in tasks}, factors=split.factors)
+    return Split(inputs=split.inputs, labels={task: split.labels[task] for task in tasks}, factors=split.factors)
 
 
 def run(experiment: Experiment, bundle: Path, seed: int, rule: str, server_lr: float) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def random_data(folder: Path, manifest: Manifest, images: int) -> Path:
             return random.integers(0, prediction.shape[0], shape)
         return random.random(shape, np.float32)
 
+    assert manifest.input is not None
     image = random.integers(0, 256, (images, *manifest.input.shape), np.uint8)
     write_split(folder / "train", image, {task.name: labels(task.target, task.prediction) for task in manifest.tasks})
     return folder

@@ -44,9 +44,9 @@ def main() -> None:
             group["lr"] = learning_rate(args.lr, epoch, args.epochs)
         for chosen in batches(order(0, epoch, len(split)), args.batch):
             started = time.perf_counter()
-            x, labels = split.batch(chosen, model.tasks)
+            inputs, labels = split.batch(chosen, model.tasks)
             optimizer.zero_grad()
-            z = model.encode(torch.from_numpy(x))
+            z = model.encode({"x": torch.from_numpy(inputs["image"])})
             if z.requires_grad:
                 z.register_hook(lambda gradient: gradient * share)
             total = torch.zeros(())

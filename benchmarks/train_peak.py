@@ -67,7 +67,9 @@ def random_split(manifest: wire.Manifest, images: int) -> Split:
             labels[task.name] = generator.integers(0, 2, shape, np.uint8)
         else:
             labels[task.name] = generator.random(shape, np.float32)
-    return Split(image=generator.integers(0, 256, (images, *manifest.input.shape), np.uint8), labels=labels)
+    assert manifest.input is not None
+    shape = (images, *manifest.input.shape)
+    return Split(inputs={"image": generator.integers(0, 256, shape, np.uint8)}, labels=labels)
 
 
 if __name__ == "__main__":

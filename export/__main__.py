@@ -259,7 +259,7 @@ def _summary(manifest: wire.Manifest) -> dict[str, Any]:
         "parameters": manifest.table.parameters.size,
         "state": manifest.table.size - manifest.table.parameters.size,
         "fixed": _fixed_elements(manifest),
-        "input": manifest.input.shape,
+        "inputs": {name: array.shape for name, array in manifest.inputs.items()},
         "representation": tuple(array.shape for array in manifest.representation),
         "metrics": {task.name: task.metric for task in manifest.tasks},
         "graphs": len(manifest.graphs),

@@ -58,6 +58,13 @@ class Compiled:
         return self.fixed_stages < len(self.stages)
 
     @property
+    def looked_up(self) -> dict[str, int]:
+        """The number of rows of the tables in which inputs look up, by the inputs' names in graphs."""
+        return _looked_up(self.lowered["encoder.predict"]) | (
+            _looked_up(self.lowered["stem.predict"]) if "stem.predict" in self.lowered else {}
+        )
+
+    @property
     def files(self) -> dict[str, bytes]:
         """The bundle's files by the manifest's names, without the weights."""
         return self.graphs | {
@@ -97,11 +104,8 @@ def compile_model(
     check(model)
     with naming("the encoder cannot be compiled"):
         embedding = embed(model)
-        encoder = (
-            StagedEncoder(ModelPart("encoder", model.encoder), model.example_input, stages)
-            if embedding is None
-            else StagedEncoder(ModelPart("encoder", model.encoder), embedding, stages, source="e")
-        )
+        sources = model.inputs if embedding is None else {"e": embedding}
+        encoder = StagedEncoder(ModelPart("encoder", model.encoder), sources, stages)
         made = {"encoder.predict": encoder.predict()}
     parts = [*(f"encoder.{k}" for k in range(len(encoder.stages))), *(f"head.{task}" for task in model.tasks)]
     parts += [] if model.stem is None else ["stem"]
@@ -154,6 +158,17 @@ def _kinds(
     return {name: held[name] for name in trained}, fixed
 
 
+def _looked_up(graph: Lowered) -> dict[str, int]:
+    rows = {step.node: step.shapes[0] for step in graph.trace.inputs}
+    names = {step.node: name for step, name in zip(graph.trace.inputs, graph.inputs, strict=True)}
+    found: dict[str, int] = {}
+    for step in graph.trace.steps:
+        if step.target is torch.ops.aten.embedding.default and (name := names.get(step.args[1])):
+            count = int((rows.get(step.args[0]) or (0,))[0])  # type: ignore[arg-type]
+            found[name] = min(count, found.get(name, count))
+    return {name: count for name, count in found.items() if count}
+
+
 def _as_vector(tensors: Mapping[str, Tensor]) -> tuple[TensorTable, Vector]:
     table = TensorTable.of({name: tuple(value.shape) for name, value in tensors.items()})
     vector = np.empty(table.size, np.float32)
@@ -197,7 +212,12 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
         format=2,
         name=name,
         tasks=tasks,
-        input=_array(model.example_input),
+        input=_array(model.inputs["x"]) if "x" in model.inputs else None,
+        other_inputs={
+            wire.input_of(name): _input(value, compiled.looked_up.get(name))
+            for name, value in model.inputs.items()
+            if name != "x"
+        },
         embedding=None if e is None else _array(e),
         representation=tuple(map(_array, z)),
         values=compiled.values,
@@ -219,6 +239,11 @@ def _file(data: bytes) -> wire.File:
     return wire.File(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
 
 
+def _input(tensor: Tensor, count: int | None) -> wire.Input:
+    array = _array(tensor)
+    return wire.Input(shape=array.shape, dtype=array.dtype, count=count)
+
+
 def _array(tensor: Tensor) -> wire.Array:
     spec = {"shape": tuple(tensor.shape[1:]), "dtype": str(tensor.dtype).removeprefix("torch.")}
     return msgspec.convert(spec, wire.Array)
@@ -231,13 +256,13 @@ def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
     assert e is not None
 
     def step(data: Sources, run: Callable[[Any], Run]) -> Results:
-        done = run(data["x"])
+        done = run({name: data[name] for name in model.inputs})
         return {"e": done.result, **done.gradients(part.name, [done.result], [data["de"]])}
 
-    both = part.traced({"x": model.example_input, "de": e}, step, training=True)
+    both = part.traced(model.inputs | {"de": e}, step, training=True)
     gradients = both.outputs_of(Role.PARAMETER_GRADIENT)
     both.check_effect(part.name, part.parameters, Role.PARAMETER_GRADIENT.select(dict.fromkeys(gradients)))
-    predict = part.traced({"x": model.example_input}, lambda data, run: {"e": run(data["x"]).result}, training=False)
+    predict = part.traced(model.inputs, lambda data, run: {"e": run(data).result}, training=False)
     found = {"forward": both.graph(["e"]), "predict": predict.graph()}
     return found | ({"backward": both.graph(gradients)} if gradients else {})
 

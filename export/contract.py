@@ -12,16 +12,15 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
+from edge_runtime.wire.manifest import IMAGE, MAX_INPUTS
 from edge_runtime.wire.names import MAX_TASKS, TaskName
 from edge_runtime.wire.tensors import MAX_ELEMENTS
 from export.errors import ModelInvalid, naming
 from export.mean_loss import grows_with_batch
-from export.model import MultiTaskModel, tensors
+from export.model import MultiTaskModel, apply, tensors
 from export.module_state import in_training
 from export.running_statistics import BATCH_NORM, check_normalization, running_statistics
 
-RESERVED = frozenset({"image"})
-"""What data sets call the input."""
 MAX_RANK = 9
 """Dimensions of an array, the batch included."""
 ENCODER = "one float32 tensor whose first dimension is the batch, or a tuple of such tensors"
@@ -82,7 +81,7 @@ def _check_task_name(task: Any) -> None:
         raise ModelInvalid(
             f"task name {task!r}: use lower-case letters, digits and underscores, a letter first, at most 32"
         ) from exc
-    if task in RESERVED:
+    if task == IMAGE:
         raise ModelInvalid(f"task name {task!r}: data sets call the input so, take another name")
 
 
@@ -130,10 +129,7 @@ def _check_parameter(name: str, parameter: Tensor) -> None:
 
 
 def _check_batch(model: MultiTaskModel) -> None:
-    x = model.example_input
-    _check_array("example_input", x, (torch.float32,), "a float32 batch (B, …) is needed")
-    if x.ndim < 2:
-        raise ModelInvalid(f"example_input is {x.dtype} of shape {tuple(x.shape)}: a float32 batch (B, …) is needed")
+    x = _checked_inputs(model)
     for task in model.tasks:
         needed = f"float32 or int64 with {len(x)} samples is needed"
         _check_array(f"the example target of {task}", model.example_targets[task], (torch.float32, torch.int64), needed)
@@ -141,7 +137,7 @@ def _check_batch(model: MultiTaskModel) -> None:
     with torch.no_grad(), in_training(*model.parts().values()):
         before = {name: value.clone() for name, value in _kept(model)}
         numbers = dict(_numbers(model))
-        z = _checked_encoder(model, x)
+        z = _checked_encoder(model)
         for value in z if isinstance(z, tuple | list) and z else [z]:
             if not isinstance(value, Tensor) or value.dtype != torch.float32 or value.shape[:1] != x.shape[:1]:
                 raise ModelInvalid(f"the encoder must return {ENCODER}{_instead(z)}")
@@ -195,17 +191,55 @@ def _check_shape(name: str, value: Tensor) -> None:
         raise ModelInvalid(f"{name} has the shape {tuple(value.shape)}, {problem}: give samples of some elements")
 
 
-def _checked_encoder(model: MultiTaskModel, x: Tensor) -> Any:
-    source, given = x, "example_input"
+def _checked_inputs(model: MultiTaskModel) -> Tensor:
+    """Check the example's inputs; return one of them."""
+    given = model.example_input
+    if not isinstance(given, Mapping):
+        needed = "a float32 batch (B, …) is needed"
+        if isinstance(given, Tensor) and not given.is_floating_point():
+            needed += ', or integers with a name, as example_input={"tokens": …}'
+        _check_array("example_input", given, (torch.float32,), needed)
+        if given.ndim < 2:
+            raise ModelInvalid(f"example_input is {given.dtype} of shape {tuple(given.shape)}: {needed}")
+        return given
+    if not 0 < len(given) <= MAX_INPUTS:
+        raise ModelInvalid(f"example_input has {len(given)} inputs: give 1 to {MAX_INPUTS}")
+    first: Tensor | None = None
+    for name, value in given.items():
+        _check_input_name(name, model)
+        where = f"example_input[{name!r}]"
+        needed = "a batch (B, …) of float32 or int64 is needed" if first is None else f"{len(first)} samples are needed"
+        _check_array(where, value, (torch.float32, torch.int64), needed)
+        if name == IMAGE and value.dtype != torch.float32:
+            raise ModelInvalid(f"{where} is {value.dtype}: an image is float32, give integers another name")
+        first = value if first is None else first
+        _check_samples(where, value, first, needed)
+    assert first is not None
+    return first
+
+
+def _check_input_name(name: Any, model: MultiTaskModel) -> None:
+    try:
+        msgspec.convert(name, TaskName)
+    except msgspec.ValidationError as exc:
+        raise ModelInvalid(
+            f"input name {name!r}: use lower-case letters, digits and underscores, a letter first, at most 32"
+        ) from exc
+    if name in model.heads:
+        raise ModelInvalid(f"{name!r} is an input and a task: a data set has one file of a name, so rename one of them")
+
+
+def _checked_encoder(model: MultiTaskModel) -> Any:
+    source, given, count = model.inputs, "example_input", model.examples
     if model.stem is not None:
         with naming("the stem fails on example_input"):
-            source = model.stem(x)
-        if not isinstance(source, Tensor) or source.dtype != torch.float32 or source.shape[:1] != x.shape[:1]:
+            e = apply(model.stem, source)
+        if not isinstance(e, Tensor) or e.dtype != torch.float32 or e.shape[:1] != (count,):
             raise ModelInvalid("the stem must return one float32 tensor whose first dimension is the batch")
-        _check_shape("the stem's embedding", source)
-        given = f"the stem's embedding, of shape {tuple(source.shape)}"
+        _check_shape("the stem's embedding", e)
+        source, given = {"e": e}, f"the stem's embedding, of shape {tuple(e.shape)}"
     with naming(f"the encoder fails on {given}"):
-        return model.encoder(source)
+        return apply(model.encoder, source)
 
 
 def _check_unchanged(model: MultiTaskModel, before: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Plain inference models: image in, predictions out, weights inside; any stock onnxruntime loads them."""
+"""Plain inference models: inputs in, predictions out, weights inside; any stock onnxruntime loads them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from export.signature import Role
 
 
 def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> onnx.ModelProto:
-    """One model of the manifest's tasks: input `image` (batch, …), and an output for each task, by its name.
+    """One model of the manifest's tasks: its inputs (batch, …), as `image`, and an output for each task, by its name.
 
     `folder` is a bundle that has the manifest's graphs and fixed tensors; `weights` (D,) is laid out by the manifest's
     table. Raises BundleInvalid for a file that cannot be read.
@@ -25,11 +25,12 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
     tensors = manifest.table.views(weights)
     for part, fixed in manifest.fixed.items():
         tensors |= fixed.table.views(wire.read_fixed(wire.graph_path(folder, f"{wire.FIXED}.{part}"), fixed))
+    named = {wire.value_of(name): name for name in manifest.inputs}
     z = {f"z.{i}": f"z.{i}" for i in range(len(manifest.representation))}
     encoder = _load(folder, "encoder.predict")
-    nodes, constants = _renamed(encoder, "encoder", {"x": "image", "e": "e", **z})
+    nodes, constants = _renamed(encoder, "encoder", {**named, "e": "e", **z})
     if manifest.embedding is not None:
-        before = _renamed(_load(folder, "stem.predict"), "stem", {"x": "image", "e": "e"})
+        before = _renamed(_load(folder, "stem.predict"), "stem", {**named, "e": "e"})
         nodes, constants = before[0] + nodes, before[1] + constants
     outputs = []
     for task in manifest.task_names:
@@ -40,8 +41,12 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
         shape: list[str | int | None] = ["batch", *manifest.task(task).prediction.shape]
         outputs.append(helper.make_tensor_value_info(task, onnx.TensorProto.FLOAT, shape))
     constants += [numpy_helper.from_array(np.ascontiguousarray(view), name) for name, view in tensors.items()]
-    image = helper.make_tensor_value_info("image", onnx.TensorProto.FLOAT, ["batch", *manifest.input.shape])
-    graph = helper.make_graph(nodes, manifest.name or "mas-edge", [image], outputs, constants)
+    types = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
+    inputs = [
+        helper.make_tensor_value_info(name, types[array.dtype], ["batch", *array.shape])
+        for name, array in manifest.inputs.items()
+    ]
+    graph = helper.make_graph(nodes, manifest.name or "mas-edge", inputs, outputs, constants)
     opsets = [helper.make_opsetid("", OPSET)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION, producer_name=PRODUCER)
     onnx.checker.check_model(model)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from edge_runtime.wire import manifest as wire
 from export.errors import ModelInvalid
-from export.model import numbered, tensors
+from export.model import apply, numbered, tensors
 from export.model_part import Lowered, ModelPart, Results, Run, Sources, Traced, traced
 from export.module_state import in_training, substituted
 from export.running_statistics import moving
@@ -47,18 +47,21 @@ class TracedStage:
 class StagedEncoder:
     """An encoder cut into stages: at most `stages`, or, with None, as many as keep its peak low.
 
-    What it starts from, `x`, is called x in its graphs, or e where a stem has made it: then the graphs give ∂L/∂e too.
+    It starts from `sources` by their names in its graphs: the model's inputs, or e, which a stem has made of them; then
+    the graphs give ∂L/∂e too.
 
     Stages are differentiated by running their operators again. That does not show what a module does without gradient
     to what is trained (torch.no_grad, torch.autograd.Function): such an encoder is one stage, which runs the module.
     """
 
-    def __init__(self, part: ModelPart, x: Tensor, stages: int | None = None, *, source: str = "x") -> None:
+    def __init__(self, part: ModelPart, sources: Mapping[str, Tensor], stages: int | None = None) -> None:
         self._part = part
-        self._x = x
-        self._source = source
-        self._whole = part.traced({source: x}, _forward, training=True)
-        self._trained, self._hidden = _effect(part, x, of_source=source != "x")
+        self._sources = dict(sources)
+        self._without_gradient = {name for name in sources if wire.is_input(name)}
+        of_source = not self._without_gradient
+        self._whole = part.traced(self._sources, _forward, training=True)
+        self._source_names = {self._whole.node(name): name for name in sources}
+        self._trained, self._hidden = _effect(part, sources, of_source=of_source)
         self._whole.check_effect(part.name, part.parameters, self._trained)
         self._steps = {step.node: step for step in self._whole.trace.steps}
         z = self._whole.outputs_of(Role.VALUE)
@@ -67,12 +70,12 @@ class StagedEncoder:
             self._names.setdefault(self._whole.node(name), []).append(name)
         segments = cut(
             self._whole.trace,
-            self._whole.node(source),
+            list(self._source_names),
             [self._whole.node(name) for name in z],
             1 if self._hidden else stages,
             fixed=self._fixed_nodes(),
             state=[self._whole.node(Role.STATE.tensor_name(name)) for name in part.moving],
-            of_source=source != "x",
+            of_source=of_source,
         )
         crossing = [node for segment in segments for node in segment.writes if node not in self._names]
         self._names |= {node: [f"v.{i}"] for i, node in enumerate(crossing)}
@@ -83,7 +86,7 @@ class StagedEncoder:
 
     def predict(self) -> Lowered:
         """Return the graph of the whole encoder in evaluation mode."""
-        return self._part.traced({self._source: self._x}, _represent, training=False).graph()
+        return self._part.traced(self._sources, _represent, training=False).graph()
 
     def graphs(self, k: int) -> dict[str, Lowered]:
         """Return a stage's graphs by their kinds. Raises ModelInvalid or OperatorUnsupported."""
@@ -134,10 +137,10 @@ class StagedEncoder:
         ]
         parameters = used_ones(Role.PARAMETER, self._part.parameters)
         trained = tuple(name for name in parameters if name in self._trained)
-        before = self.stages[-1].forward_only if self.stages else self._source == "x"
+        before = self.stages[-1].forward_only if self.stages else bool(self._without_gradient)
         return TracedStage(
             segment=segment,
-            reads={self._names[node][0] if node in self._steps else self._source: node for node in segment.reads},
+            reads={self._source_names.get(node) or self._names[node][0]: node for node in segment.reads},
             writes={name: node for node in segment.writes for name in self._names[node]},
             parameters=parameters,
             trained=trained,
@@ -155,10 +158,11 @@ class StagedEncoder:
         """Trace forward and backward pass of a stage as one function; its graphs are parts of that."""
         steps = stage.segment.steps
         constants = dict(self._whole.trace.constants)
-        fixed = {name for before in self.stages if before.forward_only for name in before.writes} | {"x"}
+        fixed = {name for before in self.stages if before.forward_only for name in before.writes}
+        fixed |= self._without_gradient
 
         def run_module(values: Sources, parameters: Results, state: Results) -> Run:
-            done = self._part.run(values[self._source], parameters, state)
+            done = self._part.run({name: values[name] for name in self._sources}, parameters, state)
             return Run(numbered("z", tensors(done.result)), parameters, done.state)
 
         def run_steps(values: Sources, parameters: Results, state: Results) -> Run:
@@ -199,29 +203,30 @@ class StagedEncoder:
         return parameter if name in self._trained else parameter.detach()
 
     def _example(self, node: fx.Node) -> Tensor:
-        return torch.zeros((1, *self._shape(node)))
+        name = self._source_names.get(node)
+        return torch.zeros((1, *self._shape(node)), dtype=self._sources[name].dtype if name else torch.float32)
 
     def _shape(self, node: fx.Node) -> tuple[int, ...]:
         if node not in self._steps:
-            return tuple(self._x.shape[1:])
+            return tuple(self._sources[self._source_names[node]].shape[1:])
         shape = self._steps[node].shapes[0] or ()
         return tuple(dim for dim in shape[1:] if not isinstance(dim, Batch))
 
 
-def _effect(part: ModelPart, x: Tensor, *, of_source: bool) -> tuple[frozenset[str], bool]:
+def _effect(part: ModelPart, sources: Mapping[str, Tensor], *, of_source: bool) -> tuple[frozenset[str], bool]:
     """Return the parameters that the representation has a gradient of, and whether something hides gradients of these.
 
     Raises ModelInvalid for an embedding without effect.
     """
     wanted = frozenset(name for name, value in part.parameters.items() if value.requires_grad)
-    trained, hidden = _run_with_gradients(part, x, wanted, of_source=of_source)
+    trained, hidden = _run_with_gradients(part, sources, wanted, of_source=of_source)
     if trained < wanted and hidden:  # perhaps of those alone that get none
-        trained, hidden = _run_with_gradients(part, x, trained, of_source=of_source)
+        trained, hidden = _run_with_gradients(part, sources, trained, of_source=of_source)
     return trained, hidden
 
 
 def _run_with_gradients(
-    part: ModelPart, x: Tensor, wanted: frozenset[str], *, of_source: bool
+    part: ModelPart, sources: Mapping[str, Tensor], wanted: frozenset[str], *, of_source: bool
 ) -> tuple[frozenset[str], bool]:
     hiding = _Hiding()
     with in_training(part.module), FakeTensorMode(allow_non_fake_inputs=True) as mode, moving():
@@ -229,12 +234,13 @@ def _run_with_gradients(
             name: mode.from_tensor(value.detach()).requires_grad_(name in wanted)
             for name, value in part.parameters.items()
         }
-        given = mode.from_tensor(x.detach()).requires_grad_(of_source)
+        given = {name: mode.from_tensor(x.detach()).requires_grad_(of_source) for name, x in sources.items()}
         with substituted(part.module, leaves), without_fast_paths(), hiding:
-            z = tensors(part.module(given))
+            z = tensors(apply(part.module, given))
         live = [value for value in z if value.requires_grad]
-        sources = {"e": given} if of_source else {}
-        found = Run(z, leaves, {}).gradients(part.name, live, [torch.ones_like(value) for value in live], sources)
+        found = Run(z, leaves, {}).gradients(
+            part.name, live, [torch.ones_like(value) for value in live], given if of_source else {}
+        )
         if of_source and "de" not in found:
             raise ModelInvalid("the stem's embedding gets no gradient: it has no effect on the representation")
         return frozenset(Role.PARAMETER_GRADIENT.select(found)), hiding.seen or _has_own_backward(live)
@@ -271,11 +277,9 @@ def _has_own_backward(values: Sequence[Tensor]) -> bool:
 
 
 def _forward(data: Sources, run: Callable[[Any], Run]) -> Results:
-    (given,) = data.values()
-    done = run(given)
+    done = run(data)
     return numbered("z", tensors(done.result)) | done.next_state()
 
 
 def _represent(data: Sources, run: Callable[[Any], Run]) -> Results:
-    (given,) = data.values()
-    return numbered("z", tensors(run(given).result))
+    return numbered("z", tensors(run(data).result))

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from edge_runtime.wire.manifest import IMAGE, input_of, value_of
 from export.metrics import Chosen, choose
 from export.module_state import unchanged
 
@@ -18,23 +19,25 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 class MultiTaskModel:
     """T tasks that share an encoder.
 
-    `encoder` maps x (B, …) to the representation z: one tensor (B, …), or a tuple of them, such as the outputs of its
+    `encoder` maps the input to the representation z: one tensor (B, …), or a tuple of them, such as the outputs of its
     stages. `heads[task]` maps z, a tensor or a tuple as the encoder returned it, to a prediction;
     `losses[task]` maps a prediction and a target to a scalar, the mean over the batch. `example_input` is a float32
-    batch, `example_targets[task]` a float32 or int64 one. Parameters are float32 and belong to one part alone.
+    batch (B, …) that a data set calls image, or float32 and int64 batches by the names that a data set has for them,
+    such as {"tokens": …, "image": …}: the encoder is then called with these names. `example_targets[task]` is a float32
+    or int64 batch. Parameters are float32 and belong to one part alone.
 
     `metrics[task]` names what is measured of predictions besides the loss (edge_runtime.wire.metrics), None for
     nothing; by default it is what is usual for the loss. `ignored_classes[task]` is the class that means no label
     there, by default the one that the loss leaves out, as far as that is known.
 
-    With a `stem`, which maps x to an embedding e, one tensor (B, …), the encoder maps e instead of x. The encoder can
-    then be computed elsewhere than stem and heads. Such a model keeps no running statistics.
+    With a `stem`, which maps the input to an embedding e, one tensor (B, …), the encoder maps e instead. The encoder
+    can then be computed elsewhere than stem and heads. Such a model keeps no running statistics.
     """
 
     encoder: nn.Module
     heads: Mapping[str, nn.Module]
     losses: Mapping[str, Loss]
-    example_input: Tensor
+    example_input: Tensor | Mapping[str, Tensor]
     example_targets: Mapping[str, Tensor]
     stem: nn.Module | None = None
     metrics: Mapping[str, str | None] = field(default_factory=dict)
@@ -48,11 +51,23 @@ class MultiTaskModel:
     @cached_property
     def one_tensor(self) -> bool:
         """True if the encoder returns a tensor, not a tuple."""
-        return isinstance(_run(self, self.encode, self.example_input), Tensor)
+        return isinstance(_run(self, self.encode, self.inputs), Tensor)
 
-    def encode(self, x: Tensor) -> Any:
-        """Run the encoder on x, or on the stem's embedding of it."""
-        return self.encoder(x if self.stem is None else self.stem(x))
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """The example's inputs by their names in graphs, in order."""
+        given = self.example_input
+        named = given if isinstance(given, Mapping) else {IMAGE: given}
+        return dict(sorted((value_of(name), value) for name, value in named.items()))
+
+    @property
+    def examples(self) -> int:
+        """The number of samples of the example."""
+        return len(next(iter(self.inputs.values())))
+
+    def encode(self, inputs: Mapping[str, Tensor]) -> Any:
+        """Run the encoder on inputs by their names in graphs, or on the stem's embedding of them."""
+        return apply(self.encoder, inputs) if self.stem is None else self.encoder(apply(self.stem, inputs))
 
     def metric(self, task: str, prediction: Tensor) -> Chosen:
         """Choose the metric of a task whose head gives `prediction` (B, …) for the example. Raises ModelInvalid."""
@@ -77,12 +92,22 @@ class MultiTaskModel:
 
 def represent(model: MultiTaskModel) -> tuple[Tensor, ...]:
     """Return the representation of the example batch, in the mode in which the encoder is."""
-    return tensors(_run(model, model.encode, model.example_input))
+    return tensors(_run(model, model.encode, model.inputs))
 
 
 def embed(model: MultiTaskModel) -> Tensor | None:
     """Return the embedding of the example batch, in the mode in which the stem is; None without a stem."""
-    return None if model.stem is None else cast("Tensor", _run(model, model.stem, model.example_input))
+    return None if model.stem is None else cast("Tensor", _run(model, partial(apply, model.stem), model.inputs))
+
+
+def apply(module: Callable[..., Any], values: Mapping[str, Tensor]) -> Any:
+    """Run a module on values by their names in graphs: x or e as they are, several inputs by the names of their files.
+
+    One input that is not the image is given by its name as well.
+    """
+    if values.keys() in ({"x"}, {"e"}):
+        return module(next(iter(values.values())))
+    return module(**{input_of(name): value for name, value in values.items()})
 
 
 def tensors(z: Any) -> tuple[Tensor, ...]:

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid
 from export.lowering import Translation, lower
+from export.model import apply
 from export.module_state import in_training, substituted
 from export.running_statistics import moving, moving_statistics, running_statistics
 from export.signature import Role, Signature
@@ -138,9 +139,12 @@ class ModelPart:
         return {name.removeprefix(f"{part}."): value for name, value in values.items() if part_of(name) == part}
 
     def run(self, value: Any, parameters: Results, state: Results) -> Run:
-        """Run the module, without side effects, in the mode in which it is; the state is what it moves."""
+        """Run the module, without side effects, in the mode in which it is; the state is what it moves.
+
+        `value` is what it is called with, or inputs by their names in graphs.
+        """
         with moving() as moved, substituted(self.module, parameters | state):
-            result = self.module(value)
+            result = apply(self.module, value) if isinstance(value, Mapping) else self.module(value)
         following = state | moved.of(self.module)
         return Run(result, parameters, {name: value for name, value in following.items() if name in self.moving})
 

@@ -37,7 +37,7 @@ class ForwardSegment:
 
 def cut(
     trace: Trace,
-    x: fx.Node,
+    sources: Sequence[fx.Node],
     outputs: Sequence[fx.Node],
     stages: int | None = None,
     *,
@@ -45,12 +45,14 @@ def cut(
     state: Collection[fx.Node] = (),
     of_source: bool = False,
 ) -> tuple[ForwardSegment, ...]:
-    """Cut a forward pass from `x` to `outputs` into segments; every input that is not fixed belongs to one of them.
+    """Cut a forward pass from `sources` to `outputs` into segments.
+
+    Every other input that is not fixed belongs to one of them.
 
     `stages` sets how many there are at most; None chooses. There is no gradient of inputs that are `fixed` or `state`,
-    and one of x only with `of_source`.
+    and one of the sources only with `of_source`.
     """
-    flow = _Flow.of(trace, x, fixed, state, of_source=of_source)
+    flow = _Flow.of(trace, sources, fixed, state, of_source=of_source)
     first = flow.bottom if stages is None or stages > 1 else 0
     bounds = [0, *_bounds(flow, stages and stages - 1, first)] if first else _bounds(flow, stages)
     segments = []
@@ -59,10 +61,10 @@ def cut(
         read = {node for step in trace.steps[first:last] for node in step.sources} & flow.crossing_nodes - inside
         wanted = {node for node in inside if flow.last_use.get(node, 0) >= last} | (inside & set(outputs))
         if last == len(trace.steps):
-            passed_on = {x}.intersection(outputs)
+            passed_on = set(sources).intersection(outputs)
             read |= passed_on
             wanted |= passed_on
-        order = [x, *(step.node for step in trace.steps)]
+        order = [*sources, *(step.node for step in trace.steps)]
         segments.append(
             ForwardSegment(
                 steps=trace.steps[first:last],
@@ -88,18 +90,24 @@ class _Flow:
 
     @classmethod
     def of(
-        cls, trace: Trace, x: fx.Node, fixed: Collection[fx.Node], state: Collection[fx.Node], *, of_source: bool
+        cls,
+        trace: Trace,
+        starts: Sequence[fx.Node],
+        fixed: Collection[fx.Node],
+        state: Collection[fx.Node],
+        *,
+        of_source: bool,
     ) -> "_Flow":
         steps = trace.steps
         position = {step.node: i for i, step in enumerate(steps)}
-        held = {step.node for step in trace.inputs} - {x} - set(fixed)
+        held = {step.node for step in trace.inputs} - set(starts) - set(fixed)
         last_use: dict[fx.Node, int] = {}
         first_use: dict[fx.Node, int] = {}
         for i, step in enumerate(steps):
             for source in step.sources:
                 last_use[source] = i
                 first_use.setdefault(source, i)
-        trained = _depending(steps, held | ({x} if of_source and fixed else set()))
+        trained = _depending(steps, held | (set(starts) if of_source and fixed else set()))
         untrained = 0  # operators before any that has a gradient
         if not of_source:
             differentiated = _depending(steps, held - set(state))
@@ -127,7 +135,7 @@ class _Flow:
             crossing_bytes={i: crossing[i] for i in cuts} | {0: 0.0, len(steps): 0.0},
             inner_bytes=tuple(inner),
             last_use=last_use,
-            crossing_nodes=frozenset(position) | {x},
+            crossing_nodes=frozenset(position) | frozenset(starts),
             bottom=max((i for i in cuts if i <= untrained), default=0),
         )
 

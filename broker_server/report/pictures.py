@@ -12,6 +12,8 @@ from broker_server.report.html import Picture, PictureRow
 
 Array = NDArray[Any]
 _CLASSES = 20
+DENSE = 2
+"""Dimensions from which on labels are pictures."""
 
 
 def load(path: Path) -> dict[str, Array]:
@@ -30,12 +32,16 @@ def rows(found: Mapping[str, Mapping[str, Array]]) -> list[PictureRow]:
             if f"prediction.{task}" not in arrays or f"label.{task}" not in arrays:
                 continue
             label, prediction = arrays[f"label.{task}"][0], arrays[f"prediction.{task}"][0]
+            if label.ndim < DENSE or prediction.ndim < DENSE:  # nothing that is a picture
+                continue
+            image = arrays.get("image", np.empty((1, 0)))[0]
             pictures += [
-                Picture(title=place, image=_colour(arrays["image"][0])),
+                *([Picture(title=place, image=_colour(image))] if image.shape[:1] == (3,) and image.ndim == 3 else []),
                 Picture(title="truth", image=draw(label, like=label)),
                 Picture(title="prediction", image=draw(prediction, like=label)),
             ]
-        result.append(PictureRow(title=task, pictures=tuple(pictures)))
+        if pictures:
+            result.append(PictureRow(title=task, pictures=tuple(pictures)))
     return result
 
 

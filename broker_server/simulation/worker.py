@@ -17,14 +17,14 @@ import numpy as np
 from broker_server.simulation.split_learning import EncoderState, LocalEncoderChannel, as_sent
 from edge_runtime.agent.work import DownloadedPlan, EvaluationResult, TrainResult, WorkRefused
 from edge_runtime.datasets.dataset import Dataset
-from edge_runtime.training.encoder import Batch, Representation
+from edge_runtime.training.encoder import Inputs, Representation, batch_size
 from edge_runtime.training.engine import ARENA_BYTES, Engine
 from edge_runtime.training.model import GraphCache, Model, Targets, named
 from edge_runtime.training.probe import Probe
 from edge_runtime.training.stem import Stem
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import load
-from edge_runtime.wire.manifest import WEIGHTS, graph_path, read_folder
+from edge_runtime.wire.manifest import WEIGHTS, graph_path, read_folder, value_of
 from edge_runtime.wire.messages import RefusalReason
 from edge_runtime.wire.names import Tasks
 from edge_runtime.wire.tensors import transfer, unpack
@@ -149,7 +149,8 @@ def measure_stem(bundle: Path, data: Path, batch: int) -> MeasuredStemCost:
     inputs = {**named(table, weights, "param")["stem"], "seed": np.array(0, np.int64)}
     gradients = named(table.parameters, np.zeros(table.parameters.size, np.float32), "grad")["stem"]
     stem, split = Stem(manifest.embedding, graphs), Dataset.open(data).train
-    x, _ = split.batch(range(min(batch, len(split))), ())
+    found, _ = split.batch(range(min(batch, len(split))), (), tuple(manifest.inputs))
+    x = {value_of(name): array for name, array in found.items()}
     train, evaluate = [], []
     for _ in range(REPEATS + 1):
         at_s = time.process_time()
@@ -159,10 +160,10 @@ def measure_stem(bundle: Path, data: Path, batch: int) -> MeasuredStemCost:
         at_s = time.process_time()
         stem.predict(x, inputs)
         evaluate.append(time.process_time() - at_s)
-    return MeasuredStemCost(train_s=median(train[1:]) / len(x), evaluate_s=median(evaluate[1:]) / len(x))
+    return MeasuredStemCost(train_s=median(train[1:]) / batch_size(x), evaluate_s=median(evaluate[1:]) / batch_size(x))
 
 
-def _probe_s(model: Model, probe: Probe, x: Batch, targets: Targets) -> float:
+def _probe_s(model: Model, probe: Probe, x: Inputs, targets: Targets) -> float:
     done, dz = model.forward(x), {}
 
     def keep(task: str, _: float, found: Representation) -> None:

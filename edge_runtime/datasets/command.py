@@ -55,10 +55,11 @@ def _check(args: argparse.Namespace) -> int:
     there = {name: split for name, split in dataset.splits.items() if split is not None}
     found = {name: {task: summary(split, task) for task in split.tasks} for name, split in there.items()}
     if args.json:
-        print(msgspec.json.encode({"images": {name: len(there[name]) for name in there}, "labels": found}).decode())
+        print(msgspec.json.encode({"samples": {name: len(there[name]) for name in there}, "labels": found}).decode())
     else:
         for name, split in there.items():
-            print(f"{name}: {len(split)} images of {split.image.shape[1:]}, {split.image.dtype}")
+            inputs = (f"{each} {array.shape[1:]}, {array.dtype}" for each, array in split.inputs.items())
+            print(f"{name}: {len(split)} samples of {'; '.join(inputs)}")
             for task, one in found[name].items():
                 print(f"  {task}: {one.text()}")
     if args.bundle is not None:

@@ -2,16 +2,19 @@
 
     DATA/
         train/image.npy         (N, C, H, W)  uint8 (scaled by 1/255 when read) or float32 (taken as it is)
+        train/<input>.npy       (N, …)        any integer, or float32: what dataset.json names as inputs
         train/<task>.npy        (N, …)        any integer, or float32
         val/…  test/…           the same, both optional
-        dataset.json            optional: names, scales, factors, source, counts
+        dataset.json            optional: inputs, names, scales, factors, source, counts
 
 Rules
+- Inputs are what dataset.json names so, or image. float32 is taken as it is, integers times the factor that
+  dataset.json states, an image's bytes times 1/255, and other integers, as tokens, as they are.
 - Labels are class numbers where a task wants int64, and any integer type has them as they are. They are values where a
   task wants float32: float32, or integers that dataset.json states a factor for, or the integers 0 and 1. Labels are
   never scaled unless it states a factor. NaN in a float32 label marks a pixel without a label; a sample whose label is
   NaN everywhere has none of that task.
-- All sets in the folder have the same image shape, the same tasks, and labels of the same shape and type.
+- All sets in the folder have the same inputs and tasks, of the same shapes and types.
 - Nothing is unpickled: an array of objects is refused.
 
 This module runs on boards: it needs numpy and msgspec alone.
@@ -35,17 +38,15 @@ from numpy.typing import NDArray
 from edge_runtime.datasets.stored_array import StoredArray, read_samples
 from edge_runtime.datasets.value_scan import ValueScan, everywhere, scan_values
 from edge_runtime.wire.files import sync_folder, write_atomic
-from edge_runtime.wire.manifest import Task
+from edge_runtime.wire.manifest import IMAGE, MAX_INPUTS, Input, Task
 from edge_runtime.wire.names import MAX_TASKS, TASK_PATTERN, TaskName
 
 Array = NDArray[Any]
-Images = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-LabelType = Literal["float32", "int64"]
+ArrayType = Literal["float32", "int64"]
 
 SplitName = Literal["train", "val", "test"]
 SPLITS: tuple[SplitName, ...] = ("train", "val", "test")
-IMAGE = "image"
 DESCRIPTION = "dataset.json"
 MAX_DESCRIPTION_BYTES = 1024**2
 
@@ -65,12 +66,14 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
     name: Annotated[str, Meta(max_length=200)] = ""
     source: Annotated[str, Meta(max_length=2000)] = ""
+    inputs: Annotated[tuple[TaskName, ...], Meta(max_length=MAX_INPUTS)] = ()
+    """The arrays that go into a model; the image where none is named."""
     scales: dict[TaskName, str | float] = {}
     """The meaning of each task's label values: text, or the factor that the original values were multiplied by."""
     factors: dict[TaskName, Annotated[float, Meta(gt=0, le=1e9)]] = {}
-    """What stored labels are multiplied by when they are read; the others are taken as they are."""
+    """What stored labels and inputs are multiplied by when they are read; the others are taken as they are."""
     counts: dict[SplitName, Annotated[int, Meta(ge=0)]] = {}
-    """Images in each set."""
+    """Samples in each set."""
 
     def all_factors(self) -> dict[str, float]:
         """Return the factors by task, with those that imports of before meant by their text."""
@@ -80,21 +83,23 @@ class Description(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Split:
-    """One of the sets: images and labels on the disk, which are read for each batch."""
+    """One of the sets: inputs and labels on the disk, which are read for each batch."""
 
-    image: Array
-    """(N, C, H, W), uint8 or float32."""
+    inputs: dict[str, Array]
+    """(N, …) by name, float32 or any integer."""
     labels: dict[str, Array]
     """(N, …) by task, in the order of the names."""
     factors: Mapping[str, float] = field(default_factory=dict)
-    """What the labels of a task are multiplied by when they are read, where the data set states it."""
+    """What an input or the labels of a task are multiplied by when they are read, where the data set states it."""
     checked: set[Task] = field(default_factory=set, repr=False)
     """The tasks whose contract all labels are known to keep."""
+    checked_inputs: dict[str, Input] = field(default_factory=dict, repr=False)
+    """The inputs whose integers are all known to be within their number."""
     _scans: dict[str, ValueScan] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:
-        """Return the number of images in the set."""
-        return int(self.image.shape[0])
+        """Return the number of samples in the set."""
+        return int(next(iter(self.inputs.values())).shape[0])
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -102,8 +107,8 @@ class Split:
         return tuple(self.labels)
 
     def file(self, name: str) -> str:
-        """Return the path of the images or of a task's labels, for messages."""
-        array = self.image if name == IMAGE else self.labels[name]
+        """Return the path of an input or of a task's labels, for messages."""
+        array = self.inputs[name] if name in self.inputs else self.labels[name]
         return str(getattr(array, "filename", f"{name}.npy"))
 
     def labelled(self, task: str) -> Mask:
@@ -124,35 +129,46 @@ class Split:
         counts = {task: int(self.labelled(task).sum()) for task in tasks}
         return {task: count for task, count in counts.items() if count}
 
-    def batch(
-        self, indices: Sequence[int] | NDArray[np.integer[Any]], tasks: Sequence[str] | None = None
-    ) -> tuple[Images, dict[str, Array]]:
-        """Return the images (B, C, H, W), float32, and the labels (B, …) as stored, of some tasks or of all.
+    def input_factor(self, name: str) -> float | None:
+        """Return what an input is multiplied by when it is read: as stated, and 1/255 for an image's bytes."""
+        default = 1 / 255 if name == IMAGE and self.inputs[name].dtype == np.uint8 else None
+        return self.factors.get(name, default)
 
-        Raises IndexError for an index outside of the set, KeyError for a task without labels, DatasetInvalid for an
-        image that has NaN or an infinite value.
+    def input_type(self, name: str) -> ArrayType:
+        """Return the type of an input when it has been read: int64 for integers without a factor."""
+        return "float32" if self.inputs[name].dtype.kind == "f" or self.input_factor(name) else "int64"
+
+    def batch(
+        self,
+        indices: Sequence[int] | NDArray[np.integer[Any]],
+        tasks: Sequence[str] | None = None,
+        inputs: Sequence[str] | None = None,
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Return inputs (B, …), float32 or int64, and labels (B, …) as stored, by name: some of them, or all.
+
+        Raises IndexError for an index outside of the set, KeyError for an input or a task that is not there, and
+        DatasetInvalid for an input that has NaN or an infinite value.
         """
         chosen = np.asarray(indices, np.int64)
-        names = self.tasks if tasks is None else tasks
-        x = as_float32(read_samples(self.image, chosen))
-        if self.image.dtype.kind == "f" and not np.isfinite(x).all():
-            place = np.argwhere(~np.isfinite(x))[0]
+        found = {name: self._input(name, chosen) for name in (self.inputs if inputs is None else inputs)}
+        return found, {
+            task: read_samples(self.labels[task], chosen) for task in (self.tasks if tasks is None else tasks)
+        }
+
+    def _input(self, name: str, chosen: NDArray[np.int64]) -> Array:
+        stored = read_samples(self.inputs[name], chosen)
+        values = convert(stored, self.input_type(name), self.input_factor(name))
+        if stored.dtype.kind == "f" and not np.isfinite(values).all():
+            place = np.argwhere(~np.isfinite(values))[0]
             raise DatasetInvalid(
-                f"{self.file(IMAGE)}, sample {chosen[place[0]]}: the image has the value {x[tuple(place)]:g}, which no "
-                "model can be trained on: mend the image, or leave it out with its labels"
+                f"{self.file(name)}, sample {chosen[place[0]]}: it has the value {values[tuple(place)]:g}, which no "
+                "model can be trained on: mend the sample, or leave it out with its labels"
             )
-        return x, {task: read_samples(self.labels[task], chosen) for task in names}
+        return values
 
 
-def as_float32(values: Array) -> Images:
-    """Return a new float32 array, C-contiguous: uint8 scaled by 1/255, float32 as it is."""
-    if values.dtype == np.uint8:
-        return np.multiply(values, np.float32(1 / 255), dtype=np.float32, order="C")
-    return np.array(values, np.float32, order="C")
-
-
-def convert(labels: Array, dtype: LabelType, factor: float | None) -> Array:
-    """Return labels in the type of a task's graphs, as a new array, multiplied by the factor of their data set.
+def convert(labels: Array, dtype: ArrayType, factor: float | None) -> Array:
+    """Return labels, or an input, in the type of the graphs, as a new array, multiplied by their data set's factor.
 
     Any integer → int64 keeps the class numbers, float32 → float32 and integers → float32 the values.
     Raises DatasetInvalid for any other pair, and for a factor of classes.
@@ -180,19 +196,19 @@ class Dataset:
 
     @property
     def train(self) -> Split:
-        """The images to train on."""
+        """The samples to train on."""
         split = self.splits["train"]
         assert split is not None
         return split
 
     @property
     def val(self) -> Split | None:
-        """The images to validate on, if there are any."""
+        """The samples to validate on, if there are any."""
         return self.splits["val"]
 
     @property
     def test(self) -> Split | None:
-        """The images to test on, if there are any."""
+        """The samples to test on, if there are any."""
         return self.splits["test"]
 
     @property
@@ -206,8 +222,9 @@ class Dataset:
         if not (folder / "train").is_dir():
             raise DatasetInvalid(f"{folder} is not a data set: it has no folder train")
         description = _read_description(folder / DESCRIPTION)
-        factors = description.all_factors()
-        splits = {name: _open_split(folder / name, factors) if (folder / name).is_dir() else None for name in SPLITS}
+        splits = {
+            name: _open_split(folder / name, description) if (folder / name).is_dir() else None for name in SPLITS
+        }
         dataset = cls(folder=folder, splits=splits, description=description)
         for name, split in splits.items():
             if split is None:
@@ -215,8 +232,9 @@ class Dataset:
             _check_alike(folder, name, split, dataset.train)
             count = dataset.description.counts.get(name, len(split))
             if count != len(split):
+                first = next(iter(split.inputs))
                 raise DatasetInvalid(
-                    f"{folder / DESCRIPTION} counts {count} images in {name}, {folder / name / 'image.npy'} has "
+                    f"{folder / DESCRIPTION} counts {count} samples in {name}, {folder / name / first}.npy has "
                     f"{len(split)}"
                 )
         return dataset
@@ -227,8 +245,8 @@ def _check_alike(folder: Path, name: str, split: Split, train: Split) -> None:
         task = min(set(split.tasks) ^ set(train.tasks))
         present, absent = (name, "train") if task in split.tasks else ("train", name)
         raise DatasetInvalid(f"{folder / present / task}.npy has no counterpart in {folder / absent}")
-    for task, array in {IMAGE: split.image, **split.labels}.items():
-        other = train.image if task == IMAGE else train.labels[task]
+    for task, array in {**split.inputs, **split.labels}.items():
+        other = {**train.inputs, **train.labels}[task]
         if (array.shape[1:], array.dtype) != (other.shape[1:], other.dtype):
             raise DatasetInvalid(
                 f"{folder / name / task}.npy has elements {array.shape[1:]} of {array.dtype}, the training set has "
@@ -236,26 +254,48 @@ def _check_alike(folder: Path, name: str, split: Split, train: Split) -> None:
             )
 
 
-def _open_split(folder: Path, factors: Mapping[str, float]) -> Split:
-    image = _map(folder / f"{IMAGE}.npy")
-    if image.ndim != 4:
-        raise DatasetInvalid(f"{folder}/image.npy has shape {image.shape} instead of (N, C, H, W)")
-    if image.dtype not in (np.uint8, np.float32):
-        raise DatasetInvalid(f"{folder}/image.npy is {image.dtype}: save images as uint8 or float32")
+def input_names(folder: Path) -> tuple[str, ...]:
+    """Return the names of a data set's inputs. Raises DatasetInvalid for a description that cannot be read."""
+    return _read_description(folder / DESCRIPTION).inputs or (IMAGE,)
+
+
+def _open_split(folder: Path, description: Description) -> Split:
+    inputs = {name: _input_file(folder, name, description) for name in description.inputs or (IMAGE,)}
+    first, array = next(iter(inputs.items()))
+    count = array.shape[0]
     labels: dict[str, Array] = {}
     for path in sorted(folder.glob("[!.]*.npy")):
         task = path.stem
-        if task == IMAGE:
+        if task in inputs:
             continue
         if re.fullmatch(TASK_PATTERN, task) is None or len(labels) == MAX_TASKS:
             raise DatasetInvalid(f"{path} does not name a task (a to z, 0 to 9 and _), or is one of over {MAX_TASKS}")
         array = _map(path)
         if array.dtype != np.float32 and array.dtype.kind not in "iu":
             raise DatasetInvalid(f"{path} is {array.dtype}: save labels as an integer type or float32")
-        if array.shape[:1] != image.shape[:1]:
-            raise DatasetInvalid(f"{path} has shape {array.shape}, for {image.shape[0]} images in image.npy beside it")
         labels[task] = array
-    return Split(image=image, labels=labels, factors={task: factors[task] for task in labels if task in factors})
+    for name, array in {**inputs, **labels}.items():
+        if array.shape[0] != count:
+            raise DatasetInvalid(
+                f"{folder / name}.npy has shape {array.shape}, for {count} samples in {first}.npy beside it"
+            )
+    factors = description.all_factors()
+    return Split(
+        inputs=inputs, labels=labels, factors={name: factors[name] for name in factors if name in inputs | labels}
+    )
+
+
+def _input_file(folder: Path, name: str, description: Description) -> Array:
+    path = folder / f"{name}.npy"
+    if not description.inputs and not path.exists():
+        raise DatasetInvalid(
+            f"{path} is missing from the data set: where no images go into the model, name what does in "
+            f'{folder.parent / DESCRIPTION}, as "inputs": ["signal"]'
+        )
+    array = _map(path)
+    if array.dtype != np.float32 and array.dtype.kind not in "iu":
+        raise DatasetInvalid(f"{path} is {array.dtype}: save inputs as an integer type or float32")
+    return array
 
 
 def _map(path: Path) -> Array:

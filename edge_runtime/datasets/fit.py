@@ -15,22 +15,19 @@ from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
 from edge_runtime.datasets.stored_array import blocks
 from edge_runtime.datasets.value_scan import ValueScan
 from edge_runtime.wire.labels import LabelContract
-from edge_runtime.wire.manifest import Manifest, Task
+from edge_runtime.wire.manifest import Input, Manifest, Task
 
 Array = NDArray[Any]
 Mask = NDArray[np.bool_]
 
 
 def check_fits(manifest: Manifest, split: Split) -> None:
-    """Raise DatasetInvalid unless the split has images and labels of the shapes, types and values that a bundle needs.
+    """Raise DatasetInvalid unless the split has inputs and labels of the shapes, types and values that a bundle needs.
 
-    All labels are read, the first time that a split is asked about a task.
+    All labels, and integers that go in, are read the first time that a split is asked about them.
     """
-    if split.image.shape[1:] != manifest.input.shape:
-        raise DatasetInvalid(
-            f"the images are {split.image.shape[1:]}, the bundle was compiled for {manifest.input.shape}: "
-            "import the data again at that size, or compile the model for this one"
-        )
+    for name, wanted in manifest.inputs.items():
+        check_input(name, wanted, split)
     for task in manifest.tasks:
         if task.name not in split.labels:
             raise DatasetInvalid(f"the data set has no labels for {task.name}; it has {', '.join(split.tasks)}")
@@ -44,6 +41,43 @@ def check_fits(manifest: Manifest, split: Split) -> None:
         except DatasetInvalid as exc:
             raise DatasetInvalid(f"{split.file(task.name)}: {exc}") from exc
         check_labels(task, split)
+
+
+def check_input(name: str, wanted: Input, split: Split) -> None:
+    """Hold an input in a set to what a bundle has, and its integers to their number, the first time that it is asked.
+
+    Raises DatasetInvalid, which names the file, the first sample that does not fit, its value and what to do.
+    """
+    array = split.inputs.get(name)
+    if array is None:
+        raise DatasetInvalid(
+            f"the bundle has the input {name}, the data set has {', '.join(split.inputs)}: write {name}.npy, and name "
+            f'it in dataset.json, as "inputs": ["{name}"]'
+        )
+    if array.shape[1:] != wanted.shape:
+        raise DatasetInvalid(
+            f"{split.file(name)}: samples are {array.shape[1:]}, the bundle was compiled for {wanted.shape}: "
+            "import the data again at that size, or compile the model for this one"
+        )
+    if split.input_type(name) != wanted.dtype:
+        more = f', or state in dataset.json what it is multiplied by, as "factors": {{"{name}": 1.0}}'
+        raise DatasetInvalid(
+            f"{split.file(name)} is {array.dtype}, the bundle was compiled for {wanted.dtype}: save it so"
+            + (more if array.dtype.kind in "iu" and wanted.dtype == "float32" else "")
+        )
+    if wanted.count is not None and split.checked_inputs.get(name) != wanted:
+        _check_numbers(wanted.count, array, split.file(name))
+        split.checked_inputs[name] = wanted
+
+
+def _check_numbers(count: int, values: Array, file: str) -> None:
+    for start, block in blocks(values):
+        bad = (block < 0) | (block >= count)
+        if bad.any():
+            raise DatasetInvalid(
+                f"{_first(bad, start, file)}: {_value(bad, block)} is none of the {count} numbers 0 to {count - 1} "
+                "that the model has a row for: write others, or compile a model with more rows"
+            )
 
 
 def check_labels(task: Task, split: Split) -> None:

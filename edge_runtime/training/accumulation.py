@@ -14,11 +14,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_runtime.training.encoder import Batch, Pass
+from edge_runtime.training.encoder import Inputs, Pass, batch_size
 from edge_runtime.training.model import Labelled, Model, Target, Targets
 
 Row = NDArray[np.float64]
-Part = tuple[Batch, Targets, Row]
+Part = tuple[Inputs, Targets, Row]
 Heads = Callable[[int, Pass, Targets, Row], Callable[[], None]]
 """Runs the heads of a part, from its number, pass, targets and shares, and starts its backward pass.
 
@@ -26,14 +26,15 @@ The returned function completes the backward pass.
 """
 
 
-def micro_batches(x: Batch, targets: Targets, size: int) -> Iterator[tuple[Batch, Mapping[str, Target], Row]]:
+def micro_batches(x: Inputs, targets: Targets, size: int) -> Iterator[tuple[Inputs, Mapping[str, Target], Row]]:
     """Yield consecutive parts of at most `size` samples, each with the tasks' shares of labels in it, (T,)."""
-    labelled = _counts(targets, len(x))
-    for start in range(0, len(x), size):
-        part = slice(start, min(start + size, len(x)))
+    count = batch_size(x)
+    labelled = _counts(targets, count)
+    for start in range(0, count, size):
+        part = slice(start, min(start + size, count))
         some = {task: _rows_in(target, part) for task, target in targets.items()}
         share = _counts(some, part.stop - part.start) / np.maximum(labelled, 1)
-        yield x[part], some, share
+        yield {name: array[part] for name, array in x.items()}, some, share
 
 
 def accumulate_gradients(model: Model, place: tuple[int, ...], parts: Iterable[Part], heads: Heads) -> None:

@@ -185,14 +185,14 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, help="plain model that `python -m export deploy` wrote")
     parser.add_argument("--data", type=Path, required=True, help="data set folder")
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default test)")
-    parser.add_argument("--count", type=int, default=8, help="images, from the first on (default 8)")
+    parser.add_argument("--count", type=int, default=8, help="samples, from the first on (default 8)")
     parser.add_argument(
-        "--out", type=Path, required=True, help=".npz with image, and for each task its label and prediction"
+        "--out", type=Path, required=True, help=".npz with the inputs, and for each task its label and prediction"
     )
 
 
 def predict(args: argparse.Namespace) -> int:
-    """Run a plain model, of allowed operators alone, over some images; return the exit code."""
+    """Run a plain model, of allowed operators alone, over some samples; return the exit code."""
     return run_command(partial(_predict, args), FAULTS)
 
 
@@ -202,10 +202,10 @@ def _predict(args: argparse.Namespace) -> int:
         raise DatasetInvalid(f"{args.data} has no {args.split} set")
     if args.count < 1:
         raise UsageError("--count must be at least 1")
-    x, labels = split.batch(range(min(args.count, len(split))))
+    inputs, labels = split.batch(range(min(args.count, len(split))))
     check_graph_file(args.model, args.model.name)
-    found = Engine().load(args.model).call({"image": x})
-    arrays = {"image": x}
+    found = Engine().load(args.model).call(inputs)
+    arrays = dict(inputs)
     for task, prediction in found.items():
         arrays[f"prediction.{task}"] = prediction
         if task in labels:

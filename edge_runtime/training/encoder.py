@@ -13,12 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.training.engine import Graph, Held
-from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.manifest import Manifest, is_input, value_of
 
 Array = NDArray[Any]
 Batch = NDArray[np.float32]
 Representation = tuple[Batch, ...]
 Inputs = Mapping[str, Array]
+"""Arrays by their names in the graphs: of a model's inputs, or of a part's parameters."""
+
+
+def batch_size(values: Inputs) -> int:
+    """Return the number of samples B of a model's inputs, or of other values (B, …)."""
+    return len(next(iter(values.values())))
 
 
 class Pass:
@@ -29,6 +35,11 @@ class Pass:
         self.values: dict[str, Array] = dict(source)
         self.saved: list[Held | None] = []
         self._representations = representations
+
+    @property
+    def inputs(self) -> Inputs:
+        """The model's inputs."""
+        return {name: array for name, array in self.source.items() if is_input(name)}
 
     @property
     def z(self) -> Representation:
@@ -89,13 +100,11 @@ class LocalEncoder:
         self._save_activations = tuple(save_activations) or (False,) * len(manifest.stages)
         self._frozen = max(frozen, manifest.fixed_stages)
         fixed = {name for stage in manifest.stages[: manifest.fixed_stages] for name in stage.writes}
-        self._without_gradient = {"x", *fixed}
+        self._without_gradient = {*map(value_of, manifest.inputs), *fixed}
         self._graph = graph
         z = {f"z.{i}": array.shape for i, array in enumerate(manifest.representation)}
         v = {f"v.{i}": array.shape for i, array in enumerate(manifest.values)}
-        self._source_name = manifest.source
-        source = manifest.input if manifest.embedding is None else manifest.embedding
-        self._shapes = {self._source_name: source.shape, **z, **v}
+        self._shapes = {**{name: array.shape for name, array in manifest.sources.items()}, **z, **v}
         self._representations = len(z)
 
     @property
@@ -116,12 +125,12 @@ class LocalEncoder:
         """Do nothing: the seed comes with the parameters."""
 
     def forward(self, source: Inputs, parameters: Inputs, next_state: Inputs, *, backward: bool = True) -> Pass:
-        """Run the forward pass from x or e, by name, with parameters, state and seed as `parameters`.
+        """Run the forward pass from the inputs or e, by name, with parameters, state and seed as `parameters`.
 
         The next state goes to `next_state`. Without `backward` nothing is saved for a backward pass.
         """
         done = Pass(source, self._representations)
-        batch = len(source[self._source_name])
+        batch = batch_size(source)
         for k, stage in enumerate(self._stages):
             written = {name: self._empty(name, batch) for name in stage.writes}
             saves = backward and self._save_activations[k] and k >= self._frozen
@@ -139,7 +148,7 @@ class LocalEncoder:
         It returns None without e, or if the first stage is frozen. With `release` each stage's values are freed after
         their use: the pass has no second backward pass.
         """
-        batch = len(done.values[self._source_name])
+        batch = batch_size(done.source)
         arriving: dict[str, Array] = {f"dz.{i}": array for i, array in enumerate(dz)}
         for k in reversed(range(self._frozen, len(self._stages))):
             stage, saved = self._stages[k], done.saved[k]
@@ -160,7 +169,7 @@ class LocalEncoder:
 
     def predict(self, source: Inputs, parameters: Inputs) -> Representation:
         """Compute the representation in evaluation mode."""
-        batch = len(source[self._source_name])
+        batch = batch_size(source)
         z = {name: self._empty(name, batch) for name in (f"z.{i}" for i in range(self._representations))}
         self._graph("encoder.predict").run({**source, **parameters}, z)
         return tuple(z.values())

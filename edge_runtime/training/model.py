@@ -1,9 +1,9 @@
 """A multi-task model on the engine: its graphs, bound to flat vectors of parameters, state and gradients.
 
-Shapes: B samples, T tasks. The encoder maps x (B, …) to the representation, one or more arrays z (B, …). Each head's
-step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. A stem, if there is one, comes
-before the encoder and is trained with it. The graphs write into views of `gradient`; only changed state is copied.
-Fixed tensors are read where their files are mapped, and are in no vector.
+Shapes: B samples, T tasks. The encoder maps the inputs x (B, …), by name, to the representation, one or more arrays
+z (B, …). Each head's step maps them and a target to a loss, ∂L/∂z and the gradients of its own parameters. A stem, if
+there is one, comes before the encoder and is trained with it. The graphs write into views of `gradient`; only changed
+state is copied. Fixed tensors are read where their files are mapped, and are in no vector.
 """
 
 import math
@@ -48,7 +48,7 @@ class TrainingStep(Protocol):
 
     def __call__(
         self,
-        x: Batch,
+        x: Inputs,
         targets: Mapping[str, Array],
         *,
         weights: Vector,
@@ -166,7 +166,7 @@ class Model:
 
     def learn(
         self,
-        x: Batch,
+        x: Inputs,
         targets: Targets,
         weights: Weights | None = None,
         on_task: OnTaskGradient | None = None,
@@ -239,7 +239,7 @@ class Model:
             self._inputs[part]["seed"] = np.array(value, np.int64)
         self._encoder.set_place(*numbers)
 
-    def forward(self, x: Batch) -> Pass:
+    def forward(self, x: Inputs) -> Pass:
         """Run the forward pass up to the representation in training mode; update the encoder's state."""
         done = self._encoder.forward(self._embed(x), self._inputs["encoder"], self._next_state("encoder"))
         self._update_state("encoder")
@@ -253,9 +253,9 @@ class Model:
         inputs = self._inputs["encoder"] | named(self.manifest.encoder_table, encoder, "param")["encoder"]
         return self._encoder.forward(done.source, inputs, self._next_state("encoder"), backward=False).z
 
-    def encode(self, x: Batch) -> Representation:
+    def encode(self, x: Inputs) -> Representation:
         """Compute the representation z in evaluation mode."""
-        given = {"x": x} if self._stem is None else {"e": self._stem.predict(x, self._inputs["stem"])}
+        given = x if self._stem is None else {"e": self._stem.predict(x, self._inputs["stem"])}
         return self._encoder.predict(given, self._inputs["encoder"])
 
     def step(self, task: str, z: Representation, target: Target, dz: Representation) -> float:
@@ -331,7 +331,7 @@ class Model:
         def finish() -> None:
             de = wait()
             if self._stem is not None and de is not None and "stem" in self.table.parts:
-                self._stem.backward(done.values["x"], de, self._inputs["stem"], self._outputs["stem"])
+                self._stem.backward(done.inputs, de, self._inputs["stem"], self._outputs["stem"])
 
         return finish
 
@@ -345,9 +345,9 @@ class Model:
         self._graph(f"head.{task}.{kind}").run(inputs, {"loss": loss})
         return self._defined(task, float(loss), target)
 
-    def _embed(self, x: Batch) -> dict[str, Array]:
-        """Return the encoder's input in training mode, and x in any case."""
-        return {"x": x} if self._stem is None else {"x": x, "e": self._stem.forward(x, self._inputs["stem"])}
+    def _embed(self, x: Inputs) -> Inputs:
+        """Return what the encoder starts from in training mode, and the inputs in any case."""
+        return x if self._stem is None else {**x, "e": self._stem.forward(x, self._inputs["stem"])}
 
     def _next_state(self, part: str) -> dict[str, Array]:
         state = self._next[part].items()

@@ -61,7 +61,7 @@ class OrtTrainingStep:
 
     def __call__(
         self,
-        x: NDArray[np.float32],
+        x: Mapping[str, NDArray[Any]],
         targets: Mapping[str, NDArray[Any]],
         *,
         weights: Vector,
@@ -70,7 +70,7 @@ class OrtTrainingStep:
         seeds: Mapping[str, NDArray[Any]],
         loss_weights: NDArray[np.float64] | None = None,
     ) -> dict[str, float]:
-        """Return the loss of each task for x (B, …), and write the gradients over `gradient` (P,).
+        """Return the loss of each task for the inputs x (B, …), and write the gradients over `gradient` (P,).
 
         The next state of `weights` (D,) goes into `next_state` (D,); `seeds` are by part. The encoder's gradient is
         of Σ w_i · ∂L_i/∂z · 1/√T, which the artifact has in it; w are the `loss_weights` (T,), or 1. Where no loss
@@ -82,7 +82,7 @@ class OrtTrainingStep:
         for name in self._untrained:
             gradients[name].fill(0)
         inputs = {
-            "x": x,
+            **x,
             **{f"target.{task}": targets[task] for task in self._tasks},
             "loss_weights": count.astype(np.float32),
             "lazy_reset_grad": np.ones(1, np.bool_),

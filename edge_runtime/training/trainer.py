@@ -16,7 +16,7 @@ import numpy as np
 
 from edge_runtime.datasets.dataset import Split, convert
 from edge_runtime.training.accumulation import Row, accumulate_gradients, micro_batches
-from edge_runtime.training.encoder import Array, Batch, Pass, Representation
+from edge_runtime.training.encoder import Array, Inputs, Pass, Representation, batch_size
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
 from edge_runtime.training.gradient_combination import gradient_combiner
 from edge_runtime.training.model import CombineGradients, Labelled, Losses, Model, Target, Targets
@@ -29,6 +29,7 @@ from edge_runtime.training.vary import vary
 from edge_runtime.training.weighting import Weighting, make_weighting
 from edge_runtime.training.weighting_state import WeightingState
 from edge_runtime.wire.augmentation import augmentation
+from edge_runtime.wire.manifest import value_of
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
 
@@ -36,7 +37,7 @@ Report = Callable[[int, int], None]
 """Called with steps done and steps in all."""
 Save = Callable[[Callable[[], TrainingProgress]], None]
 """Called after each step with a function that returns the progress, which costs a little."""
-Vary = Callable[[Batch, Mapping[str, Array], Sequence[int]], None]
+Vary = Callable[[Array, Mapping[str, Array], Sequence[int]], None]
 """Called with images, targets by task, and the numbers of the samples; changes the arrays in place."""
 Enter = Callable[[Literal["train", "probe"]], None]
 """Called when probing begins, and when training goes on after it."""
@@ -120,7 +121,7 @@ class Trainer:
 
     def _gradient(
         self,
-        x: Batch,
+        x: Inputs,
         targets: Targets,
         weigh: Weighting,
         prober: "_Prober",
@@ -133,7 +134,7 @@ class Trainer:
         """
         model = self.model
         model.reseed(*place)
-        if self._micro_batch is None or self._micro_batch >= len(x):
+        if self._micro_batch is None or self._micro_batch >= batch_size(x):
             return self._part(x, targets, weigh.weights, prober, combiner_at(place), norms=weigh.needs_norms)
         total, squares = np.full(len(model.tasks), np.nan), np.zeros(len(model.tasks))
 
@@ -152,7 +153,7 @@ class Trainer:
 
     def _part(
         self,
-        x: Batch,
+        x: Inputs,
         targets: Targets,
         weights: Row,
         prober: "_Prober",
@@ -279,13 +280,14 @@ def evaluate(
 
 def load(
     model: Model, split: Split, chosen: Sequence[int], vary_by: Vary | None = None
-) -> tuple[Batch, dict[str, Target]]:
-    """Return samples in the form of the model's graphs: x (B, …) and the targets by task, as `vary_by` changes them."""
-    x, labels = split.batch(chosen, model.tasks)
+) -> tuple[Inputs, dict[str, Target]]:
+    """Return samples in the form of the model's graphs: inputs and targets by name, as `vary_by` changes them."""
+    inputs, labels = split.batch(chosen, model.tasks, tuple(model.manifest.inputs))
+    x = {value_of(name): array for name, array in inputs.items()}
     types = {task.name: task.target.dtype for task in model.manifest.tasks}
     arrays = {task: convert(labels[task], types[task], split.factors.get(task)) for task in model.tasks}
     if vary_by is not None:
-        vary_by(x, arrays, chosen)
+        vary_by(x["x"], arrays, chosen)
     targets: dict[str, Target] = {}
     for task, target in arrays.items():
         labelled = split.labelled(task)[np.asarray(chosen, np.int64)]

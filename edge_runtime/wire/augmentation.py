@@ -40,14 +40,19 @@ def augmentation(manifest: Manifest, settings: Optimization) -> Augmentation | N
     """
     if not (settings.flip or settings.crop or settings.jitter):
         return None
+    image = manifest.input
+    if image is None:
+        raise AugmentationImpossible(
+            f"flip, crop and jitter are of images, the bundle's inputs are {', '.join(manifest.inputs)}: leave them out"
+        )
     strides: dict[str, int] = {}
     if settings.flip or settings.crop:
-        if len(manifest.input.shape) != 3:
+        if len(image.shape) != 3:
             raise AugmentationImpossible(
-                f"flip and crop are of images (C, H, W), the bundle's input is {manifest.input.shape}: leave them out"
+                f"flip and crop are of images (C, H, W), the bundle's input is {image.shape}: leave them out"
             )
         for task in manifest.tasks:
-            stride = _stride(manifest.input.shape[1:], task.target.shape)
+            stride = _stride(image.shape[1:], task.target.shape)
             if stride is not None:
                 strides[task.name] = stride
             elif not _stays(task):
@@ -57,9 +62,9 @@ def augmentation(manifest: Manifest, settings: Optimization) -> Augmentation | N
                 )
     step = math.lcm(*strides.values())
     crop = settings.crop // step * step
-    if 2 * settings.crop >= min(manifest.input.shape[1:], default=2 * settings.crop + 1):
+    if 2 * settings.crop >= min(image.shape[1:], default=2 * settings.crop + 1):
         raise AugmentationImpossible(
-            f"crop: {settings.crop} pixels are half of the image or more, which is {manifest.input.shape[1:]}"
+            f"crop: {settings.crop} pixels are half of the image or more, which is {image.shape[1:]}"
         )
     return Augmentation(
         flip=settings.flip,

@@ -32,7 +32,7 @@ from math import prod
 from edge_runtime.wire.compression import Updates, working_bytes
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.footprint import Footprint, GraphFootprint
-from edge_runtime.wire.manifest import Array, Manifest, Stage
+from edge_runtime.wire.manifest import Array, Manifest, Stage, value_of
 from edge_runtime.wire.training import ProbeMethod
 
 ENGINE_BYTES = 13_000_000
@@ -202,12 +202,14 @@ class _Model:
         z = {f"z.{i}": array for i, array in enumerate(manifest.representation)}
         v = {f"v.{i}": array for i, array in enumerate(manifest.values)}
         e = {} if manifest.embedding is None else {"e": manifest.embedding}
-        self._sample_bytes = {name: _sample_bytes(a) for name, a in ({"x": manifest.input} | e | z | v).items()}
+        inputs: dict[str, Array] = {value_of(name): array for name, array in manifest.inputs.items()}
+        self._sample_bytes = {name: _sample_bytes(a) for name, a in (inputs | e | z | v).items()}
         self._embedded = set(e)
         fixed = manifest.stages[: manifest.fixed_stages]
-        self._without_gradient = {"x", *(name for stage in fixed for name in stage.writes)}
+        self._without_gradient = {*inputs, *(name for stage in fixed for name in stage.writes)}
         self._fixed_bytes = 4 * sum(part.table.size for part in manifest.fixed.values())
         self._representation = sum(self._sample_bytes[name] for name in z)
+        self._inputs = sum(self._sample_bytes[name] for name in inputs)
         self._targets = sum(_sample_bytes(task.target) for task in manifest.tasks)
 
     def predict(self, plan: MemoryPlan) -> Prediction:
@@ -296,8 +298,7 @@ class _Model:
 
     def _arrays(self, plan: MemoryPlan, stages: tuple[Stage, ...]) -> int:
         """Return the most bytes that a step's arrays take at any time; the whole batch is in memory."""
-        sizes = self._sample_bytes
-        given = self._work.batch * (sizes["x"] + self._targets)
+        given = self._work.batch * (self._inputs + self._targets)
         values = {name for stage in stages for name in stage.writes} | self._embedded
         held = self._bytes(values)  # while a probe lasts, nothing of it is given up
         flowing: set[str] = set()

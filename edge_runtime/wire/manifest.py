@@ -30,6 +30,9 @@ Graph names, inputs and outputs (B is the micro-batch, the only dimension that v
     head.<task>.evaluate   z.0 …, target           → loss ()
     head.<task>.predict    z.0 …                   → prediction (B, …)
 
+The model's inputs are x, which is the image, and x.<name> for every other: a window of a signal, a row of a table,
+tokens. Where x stands below, it is all of them.
+
 In training the encoder is a chain of stages, k = 0, 1 …, so that its backward pass needs the activations of one stage
 at a time. A stage reads and writes values: x, the arrays z.0, z.1 … of the representation, and those that only later
 stages want, v.0, v.1 …; d<value> is ∂L/∂value, a sum where several read it (nothing is for x). What a stage's backward
@@ -87,6 +90,9 @@ TRAINING = "training_model.onnx"
 MAX_REPRESENTATIONS = 32
 MAX_STAGES = 32
 MAX_VALUES = 256
+MAX_INPUTS = 16
+IMAGE = "image"
+"""The input that a data set has where it names no others."""
 
 GraphName = Annotated[
     str,
@@ -96,7 +102,7 @@ GraphName = Annotated[
     ),
 ]
 PartName = Annotated[str, Meta(pattern=r"^(encoder|stem|head\.[a-z][a-z0-9_]{0,31})\Z")]
-ValueName = Annotated[str, Meta(pattern=r"^(x|e|[zv]\.(0|[1-9][0-9]{0,2}))\Z")]
+ValueName = Annotated[str, Meta(pattern=r"^(x(\.[a-z][a-z0-9_]{0,31})?|e|[zv]\.(0|[1-9][0-9]{0,2}))\Z")]
 Text = Annotated[str, Meta(max_length=200, pattern=PRINTABLE)]
 
 
@@ -112,6 +118,13 @@ class Array(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     shape: Annotated[tuple[Dimension, ...], Meta(max_length=8)]
     dtype: Literal["float32", "int64"]
+
+
+class Input(Array, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What goes into a model: its shape without the batch dimension, its type and, of integers, their number."""
+
+    count: Annotated[int, Meta(ge=1, lt=2**31)] | None = None
+    """Integers go from 0 to count - 1, as tokens of a vocabulary; None where nothing is known of them."""
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -210,7 +223,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     format: Literal[2]
     name: Text
     tasks: Annotated[tuple[Task, ...], Meta(min_length=1, max_length=MAX_TASKS)]
-    input: Array
+    input: Array | None = None
+    """The image, where there is one."""
+    other_inputs: Annotated[dict[TaskName, Input], Meta(max_length=MAX_INPUTS)] = msgspec.field(
+        default_factory=dict, name="inputs"
+    )
+    """The inputs besides the image, by the names of their files in a data set."""
     representation: Annotated[tuple[Array, ...], Meta(min_length=1, max_length=MAX_REPRESENTATIONS)]
     values: Annotated[tuple[Array, ...], Meta(max_length=MAX_VALUES)]
     stages: Annotated[tuple[Stage, ...], Meta(min_length=1, max_length=MAX_STAGES)]
@@ -229,9 +247,18 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What training does not change, by part."""
 
     @property
-    def source(self) -> str:
-        """The value that the encoder starts from: x, or what the stem makes of it, e."""
-        return "x" if self.embedding is None else "e"
+    def inputs(self) -> dict[str, Input]:
+        """All inputs by the names of their files in a data set."""
+        image = self.input
+        first = {} if image is None else {IMAGE: Input(shape=image.shape, dtype=image.dtype)}
+        return first | self.other_inputs
+
+    @property
+    def sources(self) -> dict[str, Array]:
+        """The values that the encoder starts from: the inputs, or what the stem makes of them, e."""
+        if self.embedding is not None:
+            return {"e": self.embedding}
+        return {value_of(name): array for name, array in self.inputs.items()}
 
     @property
     def task_names(self) -> tuple[str, ...]:
@@ -326,6 +353,21 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         )
 
 
+def value_of(name: str) -> str:
+    """Return the name in graphs of an input, by the name of its file in a data set."""
+    return "x" if name == IMAGE else f"x.{name}"
+
+
+def input_of(value: str) -> str:
+    """Return the name of an input's file in a data set, by its name in graphs."""
+    return IMAGE if value == "x" else value.removeprefix("x.")
+
+
+def is_input(value: str) -> bool:
+    """Return whether a value's name in graphs is that of an input, which has no gradient."""
+    return value.partition(".")[0] == "x"
+
+
 def graph_names(
     tasks: Tasks, stages: int, *, stem: bool = False, fixed_stages: int = 0, fixed_stem: bool = False
 ) -> tuple[str, ...]:
@@ -370,6 +412,8 @@ def decode(data: bytes) -> Manifest:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TensorsInvalid) as exc:
         raise BundleInvalid(f"the manifest is not understood: {reason(exc)}") from exc
     names = manifest.task_names
+    if not manifest.inputs or IMAGE in manifest.other_inputs:
+        raise BundleInvalid(f"the manifest has no input, or names one {IMAGE!r} twice")
     if names != tuple(sorted(set(names))):
         raise BundleInvalid("the manifest's tasks are not in the order of their names, or one is there twice")
     stem = manifest.embedding is not None
@@ -398,7 +442,7 @@ def decode(data: bytes) -> Manifest:
 def _check_stages(manifest: Manifest) -> None:
     """Every value is written once, before it is read; every parameter of the encoder is in one stage."""
     wanted = {f"z.{i}" for i in range(len(manifest.representation))} | {f"v.{i}" for i in range(len(manifest.values))}
-    known = {manifest.source}
+    known = set(manifest.sources)
     for k, stage in enumerate(manifest.stages):
         if odd := sorted(set(stage.reads) - known):
             raise BundleInvalid(f"stage {k} of the encoder reads {odd[0]!r}, which no stage before it writes")

@@ -8,7 +8,7 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -21,7 +21,7 @@ from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, transfer, unpack
-from export.errors import OrtTrainingImpossible
+from export.errors import ModelInvalid, OrtTrainingImpossible
 from export.model import MultiTaskModel
 from export.ort_training import branch_decisions
 from export.ort_training.training_model import (
@@ -64,10 +64,23 @@ def parse_groups(text: str, manifest: wire.Manifest) -> list[Tasks]:
     return list(dict.fromkeys(groups))
 
 
+T = TypeVar("T")
+
+
+def only_image(inputs: Mapping[str, T]) -> T:
+    """Return the only input of a model. Raises ModelInvalid for one that has others."""
+    if inputs.keys() != {"x"}:
+        raise ModelInvalid(
+            "ONNX Runtime training artifacts are made of models of images alone, this one has "
+            f"{', '.join(map(wire.input_of, inputs))}: leave out --ort-training"
+        )
+    return inputs["x"]
+
+
 def example_inputs(model: MultiTaskModel) -> list[Arrays]:
     """Return batches that vary around the model's example."""
     random = np.random.default_rng(0)
-    x = model.example_input.numpy()
+    x = only_image(model.inputs).numpy()
     targets = {f"target.{task}": model.example_targets[task].numpy() for task in model.tasks}
     noise = [0.01 * random.standard_normal(x.shape).astype(np.float32) * i for i in range(DRAWS)]
     return [{"x": x + each, **targets} for each in noise]
@@ -82,7 +95,10 @@ def random_inputs(manifest: wire.Manifest, batch: int = 2) -> list[Arrays]:
         return random.random(shape, np.float32) if spec.dtype == "float32" else random.integers(0, 2, shape)
 
     return [
-        {"x": array(manifest.input), **{f"target.{task.name}": array(task.target) for task in manifest.tasks}}
+        {
+            "x": array(only_image(manifest.sources)),
+            **{f"target.{task.name}": array(task.target) for task in manifest.tasks},
+        }
         for _ in range(DRAWS)
     ]
 

@@ -118,7 +118,7 @@ def forward_graph(model: MultiTaskModel) -> onnx.ModelProto:
         return *found, *state.values()
 
     def inputs(batch: int) -> list[Tensor]:
-        given = [model.example_input, *(model.example_targets[t] for t in model.tasks)]
+        given = [*model.inputs.values(), *(model.example_targets[t] for t in model.tasks)]
         batched = [torch.zeros((batch, *tensor.shape[1:]), dtype=tensor.dtype) for tensor in given]
         return [*batched, *(held[name] for name in names)]
 

@@ -21,11 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_runtime.wire.manifest import Parity
+from edge_runtime.wire.manifest import Parity, input_of
 from edge_runtime.wire.tensors import part_of
 from export.compile import Compiled
 from export.errors import ParityFailed
-from export.model import MultiTaskModel, numbered, represent, tensors
+from export.model import MultiTaskModel, apply, numbered, represent, tensors
 from export.module_state import in_training, unchanged
 from export.parity import encoder_passes
 from export.parity.branch_decisions import deciding_values, with_outputs
@@ -50,6 +50,9 @@ MARGIN times as far from it as PyTorch in float32 is, up to this part of the lar
 Runner = Callable[[bytes, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Runs a graph once: its bytes and its inputs, to its outputs by name."""
 
+Inputs = Mapping[str, Tensor]
+"""A model's inputs by their names in graphs."""
+
 Arrays = Mapping[str, NDArray[Any]]
 Tensors = Mapping[str, Arrays]
 """The outputs of all graphs, by the graph's name and their own."""
@@ -64,8 +67,8 @@ def check_parity(compiled: Compiled, run: Runner) -> Parity:
     Where batches are normalised it is all but its last sample: of a small batch little but rounding may be left.
     """
     errors: dict[tuple[str, str, int], float] = {}
-    for batch in sorted({_fewest(compiled.model), len(compiled.model.example_input)}):
-        found = differences(compiled, run, compiled.model.example_input[:batch])
+    for batch in sorted({_fewest(compiled.model), compiled.model.examples}):
+        found = differences(compiled, run, first(compiled.model.inputs, batch))
         errors |= {(*key, batch): error for key, error in found.items()}
     (graph, name, _), worst = max(errors.items(), key=lambda item: item[1])
     if worst > TOLERANCE:
@@ -74,14 +77,14 @@ def check_parity(compiled: Compiled, run: Runner) -> Parity:
 
 
 def _fewest(model: MultiTaskModel) -> int:
-    whole = len(model.example_input)
+    whole = model.examples
     with in_training(*model.parts().values()):
         modules = [module for part in model.parts().values() for module in part.modules()]
         normalised = any(isinstance(module, BATCH_NORM) and module.training for module in modules)
     return min(whole, max(2, whole - 1)) if normalised else 1
 
 
-def differences(compiled: Compiled, run: Runner, x: Tensor) -> Errors:
+def differences(compiled: Compiled, run: Runner, x: Inputs) -> Errors:
     """How far every tensor of the graphs is from PyTorch's for a batch of inputs and the first example targets."""
     calls: dict[str, tuple[Arrays, Arrays]] = {}
 
@@ -104,7 +107,7 @@ def differences(compiled: Compiled, run: Runner, x: Tensor) -> Errors:
     return errors
 
 
-def _of_translation(compiled: Compiled, x: Tensor, reference: Tensors, parts: set[str]) -> Errors:
+def _of_translation(compiled: Compiled, x: Inputs, reference: Tensors, parts: set[str]) -> Errors:
     """How far the traced operators of some parts are from the model."""
 
     def ran(dtype: torch.dtype) -> Tensors:
@@ -113,7 +116,7 @@ def _of_translation(compiled: Compiled, x: Tensor, reference: Tensors, parts: se
     errors = _errors(ran(torch.float32), reference)
     if any(error > TOLERANCE for (graph, _), error in errors.items() if part_of(graph) in parts):
         errors = _errors(
-            ran(torch.float64), _reference(_exact(compiled.model), x.double(), of_z=compiled.trains_shared)
+            ran(torch.float64), _reference(_exact(compiled.model), _doubled(x), of_z=compiled.trains_shared)
         )
     return {key: error for key, error in errors.items() if part_of(key[0]) in parts}
 
@@ -190,15 +193,16 @@ def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
     return float(np.abs(np.subtract(*both)).max(initial=0))
 
 
-def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -> Tensors:
+def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Inputs) -> Tensors:
     """Run all graphs, each on the outputs of those before it; those of all stages are returned together."""
     model = compiled.model
     inputs = encoder_passes.inputs_by_part(compiled.tensors, lambda _: SEED)
-    size = len(batch)
-    x = {"x": batch.numpy(), **inputs["encoder"]}
+    size = len(next(iter(batch.values())))
+    given = {name: value.numpy() for name, value in batch.items()}
+    x = {**given, **inputs["encoder"]}
     training, stem = x, {}
     if model.stem is not None:
-        stem = {kind: call(f"stem.{kind}", {"x": x["x"], **inputs["stem"]}) for kind in ("forward", "predict")}
+        stem = {kind: call(f"stem.{kind}", {**given, **inputs["stem"]}) for kind in ("forward", "predict")}
         training, x = ({**stem[kind], **inputs["encoder"]} for kind in ("forward", "predict"))
     names = [f"z.{i}" for i in range(len(represent(model)))]
     found = {"encoder.predict": call("encoder.predict", x)}
@@ -222,9 +226,18 @@ def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Tensor) -
         )
     found |= {f"stem.{kind}": results for kind, results in stem.items()}
     if "stem.backward" in compiled.graphs:
-        de = {"de": found["encoder.backward"]["de"], "x": batch.numpy(), **inputs["stem"]}
+        de = {"de": found["encoder.backward"]["de"], **given, **inputs["stem"]}
         found["stem.backward"] = call("stem.backward", de)
     return found
+
+
+def _doubled(values: Inputs) -> dict[str, Tensor]:
+    return {name: value.double() if value.is_floating_point() else value for name, value in values.items()}
+
+
+def first(inputs: Inputs, count: int) -> dict[str, Tensor]:
+    """Return the first samples of inputs."""
+    return {name: value[:count] for name, value in inputs.items()}
 
 
 def _exact(model: MultiTaskModel) -> MultiTaskModel:
@@ -236,12 +249,12 @@ def _exact(model: MultiTaskModel) -> MultiTaskModel:
         encoder=parts["encoder"],
         heads={task: parts[f"head.{task}"] for task in model.tasks},
         stem=parts.get("stem"),
-        example_input=model.example_input.double(),
+        example_input={input_of(name): value for name, value in _doubled(model.inputs).items()},
         example_targets=targets,
     )
 
 
-def _reference(model: MultiTaskModel, batch: Tensor, *, of_z: bool) -> dict[str, dict[str, NDArray[Any]]]:
+def _reference(model: MultiTaskModel, batch: Inputs, *, of_z: bool) -> dict[str, dict[str, NDArray[Any]]]:
     """Return PyTorch's results; `of_z` asks for ∂L/∂z too."""
     with unchanged(*model.parts().values()):
         for module in model.parts().values():
@@ -250,20 +263,20 @@ def _reference(model: MultiTaskModel, batch: Tensor, *, of_z: bool) -> dict[str,
     with in_training(*model.parts().values()):
         for module in model.parts().values():
             module.zero_grad(set_to_none=True)
-        source = batch
+        size, source = len(next(iter(batch.values()))), dict(batch)
         if model.stem is not None:
             with SeededDropout(SEED):
-                e = model.stem(batch)
-            source = e.detach().requires_grad_()
+                e = apply(model.stem, batch)
+            source = {"e": e.detach().requires_grad_()}
         with SeededDropout(SEED):
-            z = tensors(model.encoder(source))
+            z = tensors(apply(model.encoder, source))
         forward = _arrays(numbered("z", z)) | _next_state(model.encoder)
         total = [torch.zeros_like(value) for value in z]
         for task in model.tasks:
             leaves = tuple(value.detach().requires_grad_() for value in z)
             with SeededDropout(SEED):
                 prediction = model.heads[task](model.packed(leaves))
-                loss = model.losses[task](prediction, model.example_targets[task][: len(batch)])
+                loss = model.losses[task](prediction, model.example_targets[task][:size])
             torch.autograd.backward(loss)
             dz = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
             total = [summed + one for summed, one in zip(total, dz, strict=True)]
@@ -277,25 +290,26 @@ def _reference(model: MultiTaskModel, batch: Tensor, *, of_z: bool) -> dict[str,
             torch.autograd.backward(live, [dz for value, dz in zip(z, total, strict=True) if value.requires_grad])
         gradients = _gradients(model.encoder)
         if model.stem is not None:
-            gradients |= _arrays({"de": cast("Tensor", source.grad)})
+            gradients |= _arrays({"de": cast("Tensor", source["e"].grad)})
             found["stem.forward"] = _arrays({"e": e})
             if e.requires_grad:
-                torch.autograd.backward(e, source.grad)
+                torch.autograd.backward(e, source["e"].grad)
                 found["stem.backward"] = _gradients(model.stem)
         for kinds in encoder_passes.KINDS.values():
             found |= zip((f"encoder.{kind}" for kind in kinds), (forward, gradients), strict=True)
     return found
 
 
-def _evaluated(model: MultiTaskModel, batch: Tensor) -> dict[str, dict[str, NDArray[Any]]]:
+def _evaluated(model: MultiTaskModel, batch: Inputs) -> dict[str, dict[str, NDArray[Any]]]:
+    size = len(next(iter(batch.values())))
     with torch.no_grad():
         z = tensors(model.encode(batch))
         found = {"encoder.predict": _arrays(numbered("z", z))}
         if model.stem is not None:
-            found["stem.predict"] = _arrays({"e": model.stem(batch)})
+            found["stem.predict"] = _arrays({"e": apply(model.stem, batch)})
         for task in model.tasks:
             prediction = model.heads[task](model.packed(z))
-            loss = model.losses[task](prediction, model.example_targets[task][: len(batch)])
+            loss = model.losses[task](prediction, model.example_targets[task][:size])
             found[f"head.{task}.predict"] = _arrays({"prediction": prediction})
             found[f"head.{task}.evaluate"] = _arrays({"loss": loss})
     return found

@@ -216,7 +216,7 @@ def test_command_compiles_and_deploys_a_user_s_own_file(model_file, tmp_path):
     summary = json.loads(done.stdout)
     assert summary["tasks"] == ["mask", "value"]
     assert 0 <= summary["parity"]["max_relative_error"] <= 1e-4
-    assert {"name", "parameters", "input", "representation", "graphs", "weights_bytes", "opset", "versions"} <= set(
+    assert {"name", "parameters", "inputs", "representation", "graphs", "weights_bytes", "opset", "versions"} <= set(
         summary
     )
     manifest = wire.read_folder(out)

@@ -89,7 +89,7 @@ CASES = {
         "encoder.weight is on meta: return the model on the CPU",
     ),
     "input_tuple": (lambda: {"example_input": (torch.rand(2, 3, 8, 8), torch.rand(2, 5))}, "example_input is a tuple"),
-    "input_dict": (lambda: {"example_input": {"x": torch.rand(2, 3)}}, "example_input is a dict, not a tensor"),
+    "input_dict": (lambda: {"example_input": {"x": torch.rand(2, 3)}}, "the encoder fails on example_input"),
     "input_empty": (
         lambda: {"example_input": torch.rand(0, 3, 8, 8)},
         r"example_input has the shape \(0, 3, 8, 8\), holds nothing: give samples",

@@ -258,7 +258,7 @@ def trained_on_device(model, device, steps):
     losses = []
     for step in range(steps):
         device.reseed(0, 0, step)
-        found = device.learn((model.example_input + 0.1 * step).numpy(), targets)
+        found = device.learn({"x": (model.example_input + 0.1 * step).numpy()}, targets)
         sgd.step(device.parameters, device.gradient, velocity, device.trained)
         losses.append([found[task] for task in model.tasks])
     return losses
@@ -306,7 +306,7 @@ def test_heads_of_a_fixed_encoder_give_no_gradient_of_the_representation(make, t
     device = on_device(manifest, tmp_path, compiled.weights)
     assert device._graph("head.a.step")._outputs == {"loss", "grad.weight", "grad.bias"}
     assert not device.trains_encoder
-    z = device.encode(compiled.model.example_input.numpy())
+    z = device.encode({"x": compiled.model.example_input.numpy()})
     targets = {task: y.numpy() for task, y in compiled.model.example_targets.items()}
     losses, total = device.run_heads(z, targets, np.array([2.0, 1.0]))
     assert all(losses.values())
@@ -402,7 +402,7 @@ def test_deployed_model_has_all_tensors(case, make, tmp_path):
     for module in model.parts().values():
         module.eval()
     with torch.no_grad():
-        z = model.encode(model.example_input)
+        z = model.encode(model.inputs)
         for task in model.tasks:
             np.testing.assert_allclose(found[task], model.heads[task](z).numpy(), atol=1e-5)
 

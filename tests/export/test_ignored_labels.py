@@ -39,7 +39,7 @@ def data():
     random = np.random.default_rng(1)
     labels = random.integers(0, 5, (6, 4, 4)).astype(np.uint8)
     labels[order(SETTINGS.seed, 0, 6)[:2]] = 255  # the first batch of the first epoch
-    return Split(image=random.random((6, 3, 8, 8), np.float32), labels={"s": labels})
+    return Split(inputs={"image": random.random((6, 3, 8, 8), np.float32)}, labels={"s": labels})
 
 
 def by_pytorch(model, split):
@@ -47,9 +47,9 @@ def by_pytorch(model, split):
     optimizer = torch.optim.SGD(parameters, lr=SETTINGS.lr, momentum=0.9, weight_decay=0.01)
     for epoch in range(SETTINGS.epochs):
         for chosen in batches(order(SETTINGS.seed, epoch, len(split)), SETTINGS.batch):
-            x, labels = split.batch(chosen)
+            inputs, labels = split.batch(chosen)
             optimizer.zero_grad()
-            prediction = model.heads["s"](model.encoder(torch.from_numpy(x)))
+            prediction = model.heads["s"](model.encoder(torch.from_numpy(inputs["image"])))
             model.losses["s"](prediction, torch.from_numpy(labels["s"].astype(np.int64))).backward()
             optimizer.step()
     return named_tensors(model)
@@ -68,6 +68,8 @@ def test_batch_whose_labels_are_all_ignored_moves_weights_as_in_pytorch(loss, tm
     assert np.isfinite(done.loss["s"])
     for name, expected in by_pytorch(model, split).items():
         np.testing.assert_allclose(compiled.table.views(device.weights)[name], expected.detach(), rtol=1e-4, atol=1e-6)
-    nothing = Split(image=split.image, labels={"s": np.full((6, 4, 4), 255, np.uint8)})
+    nothing = Split(inputs=split.inputs, labels={"s": np.full((6, 4, 4), 255, np.uint8)})
     assert evaluate(device, nothing, 4) == {"s": 0.0}
-    assert device.loss("s", device.encode(split.batch([0])[0]), np.full((1, 4, 4), 255, np.int64)) == 0.0
+    assert (
+        device.loss("s", device.encode({"x": split.batch([0])[0]["image"]}), np.full((1, 4, 4), 255, np.int64)) == 0.0
+    )

@@ -86,11 +86,11 @@ def test_metric_of_an_unknown_task_is_refused(make, field):
 def test_models_of_mas_have_a_metric_for_every_task():
     model = xception.make(xception.NINE, width=0.25, size=32, batch=1)
     check(model)
-    found = {task: model.metric(task, model.heads[task](model.encode(model.example_input))) for task in model.tasks}
+    found = {task: model.metric(task, model.heads[task](model.encode(model.inputs))) for task in model.tasks}
     special = {"segmentation": ("miou", 0), "normals": ("angular_error_deg", None)}
     assert found == {task: special.get(task, ("rmse", None)) for task in xception.NINE}
     model = vit.build()
-    z = model.encode(model.example_input)
+    z = model.encode(model.inputs)
     assert {task: model.metric(task, model.heads[task](z)).metric for task in model.tasks} == {
         "depth": "rmse",
         "kind": "accuracy",

@@ -132,7 +132,7 @@ def test_training_with_state_is_pytorchs(compiled, tmp_path):
         module.train()
     for step in range(6):
         x = torch.rand(5, 3, 12, 12, generator=torch.Generator().manual_seed(step))
-        done = model.forward(x.numpy())
+        done = model.forward({"x": x.numpy()})
         z = done.z
         total, dz = tuple(map(np.zeros_like, z)), empty(z)
         optimizer.zero_grad()
@@ -157,7 +157,7 @@ def test_training_with_state_is_pytorchs(compiled, tmp_path):
         module.eval()
     with torch.no_grad():
         stages = reference.encoder(x)
-        encoded = model.encode(x.numpy())
+        encoded = model.encode({"x": x.numpy()})
         for task in reference.tasks:
             prediction = reference.heads[task](stages)
             loss = reference.losses[task](prediction, reference.example_targets[task]).item()
@@ -167,7 +167,7 @@ def test_training_with_state_is_pytorchs(compiled, tmp_path):
 
 def test_head_that_passes_over_a_stage_gives_zeros_for_it(compiled, tmp_path):
     model = on_device(compiled, tmp_path)
-    z = model.forward(np.random.default_rng(0).random((3, 3, 12, 12), np.float32)).z
+    z = model.forward({"x": np.random.default_rng(0).random((3, 3, 12, 12), np.float32)}).z
     dz = tuple(np.full_like(one, 7) for one in z)
     model.step("value", z, np.zeros((3, 2), np.float32), dz)
     assert not dz[0].any()
@@ -176,7 +176,7 @@ def test_head_that_passes_over_a_stage_gives_zeros_for_it(compiled, tmp_path):
 
 def test_probe_backward_and_evaluation_leave_parameters_and_state_bit_for_bit(compiled, tmp_path):
     model = on_device(compiled, tmp_path)
-    x = compiled.model.example_input.numpy()
+    x = {"x": compiled.model.example_input.numpy()}
     targets = {task: y.numpy() for task, y in compiled.model.example_targets.items()}
     done = model.forward(x)
     z = done.z
@@ -197,7 +197,7 @@ def test_probe_backward_and_evaluation_leave_parameters_and_state_bit_for_bit(co
 
 def test_state_of_a_frozen_normalization_stays(compiled, tmp_path):
     model = on_device(compiled, tmp_path)
-    model.forward(compiled.model.example_input.numpy())
+    model.forward({"x": compiled.model.example_input.numpy()})
     moved = {
         name
         for name, view in model.table.views(model.weights).items()
@@ -218,7 +218,7 @@ def test_dropout_is_the_same_forward_and_backward_and_not_there_in_evaluation(ru
     compiled = compile_model(model)
     assert check_parity(compiled, run).max_relative_error <= TOLERANCE
     device = on_device(compiled, tmp_path)
-    x, y = model.example_input.numpy(), model.example_targets["a"].numpy()
+    x, y = {"x": model.example_input.numpy()}, model.example_targets["a"].numpy()
     device.reseed(1, 2, 3)
     (first,) = device.forward(x).z
     assert (device.forward(x).z[0] == first).all()

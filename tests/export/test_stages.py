@@ -137,7 +137,7 @@ def test_kept_recomputed_and_uncut_give_the_same_gradients_and_state(deep, tmp_p
         on_device(cut, folders[2], (True,) * 4),
         on_device(cut, folders[3], (False, True, True, False)),
     ]
-    x = deep.example_input.numpy()
+    x = {"x": deep.example_input.numpy()}
     targets = {task: y.numpy() for task, y in deep.example_targets.items()}
     found = []
     for model in models:
@@ -151,7 +151,7 @@ def test_kept_recomputed_and_uncut_give_the_same_gradients_and_state(deep, tmp_p
 
 def test_a_pass_can_be_gone_back_several_times(deep, tmp_path):
     model = on_device(compile_model(deep, stages=3), tmp_path, (True, False, True))
-    done = model.forward(deep.example_input.numpy())
+    done = model.forward({"x": deep.example_input.numpy()})
     dz = tuple(np.ones_like(z) for z in done.z)
     first = model.backward(done, dz).copy()
     model.backward(done, tuple(2 * one for one in dz))

@@ -62,7 +62,7 @@ def divided(make, **fields):
 def test_graphs_of_a_stem_are_in_the_manifest(small):
     manifest = wire.decode(wire.encode(describe(small, "vit", NO_PARITY)))
     assert manifest.embedding.shape == (16, 16)
-    assert manifest.source == "e"
+    assert list(manifest.sources) == ["e"]
     assert manifest.stages[0].reads == ("e",)
     assert {name for name in manifest.graphs if name.startswith("stem.")} == {
         "stem.forward",
@@ -138,7 +138,7 @@ def test_encoder_computed_apart_gives_the_bits_of_the_whole_model(folder, small)
     own, others = np.zeros_like(whole.gradient), (np.zeros_like(whole.gradient), np.zeros_like(whole.gradient))
     first = None
     for step in range(4):
-        x = small.model.example_input.numpy() + np.float32(0.1 * step)
+        x = {"x": small.model.example_input.numpy() + np.float32(0.1 * step)}
         losses = whole.learn(x, targets)
         assert apart.learn(x, targets) == losses
         sgd.step(whole.parameters, whole.gradient, own)
@@ -156,7 +156,7 @@ def test_encoder_kept_or_recomputed_gives_the_same_gradient_of_the_stem(folder, 
     found = []
     for keep in ((False, False), (True, True)):
         model = Model(manifest, graphs_of(folder, manifest), small.weights, save_activations=keep)
-        model.learn(small.model.example_input.numpy(), targets)
+        model.learn({"x": small.model.example_input.numpy()}, targets)
         found.append(model.gradient[model.table.parts["stem"]].copy())
     np.testing.assert_allclose(found[1], found[0], atol=1e-5 * np.abs(found[0]).max())
     assert found[0].any()
@@ -166,7 +166,7 @@ def test_stem_before_frozen_stages_is_not_trained(folder, small):
     manifest = wire.read_folder(folder)
     targets = {task: y.numpy() for task, y in small.model.example_targets.items()}
     model = Model(manifest, graphs_of(folder, manifest), small.weights, frozen=1)
-    model.learn(small.model.example_input.numpy(), targets)
+    model.learn({"x": small.model.example_input.numpy()}, targets)
     stem = model.table.parts["stem"]
     assert not model.gradient[stem].any()
     assert all(where.stop <= stem.start for where in model.trained)
@@ -179,7 +179,7 @@ def test_probe_of_a_model_with_a_stem_looks_ahead_along_the_encoder(folder, smal
     manifest = wire.read_folder(folder)
     model = Model(manifest, graphs_of(folder, manifest), small.weights)
     targets = {task: y.numpy() for task, y in small.model.example_targets.items()}
-    done, kept = model.forward(small.model.example_input.numpy()), {}
+    done, kept = model.forward({"x": small.model.example_input.numpy()}), {}
     losses, _ = model.run_heads(
         done.z, targets, on_task=lambda task, _, dz: kept.update({task: tuple(map(np.copy, dz))})
     )
@@ -197,7 +197,7 @@ def test_deployed_model_with_a_stem_predicts_as_pytorch(folder, small, run):
     x = small.model.example_input
     found = run(deployed, {"image": x.numpy()})
     with torch.no_grad():
-        z = small.model.encode(x)
+        z = small.model.encode({"x": x})
         for task in small.model.tasks:
             expected = small.model.heads[task](z).numpy()
             np.testing.assert_allclose(found[task], expected, atol=1e-4 * np.abs(expected).max())
@@ -248,5 +248,5 @@ def test_models_of_the_experiments_predict_every_pixel(build, tasks, size):
     model = build()
     check(model)
     assert len(model.tasks) == tasks
-    z = model.encode(model.example_input)
+    z = model.encode(model.inputs)
     assert {model.heads[task](z).shape[2:] for task in model.tasks} == {(size, size)}

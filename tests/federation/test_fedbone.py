@@ -47,7 +47,7 @@ def images(client):
         "normals": np.broadcast_to(1 - level, (8, 3, 16, 16)).copy(),
         "kind": (level.reshape(-1) * 10).astype(np.int64),
     }
-    return Split(image=image, labels=labels)
+    return Split(inputs={"image": image}, labels=labels)
 
 
 def test_clients_with_a_task_each_teach_one_general_model(tmp_path):

@@ -11,6 +11,7 @@ from edge_runtime.datasets.dataset import (
     Description,
     SplitWriter,
     convert,
+    input_names,
     remove_split,
     write_description,
     write_split,
@@ -38,8 +39,8 @@ def test_open_reads_what_was_written(tmp_path):
     assert len(dataset.train) == 6
     assert len(dataset.val) == 2
     assert len(dataset.test) == 3
-    assert isinstance(dataset.train.image, np.memmap)
-    np.testing.assert_array_equal(dataset.train.image, images(6))
+    assert isinstance(dataset.train.inputs["image"], np.memmap)
+    np.testing.assert_array_equal(dataset.train.inputs["image"], images(6))
     assert dataset.description == Description()
 
 
@@ -49,7 +50,8 @@ def test_open_takes_what_numpy_save_writes(tmp_path):
     np.save(tmp_path / "train" / "kind.npy", np.array([4, -1, 7], ">i2"))
     (tmp_path / "train" / ".hidden.npy").write_bytes(b"left by an editor")
     train = Dataset.open(tmp_path).train
-    x, labels = train.batch([2, 0])
+    inputs, labels = train.batch([2, 0])
+    x = inputs["image"]
     np.testing.assert_array_equal(x, images(3, np.float32)[[2, 0]])
     assert x.flags.c_contiguous
     np.testing.assert_array_equal(convert(labels["kind"], "int64", None), [7, 4])
@@ -59,7 +61,7 @@ def test_open_takes_the_formats_second_version(tmp_path):
     write(tmp_path, {"train": 2})
     with (tmp_path / "train" / "image.npy").open("wb") as file:
         np.lib.format.write_array(file, images(2), version=(2, 0))
-    np.testing.assert_array_equal(Dataset.open(tmp_path).train.image, images(2))
+    np.testing.assert_array_equal(Dataset.open(tmp_path).train.inputs["image"], images(2))
 
 
 def test_open_without_validation_and_test(tmp_path):
@@ -71,7 +73,8 @@ def test_open_without_validation_and_test(tmp_path):
 
 def test_batch_scales_bytes_and_keeps_labels(tmp_path):
     write(tmp_path)
-    x, labels = Dataset.open(tmp_path).train.batch(np.array([5, 1, 1]))
+    inputs, labels = Dataset.open(tmp_path).train.batch(np.array([5, 1, 1]))
+    x = inputs["image"]
     assert x.shape == (3, 3, 4, 5)
     assert x.dtype == np.float32
     np.testing.assert_allclose(x, images(6)[[5, 1, 1]] / 255, rtol=1e-6)
@@ -125,7 +128,7 @@ def test_batch_of_an_image_without_numbers_names_the_sample(tmp_path, value):
     write_split(tmp_path / "train", pixels, {})
     train = Dataset.open(tmp_path).train
     train.batch([0, 5])
-    with pytest.raises(DatasetInvalid, match=rf"train/image\.npy, sample 4: the image has the value {value}"):
+    with pytest.raises(DatasetInvalid, match=rf"train/image\.npy, sample 4: it has the value {value}"):
         train.batch([5, 4])
 
 
@@ -150,17 +153,61 @@ def test_open_with_a_folder_for_an_array(tmp_path):
         Dataset.open(tmp_path)
 
 
-def test_open_with_flat_images(tmp_path):
-    write(tmp_path)
-    np.save(tmp_path / "train" / "image.npy", np.zeros((6, 4, 5), np.uint8))
-    with pytest.raises(DatasetInvalid, match=r"train/image\.npy has shape \(6, 4, 5\) instead of \(N, C, H, W\)"):
+def signals(folder, **more):
+    """Three windows of a signal, tokens and readings of sensors, with one label each."""
+    (folder / "train").mkdir()
+    arrays = {
+        "window": np.arange(24, dtype=np.int16).reshape(3, 2, 4),
+        "tokens": np.array([[0, 3], [2, 1], [1, 1]], np.uint16),
+        "weather": np.array([[0.5], [1.5], [2.5]], np.float32),
+        "kind": np.array([0, 1, 0]),
+        **more,
+    }
+    for name, array in arrays.items():
+        np.save(folder / "train" / f"{name}.npy", array)
+    write_description(folder, Description(inputs=("tokens", "weather", "window"), factors={"window": 0.5}))
+    return folder
+
+
+def test_inputs_are_what_the_description_names(tmp_path):
+    dataset = Dataset.open(signals(tmp_path))
+    train = dataset.train
+    assert (len(train), train.tasks, list(train.inputs)) == (3, ("kind",), ["tokens", "weather", "window"])
+    assert [train.input_type(name) for name in train.inputs] == ["int64", "float32", "float32"]
+    inputs, labels = train.batch([2, 0])
+    assert {name: array.dtype for name, array in inputs.items()} == {
+        "tokens": np.int64, "weather": np.float32, "window": np.float32,
+    }  # fmt: skip
+    assert inputs["tokens"].tolist() == [[1, 1], [0, 3]]
+    assert inputs["window"][1].tolist() == [[0.0, 0.5, 1.0, 1.5], [2.0, 2.5, 3.0, 3.5]]
+    assert labels["kind"].tolist() == [0, 0]
+    assert list(train.batch([0], (), ("weather",))[0]) == ["weather"]
+    assert input_names(tmp_path) == ("tokens", "weather", "window")
+
+
+def test_inputs_that_cannot_be_used_are_named(tmp_path):
+    signals(tmp_path, weather=np.zeros((3, 1)))
+    with pytest.raises(
+        DatasetInvalid, match=r"train/weather\.npy is float64: save inputs as an integer type or float32"
+    ):
+        Dataset.open(tmp_path)
+    np.save(tmp_path / "train" / "weather.npy", np.zeros((2, 1), np.float32))
+    with pytest.raises(DatasetInvalid, match=r"train/weather\.npy has shape \(2, 1\), for 3 samples in tokens\.npy"):
+        Dataset.open(tmp_path)
+    (tmp_path / "train" / "weather.npy").unlink()
+    with pytest.raises(DatasetInvalid, match=r"train/weather\.npy is missing from the data set$"):
+        Dataset.open(tmp_path)
+    write_description(tmp_path, Description())
+    with pytest.raises(
+        DatasetInvalid, match=r'train/image\.npy is missing from the data set: .* "inputs": \["signal"\]'
+    ):
         Dataset.open(tmp_path)
 
 
 def test_open_with_other_numbers_of_labels(tmp_path):
     write(tmp_path)
     np.save(tmp_path / "train" / "depth.npy", np.zeros((5, 1, 4, 5), np.float32))
-    with pytest.raises(DatasetInvalid, match=r"train/depth\.npy has shape \(5, 1, 4, 5\), for 6 images"):
+    with pytest.raises(DatasetInvalid, match=r"train/depth\.npy has shape \(5, 1, 4, 5\), for 6 samples"):
         Dataset.open(tmp_path)
 
 
@@ -231,7 +278,7 @@ def test_description_unreadable(tmp_path):
 def test_description_counts_other_images(tmp_path):
     write(tmp_path)
     (tmp_path / "dataset.json").write_bytes(msgspec.json.encode({"counts": {"val": 9}}))
-    with pytest.raises(DatasetInvalid, match=r"dataset\.json counts 9 images in val, .*val/image\.npy has 2"):
+    with pytest.raises(DatasetInvalid, match=r"dataset\.json counts 9 samples in val, .*val/image\.npy has 2"):
         Dataset.open(tmp_path)
 
 

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Description, Split, write_description, write_split
-from edge_runtime.datasets.fit import check_labels
+from edge_runtime.datasets.fit import check_input, check_labels
 from edge_runtime.datasets.stored_array import BLOCK_BYTES
 from edge_runtime.wire.labels import LabelContract
-from edge_runtime.wire.manifest import Array, Task
+from edge_runtime.wire.manifest import Array, Input, Task
 
 CLASSES = LabelContract(classes=5)
 
@@ -122,10 +122,51 @@ def test_bytes_of_an_image_that_an_import_of_before_made_keep_their_scale(tmp_pa
 def test_labels_are_read_in_blocks_and_once():
     labels = np.zeros((3, BLOCK_BYTES // 8 + 1), np.int64)  # a block for each sample
     labels[2, -1] = 9
-    split = Split(image=np.zeros((3, 3, 2, 2), np.uint8), labels={"s": labels})
+    split = Split(inputs={"image": np.zeros((3, 3, 2, 2), np.uint8)}, labels={"s": labels})
     with pytest.raises(DatasetInvalid, match=r"s\.npy, sample 2: 9 is none"):
         check_labels(task(CLASSES), split)
     labels[2, -1] = 4
     check_labels(task(CLASSES), split)
     labels[2, -1] = 9
     check_labels(task(CLASSES), split)  # known to fit
+
+
+def tokens(folder, **description):
+    (folder / "train").mkdir()
+    np.save(folder / "train" / "tokens.npy", np.array([[0, 3], [2, 1], [7, 1]], np.uint16))
+    write_description(folder, Description(inputs=("tokens",), **description))
+    return Dataset.open(folder).train
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted", "words"),
+    [
+        ("signal", Input(shape=(2,), dtype="float32"), 'write signal.npy, and name it in dataset.json, as "inputs"'),
+        ("tokens", Input(shape=(3,), dtype="int64"), r"tokens\.npy: samples are \(2,\), the bundle .* \(3,\): import"),
+        ("tokens", Input(shape=(2,), dtype="float32"), r"tokens\.npy is uint16, .* float32: save it so, or state in"),
+        (
+            "tokens",
+            Input(shape=(2,), dtype="int64", count=7),
+            r"tokens\.npy, sample 2: 7 is none of the 7 numbers 0 to 6",
+        ),
+    ],
+)
+def test_input_that_does_not_fit_is_named(tmp_path, name, wanted, words):
+    with pytest.raises(DatasetInvalid, match=words):
+        check_input(name, wanted, tokens(tmp_path))
+
+
+def test_values_for_a_model_of_numbers_are_named(tmp_path):
+    split = tokens(tmp_path, factors={"tokens": 0.5})
+    with pytest.raises(DatasetInvalid, match=r"tokens\.npy is uint16, the bundle was compiled for int64: save it so$"):
+        check_input("tokens", Input(shape=(2,), dtype="int64"), split)
+
+
+def test_input_that_fits_is_read_once(tmp_path):
+    split, wanted = tokens(tmp_path), Input(shape=(2,), dtype="int64", count=8)
+    check_input("tokens", wanted, split)
+    split.inputs["tokens"] = np.array([[9, 9]] * 3)
+    check_input("tokens", wanted, split)
+    with pytest.raises(DatasetInvalid, match="9 is none of the 9 numbers"):
+        check_input("tokens", Input(shape=(2,), dtype="int64", count=9), split)
+    check_input("tokens", Input(shape=(2,), dtype="int64"), split)

@@ -33,7 +33,7 @@ def write_view(folder, point, view, side=8, value=0, domains=("depth_zbuffer", "
 
 
 def values(split):
-    return {int(value) for value in split.image[:, 2, 0, 0]}
+    return {int(value) for value in split.inputs["image"][:, 2, 0, 0]}
 
 
 def test_import_keeps_a_points_views_in_one_set(tmp_path):
@@ -52,7 +52,7 @@ def test_import_keeps_a_points_views_in_one_set(tmp_path):
     assert dataset.description.name == "house"
     assert dataset.description.counts == done.counts
     assert dataset.description.scales["edge_texture"] == 8.0
-    np.testing.assert_array_equal(dataset.train.labels["autoencoder"], dataset.train.image)
+    np.testing.assert_array_equal(dataset.train.labels["autoencoder"], dataset.train.inputs["image"])
 
 
 def test_import_resizes_by_areas(tmp_path):
@@ -60,9 +60,9 @@ def test_import_resizes_by_areas(tmp_path):
     settings = ImportSettings(size=4, tasks=("depth",), fractions=Fractions(val=0, test=0))
     (done,) = import_folder(tmp_path / "source", tmp_path / "out", settings)
     train = Dataset.open(done.folder).train
-    assert train.image.shape == (1, 3, 4, 4)
+    assert train.inputs["image"].shape == (1, 3, 4, 4)
     assert train.labels["depth"].shape == (1, 1, 4, 4)
-    assert train.image[0, 0, :, 0].tolist() == [0, 2, 4, 6]  # the means 0.5, 2.5, … rounded to even
+    assert train.inputs["image"][0, 0, :, 0].tolist() == [0, 2, 4, 6]  # the means 0.5, 2.5, … rounded to even
 
 
 def test_import_takes_the_square_in_the_middle(tmp_path):
@@ -74,7 +74,7 @@ def test_import_takes_the_square_in_the_middle(tmp_path):
     (done,) = import_folder(
         tmp_path / "source", tmp_path / "out", ImportSettings(size=2, fractions=Fractions(val=0, test=0))
     )
-    assert (Dataset.open(done.folder).train.image == 200).all()
+    assert (Dataset.open(done.folder).train.inputs["image"] == 200).all()
 
 
 def test_import_brings_normals_to_length_one(tmp_path):
@@ -99,10 +99,10 @@ def test_import_of_crops_shares_no_pixel_between_sets(tmp_path):
     dataset = Dataset.open(done.folder)
     seen = {}
     for name, split in dataset.splits.items():
-        rows, columns, views = (split.image[:, channel].ravel().tolist() for channel in range(3))
+        rows, columns, views = (split.inputs["image"][:, channel].ravel().tolist() for channel in range(3))
         seen[name] = set(zip(rows, columns, views, strict=True))
         place = np.expm1(split.labels["depth"][:, 0]) * 512  # a crop's labels are those of its pixels
-        np.testing.assert_allclose(place, split.image[:, 0] * 64.0 + split.image[:, 1], atol=0.1)
+        np.testing.assert_allclose(place, split.inputs["image"][:, 0] * 64.0 + split.inputs["image"][:, 1], atol=0.1)
     assert not seen["train"] & seen["val"]
     assert not seen["train"] & seen["test"]
     assert not seen["val"] & seen["test"]

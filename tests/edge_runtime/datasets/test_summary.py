@@ -5,7 +5,9 @@ from edge_runtime.datasets.summary import MOST_CLASSES, summary
 
 
 def summed(labels, **factors):
-    return summary(Split(image=np.zeros((len(labels), 1, 1, 1), np.uint8), labels={"s": labels}, factors=factors), "s")
+    return summary(
+        Split(inputs={"image": np.zeros((len(labels), 1, 1, 1), np.uint8)}, labels={"s": labels}, factors=factors), "s"
+    )
 
 
 def test_classes_and_their_imbalance():

@@ -45,7 +45,7 @@ class Bundle:
         self.local = self.manifest.local()
         random = np.random.default_rng(0)
         self.split = Split(
-            image=random.integers(0, 256, (IMAGES, 3, 16, 16), np.uint8),
+            inputs={"image": random.integers(0, 256, (IMAGES, 3, 16, 16), np.uint8)},
             labels={
                 "depth": random.random((IMAGES, 1, 16, 16), np.float32),
                 "kind": random.integers(0, 10, IMAGES, np.int64),
@@ -202,7 +202,7 @@ def test_images_and_labels_never_leave_the_device(bundle):
         assert len(data) == 2 + length + header.samples * sizes.get(header.kind, 0)
         assert (header.detail, header.reason) == ("", None)
     for i in range(IMAGES):
-        image = bundle.split.image[i]
+        image = bundle.split.inputs["image"][i]
         for form in (image, (image / np.float32(255)).astype(np.float32), bundle.split.labels["depth"][i]):
             assert form.tobytes()[:48] not in everything
 

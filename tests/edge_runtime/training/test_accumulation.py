@@ -15,7 +15,9 @@ def test_micro_batches_are_the_batch_in_parts(samples, size, rows):
     rows = np.array([row for row in rows if row < samples], np.int64)
     x = np.arange(samples, dtype=np.float32)[:, None]
     targets = {"all": x * 2, "some": Labelled(rows, rows * 10)}
-    parts = list(micro_batches(x, targets, size))
+    whole = {"x": x, "x.tokens": np.arange(samples)}
+    parts = [(part["x"], some, share) for part, some, share in micro_batches(whole, targets, size)]
+    assert all((part["x.tokens"] == part["x"][:, 0]).all() for part, _, _ in micro_batches(whole, targets, size))
     assert all(0 < len(part) <= size for part, _, _ in parts)
     np.testing.assert_array_equal(np.concatenate([part for part, _, _ in parts]), x)
     np.testing.assert_array_equal(np.concatenate([some["all"] for _, some, _ in parts]), x * 2)

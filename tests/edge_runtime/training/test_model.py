@@ -70,7 +70,7 @@ def test_model_predicts_what_pytorch_predicts(tiny):
 def test_model_says_what_does_not_fit_a_graph(tiny):
     model = tiny.model()
     with pytest.raises(EngineError, match="encoder.0.forward"):
-        model.forward(np.zeros((2, 3, 16, 15), np.float32))
+        model.forward({"x": np.zeros((2, 3, 16, 15), np.float32)})
     with pytest.raises(EngineError, match="head.depth.loss"):
         model.loss("depth", (np.zeros((2, 8, 4, 4), np.float32),), np.zeros((2, 1, 8, 8), np.float32))
     with pytest.raises(EngineError, match="head.depth.loss"):

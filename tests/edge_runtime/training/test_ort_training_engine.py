@@ -67,10 +67,10 @@ def test_step_writes_gradients_into_the_vector_and_returns_losses():
     model = TrainingModel()
     step = OrtTrainingStep(model, manifest())
     vectors = {"weights": weights, "gradient": gradient, "next_state": np.zeros(4, np.float32), "seeds": {}}
-    assert step(x, targets, **vectors) == {"a": 1.0, "b": 2.0}
+    assert step({"x": x}, targets, **vectors) == {"a": 1.0, "b": 2.0}
     assert gradient.tolist() == [1, 2, 3, 4]
     assert model.weights == [1.0, 1.0]
-    step(x, targets, **vectors, loss_weights=np.array([0.5, 2.0]))
+    step({"x": x}, targets, **vectors, loss_weights=np.array([0.5, 2.0]))
     assert model.weights == [0.5, 2.0]
 
 
@@ -90,7 +90,7 @@ def test_step_moves_state_draws_by_seed_and_leaves_the_gradient_of_what_has_no_e
     weights, gradient, next_state = np.arange(6, dtype=np.float32), np.full(4, 9, np.float32), np.zeros(6, np.float32)
     seeds = {"encoder": np.array(3), "head.a": np.array(4)}
     step = OrtTrainingStep(StatefulModel(), manifest(state=True))
-    found = step(x, targets, weights=weights, gradient=gradient, next_state=next_state, seeds=seeds)
+    found = step({"x": x}, targets, weights=weights, gradient=gradient, next_state=next_state, seeds=seeds)
     assert found == {"a": 3.0, "b": 3.0}
     assert gradient.tolist() == [7, 7, 0, 0]
     assert weights.tolist() == [0, 1, 2, 3, 4, 5]

@@ -42,7 +42,10 @@ def test_task_metrics_of_labelled_samples_alone(tiny):
     some = dataclasses.replace(split, labels={**split.labels, "depth": depth}, _scans={})
     kept = [1, 2, 4]
     fewer = dataclasses.replace(
-        split, image=split.image[kept], labels={task: array[kept] for task, array in split.labels.items()}, _scans={}
+        split,
+        inputs={"image": split.inputs["image"][kept]},
+        labels={task: array[kept] for task, array in split.labels.items()},
+        _scans={},
     )
     model = tiny.model()
     assert measured(model, some, 5)[1]["depth"] == pytest.approx(measured(model, fewer, 3)[1]["depth"], rel=1e-6)

@@ -257,10 +257,10 @@ def test_samples_without_a_label_count_for_nothing(tiny, mixed):
     result = Trainer(model, mixed.train).train(settings, velocity)
     assert mixed.train.examples(model.tasks) == {"depth": 7, "normals": 10, "segmentation": 10}
     other = tiny.model()
-    x, labels = mixed.train.batch(order(settings.seed, 0, 10), other.tasks)
+    inputs, labels = mixed.train.batch(order(settings.seed, 0, 10), other.tasks)
     types = {task.name: task.target.dtype for task in other.manifest.tasks}
     targets = {task: convert(labels[task], types[task], mixed.train.factors.get(task)) for task in other.tasks}
-    losses = other.learn(x, targets)
+    losses = other.learn({"x": inputs["image"]}, targets)
     assert result.loss == pytest.approx(losses, rel=1e-5)
     np.testing.assert_allclose(velocity, other.gradient + 0.01 * tiny.weights, atol=1e-5)
     assert result.affinities.result().count == 1
@@ -363,8 +363,8 @@ def damaged(data, task, change):
 @pytest.mark.parametrize(
     ("task", "change", "text"),
     [
-        ("image", lambda a: a[:, :, :8], r"the images are \(3, 8, 16\)"),
-        ("image", lambda a: a[:, :1], r"the images are \(1, 16, 16\)"),
+        ("image", lambda a: a[:, :, :8], r"image.npy: samples are \(3, 8, 16\)"),
+        ("image", lambda a: a[:, :1], r"image.npy: samples are \(1, 16, 16\)"),
         ("depth", lambda _: None, "no labels for depth"),
         ("depth", lambda a: a[:, 0], r"the labels of depth are \(16, 16\)"),
         ("segmentation", lambda a: a.astype(np.float32), r"segmentation\.npy: labels of type float32 cannot be used"),

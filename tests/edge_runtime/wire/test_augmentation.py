@@ -5,7 +5,7 @@ import samples
 from edge_runtime.wire.augmentation import augmentation
 from edge_runtime.wire.errors import AugmentationImpossible
 from edge_runtime.wire.labels import LabelContract
-from edge_runtime.wire.manifest import Array, File, Manifest, Parity, Stage, Task
+from edge_runtime.wire.manifest import Array, File, Input, Manifest, Parity, Stage, Task
 
 FILE = File(digest="0" * 64, size_bytes=1)
 
@@ -81,3 +81,12 @@ def test_inputs_that_are_no_images_and_distances_that_are_too_far():
     assert asked(manifest((6, 128), kind=array(dtype="int64")), jitter=0.1).jitter == 0.1
     with pytest.raises(AugmentationImpossible, match=r"8 pixels are half of the image or more, which is \(16, 24\)"):
         asked(manifest(kind=array(dtype="int64")), crop=8)
+
+
+def test_augmentation_is_of_images():
+    signals = msgspec.structs.replace(
+        manifest(s=array(4, 4)), input=None, other_inputs={"signal": Input(shape=(6, 128), dtype="float32")}
+    )
+    assert asked(signals) is None
+    with pytest.raises(AugmentationImpossible, match="of images, the bundle's inputs are signal: leave them out"):
+        asked(signals, jitter=0.1)

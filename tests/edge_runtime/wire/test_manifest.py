@@ -17,6 +17,7 @@ from edge_runtime.wire.manifest import (
     Artifacts,
     File,
     FixedTensors,
+    Input,
     Manifest,
     OrtTrainingArtifacts,
     Parity,
@@ -28,8 +29,10 @@ from edge_runtime.wire.manifest import (
     encode,
     graph_names,
     graph_path,
+    is_input,
     read_fixed,
     read_folder,
+    value_of,
     write_folder,
 )
 from edge_runtime.wire.tensors import TensorTable, pack
@@ -280,7 +283,7 @@ def with_stem(*tasks, **change):
 def test_manifest_with_a_stem_round_trips_and_its_groups_keep_it():
     manifest = with_stem("depth", "normals")
     assert decode(encode(manifest)) == manifest
-    assert (manifest.source, TWO.source) == ("e", "x")
+    assert (list(manifest.sources), list(TWO.sources)) == (["e"], ["x"])
     group = manifest.group(("normals",), file_of(b"w"))
     assert decode(encode(group)).task_names == ("normals",)
     assert set(group.table.parts) == {"encoder", "head.normals", "stem"}
@@ -497,3 +500,29 @@ def test_folder_has_a_file_of_fixed_tensors_for_each_part_and_none_of_before(tmp
             read_fixed(path, HEAD)
     write_folder(tmp_path, TWO, b"weights", {name: name.encode() for name in TWO.graphs})
     assert not list((tmp_path / "fixed").iterdir())
+
+
+def test_inputs_besides_the_image_have_names_in_graphs():
+    tokens = Input(shape=(7,), dtype="int64", count=100)
+    stage = Stage(reads=("x", "x.tokens"), writes=("z.0",), parameters=("w",))
+    manifest = manifest_of("depth", other_inputs={"tokens": tokens}, stages=(stage,))
+    assert decode(encode(manifest)) == manifest
+    assert manifest.inputs == {"image": Input(shape=(3, 4, 4), dtype="float32"), "tokens": tokens}
+    assert manifest.sources == {"x": manifest.inputs["image"], "x.tokens": tokens}
+    assert [value_of(name) for name in manifest.inputs] == ["x", "x.tokens"]
+    assert [is_input(name) for name in ("x", "x.tokens", "e", "z.0")] == [True, True, False, False]
+
+
+def test_manifest_of_signals_alone_has_no_image():
+    signal = Input(shape=(6, 128), dtype="float32")
+    stage = Stage(reads=("x.signal",), writes=("z.0",), parameters=("w",))
+    manifest = manifest_of("depth", input=None, other_inputs={"signal": signal}, stages=(stage,))
+    assert decode(encode(manifest)).inputs == {"signal": signal}
+    with pytest.raises(BundleInvalid, match="reads 'x.signal', which no stage before it writes"):
+        encode(manifest_of("depth", stages=(stage,)))
+
+
+@pytest.mark.parametrize("change", [{"input": None}, {"other_inputs": {"image": Input(shape=(3,), dtype="float32")}}])
+def test_manifest_without_an_input_or_with_two_images_is_invalid(change):
+    with pytest.raises(BundleInvalid, match="has no input, or names one 'image' twice"):
+        encode(manifest_of("depth", **change))

@@ -57,9 +57,9 @@ class SideBySide:
             compiled = replace(self.compiled, model=eager.model, weights=self.device.weights.copy())
             apart = 0.0
             if step in (0, steps - 1):
-                found = outputs(compiled, lambda name, inputs: run(self.compiled.graphs[name], inputs), x)
+                found = outputs(compiled, lambda name, inputs: run(self.compiled.graphs[name], inputs), {"x": x})
                 apart = self._apart(found, x)
-            errors = differences(compiled, run, x)
+            errors = differences(compiled, run, {"x": x})
             yield eager.step(x), errors, apart
 
     def _take_over(self, model):
@@ -72,7 +72,7 @@ class SideBySide:
     def _learn(self, x):
         device = self.device
         targets = {task: y.numpy() for task, y in self.reference.example_targets.items()}
-        done = device.forward(x.numpy())
+        done = device.forward({"x": x.numpy()})
         total, dz = tuple(map(np.zeros_like, done.z)), tuple(map(np.empty_like, done.z))
         losses = []
         for task in device.tasks:
@@ -129,7 +129,7 @@ class Eager:
     def _losses(self, x):
         model = self.model
         self.optimizer.zero_grad()
-        z = model.encode(x.to(self.dtype))
+        z = model.encode({"x": x.to(self.dtype)})
         losses = [model.losses[task](model.heads[task](z), self.targets[task]) for task in model.tasks]
         sum(losses).backward()
         return [loss.item() for loss in losses]

@@ -32,7 +32,7 @@ def calls_of(compiled, run):
         calls[name] = inputs, run(compiled.graphs[name], inputs)
         return calls[name][1]
 
-    outputs(compiled, call, compiled.model.example_input)
+    outputs(compiled, call, compiled.model.inputs)
     return calls
 
 

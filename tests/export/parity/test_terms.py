@@ -27,7 +27,7 @@ def largest(compiled):
     def call(graph, inputs):
         return replayed(compiled.lowered[graph], inputs, {}, torch.float64, terms[graph])[0]
 
-    outputs(compiled, call, compiled.model.example_input)
+    outputs(compiled, call, compiled.model.inputs)
     backward = [seen.largest() for name, seen in terms.items() if name.startswith("encoder.") and "backward" in name]
     return {name: value for found in backward for name, value in found.items()}
 
