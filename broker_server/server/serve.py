@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import secrets
 import socket
 import sys
 import threading
@@ -38,7 +39,7 @@ from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess
 from edge_runtime.wire.errors import BundleInvalid
-from edge_runtime.wire.link import Link
+from edge_runtime.wire.link import Connected, Link
 from edge_runtime.wire.mqtt import BrokerUrl, MqttLink, is_loopback
 from edge_runtime.wire.topics import Topics
 
@@ -51,6 +52,8 @@ BUNDLE_S = 1.0
 """The time between two looks for a missing bundle."""
 RENEWAL_S = 86_400.0
 """The time between two looks at the age of the broker's certificate."""
+STRANGER_S = 3.0
+"""How long a broker of others may take to let a stranger in."""
 SERVER = "server"
 ORT_TRAINING = "ort_training"
 """The folder in the state folder where ONNX Runtime training artifacts are made."""
@@ -360,11 +363,26 @@ def _external(
     is_own = ca_file is not None and ca_file.read_text() == Certificates(config.state).ca_pem()
     folder.set_url(url, certificate="own" if is_own else "other")
     print(f"federation {config.federation!r} on the broker at {url}; state in {config.state}")
+    if _lets_strangers_in(url, ca_file):
+        print(
+            "WARNING: this broker lets anybody in: who does can read weights and make devices look offline, though not "
+            "speak for them; `broker-config` writes a configuration that does not"
+        )
     _print_how_to_join(url, config)
     try:
         yield link
     finally:
         link.close()
+
+
+def _lets_strangers_in(url: str, ca_file: Path | None) -> bool:
+    """Return whether a broker takes a connection by a name and a password that somebody has made up."""
+    name = f"stranger-{secrets.token_hex(8)}"
+    link = MqttLink(url, client_id=name, username=name, password=name, ca_file=ca_file, clean_session=True)
+    try:
+        return isinstance(link.receive(STRANGER_S), Connected)
+    finally:
+        link.close(linger_s=0.0)
 
 
 def _print_how_to_join(url: str, config: ServerConfig) -> None:

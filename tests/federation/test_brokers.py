@@ -81,6 +81,7 @@ def test_federation_over_mosquitto(site):
     try:
         server = site.serve("--broker", site.url, min_devices=2)
         models = site.ends(server, *(site.device(name) for name in "ab"))
+        assert "WARNING: this broker lets anybody in" in server.said
     finally:
         broker.terminate()
         broker.wait()
@@ -175,6 +176,7 @@ def test_federation_over_mosquitto_as_we_configure_it_and_nobody_else_gets_in(si
             devices = [site.run(f"device-{n}", "edge_runtime", "run", "--config", c) for n, c in configs.items()]
             site.ends(server, *devices)
             assert "not heard" not in server.said
+            assert "WARNING" not in server.said
         finally:
             broker.terminate()
 
