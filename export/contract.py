@@ -4,6 +4,7 @@ Every fault is one sentence that says what is wrong, where, and what to do: firs
 model, then what one run of the example batch shows.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Number
 from typing import Any
@@ -155,7 +156,12 @@ def _check_batch(model: MultiTaskModel) -> None:
             with naming(
                 f"the loss of {task} fails on predictions of shape {tuple(prediction.shape)} and its example target"
             ):
-                loss = model.losses[task](prediction, target)
+                loss, is_broadcast = _loss(model.losses[task], prediction, target)
+            if is_broadcast:
+                raise ModelInvalid(
+                    f"the loss of {task} compares predictions of shape {tuple(prediction.shape)} with targets of shape "
+                    f"{tuple(target.shape)}, each with all others: give both the same shape"
+                )
             if not isinstance(loss, Tensor) or loss.shape != () or loss.dtype != torch.float32:
                 raise ModelInvalid(
                     f"the loss of {task} must be a float32 scalar: take the mean over the batch{_instead(loss)}"
@@ -167,6 +173,14 @@ def _check_batch(model: MultiTaskModel) -> None:
                 )
             model.metric(task, prediction)
         _check_unchanged(model, before, numbers)
+
+
+def _loss(function: Callable[..., Any], prediction: Tensor, target: Tensor) -> tuple[Any, bool]:
+    """Return the loss, and whether PyTorch warns that the shapes do not fit and are expanded."""
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        loss = function(prediction, target)
+    return loss, any("Using a target size" in str(warning.message) for warning in said)
 
 
 def _check_array(name: str, value: Any, dtypes: tuple[torch.dtype, ...], needed: str) -> None:

@@ -25,6 +25,7 @@ class OperatorUnsupported(ExportError):
     """An operator has no translation to ONNX, or cannot be differentiated."""
 
     def __init__(self, operator: str, module: str, advice: str) -> None:
+        module = module.replace("/", ".")  # head/depth.0: a part is one name in the path of a module
         super().__init__(f"operator {operator} in {module} cannot be exported: {advice}")
         self.operator = operator
         self.module = module

@@ -157,7 +157,7 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
     except ExportError:
         raise
     except Exception as exc:  # the module's own, torch's, or one of a decomposition
-        raise _untraceable(path[-1] or "the model", exc) from exc
+        raise _untraceable(path[-1].replace("/", ".") or "the model", exc) from exc
     finally:
         for hook in hooks:
             hook.remove()

@@ -146,8 +146,9 @@ def measure_stem(bundle: Path, data: Path, batch: int) -> MeasuredStemCost:
     graphs = _graph_cache().of(manifest, lambda name, _: graph_path(bundle, name))
     table = manifest.table
     weights = unpack(table, (bundle / WEIGHTS).read_bytes())
-    inputs = {**named(table, weights, "param")["stem"], "seed": np.array(0, np.int64)}
-    gradients = named(table.parameters, np.zeros(table.parameters.size, np.float32), "grad")["stem"]
+    parameters = named(table, weights, "param").get("stem", {}) | dict(graphs.fixed.get("stem", {}))
+    inputs = {**parameters, "seed": np.array(0, np.int64)}
+    gradients = named(table.parameters, np.zeros(table.parameters.size, np.float32), "grad").get("stem", {})
     stem, split = Stem(manifest.embedding, graphs), Dataset.open(data).train
     found, _ = split.batch(range(min(batch, len(split))), (), tuple(manifest.inputs))
     x = {value_of(name): array for name, array in found.items()}
@@ -155,7 +156,8 @@ def measure_stem(bundle: Path, data: Path, batch: int) -> MeasuredStemCost:
     for _ in range(REPEATS + 1):
         at_s = time.process_time()
         e = stem.forward(x, inputs)
-        stem.backward(x, e, inputs, gradients)
+        if gradients:
+            stem.backward(x, e, inputs, gradients)
         train.append(time.process_time() - at_s)
         at_s = time.process_time()
         stem.predict(x, inputs)

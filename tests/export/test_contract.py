@@ -115,6 +115,10 @@ CASES = {
         lambda: {"losses": {"a": l1, "b": nn.MSELoss(reduction="none")}},
         r"the loss of b must be a float32 scalar.*; it is torch.float32 of shape \(2, 2, 8, 8\)",
     ),
+    "loss_of_other_shapes": (
+        lambda: target(torch.rand(2, 1, 8, 8)) | {"losses": {"a": l1, "b": nn.MSELoss()}},
+        r"the loss of b compares predictions of shape \(2, 2, 8, 8\) with targets of shape \(2, 1, 8, 8\), each",
+    ),
     "task_called_image": (lambda: named("image"), "task name 'image': data sets call the input so"),
     "task_in_upper_case": (lambda: named("Depth"), "task name 'Depth': use lower-case letters"),
     "task_number": (lambda: named(3), "task name 3: use lower-case letters"),

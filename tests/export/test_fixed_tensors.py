@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 
 from torch import nn  # noqa: E402
 
+from broker_server.simulation.worker import measure_stem  # noqa: E402
 from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.local_stem import LocalStem  # noqa: E402
 from edge_runtime.training.model import GraphCache, Model  # noqa: E402
@@ -368,6 +369,10 @@ def test_frozen_stem_or_encoder_of_a_divided_model_trains_the_rest(part, make, r
         local = LocalStem(tmp_path / "stem")
         assert local.save(manifest.table, compiled.weights, device.weights, 1) is device.weights
         assert local.restore(manifest.table, compiled.weights, 2) is compiled.weights
+    (tmp_path / "data" / "train").mkdir(parents=True)
+    for name, value in {"image": model.example_input, **model.example_targets}.items():
+        np.save(tmp_path / "data" / "train" / f"{name}.npy", value.numpy())
+    assert measure_stem(tmp_path, tmp_path / "data", 2).evaluate_s >= 0  # of a simulation
 
 
 def test_fixed_tensors_are_sent_once_and_are_in_no_vector(make, tmp_path):
