@@ -28,7 +28,7 @@ ENV PATH=/opt/mas-edge/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     ORT_DISABLE_TELEMETRY=1 \
-    MAS_EDGE_BROKER=127.0.0.1:1883
+    MAS_EDGE_BROKER=127.0.0.1:8883
 RUN useradd --system --uid 10001 --create-home --home-dir /data mas-edge
 WORKDIR /data
 USER 10001
@@ -49,7 +49,7 @@ CMD ["-m", "edge_runtime", "run", "--config", "/data/agent.toml"]
 
 FROM runtime AS server
 COPY --from=server-install /opt/mas-edge /opt/mas-edge
-EXPOSE 1883
+EXPOSE 8883
 # Healthy is a broker that answers: the embedded one, or the one that MAS_EDGE_BROKER names.
 HEALTHCHECK --interval=30s --timeout=10s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import os, socket; host, _, port = os.environ['MAS_EDGE_BROKER'].rpartition(':'); socket.create_connection((host, int(port)), 5)"]

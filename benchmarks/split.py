@@ -112,6 +112,7 @@ def _federation(folder: Path, root: Path, manifest: Any, where: str) -> dict[str
             config = root / name / "agent.toml"
             enrol = [sys.executable, "-m", "broker_server", "enrol", name, "--out", config, "--state", state]
             more = ["--url", f"mqtt://127.0.0.1:{port}", "--data", data, "--threads", "1", "--meter", "none"]
+            more.append("--split-learning")
             subprocess.run([*map(str, enrol), *map(str, more)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
             with config.open("a") as file:
                 file.write(f'memory_budget = "{FLEET_BUDGET_MIB}MiB"\n')

@@ -110,3 +110,14 @@ def test_with_the_connection_chunks_are_lost_and_messages_are_not(waiting, link,
     waiting.drop_chunks()
     waiting.flush()
     assert [payload for _, payload in link.taken] == [b"message", b"fragment"]
+
+
+def test_a_chunk_that_the_system_does_not_read_is_counted_and_the_next_one_goes(waiting, link, blobs):
+    unread, kept = blobs.add(b"unread"), blobs.add(b"kept")
+    path = blobs.path(unread.digest)
+    path.unlink()
+    path.mkdir()  # reading it is an error of the system's
+    waiting.chunks([*chunks(unread, 0), *chunks(kept, 0)])
+    waiting.flush()
+    assert [payload for _, payload in link.taken] == [b"kept"]
+    assert waiting.counts["chunk that could not be read"] == 1
