@@ -48,13 +48,13 @@ def atomic_file(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
 def check_writable(path: Path, size_bytes: int = 1) -> None:
     """Raise OSError, which names `path`, unless a file of this size can be written there now.
 
-    Called before long work whose result is to be there in the end. Folders are made, and nothing else is left.
+    Called before long work whose result is to be there in the end. Nothing is left, no folder either.
     """
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
     try:
-        with tempfile.TemporaryFile(dir=path.parent) as file:
+        with tempfile.TemporaryFile(dir=folder) as file:
             os.posix_fallocate(file.fileno(), 0, size_bytes)
     except OSError as exc:
         exc.filename = str(path)

@@ -54,13 +54,14 @@ def test_error_of_another_file_keeps_its_name(tmp_path):
     assert caught.value.filename == str(tmp_path / "source")
 
 
-def test_check_writable_leaves_nothing_but_folders(tmp_path):
-    path = tmp_path / "new" / "weights"
+def test_check_writable_leaves_nothing(tmp_path):
+    path = tmp_path / "new" / "folder" / "weights"
     check_writable(path, 5000)
-    assert list(path.parent.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     write_atomic(path, b"old")
     check_writable(path)
     assert path.read_bytes() == b"old"
+    assert list(path.parent.iterdir()) == [path]
 
 
 def test_check_writable_names_the_file_that_does_not_fit(tmp_path):
@@ -75,7 +76,9 @@ def test_check_writable_of_a_folder_and_below_a_file(tmp_path):
         check_writable(tmp_path)
     assert caught.value.filename == str(tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
-        check_writable(tmp_path / "file" / "weights")
+    for path in (tmp_path / "file" / "weights", tmp_path / "file" / "folder" / "weights"):
+        with pytest.raises(NotADirectoryError) as caught:
+            check_writable(path)
+        assert caught.value.filename == str(path)
     with pytest.raises(OSError, match="/proc/weights"):
         check_writable(tmp_path.joinpath("/proc/weights"))
