@@ -25,7 +25,7 @@ onnxruntime 1.31 on x86-64.
 # coverage: every branch
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from math import prod
 
@@ -124,8 +124,11 @@ class Prediction:
 
 
 def predict(manifest: Manifest, plan: MemoryPlan, work: Workload) -> Prediction:
-    """Predict the peak of resident memory of training by a plan. Raises BundleInvalid without a footprint."""
-    return _Model(manifest, work).predict(plan)
+    """Predict the peak of resident memory of training by a plan. Raises BundleInvalid without a footprint.
+
+    Stages in which and before which nothing is trained count as frozen.
+    """
+    return _Model(manifest, work).predict(replace(plan, frozen=max(plan.frozen, manifest.fixed_stages)))
 
 
 def choose(manifest: Manifest, budget_bytes: int, work: Workload, *, most_frozen: int | None = None) -> MemoryPlan:

@@ -57,13 +57,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _shown(manifest: wire.Manifest, work: Workload) -> Iterator[tuple[str, list[MemoryPlan]]]:
     """Yield the columns of the table by name."""
-    stages = len(manifest.stages)
+    stages, fixed = len(manifest.stages), manifest.fixed_stages
+    none = (False,) * stages
     micro_batches = sorted({-(-work.batch // 2**i) for i in range(17)}, reverse=True)
     ways = {
-        "all kept": ((True,) * stages, 0),
-        "recomputed": ((False,) * stages, 0),
-        "half frozen": ((False,) * stages, stages // 2),
-        "all frozen": ((False,) * stages, stages),
+        "all kept": (none[:fixed] + (True,) * (stages - fixed), fixed),
+        "recomputed": (none, fixed),
+        "half frozen": (none, max(fixed, stages // 2)),
+        "all frozen": (none, stages),
     }
     for name, (saved, frozen) in ways.items():
         yield name, [MemoryPlan(micro_batch=batch, saved=saved, frozen=frozen) for batch in micro_batches]

@@ -2,6 +2,7 @@
 
 import copy
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -457,6 +458,10 @@ def test_compile_says_what_is_fixed_and_replaces_a_bundle_of_before(tmp_path, ca
     assert "encoder is trained in evaluation mode, as " in said.err
     assert "no gradient reaches" not in said.err
     assert wire.read_folder(out).footprint is not None
+    assert main(["footprint", str(out), "--json"]) == 0
+    columns = msgspec.json.decode(capsys.readouterr().out)["plans"]
+    assert {plan["frozen"] for plan in columns} == {1}
+    assert {plan["saved"][0] for plan in columns} == {False}
     stopped = MODEL.replace("(False).eval()", "()").replace("nn.Dropout())", "nn.Conv2d(4, 4, 1), Stop())")
     stop = "class Stop(nn.Module):\n    def forward(self, x):\n        return x.detach()\n"
     (tmp_path / "mine.py").write_text(stopped.replace("def build", f"{stop}\n\ndef build"))

@@ -267,6 +267,7 @@ def test_fixed_tensors_are_held_once_and_fixed_stages_have_no_backward_pass():
     assert {one.frozen for one in plans(manifest, 2)} == {1, 2}
     assert {one.frozen for one in plans(manifest, 2, most_frozen=0)} == {1}
     found, trained = (predict(one, plan(frozen=1), work()) for one in (manifest, before))
+    assert predict(manifest, plan(), work()) == found
     assert found.vectors == 4 * (3 * 2000 + 2 * 100 + 1000)
     assert trained.vectors - found.vectors == 4 * 2 * 1000
     assert trained.arrays - found.arrays == 0  # v.0 and z.0 and their gradients in the heads are the most of both
