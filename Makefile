@@ -32,7 +32,7 @@ comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-processors test-cluster \
-	test-torch \
+	test-torch test-random-models coverage-operators \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
@@ -50,6 +50,8 @@ help:
 	@echo "make test-processors  parity on other processors, emulated: x86-64 with SSE4.2 and AVX2, and a Raspberry Pi's (10 minutes)"
 	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
 	@echo "make test-torch   the exporter's tests with the oldest and the newest torch (10 GB; half an hour)"
+	@echo "make test-random-models  500 drawn models against PyTorch (half an hour)"
+	@echo "make coverage-operators  PyTorch's own samples of its operators, exported and compared, into docs/operators.md (an hour)"
 	@echo "make test-boards  an emulated board from an image to the report, as root (half an hour at first)"
 	@echo "make apt          Mosquitto, Chromium, mtools and dosfstools for the tests that use them, where apt-get may be used"
 	@echo "make demo         four devices train over MQTT: runs/demo/report.html"
@@ -209,6 +211,15 @@ test-cluster: $(CLUSTER)/.stamp
 test-torch: $(OLDEST)/.stamp $(NEWEST)/.stamp
 	PYTHONPATH=$(CURDIR) $(OLDEST)/bin/python -m pytest -q -p no:cacheprovider tests/export
 	PYTHONPATH=$(CURDIR) $(NEWEST)/bin/python -m pytest -q -p no:cacheprovider tests/export
+
+# Models that are drawn, 500 instead of ten: half an hour. A failure is shrunk, and kept as an example in the file.
+test-random-models: $(VENV)/.stamp
+	MAS_RANDOM_MODELS=500 $(VENV)/bin/python -m pytest -q -x -p no:cacheprovider tests/export/test_random_models.py
+
+# PyTorch's samples of its operators and modules, into benchmarks/results/operators.json and docs/operators.md: tens of
+# minutes. What passed there, the tests hold (tests/export/test_operators.py).
+coverage-operators: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.operators
 
 # A whole board, from an image to a report: half an hour, and root, because a root file system has files of root's.
 test-boards: $(VENV)/.stamp apt-emulation

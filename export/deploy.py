@@ -12,6 +12,7 @@ from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.operators import OPSET
 from edge_runtime.wire.tensors import STATE, Vector
+from export.lowering.context import SEED
 from export.onnx_graph import IR_VERSION, PRODUCER
 from export.signature import Role
 
@@ -75,6 +76,8 @@ def _renamed(
         return in_table.get(old, f"{part}/{old}")
 
     nodes, constants = [], []
+    if SEED in inputs:  # a model that draws where it predicts: each time the same
+        constants.append(numpy_helper.from_array(np.array(0, np.int64), name(SEED)))
     for node in graph.node:
         copy = onnx.NodeProto()
         copy.CopyFrom(node)

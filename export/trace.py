@@ -20,7 +20,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export.decompositions import DECOMPOSED
+from export.decompositions.noise import DRAWN
 from export.errors import ExportError, ModelInvalid, described
+from export.functions import Rewritten
 
 SIZES = (3, 5)
 """The two batch sizes: coprime, so that a multiple of one is no multiple of the other."""
@@ -147,13 +149,16 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
     for name, module in root.named_modules():
         hooks += [module.register_forward_pre_hook(enter(name)), module.register_forward_hook(leave)]
     try:
-        with mode, sdpa_kernel(SDPBackend.MATH), without_fast_paths(), torch.fx.traceback.preserve_node_meta():
+        rewritten = Rewritten(lambda: path[-1] or "the model")
+        kept = torch.fx.traceback.preserve_node_meta()
+        with mode, rewritten, sdpa_kernel(SDPBackend.MATH), without_fast_paths(), kept:
             note()
             traced = make_fx(function, DECOMPOSED, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
             if any(_in_place(node) for node in traced.graph.nodes):
                 # Traced again with results instead of changes; the interpreter hands the module paths on.
                 pure = torch.func.functionalize(fx.Interpreter(traced).run, remove="mutations")
-                traced = make_fx(pure, DECOMPOSED, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
+                with torch.no_grad():  # what autograd does is in the graph already
+                    traced = make_fx(pure, DECOMPOSED, tracing_mode="real", _allow_non_fake_inputs=True)(*fakes)
     except ExportError:
         raise
     except Exception as exc:  # the module's own, torch's, or one of a decomposition
@@ -206,6 +211,8 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
             continue
         if node.op == "get_attr":
             constants.append((node, getattr(first, node.target)))
+            if not _alike(constants[-1][1], getattr(second, other.target)):
+                raise ExportError(f"a constant that {modules[node]} makes must not follow the batch")
             continue
         where = f"{node.target} in {modules[node]}"
         shapes, dtypes = _results(node.meta.get("val"), other.meta.get("val"), where)
@@ -219,9 +226,13 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
             module=modules[node],
             draw=draw,
         )
-        draw += node.target is torch.ops.aten.bernoulli.p
+        draw += node.target in DRAWN
         (inputs if node.op == "placeholder" else steps).append(step)
     return Trace(inputs=tuple(inputs), constants=tuple(constants), steps=tuple(steps), outputs=outputs)
+
+
+def _alike(one: torch.Tensor, two: torch.Tensor) -> bool:
+    return one.shape == two.shape and bool(((one == two) | (one.isnan() & two.isnan())).all())
 
 
 def _module(node: fx.Node, known: dict[fx.Node, str]) -> str:
@@ -249,6 +260,11 @@ def _merged(one: Any, two: Any, where: str) -> Any:
     if isinstance(one, dict):
         return {key: _merged(one[key], two[key], where) for key in one}
     if isinstance(one, tuple | list):
+        if len(one) != len(two):
+            raise ExportError(
+                f"{where} has {len(one)} parts for {SIZES[0]} samples and {len(two)} for {SIZES[1]}: how many there are"
+                " must not follow the batch"
+            )
         merged = [_merged(a, b, where) for a, b in zip(one, two, strict=True)]
         return tuple(merged) if isinstance(one, tuple) else merged
     if isinstance(one, fx.Node) or one == two or type(one) is not type(two):

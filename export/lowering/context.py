@@ -169,10 +169,10 @@ def elements(shape: Sequence[Dim]) -> int:
     return math.prod(size(dim) for dim in shape)
 
 
-def pair(value: Sequence[int] | int) -> list[int]:
-    """Two numbers from one or two."""
+def each(value: Sequence[int] | int, count: int) -> list[int]:
+    """Return a number for each of the last dimensions, from one or as many."""
     values = [value] if isinstance(value, int) else list(value)
-    return [int(v) for v in (values * 2 if len(values) == 1 else values)]
+    return [int(v) for v in (values * count if len(values) == 1 else values)]
 
 
 def _fractional(number: Number) -> bool:

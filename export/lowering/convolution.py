@@ -8,9 +8,11 @@ samples and pixels at once (channels first). That is up to three times faster, a
 each sample, except where a kernel of one tap is small beside the image. Steps of the window larger than one are taken
 out of the input once, not at each tap. Of images (up to IMAGE_CHANNELS) and of depthwise convolutions with such steps:
 one convolution of the input with the gradient as its kernel, the samples taking the place of the channels and stride
-and dilation changing places (2 to 5 times faster, and a fifth of the nodes). Of groups: see _Taps.
+and dilation changing places (2 to 5 times faster, and a fifth of the nodes); in three dimensions always so. Of groups:
+see _Taps.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -18,7 +20,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Result, RuleBook, Untranslatable, Value, pair, size
+from export.lowering.context import Call, Context, Result, RuleBook, Value, each, size
 
 aten = torch.ops.aten
 RULES = RuleBook()
@@ -54,17 +56,17 @@ def convolution(
     groups: int,
 ) -> Result:
     """Translate a convolution, or a transposed one."""
-    _check_rank(weight)
+    count = weight.rank - 2
     inputs = (x.name, weight.name) if bias is None else (x.name, weight.name, bias.name)
     attributes: dict[str, Any] = {
         "kernel_shape": [size(d) for d in weight.shape[2:]],
-        "strides": pair(stride),
-        "pads": pair(padding) * 2,
-        "dilations": pair(dilation),
+        "strides": each(stride, count),
+        "pads": each(padding, count) * 2,
+        "dilations": each(dilation, count),
         "group": groups,
     }
     if transposed:
-        return context.add("ConvTranspose", *inputs, output_padding=pair(output_padding), **attributes)
+        return context.add("ConvTranspose", *inputs, output_padding=each(output_padding, count), **attributes)
     return context.add("Conv", *inputs, **attributes)
 
 
@@ -85,8 +87,8 @@ def convolution_backward(
     mask: Sequence[bool],
 ) -> Result:
     """Gradients of the input, the weight and the bias."""
-    _check_rank(weight)
-    window = Window(pair(stride), pair(padding), pair(dilation), groups)
+    count = weight.rank - 2
+    window = Window(each(stride, count), each(padding, count), each(dilation, count), groups)
     wanted = [mask[i] and i in call.used for i in range(3)]
     dx = dw = None
     if transposed:
@@ -108,13 +110,8 @@ def convolution_backward(
             dx = _data_gradient(context, gradient, x, weight, window)
         if wanted[1]:
             dw = _weight_gradient(context, gradient, x, weight, window)
-    db = context.reduced("ReduceSum", gradient, (0, 2, 3)) if wanted[2] else None
+    db = context.reduced("ReduceSum", gradient, (0, *range(2, gradient.rank))) if wanted[2] else None
     return dx, dw, db
-
-
-def _check_rank(weight: Value) -> None:
-    if weight.rank != 4:
-        raise Untranslatable("only two-dimensional convolutions are: view the data as an image, of height one perhaps")
 
 
 def _data_gradient(
@@ -125,8 +122,8 @@ def _data_gradient(
     window: Window,
 ) -> str:
     kernel = [size(d) for d in weight.shape[2:]]
-    reach = [window.dilation[i] * (kernel[i] - 1) for i in range(2)]
-    back = [reach[i] - window.padding[i] for i in range(2)]
+    reach = [window.dilation[i] * (kernel[i] - 1) for i in range(len(kernel))]
+    back = [reach[i] - window.padding[i] for i in range(len(kernel))]
     if window.stride == [1, 1] and min(back) >= 0:
         turned = _turned(context, weight, window.groups)
         return context.add(
@@ -142,7 +139,7 @@ def _data_gradient(
     extra = [
         size(x.shape[2 + i])
         - ((size(gradient.shape[2 + i]) - 1) * window.stride[i] - 2 * window.padding[i] + reach[i] + 1)
-        for i in range(2)
+        for i in range(len(kernel))
     ]
     return context.add(
         "ConvTranspose",
@@ -181,6 +178,8 @@ def _weight_gradient(
     window: Window,
 ) -> str:
     """Σ over samples and pixels of gradient × shifted input, tap by tap: (O, I/g, h, w)."""
+    if weight.rank > 4:
+        return _weight_gradient_of_volumes(context, gradient, x, weight, window)
     outputs, inputs, height, width = (size(d) for d in weight.shape)
     pixels = size(gradient.shape[2]) * size(gradient.shape[3])
     if inputs == 1 and outputs == window.groups and window.stride != [1, 1]:
@@ -289,23 +288,24 @@ def _by_tap(context: Context, products: Sequence[str], weight: Value) -> str:
 
 
 def _channels_first(context: Context, x: Value) -> str:
-    return context.add("Transpose", x.name, perm=[1, 0, 2, 3])
+    return context.add("Transpose", x.name, perm=[1, 0, *range(2, x.rank)])
 
 
 def _weight_gradient_as_convolution(context: Context, gradient: Value, x: Value, weight: Value, window: Window) -> str:
     """Return the weight's gradient for one group, or for a depthwise convolution."""
-    outputs, inputs, height, width = (size(d) for d in weight.shape)
+    outputs, inputs, *tap_counts = (size(d) for d in weight.shape)
+    dims = range(2, weight.rank)
     image, kernel = _channels_first(context, x), _channels_first(context, gradient)  # (O, B, H, W)
     if window.groups > 1:
-        image = context.reshape_to(image, 1, -1, size(x.shape[2]), size(x.shape[3]))
+        image = context.reshape_to(image, 1, -1, *(size(x.shape[d]) for d in dims))
     # Rows that the forward convolution never reached would give taps that the kernel does not have: cut them off.
     pads = []
-    for i, taps in enumerate((height, width)):
+    for i, taps in enumerate(tap_counts):
         reach = (size(gradient.shape[2 + i]) - 1) * window.stride[i] + (taps - 1) * window.dilation[i] + 1
         pads.append(reach - size(x.shape[2 + i]) - window.padding[i])
     if min(pads) < 0:
-        cut = [size(x.shape[2 + i]) + min(pads[i], 0) for i in range(2)]
-        image = context.add("Slice", image, context.ints(0, 0), context.ints(*cut), context.ints(2, 3))
+        cut = [size(x.shape[2 + i]) + min(pads[i], 0) for i in range(len(pads))]
+        image = context.add("Slice", image, context.ints(*[0] * len(cut)), context.ints(*cut), context.ints(*dims))
     result = context.add(
         "Conv",
         image,
@@ -317,8 +317,29 @@ def _weight_gradient_as_convolution(context: Context, gradient: Value, x: Value,
         dilations=window.stride,
     )
     if window.groups == 1:
-        return context.add("Transpose", result, perm=[1, 0, 2, 3])
-    return context.reshape_to(result, outputs, inputs, height, width)
+        return context.add("Transpose", result, perm=[1, 0, *dims])
+    return context.reshape_to(result, outputs, inputs, *tap_counts)
+
+
+def _weight_gradient_of_volumes(context: Context, gradient: Value, x: Value, weight: Value, window: Window) -> str:
+    """Return the weight's gradient for three dimensions, group by group."""
+    alone = dataclasses.replace(window, groups=1)
+    outputs, inputs = size(weight.shape[0]) // window.groups, size(weight.shape[1])
+    pieces = []
+    for group in range(window.groups):
+        parts = [_channels(context, gradient, group, outputs), _channels(context, x, group, inputs)]
+        part = dataclasses.replace(weight, shape=(outputs, *weight.shape[1:]))
+        pieces.append(_weight_gradient_as_convolution(context, parts[0], parts[1], part, alone))
+    return context.add("Concat", *pieces, axis=0) if len(pieces) > 1 else pieces[0]
+
+
+def _channels(context: Context, x: Value, group: int, count: int) -> Value:
+    """Return the channels of a group."""
+    if x.shape[1] == count:
+        return x
+    bounds = context.ints(group * count), context.ints((group + 1) * count)
+    shape = (x.shape[0], count, *x.shape[2:])
+    return Value(context.add("Slice", x.name, *bounds, context.ints(1)), shape, x.dtype)
 
 
 def _shifts(context: Context, gradient: Value, x: Value, window: Window, weight: Value, image: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Randomness in training: dropout.
+"""Randomness: dropout and noise.
 
 A graph with a random operator has an input `seed` () int64. The random number of an element is a hash of the seed, of
 which random operator of the graph it is and of the element's place, so a graph that recomputes a forward pass with the
@@ -43,9 +43,28 @@ def _hash(value: NDArray[np.int64]) -> NDArray[np.int64]:
     return value ^ (value >> LAST_SHIFT)
 
 
+def uniforms(seed: int, operator: int, count: int) -> NDArray[np.float32]:
+    """Return the numbers (count,) from 0 to below 1 of a graph's random operator: the upper 24 bits of its draws."""
+    return ((draws(seed, operator, count) >> 8) / np.float32(2**24)).astype(np.float32)
+
+
 @RULES.rule(aten.bernoulli.p)
 def bernoulli(context: Context, call: Call, x: Value, p: float, **_: Any) -> Result:
     """Ones with probability p, else zeros, in the shape of x."""
+    below = context.add("Less", _drawn(context, call), context.number(threshold(p), torch.int64))
+    return context.reshape(context.add("Cast", below, to=ELEMENT[call.dtype]), call.shape)
+
+
+@RULES.rule(aten.rand.default)
+def uniform(context: Context, call: Call, *_: Any, **__: Any) -> Result:
+    """Draw numbers from 0 to below 1."""
+    upper = context.add("Div", _drawn(context, call), context.number(2**8, torch.int64))
+    whole = context.add("Cast", upper, to=ELEMENT[call.dtype])
+    return context.reshape(context.add("Mul", whole, context.number(2.0**-24, call.dtype)), call.shape)
+
+
+def _drawn(context: Context, call: Call) -> str:
+    """Return a random number for each element of the result, in a row."""
     add, number = context.add, context.number
     int64 = torch.int64
     moved = add("Add", context.seed(call), number(call.draw * STEP, int64))
@@ -54,9 +73,7 @@ def bernoulli(context: Context, call: Call, x: Value, p: float, **_: Any) -> Res
     for dim in call.shape:
         length = add("Mul", length, number(Batch(dim.factor) if isinstance(dim, Batch) else dim, int64))
     place = add("Range", number(0, int64), length, number(1, int64))
-    drawn = _onnx_hash(context, add("BitwiseAnd", add("Add", place, start), number(MASK, int64)))
-    ones = add("Cast", add("Less", drawn, number(threshold(p), int64)), to=ELEMENT[call.dtype])
-    return context.reshape(ones, call.shape)
+    return _onnx_hash(context, add("BitwiseAnd", add("Add", place, start), number(MASK, int64)))
 
 
 def _onnx_hash(context: Context, value: str) -> str:

@@ -1,5 +1,6 @@
 """The loop over a trace that turns each operator into ONNX nodes by its rule."""
 
+import dataclasses
 import operator
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -8,12 +9,14 @@ from typing import Any
 
 import onnx
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from export.errors import OperatorUnsupported, described
 from export.lowering import (
     batch_normalization,
+    complex_numbers,
     convolution,
+    division,
     dropout,
     normalization,
     ort_training,
@@ -24,13 +27,14 @@ from export.lowering import (
     selection,
     shaping,
 )
-from export.lowering.context import SEED, Call, Context, RuleBook, Untranslatable, Value
+from export.lowering.context import SEED, Call, Context, Rule, RuleBook, Untranslatable, Value
 from export.onnx_graph import ELEMENT, OnnxGraph
 from export.trace import Batch, Trace, TraceStep
 
 RULES = RuleBook()
 for family in (
     batch_normalization,
+    division,
     dropout,
     convolution,
     normalization,
@@ -49,21 +53,31 @@ PRODUCTS = frozenset({"Gemm", "MatMul"})
 
 ADVICE = {
     "dropout": "use nn.Dropout, nn.Dropout2d or their functions",
-    "bernoulli": "use nn.Dropout, nn.Dropout2d or their functions",
-    "rand": "use nn.Dropout, nn.Dropout2d or their functions",
-    "grid_sampler": "use F.interpolate: where pixels come from may not depend on the data",
-    "affine_grid": "use F.interpolate: where pixels come from may not depend on parameters",
-    "rnn_layer": "recurrent layers are not exported: use convolutions or attention",
-    "unsafe_split": "recurrent layers are not exported: use convolutions or attention; or use torch.split",
-    "topk": "the order depends on the data: use max, argmax or a mask",
-    "sort": "the order depends on the data: use max, argmax or a mask",
-    "weight_norm": "normalise the weight in forward, or use a normalisation of activations",
-    "3d": "only one and two dimensions are exported: view the data as an image, of height one perhaps",
-    "_aa.": "use antialias=False",
-    "aten.unfold": "use F.unfold, or slices",
-    "in1d": "use comparisons and torch.where",
+    "randperm": "an order cannot be drawn: use torch.rand(…) and sort it",
+    "multinomial": "use the Gumbel trick: argmax of the logits less log(−log(torch.rand_like(…)))",
+    "rnn_layer": "unroll the layer: for step in range(…) with nn.LSTMCell or nn.GRUCell",
+    "linalg_": "use a few steps of Newton's iteration with matrix products, or compute it before training",
+    "cholesky": "predict the factor itself, as a triangle (torch.tril)",
+    "fractional_max_pool": "use nn.MaxPool2d, or nn.AdaptiveMaxPool2d for a fixed size",
+    "ctc": "use F.ctc_loss with targets (B, S) and lengths as tensors",
+    "segment_reduce": "use torch.scatter_reduce",
+    "gamma": "use torch.log and torch.exp",
+    "nextafter": "add a small number",
+    "frexp": "use torch.log2 and torch.floor",
+    "renorm": "divide by torch.linalg.vector_norm(…).clamp(min=…)",
     "nonzero": "the shape depends on the data: use a mask and torch.where",
+    "_batch_norm": "use nn.BatchNorm1d, nn.BatchNorm2d or nn.BatchNorm3d",
 }
+
+ALONG = frozenset(
+    {
+        *("_log_softmax", "_log_softmax_backward_data", "_safe_softmax", "_softmax", "_softmax_backward_data", "amax"),
+        *("amin", "any", "argmax", "argmin", "cumsum", "flip", "gather", "index", "index_put", "max", "mean", "min"),
+        *("prod", "roll", "scatter", "scatter_add", "scatter_reduce", "sort", "std", "std_mean", "sum", "topk"),
+        *("var", "var_mean"),
+    }
+)
+"""Operators along a dimension; a tensor without dimensions is a vector of one to them."""
 
 
 @dataclass(frozen=True)
@@ -116,28 +130,20 @@ def lower(
         assert step.dtypes[0] is not None
         values[step.node] = Value(name, step.shapes[0], step.dtypes[0])
     for node, tensor in trace.constants:
-        values[node] = Value(graph.constant(tensor.detach().numpy()), tuple(tensor.shape), tensor.dtype)
+        values[node] = _constant(context, tensor.detach())
     used = _used(trace)
     first_draws: dict[str, int] = {}
     for step in trace.steps:
         if step.target is operator.getitem:
             values[step.node] = values[step.args[0]][step.args[1]]
             continue
-        rule = rules.get(step.target)
-        if rule is None:
-            raise unsupported(step)
         name, draw = SEED, step.draw
         if seed is not None:
             name = seed(step.module)
             draw -= first_draws.setdefault(name, step.draw)
         call = Call(str(step.target), step.module, step.shapes, step.dtypes, used[step.node], draw, name)
-        args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
         first = len(graph.nodes)
-        try:
-            _check_types(step)
-            values[step.node] = _values(rule(context, call, *args, **kwargs), call)
-        except Exception as exc:  # Untranslatable, or that of a rule that does not know this form of its operator
-            raise _untranslated(step, exc) from exc
+        values[step.node] = _translated(context, step, call, values, rules)
         for node in graph.nodes[first:] if located else ():
             node.doc_string = step.module
     results = [_resolve(node, values) for node in trace.outputs]
@@ -176,9 +182,53 @@ def _read_output(nodes: list[onnx.NodeProto], inner: str) -> None:
         nodes.insert(makers[0] + 1, nodes.pop())
 
 
+def _constant(context: Context, tensor: Tensor) -> Value:
+    if tensor.is_complex():
+        return complex_numbers.constant(context, tensor)
+    return Value(context.graph.constant(tensor.numpy()), tuple(tensor.shape), tensor.dtype)
+
+
+def _translated(
+    context: Context, step: TraceStep, call: Call, values: dict[fx.Node, Any], rules: Mapping[Any, Rule]
+) -> Any:
+    """Return the values that an operator's rule writes."""
+    args, kwargs = _resolve(step.args, values), _resolve(step.kwargs, values)
+    rule = (complex_numbers.RULES if complex_numbers.involves(args, step.dtypes) else rules).get(step.target)
+    if rule is None:
+        raise unsupported(step)
+    try:
+        _check_types(step)
+        scalar = args and isinstance(args[0], Value) and not args[0].rank
+        if scalar and call.operator.split(".")[1] in ALONG:
+            return _along_one(context, rule, call, args, kwargs)
+        return _values(rule(context, call, *args, **kwargs), call)
+    except Exception as exc:  # Untranslatable, or that of a rule that does not know this form of its operator
+        raise _untranslated(step, exc) from exc
+
+
+def _along_one(context: Context, rule: Rule, call: Call, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Return the values of an operator along a tensor without dimensions, as along a vector of one."""
+    vectors = dataclasses.replace(call, shapes=tuple(None if shape is None else shape or (1,) for shape in call.shapes))
+    found = rule(context, vectors, *(_vector(context, value) for value in args), **kwargs)
+    names = (found,) if isinstance(found, str) else found
+    scalars = tuple(
+        name if name is None else context.reshape(name, shape or ())
+        for name, shape in zip(names, call.shapes, strict=True)
+    )
+    return _values(scalars[0] if isinstance(found, str) else scalars, call)
+
+
+def _vector(context: Context, value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return type(value)(_vector(context, item) for item in value)
+    if isinstance(value, Value) and not value.rank:
+        return Value(context.reshape_to(value.name, 1), (1,), value.dtype)
+    return value
+
+
 def _check_types(step: TraceStep) -> None:
     for dtype in step.dtypes:
-        if dtype is not None and dtype not in ELEMENT:
+        if dtype is not None and dtype not in ELEMENT and dtype not in complex_numbers.COMPLEX:
             raise Untranslatable(f"its result is {dtype}: use float32, int64 or bool")
 
 

@@ -144,6 +144,10 @@ def layer_norm_backward(
     level = add("ReduceMean", dy, inner, keepdims=1)
     slope = add("ReduceMean", add("Mul", dy, normal), inner, keepdims=1)
     dx = add("Mul", add("Sub", add("Sub", dy, level), add("Mul", normal, slope)), deviation.name)
-    dweight = add("ReduceSum", add("Mul", gradient.name, normal), outer, keepdims=0) if 1 in call.used else None
-    dbias = add("ReduceSum", gradient.name, outer, keepdims=0) if 2 in call.used else None
+
+    def over_samples(name: str) -> str:
+        return add("ReduceSum", name, outer, keepdims=0) if x.rank > len(normal_shape) else name
+
+    dweight = over_samples(add("Mul", gradient.name, normal)) if 1 in call.used else None
+    dbias = over_samples(gradient.name) if 2 in call.used else None
     return dx, dweight, dbias

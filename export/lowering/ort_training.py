@@ -12,7 +12,7 @@ import torch
 
 from export.lowering import resample
 from export.lowering.context import Call, Context, Result, RuleBook, Untranslatable, Value, elements, size
-from export.lowering.resample import between, linear_resample, pool_matrices, whole_factors
+from export.lowering.resample import along, linear_resample, pool_matrices, whole_factors
 
 aten = torch.ops.aten
 RULES = RuleBook()
@@ -154,8 +154,8 @@ def max_pool(context: Context, call: Call, x: Value, *rest: Any) -> Result:
     pooled = dataclasses.replace(call, used=frozenset({0, 1}))
     places = resample.max_pool(context, pooled, x, *rest)[1]
     assert places is not None
-    flat = context.add("Reshape", x.name, context.ints(-1))
-    found = context.add("GatherElements", flat, context.add("Reshape", places, context.ints(-1)), axis=0)
+    flat = context.reshape_to(x.name, 0, 0, -1)
+    found = context.add("GatherElements", flat, context.reshape_to(places, 0, 0, -1), axis=2)
     return context.reshape(found, call.shape), places
 
 
@@ -172,8 +172,7 @@ def average_pool(
     divisor: int | None = None,
 ) -> Result:
     """Write two matrix products: the gradient of AveragePool needs the batch size beforehand."""
-    rows, columns = pool_matrices(x.shape[-2:], kernel, stride, padding, ceil, count_padding, divisor)
-    return between(context, rows, x, columns.T)
+    return along(context, pool_matrices(x.shape[2:], kernel, stride, padding, ceil, count_padding, divisor), x)
 
 
 @RULES.rule(aten.reciprocal.default)

@@ -28,6 +28,15 @@ UNARY = {
     aten.sign.default: "Sign",
     aten.sin.default: "Sin",
     aten.cos.default: "Cos",
+    aten.tan.default: "Tan",
+    aten.asin.default: "Asin",
+    aten.acos.default: "Acos",
+    aten.atan.default: "Atan",
+    aten.sinh.default: "Sinh",
+    aten.cosh.default: "Cosh",
+    aten.asinh.default: "Asinh",
+    aten.acosh.default: "Acosh",
+    aten.atanh.default: "Atanh",
     aten.erf.default: "Erf",
     aten.floor.default: "Floor",
     aten.ceil.default: "Ceil",
@@ -45,6 +54,7 @@ BINARY = {
     aten.maximum.default: "Max",
     aten.minimum.default: "Min",
     aten.pow.Tensor_Tensor: "Pow",
+    aten.pow.Scalar: "Pow",
 }
 COMPARISON = {
     aten.eq.Scalar: "Equal",
@@ -61,10 +71,13 @@ COMPARISON = {
 LOGICAL = {
     aten.logical_and.default: "And",
     aten.bitwise_and.Tensor: "And",
+    aten.bitwise_and.Scalar: "And",
     aten.logical_or.default: "Or",
     aten.bitwise_or.Tensor: "Or",
+    aten.bitwise_or.Scalar: "Or",
     aten.logical_xor.default: "Xor",
     aten.bitwise_xor.Tensor: "Xor",
+    aten.bitwise_xor.Scalar: "Xor",
 }
 
 
@@ -73,7 +86,11 @@ def unary(context: Context, call: Call, x: Value) -> Result:
     """One operand, of the result's type where that is a number."""
     name = _of(call, UNARY)
     if name == "Not" and x.dtype != torch.bool:
-        raise Untranslatable("only truth values can be negated: compare first")
+        if "bitwise" in call.operator:
+            return context.add("BitwiseNot", x.name)
+        return context.add("Equal", x.name, context.number(0, x.dtype))
+    if name == "Relu" and not call.dtype.is_floating_point:
+        return context.add("Max", x.name, context.number(0, call.dtype))
     return context.add(name, x.name if call.dtype == torch.bool else context.operand(x, call.dtype))
 
 
@@ -90,23 +107,14 @@ def exp_minus_one(context: Context, call: Call, x: Value) -> Result:
 
 
 @RULES.rule(*BINARY)
-def binary(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
+def binary(context: Context, call: Call, x: Value | Number, y: Value | Number) -> Result:
     """Two operands of the result's type; a product of truth values is their conjunction."""
     if call.dtype == torch.bool:
-        if _of(call, BINARY) != "Mul":
+        name = {"Mul": "And", "Min": "And", "Max": "Or"}.get(_of(call, BINARY))
+        if name is None:
             raise Untranslatable("truth values cannot be computed with: convert them to float32")
-        return context.add("And", context.operand(x, call.dtype), context.operand(y, call.dtype))
+        return context.add(name, context.operand(x, call.dtype), context.operand(y, call.dtype))
     return context.add(_of(call, BINARY), context.operand(x, call.dtype), context.operand(y, call.dtype))
-
-
-@RULES.rule(aten.remainder.Scalar, aten.remainder.Tensor)
-def remainder(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
-    """x − y · ⌊x / y⌋, of the sign of y."""
-    left, right = context.operand(x, call.dtype), context.operand(y, call.dtype)
-    if not call.dtype.is_floating_point:
-        return context.add("Mod", left, right)
-    whole = context.add("Floor", context.add("Div", left, right))
-    return context.add("Sub", left, context.add("Mul", right, whole))
 
 
 @RULES.rule(*COMPARISON)
@@ -122,11 +130,12 @@ def not_equal(context: Context, _: Call, x: Value, y: Value | Number) -> Result:
 
 
 @RULES.rule(*LOGICAL)
-def logical(context: Context, call: Call, x: Value, y: Value) -> Result:
-    """Two truth values."""
-    if x.dtype != torch.bool or y.dtype != torch.bool:
-        raise Untranslatable("only truth values are combined: compare first")
-    return context.add(_of(call, LOGICAL), x.name, y.name)
+def logical(context: Context, call: Call, x: Value, y: Value | Number) -> Result:
+    """Two truth values, or the bits of two integers."""
+    name = _of(call, LOGICAL)
+    if "bitwise" in call.operator and call.dtype != torch.bool:
+        return context.add(f"Bitwise{name}", context.operand(x, call.dtype), context.operand(y, call.dtype))
+    return context.add(name, *(context.operand(value, torch.bool) for value in (x, y)))
 
 
 @RULES.rule(aten.add.Tensor, aten.add.Scalar)
@@ -168,10 +177,10 @@ def where(context: Context, call: Call, condition: Value, x: Value | Number, y: 
     return context.add("Where", condition.name, context.operand(x, call.dtype), context.operand(y, call.dtype))
 
 
-@RULES.rule(aten.masked_fill.Scalar)
-def masked_fill(context: Context, call: Call, x: Value, mask: Value, value: Number) -> Result:
+@RULES.rule(aten.masked_fill.Scalar, aten.masked_fill.Tensor)
+def masked_fill(context: Context, call: Call, x: Value, mask: Value, value: Value | Number) -> Result:
     """`value` where the mask holds, else x."""
-    return context.add("Where", mask.name, context.number(value, call.dtype), context.operand(x, call.dtype))
+    return context.add("Where", mask.name, context.operand(value, call.dtype), context.operand(x, call.dtype))
 
 
 @RULES.rule(aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.hardtanh.default)
@@ -206,12 +215,14 @@ def same(_: Context, __: Call, x: Value, **___: Any) -> Result:
 
 @RULES.rule(aten.threshold_backward.default)
 def threshold_backward(context: Context, call: Call, gradient: Value, result: Value, threshold: Number) -> Result:
-    """Differentiate ReLU from its result, which is never negative: a multiplication by 0 or 1.
+    """Differentiate ReLU from its result: a multiplication by 0 or 1.
 
     The factor is the result, scaled so that whatever is positive saturates at 1: one pass, where a comparison and a
-    choice take two, the second of them on one thread.
+    choice take two, the second of them on one thread. For another threshold it is these two.
     """
-    assert threshold == 0  # another threshold is another operator, which has no rule
+    if threshold != 0:
+        zero, bound = context.number(0.0, call.dtype), context.number(threshold, call.dtype)
+        return context.add("Where", context.add("Greater", result.name, bound), gradient.name, zero)
     return context.add("Mul", gradient.name, context.add("HardSigmoid", result.name, alpha=STEEP, beta=0.0))
 
 

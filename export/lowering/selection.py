@@ -8,7 +8,7 @@ import torch
 
 from export.lowering.context import Call, Context, Number, Result, RuleBook, Untranslatable, Value, axis, size
 from export.onnx_graph import ELEMENT
-from export.trace import Dim
+from export.trace import Batch, Dim
 
 aten = torch.ops.aten
 RULES = RuleBook()
@@ -30,6 +30,7 @@ def select(context: Context, _: Call, x: Value, dim: int, index: int) -> Result:
 
 
 @RULES.rule(aten.split_with_sizes.default, aten.split.Tensor)
+@RULES.rule(aten.unsafe_split_with_sizes.default, aten.unsafe_split.Tensor)
 def split(context: Context, call: Call, x: Value, sizes: Sequence[int] | int, dim: int = 0) -> Result:
     """Consecutive pieces along a dimension."""
     dim = axis(dim, x.rank)
@@ -88,7 +89,9 @@ def put_slice(
     whole = size(x.shape[dim])
     first, last, _step = slice(start, None if end is None else size(end)).indices(whole)
     if step != 1:
-        raise Untranslatable("it overwrites every other element: use torch.where")
+        index = _column(context, context.ints(*range(first, last, step)), dim, x.rank)
+        index = context.add("Expand", index, context.dims(source.shape))
+        return context.add("ScatterElements", x.name, index, source.name, axis=dim)
     pieces = [source.name]
     if first > 0:
         pieces.insert(0, _slice(context, x.name, dim, 0, first, 1))
@@ -132,21 +135,26 @@ def embedding_backward(
     return _added_rows(context, call, index, name)
 
 
-@RULES.rule(aten.index.Tensor)
-def look_up(context: Context, _: Call, x: Value, indices: Sequence[Value | None]) -> Result:
-    """Elements looked up along one dimension."""
-    dim, index = _only(indices)
-    return context.add("Gather", x.name, index.name, axis=dim)
+@RULES.rule(aten.index.Tensor, aten._unsafe_index.Tensor)
+def look_up(context: Context, call: Call, x: Value, indices: Sequence[Value | None]) -> Result:
+    """Elements looked up along one dimension, or by several indices together."""
+    found = _found(indices)
+    if len(found) == 1:
+        dim, index = found[0]
+        return context.add("Gather", x.name, index.name, axis=dim)
+    places = _Places(context, x, found, call.shape)
+    return places.back(context.add("GatherND", places.front(x.name), places.index()))
 
 
-@RULES.rule(aten.index_put.default)
-def add_at(
+@RULES.rule(aten.index_put.default, aten._unsafe_index_put.default)
+def put_at(
     context: Context, call: Call, x: Value, indices: Sequence[Value | None], source: Value, accumulate: bool = False
 ) -> Result:
-    """Differentiate looking elements up: add gradients where the elements came from."""
-    dim, index = _only(indices)
-    if not accumulate:
-        raise Untranslatable("it overwrites elements by an index: use torch.where or torch.scatter")
+    """Overwrite elements by indices, or add to them, which differentiates looking them up."""
+    found = _found(indices)
+    if len(found) > 1 or not accumulate or found[0][1].rank + x.rank - 1 != source.rank:
+        return _put(context, x, found, source, accumulate)
+    dim, index = found[0]
     if not dim:
         return context.add("Add", x.name, _added_rows(context, call, index, source.name))
     # The dimension is brought to the front, where ScatterND looks, and back.
@@ -158,12 +166,114 @@ def add_at(
     return context.add("Add", x.name, context.add("Transpose", added, perm=[order.index(d) for d in range(x.rank)]))
 
 
-def _only(indices: Sequence[Value | None]) -> tuple[int, Value]:
-    """Return the dimension and the index of a look-up along one dimension."""
+def _put(context: Context, x: Value, found: Sequence[tuple[int, Value]], source: Value, accumulate: bool) -> str:
+    rank = max(index.rank for _, index in found)
+    common: list[Dim] = [1] * rank
+    for _, index in found:
+        for i, dim in enumerate(index.shape, rank - index.rank):
+            common[i] = dim if common[i] == 1 else common[i]
+    dims = [dim for dim, _ in found]
+    whole: list[Dim] = [d for i, d in enumerate(x.shape) if i not in dims]
+    first = dims[0] if _adjacent(dims) else 0
+    whole[first:first] = common
+    places = _Places(context, x, found, tuple(whole))
+    values = source.name if source.shape == tuple(whole) else context.add("Expand", source.name, context.dims(whole))
+    extra = {"reduction": "add"} if accumulate else {}
+    written = context.add("ScatterND", places.front(x.name), places.index(), places.ahead(values), **extra)
+    return context.add("Transpose", written, perm=[places.order.index(d) for d in range(x.rank)])
+
+
+class _Places:
+    """Elements by several indices together: their dimensions at the front, where GatherND and ScatterND look.
+
+    The result has the indices' common dimensions where their dimensions are, or first where those are not adjacent.
+    """
+
+    def __init__(self, context: Context, x: Value, found: Sequence[tuple[int, Value]], shape: Sequence[Dim]) -> None:
+        self._context, self._found = context, found
+        dims = [dim for dim, _ in found]
+        self.order = [*dims, *(d for d in range(x.rank) if d not in dims)]
+        self._rank = max(index.rank for _, index in found)
+        self._first = dims[0] if _adjacent(dims) else 0
+        self._common = list(shape[self._first : self._first + self._rank])
+        rest = [d for d in range(len(shape)) if not self._first <= d < self._first + self._rank]
+        self._ahead = [*range(self._first, self._first + self._rank), *rest]
+
+    def front(self, name: str) -> str:
+        """Return x with the looked up dimensions first."""
+        return self._context.add("Transpose", name, perm=self.order)
+
+    def index(self) -> str:
+        """Return all indices as one (common dimensions …, indices)."""
+        add, ints = self._context.add, self._context.ints
+        columns = []
+        for _, index in self._found:
+            name = self._context.operand(index, torch.int64)
+            if index.shape != tuple(self._common):
+                name = add("Expand", name, self._context.dims(self._common)) if self._common else name
+            columns.append(add("Unsqueeze", name, ints(-1)))
+        return add("Concat", *columns, axis=-1) if len(columns) > 1 else columns[0]
+
+    def ahead(self, name: str) -> str:
+        """Return what has the result's shape with the common dimensions first."""
+        return self._context.add("Transpose", name, perm=self._ahead)
+
+    def back(self, name: str) -> str:
+        """Return what was looked up in the result's shape."""
+        return self._context.add("Transpose", name, perm=[self._ahead.index(d) for d in range(len(self._ahead))])
+
+
+def _adjacent(dims: Sequence[int]) -> bool:
+    return list(dims) == list(range(dims[0], dims[0] + len(dims)))
+
+
+def _found(indices: Sequence[Value | None]) -> list[tuple[int, Value]]:
+    """Return the indices by the dimension along which they look."""
     found = [(dim, index) for dim, index in enumerate(indices) if index is not None]
-    if len(found) != 1 or found[0][1].dtype != torch.int64:
-        raise Untranslatable("elements are looked up by one int64 index: use torch.gather or masks")
-    return found[0]
+    if any(index.dtype not in (torch.int64, torch.int32) for _, index in found):
+        raise Untranslatable("elements are looked up by whole numbers: use torch.where for a mask")
+    return found
+
+
+@RULES.rule(aten.diagonal.default)
+def diagonal(context: Context, call: Call, x: Value, offset: int = 0, first: int = 0, second: int = 1) -> Result:
+    """Return the elements of a diagonal as the last dimension."""
+    pair = [axis(first, x.rank), axis(second, x.rank)]
+    order = [*(d for d in range(x.rank) if d not in pair), *pair]
+    turned = Value(context.add("Transpose", x.name, perm=order), tuple(x.shape[d] for d in order), x.dtype)
+    length = call.shape[-1]
+    if isinstance(length, Batch) and turned.shape[-1] != turned.shape[-2]:
+        raise Untranslatable("the diagonal works along the batch, and ends where it is short: use torch.where")
+    whole = context.number(length, torch.int64)
+    starts = (max(-offset, 0), max(offset, 0))
+    places: list[Value | None] = [None] * (x.rank - 2)
+    for start in starts:
+        counted = context.add("Range", context.number(0, torch.int64), whole, context.number(1, torch.int64))
+        name = context.add("Add", counted, context.number(start, torch.int64)) if start else counted
+        places.append(Value(name, (length,), torch.int64))
+    return look_up(context, call, turned, places)
+
+
+@RULES.rule(aten.unfold.default)
+def windows(context: Context, call: Call, x: Value, dim: int, count: int, step: int) -> Result:
+    """Return the windows along a dimension, which then counts them; what they hold is the last dimension."""
+    if not x.rank:
+        return context.reshape(x.name, call.shape)
+    dim = axis(dim, x.rank)
+    starts = range(0, size(x.shape[dim]) - count + 1, step)
+    places = context.graph.constant([[start + i for i in range(count)] for start in starts], "int64")
+    picked = context.add("Gather", x.name, places, axis=dim)
+    return context.add("Transpose", picked, perm=[*(d for d in range(x.rank + 1) if d != dim + 1), dim + 1])
+
+
+@RULES.rule(aten.scatter_reduce.two)
+def scatter_reduced(
+    context: Context, _: Call, x: Value, dim: int, index: Value, source: Value, reduce: str, **__: Any
+) -> Result:
+    """Reduce elements into those that an index points to along a dimension."""
+    reduction = {"sum": "add", "prod": "mul", "amax": "max", "amin": "min"}[reduce]
+    names = x.name, index.name, source.name
+    return context.add("ScatterElements", *names, axis=axis(dim, x.rank), reduction=reduction)
 
 
 def _added_rows(context: Context, call: Call, index: Value, source: str) -> str:
@@ -189,7 +299,8 @@ def nll_loss(
     total = context.add("ReduceSum", weights, keepdims=0)
     if reduction == 0:
         return loss, total
-    loss = context.reduced("ReduceSum", Value(loss, target.shape, call.dtype), range(target.rank))
+    if target.rank:
+        loss = context.reduced("ReduceSum", Value(loss, target.shape, call.dtype), range(target.rank))
     return (context.add("Div", loss, total) if reduction == 1 else loss), total
 
 
@@ -213,15 +324,17 @@ def nll_loss_backward(
     each = context.add("Mul", weights, scale)
     if reduction == 1:  # where everything is ignored the scale is infinite
         each = context.add("Where", _ignored(context, target, ignore), context.number(0.0, call.dtype), each)
-    each = context.add("Unsqueeze", each, context.ints(1))
+    classes = min(1, logits.rank - 1)
+    each = context.add("Unsqueeze", each, context.ints(classes))
+    known = _known_class(context, target, ignore)
     hot = context.add(
         "OneHot",
-        _known_class(context, target, ignore),
-        context.graph.constant(size(logits.shape[1]), "int64"),
+        known if target.rank else context.reshape_to(known, 1),
+        context.number(logits.shape[classes], torch.int64),
         context.graph.constant([0.0, 1.0], "float32"),
-        axis=1,
+        axis=classes,
     )
-    return context.add("Mul", hot, each)
+    return context.add("Mul", hot if target.rank else context.reshape(hot, logits.shape), each)
 
 
 def _known_class(context: Context, target: Value, ignore: int) -> str:
@@ -236,8 +349,10 @@ def _ignored(context: Context, target: Value, ignore: int) -> str:
 def _class_terms(context: Context, logits: Value, target: Value, weight: Value | None, ignore: int) -> tuple[str, str]:
     """Return the log-probability of each target class and its weight, zero where ignored."""
     known = _known_class(context, target, ignore)
-    picked = context.add("GatherElements", logits.name, context.add("Unsqueeze", known, context.ints(1)), axis=1)
-    each = context.add("Squeeze", picked, context.ints(1))
+    classes = min(1, logits.rank - 1)
+    places = context.add("Unsqueeze", known, context.ints(classes))
+    each = context.add("GatherElements", logits.name, places, axis=classes)
+    each = context.add("Squeeze", each, context.ints(classes))
     weights = context.add("Cast", context.add("Not", _ignored(context, target, ignore)), to=ELEMENT[logits.dtype])
     if weight is not None:
         weights = context.add("Mul", weights, context.add("Gather", weight.name, known, axis=0))

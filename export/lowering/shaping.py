@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from export.lowering.context import Call, Context, Number, Result, RuleBook, Untranslatable, Value, axis, size
+from export.lowering.context import Call, Context, Number, Result, RuleBook, Value, axis, elements, size
 from export.onnx_graph import ELEMENT
 from export.trace import Batch
 
@@ -23,12 +23,16 @@ def reshape(context: Context, call: Call, x: Value, *_: Any) -> Result:
 @RULES.rule(aten.permute.default)
 def permute(context: Context, _: Call, x: Value, dims: Sequence[int]) -> Result:
     """Dimensions in another order."""
+    if x.rank < 2:
+        return x.name
     return context.add("Transpose", x.name, perm=[axis(d, x.rank) for d in dims])
 
 
 @RULES.rule(aten.transpose.int, aten.t.default)
 def transpose(context: Context, _: Call, x: Value, first: int = 0, second: int = 1) -> Result:
     """Two dimensions exchanged."""
+    if x.rank < 2:
+        return x.name
     order = list(range(x.rank))
     first, second = axis(first, x.rank), axis(second, x.rank)
     order[first], order[second] = second, first
@@ -36,10 +40,11 @@ def transpose(context: Context, _: Call, x: Value, first: int = 0, second: int =
 
 
 @RULES.rule(aten.roll.default)
-def roll(context: Context, _: Call, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Result:
+def roll(context: Context, call: Call, x: Value, shifts: Sequence[int], dims: Sequence[int] = ()) -> Result:
     """Move elements along dimensions; what leaves at one end comes in at the other."""
     if not dims:
-        raise Untranslatable("it rolls over all dimensions at once: say which")
+        flat = roll(context, call, Value(context.reshape_to(x.name, -1), (elements(x.shape),), x.dtype), shifts, (0,))
+        return context.reshape(str(flat), x.shape)
     name = x.name
     for shift, dim in zip(shifts, dims, strict=True):
         length = size(x.shape[dim])
@@ -99,8 +104,8 @@ def concatenate(context: Context, call: Call, parts: Sequence[Value], dim: int =
 
 
 @RULES.rule(aten.full.default, aten.new_full.default)
-@RULES.rule(aten.fill.Scalar, aten.zero.default)
-@RULES.rule(aten.empty_like.default, aten.new_empty.default, aten.new_empty_strided.default)
+@RULES.rule(aten.fill.Scalar, aten.zero.default, aten._efficientzerotensor.default)
+@RULES.rule(aten.empty_like.default, aten.empty.memory_format, aten.new_empty.default, aten.new_empty_strided.default)
 @RULES.rule(aten.zeros.default, aten.new_zeros.default, aten.zeros_like.default)
 @RULES.rule(
     aten.ones.default, aten.new_ones.default, aten.ones_like.default, aten.full_like.default, aten.scalar_tensor.default
@@ -118,18 +123,34 @@ def filled(context: Context, call: Call, *args: Any, **_: Any) -> Result:
     return context.filled(call.shape, value, call.dtype)
 
 
+@RULES.rule(aten.fill.Tensor)
+def filled_with(context: Context, call: Call, _: Value, value: Value) -> Result:
+    """Fill a tensor with one value that is computed."""
+    name = context.operand(value, call.dtype)
+    return context.add("Expand", name, context.dims(call.shape)) if call.shape else name
+
+
 @RULES.rule(aten.arange.default, aten.arange.start, aten.arange.start_step)
 def count(context: Context, call: Call, *bounds: Number, **_: Any) -> Result:
-    """Numbers at equal distances, as a constant."""
+    """Numbers at equal distances, as a constant where the batch is not among them."""
     fixed = [bound for bound in bounds if not isinstance(bound, Batch)]
     if len(fixed) < len(bounds):
-        raise Untranslatable("it counts the samples of a batch: no sample may depend on its place")
+        first = bounds[0] if len(bounds) > 1 else 0
+        step = bounds[2] if len(bounds) > 2 else 1
+        return context.add(
+            "Range", *(context.number(v, call.dtype) for v in (first, bounds[-1 if len(bounds) < 3 else 1], step))
+        )
     return context.graph.constant(torch.arange(*fixed, dtype=call.dtype).numpy())
 
 
 @RULES.rule(aten.eye.default, aten.eye.m)
 def identity(context: Context, call: Call, *_: Any, **__: Any) -> Result:
-    """Ones on the diagonal, as a constant."""
+    """Ones on the diagonal, as a constant where it is not as large as the batch."""
+    if any(isinstance(dim, Batch) for dim in call.shape):
+        zero, one = context.number(0, torch.int64), context.number(1, torch.int64)
+        down, across = (context.add("Range", zero, context.number(dim, torch.int64), one) for dim in call.shape)
+        equal = context.add("Equal", context.add("Unsqueeze", down, context.ints(1)), across)
+        return context.add("Cast", equal, to=ELEMENT[call.dtype])
     rows, columns = map(size, call.shape)
     return context.graph.constant(torch.eye(rows, columns, dtype=call.dtype).numpy())
 
@@ -140,4 +161,8 @@ def pad(context: Context, call: Call, x: Value, padding: Sequence[int], value: N
     before, after = [0] * x.rank, [0] * x.rank
     for i in range(len(padding) // 2):
         before[x.rank - 1 - i], after[x.rank - 1 - i] = padding[2 * i], padding[2 * i + 1]
+    if any(
+        isinstance(d, int) and d + min(a, 0) + min(b, 0) <= 0 for d, a, b in zip(x.shape, before, after, strict=True)
+    ):
+        return context.filled(call.shape, value, call.dtype)  # nothing of x is left, which Pad refuses
     return context.add("Pad", x.name, context.ints(*before, *after), context.number(value, call.dtype))

@@ -29,7 +29,9 @@ DECIDES: Mapping[Any, tuple[int, ...]] = {
     **dict.fromkeys(
         (
             *(aten.sign.default, aten.sgn.default, aten.floor.default, aten.ceil.default, aten.round.default),
-            *(aten.max.dim, aten.min.dim, aten.argmax.default, aten.argmin.default),
+            *(aten.max.dim, aten.min.dim, aten.argmax.default, aten.argmin.default, aten.trunc.default),
+            *(aten.sort.default, aten.sort.stable, aten.topk.default, aten.fmod.Scalar),
+            *(aten.max_pool3d_with_indices.default, aten.adaptive_max_pool3d.default),
             *(aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default, aten.remainder.Scalar),
         ),
         (0,),
@@ -38,7 +40,7 @@ DECIDES: Mapping[Any, tuple[int, ...]] = {
         (
             *(aten.eq.Scalar, aten.ne.Scalar, aten.gt.Scalar, aten.ge.Scalar, aten.lt.Scalar, aten.le.Scalar),
             *(aten.eq.Tensor, aten.ne.Tensor, aten.gt.Tensor, aten.ge.Tensor, aten.lt.Tensor, aten.le.Tensor),
-            aten.remainder.Tensor,
+            *(aten.remainder.Tensor, aten.fmod.Tensor, aten.div.Tensor_mode),
         ),
         (0, 1),
     ),

@@ -29,7 +29,7 @@ from export.model import MultiTaskModel, apply, numbered, represent, tensors
 from export.module_state import in_training, unchanged
 from export.parity import encoder_passes
 from export.parity.branch_decisions import deciding_values, with_outputs
-from export.parity.replay import as_pytorch_counts, replayed
+from export.parity.replay import replayed
 from export.parity.seeded_dropout import SeededDropout
 from export.parity.terms import AbsoluteTerms
 from export.running_statistics import BATCH_NORM, moving_statistics, running_statistics
@@ -128,15 +128,14 @@ def _of_graph(compiled: Compiled, run: Runner, name: str, inputs: Arrays, result
     told = run(with_outputs(compiled.graphs[name], names), inputs) if names else {}
     decided = {name: told[name] for name in names.values() if name in told}
     given = max(_most(value) for name, value in inputs.items() if name in graph.inputs)
-    found = as_pytorch_counts(graph, results)
     reference, own = replayed(graph, inputs, decided)
-    errors = relative_errors(found, reference, given=given)
+    errors = relative_errors(results, reference, given=given)
     deciding = relative_errors(decided, own, given=given)
     if max((*errors.values(), *deciding.values())) > TOLERANCE:
         # PyTorch in float32 may be off itself: its bias gradients by up to 5e-4.
         terms = AbsoluteTerms(graph)
         exact, exactly = replayed(graph, inputs, decided, torch.float64, terms)
-        errors = relative_errors(found, exact, reference, given, terms.largest())
+        errors = relative_errors(results, exact, reference, given, terms.largest())
         deciding = relative_errors(decided, exactly, own, given)
     return errors | {f"{name}, by which it decides,": error for name, error in deciding.items()}
 
@@ -301,15 +300,20 @@ def _reference(model: MultiTaskModel, batch: Inputs, *, of_z: bool) -> dict[str,
 
 
 def _evaluated(model: MultiTaskModel, batch: Inputs) -> dict[str, dict[str, NDArray[Any]]]:
-    size = len(next(iter(batch.values())))
+    size, source = len(next(iter(batch.values()))), dict(batch)
+    found = {}
     with torch.no_grad():
-        z = tensors(model.encode(batch))
-        found = {"encoder.predict": _arrays(numbered("z", z))}
         if model.stem is not None:
-            found["stem.predict"] = _arrays({"e": apply(model.stem, batch)})
+            with SeededDropout(SEED):
+                source = {"e": apply(model.stem, batch)}
+            found["stem.predict"] = _arrays(source)
+        with SeededDropout(SEED):
+            z = tensors(apply(model.encoder, source))
+        found["encoder.predict"] = _arrays(numbered("z", z))
         for task in model.tasks:
-            prediction = model.heads[task](model.packed(z))
-            loss = model.losses[task](prediction, model.example_targets[task][:size])
+            with SeededDropout(SEED):
+                prediction = model.heads[task](model.packed(z))
+                loss = model.losses[task](prediction, model.example_targets[task][:size])
             found[f"head.{task}.predict"] = _arrays({"prediction": prediction})
             found[f"head.{task}.evaluate"] = _arrays({"loss": loss})
     return found

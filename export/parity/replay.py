@@ -1,6 +1,5 @@
 """The operators that a graph was translated from, run by PyTorch one after another on arrays."""
 
-import operator
 from collections import defaultdict
 from collections.abc import Mapping
 from math import prod
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, fx
 
-from export.lowering.dropout import draws, threshold
+from export.lowering.dropout import draws, threshold, uniforms
 from export.model_part import Lowered
 from export.parity.branch_decisions import deciding_arguments, deciding_values
 from export.parity.terms import AbsoluteTerms
@@ -19,8 +18,6 @@ from export.trace import Batch, bound
 
 aten = torch.ops.aten
 Arrays = Mapping[str, NDArray[Any]]
-POOLED_BACK = {aten.max_pool2d_with_indices_backward.default: 7, aten.adaptive_max_pool2d_backward.default: 2}
-"""The argument that says where the maxima were."""
 
 
 def replayed(
@@ -37,17 +34,16 @@ def replayed(
     the operators.
     """
     trace = graph.trace
-    arrays = _as_pytorch_counts(graph, inputs)
     given = {
-        step.node: torch.from_numpy(np.asarray(arrays[name]))
+        step.node: torch.from_numpy(np.asarray(inputs[name]))
         for name, step in zip(graph.inputs, trace.inputs, strict=True)
-        if name in arrays
+        if name in inputs
     }
     found = {node: _cast(value, dtype) for node, value in (*given.items(), *trace.constants)}
     told = {node: name for node, name in deciding_values(graph).items() if name in decided}
     forced = {node: _cast(torch.from_numpy(decided[name]), dtype) for node, name in told.items()}
-    batch = _batch(graph, arrays)
-    seed = int(arrays["seed"]) if "seed" in arrays else 0
+    batch = _batch(graph, inputs)
+    seed = int(inputs["seed"]) if "seed" in inputs else 0
     wanted = {node for node in trace.outputs if isinstance(node, fx.Node)} | told.keys()
     last_use = {node: i for i, step in enumerate(trace.steps) for node in step.sources}
     done = defaultdict(list)
@@ -58,8 +54,11 @@ def replayed(
         for i, step in enumerate(trace.steps):
             args, kwargs = bound(step, found, batch)
             if step.target is aten.bernoulli.p:
-                drawn = draws(seed, step.draw, args[0].numel()) < threshold(args[1] if len(args) > 1 else 0.5)
-                found[step.node] = torch.from_numpy(drawn).reshape(args[0].shape).to(args[0].dtype)
+                ones = draws(seed, step.draw, args[0].numel()) < threshold(args[1] if len(args) > 1 else 0.5)
+                found[step.node] = torch.from_numpy(ones).reshape(args[0].shape).to(args[0].dtype)
+            elif step.target is aten.rand.default:
+                drawn = uniforms(seed, step.draw, prod(args[0]))
+                found[step.node] = torch.from_numpy(drawn).reshape(args[0]).to(dtype)
             else:
                 for place, node in deciding_arguments(step).items():
                     args[place] = forced.get(node, args[place])
@@ -73,35 +72,11 @@ def replayed(
     return outputs, {name: found[node].numpy() for node, name in told.items()}
 
 
-def as_pytorch_counts(graph: Lowered, outputs: Arrays) -> dict[str, NDArray[Any]]:
-    """Return the engine's outputs with the places of maxima counted as in PyTorch.
-
-    ONNX counts them through the whole tensor, PyTorch from the beginning of each image's channel.
-    """
-    return _counted(graph, outputs, dict(zip(graph.outputs, graph.trace.outputs, strict=True)))
-
-
-def _as_pytorch_counts(graph: Lowered, inputs: Arrays) -> dict[str, NDArray[Any]]:
-    return _counted(graph, inputs, {n: step.node for n, step in zip(graph.inputs, graph.trace.inputs, strict=True)})
-
-
-def _counted(graph: Lowered, arrays: Arrays, nodes: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    channels = {}
-    for step in graph.trace.steps:
-        if step.target is operator.getitem and step.args[1] == 1:
-            pool = step.args[0]
-            if pool.target in (aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default):
-                channels[step.node] = prod(pool.args[0].meta["val"].shape[-2:])
-        elif step.target in POOLED_BACK:
-            channels[step.args[POOLED_BACK[step.target]]] = prod(step.args[1].meta["val"].shape[-2:])
-    return {name: a % channels[nodes[name]] if nodes.get(name) in channels else a for name, a in arrays.items()}
-
-
-def _batch(graph: Lowered, arrays: Arrays) -> int:
+def _batch(graph: Lowered, inputs: Arrays) -> int:
     for name, step in zip(graph.inputs, graph.trace.inputs, strict=True):
         for i, dim in enumerate(step.shapes[0] or ()):
-            if isinstance(dim, Batch) and name in arrays:
-                return int(arrays[name].shape[i] / dim.factor)
+            if isinstance(dim, Batch) and name in inputs:
+                return int(inputs[name].shape[i] / dim.factor)
     return 1
 
 

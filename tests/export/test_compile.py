@@ -181,6 +181,31 @@ def test_deployed_model_is_pytorchs_in_stock_onnxruntime(make, tmp_path):
                 np.testing.assert_allclose(found[task], expected, atol=1e-5)
 
 
+class Denoised(nn.Module):
+    """An encoder that draws, in training and where it predicts."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x):
+        return self.conv(x + 0.1 * torch.randn_like(x))
+
+
+def test_model_that_draws_where_it_predicts_is_deployed_with_a_fixed_seed(make, run, tmp_path):
+    compiled = compile_model(make(encoder=Denoised()))
+    assert check_parity(compiled, run).max_relative_error <= TOLERANCE
+    manifest = describe(compiled, "small", NO_PARITY)
+    wire.write_folder(tmp_path, manifest, b"x", compiled.graphs)
+    deployed = inference_model(tmp_path, manifest, compiled.weights)
+    assert [value.name for value in deployed.graph.input] == ["image"]
+    path = tmp_path / "model.onnx"
+    path.write_bytes(deployed.SerializeToString())
+    x = torch.rand(2, 3, 8, 8).numpy()
+    first, second = (stock(path, x, tmp_path) for _ in range(2))
+    np.testing.assert_array_equal(first["a"], second["a"])
+
+
 def stock(path, image, folder):
     """A plain session in a process of its own: nothing of ours is loaded there."""
     np.save(folder / "image.npy", image)

@@ -73,6 +73,16 @@ def test_constant_of_the_function_is_kept():
     assert constant.tolist() == [0, 1, 2, 3]
 
 
+def test_constant_that_follows_the_batch_is_refused():
+    with pytest.raises(ExportError, match="must not follow the batch"):
+        traced(lambda x: (x + torch.tensor([float(i) for i in range(x.shape[0])]).unsqueeze(1),), 4)
+
+
+def test_operator_that_takes_samples_apart_is_refused():
+    with pytest.raises(ExportError, match=r"must not follow the batch|another batch size"):
+        traced(lambda x: (torch.stack([row * 2 for row in x]),), 4)
+
+
 def test_operators_know_their_module_and_gradients_inherit_it():
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Sequential(nn.GELU(), nn.GroupNorm(2, 4)))
 

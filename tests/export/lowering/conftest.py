@@ -130,7 +130,7 @@ def same_as_torch(run_graph: Callable[..., Any]) -> Callable[..., Translated]:
                 inputs["target"] = target.numpy()
             ours = run_graph(translated.model, inputs)
             for name, expected in translated.reference(x, dy, target).items():
-                value = expected.numpy()
+                value = expected.numpy(force=True)  # some zeros have no numbers
                 assert ours[name].shape == value.shape, name
                 np.testing.assert_array_equal(np.isfinite(ours[name]), np.isfinite(value), err_msg=name)
                 finite = np.isfinite(value)

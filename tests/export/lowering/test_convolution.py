@@ -76,6 +76,21 @@ CASES = {
     "of_one_dimension_grouped": (lambda: nn.Conv1d(4, 6, 3, groups=2, bias=False), (4, 9)),
     "of_one_dimension_depthwise": (lambda: nn.Conv1d(4, 4, 5, padding=2, groups=4), (4, 9)),
     "transposed_of_one_dimension": (lambda: nn.ConvTranspose1d(3, 4, 3, 2, 1, output_padding=1), (3, 6)),
+    "of_volumes": (lambda: nn.Conv3d(2, 3, 3, padding=1), (2, 4, 5, 6)),
+    "of_volumes_strided": (lambda: nn.Conv3d(2, 3, (1, 3, 2), (2, 1, 3), (0, 1, 1), bias=False), (2, 5, 6, 7)),
+    "of_volumes_dilated": (lambda: nn.Conv3d(2, 3, 2, dilation=(1, 2, 2), padding=1), (2, 4, 5, 6)),
+    "of_volumes_grouped": (lambda: nn.Conv3d(4, 6, 2, groups=2, stride=2), (4, 4, 5, 6)),
+    "of_volumes_depthwise": (lambda: nn.Conv3d(3, 3, 3, padding=1, groups=3), (3, 4, 5, 4)),
+    "transposed_of_volumes": (
+        lambda: nn.ConvTranspose3d(4, 6, (2, 3, 2), 2, (0, 1, 0), output_padding=1, groups=2),
+        (4, 2, 3, 3),
+    ),
+    "channels_last": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1, groups=2)
+        ).to(memory_format=torch.channels_last),
+        (3, 6, 7),
+    ),
     "padded_asymmetrically": (lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(3, 4, 3, 2)), (3, 7, 8)),
     "unfolded": (lambda: nn.Unfold((3, 2), dilation=(1, 2), padding=1, stride=(2, 1)), (3, 7, 6)),
     "unfolded_and_folded": (
@@ -106,17 +121,6 @@ def test_convolution_with_another_padding_is_right_or_refused(mode, same_as_torc
     except ExportError as exc:
         assert "cannot be exported" in str(exc)
         assert "net" in str(exc)
-
-
-@pytest.mark.parametrize(
-    ("make", "shape"),
-    [
-        (lambda: nn.Conv3d(2, 3, 3, padding=1), (2, 5, 5, 5)),
-    ],
-)
-def test_convolution_of_another_rank_is_refused_by_name(make, shape, translate):
-    with pytest.raises(ExportError, match="convolution.* in net"):
-        translate(make(), torch.randn(2, *shape))
 
 
 @pytest.mark.slow

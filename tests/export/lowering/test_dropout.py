@@ -28,6 +28,13 @@ CASES = {
     "whole_channels": lambda x: F.dropout2d(x, 0.5),
     "alpha": lambda x: F.alpha_dropout(x, 0.2, training=True),
     "in_place": lambda x: F.dropout(x * 2, 0.3, inplace=True),
+    "uniform": lambda x: x * torch.rand_like(x) + torch.rand(x.shape[0], 1, 1, 6),
+    "normal": lambda x: x * torch.randn_like(x) + torch.randn(x.shape[0], 4, 1, 1) + torch.empty_like(x).normal_(1, 2),
+    "reparametrised": lambda x: torch.distributions.Normal(x, x.exp(), validate_args=False).rsample(),
+    "gumbel": lambda x: F.gumbel_softmax(x, dim=1),
+    "path": lambda x: x * x.new_empty(x.shape[0], 1, 1, 1).bernoulli_(0.7) + x * torch.bernoulli(torch.sigmoid(x)),
+    "between": lambda x: x * torch.empty_like(x).uniform_(-1, 3) + F.rrelu(x, training=True),
+    "integers": lambda x: x * torch.randint(2, 9, (5, 1)),
     "attention": lambda x: F.scaled_dot_product_attention(x, x * 2, x + 1, dropout_p=0.4),
 }
 
@@ -69,6 +76,15 @@ def test_draws_are_as_frequent_as_they_should_be(p):
         assert abs((ones & other).mean() - p * p) < tolerance
 
 
-def test_other_chance_is_refused_with_advice(translate):
-    with pytest.raises(OperatorUnsupported, match="nn.Dropout"):
-        translate(Fn(lambda x: x * torch.rand_like(x)), torch.randn(2, 4, 5, 6))
+def test_normal_numbers_are_normal(translate, run_graph):
+    translated = translate(Fn(lambda x: x + torch.randn_like(x)), torch.randn(2, 10_000))
+    zeros = np.zeros((1, 10_000), np.float32)
+    drawn = run_graph(translated.model, {"x": zeros, "dy": zeros, "seed": np.array(3, np.int64)})["y"]
+    assert abs(drawn.mean()) < 0.05
+    assert abs(drawn.std() - 1) < 0.05
+    assert np.isfinite(drawn).all()
+
+
+def test_order_that_is_drawn_is_refused_with_a_substitute(translate):
+    with pytest.raises(OperatorUnsupported, match="sort it"):
+        translate(Fn(lambda x: x[:, torch.randperm(4)]), torch.randn(2, 4, 5, 6))

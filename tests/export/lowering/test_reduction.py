@@ -72,6 +72,28 @@ CASES = {
     "amax_of_all": lambda x: x * x.amax(),
     "amax_kept": lambda x: x - x.amax((2, 3), keepdim=True),
     "amin": lambda x: x.amin(-1),
+    "prod": lambda x: x * torch.arange(1.0, 4.0).prod(),
+    "prod_along": lambda x: x.prod(1) * x.prod(-1, keepdim=True).sum(1),
+    "any": lambda x: x * (x > 1).any(1, keepdim=True) + x * (x > 2).any((1, 2), keepdim=True) * (x > 0).any(),
+    "all": lambda x: x * (x > -1).all(1, keepdim=True),
+    "sort": lambda x: x.sort(-1)[0] * torch.arange(4),
+    "sort_from_the_largest": lambda x: (
+        x.sort(dim=1, descending=True, stable=True)[0] * torch.arange(3).reshape(3, 1, 1)
+    ),
+    "places_in_order": lambda x: x * x.argsort(2),
+    "top": lambda x: x.flatten(1).topk(10)[0].mean(1, keepdim=True),
+    "top_of_the_smallest": lambda x: x.topk(2, 2, largest=False)[0],
+    "truths_in_order": lambda x: x * (x > 0).sort(-1)[0],
+    "median": lambda x: x - x.median(1, keepdim=True)[0],
+    "median_of_an_even_number": lambda x: x.median(-1)[0],
+    "median_of_numbers": lambda x: x[:, 0] * torch.log(x.detach()).nanmedian(1)[0].nan_to_num(),
+    "kth_value": lambda x: x.kthvalue(2, -1)[0],
+    "mode": lambda x: x.mode(1)[0],
+    "cumprod": lambda x: x.cumprod(1),
+    "cummax": lambda x: x.cummax(2)[0] + x.cummin(1)[0],
+    "logcumsumexp": lambda x: x.logcumsumexp(1),
+    "var_over_the_batch": lambda x: x / (1 + x.var((0, 2), correction=0, keepdim=True)),
+    "place_of_extreme_of_all": lambda x: x * (torch.arange(6).reshape(2, 3) * 2 % 7).argmax(),
     "place_of_extreme": lambda x: x * x.argmax(1, keepdim=True) + x * x.argmin(2).unsqueeze(2),
     "matrix_times_vector": lambda x: x @ torch.arange(4.0),
     "batched_product_added": lambda x: torch.baddbmm(x[:, 0], x[:, 1] @ x[:, 2].transpose(1, 2), x[:, 0]),
@@ -137,9 +159,47 @@ def test_transformer_layer_is_pytorchs(same_as_torch):
     same_as_torch(nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True), (5, 8))
 
 
-def test_variance_over_the_batch_is_refused(translate):
+SCALARS = {
+    "softmax": lambda w: torch.softmax(w, 0) * w,
+    "log_softmax": lambda w: torch.log_softmax(w, 0) + w,
+    "logsumexp": lambda w: torch.logsumexp(w, 0),
+    "max": lambda w: w.max(0)[0] * w.amin(0),
+    "argmax": lambda w: w + w.argmax(0),
+    "cumsum": lambda w: w.cumsum(0) * w.cumprod(0),
+    "transpose": lambda w: w.transpose(0, 0).permute(()).t(),
+    "gather": lambda w: w.gather(0, torch.tensor(0)),
+    "norm": lambda w: torch.norm(w, dim=0),
+    "sum": lambda w: w.sum(0) * w.mean(-1) + w.sum(-1, keepdim=True) + w.prod(0),
+    "sort": lambda w: w.sort(0)[0] + w.topk(1)[0],
+    "median": lambda w: w.median(0)[0] + w.kthvalue(1)[0] + w.mode()[0],
+    "any": lambda w: w * (w > 0).any(0),
+    "flip": lambda w: w.flip(0),
+}
+
+
+@pytest.mark.parametrize("case", SCALARS)
+def test_operator_along_a_tensor_without_dimensions_takes_it_for_one_number(case, same_as_torch):
+    function = SCALARS[case]
+
+    class Scalar(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, x):
+            return x * function(self.w)
+
+    same_as_torch(Scalar(), (4,))
+
+
+def test_variance_that_grows_with_the_batch_in_another_way_is_refused(translate):
     with pytest.raises(ExportError, match="neither fixed nor"):
         translate(Fn(lambda x: x * x.var(0)), torch.randn(2, *SHAPE))
+
+
+def test_place_of_extreme_in_the_whole_batch_is_refused(translate):
+    with pytest.raises(ExportError, match="say along which dimension"):
+        translate(Fn(lambda x: x * x.argmax()), torch.randn(2, *SHAPE))
 
 
 @pytest.mark.slow

@@ -20,6 +20,10 @@ class Fn(nn.Module):
         return self.function(x)
 
 
+def volume(x):
+    return torch.stack([x, 2 * x, 3 - x], 2)
+
+
 def larger(**options):
     return lambda x: F.interpolate(x, **options)
 
@@ -66,6 +70,27 @@ CASES = {
     "nearest_of_one_dimension": lambda x: F.interpolate(x.flatten(2), scale_factor=2),
     "nearest_of_one_dimension_to_a_size": lambda x: F.interpolate(x.flatten(2), size=13),
     "adaptive_of_one_dimension": lambda x: F.adaptive_avg_pool1d(x.flatten(2), 4),
+    "max_pool_places": lambda x: torch.mul(*F.max_pool2d(x, 2, return_indices=True)),
+    "max_pool_places_picked": lambda x: x.flatten(2).gather(2, F.max_pool2d(x, 2, return_indices=True)[1].flatten(2)),
+    "adaptive_max_pool_uneven": lambda x: torch.mul(*F.adaptive_max_pool2d(x, (3, 2), return_indices=True)),
+    "max_pool_undone": lambda x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2, output_size=(7, 5)),
+    "max_pool_without_channels": lambda x: F.max_pool2d(x[:, 0], 2) + F.max_pool2d(x.mean(1), 2),
+    "avg_pool_without_channels": lambda x: F.avg_pool2d(x[:, 0], 2) + F.adaptive_avg_pool2d(x[:, 1], (3, 2)),
+    "max_pool_of_rows": lambda x: F.max_pool1d(x.flatten(1), 2) + F.avg_pool1d(x.flatten(1), 2),
+    "lp_pool_without_channels": lambda x: F.lp_pool2d(x[:, 0] + 3, 2, 2),
+    "max_pool_of_volumes": lambda x: F.max_pool3d(volume(x), (2, 3, 1), 2, (1, 1, 0), ceil_mode=True),
+    "avg_pool_of_volumes": lambda x: F.avg_pool3d(volume(x), (2, 3, 1), 2, (1, 0, 0)),
+    "avg_pool_of_volumes_ceil": lambda x: F.avg_pool3d(volume(x), 2, ceil_mode=True),
+    "adaptive_pools_of_volumes": lambda x: (
+        F.adaptive_avg_pool3d(volume(x), (2, 3, 1)) * F.adaptive_max_pool3d(volume(x), (2, 3, 5)).amax(-1, keepdim=True)
+    ),
+    "adaptive_max_pool_of_volumes": lambda x: F.adaptive_max_pool3d(volume(x), 1),
+    "nearest_of_volumes": lambda x: F.interpolate(volume(x), size=(4, 14, 3)),
+    "nearest_exact_of_volumes": lambda x: F.interpolate(volume(x), scale_factor=1.5, mode="nearest-exact"),
+    "linear_of_volumes": lambda x: F.interpolate(volume(x), scale_factor=1.5, mode="trilinear"),
+    "nearest_exact_of_one_dimension": lambda x: F.interpolate(x.flatten(2), size=13, mode="nearest-exact"),
+    "bilinear_antialias": larger(scale_factor=0.5, mode="bilinear", antialias=True),
+    "bicubic_antialias": larger(size=(4, 9), mode="bicubic", antialias=True),
     "bicubic": larger(scale_factor=2, mode="bicubic"),
     "bicubic_aligned_to_a_size": larger(size=(5, 12), mode="bicubic", align_corners=True),
 }
@@ -86,24 +111,10 @@ def test_pool_of_one_dimension_is_pytorchs(function, same_as_torch):
     same_as_torch(Fn(function), (3, 6, 4))
 
 
-@pytest.mark.parametrize(
-    ("function", "advice"),
-    [
-        (larger(scale_factor=0.5, mode="bilinear", antialias=True), "use antialias=False"),
-        (larger(scale_factor=0.5, mode="bicubic", antialias=True), "use antialias=False"),
-        (lambda x: F.grid_sample(x, torch.tanh(x[:, :2].permute(0, 2, 3, 1)), align_corners=False), "F.interpolate"),
-        (lambda x: x.unfold(2, 3, 2), "use F.unfold"),
-    ],
-)
-def test_resampling_that_cannot_be_translated_says_what_to_use(function, advice, translate):
-    with pytest.raises(OperatorUnsupported, match=advice) as caught:
-        translate(Fn(function), torch.randn(2, 3, 8, 6))
+def test_fractional_max_pool_is_refused_with_a_substitute(translate):
+    with pytest.raises(OperatorUnsupported, match="nn.MaxPool2d") as caught:
+        translate(nn.FractionalMaxPool2d(2, output_size=3), torch.randn(2, 3, 8, 6))
     assert caught.value.module == "net"
-
-
-def test_adaptive_max_pool_of_uneven_windows_is_refused(translate):
-    with pytest.raises(OperatorUnsupported, match="choose a divisor"):
-        translate(Fn(lambda x: F.adaptive_max_pool2d(x, (3, 5))), torch.randn(2, 3, 7, 5))
 
 
 @pytest.mark.slow

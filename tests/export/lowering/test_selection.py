@@ -52,6 +52,52 @@ CASES = {
     "index_add": lambda x: (2 * x).index_add(1, torch.tensor([0, 2]), x[:, :2]),
     "taken_along": lambda x: torch.take_along_dim(x, (x > 0).long(), 1),
     "scatter_of_a_number": lambda x: x.scatter(1, (x[:, :2] > 0).long(), 0.5),
+    "looked_up_by_two": lambda x: x[:, torch.tensor([0, 1, -1]), torch.tensor([2, 3, 1])],
+    "looked_up_by_two_apart": lambda x: x[:, torch.tensor([0, 1, 4]), :, torch.tensor([2, 3, 1])].transpose(0, 1),
+    "looked_up_by_a_row_and_a_column": lambda x: x[:, torch.tensor([[0], [3]]), torch.tensor([2, 3, 1])],
+    "looked_up_for_each_sample": lambda x: x[torch.arange(x.shape[0]), 1] * x[torch.arange(x.shape[0]), :, 2, 3].sum(),
+    "overwritten_by_two": lambda x: (
+        x.permute(1, 2, 3, 0).index_put((torch.tensor([[0], [1]]), torch.tensor([1, 2])), x.mean()).permute(3, 0, 1, 2)
+    ),
+    "overwritten_along_one": lambda x: (
+        x.transpose(0, 1).index_put((torch.tensor([3, 1]),), x[:, 0] * 2).transpose(0, 1)
+    ),
+    "added_by_two": lambda x: (
+        x.permute(1, 2, 3, 0)
+        .index_put((torch.tensor([0, 0, 0]), torch.tensor([1, 2, 1])), x[:, :3, 0].permute(1, 2, 0), accumulate=True)
+        .permute(3, 0, 1, 2)
+    ),
+    "masked_in_place": lambda x: masked(x) + x,
+    "copied": lambda x: (2 * x).index_copy(1, torch.tensor([4, 0]), x[:, :2]).index_fill(2, torch.tensor([1]), 0.5),
+    "every_other_overwritten": lambda x: stepped(x) * 2,
+    "diagonal": lambda x: x.diagonal(1, 2, 3) * 2,
+    "diagonal_of_all_pairs": lambda x: (x.flatten(1) @ x.flatten(1).t()).diagonal().unsqueeze(1) * x.flatten(1),
+    "diagonal_overwritten": lambda x: torch.diagonal_scatter(x, x[:, :, :5, 0], -1, 2, 3),
+    "windows": lambda x: x.unfold(2, 3, 2) * 2,
+    "windows_that_meet": lambda x: x.unfold(-1, 4, 1),
+    "diagonal_changed_in_place": lambda x: changed(x, lambda y: y.diagonal(0, 2, 3)),
+    "windows_changed_in_place": lambda x: changed(x, lambda y: y.unfold(2, 2, 2)),
+    "split_unsafely": lambda x: x.unsafe_split(2, 1)[1] * x.unsafe_split_with_sizes([2, 3], 1)[0],
+    "looked_up_unsafely": lambda x: torch.ops.aten._unsafe_index(x, [None, torch.tensor([1, 3])]),
+    "overwritten_unsafely": lambda x: torch.ops.aten._unsafe_index_put(
+        x.transpose(0, 1) * 1, [torch.tensor([1, 3])], x[:, :2].transpose(0, 1), True
+    ).transpose(0, 1),
+    "masked_scatter": lambda x: x.masked_scatter(x > 0, x * 3),
+    "taken": lambda x: x * torch.arange(10.0).take(torch.tensor([[3, 1, 4, 1, 5, 9, 2]])),
+    "put": lambda x: x * torch.zeros(6, 7).put(torch.tensor([3, 8, 3]), torch.ones(3), accumulate=True),
+    "scatter_reduced": lambda x: (
+        x.scatter_reduce(1, (x[:, :3] > 0).long(), x[:, 1:4] + 1, "sum")
+        * x.scatter_reduce(1, (x[:, :3] > 0).long(), x[:, 1:4], "amax", include_self=False)
+    ),
+    "scatter_averaged": lambda x: (
+        x.scatter_reduce(1, (x[:, :3] > 0).long(), x[:, 1:4], "mean")
+        + x.scatter_reduce(1, (x[:, :3] > 0).long(), x[:, 1:4], "mean", include_self=False)
+    ),
+    "scatter_multiplied": lambda x: (
+        x.scatter_reduce(1, (x[:, :3] > 0).long(), x[:, 1:4], "prod")
+        * x.scatter_reduce(1, (x[:, :3] > 0).long(), x[:, 1:4], "sum", include_self=False)
+    ),
+    "index_reduced": lambda x: x.index_reduce(1, torch.tensor([0, 2, 0]), x[:, 1:4], "amin"),
     "extreme": lambda x: x.max(1)[0] + x.min(1)[0],
     "circular": lambda x: F.pad(x, (1, 2, 2, 0), mode="circular"),
 }
@@ -60,6 +106,18 @@ CASES = {
 def overwritten(x, where):
     y = x * 2
     y[:, where] = 3 * x[:, where]
+    return y * x
+
+
+def masked(x):
+    y = x * 2
+    y[x > 0.5] = 0.25
+    return y * x
+
+
+def changed(x, view):
+    y = x * 2
+    view(y).mul_(3)
     return y * x
 
 
@@ -103,9 +161,7 @@ def stepped(x):
 
 
 REFUSED = {
-    "index_put": (lambda x: x.index_put((torch.tensor([0]),), x[:1].detach()), "neither fixed|use torch.where"),
-    "two_indices": (lambda x: x[:, torch.tensor([0, 1]), torch.tensor([2, 3])], "one int64 index"),
-    "every_other": (stepped, "use torch.where"),
+    "mask": (lambda x: x[x > 0], "use torch.where"),
 }
 
 
@@ -164,6 +220,19 @@ def test_class_loss_of_rows_is_pytorchs(case, same_as_torch):
 
 def test_class_loss_where_all_is_ignored_is_not_a_number_in_both(same_as_torch):
     same_as_torch(Fn(LOSSES["ignored"]), SHAPE, targets=lambda batch: torch.zeros(batch, 6, 7, dtype=torch.int64))
+
+
+def test_class_loss_of_one_sample_without_a_batch_is_pytorchs(same_as_torch):
+    same_as_torch(Fn(lambda x: F.cross_entropy(x.mean(0), torch.tensor(2)) * x), (5,))
+
+
+def test_contrastive_loss_over_all_pairs_of_a_batch_is_pytorchs(same_as_torch):
+    def loss(x):
+        z = F.normalize(x, dim=1)
+        pairs = z @ z.roll(1, 1).t() / 0.1
+        return F.cross_entropy(pairs, torch.arange(x.shape[0]), reduction="none").unsqueeze(1) * torch.ones_like(x)
+
+    same_as_torch(Fn(loss), (6,))
 
 
 @pytest.mark.parametrize("function", [lambda x: x[1:], lambda x: x[::2], lambda x: x.split(1, 0)[0]])
