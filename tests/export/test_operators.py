@@ -8,7 +8,7 @@ from benchmarks.measure import RESULTS  # noqa: E402
 from benchmarks.operators.outcome import NOTHING, PASS, of_entry, of_sample  # noqa: E402
 from benchmarks.operators.report import EDGE, read, shares  # noqa: E402
 from benchmarks.operators.samples import Sample, entries, samples  # noqa: E402
-from export.lowering import lower as lowering  # noqa: E402
+from export.lowering.lower import RULES  # noqa: E402
 
 pytestmark = [pytest.mark.workstation, pytest.mark.filterwarnings("ignore")]
 
@@ -46,7 +46,7 @@ def test_first_sample_of_what_passed_still_passes(engine, measured):
 
 def test_wrong_rule_is_noticed(engine, monkeypatch):
     sigmoid = torch.ops.aten.sigmoid.default
-    monkeypatch.setitem(lowering.RULES, sigmoid, lambda context, _, x: context.add("Tanh", x.name))
+    monkeypatch.setitem(RULES, sigmoid, lambda context, _, x: context.add("Tanh", x.name))
     sample = Sample("sigmoid", 0, "", (torch.rand(3, 4, requires_grad=True),), {}, function=torch.sigmoid)
     outcome = of_sample(sample, engine)
     assert outcome.result == "wrong"
@@ -59,6 +59,6 @@ def test_operator_along_the_batch_is_tried_with_fixed_shapes(engine):
 
 
 def test_crash_of_a_rule_is_no_pass(engine, monkeypatch):
-    monkeypatch.setitem(lowering.RULES, torch.ops.aten.sigmoid.default, lambda *_: 1 / 0)
+    monkeypatch.setitem(RULES, torch.ops.aten.sigmoid.default, lambda *_: 1 / 0)
     sample = Sample("sigmoid", 0, "", (torch.rand(3, 4, requires_grad=True),), {}, function=torch.sigmoid)
     assert of_sample(sample, engine).result == "crash"
