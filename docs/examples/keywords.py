@@ -1,6 +1,7 @@
 """Keyword spotting: which digit was said, how long, how high and how loud, from log spectrograms (1, 40, 40).
 
     python -m export compile docs/examples/keywords.py:build --out bundle
+    python -m edge_runtime train --bundle bundle --data data/speaker --epochs 20 --optimizer adamw --lr 0.003
 
 A device has the recordings of its speaker: image.npy (N, 1, 40, 40), float32, digit.npy (N,), and one number a sample
 for each of the other tasks, all standardised. The network is a small depthwise separable one, after DS-CNN (Zhang et

@@ -42,6 +42,7 @@ CASES = {
     "frozen_backbone.py:build": (0.5, 0.7),
     "frozen_backbone.py:build_tuned": (0.8, 0.95),
     "lora_vit.py:build": (0.02, 0.1),
+    "activity_lstm.py:build": (1.0, 1.0),
     "keywords.py:build": (1.0, 1.0),
     "air_quality.py:build": (1.0, 1.0),
     "table_mmoe.py:build": (1.0, 1.0),
