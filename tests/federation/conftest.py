@@ -15,6 +15,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.server.keys import load_or_create
 from edge_runtime.wire.names import group_id
@@ -114,6 +115,27 @@ class Site:
                 np.save(folder / split / path.name, np.load(path)[chosen])
         shutil.copy(FIXTURES / "data" / "dataset.json", folder)
         return folder
+
+    def link(self, name):
+        """The link of a device that is enrolled here, for messages of one's own."""
+        from edge_runtime.agent.identity import ServerKey
+        from edge_runtime.agent.signed_link import SignedDeviceLink
+        from edge_runtime.wire.counter import Counter
+        from edge_runtime.wire.envelope import Scope
+        from edge_runtime.wire.mqtt import MqttLink
+
+        config = msgspec.toml.decode(self.enrol(name).read_bytes())
+        plain = MqttLink(
+            config["url"], client_id=name, username=name, password=config["token"], ca_pem=config.get("ca")
+        )
+        return SignedDeviceLink(
+            plain,
+            Scope(federation="home", device=name),
+            key=Ed25519PrivateKey.generate(),
+            code=bytes.fromhex(config["code"]),
+            server_key=ServerKey(self.root, config["server_key"]),
+            counter=Counter(self.root / f"{name}.counter"),
+        )
 
     def enrol(self, name, *, meter="none", meter_root="/", meter_idle_s=0.0, **settings):
         pytest.importorskip("jwt")

@@ -4,42 +4,21 @@ import socket
 import threading
 import time
 
-import msgspec
 import pytest
 import samples
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from broker_server.server.state import read_url
-from edge_runtime.agent.identity import ServerKey
-from edge_runtime.agent.signed_link import SignedDeviceLink
 from edge_runtime.wire.blob import Blob
-from edge_runtime.wire.counter import Counter
-from edge_runtime.wire.envelope import Scope
 from edge_runtime.wire.link import LinkFull
 from edge_runtime.wire.messages import encode
-from edge_runtime.wire.mqtt import MqttLink
 from edge_runtime.wire.topics import Topics
 
 pytestmark = pytest.mark.workstation
 SILENT = 300
-
-
-def enrolled(site, name):
-    """A link of an enrolled device's, for messages of one's own."""
-    config = msgspec.toml.decode(site.enrol(name).read_bytes())
-    plain = MqttLink(config["url"], client_id=name, username=name, password=config["token"], ca_pem=config["ca"])
-    return SignedDeviceLink(
-        plain,
-        Scope(federation="home", device=name),
-        key=Ed25519PrivateKey.generate(),
-        code=bytes.fromhex(config["code"]),
-        server_key=ServerKey(site.root, config["server_key"]),
-        counter=Counter(site.root / f"{name}.counter"),
-    )
 
 
 def test_federation_goes_on_among_silent_sockets_and_a_device_that_floods_the_server(site):
@@ -47,7 +26,7 @@ def test_federation_goes_on_among_silent_sockets_and_a_device_that_floods_the_se
     site.until(server, "a device joins")
     site.url = read_url(site.state)
     silent = [socket.create_connection(("127.0.0.1", site.port)) for _ in range(SILENT)]
-    link, topics, stop = enrolled(site, "mallory"), Topics("home"), threading.Event()
+    link, topics, stop = site.link("mallory"), Topics("home"), threading.Event()
     sent = [0]
 
     def flood():

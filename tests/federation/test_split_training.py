@@ -23,7 +23,6 @@ from edge_runtime.wire import split_learning as exchange
 from edge_runtime.wire.fragments import Assembler, to_fragments
 from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import Hello, Plan, Status, decode_server, encode
-from edge_runtime.wire.mqtt import MqttLink
 from edge_runtime.wire.tensors import unpack
 from edge_runtime.wire.topics import Topics
 
@@ -252,10 +251,9 @@ class Impostor:
     """A device with a token and labels that says what no device would, by hand."""
 
     def __init__(self, site, name):
-        config = msgspec.toml.decode(site.enrol(name).read_bytes())
         self.topics = Topics("home")
         self.name = name
-        self.link = MqttLink(site.url, client_id=name, username=name, password=config["token"])
+        self.link = site.link(name)
         self.link.subscribe(self.topics.command(name), self.topics.down(name))
         self.said, self.assembler = [], Assembler(2**24)
 
