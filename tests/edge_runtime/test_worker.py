@@ -302,7 +302,7 @@ def test_worker_refuses_an_image_without_numbers_and_samples_that_cannot_be_vari
         path.unlink()
         np.save(path, images)
     worker = LocalWorker(data_copy, tmp_path / "state")
-    with pytest.raises(WorkRefused, match=r"train/image\.npy, sample 2: the image has the value nan") as caught:
+    with pytest.raises(WorkRefused, match=r"train/image\.npy, sample 2: it has the value nan") as caught:
         worker.train(tiny.downloaded(tiny.plan(), tiny.manifest, store, weights_of(tiny)), Reports())
     assert caught.value.reason == "no_data"
 

@@ -132,9 +132,9 @@ def test_head_that_ignores_the_representation_is_named(make):
 
 def test_operator_is_named_with_the_module_that_uses_it(make):
     encoder = nn.Sequential(
-        nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), Fn(lambda m, x: torch.tan(m.inner[0](x)), nn.Conv2d(4, 4, 1)))
+        nn.Conv2d(3, 4, 1), nn.Sequential(nn.ReLU(), Fn(lambda m, x: torch.lgamma(m.inner[0](x)), nn.Conv2d(4, 4, 1)))
     )
-    with pytest.raises(OperatorUnsupported, match="aten.tan") as caught:
+    with pytest.raises(OperatorUnsupported, match="aten.lgamma") as caught:
         compile_model(make(encoder=encoder))
     assert caught.value.module == "encoder.1.1"
 
@@ -183,12 +183,6 @@ def saved(module, x):
     return torch.sigmoid(module.inner(x)).mul_(2.0)
 
 
-def view(module, x):
-    y = module.inner(x)
-    y[:, 0].mul_(3.0)
-    return y * y
-
-
 @pytest.mark.parametrize(
     ("function", "text"),
     [
@@ -196,7 +190,6 @@ def view(module, x):
         (replaced, r"encoder\.1\.count changes while the model runs"),
         (decayed, r"encoder\.1\.inner\.weight changes while the model runs"),
         (saved, "encoder cannot be differentiated: .* modified by an inplace operation"),
-        (view, r"select_scatter.* in encoder\.1 cannot be exported"),
         (lambda m, x: m.inner(x).half().float(), r"in encoder\.1 cannot be exported: its result is torch.float16"),
     ],
 )

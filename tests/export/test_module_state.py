@@ -61,7 +61,15 @@ def test_module_under_two_names_is_compiled_and_nothing_is_left_behind(make, run
 
 
 def test_model_is_as_it_was_after_a_refusal(make):
-    model = make(encoder=nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Softsign(), nn.Dropout(), nn.RReLU()))
+    model = make(
+        encoder=nn.Sequential(
+            nn.Conv2d(3, 4, 1),
+            nn.BatchNorm2d(4),
+            nn.Softsign(),
+            nn.Dropout(),
+            nn.FractionalMaxPool2d(2, output_ratio=0.5),
+        )
+    )
     before = state(model)
     with pytest.raises(ExportError):
         compile_model(model)

@@ -36,11 +36,11 @@ FIXTURES = ROOT / "tests" / "fixtures"
 def test_check_says_what_the_labels_are_and_holds_them_to_a_bundle(tmp_path, capsys):
     assert run(parse("check", FIXTURES / "data", "--bundle", FIXTURES / "bundle")) == 0
     said = capsys.readouterr().out
-    assert "train: 10 images of (3, 16, 16), uint8\n  depth: 10 labelled, values from" in said
+    assert "train: 10 samples of image (3, 16, 16), uint8\n  depth: 10 labelled, values from" in said
     assert "segmentation: 10 labelled, 4 values from 0 to 3, 0 is the most frequent" in said
     assert run(parse("check", FIXTURES / "data", "--json")) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found["images"] == {"train": 10, "val": 5, "test": 3}
+    assert found["samples"] == {"train": 10, "val": 5, "test": 3}
     assert sum(found["labels"]["val"]["segmentation"]["classes"].values()) == 5 * 16 * 16
 
 

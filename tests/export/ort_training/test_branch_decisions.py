@@ -28,7 +28,7 @@ def pooled(make, run):
         calls[name] = inputs
         return run(compiled.graphs[name], inputs)
 
-    outputs(compiled, call, compiled.model.example_input)
+    outputs(compiled, call, compiled.model.inputs)
     model = onnx.load_from_string(compiled.graphs["encoder.0.backward"])
     return model, branch_decisions.deciding_values(model.graph), calls["encoder.0.backward"]
 
