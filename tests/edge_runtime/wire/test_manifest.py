@@ -29,6 +29,7 @@ from edge_runtime.wire.manifest import (
     encode,
     graph_names,
     graph_path,
+    input_of,
     is_input,
     read_fixed,
     read_folder,
@@ -510,6 +511,7 @@ def test_inputs_besides_the_image_have_names_in_graphs():
     assert manifest.inputs == {"image": Input(shape=(3, 4, 4), dtype="float32"), "tokens": tokens}
     assert manifest.sources == {"x": manifest.inputs["image"], "x.tokens": tokens}
     assert [value_of(name) for name in manifest.inputs] == ["x", "x.tokens"]
+    assert [input_of(value) for value in manifest.sources] == ["image", "tokens"]
     assert [is_input(name) for name in ("x", "x.tokens", "e", "z.0")] == [True, True, False, False]
 
 
