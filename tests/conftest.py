@@ -23,6 +23,7 @@ BY_FOLDER = {
     "emulation": "process",
     "export": "slow",
     "export/architectures": "slow",
+    "export/lowering": "slow",
     "export/memory": "slow",
     "export/ort_training": "slow",
     "export/parity": "slow",
