@@ -4,6 +4,7 @@ None of them is a view: what is written with others is a copy, and a change of i
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 import torch
@@ -34,11 +35,24 @@ def windows_backward(gradient: Tensor, shape: Sequence[int], dim: int, size: int
     return gradient.new_zeros(shape).index_add(dim, places.flatten(), flat)
 
 
-def same_strides(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Any:
-    """Pass a tensor on whose elements stay where they are, as torch's own pools write one with channels last."""
-    places = zip(size, stride, x.stride(), strict=False)
-    same = tuple(size) == x.shape and offset in (None, x.storage_offset())
-    return aten.alias.default(x) if same and all(n == 1 or new == old for n, new, old in places) else NotImplemented
+def same_places(x: Tensor, size: Sequence[int], stride: Sequence[int], offset: int | None = None) -> Any:
+    """Pass a tensor on whose elements stay where they are: in its own form, or row by row in another.
+
+    torch's own pools write the first with channels last, and views of what is changed in place are made anew so.
+    """
+    if offset not in (None, x.storage_offset()):
+        return NotImplemented
+    if tuple(size) == x.shape and _agree(size, stride, x.stride()):
+        return aten.alias.default(x)
+    by_rows = [prod(size[i + 1 :]) for i in range(len(size))]
+    if prod(size) == x.numel() and x.is_contiguous() and _agree(size, stride, by_rows):
+        return x.reshape(tuple(size))
+    return NotImplemented
+
+
+def _agree(size: Sequence[int], one: Sequence[int], other: Sequence[int]) -> bool:
+    """Return whether two strides are the same, but where a dimension has one element."""
+    return all(n == 1 or this == that for n, this, that in zip(size, one, other, strict=True))
 
 
 def masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
@@ -102,7 +116,7 @@ def scatter_reduce(
 
 
 TABLE: dict[Any, Any] = {
-    aten.as_strided.default: same_strides,
+    aten.as_strided.default: same_places,
     aten.diagonal_scatter.default: diagonal_scatter,
     aten.unfold_copy.default: aten.unfold.default,
     aten.unfold_backward.default: windows_backward,

@@ -91,6 +91,12 @@ CASES = {
         ),
         (3, 6, 7),
     ),
+    "channels_last_pooled": (
+        lambda: nn.Sequential(
+            nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Conv2d(4, 4, 1, groups=2)
+        ).to(memory_format=torch.channels_last),
+        (3, 6, 7),
+    ),
     "padded_asymmetrically": (lambda: nn.Sequential(nn.ZeroPad2d((0, 1, 2, 0)), nn.Conv2d(3, 4, 3, 2)), (3, 7, 8)),
     "unfolded": (lambda: nn.Unfold((3, 2), dilation=(1, 2), padding=1, stride=(2, 1)), (3, 7, 6)),
     "unfolded_and_folded": (
