@@ -26,8 +26,9 @@ from edge_runtime.training.engine import ARENA_BYTES, Engine
 from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.trainer import Trainer, evaluate
+from edge_runtime.wire.bundle_folder import WEIGHTS, graph_path, read_folder
 from edge_runtime.wire.conflict import cagrad, combine, gram, pcgrad, project
-from edge_runtime.wire.manifest import WEIGHTS, Manifest, graph_path, read_folder
+from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector, transfer, unpack
 

@@ -20,7 +20,8 @@ import numpy as np
 
 from benchmarks.measure import ROOT, WORK, alternate, bundle, ratios, spread, write, write_section
 from edge_runtime.datasets.dataset import write_split
-from edge_runtime.wire.manifest import Array, Manifest, read_folder
+from edge_runtime.wire.bundle_folder import read_folder
+from edge_runtime.wire.manifest import Array, Manifest
 
 SOURCE = ROOT / "benchmarks" / "models" / "measured.py"
 ORT_TRAINING_PYTHON = Path(os.environ.get("MAS_ORT_TRAINING_PYTHON") or ROOT / ".venv-ort-training" / "bin" / "python")

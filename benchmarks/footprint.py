@@ -22,6 +22,7 @@ from torch import nn
 from benchmarks.measure import RESULTS, ROOT, WORK, run_json, write
 from benchmarks.models import convolutional as nets
 from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, GraphObservation
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.budget import MemoryPlan, Workload, predict
 from edge_runtime.wire.tensors import pack
@@ -107,7 +108,7 @@ ARCHITECTURES: dict[str, tuple[str, Callable[[], MultiTaskModel]]] = {
 def bundle(name: str) -> Path:
     """An architecture's bundle, compiled where it is not there yet; its parity is not checked."""
     folder = WORK / "footprint" / name
-    if (folder / wire.MANIFEST).is_file():
+    if (folder / bundle_folder.MANIFEST).is_file():
         return folder
     torch.manual_seed(0)
     compiled = compile_model(ARCHITECTURES[name][1]())
@@ -123,14 +124,14 @@ def bundle(name: str) -> Path:
         taken = footprint(compiled.graphs, observe, SPARE_BYTES)
     manifest = msgspec.structs.replace(manifest, footprint=taken)
     shutil.rmtree(folder, ignore_errors=True)
-    wire.write_folder(folder, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
+    bundle_folder.write_folder(folder, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
     return folder
 
 
 def measure(name: str) -> list[dict[str, Any]]:
     """Predicted and measured peaks of an architecture."""
     folder = bundle(name)
-    stages = len(wire.read_folder(folder).stages)
+    stages = len(bundle_folder.read_folder(folder).stages)
     found = []
     for kept in (False, True):
         for batch in MICRO_BATCHES:
@@ -143,7 +144,7 @@ def measure(name: str) -> list[dict[str, Any]]:
 def measure_others(name: str) -> list[dict[str, Any]]:
     """Predicted and measured peaks of an architecture by other plans, and with another optimizer."""
     folder = bundle(name)
-    stages = len(wire.read_folder(folder).stages)
+    stages = len(bundle_folder.read_folder(folder).stages)
     nothing = (False,) * stages
     half = stages // 2
     plans = {
@@ -163,7 +164,7 @@ def measure_others(name: str) -> list[dict[str, Any]]:
 
 def measure_plan(folder: Path, plan: MemoryPlan, batch: int, optimizer: str = "sgd") -> dict[str, Any]:
     """Return a plan's predicted memory, and that of a process that trained by it."""
-    manifest = wire.read_folder(folder)
+    manifest = bundle_folder.read_folder(folder)
     work = Workload(batch=batch, base_bytes=0, evaluates=False, state_vectors=2 if optimizer == "adamw" else 1)
     options = ["--batch", str(batch), "--micro", str(plan.micro_batch), "--frozen", str(plan.frozen)]
     options += ["--keep", "".join("01"[kept] for kept in plan.saved), "--optimizer", optimizer]

@@ -23,7 +23,7 @@ from typing import Any
 from benchmarks.export import random_data
 from benchmarks.limits import memory_limit, within
 from benchmarks.measure import ROOT, WORK, alternate, bundle, ratios, spread, write, write_section
-from edge_runtime.wire.manifest import read_folder
+from edge_runtime.wire.bundle_folder import read_folder
 
 SOURCE = ROOT / "export" / "models" / "vit.py"
 HEADING = "## Measured: `make bench-split`"

@@ -16,6 +16,7 @@ from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.trainer import Trainer
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import unpack
@@ -33,12 +34,12 @@ def main() -> None:
     parser.add_argument("--keep", default="", help="for each stage of the encoder 1 or 0; default: none is kept")
     parser.add_argument("--arena", type=int, default=ARENA_BYTES, help="bytes that the engine's arena begins with")
     args = parser.parse_args()
-    manifest = wire.read_folder(args.bundle)
+    manifest = bundle_folder.read_folder(args.bundle)
     split = random_split(manifest, args.batch)
     base = rss_bytes()
     restart_peak()
-    weights = unpack(manifest.table, (args.bundle / wire.WEIGHTS).read_bytes())
-    graphs = GraphCache(Engine(2, args.arena)).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
+    weights = unpack(manifest.table, (args.bundle / bundle_folder.WEIGHTS).read_bytes())
+    graphs = GraphCache(Engine(2, args.arena)).of(manifest, lambda name, _: bundle_folder.graph_path(args.bundle, name))
     model = Model(manifest, graphs, weights, save_activations=[digit == "1" for digit in args.keep], frozen=args.frozen)
     del weights
     settings = Training(

@@ -20,6 +20,7 @@ from devices.cli.run import BAD_INPUT, DONE, NO_PARITY
 from devices.cli.run import run as run_command
 from devices.cli.values import names, whole_number
 from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, EngineError, Graph, GraphObservation
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import check_writable, write_atomic
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _compile(args: argparse.Namespace) -> int:
     model = build_model(args.source, args.seed)
-    check_writable(args.out / wire.MANIFEST)
+    check_writable(args.out / bundle_folder.MANIFEST)
     with _progress(quiet=args.json) as report:
         compiled = compile_model(model, report, stages=args.stages)
     with tempfile.TemporaryDirectory() as folder:
@@ -119,7 +120,7 @@ def _compile(args: argparse.Namespace) -> int:
         except EngineError as exc:  # an onnxruntime before 1.28, the last for Python 3.10 among them
             print(f"the bundle has no memory plan: {exc}", file=sys.stderr)
         manifest = _with_artifacts(args, compiled, manifest, run)
-    wire.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.files)
+    bundle_folder.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.files)
     if compiled.unreached:
         more = f" and {len(compiled.unreached) - 1} more" if len(compiled.unreached) > 1 else ""
         print(f"no gradient reaches parameter {compiled.unreached[0]}{more}: fixed", file=sys.stderr)
@@ -154,7 +155,7 @@ def _with_artifacts(
     args: argparse.Namespace, compiled: Compiled, manifest: wire.Manifest, run: "_Runner"
 ) -> wire.Manifest:
     """Return the manifest with the artifacts that are wanted and possible, after writing their files."""
-    shutil.rmtree(args.out / wire.ORT_TRAINING, ignore_errors=True)  # of a bundle that was here before
+    shutil.rmtree(args.out / bundle_folder.ORT_TRAINING, ignore_errors=True)  # of a bundle that was here before
     if args.ort_training == "off":
         return manifest
     try:
@@ -176,16 +177,16 @@ def _with_artifacts(
         print(f"no ONNX Runtime training artifacts: {exc}", file=sys.stderr)
         return manifest
     data = forward.SerializeToString(deterministic=True)
-    (args.out / wire.MANIFEST).unlink(missing_ok=True)  # a folder with a manifest is whole
+    (args.out / bundle_folder.MANIFEST).unlink(missing_ok=True)  # a folder with a manifest is whole
     write_artifacts(args.out, data, made)
     return with_artifacts(manifest, data, made)
 
 
 def _split(args: argparse.Namespace) -> int:
-    check_writable((args.out or args.bundle) / wire.MANIFEST)
+    check_writable((args.out or args.bundle) / bundle_folder.MANIFEST)
     weights = None
     if args.weights is not None:
-        weights = unpack(wire.read_folder(args.bundle).table, args.weights.read_bytes())
+        weights = unpack(bundle_folder.read_folder(args.bundle).table, args.weights.read_bytes())
     with tempfile.TemporaryDirectory() as folder:
         run = _Runner(Engine(), Path(folder))
         python = ort_training_python(args.ort_training_python)
@@ -195,11 +196,11 @@ def _split(args: argparse.Namespace) -> int:
 
 
 def _deploy(args: argparse.Namespace) -> int:
-    whole = wire.read_folder(args.bundle)
+    whole = bundle_folder.read_folder(args.bundle)
     names = tuple(sorted(args.tasks)) if args.tasks else whole.task_names
     manifest = whole.group(names, whole.weights)
     if args.weights is None:
-        own = unpack(whole.table, (args.bundle / wire.WEIGHTS).read_bytes())
+        own = unpack(whole.table, (args.bundle / bundle_folder.WEIGHTS).read_bytes())
         weights = transfer(TensorTable(whole.tensors), own, manifest.table)
     else:
         weights = unpack(manifest.table, args.weights.read_bytes())

@@ -8,6 +8,7 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import helper, numpy_helper
 
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.operators import OPSET
@@ -25,7 +26,9 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
     """
     tensors = manifest.table.views(weights)
     for part, fixed in manifest.fixed.items():
-        tensors |= fixed.table.views(wire.read_fixed(wire.graph_path(folder, f"{wire.FIXED}.{part}"), fixed))
+        tensors |= fixed.table.views(
+            bundle_folder.read_fixed(bundle_folder.graph_path(folder, f"{wire.FIXED}.{part}"), fixed)
+        )
     named = {wire.value_of(name): name for name in manifest.inputs}
     z = {f"z.{i}": f"z.{i}" for i in range(len(manifest.representation))}
     encoder = _load(folder, "encoder.predict")
@@ -55,7 +58,7 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
 
 
 def _load(folder: Path, name: str) -> onnx.GraphProto:
-    path = wire.graph_path(folder, name)
+    path = bundle_folder.graph_path(folder, name)
     try:
         return onnx.load(path).graph
     except (OSError, DecodeError) as exc:

@@ -11,7 +11,7 @@ import pytest
 
 pytest.importorskip("torch")
 
-from edge_runtime.wire import manifest as wire
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.tensors import unpack
 
 pytestmark = [pytest.mark.process, pytest.mark.workstation]
@@ -55,11 +55,11 @@ def test_unet_in_one_file_trains_on_a_board_by_the_readme_alone(follow, tmp_path
     for line in lines:
         done = follow(line)
         assert done.returncode == 0, (line, done.stderr[-2000:])
-    manifest = wire.read_folder(tmp_path / "bundle")
+    manifest = bundle_folder.read_folder(tmp_path / "bundle")
     assert manifest.task_names == ("depth", "segmentation")
     assert len(manifest.representation) == 4
     assert any(tensor.part.startswith("state.encoder") for tensor in manifest.tensors)
-    before = unpack(manifest.table, (tmp_path / "bundle" / wire.WEIGHTS).read_bytes())
+    before = unpack(manifest.table, (tmp_path / "bundle" / bundle_folder.WEIGHTS).read_bytes())
     after = unpack(manifest.table, (tmp_path / "trained.safetensors").read_bytes())
     moved = {tensor.part for tensor in manifest.tensors if (before != after)[tensor.offset]}
     assert moved == set(manifest.table.parts)

@@ -15,7 +15,7 @@ from devices.cli.values import parse_size
 from edge_runtime.agent.carried_state import CarriedState
 from edge_runtime.agent.work import DownloadedPlan, WorkRefused
 from edge_runtime.training.process_memory import peak_rss_bytes
-from edge_runtime.wire import manifest as wire
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.blob import BlobStore, describe
 from edge_runtime.wire.compression import Updates, choose, encode
 from edge_runtime.wire.messages import Plan, Training
@@ -29,11 +29,11 @@ def main(arguments: list[str]) -> None:
     probe, scheme = arguments[6:8] or (None, "fp32")
     updates = msgspec.convert({"scheme": scheme}, Updates)
     worker = LocalWorker(data, state, memory_budget_bytes=budget, checkpoint_s=1e6)
-    manifest = wire.read_folder(bundle)
+    manifest = bundle_folder.read_folder(bundle)
     store = BlobStore(state / "blobs")
     for name in manifest.graphs:
-        store.add(wire.graph_path(bundle, name).read_bytes())
-    weights = unpack(manifest.table, (bundle / wire.WEIGHTS).read_bytes())
+        store.add(bundle_folder.graph_path(bundle, name).read_bytes())
+    weights = unpack(manifest.table, (bundle / bundle_folder.WEIGHTS).read_bytes())
     blob = describe(b"weights")
     residuals = CarriedState(state / "residual")
     found = []

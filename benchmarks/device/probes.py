@@ -25,7 +25,7 @@ from edge_runtime.training.optimizer import Sgd
 from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.schedule import batches, learning_rate, order
 from edge_runtime.training.trainer import load
-from edge_runtime.wire import manifest as wire
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.tensors import unpack
 from edge_runtime.wire.training import ProbeMethod
 
@@ -60,9 +60,9 @@ def measure() -> dict[str, Any]:
 
 def opened(folder: Path, *, keep: bool = False) -> Model:
     """A bundle's model with its initial weights, on one thread; `keep`: its stages keep their activations."""
-    manifest = wire.read_folder(folder)
-    graphs = GraphCache(Engine(1)).of(manifest, lambda name, _: wire.graph_path(folder, name))
-    weights = unpack(manifest.table, (folder / wire.WEIGHTS).read_bytes())
+    manifest = bundle_folder.read_folder(folder)
+    graphs = GraphCache(Engine(1)).of(manifest, lambda name, _: bundle_folder.graph_path(folder, name))
+    weights = unpack(manifest.table, (folder / bundle_folder.WEIGHTS).read_bytes())
     return Model(manifest, graphs, weights, save_activations=(keep,) * len(manifest.stages))
 
 
@@ -130,7 +130,7 @@ def keeper(kept: dict[str, Representation]) -> OnTaskGradient:
 
 def agreement(folder: Path, matrices: dict[ProbeMethod, list[Matrix]]) -> dict[str, Any]:
     """Spearman's rank correlation of each method with the exact one over ordered pairs, and the splits."""
-    tasks = wire.read_folder(folder).task_names
+    tasks = bundle_folder.read_folder(folder).task_names
     means = {method: np.mean(found, axis=0) for method, found in matrices.items()}
     exact = matrices["exact"]
     halves = [np.mean(exact[half::2], axis=0) for half in (0, 1)]

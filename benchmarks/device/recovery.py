@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.measure import ROOT, WORK
-from edge_runtime.wire import manifest as wire
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.blob import describe
 from edge_runtime.wire.messages import Plan, Training
 
@@ -71,7 +71,7 @@ weights, losses or affinities than the same round undisturbed, bit for bit.
 
 
 def _plan(seed: int) -> Plan:
-    manifest = wire.read_folder(FIXTURES / "bundle")
+    manifest = bundle_folder.read_folder(FIXTURES / "bundle")
     blob = describe(b"weights")
     training = Training(
         epochs=12, first_epoch=0, batch=4, lr=0.02, momentum=0.9, weight_decay=0.01, seed=seed, probe_every=5

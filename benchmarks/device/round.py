@@ -11,7 +11,7 @@ from pathlib import Path
 import msgspec
 
 from edge_runtime.agent.work import DownloadedPlan
-from edge_runtime.wire import manifest as wire
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.messages import Plan, WorkStage
 from edge_runtime.wire.tensors import unpack
@@ -22,11 +22,11 @@ def main(arguments: list[str]) -> None:
     *paths, pause = arguments
     bundle, data, state, plan, out = map(Path, paths)
     pause_s = float(pause)
-    manifest = wire.read_folder(bundle)
+    manifest = bundle_folder.read_folder(bundle)
     store = BlobStore(state / "blobs")
     for name in manifest.graphs:
-        store.add(wire.graph_path(bundle, name).read_bytes())
-    weights = unpack(manifest.table, (bundle / wire.WEIGHTS).read_bytes())
+        store.add(bundle_folder.graph_path(bundle, name).read_bytes())
+    weights = unpack(manifest.table, (bundle / bundle_folder.WEIGHTS).read_bytes())
 
     def report(stage: WorkStage, done: int, _: int) -> None:
         if stage == "train" and done:

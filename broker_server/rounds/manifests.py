@@ -8,16 +8,8 @@ import msgspec
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.ort_training_process import BuiltArtifacts
 from edge_runtime.wire.blob import Blob, BlobStore, describe
-from edge_runtime.wire.manifest import (
-    TRAINING,
-    WEIGHTS,
-    Artifacts,
-    File,
-    Manifest,
-    OrtTrainingArtifacts,
-    artifact_path,
-    graph_path,
-)
+from edge_runtime.wire.bundle_folder import WEIGHTS, artifact_path, graph_path
+from edge_runtime.wire.manifest import TRAINING, Artifacts, File, Manifest, OrtTrainingArtifacts
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
 

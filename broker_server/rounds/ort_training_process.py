@@ -22,16 +22,9 @@ from pathlib import Path
 import msgspec
 
 from broker_server.rounds.coordinator import DeviceState
+from edge_runtime.wire.bundle_folder import MANIFEST, artifact_path, check_file
 from edge_runtime.wire.errors import BundleInvalid
-from edge_runtime.wire.manifest import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    Artifacts,
-    Manifest,
-    artifact_path,
-    check_file,
-    decode,
-)
+from edge_runtime.wire.manifest import MAX_MANIFEST_BYTES, Artifacts, Manifest, decode
 from edge_runtime.wire.names import Tasks, group_id
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -34,7 +34,7 @@ from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.signed_link import SignedServerLink
 from broker_server.server.state import COUNTER, StateFolder
 from devices.cli.settings import ConfigInvalid
-from edge_runtime.wire import manifest, tokens
+from edge_runtime.wire import bundle_folder, tokens
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess
@@ -235,11 +235,11 @@ def _encoder(config: ServerConfig, link: Link) -> EncoderSupervisor | None:
 
 
 def _is_bundle(folder: Path) -> bool:
-    return (folder / manifest.MANIFEST).is_file()
+    return (folder / bundle_folder.MANIFEST).is_file()
 
 
 def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519PrivateKey) -> Federation:
-    bundle = manifest.read_folder(config.bundle_path)
+    bundle = bundle_folder.read_folder(config.bundle_path)
     return Federation(
         journal=dispatcher.journal,
         blobs=dispatcher.blobs,

@@ -31,7 +31,7 @@ from broker_server.simulation.run_cache import RunCache
 from broker_server.simulation.summary import Summary, summarise
 from broker_server.simulation.worker import measure, measure_stem
 from devices.cli.settings import ConfigInvalid
-from edge_runtime.wire.manifest import MANIFEST, read_folder
+from edge_runtime.wire.bundle_folder import MANIFEST, read_folder
 
 
 class Show(Protocol):

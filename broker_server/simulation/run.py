@@ -33,7 +33,7 @@ from broker_server.simulation.output import DEVICES, SERVER
 from broker_server.simulation.run_cache import GroupRuns, RunCache
 from broker_server.simulation.timeline import Timeline
 from broker_server.simulation.traffic import traffic_of
-from edge_runtime.wire.manifest import read_folder
+from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.messages import Hello, Plan
 from edge_runtime.wire.signing import public_hex
 from edge_runtime.wire.topics import Topics

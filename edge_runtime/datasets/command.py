@@ -16,8 +16,8 @@ from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
 from edge_runtime.datasets.fit import check_fits
 from edge_runtime.datasets.progress import progress
 from edge_runtime.datasets.summary import summary
+from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.errors import WireError
-from edge_runtime.wire.manifest import read_folder
 
 # Boards do without the packages that only the making of data sets needs.
 EXTRA = {"PIL", "rich"}

@@ -38,6 +38,7 @@ from edge_runtime.training.model import GraphCache, Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.training.trainer import Trainer
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.encoder_pipe import EncoderRound, EncoderServerProcess, PipeClosed, result_file
 from edge_runtime.wire.errors import BundleInvalid
@@ -110,7 +111,8 @@ def serve_encoder(args: argparse.Namespace) -> int:
 def _serve_encoder(args: argparse.Namespace) -> int:
     manifest = _read_bundle_with_stem(args.bundle)
     engine = Engine(args.threads, provider=args.provider)
-    server = PipeServer(manifest, GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name)))
+    graphs = GraphCache(engine).of(manifest, lambda name, _: bundle_folder.graph_path(args.bundle, name))
+    server = PipeServer(manifest, graphs)
     try:
         # Unbuffered: `select` does not see what a buffer has already read.
         with (
@@ -140,7 +142,7 @@ def _train(args: argparse.Namespace) -> int:
         if split is not None:
             check_fits(manifest, split)
     kept = KeptWeights(args.out)
-    kept.check(manifest.table, read_weights(args.bundle / wire.WEIGHTS, manifest.table))
+    kept.check(manifest.table, read_weights(args.bundle / bundle_folder.WEIGHTS, manifest.table))
     server = EncoderServerProcess.of_bundle(args.bundle, chosen.threads or None)
     try:
         with tempfile.TemporaryDirectory() as folder:
@@ -169,8 +171,10 @@ def _epochs(
     kept: KeptWeights,
 ) -> SplitResult:
     local = manifest.local()
-    graphs = GraphCache(Engine(chosen.threads or None)).of(local, lambda name, _: wire.graph_path(args.bundle, name))
-    weights = read_weights(args.bundle / wire.WEIGHTS, local.table)
+    graphs = GraphCache(Engine(chosen.threads or None)).of(
+        local, lambda name, _: bundle_folder.graph_path(args.bundle, name)
+    )
+    weights = read_weights(args.bundle / bundle_folder.WEIGHTS, local.table)
     state = np.zeros(make_optimizer(settings[0]).table(local.table.parameters).size, np.float32)
     channel = PipeChannel(server, NAME)
     epochs: list[SplitEpoch] = []
@@ -182,7 +186,7 @@ def _epochs(
             round=epoch,
             samples=chosen.batch,
             training=one,
-            weights=str(args.bundle / wire.WEIGHTS if previous is None else result_file(previous, NAME)),
+            weights=str(args.bundle / bundle_folder.WEIGHTS if previous is None else result_file(previous, NAME)),
             results=str(folder / str(epoch)),
             previous=None if previous is None else str(previous),
             precision=chosen.precision,
@@ -240,7 +244,7 @@ def _joined(whole: TensorTable, *parts: tuple[TensorTable, Vector]) -> Vector:
 
 
 def _read_bundle_with_stem(folder: Path) -> wire.Manifest:
-    manifest = wire.read_folder(folder)
+    manifest = bundle_folder.read_folder(folder)
     if manifest.embedding is None:
         raise BundleInvalid(
             f"{folder} has no stem, and split learning needs one: give the model a stem and compile it again"

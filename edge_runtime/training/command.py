@@ -33,6 +33,7 @@ from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import Trainer, TrainingOutcome, evaluate
 from edge_runtime.training.weighting_state import WeightingState
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
 from edge_runtime.wire.files import atomic_file
@@ -219,7 +220,7 @@ def _predict(args: argparse.Namespace) -> int:
 def _open(
     args: argparse.Namespace, chosen: LocalTraining, kept: KeptWeights
 ) -> tuple[wire.Manifest, Model, Dataset, PlannedMemory | None]:
-    whole = wire.read_folder(args.bundle)
+    whole = bundle_folder.read_folder(args.bundle)
     manifest, weights = _select(whole, args, chosen.tasks)
     kept.check(manifest.table, weights)
     dataset = Dataset.open(args.data)
@@ -228,10 +229,10 @@ def _open(
             check_fits(manifest, split)
     memory = _planned(args, chosen, manifest, dataset)
     engine = Engine(chosen.threads or None, (memory and memory.arena_bytes) or ARENA_BYTES)
-    graphs = GraphCache(engine).of(manifest, lambda name, _: wire.graph_path(args.bundle, name))
+    graphs = GraphCache(engine).of(manifest, lambda name, _: bundle_folder.graph_path(args.bundle, name))
     step = None
     if args.engine == "ort_training":
-        path = lambda group, _: wire.artifact_path(args.bundle, group, wire.TRAINING)  # noqa: E731
+        path = lambda group, _: bundle_folder.artifact_path(args.bundle, group, wire.TRAINING)  # noqa: E731
         step = OrtTrainingCache(engine).step(manifest, path)
     plan = memory.plan if memory else None
     saved, frozen = (plan.saved, plan.frozen) if plan else ((), 0)
@@ -266,7 +267,7 @@ def _select(whole: wire.Manifest, args: argparse.Namespace, tasks: tuple[str, ..
     manifest = whole.group(names, whole.weights)
     if args.weights is not None:
         return manifest, unpack(manifest.table, args.weights.read_bytes())
-    weights = unpack(whole.table, (args.bundle / wire.WEIGHTS).read_bytes())
+    weights = unpack(whole.table, (args.bundle / bundle_folder.WEIGHTS).read_bytes())
     return manifest, transfer(TensorTable(whole.tensors), weights, manifest.table)
 
 

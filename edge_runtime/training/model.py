@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from edge_runtime.training.encoder import Array, Batch, EncoderBackend, Inputs, LocalEncoder, Pass, Representation
 from edge_runtime.training.engine import Engine, Graph
 from edge_runtime.training.stem import Stem
-from edge_runtime.wire.manifest import FIXED, Manifest, read_fixed
+from edge_runtime.wire.bundle_folder import read_fixed
+from edge_runtime.wire.manifest import FIXED, Manifest
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
 

@@ -1,16 +1,8 @@
 """A bundle's manifest: tasks, tensors, graphs and initial weights, everything by SHA-256 digest.
 
-A bundle on a workstation is a folder:
-
-    manifest.json
-    weights.safetensors
-    graphs/<graph name>.onnx
-    fixed/<part>.safetensors                   only with tensors that training does not change
-    official/forward.onnx                      only with ONNX Runtime training artifacts
-    official/<group>/<artifact>
-
-On a device and on the server it is the manifest and a blob store. The split of a model is a new manifest over the
-same graph files and other weights: nothing is compiled again and no graph is sent twice.
+On a workstation a bundle is a folder (edge_runtime.wire.bundle_folder). On a device and on the server it is the
+manifest and a blob store. The split of a model is a new manifest over the same graph files and other weights: nothing
+is compiled again and no graph is sent twice.
 
 Graph names, inputs and outputs (B is the micro-batch, the only dimension that varies):
 
@@ -59,9 +51,6 @@ is nothing to train before them.
 
 # coverage: every branch
 
-import mmap
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Annotated, Literal
 
 import msgspec
@@ -70,22 +59,15 @@ from msgspec import Meta
 from devices.cli.text import PRINTABLE
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
-from edge_runtime.wire.files import digest_file, write_atomic
 from edge_runtime.wire.footprint import Footprint
 from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.metrics import MetricName, misfit
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
-from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable, Vector, part_of, unpack
+from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable, part_of
 
 FORMAT = 2
 MAX_MANIFEST_BYTES = 8 * 1024**2
-MANIFEST = "manifest.json"
-WEIGHTS = "weights.safetensors"
-GRAPHS = "graphs"
 FIXED = "fixed"
-ORT_TRAINING = "official"
-"""The folder of ONNX Runtime training artifacts, named as the first bundles of format 2 named it."""
-FORWARD = "forward.onnx"
 TRAINING = "training_model.onnx"
 MAX_REPRESENTATIONS = 32
 MAX_STAGES = 32
@@ -482,71 +464,3 @@ def _check_format(version: bytes) -> None:
     if version.isdigit() and len(version) <= len(str(FORMAT)) and int(version) < FORMAT:
         raise BundleInvalid(f"{read}: the bundle is older, compile it again")
     raise BundleInvalid(f"{read}: a newer exporter made it, update this software (or compile it again with this one)")
-
-
-def graph_path(folder: Path, name: str) -> Path:
-    """Return the path of a graph, or of a part's fixed tensors, by its name in `files` of a validated manifest."""
-    kind, _, part = name.partition(".")
-    if kind == FIXED:
-        return folder / FIXED / f"{part}.safetensors"
-    return folder / GRAPHS / f"{name}.onnx"
-
-
-def artifact_path(folder: Path, group: str, name: str) -> Path:
-    """Return the path of a training artifact in a bundle's folder; `group` and `name` are of a validated manifest."""
-    return folder / ORT_TRAINING / group / name
-
-
-def read_folder(folder: Path) -> Manifest:
-    """Return the manifest of a bundle's folder after checking every file against it. Raises BundleInvalid."""
-    try:
-        with (folder / MANIFEST).open("rb") as file:
-            manifest = decode(file.read(MAX_MANIFEST_BYTES + 1))
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as exc:
-        raise BundleInvalid(f"{folder} is not a bundle: it has no file {MANIFEST}") from exc
-    check_file(folder / WEIGHTS, manifest.weights)
-    for name, content in manifest.files.items():
-        check_file(graph_path(folder, name), content)
-    if manifest.ort_training is not None:
-        if manifest.ort_training.forward is not None:
-            check_file(folder / ORT_TRAINING / FORWARD, manifest.ort_training.forward)
-        for group, artifacts in manifest.ort_training.groups.items():
-            for name, artifact in artifacts.files.items():
-                check_file(artifact_path(folder, group, name), artifact)
-    return manifest
-
-
-def read_fixed(path: Path, fixed: FixedTensors) -> Vector:
-    """Return a part's fixed tensors as a read-only vector, mapped from their file. Raises BundleInvalid.
-
-    The vector keeps the map. A file that is replaced stays as it was for those who have it open.
-    """
-    try:
-        with path.open("rb") as file:
-            return unpack(fixed.table, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, ValueError) as exc:
-        raise BundleInvalid(f"{path} cannot be read: {exc}") from exc
-
-
-def check_file(path: Path, file: File) -> None:
-    """Raise BundleInvalid unless the file at `path` is the one that the manifest names."""
-    if not path.is_file():
-        raise BundleInvalid(f"{path} is missing from the bundle")
-    if path.stat().st_size != file.size_bytes or digest_file(path) != file.digest:
-        raise BundleInvalid(f"{path} is not the file that the manifest names (its size or SHA-256 is another)")
-
-
-def write_folder(folder: Path, manifest: Manifest, weights: bytes, files: Mapping[str, bytes]) -> None:
-    """Write a bundle: files and weights first, the manifest last, so a folder with a manifest is whole.
-
-    `files` are those of the manifest by name.
-    """
-    content = encode(manifest)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    before = {*(folder / GRAPHS).glob("*.onnx"), *(folder / FIXED).glob("*.safetensors")}
-    for left in before - {graph_path(folder, name) for name in files}:
-        left.unlink()
-    for name, data in files.items():
-        write_atomic(graph_path(folder, name), data)
-    write_atomic(folder / WEIGHTS, weights)
-    write_atomic(folder / MANIFEST, content)

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from devices.cli.values import names, size, whole_number
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.budget import MemoryPlan, Prediction, Workload, choose_within, predict
 
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Print the table, and the plan for the budget. Raises BundleInvalid or BudgetTooSmall."""
-    manifest = wire.read_folder(args.bundle)
+    manifest = bundle_folder.read_folder(args.bundle)
     if args.tasks:
         manifest = manifest.group(tuple(sorted(args.tasks)), manifest.weights)
     work = Workload(batch=args.batch, base_bytes=args.base, state_vectors=STATE_VECTORS[args.optimizer])

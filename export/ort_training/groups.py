@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.files import write_atomic
@@ -199,10 +200,10 @@ def with_artifacts(manifest: wire.Manifest, forward: bytes, made: Mapping[Tasks,
 
 def write_artifacts(folder: Path, forward: bytes, made: Mapping[Tasks, VerifiedArtifacts]) -> None:
     """Write the files that the manifest of `with_artifacts` names."""
-    write_atomic(folder / wire.ORT_TRAINING / wire.FORWARD, forward)
+    write_atomic(folder / bundle_folder.ORT_TRAINING / bundle_folder.FORWARD, forward)
     for tasks, each in made.items():
         for name, data in each.files.items():
-            write_atomic(wire.artifact_path(folder, group_id(tasks), name), data)
+            write_atomic(bundle_folder.artifact_path(folder, group_id(tasks), name), data)
 
 
 def split(
@@ -213,11 +214,11 @@ def split(
     With `out` they go to that folder, with the manifest that names them, and the bundle stays as it is. `weights` is
     laid out by the bundle's table; None for the bundle's own. Raises BundleInvalid, OrtTrainingImpossible.
     """
-    manifest = wire.read_folder(folder)
+    manifest = bundle_folder.read_folder(folder)
     for name in manifest.graphs:
-        check_graph_file(wire.graph_path(folder, name), name)
+        check_graph_file(bundle_folder.graph_path(folder, name), name)
     chosen = parse_groups(groups, manifest)
-    path = folder / wire.ORT_TRAINING / wire.FORWARD
+    path = folder / bundle_folder.ORT_TRAINING / bundle_folder.FORWARD
     if manifest.ort_training is None or manifest.ort_training.forward is None:
         raise BundleInvalid(
             f"{folder} has no {path.name} to make artifacts from: compile it with --ort-training require"
@@ -226,9 +227,9 @@ def split(
     forward = onnx.load_from_string(data)
     fixed: dict[str, NDArray[Any]] = {}
     for part, tensors in manifest.fixed.items():
-        vector = wire.read_fixed(wire.graph_path(folder, f"{wire.FIXED}.{part}"), tensors)
+        vector = bundle_folder.read_fixed(bundle_folder.graph_path(folder, f"{wire.FIXED}.{part}"), tensors)
         fixed |= tensors.table.views(vector)
-    start = unpack(manifest.table, (folder / wire.WEIGHTS).read_bytes()) if weights is None else weights
+    start = unpack(manifest.table, (folder / bundle_folder.WEIGHTS).read_bytes()) if weights is None else weights
     made = {}
     for tasks in chosen:
         made[tasks] = make_group(
@@ -238,13 +239,13 @@ def split(
             tasks,
             fixed=fixed,
             batches=random_inputs(manifest),
-            graph=lambda name: wire.graph_path(folder, name).read_bytes(),
+            graph=lambda name: bundle_folder.graph_path(folder, name).read_bytes(),
             run=run,
             python=python,
         )
     target = out or folder
     write_artifacts(target, data, made)
-    write_atomic(target / wire.MANIFEST, wire.encode(with_artifacts(manifest, data, made)))
+    write_atomic(target / bundle_folder.MANIFEST, wire.encode(with_artifacts(manifest, data, made)))
     return [group_id(tasks) for tasks in chosen]
 
 

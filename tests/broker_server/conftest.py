@@ -24,7 +24,7 @@ from broker_server.server.loop import ServerLoop
 from devices.cli.settings import build, put
 from edge_runtime.agent.identity import ServerKey
 from edge_runtime.agent.signed_link import SignedDeviceLink
-from edge_runtime.wire import compression
+from edge_runtime.wire import bundle_folder, compression
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
 from edge_runtime.wire.counter import Counter
@@ -79,8 +79,8 @@ def make_bundle(folder, tasks=TASKS, *, forward=None):
     if forward is not None:
         file = manifests.File(digest=describe(forward).digest, size_bytes=len(forward))
         bundle = msgspec.structs.replace(bundle, ort_training=manifests.OrtTrainingArtifacts(groups={}, forward=file))
-        write_atomic(folder / manifests.ORT_TRAINING / manifests.FORWARD, forward)
-    manifests.write_folder(folder, bundle, weights, graphs)
+        write_atomic(folder / bundle_folder.ORT_TRAINING / bundle_folder.FORWARD, forward)
+    bundle_folder.write_folder(folder, bundle, weights, graphs)
     return bundle
 
 

@@ -12,7 +12,7 @@ from edge_runtime.agent.work import DownloadedPlan
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.engine import Engine
 from edge_runtime.training.model import GraphCache, Model
-from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.tensors import transfer, unpack
 
@@ -29,9 +29,9 @@ class Tiny:
     probe_lr = 0.5
 
     def __init__(self):
-        self.manifest = manifests.read_folder(self.folder)
+        self.manifest = bundle_folder.read_folder(self.folder)
         self.table = self.manifest.table
-        self.weights = unpack(self.table, (self.folder / manifests.WEIGHTS).read_bytes())
+        self.weights = unpack(self.table, (self.folder / bundle_folder.WEIGHTS).read_bytes())
         self.dataset = Dataset.open(self.data)
         with np.load(FIXTURES / "reference.npz") as file:
             self.reference = dict(file)
@@ -44,7 +44,7 @@ class Tiny:
 
     def model(self, *tasks):
         manifest, weights = self.group(*(tasks or self.manifest.task_names))
-        locate = lambda name, _: manifests.graph_path(self.folder, name)  # noqa: E731
+        locate = lambda name, _: bundle_folder.graph_path(self.folder, name)  # noqa: E731
         return Model(manifest, GraphCache(Engine()).of(manifest, locate), weights)
 
     def velocity(self):
@@ -57,7 +57,7 @@ class Tiny:
         """A device's blob store with every graph of the bundle."""
         store = BlobStore(folder)
         for name in self.manifest.graphs:
-            store.add(manifests.graph_path(self.folder, name).read_bytes())
+            store.add(bundle_folder.graph_path(self.folder, name).read_bytes())
         return store
 
     @staticmethod

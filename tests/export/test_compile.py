@@ -17,6 +17,7 @@ onnx = pytest.importorskip("onnx")
 from torch import nn  # noqa: E402
 
 from edge_runtime.training.engine import Engine, EngineError  # noqa: E402
+from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.tensors import unpack  # noqa: E402
 from export.__main__ import main  # noqa: E402
@@ -167,7 +168,7 @@ def test_deployed_model_is_pytorchs_in_stock_onnxruntime(make, tmp_path):
     model = make()
     compiled = compile_model(model)
     manifest = describe(compiled, "small", NO_PARITY)
-    wire.write_folder(tmp_path, manifest, b"x", compiled.graphs)
+    bundle_folder.write_folder(tmp_path, manifest, b"x", compiled.graphs)
     deployed = inference_model(tmp_path, manifest, compiled.weights)
     path = tmp_path / "model.onnx"
     path.write_bytes(deployed.SerializeToString())
@@ -196,7 +197,7 @@ def test_model_that_draws_where_it_predicts_is_deployed_with_a_fixed_seed(make, 
     compiled = compile_model(make(encoder=Denoised()))
     assert check_parity(compiled, run).max_relative_error <= TOLERANCE
     manifest = describe(compiled, "small", NO_PARITY)
-    wire.write_folder(tmp_path, manifest, b"x", compiled.graphs)
+    bundle_folder.write_folder(tmp_path, manifest, b"x", compiled.graphs)
     deployed = inference_model(tmp_path, manifest, compiled.weights)
     assert [value.name for value in deployed.graph.input] == ["image"]
     path = tmp_path / "model.onnx"
@@ -244,8 +245,8 @@ def test_command_compiles_and_deploys_a_user_s_own_file(model_file, tmp_path):
     assert {"name", "parameters", "inputs", "representation", "graphs", "weights_bytes", "opset", "versions"} <= set(
         summary
     )
-    manifest = wire.read_folder(out)
-    assert unpack(manifest.table, (out / wire.WEIGHTS).read_bytes()).size == summary["parameters"]
+    manifest = bundle_folder.read_folder(out)
+    assert unpack(manifest.table, (out / bundle_folder.WEIGHTS).read_bytes()).size == summary["parameters"]
     model = tmp_path / "value.onnx"
     done = command("deploy", out, "--tasks", "value", "--out", model)
     assert done.returncode == 0, done.stderr
@@ -271,7 +272,7 @@ def test_bundle_has_no_memory_plan_where_the_engine_does_not_tell(model_file, tm
     monkeypatch.setattr(Engine, "observe", observe)
     assert main(["compile", f"{model_file}:build", "--out", str(tmp_path / "bundle")]) == 0
     assert "no memory plan: onnxruntime 1.23.2 does not say" in capsys.readouterr().err
-    assert wire.read_folder(tmp_path / "bundle").footprint is None
+    assert bundle_folder.read_folder(tmp_path / "bundle").footprint is None
 
 
 SOURCES = {
@@ -328,7 +329,7 @@ def test_committed_bundle_is_what_the_exporter_makes_now(tmp_path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.make(tmp_path)
-    ours, committed = (wire.read_folder(folder / "bundle") for folder in (tmp_path, fixtures))
+    ours, committed = (bundle_folder.read_folder(folder / "bundle") for folder in (tmp_path, fixtures))
     assert msgspec.structs.replace(ours, parity=committed.parity, versions=committed.versions) == committed
     assert (tmp_path / "model.onnx").read_bytes() == (fixtures / "model.onnx").read_bytes()
     with np.load(tmp_path / "reference.npz") as new, np.load(fixtures / "reference.npz") as old:

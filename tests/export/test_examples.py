@@ -12,6 +12,7 @@ onnx = pytest.importorskip("onnx")
 
 from edge_runtime.__main__ import main as edge_runtime  # noqa: E402
 from edge_runtime.datasets.dataset import Dataset, Description, write_description  # noqa: E402
+from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.tensors import unpack  # noqa: E402
 from export.__main__ import main as export  # noqa: E402
@@ -62,14 +63,14 @@ def test_example_is_compiled_trained_and_deployed(case, tmp_path, capsys):
     first, last = (sum(epoch["train_loss"].values()) for epoch in result["epochs"])
     assert last < first
     assert export(["deploy", str(bundle), "--weights", str(trained), "--out", str(plain)]) == 0
-    manifest = wire.read_folder(bundle)
+    manifest = bundle_folder.read_folder(bundle)
     weights = unpack(manifest.table, trained.read_bytes())
     fixed = sum(part.table.size for part in manifest.fixed.values())
     least, most = CASES[case]
     assert least <= manifest.table.size / (manifest.table.size + fixed) <= most
     held = {tensor.name for tensor in onnx.load(plain).graph.initializer}
     assert held >= {t.name for t in manifest.tensors} | {t.name for p in manifest.fixed.values() for t in p.tensors}
-    assert (weights != unpack(manifest.table, (bundle / wire.WEIGHTS).read_bytes())).any()
+    assert (weights != unpack(manifest.table, (bundle / bundle_folder.WEIGHTS).read_bytes())).any()
     found = tmp_path / "predictions.npz"
     assert (
         edge_runtime(["predict", "--model", str(plain), "--data", str(data), "--count", "2", "--out", str(found)]) == 0

@@ -15,6 +15,7 @@ from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.local_stem import LocalStem  # noqa: E402
 from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.training.optimizer import AdamW, Sgd  # noqa: E402
+from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.tensors import pack  # noqa: E402
 from export.__main__ import main  # noqa: E402
@@ -220,12 +221,12 @@ def model_of(case, make):
 
 def written(compiled, folder):
     manifest = describe(compiled, "test", NO_PARITY)
-    wire.write_folder(folder, manifest, pack(compiled.table, compiled.weights), compiled.files)
-    return wire.read_folder(folder)
+    bundle_folder.write_folder(folder, manifest, pack(compiled.table, compiled.weights), compiled.files)
+    return bundle_folder.read_folder(folder)
 
 
 def on_device(manifest, folder, weights, **options):
-    graphs = GraphCache(Engine()).of(manifest, lambda name, _: wire.graph_path(folder, name))
+    graphs = GraphCache(Engine()).of(manifest, lambda name, _: bundle_folder.graph_path(folder, name))
     return Model(manifest, graphs, weights, **options)
 
 
@@ -457,7 +458,7 @@ def test_compile_says_what_is_fixed_and_replaces_a_bundle_of_before(tmp_path, ca
     assert "5 parameters and 128 fixed numbers" in said.out
     assert "encoder is trained in evaluation mode, as " in said.err
     assert "no gradient reaches" not in said.err
-    assert wire.read_folder(out).footprint is not None
+    assert bundle_folder.read_folder(out).footprint is not None
     assert main(["footprint", str(out), "--json"]) == 0
     columns = msgspec.json.decode(capsys.readouterr().out)["plans"]
     assert {plan["frozen"] for plan in columns} == {1}

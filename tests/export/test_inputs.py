@@ -10,6 +10,7 @@ from torch import nn  # noqa: E402
 
 from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.model import GraphCache, Model  # noqa: E402
+from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.manifest import Input, Parity  # noqa: E402
 from edge_runtime.wire.tensors import pack  # noqa: E402
@@ -102,15 +103,15 @@ def made(request, tmp_path, run):
     compiled = compile_model(model, stages=3)
     assert check_parity(compiled, run).max_relative_error <= TOLERANCE
     manifest = describe(compiled, request.param, NO_PARITY)
-    wire.write_folder(tmp_path, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
+    bundle_folder.write_folder(tmp_path, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
     return request.param, compiled, tmp_path
 
 
 def test_model_of_any_input_is_pytorchs_on_a_device_and_deployed(made):
     name, compiled, folder = made
-    model, manifest = compiled.model, wire.read_folder(folder)
+    model, manifest = compiled.model, bundle_folder.read_folder(folder)
     assert {value: array.shape for value, array in manifest.sources.items()} == SOURCES[name]
-    graphs = GraphCache(Engine()).of(manifest, lambda name, _: wire.graph_path(folder, name))
+    graphs = GraphCache(Engine()).of(manifest, lambda name, _: bundle_folder.graph_path(folder, name))
     device = Model(manifest, graphs, compiled.weights)
     given = {value: array.numpy() for value, array in model.inputs.items()}
     targets = {task: y.numpy() for task, y in model.example_targets.items()}

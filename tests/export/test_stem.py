@@ -12,6 +12,7 @@ from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.training.optimizer import Sgd  # noqa: E402
 from edge_runtime.training.stem import Stem  # noqa: E402
+from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.tensors import pack  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
@@ -36,12 +37,12 @@ def small():
 def folder(small, tmp_path_factory):
     """A bundle's folder."""
     path = tmp_path_factory.mktemp("bundle")
-    wire.write_folder(path, describe(small, "vit", NO_PARITY), pack(small.table, small.weights), small.graphs)
+    bundle_folder.write_folder(path, describe(small, "vit", NO_PARITY), pack(small.table, small.weights), small.graphs)
     return path
 
 
 def graphs_of(folder, manifest):
-    return GraphCache(Engine()).of(manifest, lambda name, _: wire.graph_path(folder, name))
+    return GraphCache(Engine()).of(manifest, lambda name, _: bundle_folder.graph_path(folder, name))
 
 
 class Piece(nn.Module):
@@ -103,7 +104,7 @@ class Apart:
     """A general model on one machine, stem and heads on another: two engines, and two vectors of weights."""
 
     def __init__(self, folder, compiled):
-        self.manifest = wire.read_folder(folder)
+        self.manifest = bundle_folder.read_folder(folder)
         self.device = Model(self.manifest, graphs_of(folder, self.manifest), compiled.weights)
         self.stem = Stem(self.manifest.embedding, graphs_of(folder, self.manifest))
         self.there = Model(self.manifest, graphs_of(folder, self.manifest), compiled.weights)
@@ -151,7 +152,7 @@ def test_encoder_computed_apart_gives_the_bits_of_the_whole_model(folder, small)
 
 
 def test_encoder_kept_or_recomputed_gives_the_same_gradient_of_the_stem(folder, small):
-    manifest = wire.read_folder(folder)
+    manifest = bundle_folder.read_folder(folder)
     targets = {task: y.numpy() for task, y in small.model.example_targets.items()}
     found = []
     for keep in ((False, False), (True, True)):
@@ -163,7 +164,7 @@ def test_encoder_kept_or_recomputed_gives_the_same_gradient_of_the_stem(folder, 
 
 
 def test_stem_before_frozen_stages_is_not_trained(folder, small):
-    manifest = wire.read_folder(folder)
+    manifest = bundle_folder.read_folder(folder)
     targets = {task: y.numpy() for task, y in small.model.example_targets.items()}
     model = Model(manifest, graphs_of(folder, manifest), small.weights, frozen=1)
     model.learn({"x": small.model.example_input.numpy()}, targets)
@@ -176,7 +177,7 @@ def test_stem_before_frozen_stages_is_not_trained(folder, small):
 def test_probe_of_a_model_with_a_stem_looks_ahead_along_the_encoder(folder, small):
     from edge_runtime.training.probe import Probe
 
-    manifest = wire.read_folder(folder)
+    manifest = bundle_folder.read_folder(folder)
     model = Model(manifest, graphs_of(folder, manifest), small.weights)
     targets = {task: y.numpy() for task, y in small.model.example_targets.items()}
     done, kept = model.forward({"x": small.model.example_input.numpy()}), {}
@@ -192,7 +193,7 @@ def test_probe_of_a_model_with_a_stem_looks_ahead_along_the_encoder(folder, smal
 
 
 def test_deployed_model_with_a_stem_predicts_as_pytorch(folder, small, run):
-    manifest = wire.read_folder(folder)
+    manifest = bundle_folder.read_folder(folder)
     deployed = inference_model(folder, manifest, small.weights).SerializeToString()
     x = small.model.example_input
     found = run(deployed, {"image": x.numpy()})

@@ -12,7 +12,7 @@ pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.tensors import unpack
 
 pytestmark = pytest.mark.workstation
@@ -97,7 +97,7 @@ def test_federation_merges_measures_and_splits(site):
     ]
     # The first round probed at every batch: 3, 2 and 2 of them.
     assert report["affinity"]["counts"] == [[7] * 3] * 3
-    whole = manifests.read_folder(site.bundle)
+    whole = bundle_folder.read_folder(site.bundle)
     for name, data in models.items():
         assert np.isfinite(unpack(whole.group(name.split("+"), whole.weights).table, data)).all()
     assert (site.state / "report" / "report.html").stat().st_size > 1000
@@ -140,7 +140,7 @@ def test_federation_of_one_is_local_training_bit_for_bit(site):
     settings = ["--epochs", 4, "--batch", 4, "--lr", 0.05, "--seed", 7, "--threads", 1, "--out", local]
     subprocess.run([*map(str, command), *map(str, settings)], check=True, stdout=subprocess.DEVNULL)
     assert local.read_bytes() == merged
-    assert merged != (site.bundle / manifests.WEIGHTS).read_bytes()
+    assert merged != (site.bundle / bundle_folder.WEIGHTS).read_bytes()
 
 
 def test_federation_does_not_depend_on_who_is_first(make_site):

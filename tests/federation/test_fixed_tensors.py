@@ -8,7 +8,7 @@ pytest.importorskip("jwt")
 pytest.importorskip("torch")
 pytest.importorskip("onnx")
 
-from edge_runtime.wire import manifest as wire
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.tensors import unpack
 from export.__main__ import main as export
@@ -56,7 +56,7 @@ def test_frozen_backbone_is_sent_once_and_is_in_no_update(case, site, tmp_path):
     path.write_text(textwrap.dedent(MODEL.replace("ADAPTED", ADAPTED[case])))
     site.bundle = tmp_path / "bundle"
     assert export(["compile", f"{path}:build", "--out", str(site.bundle)]) == 0
-    manifest = wire.read_folder(site.bundle)
+    manifest = bundle_folder.read_folder(site.bundle)
     fixed = manifest.fixed["encoder"]
     weights_bytes = 4 * manifest.table.size
     assert fixed.file.size_bytes > 50 * weights_bytes

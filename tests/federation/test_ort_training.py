@@ -17,7 +17,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 pytest.importorskip("torch")
 
-from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.tensors import unpack
 
 ROOT = Path(__file__).parents[2]
@@ -90,7 +90,7 @@ def differences(bundle, one, other):
     assert [x["group"] for x, _ in pairs] == [y["group"] for _, y in pairs]
     losses = [(x["train_loss"][task], y["train_loss"][task]) for x, y in pairs for task in x["train_loss"]]
     found["training loss"] = max(abs(x / y - 1) for x, y in losses)
-    whole = manifests.read_folder(bundle)
+    whole = bundle_folder.read_folder(bundle)
     worst = []
     for group in a["split"]["groups"]:
         table = whole.group(tuple(group), whole.weights).table

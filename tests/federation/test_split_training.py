@@ -18,7 +18,7 @@ pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import split_learning as exchange
 from edge_runtime.wire.fragments import Assembler, to_fragments
 from edge_runtime.wire.link import Connected, Delivery
@@ -122,9 +122,9 @@ def test_weights_are_those_of_devices_that_have_the_encoder(make_site, bundle):
     here, there = make_site("device"), make_site("host")
     models = [course(here, bundle, NAMES), course(there, bundle, NAMES, "--split-learning-encoder", "server")]
     assert models[0] == models[1]
-    table = manifests.read_folder(bundle).table
+    table = bundle_folder.read_folder(bundle).table
     ((_, data),) = models[1].items()
-    assert not np.array_equal(unpack(table, data), unpack(table, (bundle / manifests.WEIGHTS).read_bytes()))
+    assert not np.array_equal(unpack(table, data), unpack(table, (bundle / bundle_folder.WEIGHTS).read_bytes()))
     reports = [site.report() for site in (here, there)]
     assert reports[0]["test_loss"] == reports[1]["test_loss"]
     up = [sum(row["bytes_up"] for row in report["rounds"]) for report in reports]
@@ -241,7 +241,7 @@ def test_processes_cut_off_at_random_moments_end_as_if_they_had_not_been(make_si
     assert {"host", server, *devices} <= set(hit), "the federation ended too early to be disturbed"
     assert site.ends(server, *devices) == expected
     ((_, data),) = expected.items()
-    table, began = manifests.read_folder(bundle).table, (bundle / manifests.WEIGHTS).read_bytes()
+    table, began = bundle_folder.read_folder(bundle).table, (bundle / bundle_folder.WEIGHTS).read_bytes()
     changed = {part: (unpack(table, data)[at] != unpack(table, began)[at]).any() for part, at in table.parts.items()}
     assert changed == {part: part != "stem" for part in table.parts}  # stems are the devices' own
     assert site.report()["test_loss"] == calm.report()["test_loss"]
@@ -312,7 +312,7 @@ def test_a_device_that_says_nonsense_or_stops_in_mid_batch_does_not_keep_the_oth
     site.until(server, "c has joined")
     devices = [site.device(name) for name in "ab"]
     number = impostor.plan().round
-    layout = exchange.MessageLayout.of(manifests.read_folder(bundle), 4)
+    layout = exchange.MessageLayout.of(bundle_folder.read_folder(bundle), 4)
     header = partial(exchange.SplitHeader, round=number)
     e = np.zeros((2, *layout.embedding), np.float32)
     impostor.link.publish(impostor.topics.up("c"), b"no piece")  # counted, and not answered

@@ -40,7 +40,7 @@ if how == "hangs":
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
     Path({how!r} + ".child").write_text(str(child.pid))
     time.sleep(600)
-whole = manifests.read_folder(bundle)
+whole = bundle_folder.read_folder(bundle)
 made = dict(whole.ort_training.groups)
 for group in groups.split(";")[: 1 if how == "lacks" else None]:
     name = "+".join(group.split(","))
@@ -48,12 +48,12 @@ for group in groups.split(";")[: 1 if how == "lacks" else None]:
     for kind in ("training_model.onnx", "eval_model.onnx", "optimizer_model.onnx", "checkpoint"):
         data = f"{{kind}} of {{name}}".encode()
         files[kind.removesuffix(".onnx")] = manifests.File(digest=describe(data).digest, size_bytes=len(data))
-        write_atomic(manifests.artifact_path(out, name, kind), b"broken" if how == "broken" else data)
+        write_atomic(bundle_folder.artifact_path(out, name, kind), b"broken" if how == "broken" else data)
     made[name] = manifests.Artifacts(**files, max_relative_error=1e-4)
 if how == "other":
     whole = msgspec.structs.replace(whole, name="other")
 replaced = msgspec.structs.replace(whole.ort_training, groups=made)
-write_atomic(out / manifests.MANIFEST, manifests.encode(msgspec.structs.replace(whole, ort_training=replaced)))
+write_atomic(out / bundle_folder.MANIFEST, manifests.encode(msgspec.structs.replace(whole, ort_training=replaced)))
 """
 
 

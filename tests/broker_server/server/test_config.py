@@ -8,8 +8,9 @@ from broker_server.aggregation.server_optimizer import ServerOptimizer
 from broker_server.grouping.search import SplitImpossible
 from broker_server.server.config import SETTINGS, ServerConfig, read
 from devices.cli.settings import COMMAND_LINE, DEFAULT, ConfigInvalid
+from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.compression import Updates
-from edge_runtime.wire.manifest import Array, read_folder
+from edge_runtime.wire.manifest import Array
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 

@@ -16,7 +16,8 @@ from broker_server.simulation.run_cache import GroupRuns, RunCache
 from broker_server.simulation.summary import Summary
 from broker_server.simulation.timeline import Timeline
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.manifest import decode, read_folder
+from edge_runtime.wire.bundle_folder import read_folder
+from edge_runtime.wire.manifest import decode
 from edge_runtime.wire.messages import Affinity
 from edge_runtime.wire.tensors import pack, unpack
 

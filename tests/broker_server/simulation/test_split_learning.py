@@ -9,7 +9,7 @@ from broker_server.simulation.split_learning import as_sent
 from broker_server.simulation.worker import DeviceTask, TaskRefused, perform
 from edge_runtime.agent.work import DownloadedPlan
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.manifest import read_folder
+from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.messages import SplitLearning
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"

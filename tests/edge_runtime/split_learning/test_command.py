@@ -12,6 +12,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.tensors import pack  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
@@ -40,7 +41,7 @@ def bundle(tmp_path_factory):
     compiled = compile_model(vit.make(("depth", "normals"), width=8, heads=1, depth=1, size=16, patch=4), stages=1)
     none = wire.Parity(max_relative_error=0.0, worst="", compared=0)
     manifest = describe(compiled, "vit", none)
-    wire.write_folder(folder, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
+    bundle_folder.write_folder(folder, manifest, pack(compiled.table, compiled.weights), compiled.graphs)
     return folder
 
 
@@ -120,9 +121,9 @@ def test_general_ends_with_its_input_and_says_what_it_cannot_use(bundle):
 @pytest.mark.process
 def test_batch_that_a_loss_compares_is_not_cut(bundle, tmp_path):
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
-    manifest = wire.read_folder(copy)
+    manifest = bundle_folder.read_folder(copy)
     tasks = tuple(msgspec.structs.replace(task, whole_batch=True) for task in manifest.tasks)
-    (copy / wire.MANIFEST).write_bytes(wire.encode(msgspec.structs.replace(manifest, tasks=tasks)))
+    (copy / bundle_folder.MANIFEST).write_bytes(wire.encode(msgspec.structs.replace(manifest, tasks=tasks)))
     done = command("split-train", "--bundle", copy, "--data", TINY / "data", "--micro-batch", 2)
     assert (done.returncode, done.stdout) == (2, "")
     assert "--micro-batch: a loss of the bundle compares the samples of a batch" in done.stderr
@@ -131,7 +132,7 @@ def test_batch_that_a_loss_compares_is_not_cut(bundle, tmp_path):
 @pytest.mark.process
 def test_damaged_weights_are_named(bundle, tmp_path):
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
-    path = copy / wire.WEIGHTS
+    path = copy / bundle_folder.WEIGHTS
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)

@@ -16,6 +16,7 @@ from edge_runtime.training.engine import Engine, EngineError  # noqa: E402
 from edge_runtime.training.model import GraphCache, Model  # noqa: E402
 from edge_runtime.training.optimizer import make_optimizer  # noqa: E402
 from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
+from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.split_learning import MessageLayout, SplitHeader, SplitMessage, decode, encode  # noqa: E402
 from edge_runtime.wire.tensors import pack, transfer  # noqa: E402
@@ -36,12 +37,12 @@ class Bundle:
         model.encoder.norm = torch.nn.Sequential(torch.nn.LayerNorm(16), torch.nn.Dropout(0.1))
         compiled = compile_model(model, stages=2)
         none = wire.Parity(max_relative_error=0.0, worst="", compared=0)
-        wire.write_folder(
+        bundle_folder.write_folder(
             folder, describe(compiled, "vit", none), pack(compiled.table, compiled.weights), compiled.graphs
         )
-        self.manifest = wire.read_folder(folder)
+        self.manifest = bundle_folder.read_folder(folder)
         self.weights = compiled.weights
-        self.graph = GraphCache(Engine()).of(self.manifest, lambda name, _: wire.graph_path(folder, name))
+        self.graph = GraphCache(Engine()).of(self.manifest, lambda name, _: bundle_folder.graph_path(folder, name))
         self.local = self.manifest.local()
         random = np.random.default_rng(0)
         self.split = Split(

@@ -79,10 +79,10 @@ def test_optimizer_leaves_what_is_not_trained(optimizer):
 def test_frozen_stage_is_not_trained_and_the_rest_is(tiny):
     from edge_runtime.training.engine import Engine
     from edge_runtime.training.model import GraphCache, Model
-    from edge_runtime.wire import manifest as manifests
+    from edge_runtime.wire import bundle_folder
 
     def trained(frozen):
-        graphs = GraphCache(Engine()).of(tiny.manifest, lambda name, _: manifests.graph_path(tiny.folder, name))
+        graphs = GraphCache(Engine()).of(tiny.manifest, lambda name, _: bundle_folder.graph_path(tiny.folder, name))
         model = Model(tiny.manifest, graphs, tiny.weights, frozen=frozen)
         Trainer(model, tiny.dataset.train).train(tiny.change(epochs=1, batch=10), np.zeros_like(model.gradient))
         return model.table.views(model.weights)
@@ -102,10 +102,10 @@ def test_frozen_stage_is_not_trained_and_the_rest_is(tiny):
 def test_encoder_that_is_frozen_whole_is_not_probed(tiny):
     from edge_runtime.training.engine import Engine
     from edge_runtime.training.model import GraphCache, Model
-    from edge_runtime.wire import manifest as manifests
+    from edge_runtime.wire import bundle_folder
 
     def affinity(frozen):
-        graphs = GraphCache(Engine()).of(tiny.manifest, lambda name, _: manifests.graph_path(tiny.folder, name))
+        graphs = GraphCache(Engine()).of(tiny.manifest, lambda name, _: bundle_folder.graph_path(tiny.folder, name))
         model = Model(tiny.manifest, graphs, tiny.weights, frozen=frozen)
         settings = tiny.change(epochs=1, batch=5, probe_every=1)
         trained = Trainer(model, tiny.dataset.train).train(settings, np.zeros_like(model.gradient))

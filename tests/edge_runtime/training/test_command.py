@@ -13,6 +13,7 @@ import pytest
 from edge_runtime.training.command import add_train_arguments
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.trainer import Trainer
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
 from edge_runtime.wire.tensors import unpack
@@ -216,7 +217,7 @@ def test_train_with_an_altered_graph(tiny, bundle_copy):
 
 @pytest.mark.process
 def test_train_with_a_bundle_of_a_newer_exporter(tiny, bundle_copy):
-    path = bundle_copy / manifests.MANIFEST
+    path = bundle_copy / bundle_folder.MANIFEST
     newer = json.loads(path.read_text()) | {"format": 1000, "more": "than is known"}
     path.write_text(json.dumps(newer))
     said = sentence(train(tiny, bundle=bundle_copy), 3)
@@ -226,12 +227,12 @@ def test_train_with_a_bundle_of_a_newer_exporter(tiny, bundle_copy):
 
 @pytest.mark.process
 def test_train_with_a_graph_that_no_bundle_may_have(bundle_copy, tiny):
-    path = manifests.graph_path(bundle_copy, "encoder.0.forward")
+    path = bundle_folder.graph_path(bundle_copy, "encoder.0.forward")
     data = path.read_bytes().replace(b"Conv", b"Loop")
     path.write_bytes(data)
     file = manifests.File(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
     changed = msgspec.structs.replace(tiny.manifest, graphs=tiny.manifest.graphs | {"encoder.0.forward": file})
-    (bundle_copy / manifests.MANIFEST).write_bytes(manifests.encode(changed))
+    (bundle_copy / bundle_folder.MANIFEST).write_bytes(manifests.encode(changed))
     assert "graph encoder.0.forward is refused: operator 'Loop'" in sentence(train(tiny, bundle=bundle_copy), 3)
 
 
@@ -268,7 +269,7 @@ def measured_bundle(tiny, bundle_copy):
         for file in tiny.manifest.graphs.values()
     }
     manifest = msgspec.structs.replace(tiny.manifest, footprint=Footprint(graphs=taken))
-    (bundle_copy / manifests.MANIFEST).write_bytes(manifests.encode(manifest))
+    (bundle_copy / bundle_folder.MANIFEST).write_bytes(manifests.encode(manifest))
     return bundle_copy
 
 

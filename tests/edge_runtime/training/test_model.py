@@ -4,7 +4,7 @@ import pytest
 from edge_runtime.training.engine import Engine, EngineError
 from edge_runtime.training.model import GraphCache, Labelled, Model
 from edge_runtime.training.trainer import load
-from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid
 
 
@@ -92,7 +92,7 @@ class Counting:
 def test_graph_cache_loads_a_graph_once_for_all_groups_and_drops_unused_ones(tiny):
     engine = Counting()
     cache = GraphCache(engine)
-    locate = lambda name, _: manifests.graph_path(tiny.folder, name)  # noqa: E731
+    locate = lambda name, _: bundle_folder.graph_path(tiny.folder, name)  # noqa: E731
     whole = cache.of(tiny.manifest, locate)
     assert engine.loaded == []
     assert whole("encoder.0.forward") is whole("encoder.0.forward")
@@ -105,12 +105,12 @@ def test_graph_cache_loads_a_graph_once_for_all_groups_and_drops_unused_ones(tin
 
 
 def test_graph_cache_loads_nothing_of_a_bundle_with_a_graph_that_none_may_have(tiny, bundle_copy):
-    path = manifests.graph_path(bundle_copy, "encoder.0.backward")
+    path = bundle_folder.graph_path(bundle_copy, "encoder.0.backward")
     path.write_bytes(path.read_bytes().replace(b"Conv", b"Loop"))
     engine = Counting()
     cache = GraphCache(engine)
     with pytest.raises(BundleInvalid, match=r"graph encoder.0.backward is refused: operator 'Loop'"):
-        cache.of(tiny.manifest, lambda name, _: manifests.graph_path(bundle_copy, name))
+        cache.of(tiny.manifest, lambda name, _: bundle_folder.graph_path(bundle_copy, name))
     assert engine.loaded == []
 
 

@@ -6,13 +6,21 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from edge_runtime.wire.bundle_folder import (
+    FORWARD,
+    ORT_TRAINING,
+    artifact_path,
+    check_file,
+    graph_path,
+    read_fixed,
+    read_folder,
+    write_folder,
+)
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.manifest import (
     FORMAT,
-    FORWARD,
     MAX_MANIFEST_BYTES,
-    ORT_TRAINING,
     Array,
     Artifacts,
     File,
@@ -23,18 +31,12 @@ from edge_runtime.wire.manifest import (
     Parity,
     Stage,
     Task,
-    artifact_path,
-    check_file,
     decode,
     encode,
     graph_names,
-    graph_path,
     input_of,
     is_input,
-    read_fixed,
-    read_folder,
     value_of,
-    write_folder,
 )
 from edge_runtime.wire.tensors import TensorTable, pack
 

@@ -10,7 +10,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 
-from edge_runtime.wire import manifest as wire  # noqa: E402
+from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire.budget import MARGIN, MemoryPlan, Workload, predict  # noqa: E402
 from export.__main__ import main  # noqa: E402
 
@@ -74,7 +74,7 @@ def measured(bundle, plan, arena_bytes):
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_prediction_agrees_with_the_peak_of_a_training_process(bundle, keep):
-    manifest = wire.read_folder(bundle)
+    manifest = bundle_folder.read_folder(bundle)
 
     def both(batch):
         plan = MemoryPlan(micro_batch=batch, saved=(keep,) * len(manifest.stages))
@@ -93,7 +93,7 @@ def test_prediction_agrees_with_the_peak_of_a_training_process(bundle, keep):
 
 
 def test_footprint_knows_every_graph_and_what_kept_stages_hold(bundle):
-    manifest = wire.read_folder(bundle)
+    manifest = bundle_folder.read_folder(bundle)
     graphs = manifest.footprint.graphs
     assert graphs.keys() == {file.digest for file in manifest.graphs.values()}
     for k in range(len(manifest.stages)):

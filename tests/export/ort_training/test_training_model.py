@@ -17,6 +17,7 @@ onnx = pytest.importorskip("onnx")
 
 from torch import nn  # noqa: E402
 
+from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.errors import BundleInvalid  # noqa: E402
 from edge_runtime.wire.operators import ORT_TRAINING as OPERATORS  # noqa: E402
@@ -197,16 +198,16 @@ def test_bundle_with_artifacts_trains_alike_on_both_engines(tmp_path, tiny_sourc
     done = command("-m", "export", "split", bundle, "--groups", "normals,depth;segmentation")
     assert done.returncode == 0, done.stderr
     assert "depth+normals, segmentation" in done.stdout
-    manifest = wire.read_folder(bundle)
+    manifest = bundle_folder.read_folder(bundle)
     assert list(manifest.ort_training.groups) == ["depth+normals", "depth+normals+segmentation", "segmentation"]
     before, out = wire.encode(manifest), tmp_path / "out"
     words = ("--groups", "depth", "--out", out, "--ort-training-python", PYTHON)
     done = command("-m", "export", "split", bundle, *words, python=PYTHON)  # as a server does
     assert done.returncode == 0, done.stderr
-    assert (bundle / wire.MANIFEST).read_bytes() == before
-    apart = wire.decode((out / wire.MANIFEST).read_bytes()).ort_training.groups["depth"]
+    assert (bundle / bundle_folder.MANIFEST).read_bytes() == before
+    apart = wire.decode((out / bundle_folder.MANIFEST).read_bytes()).ort_training.groups["depth"]
     for name, file in apart.files.items():
-        wire.check_file(wire.artifact_path(out, "depth", name), file)
+        bundle_folder.check_file(bundle_folder.artifact_path(out, "depth", name), file)
     options = ("--epochs", 2, "--batch", 4, "--lr", 0.02, "--seed", 3, "--bundle", bundle, "--data", data)
     for tasks in ("depth,normals,segmentation", "depth,normals"):
         table = manifest.group(tuple(tasks.split(",")), manifest.weights).table
@@ -223,9 +224,9 @@ def test_bundle_with_artifacts_trains_alike_on_both_engines(tmp_path, tiny_sourc
     )
     assert done.returncode == 3
     assert "the bundle has no ONNX Runtime training artifacts for depth" in done.stderr
-    (wire.artifact_path(bundle, "segmentation", "checkpoint")).write_bytes(b"other")
+    (bundle_folder.artifact_path(bundle, "segmentation", "checkpoint")).write_bytes(b"other")
     with pytest.raises(BundleInvalid, match="checkpoint is not the file"):
-        wire.read_folder(bundle)
+        bundle_folder.read_folder(bundle)
 
 
 @needs_environment
@@ -236,12 +237,12 @@ def test_running_statistics_dropout_and_several_representations_train_alike_on_b
     assert done.returncode == 0, done.stderr
     done = command("-m", "export", "split", bundle, "--groups", "normals")
     assert done.returncode == 0, done.stderr
-    manifest = wire.read_folder(bundle)
+    manifest = bundle_folder.read_folder(bundle)
     assert all(each.max_relative_error < 2e-4 for each in manifest.ort_training.groups.values())
     options = ("--epochs", 2, "--batch", 4, "--lr", 0.02, "--seed", 3, "--bundle", bundle, "--data", data)
     for tasks in ("depth,normals,segmentation", "normals"):
         table = manifest.group(tuple(tasks.split(",")), manifest.weights).table
-        start = transfer(manifest.table, unpack(manifest.table, (bundle / wire.WEIGHTS).read_bytes()), table)
+        start = transfer(manifest.table, unpack(manifest.table, (bundle / bundle_folder.WEIGHTS).read_bytes()), table)
         weights = {}
         for engine, python in (("portable", sys.executable), ("ort_training", PYTHON)):
             out = tmp_path / f"{engine}.safetensors"
@@ -362,7 +363,7 @@ def test_operator_without_a_gradient_is_named_with_its_module(tmp_path):
     done = command("-m", "export", "compile", f"{source}:build", "--out", tmp_path / "a", "--ort-training", "auto")
     assert done.returncode == 0, done.stderr
     assert sentence in done.stderr
-    assert wire.read_folder(tmp_path / "a").ort_training is None
+    assert bundle_folder.read_folder(tmp_path / "a").ort_training is None
     done = command("-m", "export", "compile", f"{source}:build", "--out", tmp_path / "b", "--ort-training", "require")
     assert done.returncode == 3
     assert sentence in done.stderr
@@ -403,7 +404,7 @@ def test_environment_without_onnxruntime_training_is_said(make):
 
 
 def test_groups_are_read_in_the_order_of_names_and_unknown_tasks_refused():
-    manifest = wire.read_folder(ROOT / "tests" / "fixtures" / "bundle")
+    manifest = bundle_folder.read_folder(ROOT / "tests" / "fixtures" / "bundle")
     assert parse_groups("normals, depth;segmentation;depth,normals", manifest) == [
         ("depth", "normals"),
         ("segmentation",),
@@ -414,13 +415,13 @@ def test_groups_are_read_in_the_order_of_names_and_unknown_tasks_refused():
 
 def test_split_of_a_bundle_with_a_graph_that_none_may_have_is_refused(tmp_path):
     bundle = Path(shutil.copytree(ROOT / "tests" / "fixtures" / "bundle", tmp_path / "bundle"))
-    path = wire.graph_path(bundle, "encoder.0.backward")
+    path = bundle_folder.graph_path(bundle, "encoder.0.backward")
     data = path.read_bytes().replace(b"Conv", b"Loop")
     path.write_bytes(data)
     file = wire.File(digest=hashlib.sha256(data).hexdigest(), size_bytes=len(data))
-    manifest = wire.decode((bundle / wire.MANIFEST).read_bytes())
+    manifest = wire.decode((bundle / bundle_folder.MANIFEST).read_bytes())
     changed = msgspec.structs.replace(manifest, graphs=manifest.graphs | {"encoder.0.backward": file})
-    (bundle / wire.MANIFEST).write_bytes(wire.encode(changed))
+    (bundle / bundle_folder.MANIFEST).write_bytes(wire.encode(changed))
     done = command(
         "-m", "export", "split", bundle, "--groups", "depth,normals", "--ort-training-python", sys.executable
     )
