@@ -23,7 +23,8 @@ from broker_server.simulation.experiment import Experiment, data_sets, read_expe
 from devices.cli.settings import put
 from edge_runtime.datasets.dataset import Dataset, Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine
-from edge_runtime.training.model import GraphCache, Model
+from edge_runtime.training.graph_cache import GraphCache
+from edge_runtime.training.model import Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.wire.bundle_folder import WEIGHTS, graph_path, read_folder

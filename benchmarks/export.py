@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.measure import ROOT, WORK, alternate, bundle, ratios, spread, write, write_section
-from edge_runtime.datasets.dataset import write_split
+from edge_runtime.datasets.dataset_writer import write_split
 from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.manifest import Array, Manifest
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from edge_runtime.datasets.dataset import Split
 from edge_runtime.training.engine import ARENA_BYTES, Engine
-from edge_runtime.training.model import GraphCache, Model
+from edge_runtime.training.graph_cache import GraphCache
+from edge_runtime.training.model import Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.trainer import Trainer

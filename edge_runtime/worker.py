@@ -32,9 +32,10 @@ from edge_runtime.training.available_memory import default_budget
 from edge_runtime.training.checkpoint import Checkpoint, CheckpointHeader, key_of
 from edge_runtime.training.encoder import EncoderBackend
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version, is_training_build
+from edge_runtime.training.graph_cache import GraphCache
 from edge_runtime.training.local_stem import LocalStem
 from edge_runtime.training.memory_plan import EVALUATION_BATCH, PlannedMemory, plan_memory
-from edge_runtime.training.model import GraphCache, Model, TrainingStep
+from edge_runtime.training.model import Model, TrainingStep
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrainingUnavailable, check_installed
 from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes

@@ -20,7 +20,8 @@ from broker_server.strategies.settings import Grouping
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.encoder import Representation
 from edge_runtime.training.engine import Engine
-from edge_runtime.training.model import GraphCache, Model, OnTaskGradient
+from edge_runtime.training.graph_cache import GraphCache
+from edge_runtime.training.model import Model, OnTaskGradient
 from edge_runtime.training.optimizer import Sgd
 from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.schedule import batches, learning_rate, order

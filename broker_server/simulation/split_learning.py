@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 
 from edge_runtime.split_learning.pipe_server import load_state, open_round, read_weights
-from edge_runtime.training.model import GraphCache
+from edge_runtime.training.graph_cache import GraphCache
 from edge_runtime.wire.bundle_folder import graph_path, read_folder
 from edge_runtime.wire.encoder_pipe import EncoderRound
 from edge_runtime.wire.fragments import fragmented_bytes

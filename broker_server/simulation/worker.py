@@ -19,7 +19,9 @@ from edge_runtime.agent.work import DownloadedPlan, EvaluationResult, TrainResul
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.encoder import Inputs, Representation, batch_size
 from edge_runtime.training.engine import ARENA_BYTES, Engine
-from edge_runtime.training.model import GraphCache, Model, Targets, named
+from edge_runtime.training.graph_arrays import named
+from edge_runtime.training.graph_cache import GraphCache
+from edge_runtime.training.model import Model, Targets
 from edge_runtime.training.probe import Probe
 from edge_runtime.training.stem import Stem
 from edge_runtime.training.task_metrics import TaskMetrics

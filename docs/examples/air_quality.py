@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from edge_runtime.datasets.dataset import Description, write_description
+from edge_runtime.datasets.dataset import Description
+from edge_runtime.datasets.dataset_writer import write_description
 from export.losses import l1
 from export.model import MultiTaskModel
 

@@ -17,15 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from devices.cli.run import UsageError
-from edge_runtime.datasets.dataset import (
-    SPLITS,
-    DatasetInvalid,
-    Description,
-    SplitName,
-    SplitWriter,
-    remove_split,
-    write_description,
-)
+from edge_runtime.datasets.dataset import SPLITS, DatasetInvalid, Description, SplitName
+from edge_runtime.datasets.dataset_writer import SplitWriter, remove_split, write_description
 from edge_runtime.datasets.partition import Fractions, draw_corners, regions, split_keys
 from edge_runtime.datasets.resample import resample, unit_length
 from edge_runtime.datasets.taskonomy import TASKS, View, find_views, read_view

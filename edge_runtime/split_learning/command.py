@@ -33,8 +33,9 @@ from edge_runtime.training.command import (
     timed_training,
 )
 from edge_runtime.training.engine import Engine, engine_version
+from edge_runtime.training.graph_cache import GraphCache
 from edge_runtime.training.kept_weights import KeptWeights
-from edge_runtime.training.model import GraphCache, Model
+from edge_runtime.training.model import Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.training.trainer import Trainer

@@ -17,7 +17,7 @@ import safetensors
 
 from edge_runtime.split_learning.replica import EncoderReplica
 from edge_runtime.split_learning.server import EncoderServer
-from edge_runtime.training.model import Graphs
+from edge_runtime.training.graph_cache import Graphs
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.wire.encoder_pipe import (

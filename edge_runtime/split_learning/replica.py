@@ -11,7 +11,8 @@ import numpy as np
 from edge_runtime.split_learning.session import Arrays
 from edge_runtime.training.encoder import Inputs, LocalEncoder, Pass
 from edge_runtime.training.gradient import add_proximal, clip
-from edge_runtime.training.model import Graphs, named
+from edge_runtime.training.graph_arrays import named
+from edge_runtime.training.graph_cache import Graphs
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Training

@@ -21,7 +21,7 @@ from edge_runtime.split_learning.session import (
     SaveState,
 )
 from edge_runtime.training.engine import EngineError
-from edge_runtime.training.model import Graphs
+from edge_runtime.training.graph_cache import Graphs
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Precision, Training

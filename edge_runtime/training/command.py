@@ -23,9 +23,10 @@ from devices.cli.values import size
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split, convert
 from edge_runtime.datasets.fit import check_fits
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version
+from edge_runtime.training.graph_cache import GraphCache
 from edge_runtime.training.kept_weights import KeptWeights
 from edge_runtime.training.memory_plan import EVALUATION_BATCH, PlannedMemory, plan_memory
-from edge_runtime.training.model import GraphCache, Model
+from edge_runtime.training.model import Model
 from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrainingUnavailable
 from edge_runtime.training.process_memory import peak_rss_bytes, rss_bytes

@@ -9,19 +9,17 @@ state is copied. Fixed tensors are read where their files are mapped, and are in
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.training.encoder import Array, Batch, EncoderBackend, Inputs, LocalEncoder, Pass, Representation
-from edge_runtime.training.engine import Engine, Graph
+from edge_runtime.training.graph_arrays import named, numbered
+from edge_runtime.training.graph_cache import Graphs
 from edge_runtime.training.stem import Stem
-from edge_runtime.wire.bundle_folder import read_fixed
-from edge_runtime.wire.manifest import FIXED, Manifest
-from edge_runtime.wire.operators import check_graph_file
-from edge_runtime.wire.tensors import STATE, TensorTable, Vector, part_of
+from edge_runtime.wire.manifest import Manifest
+from edge_runtime.wire.tensors import STATE, TensorTable, Vector
 
 Weights = NDArray[np.float64]
 """The weight of each task's loss, (T,)."""
@@ -62,19 +60,6 @@ class TrainingStep(Protocol):
 
         `seeds` are by part; loss weights (T,) are 1 by default.
         """
-
-
-class Graphs(Protocol):
-    """A manifest's graphs by name, loaded when they are called for, and its fixed tensors."""
-
-    @property
-    def fixed(self) -> Mapping[str, Inputs]:
-        """Fixed tensors by part, under their names in the graphs."""
-        ...
-
-    def __call__(self, name: str) -> Graph:
-        """Return a loaded graph. Raises EngineError."""
-        ...
 
 
 class Model:
@@ -371,71 +356,3 @@ def _ranges(table: TensorTable, left_out: Collection[str]) -> tuple[slice, ...]:
         else:
             ranges.append(slice(tensor.offset, end))
     return tuple(ranges)
-
-
-def numbered(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
-    """Return the arrays of a representation under their names in the graphs."""
-    return {f"{name}.{i}": array for i, array in enumerate(arrays)}
-
-
-def named(table: TensorTable, vector: Vector, kind: str) -> dict[str, dict[str, Array]]:
-    """Return views of a vector by part, under their names in the graphs; a part's state is with the part."""
-    named: dict[str, dict[str, Array]] = {}
-    for name, view in table.views(vector).items():
-        part = part_of(name)
-        owner = part.removeprefix(STATE)
-        prefix = kind if owner == part else STATE.rstrip(".")
-        named.setdefault(owner, {})[f"{prefix}.{name.removeprefix(f'{part}.')}"] = view
-    return named
-
-
-class GraphCache:
-    """Loaded graphs by the digest of their file, so that rounds and groups that share a graph load it once.
-
-    All graphs of a manifest are checked before any is loaded, and so are its fixed tensors.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._graphs: dict[str, Graph] = {}
-        self._checked: set[str] = set()
-        self._fixed: dict[str, Vector] = {}
-
-    def of(self, manifest: Manifest, locate: Callable[[str, str], Path]) -> Graphs:
-        """Return a manifest's graphs and fixed tensors.
-
-        `locate` returns the file of a name, of `manifest.files`, and a digest. What other manifests have is unloaded.
-        Raises BundleInvalid, and the graphs when they are called for EngineError.
-        """
-        digests = {name: file.digest for name, file in manifest.files.items()}
-        for name in manifest.graphs:
-            if digests[name] not in self._checked:
-                check_graph_file(locate(name, digests[name]), name)
-                self._checked.add(digests[name])
-        self._checked.intersection_update(digests.values())
-        self._graphs = {digest: graph for digest, graph in self._graphs.items() if digest in digests.values()}
-        vectors = {digest: vector for digest, vector in self._fixed.items() if digest in digests.values()}
-        fixed: dict[str, Inputs] = {}
-        for part, tensors in manifest.fixed.items():
-            digest = tensors.file.digest
-            if digest not in vectors:
-                vectors[digest] = read_fixed(locate(f"{FIXED}.{part}", digest), tensors)
-            fixed |= named(tensors.table, vectors[digest], "param")
-        self._fixed = vectors
-
-        def load(name: str) -> Graph:
-            digest = digests[name]
-            if digest not in self._graphs:
-                self._graphs[digest] = self._engine.load(locate(name, digest))
-            return self._graphs[digest]
-
-        return _Loaded(load, fixed)
-
-
-class _Loaded:
-    def __init__(self, load: Callable[[str], Graph], fixed: Mapping[str, Inputs]) -> None:
-        self._load = load
-        self.fixed = fixed
-
-    def __call__(self, name: str) -> Graph:
-        return self._load(name)

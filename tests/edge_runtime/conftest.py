@@ -11,7 +11,8 @@ import samples
 from edge_runtime.agent.work import DownloadedPlan
 from edge_runtime.datasets.dataset import Dataset
 from edge_runtime.training.engine import Engine
-from edge_runtime.training.model import GraphCache, Model
+from edge_runtime.training.graph_cache import GraphCache
+from edge_runtime.training.model import Model
 from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.tensors import transfer, unpack

@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 from edge_runtime.__main__ import main as edge_runtime  # noqa: E402
-from edge_runtime.datasets.dataset import Dataset, Description, write_description  # noqa: E402
+from edge_runtime.datasets.dataset import Dataset, Description  # noqa: E402
+from edge_runtime.datasets.dataset_writer import write_description  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.tensors import unpack  # noqa: E402

@@ -12,8 +12,9 @@ from torch import nn  # noqa: E402
 
 from broker_server.simulation.worker import measure_stem  # noqa: E402
 from edge_runtime.training.engine import Engine  # noqa: E402
+from edge_runtime.training.graph_cache import GraphCache  # noqa: E402
 from edge_runtime.training.local_stem import LocalStem  # noqa: E402
-from edge_runtime.training.model import GraphCache, Model  # noqa: E402
+from edge_runtime.training.model import Model  # noqa: E402
 from edge_runtime.training.optimizer import AdamW, Sgd  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402

@@ -11,7 +11,8 @@ from torch import nn  # noqa: E402
 from edge_runtime.datasets.dataset import Split  # noqa: E402
 from edge_runtime.datasets.fit import check_fits  # noqa: E402
 from edge_runtime.training.engine import Engine  # noqa: E402
-from edge_runtime.training.model import GraphCache, Model  # noqa: E402
+from edge_runtime.training.graph_cache import GraphCache  # noqa: E402
+from edge_runtime.training.model import Model  # noqa: E402
 from edge_runtime.training.schedule import batches, order  # noqa: E402
 from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
 from edge_runtime.wire.manifest import Parity  # noqa: E402

@@ -9,7 +9,8 @@ onnx = pytest.importorskip("onnx")
 from torch import nn  # noqa: E402
 
 from edge_runtime.training.engine import Engine  # noqa: E402
-from edge_runtime.training.model import GraphCache, Model  # noqa: E402
+from edge_runtime.training.graph_cache import GraphCache  # noqa: E402
+from edge_runtime.training.model import Model  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
 from edge_runtime.wire.manifest import Input, Parity  # noqa: E402

@@ -8,7 +8,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from edge_runtime.training.engine import Engine  # noqa: E402
-from edge_runtime.training.model import GraphCache, Model  # noqa: E402
+from edge_runtime.training.graph_cache import GraphCache  # noqa: E402
+from edge_runtime.training.model import Model  # noqa: E402
 from edge_runtime.training.optimizer import Sgd  # noqa: E402
 from edge_runtime.training.probe import Probe  # noqa: E402
 from edge_runtime.wire.manifest import Parity  # noqa: E402

@@ -7,7 +7,8 @@ onnx = pytest.importorskip("onnx")
 from torch import nn  # noqa: E402
 
 from edge_runtime.training.engine import Engine  # noqa: E402
-from edge_runtime.training.model import GraphCache, Model  # noqa: E402
+from edge_runtime.training.graph_cache import GraphCache  # noqa: E402
+from edge_runtime.training.model import Model  # noqa: E402
 from edge_runtime.wire.manifest import Parity  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.losses import l1  # noqa: E402

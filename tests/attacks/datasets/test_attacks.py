@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, write_split
+from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
+from edge_runtime.datasets.dataset_writer import write_split
 
 HERE = Path(__file__).parent
 ARRAYS = sorted((HERE / "arrays").glob("*.npy"))

@@ -3,7 +3,8 @@ import pytest
 
 from broker_server.simulation.labels import with_labels
 from devices.cli.settings import ConfigInvalid
-from edge_runtime.datasets.dataset import Dataset, Description, write_description, write_split
+from edge_runtime.datasets.dataset import Dataset, Description
+from edge_runtime.datasets.dataset_writer import write_description, write_split
 
 
 @pytest.fixture

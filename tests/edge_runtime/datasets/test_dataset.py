@@ -9,13 +9,10 @@ from edge_runtime.datasets.dataset import (
     Dataset,
     DatasetInvalid,
     Description,
-    SplitWriter,
     convert,
     input_names,
-    remove_split,
-    write_description,
-    write_split,
 )
+from edge_runtime.datasets.dataset_writer import SplitWriter, remove_split, write_description, write_split
 
 
 def images(count, dtype=np.uint8):

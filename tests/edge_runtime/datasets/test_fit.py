@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Description, Split, write_description, write_split
+from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Description, Split
+from edge_runtime.datasets.dataset_writer import write_description, write_split
 from edge_runtime.datasets.fit import check_input, check_labels
 from edge_runtime.datasets.stored_array import BLOCK_BYTES
 from edge_runtime.wire.labels import LabelContract

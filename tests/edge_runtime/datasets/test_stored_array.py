@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edge_runtime.datasets.dataset import Dataset, write_split
+from edge_runtime.datasets.dataset import Dataset
+from edge_runtime.datasets.dataset_writer import write_split
 from edge_runtime.datasets.stored_array import BLOCK_BYTES, blocks, read_samples
 from edge_runtime.training.process_memory import read_proc_bytes
 

@@ -13,7 +13,8 @@ from edge_runtime.datasets.dataset import Split  # noqa: E402
 from edge_runtime.split_learning.client import EncoderServerUnavailable, RemoteEncoder, check_settings  # noqa: E402
 from edge_runtime.split_learning.server import EncoderServer  # noqa: E402
 from edge_runtime.training.engine import Engine, EngineError  # noqa: E402
-from edge_runtime.training.model import GraphCache, Model  # noqa: E402
+from edge_runtime.training.graph_cache import GraphCache  # noqa: E402
+from edge_runtime.training.model import Model  # noqa: E402
 from edge_runtime.training.optimizer import make_optimizer  # noqa: E402
 from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402

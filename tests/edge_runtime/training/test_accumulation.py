@@ -78,7 +78,8 @@ def test_optimizer_leaves_what_is_not_trained(optimizer):
 
 def test_frozen_stage_is_not_trained_and_the_rest_is(tiny):
     from edge_runtime.training.engine import Engine
-    from edge_runtime.training.model import GraphCache, Model
+    from edge_runtime.training.graph_cache import GraphCache
+    from edge_runtime.training.model import Model
     from edge_runtime.wire import bundle_folder
 
     def trained(frozen):
@@ -101,7 +102,8 @@ def test_frozen_stage_is_not_trained_and_the_rest_is(tiny):
 
 def test_encoder_that_is_frozen_whole_is_not_probed(tiny):
     from edge_runtime.training.engine import Engine
-    from edge_runtime.training.model import GraphCache, Model
+    from edge_runtime.training.graph_cache import GraphCache
+    from edge_runtime.training.model import Model
     from edge_runtime.wire import bundle_folder
 
     def affinity(frozen):

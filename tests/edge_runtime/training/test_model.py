@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from edge_runtime.training.engine import Engine, EngineError
-from edge_runtime.training.model import GraphCache, Labelled, Model
+from edge_runtime.training.graph_cache import GraphCache
+from edge_runtime.training.model import Labelled, Model
 from edge_runtime.training.trainer import load
 from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid

@@ -13,7 +13,8 @@ class SideBySide:
 
     def __init__(self, model, folder):
         from edge_runtime.training.engine import Engine
-        from edge_runtime.training.model import GraphCache, Model
+        from edge_runtime.training.graph_cache import GraphCache
+        from edge_runtime.training.model import Model
         from edge_runtime.wire.manifest import Parity
         from export.compile import compile_model, describe
 
