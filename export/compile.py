@@ -49,12 +49,12 @@ class Compiled:
 
     @property
     def fixed_stages(self) -> int:
-        """How many of the encoder's first stages have nothing to train, in them or before them."""
+        """Return how many of the encoder's first stages have nothing to train, in them or before them."""
         return sum(f"encoder.{k}.backward" not in self.graphs for k in range(len(self.stages)))
 
     @property
     def trains_shared(self) -> bool:
-        """Whether anything before the heads is trained."""
+        """Return whether anything before the heads is trained."""
         return self.fixed_stages < len(self.stages)
 
     @property

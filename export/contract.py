@@ -76,14 +76,18 @@ def _check_tasks(model: MultiTaskModel) -> None:
 
 
 def _check_task_name(task: Any) -> None:
-    try:
-        msgspec.convert(task, TaskName)
-    except msgspec.ValidationError as exc:
-        raise ModelInvalid(
-            f"task name {task!r}: use lower-case letters, digits and underscores, a letter first, at most 32"
-        ) from exc
+    _check_name("task", task)
     if task == IMAGE:
         raise ModelInvalid(f"task name {task!r}: data sets call the input so, take another name")
+
+
+def _check_name(kind: str, name: Any) -> None:
+    try:
+        msgspec.convert(name, TaskName)
+    except msgspec.ValidationError as exc:
+        raise ModelInvalid(
+            f"{kind} name {name!r}: use lower-case letters, digits and underscores, a letter first, at most 32"
+        ) from exc
 
 
 def _check_module(part: str, module: Any) -> None:
@@ -233,12 +237,7 @@ def _checked_inputs(model: MultiTaskModel) -> Tensor:
 
 
 def _check_input_name(name: Any, model: MultiTaskModel) -> None:
-    try:
-        msgspec.convert(name, TaskName)
-    except msgspec.ValidationError as exc:
-        raise ModelInvalid(
-            f"input name {name!r}: use lower-case letters, digits and underscores, a letter first, at most 32"
-        ) from exc
+    _check_name("input", name)
     if name in model.heads:
         raise ModelInvalid(f"{name!r} is an input and a task: a data set has one file of a name, so rename one of them")
 

@@ -114,7 +114,7 @@ class StagedEncoder:
 
     @property
     def is_trained(self) -> bool:
-        """Whether there is anything to train in it or before it."""
+        """Return whether there is anything to train in it or before it."""
         return not self.stages[-1].forward_only
 
     @staticmethod

@@ -75,7 +75,7 @@ def _tried_classes(loss: Loss, target: Tensor, prediction: Tensor, ignored_class
     classes = _class_count(prediction)
 
     def is_left_out(value: int) -> bool | None:
-        """Whether the loss leaves out samples of this class; None where it fails on them."""
+        """Return whether the loss leaves out samples of this class; None where it fails on them."""
         changed = target.clone(memory_format=torch.contiguous_format)
         changed[0] = value
         found = _gradient(loss, changed, target, prediction)

@@ -48,11 +48,11 @@ class Wrong(Exception):
 
 @dataclass(frozen=True)
 class Results:
-    """What a sample gives: its tensors, and the gradients of what it is made of, None where there is none."""
+    """Tensors of a sample that was run, and gradients of what it is made of, None where there is none."""
 
     values: list[Tensor]
     weights: list[Tensor]
-    """What the gradients weight the results with: one for each in `live`."""
+    """Weights of the results in the gradients, one for each in `live`."""
     live: list[int]
     gradients: list[Tensor | None]
 

@@ -1,6 +1,8 @@
 """What became of a sample, and of an entry with all its samples."""
 
+import re
 import signal
+import tempfile
 import traceback
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -21,6 +23,8 @@ ORDER = (NOTHING, PASS, REFUSED, WRONG, TIMEOUT, CRASH)
 """From the best."""
 
 LIMIT_S = 60
+_FOLDER = re.compile(re.escape(tempfile.gettempdir()) + r"/[^/\s]+/")
+"""Of one run, and so in no result."""
 ALONG_THE_BATCH = (
     *("along the batch", "neither fixed nor proportional", "other operators for another batch size"),
     "must not follow the batch",
@@ -94,7 +98,7 @@ def _one(sample: Sample, engine: Engine, *, batched: bool, constants: bool) -> O
     except _OutOfTime:
         return Outcome(TIMEOUT, f"more than {LIMIT_S} s")
     except Exception as exc:  # noqa: BLE001
-        text = str(exc).strip().partition("\n")[0][:300]
+        text = _FOLDER.sub("", str(exc).strip().partition("\n")[0])[:300]
         return Outcome(CRASH, f"{type(exc).__name__}: {text} ({_place(exc)})")
     finally:
         signal.alarm(0)

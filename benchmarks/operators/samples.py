@@ -35,7 +35,7 @@ class Sample:
     module: nn.Module | None = None
     training: bool = True
     scalar: bool = False
-    """Whether none of its tensors has a dimension."""
+    """True if none of its tensors has a dimension."""
 
 
 def entries() -> dict[str, Any]:

@@ -79,7 +79,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
     @property
     def is_tls(self) -> bool:
-        """Whether the broker speaks TLS, and nothing else."""
+        """Return whether the broker speaks TLS, and nothing else."""
         if self.certificate is not None or self.tls != "auto":
             return self.tls != "insecure"
         return not is_loopback(self.host)

@@ -25,7 +25,7 @@ from broker_server.server.keys import RetiredKey
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.envelope import NO_BOOT, EventEnvelope, Scope, check_event, read_event, seal_command
 from edge_runtime.wire.errors import SignatureInvalid, TopicInvalid, WireError
-from edge_runtime.wire.link import Delivery, Event, Link, LinkFull
+from edge_runtime.wire.link import Delivery, Event, Link, LinkFull, PassingLink
 from edge_runtime.wire.messages import Status, encode
 from edge_runtime.wire.topics import Topics
 
@@ -35,7 +35,7 @@ MAX_BOOTS = 64
 
 @dataclass
 class _Heard:
-    """What was heard of a device since this process began."""
+    """The last boot of a device and its last number, and the boots before it, since this process began."""
 
     generation: int
     boot: bytes
@@ -43,7 +43,7 @@ class _Heard:
     earlier: dict[bytes, None] = field(default_factory=dict)
 
 
-class SignedServerLink:
+class SignedServerLink(PassingLink):
     """A Link over another one. `note` is for what people should read; set it when there is a place for it."""
 
     def __init__(
@@ -58,10 +58,10 @@ class SignedServerLink:
         lock_out_clones: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
+        super().__init__(link)
         self.refused: Tally[str] = Tally()
         """Numbers of events that were not passed on, by reason."""
         self.note: Callable[[str], None] = _LOG.warning
-        self._link = link
         self._topics = topics
         self._key = key
         self._enrolments = enrolments
@@ -71,16 +71,6 @@ class SignedServerLink:
         self._clock = clock
         self._heard: dict[str, _Heard] = {}
         self._noted: Tally[tuple[str, str]] = Tally()
-
-    @property
-    def bytes_in(self) -> int:
-        """Bytes that were received."""
-        return self._link.bytes_in
-
-    @property
-    def bytes_out(self) -> int:
-        """Bytes that were sent."""
-        return self._link.bytes_out
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Queue a message, signed where it is a command for a device. Raises LinkFull."""
@@ -94,19 +84,11 @@ class SignedServerLink:
                 counter=self._counter.next(),
                 body=payload,
             )
-        self._link.publish(topic, payload, retain=retain)
-
-    def subscribe(self, *filters: str) -> None:
-        """Subscribe."""
-        self._link.subscribe(*filters)
-
-    def unsubscribe(self, *filters: str) -> None:
-        """End subscriptions."""
-        self._link.unsubscribe(*filters)
+        super().publish(topic, payload, retain=retain)
 
     def receive(self, timeout_s: float | None) -> Event | None:
         """Return the next event; None if there is none, or it was a device's that is not to be believed."""
-        event = self._link.receive(timeout_s)
+        event = super().receive(timeout_s)
         if not isinstance(event, Delivery):
             return event
         try:
@@ -114,14 +96,6 @@ class SignedServerLink:
         except TopicInvalid:
             return event  # the dispatcher counts it
         return event if address.device is None else self._believed(event, address.device, address.kind)
-
-    def interrupt(self) -> None:
-        """Let `receive` return."""
-        self._link.interrupt()
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._link.close()
 
     def _opened(self, device: str, found: Enrolment, payload: bytes) -> bytes | None:
         """Return an event's message; None for one that came before. Raises MessageInvalid, SignatureInvalid."""

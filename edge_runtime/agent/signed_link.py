@@ -21,14 +21,14 @@ from edge_runtime.agent.identity import ServerKey
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.envelope import BOOT_BYTES, KEY_BYTES, CommandEnvelope, Scope, open_command, seal_event
 from edge_runtime.wire.errors import MessageInvalid, SignatureInvalid
-from edge_runtime.wire.link import Connected, Delivery, Event, Link
+from edge_runtime.wire.link import Connected, Delivery, Event, Link, PassingLink
 from edge_runtime.wire.topics import Topics
 
 AGAIN_S = 10.0
 _log = logging.getLogger(__name__)
 
 
-class SignedDeviceLink:
+class SignedDeviceLink(PassingLink):
     """A Link over another one, for one device. `code` is the one that it was enrolled with."""
 
     def __init__(
@@ -42,10 +42,10 @@ class SignedDeviceLink:
         counter: Counter,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(link)
         self.refused: Tally[str] = Tally()
         """Numbers of commands that were not passed on, by reason."""
         self.on_key: Callable[[str], None] = lambda _key: None
-        self._link = link
         self._scope = scope
         self._key = key
         self._code = code
@@ -61,35 +61,17 @@ class SignedDeviceLink:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._link!r})"
 
-    @property
-    def bytes_in(self) -> int:
-        """Bytes that were received."""
-        return self._link.bytes_in
-
-    @property
-    def bytes_out(self) -> int:
-        """Bytes that were sent."""
-        return self._link.bytes_out
-
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Queue a message, signed where it is for the server. Raises LinkFull."""
         if topic == self._event:
             payload = seal_event(
                 self._key, self._scope, code=self._code, boot=self._boot, counter=self._counter.next(), body=payload
             )
-        self._link.publish(topic, payload, retain=retain)
-
-    def subscribe(self, *filters: str) -> None:
-        """Subscribe."""
-        self._link.subscribe(*filters)
-
-    def unsubscribe(self, *filters: str) -> None:
-        """End subscriptions."""
-        self._link.unsubscribe(*filters)
+        super().publish(topic, payload, retain=retain)
 
     def receive(self, timeout_s: float | None) -> Event | None:
         """Return the next event; None if there is none, or it was a command that is not to be believed."""
-        event = self._link.receive(timeout_s)
+        event = super().receive(timeout_s)
         if not isinstance(event, Delivery) or event.topic != self._command:
             return event
         trusted = Ed25519PublicKey.from_public_bytes(bytes.fromhex(self._server_key.hex))
@@ -131,14 +113,6 @@ class SignedDeviceLink:
         self._server_key.change(key)
         self.on_key(key)
         _log.warning("the server has a new key: %s…", key[:16])
-
-    def interrupt(self) -> None:
-        """Let `receive` return."""
-        self._link.interrupt()
-
-    def close(self) -> None:
-        """Disconnect."""
-        self._link.close()
 
     def _refuse(self, kind: str, why: str) -> None:
         self.refused[kind] += 1

@@ -84,6 +84,47 @@ class Link(Protocol):
         ...
 
 
+class PassingLink:
+    """A Link that passes everything through to another one: what changes messages on their way derives from it."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+
+    @property
+    def bytes_in(self) -> int:
+        """Bytes that were received."""
+        return self._link.bytes_in
+
+    @property
+    def bytes_out(self) -> int:
+        """Bytes that were sent."""
+        return self._link.bytes_out
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
+        """Queue a message. Raises LinkFull."""
+        self._link.publish(topic, payload, retain=retain)
+
+    def subscribe(self, *filters: str) -> None:
+        """Subscribe."""
+        self._link.subscribe(*filters)
+
+    def unsubscribe(self, *filters: str) -> None:
+        """End subscriptions."""
+        self._link.unsubscribe(*filters)
+
+    def receive(self, timeout_s: float | None) -> Event | None:
+        """Return the next event, or None."""
+        return self._link.receive(timeout_s)
+
+    def interrupt(self) -> None:
+        """Let `receive` return."""
+        self._link.interrupt()
+
+    def close(self) -> None:
+        """Disconnect."""
+        self._link.close()
+
+
 def packet_bytes(topic: str, payload: bytes) -> int:
     """Return the bytes of the QoS 1 PUBLISH that carries `payload` to `topic`: fixed header, topic, id, payload."""
     rest = 2 + len(topic.encode()) + 2 + len(payload)

@@ -249,7 +249,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def whole_batch(self) -> bool:
-        """Whether batches are never cut into micro-batches, because a task's loss compares their samples."""
+        """Return whether batches are never cut into micro-batches, because a task's loss compares their samples."""
         return any(task.whole_batch for task in self.tasks)
 
     @property
@@ -259,7 +259,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def fixed_stages(self) -> int:
-        """How many of the encoder's first stages have nothing to train, in them or before them."""
+        """Return how many of the encoder's first stages have nothing to train, in them or before them."""
         if self.embedding is not None or "encoder" not in self.fixed:
             return 0
         trained = (k for k, stage in enumerate(self.stages) if stage.parameters)
@@ -267,7 +267,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def trains_shared(self) -> bool:
-        """Whether anything before the heads is trained, so that they give ∂L/∂z."""
+        """Return whether anything before the heads is trained, so that they give ∂L/∂z."""
         return self.embedding is not None or self.fixed_stages < len(self.stages)
 
     @property
