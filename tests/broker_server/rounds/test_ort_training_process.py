@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, os.getcwd())
 import msgspec
-from edge_runtime.wire import manifest as manifests
+from edge_runtime.wire import bundle_folder, manifest as manifests
 from edge_runtime.wire.blob import describe
 from edge_runtime.wire.files import write_atomic
 
