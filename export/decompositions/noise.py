@@ -53,8 +53,8 @@ def normal_of(mean: Any, deviation: Any = 1.0, size: Sequence[int] | None = None
 
 
 def exponential(x: Tensor, rate: float = 1.0, **_: Any) -> Tensor:
-    """Draw numbers of the density rate · exp(−rate · x)."""
-    return -torch.log(1 - torch.rand(x.shape)) / rate
+    """Draw numbers of the density rate · exp(−rate · x): above zero, as PyTorch's, for their logarithms are taken."""
+    return (-torch.log(1 - torch.rand(x.shape))).clamp(min=2.0**-25) / rate
 
 
 def truths(x: Tensor, **_: Any) -> Tensor:

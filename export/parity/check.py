@@ -45,7 +45,10 @@ MARGIN = 4
 ROUNDING = 1e-6
 """A parameter's gradient may differ from PyTorch's in float64, all deciding alike, by this part of the sum of its
 absolute terms (export.parity.terms): sixteen units in the last place, where four were seen. Any tensor may also be
-MARGIN times as far from it as PyTorch in float32 is, up to this part of the largest tensor in its graph."""
+MARGIN times as far from it as PyTorch in float32 is, up to this part of the largest tensor in its graph, and a
+gradient up to this part of the one that arrives there: before a normalisation of single numbers all is rounding."""
+EXACT_ROUNDING = 1e-14
+"""The same of a gradient in float64, as a part of the largest one of all graphs."""
 
 Runner = Callable[[bytes, Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """Runs a graph once: its bytes and its inputs, to its outputs by name."""
@@ -115,9 +118,8 @@ def _of_translation(compiled: Compiled, x: Inputs, reference: Tensors, parts: se
 
     errors = _errors(ran(torch.float32), reference)
     if any(error > TOLERANCE for (graph, _), error in errors.items() if part_of(graph) in parts):
-        errors = _errors(
-            ran(torch.float64), _reference(_exact(compiled.model), _doubled(x), of_z=compiled.trains_shared)
-        )
+        exact = _reference(_exact(compiled.model), _doubled(x), of_z=compiled.trains_shared)
+        errors = _errors(ran(torch.float64), exact, EXACT_ROUNDING * max(map(_most_gradient, exact.values())))
     return {key: error for key, error in errors.items() if part_of(key[0]) in parts}
 
 
@@ -128,6 +130,7 @@ def _of_graph(compiled: Compiled, run: Runner, name: str, inputs: Arrays, result
     told = run(with_outputs(compiled.graphs[name], names), inputs) if names else {}
     decided = {name: told[name] for name in names.values() if name in told}
     given = max(_most(value) for name, value in inputs.items() if name in graph.inputs)
+    arriving = _most_gradient(inputs) or 1.0  # dL/dL
     reference, own = replayed(graph, inputs, decided)
     errors = relative_errors(results, reference, given=given)
     deciding = relative_errors(decided, own, given=given)
@@ -135,16 +138,16 @@ def _of_graph(compiled: Compiled, run: Runner, name: str, inputs: Arrays, result
         # PyTorch in float32 may be off itself: its bias gradients by up to 5e-4.
         terms = AbsoluteTerms(graph)
         exact, exactly = replayed(graph, inputs, decided, torch.float64, terms)
-        errors = relative_errors(results, exact, reference, given, terms.largest())
+        errors = relative_errors(results, exact, reference, given, terms.largest(), arriving)
         deciding = relative_errors(decided, exactly, own, given)
     return errors | {f"{name}, by which it decides,": error for name, error in deciding.items()}
 
 
-def _errors(ours: Tensors, reference: Tensors) -> Errors:
+def _errors(ours: Tensors, reference: Tensors, rounding: float = 0.0) -> Errors:
     return {
         (graph, name): error
         for graph, arrays in reference.items()
-        for name, error in relative_errors(ours[graph], arrays).items()
+        for name, error in relative_errors(ours[graph], arrays, rounding=rounding).items()
     }
 
 
@@ -154,13 +157,16 @@ def relative_errors(
     rounded: Arrays | None = None,
     given: float = 0.0,
     terms: Mapping[str, float] | None = None,
+    arriving: float = 0.0,
+    rounding: float = 0.0,
 ) -> dict[str, float]:
     """Each array's largest difference relative to its largest value, but at least FLOOR of the largest of its kind.
 
     Kinds are what comes before the first dot of a name. What is no gradient is also compared on at least FLOOR of
     `given`, the largest number that went in: a small difference of large numbers is all rounding. With `rounded`, the
     same as a `reference` in float64 but in float32, the scale is raised to fit what these two differ by, and with
-    `terms`, the largest Σ |term| of arrays that are sums, to fit their rounding (ROUNDING).
+    `terms`, the largest Σ |term| of arrays that are sums, to fit their rounding (ROUNDING). `arriving` is the largest
+    gradient that went in, and differences up to `rounding` are within the tolerance.
     """
     errors = {}
     of_kind: dict[str, float] = {}
@@ -169,9 +175,10 @@ def relative_errors(
         of_kind[kind] = max(of_kind.get(kind, 0.0 if kind in GRADIENTS else given), _most(expected))
     for name, expected in reference.items():
         whole = of_kind[_kind(name)]
-        scale = max(_most(expected), FLOOR * whole, float(np.finfo(np.float32).tiny))
+        scale = max(_most(expected), FLOOR * whole, rounding / TOLERANCE, float(np.finfo(np.float32).tiny))
         if rounded is not None:
-            scale = max(scale, min(MARGIN * _apart(rounded[name], expected), ROUNDING * whole) / TOLERANCE)
+            most = max(whole, arriving) if _kind(name) in GRADIENTS else whole
+            scale = max(scale, min(MARGIN * _apart(rounded[name], expected), ROUNDING * most) / TOLERANCE)
         if terms is not None:
             scale = max(scale, ROUNDING * terms.get(name, 0.0) / TOLERANCE)
         error = _apart(found[name], expected) / scale
@@ -185,6 +192,10 @@ def _kind(name: str) -> str:
 
 def _most(array: NDArray[Any]) -> float:
     return float(np.abs(array).max(initial=0))
+
+
+def _most_gradient(arrays: Arrays) -> float:
+    return max((_most(value) for name, value in arrays.items() if _kind(name) in GRADIENTS), default=0.0)
 
 
 def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:

@@ -216,5 +216,8 @@ def built(drawn):
 @settings(max_examples=DRAWN, derandomize=DRAWN <= 10, suppress_health_check=list(HealthCheck), print_blob=True)
 @example(Drawn("sequence", 6, ("lstm", "attention", "layer_norm"), (("classes", "plain"), ("mse", "hidden")), 0))
 @example(Drawn("image", 6, ("batch_norm", "max_pool", "gate", "adaptive_max_pool"), (("truth", "plain"),), 1))
+@example(
+    Drawn("image", 4, ("adaptive_max_pool", "max_pool", "normalised", "adaptive_max_pool"), (("classes", "plain"),), 1)
+)
 def test_model_that_is_drawn_gives_pytorchs_numbers(run, drawn):
     assert check_parity(compile_model(built(drawn)), run).max_relative_error <= TOLERANCE
