@@ -25,6 +25,7 @@ from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import check_writable, write_atomic
 from edge_runtime.wire.tensors import TensorTable, pack, transfer, unpack
+from export import provenance
 from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
 from export.deploy import inference_model
@@ -32,8 +33,10 @@ from export.errors import ExportError, OperatorUnsupported, OrtTrainingImpossibl
 from export.loading import check_loading
 from export.memory import command as footprint_command
 from export.memory.footprint import footprint
+from export.model import MultiTaskModel
 from export.model_file import build_model
 from export.module_state import is_in_evaluation
+from export.object_digest import Indescribable
 from export.ort_training.groups import (
     artifacts_of_all_tasks,
     ort_training_python,
@@ -78,6 +81,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         default="off",
         help="also make ONNX Runtime training artifacts: auto goes on without where they are not possible (off)",
     )
+    compiles.add_argument(
+        "--anew",
+        action="store_true",
+        help="compile although nothing has changed since the bundle was made; always so with ONNX Runtime training "
+        "artifacts",
+    )
     splits = commands.add_parser("split", help="make ONNX Runtime training artifacts for groups of a bundle's tasks")
     splits.add_argument("bundle", type=Path, metavar="BUNDLE", help="compiled with --ort-training auto or require")
     splits.add_argument(
@@ -107,6 +116,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _compile(args: argparse.Namespace) -> int:
     model = build_model(args.source, args.seed)
     check_writable(args.out / bundle_folder.MANIFEST)
+    sources = _sources(args, model)
+    if sources is not None and not args.anew and (made := provenance.made_at(args.out, sources)):
+        if args.json:
+            manifest = bundle_folder.read_folder(args.out)
+            print(msgspec.json.encode(_summary(manifest) | {"compiled": False}).decode())
+        else:
+            since = f"{made:%Y-%m-%d %H:%M}"
+            print(f"nothing changed since {since}: {args.out} is up to date (--anew compiles it all the same)")
+        return DONE
     with _progress(quiet=args.json) as report:
         compiled = compile_model(model, report, stages=args.stages)
     with tempfile.TemporaryDirectory() as folder:
@@ -119,8 +137,11 @@ def _compile(args: argparse.Namespace) -> int:
             manifest = msgspec.structs.replace(manifest, footprint=taken)
         except EngineError as exc:  # an onnxruntime before 1.28, the last for Python 3.10 among them
             print(f"the bundle has no memory plan: {exc}", file=sys.stderr)
+        provenance.forget(args.out)
         manifest = _with_artifacts(args, compiled, manifest, run)
     bundle_folder.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.files)
+    if sources is not None:
+        provenance.write(args.out, sources)
     if compiled.unreached:
         more = f" and {len(compiled.unreached) - 1} more" if len(compiled.unreached) > 1 else ""
         print(f"no gradient reaches parameter {compiled.unreached[0]}{more}: fixed", file=sys.stderr)
@@ -132,7 +153,7 @@ def _compile(args: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
     if args.json:
-        print(msgspec.json.encode(_summary(manifest)).decode())
+        print(msgspec.json.encode(_summary(manifest) | {"compiled": True}).decode())
     else:
         fixed = _fixed_elements(manifest)
         numbers = f"{manifest.table.parameters.size:,} parameters" + (f" and {fixed:,} fixed numbers" if fixed else "")
@@ -141,6 +162,19 @@ def _compile(args: argparse.Namespace) -> int:
             f"{parity.compared} tensors within {parity.max_relative_error:.1e} of PyTorch"
         )
     return DONE
+
+
+def _sources(args: argparse.Namespace, model: MultiTaskModel) -> str | None:
+    """Return the digest of all that decides the bundle; None where it cannot be known."""
+    if args.ort_training != "off":  # artifacts come from another environment
+        return None
+    try:
+        return provenance.digest_of_sources(
+            Path(args.source.rpartition(":")[0]), model, (args.name or args.out.name, args.seed, args.stages)
+        )
+    except Indescribable as exc:
+        print(f"{args.source} will be compiled each time: {exc} cannot be compared with what it was", file=sys.stderr)
+        return None
 
 
 def _fixed_elements(manifest: wire.Manifest) -> int:

@@ -4,6 +4,7 @@ manifest.json
 weights.safetensors
 graphs/<graph name>.onnx
 fixed/<part>.safetensors                   only with tensors that training does not change
+made-from.json                             what it was made from; for the exporter alone
 official/forward.onnx                      only with ONNX Runtime training artifacts
 official/<group>/<artifact>
 """
