@@ -93,6 +93,8 @@ class Split:
     """The tasks whose contract all labels are known to keep."""
     checked_inputs: dict[str, Input] = field(default_factory=dict, repr=False)
     """The inputs whose integers are all known to be within their number."""
+    class_counts: dict[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    """How often each class is among the labels of a task, for tasks of classes that are checked."""
     _scans: dict[str, ValueScan] = field(default_factory=dict, repr=False)
 
     def __len__(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.datasets.class_balance import MOST_CLASSES, ClassCounts
 from edge_runtime.datasets.dataset import DatasetInvalid, Split, convert
 from edge_runtime.datasets.stored_array import blocks
 from edge_runtime.datasets.value_scan import ValueScan
@@ -91,18 +92,21 @@ def check_labels(task: Task, split: Split) -> None:
     if labels.dtype.kind == "f":
         _check_values(task, split.scan(task.name), file, 1.0 if factor is None else factor)
     elif task.target.dtype == "float32":
-        _check_integers_as_values(task, labels, file, factor)
+        _check_integers_as_values(task, split)
     else:
-        _check_classes(task, labels, file)
+        _check_classes(task, split)
     split.checked.add(task)
 
 
-def _check_classes(task: Task, labels: Array, file: str) -> None:
-    contract = task.labels
+def _check_classes(task: Task, split: Split) -> None:
+    contract, file = task.labels, split.file(task.name)
     if contract is None or contract.classes is None:
         return
     count = contract.classes
-    for start, block in blocks(labels):
+    counts = ClassCounts(count, contract.ignored) if count <= MOST_CLASSES else None
+    for start, block in blocks(split.labels[task.name]):
+        if counts is not None:
+            counts.add(block)
         if block.min() >= 0 and block.max() < count:
             continue
         bad = ((block < 0) | (block >= count)) & np.isin(block, contract.ignored, invert=True)
@@ -113,6 +117,8 @@ def _check_classes(task: Task, labels: Array, file: str) -> None:
                 f"{task.name}{ignored}: relabel it, or compile the model with a loss that ignores it, as "
                 f"cross_entropy(ignore={_value(bad, block)})"
             )
+    if counts is not None:
+        split.class_counts[task.name] = counts.result()
 
 
 def _ignored_text(contract: LabelContract) -> str:
@@ -120,8 +126,11 @@ def _ignored_text(contract: LabelContract) -> str:
     return f", nor {' or '.join(beyond)}, which its loss ignores" if beyond else ""
 
 
-def _check_integers_as_values(task: Task, labels: Array, file: str, factor: float | None) -> None:
-    for start, block in blocks(labels):
+def _check_integers_as_values(task: Task, split: Split) -> None:
+    file, factor = split.file(task.name), split.factors.get(task.name)
+    counts = ClassCounts(2)
+    for start, block in blocks(split.labels[task.name]):
+        counts.add(block)
         if factor is not None:
             for at in (int(block.argmin()), int(block.argmax())):
                 if (fault := _outside(task, np.float32(block.flat[at]), factor)) is not None:
@@ -134,6 +143,8 @@ def _check_integers_as_values(task: Task, labels: Array, file: str, factor: floa
                 f"and one is {_value(bad, block)}: save float32, or state in dataset.json what a label is multiplied "
                 f'by, as "factors": {{"{task.name}": {1.0 if bounds is None else 1 / 255}}}'
             )
+    if factor is None:
+        split.class_counts[task.name] = counts.result()
 
 
 def _check_values(task: Task, scan: ValueScan, file: str, factor: float) -> None:

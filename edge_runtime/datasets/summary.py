@@ -10,11 +10,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_runtime.datasets.class_balance import MOST_CLASSES
 from edge_runtime.datasets.dataset import Split
 from edge_runtime.datasets.stored_array import blocks
 
 Array = NDArray[Any]
-MOST_CLASSES = 1000
 
 
 class LabelSummary(msgspec.Struct, frozen=True, kw_only=True):

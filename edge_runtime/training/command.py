@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 an option is wrong, 3 the bundle, the model or the data ca
 import argparse
 import math
 import statistics
+import sys
 import time
 from functools import partial
 from itertools import pairwise
@@ -20,6 +21,7 @@ from devices.cli.run import BAD_INPUT, DONE, UsageError
 from devices.cli.run import run as run_command
 from devices.cli.settings import COMMAND_LINE, add_flags, build, of_flags, settings_of
 from devices.cli.values import size
+from edge_runtime.datasets.class_balance import imbalance_text
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split, convert
 from edge_runtime.datasets.fit import check_fits
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version
@@ -131,6 +133,11 @@ def _train(args: argparse.Namespace) -> int:
         raise UsageError(f"--task-weights: {unknown[0]!r} is not one of the tasks {', '.join(model.tasks)}")
     if empty := [task for task in model.tasks if not dataset.train.examples([task])]:
         raise UsageError(f"{dataset.train.file(empty[0])} is NaN throughout: leave {empty[0]} out with --tasks")
+    for task in manifest.tasks:
+        ignored = task.labels.ignored if task.labels is not None else ()
+        text = imbalance_text(task.name, dataset.train.class_counts.get(task.name, ()), ignored)
+        if text is not None:
+            print(text, file=sys.stderr)
     epochs, step_ms = [], []
     state = np.zeros(make_optimizer(chosen.of_epoch(0)).table(model.table.parameters).size, np.float32)
     weighting_state, micro_batch = None, memory.plan.micro_batch if memory else None
@@ -164,6 +171,7 @@ def _train(args: argparse.Namespace) -> int:
         "tasks": model.tasks,
         "metrics": {task.name: task.metric for task in manifest.tasks},
         "examples": len(dataset.train),
+        "class_counts": dataset.train.class_counts,
         "seed": chosen.seed,
         "engine": engine_version() + (" ort_training" if args.engine == "ort_training" else ""),
         "epochs": epochs,

@@ -120,6 +120,22 @@ def test_bytes_of_an_image_that_an_import_of_before_made_keep_their_scale(tmp_pa
     assert split.factors == {"s": 1 / 255}
 
 
+def test_classes_are_counted_when_they_are_checked(tmp_path):
+    split = opened(tmp_path / "a", classes((2, 255), dtype=np.uint8))
+    check_labels(task(LabelContract(classes=5, ignored=(255, 0))), split)
+    _, *others = np.bincount(classes().ravel(), minlength=5)
+    others[int(classes()[2, 1, 2]) - 1] -= 1
+    assert split.class_counts == {"s": (0, *others)}
+    truth = opened(tmp_path / "b", (classes() == 0).astype(np.uint8))
+    check_labels(task(None, "float32"), truth)
+    assert truth.class_counts == {"s": (192 - 39, 39)}
+    values_of_any_kind = opened(tmp_path / "c", classes(dtype=np.uint8), factors={"s": 0.1})
+    check_labels(task(None, "float32"), values_of_any_kind)
+    many = opened(tmp_path / "d", classes())
+    check_labels(task(LabelContract(classes=10_000)), many)
+    assert values_of_any_kind.class_counts == many.class_counts == {}
+
+
 def test_labels_are_read_in_blocks_and_once():
     labels = np.zeros((3, BLOCK_BYTES // 8 + 1), np.int64)  # a block for each sample
     labels[2, -1] = 9

@@ -65,6 +65,8 @@ def test_train_prints_its_result_as_json(tiny, tmp_path):
     )
     assert found["tasks"] == ["depth", "normals", "segmentation"]
     assert found["examples"] == 10
+    labels = np.load(tiny.data / "train" / "segmentation.npy")
+    assert found["class_counts"] == {"segmentation": [0, *np.bincount(labels.ravel(), minlength=4)[1:]]}  # 0: no label
     assert [epoch["epoch"] for epoch in found["epochs"]] == [0, 1]
     assert found["epochs"][0]["lr"] == 0.02
     assert found["epochs"][1]["lr"] == pytest.approx(0.02 * 0.5**0.9)
