@@ -1,7 +1,8 @@
 """The server: `python -m broker_server`, and its commands; `--help` lists them.
 
 Exit codes: 0 done · 2 wrong usage or configuration · 3 an input file or folder cannot be used · 4 a port, a folder or
-a broker is not available · 5 the federation ended before its time · 130 stopped (Ctrl-C or SIGTERM); state is kept.
+a broker is not available · 5 the federation ended before its time, or the server
+refuses a command · 130 stopped (Ctrl-C or SIGTERM); state is kept.
 """
 
 import argparse
@@ -20,11 +21,12 @@ from broker_server.comparison import command as comparison
 from broker_server.comparison.comparison import ComparisonImpossible
 from broker_server.grouping.search import Mode, SplitImpossible, search
 from broker_server.mqtt.broker import BrokerNotStarted
+from broker_server.operator.client import ServerNotRunning
 from broker_server.report import energy_command
 from broker_server.report.build import ReportImpossible
 from broker_server.rounds.federation import FederationChanged, StateDamaged
 from broker_server.rounds.journal import JournalInvalid
-from broker_server.server import settings_command
+from broker_server.server import operator_command, settings_command
 from broker_server.server.audit import AuditLog
 from broker_server.server.broker_config import mosquitto
 from broker_server.server.certificates import CertificatesInvalid
@@ -33,6 +35,7 @@ from broker_server.server.dispatcher import BrokerRefused
 from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import KEY, KeyInvalid, roll
+from broker_server.server.operator_command import ActRefused
 from broker_server.server.serve import serve, write_report
 from broker_server.server.state import StateBusy, StateFolder
 from broker_server.server.state_check import BackupImpossible, backup, problems
@@ -72,6 +75,8 @@ _FAULTS: dict[type[Exception], int] = {
     ClusterUnavailable: UNAVAILABLE,
     SimulationFailed: FAILED,
     WorkerLost: FAILED,
+    ServerNotRunning: UNAVAILABLE,
+    ActRefused: FAILED,
     OSError: UNAVAILABLE,
 }
 
@@ -104,6 +109,8 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     _device_commands(commands)
 
     _state_commands(commands)
+
+    operator_command.add_commands(commands)
 
     split = commands.add_parser("split", help="find the best groups for a table of affinities")
     split.add_argument("--affinity", type=Path, required=True, help='JSON: {"tasks": […], "values": [[…]]}, i→j')

@@ -68,6 +68,8 @@ class DeviceState:
     online_since_s: float = 0.0
     hello: Hello | None = None
     progress: Progress | None = None
+    fault: str = ""
+    """Why its part in the round that it was asked for last came to nothing; empty where it did not."""
 
 
 class Coordinator:
@@ -82,6 +84,8 @@ class Coordinator:
         self.counts: Counter[str] = Counter()
         """Numbers of messages that were dropped or declined, by reason."""
         self.open: OpenRound | None = None
+        self.is_paused = False
+        """While True no round begins; the one that is open goes on to its end."""
         self._last = NO_ROUND
         self._finished: str | None = None
 
@@ -136,6 +140,27 @@ class Coordinator:
         self._finished = detail
         return [Send(device=name, message=Finished(detail=detail)) for name in self.online]
 
+    # What the operator wants
+    def resume(self, now_s: float) -> list[Action]:
+        """Let rounds begin again."""
+        self.is_paused = False
+        return self._advance(now_s)
+
+    def drop(self, device: str, now_s: float) -> list[Action]:
+        """Leave a device out of the rest of the open round, also where another process goes on with it.
+
+        Raises ValueError unless the round waits for its answer.
+        """
+        if not self.is_asked(device):
+            raise ValueError(f"no round waits for {device}")
+        current = self._open
+        self._fail(device, "the operator has dropped it: it is asked again in another round")
+        note = Note(text=f"{device} is left out of round {current.round.number}: the operator has dropped it")
+        others = tuple(sorted(name for name in current.members if name != device))
+        # A round without members would begin anew, so the only one stays in the journal.
+        opened = [Opened(round=current.round, members=others, quorum=current.quorum)] if others else []
+        return [Abandon(device=device), note, *opened, *self._advance(now_s)]
+
     # What devices send
     def on_status(self, device: str, *, online: bool, now_s: float) -> list[Action]:
         """Take a device's new status."""
@@ -165,6 +190,7 @@ class Coordinator:
             self.counts["refusal of another round"] += 1
             return []
         self.counts[f"refused: {refusal.reason}"] += 1
+        self._blame(device, f"{refusal.reason}, {refusal.detail}")
         said = f"{device} refuses round {refusal.round}: {refusal.reason}, {refusal.detail}"
         return [Abandon(device=device), Note(text=said), *self._advance(now_s)]
 
@@ -177,6 +203,7 @@ class Coordinator:
         current.step(device, "announce")
         if fault:
             current.step(device, "reject")
+            self._blame(device, fault)
             self.counts["update rejected"] += 1
             note = Note(text=f"{device}'s update was rejected: {fault}")
             return [Abandon(device=device), self._ack(device, update, fault), note, *self._advance(now_s)]
@@ -191,6 +218,7 @@ class Coordinator:
     def on_update_rejected(self, device: str, why: str, now_s: float) -> list[Action]:
         """Reject a device's update: its announced weights cannot be used."""
         update = self._fetched(device, "reject")
+        self._blame(device, why)
         self.counts["update rejected"] += 1
         note = Note(text=f"{device}'s update was rejected: {why}")
         return [self._ack(device, update, why), note, *self._advance(now_s)]
@@ -200,7 +228,7 @@ class Coordinator:
         note = Note(text=f"{device} is left out of this round: {why}")
         if not self.is_asked(device):
             return [note]
-        self._open.step(device, "fail")
+        self._fail(device, why)
         return [Abandon(device=device), note, *self._advance(now_s)]
 
     def on_evaluation(self, device: str, evaluation: Evaluation, now_s: float) -> list[Action]:
@@ -210,6 +238,7 @@ class Coordinator:
         current = self._open
         if fault := evaluation_fault(current.plan, evaluation):
             current.members[device] = "rejected"
+            self._blame(device, fault)
             self.counts["evaluation rejected"] += 1
             return [self._ack(device, evaluation, fault), *self._advance(now_s)]
         current.step(device, "evaluate")
@@ -250,7 +279,7 @@ class Coordinator:
 
     def _begin(self, current: OpenRound, now_s: float) -> list[Action]:
         able = self._able(current)
-        if len(self.online) < self.needed or not able:
+        if self.is_paused or len(self.online) < self.needed or not able:
             return []
         is_measured = current.plan.work == "evaluate"
         drawn = self._draw(current, able, (not is_measured and self.rules.clients_per_round) or len(able))
@@ -319,7 +348,15 @@ class Coordinator:
         token = f"{self._seed}/{current.round.group}/{current.round.index}/{sorted(current.members)}"
         return sorted(random.Random(token).sample(names, max(0, min(number, len(names)))))  # noqa: S311
 
+    def _fail(self, device: str, why: str) -> None:
+        self._open.step(device, "fail")
+        self._blame(device, why)
+
+    def _blame(self, device: str, why: str) -> None:
+        self.devices.setdefault(device, DeviceState()).fault = why
+
     def _send_plan(self, device: str, now_s: float) -> Send:
+        self._blame(device, "")
         left_s = max(1.0, self._open.deadline_s - now_s)
         return Send(device=device, message=msgspec.structs.replace(self._open.plan, deadline_s=left_s))
 

@@ -274,12 +274,20 @@ class FederationJournal:
 
     def row(self, round_number: int) -> RoundRow | None:
         """Return a round's row; None if it has not begun."""
-        return next((row for row in self.rounds() if row.round.number == round_number), None)
+        return next(iter(self._round_rows("WHERE round = ?", round_number)), None)
 
     def rounds(self) -> list[RoundRow]:
         """Return every round that has begun, in order."""
+        return self._round_rows("ORDER BY round")
+
+    def newest_closed(self, most: int) -> list[RoundRow]:
+        """Return the newest rounds that are closed, newest first."""
+        return self._round_rows("WHERE closed_s IS NOT NULL ORDER BY round DESC LIMIT ?", most)
+
+    def _round_rows(self, which: str, *values: object) -> list[RoundRow]:
         rows = self._rows(
-            "SELECT body, members, quorum, started_s, closed_s, bytes_up, bytes_down FROM rounds ORDER BY round"
+            f"SELECT body, members, quorum, started_s, closed_s, bytes_up, bytes_down FROM rounds {which}",  # noqa: S608
+            *values,
         )
         return [
             RoundRow(
@@ -314,6 +322,16 @@ class FederationJournal:
     def notes(self) -> list[tuple[float, str]]:
         """Return the notes, oldest first, as (seconds since the epoch, text)."""
         return [(float(at_s), str(text)) for at_s, text in self._rows("SELECT at_s, text FROM events ORDER BY number")]
+
+    def notes_after(self, number: int, most: int) -> list[tuple[int, float, str]]:
+        """Return the newest notes that follow note `number`, oldest first, as (number, seconds since the epoch, text).
+
+        Numbers begin at 1.
+        """
+        rows = self._rows(
+            "SELECT number, at_s, text FROM events WHERE number > ? ORDER BY number DESC LIMIT ?", number, most
+        )
+        return [(int(found), float(at_s), str(text)) for found, at_s, text in reversed(rows)]
 
     def check(self) -> None:
         """Read all that is here. Raises JournalInvalid for the first thing that cannot be."""

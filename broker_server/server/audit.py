@@ -20,7 +20,20 @@ from broker_server.server.allowance import Allowance
 from devices.cli.text import MAX_SHOWN, printable
 
 AUDIT = "audit.jsonl"
-Act = Literal["started", "stopped", "connected", "refused", "noted", "enrolled", "revoked", "configured"]
+Act = Literal[
+    "started",
+    "stopped",
+    "connected",
+    "refused",
+    "noted",
+    "enrolled",
+    "revoked",
+    "configured",
+    "paused",
+    "resumed",
+    "dropped",
+    "stopping",
+]
 _SECRET = 0o600
 _BURST, _PER_S = 200, 2.0
 

@@ -44,6 +44,28 @@ class Watcher(Protocol):
         ...
 
 
+class Watchers:
+    """Several watchers as one."""
+
+    def __init__(self, *watchers: Watcher) -> None:
+        self._watchers = watchers
+
+    def note(self, text: str) -> None:
+        """Show a text."""
+        for each in self._watchers:
+            each.note(text)
+
+    def on_round_closed(self, row: RoundRow, results: Mapping[str, Result]) -> None:
+        """Show a round that has closed."""
+        for each in self._watchers:
+            each.on_round_closed(row, results)
+
+    def refresh(self, coordinator: Coordinator, loop: "ServerLoop | None") -> None:
+        """Show where things stand now."""
+        for each in self._watchers:
+            each.refresh(coordinator, loop)
+
+
 class ServerLoop:
     """One federation's server, from `start` until `finished`."""
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.mqtt.auth import TokenAuthorizer
 from broker_server.mqtt.broker import BrokerNotStarted, EmbeddedBroker
+from broker_server.operator.control_socket import ControlSocket
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.encoder_process import EncoderSupervisor
@@ -25,11 +26,12 @@ from broker_server.rounds.ort_training_process import ArtifactBuilder
 from broker_server.server.audit import AuditLog
 from broker_server.server.certificates import Certificates, CertificatesInvalid
 from broker_server.server.config import ServerConfig
+from broker_server.server.desk import Desk
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrol import own_address
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create, retired_keys, signing_key
-from broker_server.server.loop import ServerLoop, Watcher
+from broker_server.server.loop import ServerLoop, Watcher, Watchers
 from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.signed_link import SignedServerLink
 from broker_server.server.state import COUNTER, StateFolder
@@ -121,6 +123,14 @@ def serve(
             builds_artifacts=builder is not None,
         )
         audit = AuditLog(config.state)
+        desk = Desk(
+            dispatcher,
+            federation=config.federation,
+            enrolments=Enrolments(config.state),
+            audit=audit,
+            refused=lambda: link.refused,
+        )
+        operator = _operator(stack, config, link, desk, dispatcher)
 
         def note(text: str) -> None:
             audit.add("noted", why=text)
@@ -129,13 +139,18 @@ def serve(
         link.note = note
         audit.add("started")
         stack.callback(audit.add, "stopped")
-        if config.bundle is not None or _is_bundle(config.bundle_path):
-            federation = _federation(config, dispatcher, signing)
-        else:
-            federation = _await_bundle(config, dispatcher, watcher, signing)
-        loop = ServerLoop(federation, dispatcher, watcher, builder=builder, encoder=encoder)
+        is_here = config.bundle is not None or _is_bundle(config.bundle_path)
+        federation = (
+            _federation(config, dispatcher, signing)
+            if is_here
+            else _await_bundle(config, dispatcher, watcher, signing, operator)
+        )
+        if federation is None:
+            return True
+        loop = ServerLoop(federation, dispatcher, Watchers(watcher, desk), builder=builder, encoder=encoder)
+        desk.loop = loop
         loop.start()
-        _run(loop, is_once=is_once, out=report or config.state / "report")
+        _run(loop, operator, is_once=is_once, out=report or config.state / "report")
         return not loop.failed
 
 
@@ -148,14 +163,45 @@ def write_report(out: Path, journal: FederationJournal, blobs: BlobStore) -> Pat
     return report_html.write(out, built, affinities=reports.affinities(journal))
 
 
-def _await_bundle(config: ServerConfig, dispatcher: Dispatcher, watcher: Watcher, key: Ed25519PrivateKey) -> Federation:
-    """Return the federation as soon as there is a bundle; until then devices may join. Raises BrokerRefused."""
+class _Operator:
+    """The operator's desk and the socket by which it is reached, where there is one."""
+
+    def __init__(self, desk: Desk, control: ControlSocket | None) -> None:
+        self._desk, self._control = desk, control
+
+    def goes_on(self) -> bool:
+        """Answer what was asked; return whether the server goes on."""
+        if self._control is not None:
+            self._control.answer_all(self._desk.answer)
+        return not self._desk.is_stopping
+
+
+def _operator(
+    stack: contextlib.ExitStack, config: ServerConfig, link: Link, desk: Desk, dispatcher: Dispatcher
+) -> _Operator:
+    control = ControlSocket(config.state, link.interrupt)
+    try:
+        control.start()
+    except OSError as exc:  # a folder on a file system without sockets
+        dispatcher.note(f"{config.state} takes no socket, so `status` and other commands find no server here: {exc}")
+        return _Operator(desk, None)
+    stack.callback(control.close)
+    return _Operator(desk, control)
+
+
+def _await_bundle(
+    config: ServerConfig, dispatcher: Dispatcher, watcher: Watcher, key: Ed25519PrivateKey, operator: _Operator
+) -> Federation | None:
+    """Return the federation as soon as there is a bundle; until then devices may join. None if the operator ends it.
+
+    Raises BrokerRefused.
+    """
     dispatcher.note(
         f"no bundle at {config.bundle_path}, so no rounds run: make one with "
         f"`python -m export compile FILE.py:build --out {config.bundle_path}` and it is picked up"
     )
     looked_s, problem = time.monotonic(), ""
-    while True:
+    while operator.goes_on():
         dispatcher.receive(BUNDLE_S)
         if dispatcher.tick():
             watcher.refresh(dispatcher.coordinator, None)
@@ -170,13 +216,17 @@ def _await_bundle(config: ServerConfig, dispatcher: Dispatcher, watcher: Watcher
             if str(exc) != problem:
                 problem = str(exc)
                 dispatcher.note(problem)
+    return None
 
 
-def _run(loop: ServerLoop, *, is_once: bool, out: Path) -> None:
-    """Run a federation and write its report to `out`, then go on listening, unless `is_once`. Raises BrokerRefused."""
+def _run(loop: ServerLoop, operator: _Operator, *, is_once: bool, out: Path) -> None:
+    """Run a federation and write its report to `out`, then go on listening, unless `is_once`.
+
+    Ends at the operator's wish. Raises BrokerRefused.
+    """
     dispatcher = loop.dispatcher
     ended_s, reported = 0.0, None
-    while True:
+    while operator.goes_on():
         loop.step(BUNDLE_S)
         now_s = time.monotonic()
         if loop.finished is not None and reported is None:

@@ -519,6 +519,22 @@ class Rounds(RuleBasedStateMachine):
     def refuse(self, device, back):
         self.do(self.coordinator.on_refusal(device, refusal(max(0, self.number - back)), self.now_s))
 
+    @rule(device=NAMES)
+    def drop(self, device):
+        if self.coordinator.is_asked(device):
+            self.do(self.coordinator.drop(device, self.now_s))
+            assert self.coordinator.open.round.number == self.number
+        else:
+            with pytest.raises(ValueError, match="no round waits"):
+                self.coordinator.drop(device, self.now_s)
+
+    @rule(pauses=st.booleans())
+    def pause_or_resume(self, pauses):
+        if pauses:
+            self.coordinator.is_paused = True
+        else:
+            self.do(self.coordinator.resume(self.now_s))
+
     @rule(passed_s=st.sampled_from([0.1, 4.0, 60.0]))
     def tick(self, passed_s):
         self.now_s += passed_s
@@ -550,6 +566,51 @@ def test_coordinator_leaves_a_device_out_whose_message_could_not_be_handled():
     assert note.text == "x is left out of this round: a fault"
     assert coordinator.open.members == {"x": "rejected", "y": "asked", "z": "asked"}
     assert coordinator.on_fault("x", "again", 1.0) == [Note(text="x is left out of this round: again")]
+
+
+def test_coordinator_begins_no_round_while_it_is_paused():
+    coordinator, _ = started("xy")
+    coordinator.is_paused = True
+    coordinator.on_update("x", update(), 1.0)
+    coordinator.on_update("y", update(), 1.0)
+    coordinator.on_update_received("x", 1.0)
+    assert closed(coordinator.on_update_received("y", 1.0)) == (0, ("x", "y")), "the open round goes on to its end"
+    assert coordinator.offer(*planned(1), 2.0) == []
+    assert coordinator.tick(100.0) == []
+    assert plans(coordinator.resume(101.0)) == ["x", "y"]
+
+
+def test_coordinator_drops_a_device_for_the_rest_of_the_round():
+    coordinator, _ = started()
+    abandon, note, opened, *rest = coordinator.drop("x", 1.0)
+    assert abandon == Abandon(device="x")
+    assert "the operator has dropped it" in note.text
+    assert opened.members == ("y", "z"), "a process that goes on with the round does not ask it again"
+    assert rest == []
+    assert coordinator.devices["x"].fault.startswith("the operator has dropped it")
+    assert acks(coordinator.on_update("x", update(), 2.0)) == [("x", False)]
+    with pytest.raises(ValueError, match="no round waits for x"):
+        coordinator.drop("x", 2.0)
+
+
+def test_coordinator_drops_the_only_device_and_keeps_the_round():
+    coordinator, _ = started("x")
+    assert kinds(coordinator.drop("x", 1.0)) == [Abandon, Note]
+    assert coordinator.tick(61.0) != [], "at the deadline it is asked again: nobody else can do the work"
+
+
+def test_coordinator_keeps_why_a_device_has_no_part_until_it_is_asked_again():
+    coordinator, _ = started("xyz", quorum=3)
+    coordinator.on_refusal("x", refusal(), 1.0)
+    coordinator.on_update("y", update(size=1), 1.0)
+    coordinator.on_update("z", update(), 1.0)
+    coordinator.on_update_rejected("z", "not finite", 1.0)
+    faults = {name: device.fault for name, device in coordinator.devices.items()}
+    assert faults["x"] == "heat, 81 C"
+    assert "bytes" in faults["y"]
+    assert faults["z"] == "not finite"
+    coordinator.tick(61.0)
+    assert {device.fault for device in coordinator.devices.values()} == {""}
 
 
 def test_coordinator_asks_again_for_what_a_round_that_cannot_be_closed_has_lost():

@@ -1,0 +1,163 @@
+"""The socket by which commands on this machine reach a running server: control.sock in its state folder.
+
+Rules
+- Only the owner of the server's process may connect (0600). No port is opened.
+- A request is a line, and so is its answer; a connection may ask again and again.
+- Requests wait here until the server's loop answers them between two events (`answer_all`): whatever readers do, the
+  loop never waits for one. What is asked twice at the same moment is answered once.
+- A reader that does not take its answer in STALL_S is cut off, and so is one that asks nothing for IDLE_S. At most
+  CONNECTIONS are open.
+"""
+
+import asyncio
+import contextlib
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from queue import Empty, SimpleQueue
+
+from broker_server.operator.messages import MAX_REQUEST_BYTES, Answer, NotDone, Request, line, read_request
+from edge_runtime.wire.errors import MessageInvalid
+
+NAME = "control.sock"
+CONNECTIONS = 32
+STALL_S = 10.0
+IDLE_S = 600.0
+_ENDING_S = 2.0
+_ADDRESS_BYTES = 100
+"""The longest path that every system takes as a socket's address."""
+_SECRET = 0o600
+
+
+@contextlib.contextmanager
+def address(folder: Path) -> Iterator[str]:
+    """Give the socket's path in a form that is short enough for the system. Raises OSError."""
+    path = os.fspath(folder / NAME)
+    if len(os.fsencode(path)) <= _ADDRESS_BYTES:
+        yield path
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{handle}/{NAME}"
+    finally:
+        os.close(handle)
+
+
+class ControlSocket:
+    """Listens in a state folder from `start` until `close`. `wake` is called, on another thread, for each request."""
+
+    def __init__(self, folder: Path, wake: Callable[[], None], *, stall_s: float = STALL_S) -> None:
+        self._folder = folder
+        self._wake = wake
+        self._stall_s = stall_s
+        self._waiting: SimpleQueue[tuple[bytes, asyncio.Future[bytes]]] = SimpleQueue()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._run, name="control", daemon=True)
+        self._connections: set[asyncio.Task[None]] = set()
+        self._busy: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    def start(self) -> None:
+        """Listen. Raises OSError where the folder's file system has no sockets."""
+        listener = self._listen()
+        self._thread.start()
+        asyncio.run_coroutine_threadsafe(self._serve(listener), self._loop).result()
+
+    def answer_all(self, answer: Callable[[Request], Answer]) -> None:
+        """Answer what has been asked. On the thread that owns what is asked about."""
+        answered: dict[bytes, bytes] = {}
+        with contextlib.suppress(Empty):
+            while True:
+                asked, future = self._waiting.get_nowait()
+                if asked not in answered:
+                    answered[asked] = self._answer(asked, answer)
+                self._loop.call_soon_threadsafe(_settle, future, answered[asked])
+
+    def close(self) -> None:
+        """Listen no more, once answers have left or a moment has passed."""
+        if self._server is None:
+            return
+        self._server = None
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        (self._folder / NAME).unlink(missing_ok=True)
+
+    def _listen(self) -> socket.socket:
+        (self._folder / NAME).unlink(missing_ok=True)  # the state folder's lock is held: no server listens there
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            with contextlib.suppress(OSError):  # not every system has a mode for a socket without a name
+                os.fchmod(listener.fileno(), _SECRET)
+            with address(self._folder) as path:
+                listener.bind(path)
+            (self._folder / NAME).chmod(_SECRET)
+            listener.listen(CONNECTIONS)
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        return listener
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=MAX_REQUEST_BYTES)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        writer.transport.set_write_buffer_limits(high=0)  # `drain` then waits until the answer has left
+        try:
+            if len(self._connections) > CONNECTIONS:
+                await self._send(writer, line(NotDone(says=f"{CONNECTIONS} commands are connected already: end some")))
+                return
+            while asked := await asyncio.wait_for(reader.readline(), IDLE_S):
+                self._busy.add(task)
+                await self._send(writer, await self._asked(asked))
+                self._busy.discard(task)
+        except (OSError, ValueError, asyncio.TimeoutError):  # gone, a line without end, stalled, or silent
+            pass
+        finally:
+            self._busy.discard(task)
+            self._connections.discard(task)
+            writer.transport.abort()
+
+    async def _asked(self, asked: bytes) -> bytes:
+        future: asyncio.Future[bytes] = self._loop.create_future()
+        self._waiting.put((asked, future))
+        self._wake()
+        return await future
+
+    async def _send(self, writer: asyncio.StreamWriter, answer: bytes) -> None:
+        writer.write(answer)
+        await asyncio.wait_for(writer.drain(), self._stall_s)
+
+    @staticmethod
+    def _answer(asked: bytes, answer: Callable[[Request], Answer]) -> bytes:
+        try:
+            request = read_request(asked)
+        except MessageInvalid as exc:
+            return line(NotDone(says=str(exc)))
+        return line(answer(request))
+
+    async def _end(self) -> None:
+        until_s = self._loop.time() + _ENDING_S
+        while self._busy and self._loop.time() < until_s:  # noqa: ASYNC110 - the end of a life
+            await asyncio.sleep(0.01)
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+
+
+def _settle(future: "asyncio.Future[bytes]", answer: bytes) -> None:
+    if not future.done():
+        future.set_result(answer)
