@@ -82,6 +82,10 @@ DeviceDoing = Literal[
 ]
 
 
+AWAY: frozenset[DeviceDoing] = frozenset({"new", "revoked", "damaged", "offline"})
+"""What those do that are not there."""
+
+
 class Waiting(msgspec.Struct, frozen=True, kw_only=True):
     """A member of the open round that has not answered."""
 

@@ -38,12 +38,15 @@ class History:
         """The newest result of each device."""
         self.losses: Losses = {}
 
-    def add(self, row: RoundRow, results: Mapping[str, Result], energy: Mapping[str, Energy] | None = None) -> None:
-        """Add a round that is closed. `energy` is what its devices have reported since, by name."""
+    def add(
+        self, row: RoundRow, results: Mapping[str, Result], energy: Mapping[str, Energy] | None = None
+    ) -> shown.RoundView:
+        """Add a round that is closed, and return it. `energy` is what its devices have reported since, by name."""
         made = _closed(row, results, energy or {})
         self.rounds.append(made)
         self.results.update(results)
         self.losses |= made.test_loss or made.val_loss or made.train_loss
+        return made
 
     def mean_wall_s(self, phase: str) -> float | None:
         """Return the mean time of the last rounds of a phase; None before there is one."""

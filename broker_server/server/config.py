@@ -118,6 +118,24 @@ class OrtTrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     limit_s: Annotated[float, Meta(gt=0, le=86_400, description="longest that making them may take")] = 1800.0
 
 
+class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Metrics for Prometheus."""
+
+    port: Annotated[
+        Annotated[int, Meta(ge=1, le=65535)] | None,
+        Meta(
+            description="port of http://HOST:PORT/metrics, for Prometheus (default: none)",
+            extra={**COMMON, "flag": "--metrics"},
+        ),
+    ] = None
+    host: Annotated[
+        str, Meta(min_length=1, max_length=255, description="address of it; whoever reaches it may read")
+    ] = "127.0.0.1"
+    devices: Annotated[bool, Meta(description="series for each device as well, of which there may be a thousand")] = (
+        False
+    )
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A server's configuration."""
 
@@ -143,6 +161,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     split_learning: Annotated[
         SplitLearningSettings, Meta(description="who computes the encoder", extra={"prefix": "split-learning-"})
     ] = SplitLearningSettings()
+    metrics: Annotated[MetricsSettings, Meta(description="metrics for Prometheus", extra={"prefix": "metrics-"})] = (
+        MetricsSettings()
+    )
     ort_training: Annotated[
         OrtTrainingSettings, Meta(description="ONNX Runtime training artifacts", extra={"prefix": "ort-training-"})
     ] = OrtTrainingSettings()

@@ -7,6 +7,7 @@ Rules
 
 import time
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from broker_server.operator import messages as shown
 from broker_server.operator import view
@@ -21,8 +22,13 @@ from broker_server.server.enrolments import Enrolments
 from broker_server.server.loop import ServerLoop
 from edge_runtime.wire.names import Tasks
 
+if TYPE_CHECKING:
+    from broker_server.operator.metrics import Metrics
+
 PAUSED = "paused"
 """The journal's fact: not empty while no round may begin."""
+PUBLISH_S = 1.0
+"""The time between two states that metrics are read from."""
 READ_RESULTS = 20_000
 """The most results of earlier processes that are read at the start, those of the newest rounds."""
 
@@ -38,6 +44,7 @@ class Desk:
         enrolments: Enrolments,
         audit: AuditLog,
         refused: Callable[[], Mapping[str, int]] = dict,
+        metrics: "Metrics | None" = None,
         at: Callable[[], float] = time.time,
     ) -> None:
         self.loop: ServerLoop | None = None
@@ -50,6 +57,8 @@ class Desk:
         self._enrolments = enrolments
         self._audit = audit
         self._refused = refused
+        self._metrics = metrics
+        self._published_s = float("-inf")
         self._at = at
         dispatcher.coordinator.is_paused = bool(dispatcher.journal.fact(PAUSED))
 
@@ -58,10 +67,22 @@ class Desk:
 
     def on_round_closed(self, row: RoundRow, results: Mapping[str, Result]) -> None:
         """Keep what a round has left."""
-        self.history.add(row, results)
+        closed = self.history.add(row, results)
+        if self._metrics is not None:
+            self._metrics.add_round(closed)
 
-    def refresh(self, coordinator: Coordinator, loop: ServerLoop | None) -> None:
-        """Do nothing: who wants to see asks."""
+    def refresh(self, coordinator: Coordinator, loop: ServerLoop | None) -> None:  # noqa: ARG002 - as other watchers
+        """Publish metrics, once in PUBLISH_S. Who wants to see more asks."""
+        now_s = self._dispatcher.clock()
+        if self._metrics is None or now_s - self._published_s < PUBLISH_S:
+            return
+        self._published_s = now_s
+        facts = self.facts()
+        most = shown.MAX_ROWS if self._metrics.has_devices else 1
+        self._metrics.publish(
+            view.status(facts, self.history, now_s=now_s, at_s=self._at()),
+            view.fleet(facts, self.history, enrolled(self._enrolments), most=most),
+        )
 
     def answer(self, request: shown.Request) -> shown.Answer:
         """Answer a request."""

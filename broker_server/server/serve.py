@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.mqtt.auth import TokenAuthorizer
 from broker_server.mqtt.broker import BrokerNotStarted, EmbeddedBroker
-from broker_server.operator.control_socket import ControlSocket
+from broker_server.mqtt.stats import Stats
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.encoder_process import EncoderSupervisor
@@ -26,12 +26,12 @@ from broker_server.rounds.ort_training_process import ArtifactBuilder
 from broker_server.server.audit import AuditLog
 from broker_server.server.certificates import Certificates, CertificatesInvalid
 from broker_server.server.config import ServerConfig
-from broker_server.server.desk import Desk
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrol import own_address
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create, retired_keys, signing_key
 from broker_server.server.loop import ServerLoop, Watcher, Watchers
+from broker_server.server.operator_access import OperatorAccess, operator_access
 from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.signed_link import SignedServerLink
 from broker_server.server.state import COUNTER, StateFolder
@@ -92,8 +92,9 @@ def serve(
         key, signing = load_or_create(config.state), signing_key(config.state)
         journal, blobs = folder.open()
         stack.callback(journal.close)
+        stats = None
         if broker is None:
-            plain = stack.enter_context(_embedded(config, key, folder))
+            plain, stats = stack.enter_context(_embedded(config, key, folder))
         else:
             plain = stack.enter_context(_external(config, key, folder, url=broker, token=token, ca_file=ca_file))
         link = SignedServerLink(
@@ -123,14 +124,10 @@ def serve(
             builds_artifacts=builder is not None,
         )
         audit = AuditLog(config.state)
-        desk = Desk(
-            dispatcher,
-            federation=config.federation,
-            enrolments=Enrolments(config.state),
-            audit=audit,
-            refused=lambda: link.refused,
+        operator = stack.enter_context(
+            operator_access(config, dispatcher, link, audit, refused=lambda: link.refused, stats=stats)
         )
-        operator = _operator(stack, config, link, desk, dispatcher)
+        watchers = Watchers(watcher, operator.desk)
 
         def note(text: str) -> None:
             audit.add("noted", why=text)
@@ -143,12 +140,12 @@ def serve(
         federation = (
             _federation(config, dispatcher, signing)
             if is_here
-            else _await_bundle(config, dispatcher, watcher, signing, operator)
+            else _await_bundle(config, dispatcher, watchers, signing, operator)
         )
         if federation is None:
             return True
-        loop = ServerLoop(federation, dispatcher, Watchers(watcher, desk), builder=builder, encoder=encoder)
-        desk.loop = loop
+        loop = ServerLoop(federation, dispatcher, watchers, builder=builder, encoder=encoder)
+        operator.desk.loop = loop
         loop.start()
         _run(loop, operator, is_once=is_once, out=report or config.state / "report")
         return not loop.failed
@@ -163,34 +160,8 @@ def write_report(out: Path, journal: FederationJournal, blobs: BlobStore) -> Pat
     return report_html.write(out, built, affinities=reports.affinities(journal))
 
 
-class _Operator:
-    """The operator's desk and the socket by which it is reached, where there is one."""
-
-    def __init__(self, desk: Desk, control: ControlSocket | None) -> None:
-        self._desk, self._control = desk, control
-
-    def goes_on(self) -> bool:
-        """Answer what was asked; return whether the server goes on."""
-        if self._control is not None:
-            self._control.answer_all(self._desk.answer)
-        return not self._desk.is_stopping
-
-
-def _operator(
-    stack: contextlib.ExitStack, config: ServerConfig, link: Link, desk: Desk, dispatcher: Dispatcher
-) -> _Operator:
-    control = ControlSocket(config.state, link.interrupt)
-    try:
-        control.start()
-    except OSError as exc:  # a folder on a file system without sockets
-        dispatcher.note(f"{config.state} takes no socket, so `status` and other commands find no server here: {exc}")
-        return _Operator(desk, None)
-    stack.callback(control.close)
-    return _Operator(desk, control)
-
-
 def _await_bundle(
-    config: ServerConfig, dispatcher: Dispatcher, watcher: Watcher, key: Ed25519PrivateKey, operator: _Operator
+    config: ServerConfig, dispatcher: Dispatcher, watcher: Watcher, key: Ed25519PrivateKey, operator: OperatorAccess
 ) -> Federation | None:
     """Return the federation as soon as there is a bundle; until then devices may join. None if the operator ends it.
 
@@ -219,7 +190,7 @@ def _await_bundle(
     return None
 
 
-def _run(loop: ServerLoop, operator: _Operator, *, is_once: bool, out: Path) -> None:
+def _run(loop: ServerLoop, operator: OperatorAccess, *, is_once: bool, out: Path) -> None:
     """Run a federation and write its report to `out`, then go on listening, unless `is_once`.
 
     Ends at the operator's wish. Raises BrokerRefused.
@@ -302,8 +273,8 @@ def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519Privat
 
 
 @contextlib.contextmanager
-def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder) -> Iterator[Link]:
-    """Start the broker and print how to join."""
+def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder) -> Iterator[tuple[Link, Stats]]:
+    """Start the broker and print how to join; give the server's link to it, and its counters."""
     own = None
     if config.broker.is_tls and config.broker.certificate is None:
         own = Certificates(config.state).server(_names(config))
@@ -332,7 +303,7 @@ def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder)
         link = broker.link()
         renewal = _Renewal(broker, config) if own is not None else None
         try:
-            yield link
+            yield link, broker.stats
         finally:
             if renewal is not None:
                 renewal.stop()

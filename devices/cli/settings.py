@@ -284,7 +284,8 @@ def _leaves(
 
 def nearest(key: str, known: Iterable[str]) -> str:
     """Return words that suggest the known key that is most like this one; nothing where none is."""
-    by_name = {name.rpartition(".")[2]: name for name in known} | {name: name for name in known}
+    names = list(known)  # of several keys with the same last part the first one is meant
+    by_name = {name.rpartition(".")[2]: name for name in reversed(names)} | {name: name for name in names}
     last = key.rpartition(".")[2]
     if last in by_name:
         return f"; did you mean {by_name[last]}?"

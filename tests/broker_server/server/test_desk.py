@@ -1,3 +1,4 @@
+import itertools
 import json
 
 import pytest
@@ -148,3 +149,30 @@ def test_journal_alone_tells_where_the_federation_stands(world):
     act(seated(world), "resume")
     world.until_finished()
     assert facts_of_journal(world.journal, Coordinator(Rules()), "home", ()).round is None
+
+
+def test_desk_publishes_metrics_once_a_second(world):
+    prometheus = pytest.importorskip("prometheus_client.core")
+    from broker_server.operator.metrics import Metrics
+
+    world = world()
+    state = world.config.state
+    published = []
+    metrics = Metrics()
+    publish = metrics.publish
+    metrics.publish = lambda *views: (published.append(world.clock.now_s), publish(*views))
+    desk = Desk(
+        world.dispatcher, federation="home", enrolments=Enrolments(state), audit=AuditLog(state), metrics=metrics
+    )
+    desk.loop = world.loop
+    world.watcher.on_round_closed, world.watcher.refresh = desk.on_round_closed, desk.refresh
+    world.device("x").start()
+    world.device("y").start()
+    world.until_finished()
+    until_s = world.clock.now_s + 5
+    world.until(lambda: world.clock.now_s > until_s)
+    assert min(later - earlier for earlier, later in itertools.pairwise(published)) >= 1.0
+    found = {sample.name: sample.value for family in metrics.collect() for sample in family.samples}
+    assert found["mas_edge_devices_online"] == 2
+    assert found["mas_edge_rounds_closed_total"] > 0
+    assert all(isinstance(family, prometheus.Metric) for family in metrics.collect())
