@@ -8,7 +8,6 @@ refuses a command · 130 stopped (Ctrl-C or SIGTERM); state is kept.
 import argparse
 import contextlib
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -44,10 +43,10 @@ from broker_server.simulation.errors import SimulationFailed
 from broker_server.simulation.rooms import command as rooms
 from broker_server.simulation.rooms.building import RoomsInvalid
 from broker_server.simulation.worker_pool import ClusterUnavailable, WorkerLost
+from devices.cli.log import LogSettings, log_to_stderr
 from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
 from devices.cli.run import run as run_command
 from devices.cli.settings import add_flags, of_flags
-from devices.cli.text import log_to_stderr
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.agent.energy_totals import read_journal
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
@@ -80,6 +79,7 @@ _FAULTS: dict[type[Exception], int] = {
     OSError: UNAVAILABLE,
 }
 
+LOG_FORM = "%(levelname)s %(name)s: %(message)s"
 OTHER_FILES = {"agent.toml": AgentConfig}
 """Files of settings beside server.toml, for the document."""
 
@@ -87,7 +87,7 @@ OTHER_FILES = {"agent.toml": AgentConfig}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; the exit code."""
     options = _parser().parse_args(arguments)
-    log_to_stderr(logging.WARNING, "%(levelname)s %(name)s: %(message)s")
+    log_to_stderr(LogSettings(level="warning"), LOG_FORM)
     return run_command(
         partial(options.command, options),
         _FAULTS,
@@ -367,8 +367,10 @@ def _report(options: argparse.Namespace) -> int:
 
 def _serve(options: argparse.Namespace) -> int:
     interrupt_on_terminate()
+    config = settings_command.settings(options).value
+    log_to_stderr(config.log, LOG_FORM)
     served = serve(
-        settings_command.settings(options).value,
+        config,
         broker=options.broker,
         ca_file=options.broker_ca_file,
         token=None if options.token_file is None else options.token_file.read_text().strip(),

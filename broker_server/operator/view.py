@@ -7,7 +7,7 @@ of each device. `now_s` is the coordinator's clock, `at_s` seconds since the epo
 # coverage: every branch
 
 from collections import Counter, deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from broker_server.aggregation.fedavg import weighted_losses
@@ -42,7 +42,7 @@ class History:
         self, row: RoundRow, results: Mapping[str, Result], energy: Mapping[str, Energy] | None = None
     ) -> shown.RoundView:
         """Add a round that is closed, and return it. `energy` is what its devices have reported since, by name."""
-        made = _closed(row, results, energy or {})
+        made = closed_round(row, results, energy or {})
         self.rounds.append(made)
         self.results.update(results)
         self.losses |= made.test_loss or made.val_loss or made.train_loss
@@ -74,6 +74,8 @@ class ServerFacts:
     failed: bool = False
     dropped: Mapping[str, int] = field(default_factory=dict)
     refused: Mapping[str, int] = field(default_factory=dict)
+    refusal_of: Callable[[str], str] = lambda _: ""
+    """Why a device was not let in when it last tried; empty if it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,7 +276,7 @@ def _device(facts: ServerFacts, name: str, doing: DeviceDoing, result: Result | 
     return shown.DeviceView(
         name=name,
         doing=doing,
-        why=_why(facts, name, doing, known),
+        why="; ".join(filter(None, (_why(facts, name, doing, known), facts.refusal_of(name)))),
         stage=None if progress is None else progress.stage,
         done=None if progress is None else progress.done,
         total=None if progress is None else progress.total,
@@ -318,7 +320,8 @@ def _why(facts: ServerFacts, name: str, doing: DeviceDoing, known: DeviceState) 
             return _WHY.get(doing, "").format(name=name)
 
 
-def _closed(row: RoundRow, results: Mapping[str, Result], energy: Mapping[str, Energy]) -> shown.RoundView:
+def closed_round(row: RoundRow, results: Mapping[str, Result], energy: Mapping[str, Energy]) -> shown.RoundView:
+    """Return a round that is closed. `energy` is what its devices have reported since their results, by name."""
     played = row.round
     updates = [each for each in results.values() if isinstance(each, Update)]
     evaluations = [each for each in results.values() if isinstance(each, Evaluation)]

@@ -26,6 +26,7 @@ from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.federation import Terms
 from broker_server.server.old_keys import renewed
 from broker_server.strategies.settings import Grouping
+from devices.cli.log import LogSettings
 from devices.cli.settings import (
     COMMAND_LINE,
     ConfigInvalid,
@@ -125,7 +126,7 @@ class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         Annotated[int, Meta(ge=1, le=65535)] | None,
         Meta(
             description="port of http://HOST:PORT/metrics, for Prometheus (default: none)",
-            extra={**COMMON, "flag": "--metrics"},
+            extra={"flag": "--metrics"},
         ),
     ] = None
     host: Annotated[
@@ -163,6 +164,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ] = SplitLearningSettings()
     metrics: Annotated[MetricsSettings, Meta(description="metrics for Prometheus", extra={"prefix": "metrics-"})] = (
         MetricsSettings()
+    )
+    log: Annotated[LogSettings, Meta(description="what the server logs, and how", extra={"prefix": "log-"})] = (
+        LogSettings()
     )
     ort_training: Annotated[
         OrtTrainingSettings, Meta(description="ONNX Runtime training artifacts", extra={"prefix": "ort-training-"})

@@ -20,6 +20,7 @@ from broker_server.server.audit import AuditLog
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.loop import ServerLoop
+from broker_server.server.refusal_watch import RefusalWatch
 from edge_runtime.wire.names import Tasks
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Desk:
         enrolments: Enrolments,
         audit: AuditLog,
         refused: Callable[[], Mapping[str, int]] = dict,
+        watch: RefusalWatch | None = None,
         metrics: "Metrics | None" = None,
         at: Callable[[], float] = time.time,
     ) -> None:
@@ -57,6 +59,7 @@ class Desk:
         self._enrolments = enrolments
         self._audit = audit
         self._refused = refused
+        self._watch = watch or RefusalWatch()
         self._metrics = metrics
         self._published_s = float("-inf")
         self._at = at
@@ -72,8 +75,9 @@ class Desk:
             self._metrics.add_round(closed)
 
     def refresh(self, coordinator: Coordinator, loop: ServerLoop | None) -> None:  # noqa: ARG002 - as other watchers
-        """Publish metrics, once in PUBLISH_S. Who wants to see more asks."""
+        """Tell refusals, and publish metrics once in PUBLISH_S. Who wants to see more asks."""
         now_s = self._dispatcher.clock()
+        self._watch.tell(now_s)
         if self._metrics is None or now_s - self._published_s < PUBLISH_S:
             return
         self._published_s = now_s
@@ -126,6 +130,7 @@ class Desk:
             failed=loop is not None and loop.failed,
             dropped=dispatcher.counts,
             refused=self._refused(),
+            refusal_of=self._watch.refusals.of,
         )
 
     def _pause(self) -> shown.Answer:

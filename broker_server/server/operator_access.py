@@ -4,13 +4,13 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.util import find_spec
 
-from broker_server.mqtt.stats import Stats
 from broker_server.operator.control_socket import ControlSocket
 from broker_server.server.audit import AuditLog
 from broker_server.server.config import ServerConfig
 from broker_server.server.desk import Desk
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrolments import Enrolments
+from broker_server.server.refusal_watch import RefusalWatch
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.mqtt import is_loopback
@@ -37,7 +37,7 @@ def operator_access(
     audit: AuditLog,
     *,
     refused: Callable[[], Mapping[str, int]],
-    stats: Stats | None,
+    watch: RefusalWatch,
 ) -> Iterator[OperatorAccess]:
     """Give access until the end of the block. Raises ConfigInvalid, MetricsUnavailable."""
     with contextlib.ExitStack() as stack:
@@ -47,7 +47,7 @@ def operator_access(
                 raise ConfigInvalid("metrics.port: metrics need prometheus-client: pip install '.[server]'")
             from broker_server.operator import metrics as prometheus
 
-            metrics = prometheus.Metrics(stats, has_devices=config.metrics.devices)
+            metrics = prometheus.Metrics(watch.stats, has_devices=config.metrics.devices)
             stack.callback(prometheus.serve(metrics, config.metrics.host, config.metrics.port))
             who = "" if is_loopback(config.metrics.host) else ": whoever reaches that address may read them"
             dispatcher.note(f"metrics are at http://{config.metrics.host}:{config.metrics.port}/metrics{who}")
@@ -57,6 +57,7 @@ def operator_access(
             enrolments=Enrolments(config.state),
             audit=audit,
             refused=refused,
+            watch=watch,
             metrics=metrics,
         )
         control = ControlSocket(config.state, link.interrupt)

@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,9 +30,12 @@ from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrol import own_address
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create, retired_keys, signing_key
+from broker_server.server.log_view import LogView
 from broker_server.server.loop import ServerLoop, Watcher, Watchers
 from broker_server.server.operator_access import OperatorAccess, operator_access
 from broker_server.server.progress import LiveView, PlainView
+from broker_server.server.refusal_watch import RefusalWatch
+from broker_server.server.refusals import RefusalLine
 from broker_server.server.signed_link import SignedServerLink
 from broker_server.server.state import COUNTER, StateFolder
 from devices.cli.settings import ConfigInvalid
@@ -45,7 +48,8 @@ from edge_runtime.wire.link import Connected, Link
 from edge_runtime.wire.mqtt import BrokerUrl, MqttLink, is_loopback
 from edge_runtime.wire.topics import Topics
 
-_LOG = logging.getLogger(__name__)
+_LOG = logging.getLogger("broker_server")
+Say = Callable[[str], None]
 PORT_SEARCH = 20
 """The ports that are tried after one that is in use."""
 LINGER_S = 3.0
@@ -92,11 +96,13 @@ def serve(
         key, signing = load_or_create(config.state), signing_key(config.state)
         journal, blobs = folder.open()
         stack.callback(journal.close)
-        stats = None
+        say: Say = partial(_LOG.info, "%s") if config.log.format == "json" else partial(print, flush=True)
+        watch = RefusalWatch()
         if broker is None:
-            plain, stats = stack.enter_context(_embedded(config, key, folder))
+            plain, watch.stats = stack.enter_context(_embedded(config, key, folder, watch, say))
         else:
-            plain = stack.enter_context(_external(config, key, folder, url=broker, token=token, ca_file=ca_file))
+            external = _external(config, key, folder, say, url=broker, token=token, ca_file=ca_file)
+            plain = stack.enter_context(external)
         link = SignedServerLink(
             plain,
             Topics(config.federation),
@@ -106,7 +112,7 @@ def serve(
             retired=retired_keys(config.state),
             lock_out_clones=config.broker.lock_out_clones,
         )
-        watcher = _watcher(stack, is_quiet=is_quiet)
+        watcher = LogView() if config.log.format == "json" else _watcher(stack, is_quiet=is_quiet)
         builder = _builder(config)
         if builder is not None:
             stack.callback(builder.stop)
@@ -125,8 +131,9 @@ def serve(
         )
         audit = AuditLog(config.state)
         operator = stack.enter_context(
-            operator_access(config, dispatcher, link, audit, refused=lambda: link.refused, stats=stats)
+            operator_access(config, dispatcher, link, audit, refused=lambda: link.refused, watch=watch)
         )
+        watch.say = partial(_say_refusal, dispatcher, watcher)
         watchers = Watchers(watcher, operator.desk)
 
         def note(text: str) -> None:
@@ -149,6 +156,14 @@ def serve(
         loop.start()
         _run(loop, operator, is_once=is_once, out=report or config.state / "report")
         return not loop.failed
+
+
+def _say_refusal(dispatcher: Dispatcher, watcher: Watcher, line: RefusalLine) -> None:
+    if isinstance(watcher, LogView):
+        dispatcher.journal.note(line.text)
+        watcher.refusal(line)
+    else:
+        dispatcher.note(line.text)
 
 
 def write_report(out: Path, journal: FederationJournal, blobs: BlobStore) -> Path:
@@ -273,8 +288,10 @@ def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519Privat
 
 
 @contextlib.contextmanager
-def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder) -> Iterator[tuple[Link, Stats]]:
-    """Start the broker and print how to join; give the server's link to it, and its counters."""
+def _embedded(
+    config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder, watch: RefusalWatch, say: Say
+) -> Iterator[tuple[Link, Stats]]:
+    """Start the broker and say how to join; give the server's link to it, and its counters."""
     own = None
     if config.broker.is_tls and config.broker.certificate is None:
         own = Certificates(config.state).server(_names(config))
@@ -284,7 +301,7 @@ def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder)
             config.federation,
             now=time.time,
             is_current=Enrolments(config.state).is_current,
-            on_login=partial(_audit_login, AuditLog(config.state)),
+            on_login=partial(_on_login, AuditLog(config.state), watch),
         ),
         certificate_file=config.broker.certificate if own is None else own.certificate,
         key_file=config.broker.key if own is None else own.key,
@@ -292,14 +309,14 @@ def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder)
     port = broker.start(config.broker.host, config.broker.port, search=PORT_SEARCH)
     try:
         if config.broker.port not in {0, port}:
-            print(f"port {config.broker.port} is in use: {port} is taken instead")
+            say(f"port {config.broker.port} is in use: {port} is taken instead")
         scheme = "mqtts" if config.broker.is_tls else "mqtt"
         url = f"{scheme}://{own_address(config.broker.host)}:{port}"
         folder.set_url(url, certificate="other" if own is None else "own")
         if config.broker.tls == "insecure":
-            print("INSECURE (broker.tls): tokens and weights cross the network in the clear, for anyone to take")
-        print(f"federation {config.federation!r} listens on {config.broker.host}:{port}; state in {config.state}")
-        _print_how_to_join(url, config)
+            say("INSECURE (broker.tls): tokens and weights cross the network in the clear, for anyone to take")
+        say(f"federation {config.federation!r} listens on {config.broker.host}:{port}; state in {config.state}")
+        _say_how_to_join(url, config, say)
         link = broker.link()
         renewal = _Renewal(broker, config) if own is not None else None
         try:
@@ -312,7 +329,8 @@ def _embedded(config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder)
         broker.stop()
 
 
-def _audit_login(audit: AuditLog, name: str, why: str | None) -> None:
+def _on_login(audit: AuditLog, watch: RefusalWatch, name: str, why: str | None) -> None:
+    watch.add(name, why)
     if why is None:
         audit.add("connected", device=name)
     else:
@@ -357,6 +375,7 @@ def _external(
     config: ServerConfig,
     key: Ed25519PrivateKey,
     folder: StateFolder,
+    say: Say,
     *,
     url: str,
     token: str | None,
@@ -383,13 +402,13 @@ def _external(
     )
     is_own = ca_file is not None and ca_file.read_text() == Certificates(config.state).ca_pem()
     folder.set_url(url, certificate="own" if is_own else "other")
-    print(f"federation {config.federation!r} on the broker at {url}; state in {config.state}")
+    say(f"federation {config.federation!r} on the broker at {url}; state in {config.state}")
     if _lets_strangers_in(url, ca_file):
-        print(
+        say(
             "WARNING: this broker lets anybody in: who does can read weights and make devices look offline, though not "
             "speak for them; `broker-config` writes a configuration that does not"
         )
-    _print_how_to_join(url, config)
+    _say_how_to_join(url, config, say)
     try:
         yield link
     finally:
@@ -406,9 +425,9 @@ def _lets_strangers_in(url: str, ca_file: Path | None) -> bool:
         link.close(linger_s=0.0)
 
 
-def _print_how_to_join(url: str, config: ServerConfig) -> None:
+def _say_how_to_join(url: str, config: ServerConfig, say: Say) -> None:
     state = "" if config.state == ServerConfig().state else f" --state {config.state}"
     federation = "" if config.federation == ServerConfig().federation else f" --federation {config.federation}"
     command = f"python -m broker_server enrol NAME --out agent.toml{state}{federation}"
-    print(f"a device joins with a file of its own, made by: {command}")
-    print(f"  and, on the device: python -m edge_runtime run --config agent.toml   (it connects to {url})", flush=True)
+    say(f"a device joins with a file of its own, made by: {command}")
+    say(f"  and, on the device: python -m edge_runtime run --config agent.toml   (it connects to {url})")

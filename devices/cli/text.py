@@ -8,8 +8,6 @@ about others goes through `printable`.
 
 # coverage: every branch
 
-import logging
-
 PRINTABLE = (
     r"^[^\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f"
     r"\ud800-\udfff\ufeff\ufff9-\ufffb]*\Z"
@@ -27,24 +25,3 @@ def printable(text: object, most: int) -> str:
     if shown.isprintable():
         return shown
     return "".join(each if each.isprintable() else " " if each in "\n\r\t" else "?" for each in shown)
-
-
-class PrintableFormatter(logging.Formatter):
-    """A formatter whose every record is one line; the lines of a traceback below it are set in."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        """Return the record's line."""
-        record.message = printable(record.message, MAX_SHOWN)
-        return super().formatMessage(record)
-
-    def formatException(self, ei: object) -> str:  # noqa: N802 - logging's name
-        """Return the lines of a traceback."""
-        lines = super().formatException(ei).splitlines()  # type: ignore[arg-type]  # as logging passes it
-        return "\n".join(f"    {printable(line, MAX_SHOWN)}" for line in lines)
-
-
-def log_to_stderr(level: int, form: str) -> None:
-    """Log to standard error from now on, unless the process logs somewhere already."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter(form))
-    logging.basicConfig(level=level, handlers=[handler])

@@ -7,13 +7,14 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
+from devices.cli.log import LogFormat, LogLevel, LogSettings, log_to_stderr
 from devices.cli.run import BAD_INPUT, DONE, REFUSED, UNAVAILABLE, fail, stop_event
 from devices.cli.run import run as run_command
 from devices.cli.settings import ConfigInvalid
-from devices.cli.text import log_to_stderr
 from devices.cli.values import parse_size
 from edge_runtime.agent.config import AgentConfig, read
 from edge_runtime.agent.identity import COUNTER, ServerKey, load_or_create
@@ -31,6 +32,7 @@ from edge_runtime.wire.messages import Status, encode
 from edge_runtime.wire.mqtt import BrokerUrl, LinkInvalid, MqttLink, is_loopback
 from edge_runtime.wire.topics import PROTOCOL, Topics
 
+LOG_FORM = "%(asctime)s %(levelname)s %(message)s"
 BEAT_S = 1.0
 _FAULTS: dict[type[Exception], int] = {
     StateUnusable: BAD_INPUT,
@@ -55,7 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="the most memory that the process may take, such as 220MiB, in place of the file's `memory_budget`",
     )
-    parser.add_argument("--verbose", action="store_true", help="log more")
+    parser.add_argument(
+        "--log-level", choices=get_args(LogLevel), help="the least that is worth a line, in place of the file's"
+    )
+    parser.add_argument(
+        "--log-format", choices=get_args(LogFormat), help="lines for people, or JSON, in place of the file's"
+    )
+    parser.add_argument("--verbose", action="store_true", help="as --log-level debug")
 
 
 def _size(text: str) -> str:
@@ -116,8 +124,7 @@ def run(
     named; 5: refused by the broker. `make_worker` raises WorkerUnusable, `make_account` ConfigInvalid and
     MeterUnusable.
     """
-    level = logging.DEBUG if args.verbose else logging.INFO
-    log_to_stderr(level, "%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr(LogSettings(format=args.log_format or "human"), LOG_FORM)
     return run_command(partial(_configured, args, make_worker, make_link, make_account), _FAULTS)
 
 
@@ -132,6 +139,8 @@ def _configured(
         config = msgspec.structs.replace(config, memory_budget=args.memory_budget)
     if args.meter is not None:
         config = msgspec.structs.replace(config, meter=args.meter)
+    level: LogLevel = "debug" if args.verbose else args.log_level or config.log_level
+    log_to_stderr(LogSettings(level=level, format=args.log_format or config.log_format), LOG_FORM)
     state = State(config.state)
     try:
         with stop_event() as stop:

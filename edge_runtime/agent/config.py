@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from devices.cli.log import LogFormat, LogLevel
 from devices.cli.settings import beside, build, read_toml
 from devices.cli.values import SIZE_PATTERN, parse_size
 from edge_runtime.agent.limits import PlanLimits
@@ -98,6 +99,10 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             "where it can often be turned back into the data"
         ),
     ] = False
+    log_level: Annotated[LogLevel, Meta(description="the least that is worth a line in the log")] = "info"
+    log_format: Annotated[
+        LogFormat, Meta(description="human: lines for people; json: an object a line, for programs")
+    ] = "human"
     meter: Annotated[
         str,
         Meta(

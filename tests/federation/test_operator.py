@@ -1,7 +1,6 @@
 """An operator's commands on a server and its devices as the processes that run in the field."""
 
 import json
-import signal
 
 import pytest
 
@@ -11,6 +10,7 @@ pytest.importorskip("matplotlib")
 
 from broker_server.__main__ import main
 from devices.cli.run import DONE, FAILED, UNAVAILABLE
+from edge_runtime.wire.mqtt import MqttLink
 
 pytestmark = pytest.mark.workstation
 
@@ -27,7 +27,7 @@ def test_operator_sees_and_steers_a_federation(site, capsys):
     site.until(server, "listens on")
     assert "round 0 waits for devices: 0 online, it needs 2" in command("status")
     assert "no round begins before `resume`" in command("pause")
-    devices = [site.device(name) for name in ("kitchen", "hall")]
+    devices = [site.device(name, log_format="json") for name in ("kitchen", "hall")]
     for name in ("kitchen", "hall"):
         site.until(server, f"{name} has joined")
     assert "paused: round 0 begins after `resume`" in command("status")
@@ -53,9 +53,19 @@ def test_operator_sees_and_steers_a_federation(site, capsys):
     assert "before 1/1" in command("rounds")
     assert command("events").count("the operator has") == 3
     assert "no server runs on" in command("pause", code=UNAVAILABLE)
-    server.start()
+    begun = len(server.said.splitlines())
+    server = site.serve(merged_rounds=1, probe_rounds=1, split_rounds=1, log_format="json")
+    while not any("listens on" in line for line in server.said.splitlines()[begun:]):
+        assert server.process.poll() is None, server.said
+    stranger = MqttLink(site.url, client_id="stranger", username="stranger", password="no token of ours")
+    site.until(server, "refused stranger: the token is not valid")
+    stranger.close()
     site.ends(server, *devices)
+    lines = [json.loads(line) for line in server.said.splitlines()[begun:]]
+    (refused,) = [line for line in lines if "refused" in line]
+    assert (refused["level"], refused["refused"], refused["count"]) == ("warning", "stranger", 1)
+    assert {line["round"]["phase"] for line in lines if "round" in line} >= {"split", "end"}
+    agent = [json.loads(line) for line in devices[0].said.splitlines()]
+    assert {line["level"] for line in agent} <= {"info", "warning"}
     audit = [json.loads(line)["what"] for line in (site.state / "audit.jsonl").read_text().splitlines()]
     assert [what for what in audit if what in {"paused", "resumed", "stopping"}] == ["paused", "resumed", "stopping"]
-    for process in devices:
-        process.signal(signal.SIGTERM) if process.process.poll() is None else None

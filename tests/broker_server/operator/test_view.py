@@ -52,7 +52,7 @@ def row(number=0, phase=MERGE, *, members=("x", "y"), started_s=100.0, closed_s=
 
 
 def devices(made, history=None, enrolled=None, **changes):
-    found = view.fleet(facts(made), history or History(), enrolled or {}, **changes)
+    found = view.fleet(facts(made, **changes), history or History(), enrolled or {})
     return {each.name: each for each in found.rows}
 
 
@@ -214,13 +214,13 @@ def test_fleet_says_what_each_does_and_why_not():
         "r": Enrolled(is_revoked=True),
         "x": Enrolled(),
     }
-    found = devices(made, enrolled=enrolled)
+    found = devices(made, enrolled=enrolled, refusal_of=lambda name: "refused: no token" if name in "nx" else "")
     assert {name: each.doing for name, each in found.items()} == {
         "d": "damaged", "gone": "offline", "j": "joining", "late": "idle", "n": "new", "o": "offline",
         "other": "idle", "r": "revoked", "x": "asked", "y": "working", "z": "refused",
     }  # fmt: skip
     assert (found["y"].stage, found["y"].done, found["y"].total) == ("train", 3, 9)
-    assert found["x"].why == found["y"].why == ""
+    assert (found["x"].why, found["y"].why) == ("refused: no token", "")
     assert found["z"].why == "heat, 81 C"
     assert "the round waits for it" in found["o"].why
     assert "it goes on when it comes" in found["gone"].why
@@ -229,6 +229,7 @@ def test_fleet_says_what_each_does_and_why_not():
     assert "enrol d" in found["d"].why
     assert "enrol r" in found["r"].why
     assert "start its agent" in found["n"].why
+    assert found["n"].why.endswith("; refused: no token")
     made.open = None
     assert devices(made)["late"].why == ""
 

@@ -1,12 +1,10 @@
-import io
-import logging
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from devices.cli.text import MAX_SHOWN, PRINTABLE, PrintableFormatter, printable
+from devices.cli.text import PRINTABLE, printable
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x1b[1;31mX\x1b[0m\nmallory has joined: 99 online\n"
 
@@ -34,26 +32,3 @@ def test_text_that_is_not_printable_is_in_no_message(odd):
 
 def test_printable_text_of_escape_codes_forges_no_line():
     assert printable(ESCAPES, 500) == "?]0;owned??[2J?[1;31mX?[0m mallory has joined: 99 online "
-
-
-def test_log_has_a_line_for_each_record_and_traceback_lines_of_its_own():
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(PrintableFormatter("%(levelname)s %(message)s"))
-    log = logging.Logger("test")  # noqa: LOG001 - of this test alone
-    log.addHandler(handler)
-    log.warning("says %s", ESCAPES)
-    try:
-        int(ESCAPES)
-    except ValueError:
-        log.exception("failed")
-    try:
-        {}[ESCAPES]
-    except KeyError as exc:
-        log.error("failed", exc_info=ValueError(*exc.args))  # noqa: TRY400 - its text is as it came
-    lines = stream.getvalue().splitlines()
-    assert lines[0] == "WARNING says " + printable(ESCAPES, MAX_SHOWN)
-    assert lines[1] == "ERROR failed"
-    assert all(line.isprintable() for line in lines)
-    assert {line for line in lines[2:] if not line.startswith("    ")} == {"ERROR failed"}
-    assert "    mallory has joined: 99 online" in lines
