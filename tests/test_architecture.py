@@ -26,6 +26,7 @@ HOMES = {
     "PIL": ("edge_runtime.datasets", "broker_server"),
     "rich": ("edge_runtime", "broker_server", "export", "devices"),
     "matplotlib": ("broker_server", "edge_runtime.energy.recording.plots"),
+    "prometheus_client": ("broker_server.operator.metrics",),
 }
 """Where a third-party package may be imported."""
 
