@@ -22,6 +22,7 @@ from typing import cast
 from broker_server.mqtt.admission import Admission
 from broker_server.mqtt.auth import Authorizer
 from broker_server.mqtt.codec import MAX_CONTROL_BYTES, Decoder, PacketMalformed
+from broker_server.mqtt.handshake_fault import handshake_fault
 from broker_server.mqtt.hub import Hub
 from broker_server.mqtt.limits import Limits
 from broker_server.mqtt.local import LocalLink, local_link
@@ -174,7 +175,8 @@ class _Socket(asyncio.Protocol):
 class EmbeddedBroker:
     """An MQTT 3.1.1 broker on a thread of its own, for one machine.
 
-    With `certificate_file` and `key_file` (PEM) it speaks TLS only. `start` may be called once. Raises BrokerNotStarted
+    With `certificate_file` and `key_file` (PEM) it speaks TLS only; `on_handshake_failed` hears of clients that have
+    said why they do not, with their address. `start` may be called once. Raises BrokerNotStarted
     for files that cannot be used.
     """
 
@@ -185,8 +187,10 @@ class EmbeddedBroker:
         limits: Limits | None = None,
         certificate_file: Path | None = None,
         key_file: Path | None = None,
+        on_handshake_failed: Callable[[str, str], None] = lambda _address, _why: None,
     ) -> None:
         self.stats = Stats()
+        self._on_handshake_failed = on_handshake_failed
         self._hub = Hub(authorizer, limits or Limits(), self.stats)
         self._tls = None if certificate_file is None else _tls_context(certificate_file, key_file)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -272,11 +276,11 @@ class EmbeddedBroker:
                     else:
                         other.end()
                 if sock.fileno() >= 0:
-                    task = loop.create_task(self._connect(accepted, sock))
+                    task = loop.create_task(self._connect(accepted, sock, str(address[0])))
                     self._handshakes.add(task)
                     task.add_done_callback(self._handshakes.discard)
 
-    async def _connect(self, accepted: _Accepted, sock: socket.socket) -> None:
+    async def _connect(self, accepted: _Accepted, sock: socket.socket, address: str) -> None:
         """Make a connection of an accepted socket, after its handshake."""
         loop = asyncio.get_running_loop()
         try:
@@ -286,8 +290,10 @@ class EmbeddedBroker:
                 ssl=self._tls,
                 ssl_handshake_timeout=self._hub.limits.connect_timeout_s if self._tls else None,
             )
-        except OSError:  # TLS errors are such, and timeouts
+        except OSError as exc:  # TLS errors are such, and timeouts
             self.stats.closed["handshake"] += 1
+            if fault := handshake_fault(exc):
+                self._on_handshake_failed(address, fault)
             self._admission.closed(accepted)
             accepted.close()
 

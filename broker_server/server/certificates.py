@@ -30,6 +30,8 @@ CA_DAYS = 20 * 365
 SERVER_DAYS = 365
 _SECRET = 0o600
 _PRIVATE = 0o700
+_EARLIEST = dt.datetime(2026, 1, 1, tzinfo=dt.timezone.utc)
+"""A clock before this is not set: the program is younger."""
 _SLACK = dt.timedelta(days=1)
 """How far a device's clock may be behind."""
 
@@ -84,6 +86,16 @@ class Certificates:
         )
         return signed.public_bytes(Encoding.PEM), _pem(own)
 
+    def clock_fault(self) -> str | None:
+        """Return a sentence where this machine's clock is before the CA was made; None where it may be right."""
+        made = self._ca()[0].not_valid_before_utc + _SLACK
+        if self._now >= made - _SLACK:
+            return None
+        return (
+            f"this machine's clock, {self._now.date().isoformat()}, is before the server's CA was made on "
+            f"{made.date().isoformat()}: set the clock, for by it no device's token is valid yet"
+        )
+
     def _is_good(self, found: x509.Certificate, ca: x509.Certificate, wanted: list[str]) -> bool:
         names = found.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         left = found.not_valid_after_utc - self._now
@@ -96,6 +108,11 @@ class Certificates:
     def _ca(self) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
         certificate, key = self._root / "ca.pem", self._root / "ca.key"
         if not certificate.exists():
+            if self._now < _EARLIEST:
+                raise CertificatesInvalid(
+                    f"this machine's clock says {self._now.date().isoformat()}: set it first, for by the right date a "
+                    "certificate that is made now would have expired"
+                )
             self._root.mkdir(parents=True, exist_ok=True, mode=_PRIVATE)
             own = ec.generate_private_key(ec.SECP256R1())
             name = f"MAS Edge CA {own.public_key().public_numbers().x:064x}"[:28]

@@ -41,6 +41,7 @@ from broker_server.server.state import COUNTER, StateFolder
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire import bundle_folder, tokens
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.connection_fault import Ends
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess
 from edge_runtime.wire.errors import BundleInvalid
@@ -61,6 +62,8 @@ RENEWAL_S = 86_400.0
 STRANGER_S = 3.0
 """How long a broker of others may take to let a stranger in."""
 SERVER = "server"
+BROKER = Ends(peer="broker", here="machine", trusting="name the certificates to trust with --ca-file")
+"""What a broker of others is to the server."""
 ORT_TRAINING = "ort_training"
 """The folder in the state folder where ONNX Runtime training artifacts are made."""
 TOKEN_S = 3600.0
@@ -294,7 +297,10 @@ def _embedded(
     """Start the broker and say how to join; give the server's link to it, and its counters."""
     own = None
     if config.broker.is_tls and config.broker.certificate is None:
-        own = Certificates(config.state).server(_names(config))
+        certificates = Certificates(config.state)
+        own = certificates.server(_names(config))
+        if fault := certificates.clock_fault():
+            say(f"WARNING: {fault}")
     broker = EmbeddedBroker(
         TokenAuthorizer(
             key.public_key(),
@@ -303,6 +309,7 @@ def _embedded(
             is_current=Enrolments(config.state).is_current,
             on_login=partial(_on_login, AuditLog(config.state), watch),
         ),
+        on_handshake_failed=watch.add,
         certificate_file=config.broker.certificate if own is None else own.certificate,
         key_file=config.broker.key if own is None else own.key,
     )
@@ -399,6 +406,7 @@ def _external(
         password=password,
         ca_file=ca_file,
         clean_session=True,
+        ends=BROKER,
     )
     is_own = ca_file is not None and ca_file.read_text() == Certificates(config.state).ca_pem()
     folder.set_url(url, certificate="own" if is_own else "other")

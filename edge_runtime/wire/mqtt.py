@@ -11,11 +11,13 @@ Rules
   event is Disconnected(refused=True) and nothing is tried again.
 """
 
+import datetime as dt
 import ipaddress
 import logging
 import queue
 import socket
 import ssl
+import sys
 import threading
 import time
 from collections import deque
@@ -30,6 +32,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edge_runtime.wire.connection_fault import OF_A_SERVER, Ends, connection_fault, cut_short
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Event, LinkFull, packet_bytes
 
@@ -113,8 +116,10 @@ class MqttLink:
         inbox_bytes: int = 64 << 20,
         max_payload_bytes: int = 1 << 20,
         retry_max_s: int = 30,
+        ends: Ends = OF_A_SERVER,
     ) -> None:
         where = BrokerUrl.parse(url)
+        self._where, self._ends = where, ends
         self.bytes_in = 0
         self.bytes_out = 0
         self.dropped = 0
@@ -135,7 +140,8 @@ class MqttLink:
         self._pumping = threading.Lock()
         self._connection = 0
         self._is_connected = False
-        self._is_reported = False  # of the present disconnection
+        self._is_answered = False  # the present attempt, by the broker
+        self._reported: set[str] = set()  # of the present disconnection
         self._refused = False
         self._closed = threading.Event()
 
@@ -259,10 +265,10 @@ class MqttLink:
         with self._counting:
             self._outbox_bytes -= self._flying.pop(packet_id, 0)
 
-    @staticmethod
-    def _on_socket_open(_client: paho.Client, _userdata: object, sock: "paho.SocketLike") -> None:
+    def _on_socket_open(self, _client: paho.Client, _userdata: object, sock: "paho.SocketLike") -> None:
         # Without this a small packet waits until the other end has confirmed the one before it, often 40 ms.
         cast("socket.socket", sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._is_answered = False
 
     def _on_connect(
         self,
@@ -272,6 +278,7 @@ class MqttLink:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
+        self._is_answered = True
         if reason.is_failure:
             # "Server unavailable" and the like pass; a token, a name or a protocol that was refused stays refused.
             self._refused = str(reason) not in {"Server unavailable", "Server busy"}
@@ -281,13 +288,16 @@ class MqttLink:
             return
         self._connection += 1
         self._is_connected = True
-        self._is_reported = False
+        self._reported.clear()
         if filters := list(self._filters):
             client.subscribe([(topic_filter, 1) for topic_filter in filters])
         self._inbox.put(Connected())
 
     def _on_connect_fail(self, _client: paho.Client, _userdata: object) -> None:
-        self._report_disconnected("the broker cannot be reached")
+        today = dt.datetime.now().astimezone().date()
+        # paho calls this while it handles what the attempt has raised.
+        fault = connection_fault(sys.exc_info()[1], self._where.host, self._where.port, today, self._ends)
+        self._report_disconnected(fault)
 
     def _on_disconnect(
         self,
@@ -297,14 +307,19 @@ class MqttLink:
         reason: ReasonCode,
         _properties: Properties | None,
     ) -> None:
-        self._is_connected = False
-        if not self._closed.is_set() and not self._refused:
+        was_connected, self._is_connected = self._is_connected, False
+        if self._closed.is_set() or self._refused:
+            return
+        if was_connected:
             self._report_disconnected(f"the connection was lost: {reason}")
+        elif not self._is_answered:
+            where = self._where
+            self._report_disconnected(cut_short(where.host, where.port, is_tls=where.tls, ends=self._ends))
 
     def _report_disconnected(self, reason: str) -> None:
-        """Report once, however many attempts fail after that; but always a refusal, which is the last event."""
-        if not self._is_reported or self._refused:
-            self._is_reported = True
+        """Report each reason once, however many attempts fail by it; but always a refusal, which is the last event."""
+        if reason not in self._reported or self._refused:
+            self._reported.add(reason)
             self._inbox.put(Disconnected(reason, refused=self._refused))
 
     def _on_message(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:

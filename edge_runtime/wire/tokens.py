@@ -6,6 +6,7 @@ sends its token; the broker reads it. So jwt is needed on the server alone.
 
 # coverage: every branch
 
+import datetime as dt
 import time
 from typing import Literal, cast
 
@@ -63,10 +64,18 @@ def check(key: Ed25519PublicKey, token: str | bytes | None, *, federation: str) 
         )
         return msgspec.convert(claims, Claims)
     except jwt.ExpiredSignatureError as exc:
-        raise TokenRefused("the token has expired: enrol the device again") from exc
+        raise TokenRefused(
+            f"the token has expired by the server's clock, {_today()}: enrol the device again, or set the clock"
+        ) from exc
+    except jwt.ImmatureSignatureError as exc:
+        raise TokenRefused(f"the token is not valid yet by the server's clock, {_today()}: set the clock") from exc
     except jwt.InvalidAudienceError as exc:
         raise TokenRefused(f"the token is not for federation {federation!r}") from exc
     except (jwt.InvalidTokenError, ValueError, RecursionError) as exc:
         # The last two: jwt reads the header's JSON before it checks the signature, and lets nesting and
         # odd text through to its caller.
         raise TokenRefused(f"the token is not valid: {reason(exc)}") from exc
+
+
+def _today() -> str:
+    return dt.datetime.now(dt.timezone.utc).date().isoformat()

@@ -212,4 +212,5 @@ def test_federation_over_tls(site, certificate):
     site.ends(server, trusting)
     assert site.report()["rounds"][0]["clients"] == ["b"]
     assert distrustful.process.poll() is None
-    assert "cannot be reached" in distrustful.said
+    assert "is of a CA that this board does not trust" in distrustful.said
+    assert "refused 127.0.0.1: it does not know the CA of this server's certificate" in server.said

@@ -319,7 +319,8 @@ def test_tls_carries_messages_to_who_trusts_the_certificate(make_site, certifica
     assert server.receive(PATIENCE_S).payload == payload
     stranger = site.device("dev2", scheme="mqtts", wait=False)
     event = stranger.receive(PATIENCE_S)
-    assert event == Disconnected("the broker cannot be reached", refused=False)
+    assert not event.refused
+    assert event.reason.startswith("the server's certificate is of a CA that this board does not trust")
     plain = site.raw(encode(Connect(client_id="dev3")))
     assert is_closed_by_peer(plain)
 

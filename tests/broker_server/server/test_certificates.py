@@ -73,3 +73,17 @@ def test_certificates_that_are_damaged_are_named(tmp_path, name, text):
     (tmp_path / "tls" / name).write_text(text)
     with pytest.raises(CertificatesInvalid, match=f"{name} is not a .* restore it from a backup"):
         Certificates(tmp_path).server(NAMES)
+
+
+def test_certificates_are_not_made_by_a_clock_that_was_never_set(tmp_path):
+    with pytest.raises(CertificatesInvalid, match="this machine's clock says 1970-01-02: set it first"):
+        Certificates(tmp_path, dt.datetime(1970, 1, 2, tzinfo=dt.timezone.utc)).server(NAMES)
+    assert not (tmp_path / "tls").exists()
+
+
+def test_clock_that_is_behind_the_ca_is_named(tmp_path):
+    Certificates(tmp_path, NOW).server(NAMES)
+    assert Certificates(tmp_path, NOW).clock_fault() is None
+    behind = Certificates(tmp_path, dt.datetime(1970, 1, 2, tzinfo=dt.timezone.utc))
+    assert "clock, 1970-01-02, is before the server's CA was made on 2026-11-30: set the clock" in behind.clock_fault()
+    assert not behind.server(NAMES).is_new

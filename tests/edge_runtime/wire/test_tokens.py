@@ -69,7 +69,8 @@ def test_check_refuses_what_is_not_a_token(token, sentence):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"exp": 1}, "expired: enrol the device again"),
+        ({"exp": 1}, "expired by the server's clock, 20.*: enrol the device again"),
+        ({"iat": 4e9}, "not valid yet by the server's clock, 20.*: set the clock"),
         ({"aud": "field"}, "not for federation 'lab'"),
         ({"aud": ["lab", "field"]}, "not valid"),
         ({"iss": "somebody"}, "not valid"),
