@@ -56,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _worker(config: AgentConfig) -> "LocalWorker":
+    from edge_runtime.agent.identity import noise_key
     from edge_runtime.worker import LocalWorker
 
     return LocalWorker(
@@ -65,6 +66,7 @@ def _worker(config: AgentConfig) -> "LocalWorker":
         ort_training=config.ort_training,
         checkpoint_s=config.checkpoint_s,
         memory_budget_bytes=config.memory_budget_bytes,
+        noise_key=noise_key(config.state),
     )
 
 

@@ -70,10 +70,13 @@ class LocalWorker:
         checkpoint_s: float = CHECKPOINT_S,
         memory_budget_bytes: int | None = None,
         graph_cache: GraphCache | None = None,
+        noise_key: bytes = b"",
     ) -> None:
         """`graph_cache` and its engine are shared with other workers; without it the worker makes its own.
 
         `checkpoint_s` are the least seconds between two checkpoints of training; 0 makes one after every step.
+
+        `noise_key` is the device's secret, from which noise on embeddings is drawn.
 
         `memory_budget_bytes` is the most memory that the process may take; None is the memory free now, less a reserve.
         """
@@ -95,6 +98,7 @@ class LocalWorker:
         self._weighting_states = WeightingStateStore(state / "weighting")
         self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
         self._base_bytes = rss_bytes()
+        self._noise_key = noise_key
         self._budget_bytes = memory_budget_bytes
         if memory_budget_bytes is None and self._base_bytes is not None:
             self._budget_bytes = default_budget(self._base_bytes)
@@ -252,9 +256,8 @@ class LocalWorker:
             peak_rss_bytes=peak_rss_bytes(),
         )
 
-    @staticmethod
     def _remote(
-        plan: Plan, manifest: Manifest, channel: SplitLearningChannel | None, memory: PlannedMemory | None = None
+        self, plan: Plan, manifest: Manifest, channel: SplitLearningChannel | None, memory: PlannedMemory | None = None
     ) -> RemoteEncoder | None:
         """Return the encoder of split learning. Raises EncoderServerUnavailable for settings that it does not have."""
         if plan.split_learning is None:
@@ -266,7 +269,14 @@ class LocalWorker:
         channel.open(MessageLayout.of(manifest, samples).max_message_bytes)
         in_flight = memory.in_flight if memory else 1
         return RemoteEncoder(
-            manifest, channel, plan.round, samples, precision=plan.split_learning.precision, in_flight=in_flight
+            manifest,
+            channel,
+            plan.round,
+            samples,
+            precision=plan.split_learning.precision,
+            in_flight=in_flight,
+            noise=plan.split_learning.noise,
+            noise_key=self._noise_key,
         )
 
     def _planned(self, manifest: Manifest, settings: Training, plan: Plan) -> PlannedMemory:

@@ -24,6 +24,8 @@ from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import check_writable, write_atomic
+from edge_runtime.wire.messages import SplitLearning
+from edge_runtime.wire.reconstruction import fault as reconstruction_fault
 from edge_runtime.wire.tensors import TensorTable, pack, transfer, unpack
 from export import provenance
 from export.compile import Compiled, compile_model, describe
@@ -46,6 +48,7 @@ from export.ort_training.groups import (
 )
 from export.ort_training.training_model import forward_graph
 from export.parity.check import check_parity
+from export.reconstruction import measure_reconstruction
 
 _FAULTS: dict[type[Exception], int] = {
     ParityFailed: NO_PARITY,
@@ -118,8 +121,9 @@ def _compile(args: argparse.Namespace) -> int:
     check_writable(args.out / bundle_folder.MANIFEST)
     sources = _sources(args, model)
     if sources is not None and not args.anew and (made := provenance.made_at(args.out, sources)):
+        manifest = bundle_folder.read_folder(args.out)
+        _warn_of_reconstruction(manifest)
         if args.json:
-            manifest = bundle_folder.read_folder(args.out)
             print(msgspec.json.encode(_summary(manifest) | {"compiled": False}).decode())
         else:
             since = f"{made:%Y-%m-%d %H:%M}"
@@ -132,6 +136,7 @@ def _compile(args: argparse.Namespace) -> int:
         check_loading(compiled.graphs, compiled.lowered, run.load)
         parity = check_parity(compiled, run)
         manifest = describe(compiled, args.name or args.out.name, parity)
+        manifest = msgspec.structs.replace(manifest, reconstruction=measure_reconstruction(model))
         try:
             taken = footprint(compiled.graphs, run.observe, SPARE_BYTES)
             manifest = msgspec.structs.replace(manifest, footprint=taken)
@@ -152,6 +157,7 @@ def _compile(args: argparse.Namespace) -> int:
                 "normalisations keep their statistics",
                 file=sys.stderr,
             )
+    _warn_of_reconstruction(manifest)
     if args.json:
         print(msgspec.json.encode(_summary(manifest) | {"compiled": True}).decode())
     else:
@@ -175,6 +181,21 @@ def _sources(args: argparse.Namespace, model: MultiTaskModel) -> str | None:
     except Indescribable as exc:
         print(f"{args.source} will be compiled each time: {exc} cannot be compared with what it was", file=sys.stderr)
         return None
+
+
+def _warn_of_reconstruction(manifest: wire.Manifest) -> None:
+    """Say what an attacker makes of the stem's embeddings, and what follows from that."""
+    if manifest.embedding is None:
+        return
+    if (measured := manifest.reconstruction) is not None:
+        noisy = "".join(f", noise {each.noise:g} {each.psnr_db:.1f}" for each in measured.noisy)
+        print(
+            f"inputs were made again from the stem's embeddings, PSNR in dB: fp32 {measured.fp32:.1f}, fp16 "
+            f"{measured.fp16:.1f}, int8 {measured.int8:.1f}{noisy}",
+            file=sys.stderr,
+        )
+    if found := reconstruction_fault(measured, SplitLearning()):
+        print(f"split learning must be allowed by name (allow_reconstruction): {found}", file=sys.stderr)
 
 
 def _fixed_elements(manifest: wire.Manifest) -> int:
@@ -302,6 +323,7 @@ def _summary(manifest: wire.Manifest) -> dict[str, Any]:
         "weights_bytes": manifest.weights.size_bytes,
         "opset": manifest.opset,
         "parity": manifest.parity,
+        "reconstruction": manifest.reconstruction,
         "versions": manifest.versions,
         "ort_training": {} if manifest.ort_training is None else manifest.ort_training.groups,
     }

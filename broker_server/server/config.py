@@ -46,6 +46,7 @@ from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import SplitLearning, Training
 from edge_runtime.wire.mqtt import is_loopback
 from edge_runtime.wire.names import FederationName, TaskName
+from edge_runtime.wire.reconstruction import fault as reconstruction_fault
 from edge_runtime.wire.training import COMMON, TrainingSettings
 
 HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9:._-]{1,253}\Z")]
@@ -95,6 +96,10 @@ class SplitLearningSettings(SplitLearning, frozen=True, kw_only=True, forbid_unk
             description="who computes the encoder (a server needs a bundle with a stem); auto: the server with fedbone"
         ),
     ] = "auto"
+    allow_reconstruction: Annotated[
+        bool,
+        Meta(description="go on with a stem from whose embeddings inputs were made again, or which was not tried"),
+    ] = False
     devices: Annotated[
         int,
         Meta(
@@ -185,7 +190,11 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return None
         return EncoderRounds(
             results=self.state / GENERAL,
-            settings=SplitLearning(precision=self.split_learning.precision, parts=self.split_learning.parts),
+            settings=SplitLearning(
+                precision=self.split_learning.precision,
+                parts=self.split_learning.parts,
+                noise=self.split_learning.noise,
+            ),
             most_devices=self.split_learning.devices,
             idle_s=self.split_learning.idle_s,
         )
@@ -243,6 +252,15 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             local_stems=self.local_stems,
         )
 
+    def check_reconstruction(self, bundle: Manifest) -> None:
+        """Raise ConfigInvalid for a bundle whose embeddings may give inputs back, unless the settings allow that."""
+        if self.shared_encoder is None or self.split_learning.allow_reconstruction:
+            return
+        if found := reconstruction_fault(bundle.reconstruction, self.shared_encoder.settings):
+            raise ConfigInvalid(
+                f"split_learning: {found}: with allow_reconstruction = true it is allowed, here and on each device"
+            )
+
     def _check_fixed_encoder(self) -> None:
         if self.is_apart:
             raise ConfigInvalid("split_learning.encoder: the bundle's encoder has nothing to train: give 'device'")
@@ -270,6 +288,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         if self.is_apart:
             facts["general"] = "host" if split.encoder == "server" else split.encoder
             facts |= {"general_precision": split.precision, "general_parts": split.parts}
+            if split.noise:
+                facts["general_noise"] = split.noise
         for name in ("head_cost", "confidence", "confidence_rounds"):
             facts[name] = getattr(grouping, name)
         if not self.encoder_aggregation.is_plain:  # left out where it is as it was before there was anything else

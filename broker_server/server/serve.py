@@ -279,6 +279,7 @@ def _is_bundle(folder: Path) -> bool:
 
 def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519PrivateKey) -> Federation:
     bundle = bundle_folder.read_folder(config.bundle_path)
+    config.check_reconstruction(bundle)
     return Federation(
         journal=dispatcher.journal,
         blobs=dispatcher.blobs,

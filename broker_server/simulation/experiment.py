@@ -62,6 +62,7 @@ NOT_HERE = (
     "split_learning.idle_s",
     "split_learning.threads",
     "split_learning.provider",
+    "split_learning.allow_reconstruction",
     "ort_training",
 )
 """Keys of server.toml that a simulation decides itself."""

@@ -5,6 +5,7 @@ any process may do any device's work. In split learning it computes the encoder 
 Times are CPU seconds of this process.
 """
 
+import hashlib
 import math
 import time
 from dataclasses import dataclass, replace
@@ -80,6 +81,8 @@ def perform(task: DeviceTask) -> TaskDone | TaskRefused:
         checkpoint_s=math.inf if is_apart else CHECKPOINT_S,
         memory_budget_bytes=task.memory_budget_bytes,
         graph_cache=_graph_cache(),
+        # No secret: simulations are repeated.
+        noise_key=hashlib.sha256(task.encoder_state.device.encode()).digest() if task.encoder_state else b"",
     )
     do = worker.train if downloaded.plan.work == "train" else worker.evaluate
     before_s = time.process_time()

@@ -103,6 +103,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     log_format: Annotated[
         LogFormat, Meta(description="human: lines for people; json: an object a line, for programs")
     ] = "human"
+    allow_reconstruction: Annotated[
+        bool,
+        Meta(
+            description="take part in it with a stem from whose embeddings the exporter has made the inputs again, or "
+            "was not tried"
+        ),
+    ] = False
     meter: Annotated[
         str,
         Meta(
@@ -135,7 +142,11 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def limits(self) -> PlanLimits:
         """What the device does for no server."""
         return PlanLimits(
-            split_learning=self.split_learning, epochs=self.max_epochs, work_s=self.max_work_s, tasks=self.tasks
+            split_learning=self.split_learning,
+            reconstruction=self.allow_reconstruction,
+            epochs=self.max_epochs,
+            work_s=self.max_work_s,
+            tasks=self.tasks,
         )
 
     @property

@@ -15,6 +15,7 @@ import os
 from collections.abc import Collection, Iterable
 from typing import Literal
 
+from edge_runtime.agent.limits import NO_LIMITS, PlanLimits
 from edge_runtime.agent.state import State
 from edge_runtime.agent.transfer import MissingBlob
 from edge_runtime.agent.work import WorkRefused
@@ -104,12 +105,21 @@ def surplus(stored: Iterable[tuple[float, int, str]], keep: Collection[str], max
 class PlanDownloads:
     """The blobs of one plan after another, in the stores of a state folder."""
 
-    def __init__(self, state: State, *, server_key: str, max_bytes: int, ort_training: bool = False) -> None:
+    def __init__(
+        self,
+        state: State,
+        *,
+        server_key: str,
+        max_bytes: int,
+        ort_training: bool = False,
+        limits: PlanLimits = NO_LIMITS,
+    ) -> None:
         """With `ort_training` the graphs include the ONNX Runtime training artifacts."""
         self._blobs, self._weights = state.blobs, state.weights
         self.server_key = server_key
         self._max_bytes = max_bytes
         self._ort_training = ort_training
+        self._limits = limits
         self._assemblies: dict[str, Assembly] = {}
         self._verified: set[str] = set()
 
@@ -184,7 +194,10 @@ class PlanDownloads:
 
     def _check(self, plan: Plan) -> Manifest:
         data = self._blobs.read(plan.bundle.digest)
-        return check_manifest(data, plan, self.server_key, self._max_bytes, ort_training=self._ort_training)
+        manifest = check_manifest(data, plan, self.server_key, self._max_bytes, ort_training=self._ort_training)
+        if fault := self._limits.manifest_fault(plan, manifest):
+            raise WorkRefused("limits", fault)
+        return manifest
 
     def _begin_missing(self, store: BlobStore, blobs: Iterable[Blob]) -> tuple[MissingBlob, ...]:
         missing = []

@@ -5,6 +5,7 @@ state/counter        ahead of the numbers of the messages that were sent
 state/server_key     the server's key that is trusted now, where it has changed since the device was enrolled
 """
 
+import hmac
 import re
 from pathlib import Path
 
@@ -37,6 +38,11 @@ def load_or_create(state: Path) -> Ed25519PrivateKey:
         if isinstance(exc, StateUnusable):
             raise
         raise StateUnusable(f"{path} cannot be used: {exc.strerror}") from exc
+
+
+def noise_key(state: Path) -> bytes:
+    """Return the secret from which a device draws noise on embeddings, made of its key. Raises StateUnusable."""
+    return hmac.digest(load_or_create(state).private_bytes_raw(), b"noise on embeddings", "sha256")
 
 
 class ServerKey:

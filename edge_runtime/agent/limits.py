@@ -4,7 +4,9 @@
 
 from dataclasses import dataclass
 
+from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Plan
+from edge_runtime.wire.reconstruction import fault as reconstruction_fault
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +17,8 @@ class PlanLimits:
     """
 
     split_learning: bool = False
+    reconstruction: bool = False
+    """Whether split learning may send what inputs can be made of again."""
     epochs: int | None = None
     work_s: float | None = None
     """The longest that the work on one plan may take."""
@@ -31,5 +35,12 @@ class PlanLimits:
             return f"this device works for {', '.join(self.tasks)}, not for {', '.join(others)} (tasks)"
         return None
 
+    def manifest_fault(self, plan: Plan, manifest: Manifest) -> str | None:
+        """Return why the device declines a plan for what its manifest says; None if it does not."""
+        if plan.split_learning is None or self.reconstruction:
+            return None
+        found = reconstruction_fault(manifest.reconstruction, plan.split_learning)
+        return found and f"{found}: this device sends no such embeddings (allow_reconstruction in agent.toml)"
 
-NO_LIMITS = PlanLimits(split_learning=True)
+
+NO_LIMITS = PlanLimits(split_learning=True, reconstruction=True)

@@ -100,7 +100,11 @@ class Agent:
         self._beat = beat
         hello = worker.hello()
         self._downloads = PlanDownloads(
-            state, server_key=server_key, max_bytes=max_download_bytes, ort_training=hello.ort_training != "off"
+            state,
+            server_key=server_key,
+            max_bytes=max_download_bytes,
+            ort_training=hello.ort_training != "off",
+            limits=limits,
         )
         self._totals = EnergyTotals(account or EnergyAccount(None))
         self._channel = FragmentChannel(link.interrupt)

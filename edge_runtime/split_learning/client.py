@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from edge_runtime.training.encoder import Batch, Inputs, Pass, Representation
+from edge_runtime.wire.embedding_noise import add_noise
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Precision, Training
@@ -53,6 +54,7 @@ class RemoteEncoder:
 
     `batch` is the most samples in a message. Up to `in_flight` parts of a step are on their way at once, which keeps
     the link and both processors busy. A request is sent again after `resend_s`, and given up after `deadline_s`.
+    Embeddings get `noise` (edge_runtime.wire.embedding_noise), drawn from the secret `noise_key`.
     """
 
     def __init__(
@@ -66,12 +68,15 @@ class RemoteEncoder:
         resend_s: float = 5.0,
         deadline_s: float = 300.0,
         in_flight: int = 1,
+        noise: float = 0.0,
+        noise_key: bytes = b"",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._layout = MessageLayout.of(manifest, batch)
         self._channel, self._clock = channel, clock
         self._round = round_number
         self._precision: Precision = precision
+        self._noise, self._noise_key = noise, noise_key
         self._resend_s, self._deadline_s, self._in_flight = resend_s, deadline_s, in_flight
         self._open: list[_Request] = []
         self._step, self._part, self._step_begins = -1, 0, True
@@ -107,7 +112,7 @@ class RemoteEncoder:
         header = SplitHeader(
             kind="embedding", round=self._round, step=self._step, part=self._part, seed=int(parameters["seed"])
         )
-        request = self._send(header, (source["e"],))
+        request = self._send(header, (add_noise(source["e"], self._noise, self._noise_key),))
         return _RemotePass(source, header, lambda: self._await(request).arrays)
 
     def backward(
@@ -126,7 +131,7 @@ class RemoteEncoder:
 
     def predict(self, source: Inputs, parameters: Inputs) -> Representation:  # noqa: ARG002
         """Return the representation in evaluation mode, computed in parts of a batch at most."""
-        e, most = source["e"], self._layout.max_samples
+        e, most = add_noise(source["e"], self._noise, self._noise_key), self._layout.max_samples
         parts = []
         for start in range(0, len(e), most):
             self._probes = (self._probes + 1) % FIRST_PROBE

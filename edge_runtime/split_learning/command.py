@@ -81,6 +81,9 @@ class LocalSplitTraining(LocalTraining, frozen=True, kw_only=True, forbid_unknow
     micro_batch: Annotated[int, Meta(ge=0, le=65536, description="samples sent at once; 0 for the batch")] = 0
     ahead: Annotated[int, Meta(ge=1, le=64, description="micro-batches on their way at once")] = 2
     precision: Annotated[Precision, Meta(description="how activations and their gradients are sent")] = "fp32"
+    noise: Annotated[
+        float, Meta(ge=0, le=100, description="of embeddings, in root mean squares of them: standard deviation")
+    ] = 0.0
 
 
 SETTINGS = settings_of(LocalSplitTraining)
@@ -203,6 +206,8 @@ def _epochs(
             resend_s=PATIENCE_S,
             deadline_s=PATIENCE_S,
             in_flight=chosen.ahead,
+            noise=chosen.noise,
+            noise_key=str(chosen.seed).encode(),
         )
         encoder.begin_round()
         model = Model(local, graphs, weights, encoder=encoder)

@@ -63,6 +63,7 @@ from edge_runtime.wire.footprint import Footprint
 from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.metrics import MetricName, misfit
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
+from edge_runtime.wire.reconstruction import Reconstruction
 from edge_runtime.wire.tensors import MAX_TENSORS, STATE, Dimension, Tensor, TensorTable, part_of
 
 FORMAT = 2
@@ -225,6 +226,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     footprint: Footprint | None = None
     embedding: Array | None = None
     """The stem's output, which the encoder reads; null where there is no stem."""
+    reconstruction: Reconstruction | None = None
+    """What the exporter has made of the stem's embeddings again; null where it was not measured."""
     fixed: Annotated[dict[PartName, FixedTensors], Meta(max_length=MAX_TASKS + 2)] = {}
     """What training does not change, by part."""
 

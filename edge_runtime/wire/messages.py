@@ -133,6 +133,14 @@ class SplitLearning(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     parts: Annotated[
         int, Meta(ge=1, le=64, description="micro-batches of a step: device, link and server then work at once")
     ] = 1
+    noise: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=100,
+            description="standard deviation of Gaussian noise on embeddings, in root mean squares of the embedding",
+        ),
+    ] = 0.0
 
 
 class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

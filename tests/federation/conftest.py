@@ -99,6 +99,7 @@ class Site:
             "merged_rounds": 2, "probe_rounds": 1, "probe_every": 1, "split_rounds": 1, "groups": 2,
             "batch": 4, "lr": 0.05, "seed": 7, "round_deadline_s": 60,
         } | settings  # fmt: skip
+        flags = ("--split-learning-allow-reconstruction", *flags)
         given = [part for name, value in settings.items() for part in (f"--{name.replace('_', '-')}", value)]
         return self.run("server", "broker_server", *given, "--exit-when-finished", "--quiet", *flags)
 
@@ -153,6 +154,7 @@ class Site:
                     "threads": 1,
                     "force": True,
                     "split_learning": True,
+                    "allow_reconstruction": True,
                 }
                 | settings
             ),

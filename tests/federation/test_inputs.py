@@ -61,10 +61,12 @@ def data(folder, seed):
 
 
 @pytest.mark.parametrize("strategy", ["mas", "fedbone"])
-def test_federation_of_signals_and_tokens(site, tmp_path, strategy):
+def test_federation_of_signals_and_tokens(site, tmp_path, capsys, strategy):
     (tmp_path / "model.py").write_text(MODEL)
     site.bundle, site.tasks = tmp_path / "bundle", ("kind", "level")
     assert export(["compile", f"{tmp_path / 'model.py'}:build", "--out", str(site.bundle)]) == 0
+    said = capsys.readouterr().err
+    assert "split learning must be allowed by name (allow_reconstruction): how much of an input comes back" in said
     server = site.serve(strategy=strategy, epochs=5)
     devices = []
     for seed, name in enumerate(("ana", "ben")):

@@ -149,6 +149,9 @@ split_learning.encoder = "server"
 [methods.rounded]
 split_learning.encoder = "server"
 split_learning.precision = "int8"
+[methods.noisy]
+split_learning.encoder = "server"
+split_learning.noise = 0.5
 [methods.far]
 split_learning.encoder = "server"
 board = { up_bytes_per_s = 20_000.0, down_bytes_per_s = 40_000.0, latency_s = 0.1 }
@@ -180,6 +183,8 @@ def test_a_simulated_exchange_takes_its_bytes_and_time_and_changes_no_weights(ma
     found = bench.run()
     exact, rounded, far, bone, lost = (found[name] for name in ("exact", "rounded", "far", "fedbone", "lost"))
     assert bench.model("cut") == bench.model("far") == bench.model("exact") != bench.model("rounded")
+    assert bench.model("noisy") != bench.model("exact")
+    assert found["noisy"]["bytes_up"] == exact["bytes_up"]
     assert bench.model("lost") == bench.model("fedbone") != bench.model("exact")
     assert rounded["bytes_up"] < exact["bytes_up"] == far["bytes_up"]
     # Three rounds of at least 3 steps with 4 messages, a beginning and an end.

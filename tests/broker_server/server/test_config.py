@@ -12,6 +12,7 @@ from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.manifest import Array
 from edge_runtime.wire.messages import Training
+from edge_runtime.wire.reconstruction import Reconstruction
 from edge_runtime.wire.training import FixedWeighting, GradNormWeighting, UncertaintyWeighting
 
 BUNDLE = Path(__file__).parents[2] / "fixtures" / "bundle"
@@ -292,6 +293,25 @@ def having(more, **changes):
 )
 def test_config_fingerprint_is_that_of_state_folders_of_before(make_config, settings, expected):
     assert make_config(**settings).fingerprint() == expected
+
+
+def test_stem_from_which_inputs_come_back_is_refused_unless_it_is_allowed_by_name(make_config):
+    narrow, wide = (Reconstruction(fp32=psnr_db, fp16=psnr_db, int8=psnr_db) for psnr_db in (17.0, 60.0))
+    bundle = msgspec.structs.replace(read_folder(BUNDLE), embedding=Array(shape=(4,), dtype="float32"))
+    measured = {each: msgspec.structs.replace(bundle, reconstruction=each) for each in (narrow, wide)}
+    make_config(strategy="fedbone").check_reconstruction(measured[narrow])
+    for allowed in ({"split_learning_encoder": "device"}, {"split_learning_allow_reconstruction": True}):
+        make_config(strategy="fedbone", **allowed).check_reconstruction(measured[wide])
+    with pytest.raises(ConfigInvalid, match=r"at 60 dB, and 20 dB are the most .*allow_reconstruction = true"):
+        make_config(strategy="fedbone").check_reconstruction(measured[wide])
+    with pytest.raises(ConfigInvalid, match=r"was not measured"):
+        make_config(strategy="fedbone").check_reconstruction(bundle)
+
+
+def test_config_fingerprint_has_noise_where_there_is_some(make_config):
+    quiet, noisy = (make_config(strategy="fedbone", split_learning_noise=noise) for noise in (0.0, 0.5))
+    assert quiet.fingerprint() == make_config(strategy="fedbone").fingerprint() != noisy.fingerprint()
+    assert noisy.shared_encoder.settings.noise == 0.5
 
 
 def test_config_fingerprint_has_how_changes_are_combined(make_config):

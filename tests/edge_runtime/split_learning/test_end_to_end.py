@@ -19,6 +19,7 @@ from edge_runtime.training.optimizer import make_optimizer  # noqa: E402
 from edge_runtime.training.trainer import Trainer, evaluate  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
+from edge_runtime.wire.embedding_noise import add_noise  # noqa: E402
 from edge_runtime.wire.split_learning import MessageLayout, SplitHeader, SplitMessage, decode, encode  # noqa: E402
 from edge_runtime.wire.tensors import pack, transfer  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
@@ -186,6 +187,21 @@ def test_evaluation_and_first_order_probes_are_those_of_one_device(bundle):
     assert found.affinities.result().count > 2
     ours, theirs = evaluate(device, bundle.split, 6), evaluate(whole, bundle.split, 6)
     assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_no_embedding_leaves_without_its_noise(bundle):
+    layout, first = MessageLayout.of(bundle.manifest, BATCH), {}
+    for noise in (0.0, 0.5):
+        channel = Channel(bundle.server())
+        device = bundle.device(remote(bundle, channel, noise=noise, noise_key=b"secret"))
+        evaluate(device, bundle.split, BATCH)
+        train(device, bundle.split, SETTINGS)
+        messages = [decode(layout, data) for data in channel.sent]
+        first[noise] = {each.header.kind: each.arrays[0] for each in reversed(messages) if each.arrays}
+    assert {"probe", "embedding"} <= first[0.5].keys()
+    for kind in ("probe", "embedding"):
+        np.testing.assert_array_equal(first[0.5][kind], add_noise(first[0.0][kind], 0.5, b"secret"))
+        assert not np.array_equal(first[0.5][kind], first[0.0][kind])
 
 
 def test_images_and_labels_never_leave_the_device(bundle):
