@@ -31,7 +31,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-processors test-cluster \
+.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-processors test-cluster test-long \
 	test-torch test-random-models coverage-operators \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split bench-reconstruction compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
@@ -46,6 +46,7 @@ help:
 	@echo "make settings     docs/settings.md and its JSON schema, from the code"
 	@echo "make check        lint, and the quick tests on two cores: under two minutes, before each commit"
 	@echo "make test         lint, and the tests in both environments"
+	@echo "make test-long    tests that show on more cases what make test shows (10 minutes)"
 	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
 	@echo "make test-processors  parity on other processors, emulated: x86-64 with SSE4.2 and AVX2, and a Raspberry Pi's (10 minutes)"
 	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
@@ -162,12 +163,13 @@ settings: $(VENV)/.stamp
 
 # What belongs before each commit: under two minutes on two cores.
 check: lint
-	$(VENV)/bin/python -m pytest -q -n 2 -m 'not emulated and not process and not slow'
+	$(VENV)/bin/python -m pytest -q -n 2 -m 'not emulated and not long and not process and not slow'
 
 test: lint test-workstation test-board
 
+# Two processes, each with one thread in PyTorch: more would wait for each other.
 test-workstation: $(VENV)/.stamp $(BOARD)/.stamp apt
-	$(VENV)/bin/python -m pytest -n 2 --dist worksteal --cov=edge_runtime --cov=broker_server --cov=devices --cov=export.memory --cov-branch --cov-report=
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal --cov=edge_runtime --cov=broker_server --cov=devices --cov=export.memory --cov-branch --cov-report=
 	$(VENV)/bin/python -m coverage report --include='$(PURE_LIST)' --show-missing --skip-covered --fail-under=100
 
 # The tree, not the installed copy, is what is tested; `board` has checked that they agree.
@@ -203,6 +205,10 @@ test-arm: $(VENV)/.stamp apt-emulation
 test-processors: $(VENV)/.stamp apt-emulation
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_processors.py
 
+# What make test leaves out because a shorter test shows it on fewer cases.
+test-long: $(VENV)/.stamp
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m long
+
 # A simulation on a Ray cluster of two nodes on this machine, against worker processes: two minutes.
 test-cluster: $(CLUSTER)/.stamp
 	PYTHONPATH=$(CURDIR) $(CLUSTER)/bin/python -m pytest -q tests/federation/test_cluster.py
@@ -213,7 +219,7 @@ test-torch: $(OLDEST)/.stamp $(NEWEST)/.stamp
 	PYTHONPATH=$(CURDIR) $(OLDEST)/bin/python -m pytest -q -p no:cacheprovider tests/export
 	PYTHONPATH=$(CURDIR) $(NEWEST)/bin/python -m pytest -q -p no:cacheprovider tests/export
 
-# Models that are drawn, 500 instead of ten: half an hour. A failure is shrunk, and kept as an example in the file.
+# Models that are drawn, 500 instead of five: half an hour. A failure is shrunk, and kept as an example in the file.
 test-random-models: $(VENV)/.stamp
 	MAS_RANDOM_MODELS=500 $(VENV)/bin/python -m pytest -q -x -p no:cacheprovider tests/export/test_random_models.py
 

@@ -19,24 +19,25 @@ collect_ignore = ["broker_server", "export", "federation"] if ON_A_BOARD else []
 
 
 BY_FOLDER = {
-    "federation": "process",
-    "emulation": "process",
-    "export": "slow",
-    "export/architectures": "slow",
-    "export/lowering": "slow",
-    "export/memory": "slow",
-    "export/ort_training": "slow",
-    "export/parity": "slow",
+    "federation": ("process",),
+    "emulation": ("process",),
+    "export": ("slow", "no_cover"),
+    "export/architectures": ("slow", "no_cover"),
+    "export/lowering": ("slow", "no_cover"),
+    "export/memory": ("slow",),
+    "export/ort_training": ("slow", "no_cover"),
+    "export/parity": ("slow", "no_cover"),
 }
-"""Markers that all tests of a folder have."""
+"""Markers that all tests of a folder have. Watching branches would slow PyTorch's tracing by half, and no code that is
+held to all its branches is tested there."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their folder; skip, where torch is absent, what is marked for a workstation."""
     for item in items:
         folder = item.path.parent.relative_to(HERE).as_posix()
-        if folder in BY_FOLDER:
-            item.add_marker(BY_FOLDER[folder])
+        for marker in BY_FOLDER.get(folder, ()):
+            item.add_marker(marker)
     if not ON_A_BOARD:
         return
     skip = pytest.mark.skip(reason="needs a workstation: torch is not installed here")

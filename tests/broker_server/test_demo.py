@@ -122,7 +122,7 @@ def test_demo_from_a_model_to_a_report_with_its_port_in_use(make_demo):
 
 @pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="finds processes in /proc")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_demo_stopped_in_the_middle_leaves_nobody_and_goes_on_later(make_demo, number):
     demo = make_demo("--port", 0, merged=20)
     demo.until(lambda: "round   2" in demo.said)

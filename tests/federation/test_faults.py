@@ -13,7 +13,7 @@ pytestmark = pytest.mark.workstation
 KILLS = 7
 
 
-@pytest.mark.parametrize("scheme", ["fp32", "int8"])
+@pytest.mark.parametrize("scheme", [pytest.param("fp32", marks=pytest.mark.long), "int8"])
 def test_federation_cut_off_at_random_moments_ends_as_if_it_had_not_been(make_site, scheme):
     # Long enough rounds to be hit in the middle of training.
     settings = {"min_devices": 2, "quorum": 2, "merged_rounds": 3, "epochs": 300, "update_scheme": scheme}
