@@ -72,6 +72,14 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             extra={"flag": "--host-name"},
         ),
     ] = ()
+    token_s: Annotated[
+        float,
+        Meta(
+            ge=60,
+            le=31_536_000,
+            description="life of a device's token and of its connection; the server gives it another, for its key",
+        ),
+    ] = 43_200.0
     lock_out_clones: Annotated[
         bool,
         Meta(description="revoke a device that turns out to be two cards with one key, in place of naming it alone"),

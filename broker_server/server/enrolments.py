@@ -85,6 +85,11 @@ class Enrolments:
         found = self.find(device)
         return found is not None and not found.revoked and found.generation == generation
 
+    def has_key(self, device: str) -> bool:
+        """Return whether a device has brought the key of its present enrolment."""
+        found = self.find(device)
+        return found is not None and found.key is not None
+
     def enrol(self, device: str) -> Enrolment:
         """Enrol a device, anew if it was enrolled before."""
         with self._changing():

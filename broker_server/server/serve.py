@@ -38,6 +38,7 @@ from broker_server.server.refusal_watch import RefusalWatch
 from broker_server.server.refusals import RefusalLine
 from broker_server.server.signed_link import SignedServerLink
 from broker_server.server.state import COUNTER, StateFolder
+from broker_server.server.token_renewal import TokenRenewal
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire import bundle_folder, tokens
 from edge_runtime.wire.blob import BlobStore
@@ -101,8 +102,13 @@ def serve(
         stack.callback(journal.close)
         say: Say = partial(_LOG.info, "%s") if config.log.format == "json" else partial(print, flush=True)
         watch = RefusalWatch()
+        renewal = None
         if broker is None:
-            plain, watch.stats = stack.enter_context(_embedded(config, key, folder, watch, say))
+            authorizer = _authorizer(config, key, watch)
+            plain, watch.stats = stack.enter_context(_embedded(config, authorizer, folder, watch, say))
+            renewal = TokenRenewal(
+                key, config.federation, authorizer, life_s=config.broker.token_s, clock=time.monotonic
+            )
         else:
             external = _external(config, key, folder, say, url=broker, token=token, ca_file=ca_file)
             plain = stack.enter_context(external)
@@ -114,6 +120,7 @@ def serve(
             counter=Counter(config.state / COUNTER),
             retired=retired_keys(config.state),
             lock_out_clones=config.broker.lock_out_clones,
+            renewal=renewal,
         )
         watcher = LogView() if config.log.format == "json" else _watcher(stack, is_quiet=is_quiet)
         builder = _builder(config)
@@ -293,7 +300,7 @@ def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519Privat
 
 @contextlib.contextmanager
 def _embedded(
-    config: ServerConfig, key: Ed25519PrivateKey, folder: StateFolder, watch: RefusalWatch, say: Say
+    config: ServerConfig, authorizer: TokenAuthorizer, folder: StateFolder, watch: RefusalWatch, say: Say
 ) -> Iterator[tuple[Link, Stats]]:
     """Start the broker and say how to join; give the server's link to it, and its counters."""
     own = None
@@ -303,13 +310,7 @@ def _embedded(
         if fault := certificates.clock_fault():
             say(f"WARNING: {fault}")
     broker = EmbeddedBroker(
-        TokenAuthorizer(
-            key.public_key(),
-            config.federation,
-            now=time.time,
-            is_current=Enrolments(config.state).is_current,
-            on_login=partial(_on_login, AuditLog(config.state), watch),
-        ),
+        authorizer,
         on_handshake_failed=watch.add,
         certificate_file=config.broker.certificate if own is None else own.certificate,
         key_file=config.broker.key if own is None else own.key,
@@ -335,6 +336,19 @@ def _embedded(
             link.close()
     finally:
         broker.stop()
+
+
+def _authorizer(config: ServerConfig, key: Ed25519PrivateKey, watch: RefusalWatch) -> TokenAuthorizer:
+    enrolments = Enrolments(config.state)
+    return TokenAuthorizer(
+        key.public_key(),
+        config.federation,
+        now=time.time,
+        is_current=enrolments.is_current,
+        on_login=partial(_on_login, AuditLog(config.state), watch),
+        life_s=config.broker.token_s,
+        has_key=enrolments.has_key,
+    )
 
 
 def _on_login(audit: AuditLog, watch: RefusalWatch, name: str, why: str | None) -> None:

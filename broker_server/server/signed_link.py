@@ -7,10 +7,12 @@ Rules
 - A device that was enrolled before a key was retired is told of its heir, by the retired key, with each of its boots.
 - The first key that comes with the enrolment's code is the device's. Another one is refused and named: a second card
   was made of the same file.
+- A device whose signature was good is given a token, where `renewal` has one for it.
 - Two boots of one key that take turns are two cards with one state folder: that is named, and by choice both are locked
   out.
 """
 
+import contextlib
 import hmac
 import logging
 import time
@@ -22,6 +24,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.server.enrolments import Enrolment, Enrolments, Seen
 from broker_server.server.keys import RetiredKey
+from broker_server.server.token_renewal import TokenRenewal
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.envelope import NO_BOOT, EventEnvelope, Scope, check_event, read_event, seal_command
 from edge_runtime.wire.errors import SignatureInvalid, TopicInvalid, WireError
@@ -56,6 +59,7 @@ class SignedServerLink(PassingLink):
         counter: Counter,
         retired: Sequence[RetiredKey] = (),
         lock_out_clones: bool = False,
+        renewal: TokenRenewal | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(link)
@@ -68,6 +72,7 @@ class SignedServerLink(PassingLink):
         self._counter = counter
         self._retired = retired
         self._lock_out_clones = lock_out_clones
+        self._renewal = renewal
         self._clock = clock
         self._heard: dict[str, _Heard] = {}
         self._noted: Tally[tuple[str, str]] = Tally()
@@ -119,6 +124,7 @@ class SignedServerLink(PassingLink):
             )
             return None
         self._hear(device, found, event, heard)
+        self._give_token(device, found, event.boot)
         return event.body
 
     def _believed(self, event: Delivery, device: str, kind: str) -> Event | None:
@@ -185,6 +191,17 @@ class SignedServerLink(PassingLink):
                 self._link.publish(self._topics.command(device), payload)
             except LinkFull:  # it is told with its next boot, and takes no command before
                 return
+
+    def _give_token(self, device: str, found: Enrolment, boot: bytes) -> None:
+        """Give a device whose signature was good another token, if it is time."""
+        if self._renewal is None or (token := self._renewal.after_proof(device, found.generation, boot)) is None:
+            return
+        counter = self._counter.next()
+        payload = seal_command(
+            self._key, self._scope(device), boot=boot, counter=counter, body=token.encode(), purpose=b"token"
+        )
+        with contextlib.suppress(LinkFull):  # it asks again
+            self._link.publish(self._topics.command(device), payload)
 
     def _heard_of(self, device: str) -> _Heard | None:
         """Return what was heard of a device in its present enrolment, by this process or an earlier one."""

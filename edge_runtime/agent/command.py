@@ -17,7 +17,7 @@ from devices.cli.run import run as run_command
 from devices.cli.settings import ConfigInvalid
 from devices.cli.values import parse_size
 from edge_runtime.agent.config import AgentConfig, read
-from edge_runtime.agent.identity import COUNTER, ServerKey, load_or_create
+from edge_runtime.agent.identity import COUNTER, HeldToken, ServerKey, load_or_create
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.signed_link import SignedDeviceLink
 from edge_runtime.agent.state import State, StateUnusable
@@ -86,17 +86,18 @@ def connect(config: AgentConfig) -> Link:
         )
     topics = Topics(config.federation)
     key = load_or_create(config.state)
+    token = HeldToken(config.state, config.token)
     link = MqttLink(
         config.url,
         client_id=config.device,
         username=config.device,
-        password=config.token,
+        password=lambda: token.value,
         will=(topics.status(config.device), encode(Status(state="offline"))),
         clean_session=True,  # missed messages are sent again; an old queue would only have those of closed rounds
         ca_file=config.ca_file,
         ca_pem=None if config.ca_file else config.ca,
     )
-    return SignedDeviceLink(
+    signed = SignedDeviceLink(
         link,
         Scope(federation=config.federation, device=config.device),
         key=key,
@@ -104,6 +105,8 @@ def connect(config: AgentConfig) -> Link:
         server_key=ServerKey(config.state, config.server_key),
         counter=Counter(config.state / COUNTER),
     )
+    signed.on_token = token.keep
+    return signed
 
 
 def unmeasured(_config: AgentConfig) -> EnergyAccount:

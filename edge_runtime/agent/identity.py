@@ -3,9 +3,12 @@
 state/device.key     32 bytes in hexadecimal, readable by the owner alone
 state/counter        ahead of the numbers of the messages that were sent
 state/server_key     the server's key that is trusted now, where it has changed since the device was enrolled
+state/token          the last token that the server has given the device, and of which enrolment; for the owner alone
 """
 
+import hashlib
 import hmac
+import logging
 import re
 from pathlib import Path
 
@@ -17,6 +20,9 @@ from edge_runtime.wire.files import write_atomic
 KEY = "device.key"
 COUNTER = "counter"
 SERVER_KEY = "server_key"
+TOKEN = "token"  # noqa: S105  (a file's name)
+_log = logging.getLogger(__name__)
+_TOKEN = re.compile(rb"[A-Za-z0-9._-]{1,4096}\Z")
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
 SECRET = 0o600
 
@@ -43,6 +49,36 @@ def load_or_create(state: Path) -> Ed25519PrivateKey:
 def noise_key(state: Path) -> bytes:
     """Return the secret from which a device draws noise on embeddings, made of its key. Raises StateUnusable."""
     return hmac.digest(load_or_create(state).private_bytes_raw(), b"noise on embeddings", "sha256")
+
+
+class HeldToken:
+    """The token that a device shows its broker: the one it was enrolled with, or the last that it was given since."""
+
+    def __init__(self, state: Path, enrolled: str) -> None:
+        self._path = state / TOKEN
+        self._enrolment = hashlib.sha256(enrolled.encode()).hexdigest().encode()
+        self._token = enrolled
+        try:
+            enrolment, _, token = self._path.read_bytes().partition(b" ")
+        except OSError:  # the other one brings another
+            return
+        if enrolment == self._enrolment and _TOKEN.match(token):
+            self._token = token.decode()
+
+    @property
+    def value(self) -> str:
+        """The token."""
+        return self._token
+
+    def keep(self, token: bytes) -> None:
+        """Show this one from now on, after restarts too."""
+        if not _TOKEN.match(token):
+            return
+        self._token = token.decode()
+        try:
+            write_atomic(self._path, self._enrolment + b" " + token, mode=SECRET)
+        except OSError as exc:
+            _log.warning("the new token is not kept over a restart: %s cannot be written: %s", self._path, exc.strerror)
 
 
 class ServerKey:

@@ -5,6 +5,7 @@ Rules
 - A command is passed on if the pinned key signed it for this device and this boot, and its number is above all before.
   So a broker can hold messages back, and neither make, alter, repeat nor reorder them.
 - A new key of the server's, signed by the trusted one, is trusted from then on, and said to `on_key`.
+- A token that the server has signed for this boot is said to `on_token`.
 - A command that the server signed for another boot means that the server has not heard of this one: the agent is told
   that it is connected, and introduces itself again, at most every AGAIN_S.
 """
@@ -46,6 +47,7 @@ class SignedDeviceLink(PassingLink):
         self.refused: Tally[str] = Tally()
         """Numbers of commands that were not passed on, by reason."""
         self.on_key: Callable[[str], None] = lambda _key: None
+        self.on_token: Callable[[bytes], None] = lambda _token: None
         self._scope = scope
         self._key = key
         self._code = code
@@ -78,7 +80,8 @@ class SignedDeviceLink(PassingLink):
         try:
             return self._taken(open_command(trusted, self._scope, event.payload))
         except SignatureInvalid as exc:
-            self._take_key(trusted, event.payload, exc)
+            if not self._took_token(trusted, event.payload):
+                self._take_key(trusted, event.payload, exc)
         except MessageInvalid as exc:
             self._refuse("forged", str(exc))
         return None
@@ -97,6 +100,16 @@ class SignedDeviceLink(PassingLink):
             return None
         self._last = opened.counter
         return Delivery(self._command, opened.body)
+
+    def _took_token(self, trusted: Ed25519PublicKey, payload: bytes) -> bool:
+        """Return whether an envelope that is no command has a token of the server's; keep one for this boot."""
+        try:
+            opened = open_command(trusted, self._scope, payload, b"token")
+        except SignatureInvalid:
+            return False
+        if opened.boot == self._boot and self._taken(opened) is not None:
+            self.on_token(opened.body)
+        return True
 
     def _take_key(self, trusted: Ed25519PublicKey, payload: bytes, forged: SignatureInvalid) -> None:
         """Trust the key in an envelope that is no command, if the trusted one signed it as its heir, for this boot."""

@@ -1,7 +1,8 @@
 """Tokens: JSON Web Tokens signed with Ed25519, carried as the MQTT password.
 
-A token has its bearer's name (sub), federation (aud), role (role), expiry (exp) and enrolment (gen). A device only
-sends its token; the broker reads it. So jwt is needed on the server alone.
+A token has its bearer's name (sub), federation (aud), role (role), expiry (exp) and enrolment (gen), and says whether
+its bearer had to prove its key for it (renewed). A device only sends its token; the broker reads it. So jwt is needed
+on the server alone.
 """
 
 # coverage: every branch
@@ -31,15 +32,25 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True):
     exp: int
     gen: int = 0
     """The generation of the device's enrolment; 0 for a server."""
+    renewed: bool = False
+    """Given to a device that had signed with its key, in place of the one that it was enrolled with."""
 
 
 def issue(
-    key: Ed25519PrivateKey, *, name: str, federation: str, role: Role, lifetime_s: float, generation: int = 0
+    key: Ed25519PrivateKey,
+    *,
+    name: str,
+    federation: str,
+    role: Role,
+    lifetime_s: float,
+    generation: int = 0,
+    renewed: bool = False,
 ) -> str:
     """Return a token for `name`. Raises TokenRefused for a name that is not allowed."""
     now = int(time.time())
     until = now + int(lifetime_s)
     claims = {"iss": ISSUER, "sub": name, "aud": federation, "role": role, "iat": now, "exp": until, "gen": generation}
+    claims |= {"renewed": True} if renewed else {}
     try:
         msgspec.convert(claims, Claims)
     except msgspec.ValidationError as exc:
@@ -47,8 +58,11 @@ def issue(
     return jwt.encode(claims, key, algorithm="EdDSA")
 
 
-def check(key: Ed25519PublicKey, token: str | bytes | None, *, federation: str) -> Claims:
-    """Return the claims of a token that is valid for `federation` now. Raises TokenRefused with the reason."""
+def check(key: Ed25519PublicKey, token: str | bytes | None, *, federation: str, even_expired: bool = False) -> Claims:
+    """Return the claims of a token that is valid for `federation` now. Raises TokenRefused with the reason.
+
+    With `even_expired` it may have expired.
+    """
     if not token:
         raise TokenRefused("no token")
     if len(token) > MAX_TOKEN_BYTES:
@@ -60,7 +74,7 @@ def check(key: Ed25519PublicKey, token: str | bytes | None, *, federation: str) 
             algorithms=["EdDSA"],
             audience=federation,
             issuer=ISSUER,
-            options={"require": ["exp", "iat", "sub", "aud", "iss"]},
+            options={"require": ["exp", "iat", "sub", "aud", "iss"], "verify_exp": not even_expired},
         )
         return msgspec.convert(claims, Claims)
     except jwt.ExpiredSignatureError as exc:

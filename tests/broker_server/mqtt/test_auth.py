@@ -3,7 +3,7 @@ import time
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker_server.mqtt.auth import TokenAuthorizer
+from broker_server.mqtt.auth import LEAVE_S, LIMITED_S, TokenAuthorizer
 from edge_runtime.wire import tokens
 from edge_runtime.wire.errors import TokenRefused
 
@@ -69,3 +69,72 @@ def test_token_of_an_earlier_enrolment_is_refused_and_ends_a_connection():
         with pytest.raises(TokenRefused, match="was revoked, or has been enrolled again since"):
             authorizer.authenticate(name, name, issued(name, generation))
     assert authorizer.authenticate("server", "server", issued("server", 0, "server")).role == "server"
+
+
+class Clock:
+    def __init__(self):
+        self.now_s = time.time()
+
+    def __call__(self):
+        return self.now_s
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+def renewing(clock, keys=(), is_current=lambda _name, _generation: True):
+    return TokenAuthorizer(
+        KEY.public_key(), "fed", now=clock, life_s=100.0, has_key=lambda name: name in keys, is_current=is_current
+    )
+
+
+def renewed(lifetime_s=3600.0):
+    return tokens.issue(KEY, name="dev1", federation="fed", role="device", lifetime_s=lifetime_s, renewed=True).encode()
+
+
+@pytest.mark.parametrize(
+    ("password", "keys", "is_limited"),
+    [
+        (token(lifetime_s=3600), (), False),  # its first start
+        (token(lifetime_s=3600), ("dev1",), True),  # the file's token has done its work
+        (renewed(), ("dev1",), False),
+        (renewed(-3600), ("dev1",), True),
+        (token(lifetime_s=-3600), (), True),
+    ],
+)
+def test_token_that_has_expired_or_served_is_good_for_asking_for_another_alone(clock, password, keys, is_limited):
+    authorizer = renewing(clock, keys)
+    principal = authorizer.authenticate("dev1", "dev1", password)
+    assert principal.is_limited == authorizer.is_limited("dev1") == is_limited
+    assert principal.valid_for_s <= (LIMITED_S if is_limited else 100.0)
+    own = "mas/3/fed/device/dev1"
+    assert all(authorizer.may_publish(principal, f"{own}/{kind}") for kind in ("event", "status"))
+    assert authorizer.may_subscribe(principal, f"{own}/command")
+    blob = f"mas/3/fed/blob/{'0' * 64}/+"
+    assert authorizer.may_publish(principal, f"{own}/blob/{'0' * 64}/1") != is_limited
+    assert authorizer.may_subscribe(principal, blob) != is_limited
+
+
+def test_limited_connection_ends_once_its_device_has_a_token_and_the_next_one_is_whole(clock):
+    authorizer = renewing(clock, ("dev1",))
+    authorizer.on_renewed("dev1")  # of a connection that is whole nothing is ended
+    principal = authorizer.authenticate("dev1", "dev1", token())
+    assert authorizer.may_stay(principal)
+    authorizer.on_renewed("dev1")
+    assert authorizer.may_stay(principal)
+    clock.now_s += LEAVE_S
+    assert not authorizer.may_stay(principal)
+    after = authorizer.authenticate("dev1", "dev1", renewed())
+    assert authorizer.may_stay(after)
+    assert not authorizer.is_limited("dev1")
+
+
+def test_revoked_device_and_a_server_whose_token_has_expired_get_no_limited_connection(clock):
+    gone = renewing(clock, ("dev1",), is_current=lambda _name, _generation: False)
+    with pytest.raises(TokenRefused, match="was revoked"):
+        gone.authenticate("dev1", "dev1", renewed(-60))
+    assert not gone.is_limited("dev1")
+    with pytest.raises(TokenRefused, match="the server's token has expired"):
+        renewing(clock).authenticate("server", "server", token("server", role="server", lifetime_s=-60))

@@ -51,7 +51,7 @@ class Wire:
     def __init__(self, root):
         self.root, self.now_s = root, 1000.0
         self.key = self.pinned = Ed25519PrivateKey.generate()
-        self.retired, self.locks = [], False
+        self.retired, self.locks, self.renewal = [], False, None
         self.enrolments = Enrolments(root / "state", clock=lambda: self.now_s)
         self.notes, self.number = [], 0
         self.boot_server()
@@ -66,6 +66,7 @@ class Wire:
             counter=Counter(self.root / "state" / "counter", self.tick),
             retired=self.retired,
             lock_out_clones=self.locks,
+            renewal=self.renewal,
             clock=lambda: self.now_s,
         )
         self.server.note = self.notes.append
@@ -328,6 +329,64 @@ def test_device_learns_the_server_s_new_key_by_the_one_before_and_then_trusts_th
     wire.boot_server()
     assert wire.pass_down(restarted, wire.command(b"plan")) is None
     assert restarted.link.refused == {"forged": 1}
+
+
+class Renewal:
+    """Gives a token for each message but the second."""
+
+    def __init__(self):
+        self.asked = []
+
+    def after_proof(self, device, generation, boot):
+        self.asked.append((device, generation))
+        return f"token-{len(self.asked)}" if len(self.asked) != 2 else None
+
+
+def test_device_whose_signature_was_good_is_given_tokens_and_nobody_else_is(wire):
+    wire.renewal = Renewal()
+    wire.boot_server()
+    device, held = wire.device(), []
+    device.link.on_token = held.append
+    introduce(wire, device)
+    introduce(wire, device)  # it is not time for another
+    assert held == [b"token-1"]
+    own = wire.device(key=Ed25519PrivateKey.generate(), folder="stolen")
+    assert wire.say(own, b"hello") is None
+    assert wire.pass_up(device.plain.sent[0][1]) is None  # repeated
+    wire.enrolments.revoke("x")
+    wire.say(device, b"hello")
+    assert wire.renewal.asked == [("x", 1)] * 2
+    assert device.link.refused == {}
+
+
+def test_device_takes_no_token_of_another_boot_of_a_stranger_or_twice(wire):
+    wire.renewal = Renewal()
+    wire.boot_server()
+    device, held = wire.device(), []
+    device.link.on_token = held.append
+    introduce(wire, device)
+    sent = wire.plain.sent[-1][1]
+    again = wire.device()
+    again.link.on_token = held.append
+    wire.pass_down(device, sent)
+    wire.pass_down(again, sent)
+    scope, boot = Scope(federation="home", device="x"), wire.server._heard["x"].boot
+    stranger = Ed25519PrivateKey.generate()
+    wire.pass_down(device, seal_command(stranger, scope, boot=boot, counter=2**40, body=b"forged", purpose=b"token"))
+    assert held == [b"token-1"]
+    assert device.link.refused == {"repeated": 1, "forged": 1}
+
+
+def test_token_that_finds_no_room_is_given_later(wire):
+    wire.renewal = Renewal()
+    wire.boot_server()
+    device = wire.device()
+
+    def full(topic, payload, *, retain=False):
+        raise LinkFull
+
+    wire.plain.publish = full
+    assert wire.say(device, b"hello") == b"hello"
 
 
 def test_device_that_is_enrolled_after_a_key_was_rolled_pins_the_new_one(wire):

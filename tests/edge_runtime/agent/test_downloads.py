@@ -278,3 +278,21 @@ def test_load_refuses_what_is_not_here(downloads, bundle):
     with pytest.raises(WorkRefused, match="cannot be read") as caught:
         downloads.load(bundle.plan(0))
     assert caught.value.reason == "error"
+
+
+class Declining:
+    """Limits that no manifest is within."""
+
+    def manifest_fault(self, plan, manifest):
+        return f"not with the stem of {manifest.name}"
+
+
+def test_plan_is_declined_for_what_its_manifest_says_before_anything_else_is_downloaded(state, bundle, public_key):
+    downloads = PlanDownloads(state, server_key=public_key, max_bytes=CAP, limits=Declining())
+    plan = bundle.plan(0)
+    (manifest,) = downloads.missing(plan)
+    for i, data in chunks(manifest.blob, bundle.blobs[manifest.blob.digest]):
+        downloads.accept(manifest.blob.digest, i, data)
+    with pytest.raises(WorkRefused, match="not with the stem of") as caught:
+        downloads.missing(plan)
+    assert caught.value.reason == "limits"

@@ -1,6 +1,6 @@
 import pytest
 
-from edge_runtime.agent.identity import KEY, SERVER_KEY, ServerKey, load_or_create
+from edge_runtime.agent.identity import KEY, SERVER_KEY, TOKEN, HeldToken, ServerKey, load_or_create, noise_key
 from edge_runtime.agent.state import StateUnusable
 from edge_runtime.wire.envelope import raw_public
 
@@ -53,3 +53,38 @@ def test_server_key_that_cannot_be_kept_says_so(tmp_path):
     (tmp_path / "none").touch()
     with pytest.raises(StateUnusable, match="cannot be written"):
         trusted.change("2" * 64)
+
+
+def test_token_is_the_last_that_was_given_until_the_device_is_enrolled_anew(tmp_path):
+    held = HeldToken(tmp_path, "enrolled")
+    assert held.value == "enrolled"
+    held.keep(b"eyJ.a-b_c.d")
+    assert held.value == HeldToken(tmp_path, "enrolled").value == "eyJ.a-b_c.d"
+    assert (tmp_path / TOKEN).stat().st_mode & 0o777 == 0o600
+    assert HeldToken(tmp_path, "enrolled again").value == "enrolled again"
+
+
+@pytest.mark.parametrize("token", [b"", b"two words", b"line\n", b"\xff", b"x" * 4097])
+def test_token_that_is_none_is_not_kept(tmp_path, token):
+    held = HeldToken(tmp_path, "enrolled")
+    held.keep(token)
+    assert held.value == "enrolled"
+    held.keep(b"good")
+    (tmp_path / TOKEN).write_bytes((tmp_path / TOKEN).read_bytes().replace(b"good", token))
+    assert HeldToken(tmp_path, "enrolled").value == "enrolled"
+
+
+def test_token_that_cannot_be_written_is_good_until_the_process_ends(tmp_path, caplog):
+    (tmp_path / TOKEN).mkdir()
+    held = HeldToken(tmp_path, "enrolled")
+    held.keep(b"new")
+    assert held.value == "new"
+    assert "the new token is not kept over a restart" in caplog.text
+
+
+def test_noise_key_is_the_device_s_own_and_stays(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    keys = [noise_key(tmp_path / name) for name in ("a", "a", "b")]
+    assert keys[0] == keys[1] != keys[2]
+    assert keys[0] != load_or_create(tmp_path / "a").private_bytes_raw()

@@ -13,6 +13,7 @@ from broker_server.mqtt.auth import TokenAuthorizer
 from broker_server.mqtt.broker import EmbeddedBroker
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.signed_link import SignedServerLink
+from broker_server.server.token_renewal import TokenRenewal
 from devices.cli.run import DONE, REFUSED
 from edge_runtime.agent.command import add_arguments, connect, run
 from edge_runtime.agent.config import read
@@ -38,17 +39,25 @@ class Site:
         self.inbox = None
         self.statuses = []
         self.on_publish = None
+        self.life_s = None
         self.start()
 
     def start(self):
-        authorizer = TokenAuthorizer(self.key.public_key(), "rooms", now=time.time)
+        enrolments = Enrolments(self.state)
+        authorizer = TokenAuthorizer(
+            self.key.public_key(), "rooms", now=time.time, life_s=self.life_s, has_key=enrolments.has_key
+        )
+        renewal = None
+        if self.life_s is not None:
+            renewal = TokenRenewal(self.key, "rooms", authorizer, life_s=self.life_s, clock=time.monotonic)
         self.broker = EmbeddedBroker(authorizer)
         self.port = self.broker.start(port=self.port)
         self.link = SignedServerLink(
             self.broker.link(),
             Topics("rooms"),
             key=self.key,
-            enrolments=Enrolments(self.state),
+            enrolments=enrolments,
+            renewal=renewal,
             counter=Counter(self.state / "counter"),
         )
         self.link.subscribe("mas/3/rooms/device/+/status", "mas/3/rooms/device/+/event")
@@ -154,6 +163,22 @@ def test_agent_goes_on_after_the_broker_was_started_again(site, configure, make_
 def test_agent_with_a_token_that_is_not_good_ends_with_5(configure, worker, capsys, wrong):
     assert run_in_thread(configure(**wrong), worker) == REFUSED
     assert "enrol kitchen again" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_agent_whose_token_has_expired_is_given_another_for_its_key(
+    site, configure, make_bundle, make_server, worker, public_key, tmp_path
+):
+    site.stop()
+    site.life_s = 600.0
+    site.start()
+    bundle = make_bundle(graph_bytes=100_000)
+    server = make_server(site, [bundle], tmp_path / "server")
+    server.plans.extend([bundle.plan(0), bundle.evaluation(1)])
+    assert run_in_thread(configure(lifetime_s=-60.0), worker) == DONE
+    assert [result.round for result in server.results] == [0, 1]
+    token = (tmp_path / "state" / "token").read_bytes().partition(b" ")[2]
+    assert tokens.check(site.key.public_key(), token, federation="rooms").renewed
 
 
 def test_agent_that_vanishes_leaves_its_last_will(site, configure):
