@@ -32,7 +32,7 @@ comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-processors test-cluster test-long \
-	test-torch test-random-models coverage-operators \
+	test-torch test-random-models fuzz coverage-operators \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split bench-reconstruction compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
@@ -52,6 +52,7 @@ help:
 	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
 	@echo "make test-torch   the exporter's tests with the oldest and the newest torch (10 GB; half an hour)"
 	@echo "make test-random-models  500 drawn models against PyTorch (half an hour)"
+	@echo "make fuzz         a live server among hostile clients, MINUTES=10"
 	@echo "make coverage-operators  PyTorch's own samples of its operators, exported and compared, into docs/operators.md (an hour)"
 	@echo "make test-boards  an emulated board from an image to the report, as root (half an hour at first)"
 	@echo "make apt          Mosquitto, Chromium, mtools and dosfstools for the tests that use them, where apt-get may be used"
@@ -212,6 +213,11 @@ test-long: $(VENV)/.stamp
 # A simulation on a Ray cluster of two nodes on this machine, against worker processes: two minutes.
 test-cluster: $(CLUSTER)/.stamp
 	PYTHONPATH=$(CURDIR) $(CLUSTER)/bin/python -m pytest -q tests/federation/test_cluster.py
+
+# A live server among hostile clients, one federation after another: make fuzz MINUTES=60
+MINUTES ?= 10
+fuzz: $(VENV)/.stamp
+	MAS_FUZZ_MINUTES=$(MINUTES) PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m fuzz tests/federation/test_live_fuzz.py
 
 # The exporter's tests with the oldest and with the newest torch that are allowed: builds with CUDA where PyPI has no
 # other, several GB each, and half an hour on two cores.
