@@ -126,6 +126,8 @@ class ControlSocket:
                 self._busy.discard(task)
         except (OSError, ValueError, asyncio.TimeoutError):  # gone, a line without end, stalled, or silent
             pass
+        except asyncio.CancelledError:  # at the end of the server's life: asyncio would log it as an error of ours
+            pass
         finally:
             self._busy.discard(task)
             self._connections.discard(task)

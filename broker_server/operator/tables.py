@@ -98,13 +98,17 @@ def _round_lines(current: shown.RoundNow) -> list[tuple[str, str]]:
     until = "" if current.deadline_in_s is None else f", closes in {duration(current.deadline_in_s)} at the latest"
     lost = ((current.refused, "refused"), (current.rejected, "rejected"))
     without = "".join(f"; {number} {word}" for number, word in lost if number)
-    found = [("round", f"{age}needs {current.quorum} results{until}{without}")]
+    found = [("round", f"{age}needs {_results(current.quorum)}{until}{without}")]
     for each in current.waiting_for:
         progress = "" if each.stage is None else f", {each.stage} {each.done}/{each.total}"
         found.append(("waits for", f"{each.device}: {each.doing}{progress}"))
     if more := current.unanswered - len(current.waiting_for):
         found.append(("waits for", f"{more} more"))
     return found
+
+
+def _results(number: int) -> str:
+    return "1 result" if number == 1 else f"{number} results"
 
 
 def _phase(found: shown.PhaseView) -> str:
