@@ -31,7 +31,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-processors test-cluster test-long \
+.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-page test-processors test-cluster test-long \
 	test-torch test-random-models fuzz coverage-operators \
 	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split bench-reconstruction compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
@@ -49,6 +49,7 @@ help:
 	@echo "make test-long    tests that show on more cases what make test shows (10 minutes)"
 	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
 	@echo "make test-processors  parity on other processors, emulated: x86-64 with SSE4.2 and AVX2, and a Raspberry Pi's (10 minutes)"
+	@echo "make test-page    the live page in Chromium, in each of its states (half a minute)"
 	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
 	@echo "make test-torch   the exporter's tests with the oldest and the newest torch (10 GB; half an hour)"
 	@echo "make test-random-models  500 drawn models against PyTorch (half an hour)"
@@ -201,6 +202,10 @@ apt-emulation:
 # A board's install in Debian for arm64 under user emulation: minutes. It needs a network, and no root.
 test-arm: $(VENV)/.stamp apt-emulation
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_arm.py
+
+# The live page in a real browser, in each of its states: half a minute. Screenshots into MAS_SCREENSHOTS, if that is set.
+test-page: $(VENV)/.stamp apt
+	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -m browser tests/broker_server/operator/test_page_browser.py
 
 # Parity on other processors, emulated: x86-64 with SSE4.2 alone and with AVX2, and a Raspberry Pi's. Ten minutes.
 test-processors: $(VENV)/.stamp apt-emulation

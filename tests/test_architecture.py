@@ -27,6 +27,8 @@ HOMES = {
     "rich": ("edge_runtime", "broker_server", "export", "devices"),
     "matplotlib": ("broker_server", "edge_runtime.energy.recording.plots"),
     "prometheus_client": ("broker_server.operator.metrics",),
+    "starlette": ("broker_server.operator.page",),
+    "uvicorn": ("broker_server.operator.page",),
 }
 """Where a third-party package may be imported."""
 

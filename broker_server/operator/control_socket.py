@@ -3,8 +3,7 @@
 Rules
 - Only the owner of the server's process may connect (0600). No port is opened.
 - A request is a line, and so is its answer; a connection may ask again and again.
-- Requests wait here until the server's loop answers them between two events (`answer_all`): whatever readers do, the
-  loop never waits for one. What is asked twice at the same moment is answered once.
+- Requests are questions to the server's loop (questions.py), which never waits for a reader.
 - A reader that does not take its answer in STALL_S is cut off, and so is one that asks nothing for IDLE_S. At most
   CONNECTIONS are open.
 """
@@ -14,11 +13,11 @@ import contextlib
 import os
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
 
-from broker_server.operator.messages import MAX_REQUEST_BYTES, Answer, NotDone, Request, line, read_request
+from broker_server.operator.messages import MAX_REQUEST_BYTES, NotDone, line, read_request
+from broker_server.operator.questions import Questions
 from edge_runtime.wire.errors import MessageInvalid
 
 NAME = "control.sock"
@@ -46,13 +45,12 @@ def address(folder: Path) -> Iterator[str]:
 
 
 class ControlSocket:
-    """Listens in a state folder from `start` until `close`. `wake` is called, on another thread, for each request."""
+    """Listens in a state folder from `start` until `close`."""
 
-    def __init__(self, folder: Path, wake: Callable[[], None], *, stall_s: float = STALL_S) -> None:
+    def __init__(self, folder: Path, questions: Questions, *, stall_s: float = STALL_S) -> None:
         self._folder = folder
-        self._wake = wake
+        self._questions = questions
         self._stall_s = stall_s
-        self._waiting: SimpleQueue[tuple[bytes, asyncio.Future[bytes]]] = SimpleQueue()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name="control", daemon=True)
         self._connections: set[asyncio.Task[None]] = set()
@@ -64,16 +62,6 @@ class ControlSocket:
         listener = self._listen()
         self._thread.start()
         asyncio.run_coroutine_threadsafe(self._serve(listener), self._loop).result()
-
-    def answer_all(self, answer: Callable[[Request], Answer]) -> None:
-        """Answer what has been asked. On the thread that owns what is asked about."""
-        answered: dict[bytes, bytes] = {}
-        with contextlib.suppress(Empty):
-            while True:
-                asked, future = self._waiting.get_nowait()
-                if asked not in answered:
-                    answered[asked] = self._answer(asked, answer)
-                self._loop.call_soon_threadsafe(_settle, future, answered[asked])
 
     def close(self) -> None:
         """Listen no more, once answers have left or a moment has passed."""
@@ -134,22 +122,16 @@ class ControlSocket:
             writer.transport.abort()
 
     async def _asked(self, asked: bytes) -> bytes:
-        future: asyncio.Future[bytes] = self._loop.create_future()
-        self._waiting.put((asked, future))
-        self._wake()
-        return await future
-
-    async def _send(self, writer: asyncio.StreamWriter, answer: bytes) -> None:
-        writer.write(answer)
-        await asyncio.wait_for(writer.drain(), self._stall_s)
-
-    @staticmethod
-    def _answer(asked: bytes, answer: Callable[[Request], Answer]) -> bytes:
         try:
             request = read_request(asked)
         except MessageInvalid as exc:
             return line(NotDone(says=str(exc)))
-        return line(answer(request))
+        answer = await asyncio.wrap_future(self._questions.ask(request))
+        return line(answer)
+
+    async def _send(self, writer: asyncio.StreamWriter, answer: bytes) -> None:
+        writer.write(answer)
+        await asyncio.wait_for(writer.drain(), self._stall_s)
 
     async def _end(self) -> None:
         until_s = self._loop.time() + _ENDING_S
@@ -158,8 +140,3 @@ class ControlSocket:
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-
-
-def _settle(future: "asyncio.Future[bytes]", answer: bytes) -> None:
-    if not future.done():
-        future.set_result(answer)

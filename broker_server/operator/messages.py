@@ -55,6 +55,10 @@ class AskEvents(_Tagged, frozen=True, kw_only=True):
     most: Most = 20
 
 
+class AskAffinity(_Tagged, frozen=True, kw_only=True):
+    """The affinities measured so far."""
+
+
 class Act(_Tagged, frozen=True, kw_only=True):
     """Do something: `drop` names a device."""
 
@@ -62,7 +66,7 @@ class Act(_Tagged, frozen=True, kw_only=True):
     device: DeviceId | None = None
 
 
-Request = AskStatus | AskFleet | AskRounds | AskEvents | Act
+Request = AskStatus | AskFleet | AskRounds | AskEvents | AskAffinity | Act
 FederationState = Literal[
     "no bundle", "preparing", "waiting", "training", "measuring", "paused", "finished", "failed", "not running"
 ]
@@ -247,6 +251,21 @@ class Events(_Tagged, frozen=True, kw_only=True):
     rows: tuple[Event, ...]
 
 
+Square = tuple[tuple[float | None, ...], ...]
+"""One figure for each pair of tasks, [i][j] being i→j; null where it was not measured."""
+
+
+class AffinityView(_Tagged, frozen=True, kw_only=True, tag="affinity"):
+    """The affinities of the closed rounds, all (T, T)."""
+
+    tasks: tuple[str, ...]
+    values: Square
+    errors: Square
+    """How far each may be off (standard error)."""
+    counts: tuple[tuple[int, ...], ...]
+    """The probed batches behind each."""
+
+
 class Done(_Tagged, frozen=True, kw_only=True):
     """What was asked for is done: one sentence."""
 
@@ -259,7 +278,7 @@ class NotDone(_Tagged, frozen=True, kw_only=True, tag="refused"):
     says: str
 
 
-Answer = FederationView | FleetView | Rounds | Events | Done | NotDone
+Answer = FederationView | FleetView | Rounds | Events | AffinityView | Done | NotDone
 
 _REQUEST = cast("msgspec.json.Decoder[Request]", msgspec.json.Decoder(Request))
 _ANSWER = cast("msgspec.json.Decoder[Answer]", msgspec.json.Decoder(Answer))

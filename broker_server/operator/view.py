@@ -6,11 +6,13 @@ of each device. `now_s` is the coordinator's clock, `at_s` seconds since the epo
 
 # coverage: every branch
 
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from broker_server.aggregation.fedavg import weighted_losses
+from broker_server.grouping.affinity import Affinities, Array
 from broker_server.operator import messages as shown
 from broker_server.operator.messages import DeviceDoing, FederationState, Losses
 from broker_server.report.energy import total
@@ -140,6 +142,20 @@ def rounds(history: History, *, after: int = -1, most: int = shown.MAX_ROWS) -> 
 def events(notes: Sequence[tuple[int, float, str]]) -> shown.Events:
     """Return notes of the journal as (number, seconds since the epoch, text)."""
     return shown.Events(rows=tuple(shown.Event(number=number, at_s=at_s, text=text) for number, at_s, text in notes))
+
+
+def affinity(found: Affinities) -> shown.AffinityView:
+    """Return affinities as they are sent."""
+    return shown.AffinityView(
+        tasks=found.tasks,
+        values=_square(found.values),
+        errors=_square(found.standard_error),
+        counts=tuple(tuple(int(each) for each in row) for row in found.counts),
+    )
+
+
+def _square(array: Array) -> shown.Square:
+    return tuple(tuple(float(each) if math.isfinite(each) else None for each in row) for row in array)
 
 
 def _state(facts: ServerFacts) -> FederationState:

@@ -150,6 +150,23 @@ class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     )
 
 
+class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The live page."""
+
+    port: Annotated[
+        Annotated[int, Meta(ge=1, le=65535)] | None,
+        Meta(description="port of the live page, http://HOST:PORT/ (default: none)", extra={"flag": "--page"}),
+    ] = None
+    host: Annotated[
+        str,
+        Meta(
+            min_length=1,
+            max_length=255,
+            description="address of it; other than this machine's own: by TLS, and with a login for everything",
+        ),
+    ] = "127.0.0.1"
+
+
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A server's configuration."""
 
@@ -178,6 +195,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     metrics: Annotated[MetricsSettings, Meta(description="metrics for Prometheus", extra={"prefix": "metrics-"})] = (
         MetricsSettings()
     )
+    page: Annotated[PageSettings, Meta(description="the live page", extra={"prefix": "page-"})] = PageSettings()
     log: Annotated[LogSettings, Meta(description="what the server logs, and how", extra={"prefix": "log-"})] = (
         LogSettings()
     )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
+from broker_server.grouping.affinity import AffinityLedger
 from broker_server.operator import messages as shown
 from broker_server.operator import view
 from broker_server.operator.view import Enrolled, History, ServerFacts
@@ -62,6 +63,7 @@ class Desk:
         self._watch = watch or RefusalWatch()
         self._metrics = metrics
         self._published_s = float("-inf")
+        self._affinities: tuple[tuple[int, int], shown.AffinityView] | None = None
         self._at = at
         dispatcher.coordinator.is_paused = bool(dispatcher.journal.fact(PAUSED))
 
@@ -90,6 +92,8 @@ class Desk:
 
     def answer(self, request: shown.Request) -> shown.Answer:
         """Answer a request."""
+        if isinstance(request, shown.AskAffinity):
+            return self._affinity()
         if not isinstance(request, shown.Act):
             return asked(
                 request,
@@ -100,17 +104,7 @@ class Desk:
                 now_s=self._dispatcher.clock(),
                 at_s=self._at(),
             )
-        if self.loop is not None and self.loop.finished is not None and request.act != "stop":
-            return shown.NotDone(says=f"the federation has ended ({self.loop.finished}): --new begins another one")
-        match request.act:
-            case "pause":
-                return self._pause()
-            case "resume":
-                return self._resume()
-            case "drop":
-                return self._drop(request.device)
-            case "stop":
-                return self._stop()
+        return self._act(request)
 
     def facts(self) -> ServerFacts:
         """Return what is there now."""
@@ -132,6 +126,28 @@ class Desk:
             refused=self._refused(),
             refusal_of=self._watch.refusals.of,
         )
+
+    def _act(self, request: shown.Act) -> shown.Answer:
+        if self.loop is not None and self.loop.finished is not None and request.act != "stop":
+            return shown.NotDone(says=f"the federation has ended ({self.loop.finished}): --new begins another one")
+        match request.act:
+            case "pause":
+                return self._pause()
+            case "resume":
+                return self._resume()
+            case "drop":
+                return self._drop(request.device)
+            case "stop":
+                return self._stop()
+
+    def _affinity(self) -> shown.Answer:
+        """Return the affinities, worked out once for each round that closes."""
+        if self.loop is None:
+            return view.affinity(AffinityLedger(()).result())
+        closed = len(self.history.rounds), self.history.rounds[-1].number if self.history.rounds else -1
+        if self._affinities is None or self._affinities[0] != closed:
+            self._affinities = closed, view.affinity(self.loop.federation.affinities)
+        return self._affinities[1]
 
     def _pause(self) -> shown.Answer:
         coordinator = self._dispatcher.coordinator

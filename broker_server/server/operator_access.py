@@ -1,11 +1,14 @@
 """An operator's access to a running server, put together: desk, control socket, and metrics where they are wanted."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
+from pathlib import Path
 
 from broker_server.operator.control_socket import ControlSocket
+from broker_server.operator.questions import Questions
 from broker_server.server.audit import AuditLog
+from broker_server.server.certificates import Certificates
 from broker_server.server.config import ServerConfig
 from broker_server.server.desk import Desk
 from broker_server.server.dispatcher import Dispatcher
@@ -17,15 +20,14 @@ from edge_runtime.wire.mqtt import is_loopback
 
 
 class OperatorAccess:
-    """The desk, and the socket by which commands reach it, where there is one."""
+    """The desk, and the questions that come to it from other threads."""
 
-    def __init__(self, desk: Desk, control: ControlSocket | None) -> None:
-        self.desk, self._control = desk, control
+    def __init__(self, desk: Desk, questions: Questions) -> None:
+        self.desk, self._questions = desk, questions
 
     def goes_on(self) -> bool:
         """Answer what was asked since; return whether the server goes on."""
-        if self._control is not None:
-            self._control.answer_all(self.desk.answer)
+        self._questions.answer_all(self.desk.answer)
         return not self.desk.is_stopping
 
 
@@ -38,8 +40,13 @@ def operator_access(
     *,
     refused: Callable[[], Mapping[str, int]],
     watch: RefusalWatch,
+    report: Path,
+    names: Iterable[str],
 ) -> Iterator[OperatorAccess]:
-    """Give access until the end of the block. Raises ConfigInvalid, MetricsUnavailable."""
+    """Give access until the end of the block. `names` are those of the server's own certificate.
+
+    Raises ConfigInvalid, MetricsUnavailable, PageUnavailable.
+    """
     with contextlib.ExitStack() as stack:
         metrics = None
         if config.metrics.port is not None:
@@ -51,6 +58,9 @@ def operator_access(
             stack.callback(prometheus.serve(metrics, config.metrics.host, config.metrics.port))
             who = "" if is_loopback(config.metrics.host) else ": whoever reaches that address may read them"
             dispatcher.note(f"metrics are at http://{config.metrics.host}:{config.metrics.port}/metrics{who}")
+        questions = Questions(link.interrupt)
+        if config.page.port is not None:
+            stack.callback(_page(config, config.page.port, dispatcher, questions, report, names))
         desk = Desk(
             dispatcher,
             federation=config.federation,
@@ -60,14 +70,47 @@ def operator_access(
             watch=watch,
             metrics=metrics,
         )
-        control = ControlSocket(config.state, link.interrupt)
+        control = ControlSocket(config.state, questions)
         try:
             control.start()
+            stack.callback(control.close)
         except OSError as exc:  # a folder on a file system without sockets
             dispatcher.note(
                 f"{config.state} takes no socket, so `status` and other commands find no server here: {exc}"
             )
-            yield OperatorAccess(desk, None)
-            return
-        stack.callback(control.close)
-        yield OperatorAccess(desk, control)
+        stack.callback(questions.close)
+        yield OperatorAccess(desk, questions)
+
+
+def _page(
+    config: ServerConfig,
+    port: int,
+    dispatcher: Dispatcher,
+    questions: Questions,
+    report: Path,
+    names: Iterable[str],
+) -> Callable[[], None]:
+    """Serve the live page; return what ends it."""
+    if find_spec("starlette") is None or find_spec("uvicorn") is None:
+        raise ConfigInvalid("page.port: the page needs starlette and uvicorn: pip install '.[server]'")
+    from broker_server.operator.page import server as page
+
+    host = config.page.host
+    is_local = is_loopback(host)
+    certificate = None
+    if not is_local:
+        own = Certificates(config.state).server(names)
+        certificate = (config.broker.certificate or own.certificate, config.broker.key or own.key)
+    stop = page.serve(
+        questions,
+        state=config.state,
+        report=report,
+        host=host,
+        port=port,
+        is_local=is_local,
+        certificate=certificate,
+    )
+    what = "acts need" if is_local else "it needs"
+    scheme = "http" if is_local else "https"
+    dispatcher.note(f"the page is at {scheme}://{host}:{port}/; {what} the token in {config.state / page.TOKEN}")
+    return stop

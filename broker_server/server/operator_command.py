@@ -20,7 +20,7 @@ from broker_server.server import settings_command
 from broker_server.server.config import SETTINGS, ServerConfig
 from broker_server.server.desk import asked, facts_of_journal, read_history
 from broker_server.server.enrolments import Enrolments
-from broker_server.server.state import JOURNAL, StateFolder
+from broker_server.server.state import JOURNAL, StateBusy, StateFolder
 from devices.cli.run import DONE, interrupt_on_terminate
 from devices.cli.settings import add_flags
 
@@ -208,8 +208,11 @@ def _print_json(found: msgspec.Struct) -> None:
 
 @contextlib.contextmanager
 def _journal(config: ServerConfig) -> Iterator[Ask]:
-    """Answer from the journal of a state folder that no server has. Raises StateBusy, JournalInvalid."""
-    folder = StateFolder(config.state)
+    """Answer from the journal of a state folder that no server has. Raises ServerNotRunning, JournalInvalid."""
+    try:
+        folder = StateFolder(config.state)
+    except StateBusy as exc:
+        raise ServerNotRunning(f"the server on {config.state} is starting, or ends: ask again") from exc
     with contextlib.closing(folder):
         journal, _ = folder.open()
         with contextlib.closing(journal):
@@ -219,7 +222,7 @@ def _journal(config: ServerConfig) -> Iterator[Ask]:
             history, enrolments = read_history(journal), Enrolments(config.state)
 
             def answer(request: shown.Request) -> shown.Answer:
-                assert not isinstance(request, shown.Act)
+                assert not isinstance(request, shown.Act | shown.AskAffinity)
                 return asked(request, facts, history, journal, enrolments, now_s=0.0, at_s=time.time())
 
             yield answer

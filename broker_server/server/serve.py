@@ -141,7 +141,16 @@ def serve(
         )
         audit = AuditLog(config.state)
         operator = stack.enter_context(
-            operator_access(config, dispatcher, link, audit, refused=lambda: link.refused, watch=watch)
+            operator_access(
+                config,
+                dispatcher,
+                link,
+                audit,
+                refused=lambda: link.refused,
+                watch=watch,
+                report=report or config.state / "report",
+                names=_names(config),
+            )
         )
         watch.say = partial(_say_refusal, dispatcher, watcher)
         watchers = Watchers(watcher, operator.desk)

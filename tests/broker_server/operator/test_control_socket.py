@@ -11,6 +11,7 @@ from broker_server.operator import control_socket
 from broker_server.operator import messages as shown
 from broker_server.operator.client import ControlClient, ServerNotRunning
 from broker_server.operator.control_socket import NAME, ControlSocket, address
+from broker_server.operator.questions import Questions
 
 
 def answer(request):
@@ -24,7 +25,8 @@ class Server:
 
     def __init__(self, folder, **options):
         self.asked, self._woken, self._ends = [], threading.Event(), threading.Event()
-        self.control = ControlSocket(folder, self._woken.set, **options)
+        self.questions = Questions(self._woken.set)
+        self.control = ControlSocket(folder, self.questions, **options)
         self.control.start()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -33,7 +35,7 @@ class Server:
         while not self._ends.is_set():
             if self._woken.wait(0.05):
                 self._woken.clear()
-                self.control.answer_all(self._answer)
+                self.questions.answer_all(self._answer)
 
     def _answer(self, request):
         self.asked.append(request)
@@ -141,22 +143,6 @@ def test_socket_has_room_for_so_many(serve, tmp_path, monkeypatch):
         assert refused == shown.NotDone(says="2 commands are connected already: end some")
 
 
-def test_socket_answers_once_what_is_asked_at_the_same_moment(tmp_path):
-    control = ControlSocket(tmp_path, lambda: None)
-    control.start()
-    asked = []
-    with contextlib.ExitStack() as stack:
-        stack.callback(control.close)
-        both = [stack.enter_context(connected(tmp_path)) for _ in range(2)]
-        for each in both:
-            each.sendall(shown.line(shown.AskStatus()))
-        while control._waiting.qsize() < 2:
-            pass
-        control.answer_all(lambda request: (asked.append(request), shown.Done(says="once"))[1])
-        assert [shown.read_answer(each.makefile("rb").readline()).says for each in both] == ["once"] * 2
-    assert len(asked) == 1
-
-
 def test_socket_lets_its_last_answer_leave(tmp_path):
     server = Server(tmp_path)
     with connected(tmp_path) as plain:
@@ -187,7 +173,7 @@ def test_client_of_another_user(serve, tmp_path):
 
 
 def test_client_of_a_server_that_is_busy_or_ends(tmp_path):
-    control = ControlSocket(tmp_path, lambda: None)
+    control = ControlSocket(tmp_path, Questions(lambda: None))
     control.start()
     client = ControlClient(tmp_path, patience_s=0.05)
     with pytest.raises(ServerNotRunning, match=r"has not answered for 0\.05 s"):

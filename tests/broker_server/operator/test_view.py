@@ -258,6 +258,18 @@ def test_fleet_in_pages():
     assert first.doing == {"asked": 25}
 
 
+def test_affinity_has_null_for_what_was_not_measured():
+    from broker_server.grouping.affinity import AffinityLedger
+    from edge_runtime.wire.messages import Affinity
+
+    ledger = AffinityLedger(("a", "b", "c"))
+    ledger.add(0, "x", Affinity(tasks=("a", "b"), count=2, mean=((1.0, 2.0), (3.0, 4.0)), variance=None))
+    found = view.affinity(ledger.result())
+    assert found.values == ((1.0, 2.0, None), (3.0, 4.0, None), (None,) * 3)
+    assert found.errors[2] == (None,) * 3
+    assert found.counts == ((2, 2, 0), (2, 2, 0), (0, 0, 0))
+
+
 def test_events():
     (event,) = view.events([(3, 4.0, "text")]).rows
     assert (event.number, event.at_s, event.text) == (3, 4.0, "text")

@@ -133,6 +133,21 @@ def test_desk_before_there_is_a_bundle(world):
     desk.refresh(world.loop.coordinator, None)
 
 
+def test_desk_shows_affinities_as_they_are_measured(world):
+    world = world()
+    assert seated(world, has_loop=False).answer(shown.AskAffinity()).tasks == ()
+    desk = seated(world)
+    before = desk.answer(shown.AskAffinity())
+    assert before.values == ((None,) * 3,) * 3
+    world.device("x").start()
+    world.device("y").start()
+    world.until_finished()
+    after = desk.answer(shown.AskAffinity())
+    assert (after.tasks, after.values[0], after.counts[0]) == (("a", "b", "c"), (0.0, 5.0, -1.0), (6, 6, 6))
+    assert after.errors[0] == (0.0, 0.0, 0.0)
+    assert desk.answer(shown.AskAffinity()) is after, "it is worked out once"
+
+
 def test_journal_alone_tells_where_the_federation_stands(world):
     from broker_server.rounds.coordinator import Coordinator, Rules
 

@@ -1,0 +1,1 @@
+"""The live page: a server's views in a browser, with the operator's acts."""
