@@ -19,25 +19,18 @@ from broker_server import demo
 from broker_server.comparison import command as comparison
 from broker_server.comparison.comparison import ComparisonImpossible
 from broker_server.grouping.search import Mode, SplitImpossible, search
-from broker_server.mqtt.broker import BrokerNotStarted
-from broker_server.operator.client import ServerNotRunning
 from broker_server.report import energy_command
-from broker_server.report.build import ReportImpossible
-from broker_server.rounds.federation import FederationChanged, StateDamaged
-from broker_server.rounds.journal import JournalInvalid
 from broker_server.server import operator_command, settings_command
 from broker_server.server.audit import AuditLog
 from broker_server.server.broker_config import mosquitto
-from broker_server.server.certificates import CertificatesInvalid
 from broker_server.server.config import SETTINGS
-from broker_server.server.dispatcher import BrokerRefused
 from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
 from broker_server.server.enrolments import Enrolments
+from broker_server.server.faults import FAULTS
 from broker_server.server.keys import KEY, KeyInvalid, roll
-from broker_server.server.operator_command import ActRefused
 from broker_server.server.serve import serve, write_report
-from broker_server.server.state import StateBusy, StateFolder
-from broker_server.server.state_check import BackupImpossible, backup, problems
+from broker_server.server.state import StateFolder, existing
+from broker_server.server.state_check import backup, problems
 from broker_server.simulation import command as simulation
 from broker_server.simulation.errors import SimulationFailed
 from broker_server.simulation.rooms import command as rooms
@@ -49,34 +42,13 @@ from devices.cli.run import run as run_command
 from devices.cli.settings import add_flags, of_flags
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.agent.energy_totals import read_journal
-from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
-from edge_runtime.wire.mqtt import LinkInvalid
 
-_FAULTS: dict[type[Exception], int] = {
-    EnrolmentRefused: USAGE,
-    FederationChanged: USAGE,
-    TokenRefused: USAGE,
-    LinkInvalid: USAGE,
-    KeyInvalid: BAD_INPUT,
-    BackupImpossible: BAD_INPUT,
-    CertificatesInvalid: BAD_INPUT,
-    JournalInvalid: BAD_INPUT,
-    StateDamaged: BAD_INPUT,
-    BundleInvalid: BAD_INPUT,
-    TensorsInvalid: BAD_INPUT,
-    SplitImpossible: BAD_INPUT,
-    ReportImpossible: BAD_INPUT,
+_FAULTS = FAULTS | {
     RoomsInvalid: USAGE,
     ComparisonImpossible: BAD_INPUT,
-    StateBusy: UNAVAILABLE,
-    BrokerNotStarted: UNAVAILABLE,
-    BrokerRefused: UNAVAILABLE,
     ClusterUnavailable: UNAVAILABLE,
     SimulationFailed: FAILED,
     WorkerLost: FAILED,
-    ServerNotRunning: UNAVAILABLE,
-    ActRefused: FAILED,
-    OSError: UNAVAILABLE,
 }
 
 LOG_FORM = "%(levelname)s %(name)s: %(message)s"
@@ -308,9 +280,7 @@ def _broker_config(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    state = settings_command.settings(options).value.state
-    if not state.is_dir():
-        raise JournalInvalid(f"{state} is not a state folder")
+    state = existing(settings_command.settings(options).value.state)
     folder = StateFolder(state)
     with contextlib.closing(folder):
         found = problems(folder, repair=options.repair)
@@ -355,9 +325,7 @@ def _simulate(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     config = settings_command.settings(options).value
-    if not config.state.is_dir():
-        raise ReportImpossible(f"{config.state} is not a state folder")
-    folder = StateFolder(config.state)
+    folder = StateFolder(existing(config.state))
     with contextlib.closing(folder):
         journal, blobs = folder.open()
         with contextlib.closing(journal):

@@ -89,6 +89,19 @@ def test_public_class_names_stand_in_one_module_each():
     assert {name: modules for name, modules in homes.items() if len(modules) > 1} == {}
 
 
+MAX_UNITS, MAX_UNIT_IMPORTS = 12, 35
+
+
+def test_the_servers_subjects_are_few_and_loosely_tied():
+    def unit(module: str) -> str:
+        return module.split(".")[1] if module.startswith("broker_server.") else ""
+
+    ties = {(unit(module), unit(name)) for module, path in SOURCES.items() for name in imports_of(path)}
+    ties = {(one, other) for one, other in ties if one and other and one != other}
+    assert len({each for tie in ties for each in tie}) <= MAX_UNITS
+    assert len(ties) <= MAX_UNIT_IMPORTS, sorted(ties)
+
+
 def test_no_module_deserializes_objects():
     found = [
         f"{module} imports {name}"

@@ -39,6 +39,17 @@ class StateBusy(RuntimeError):
     """Another server uses this state folder."""
 
 
+class StateMissing(LookupError):
+    """There is no such state folder."""
+
+
+def existing(path: Path) -> Path:
+    """Return a state folder that is there. Raises StateMissing."""
+    if not path.is_dir():
+        raise StateMissing(f"{path} is not a state folder: name the server's with --state or --config")
+    return path
+
+
 class StateFolder:
     """A state folder, locked for this process until `close`. Raises StateBusy; OSError as the file system does."""
 

@@ -91,6 +91,13 @@ def test_serve_bundle_that_is_not_there(tmp_path, capsys):
     assert "not a bundle" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["report", "check"])
+def test_state_folder_that_is_not_there(tmp_path, capsys, command):
+    assert main([command, "--state", str(tmp_path / "none")]) == 3
+    assert f"error: {tmp_path / 'none'} is not a state folder: name the server's" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
+
+
 def test_help_fits_on_a_screen_and_a_half_and_all_of_it_is_there_when_asked_for(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
