@@ -33,7 +33,7 @@ PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-page test-processors test-cluster test-long \
 	test-torch test-random-models fuzz coverage-operators \
-	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split bench-reconstruction compare compare-long compare-time \
+	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split bench-reconstruction bench-link compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
 help:
@@ -64,6 +64,7 @@ help:
 	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
 	@echo "make bench-split  split training against training on the device into docs/split_learning.md"
 	@echo "make bench-reconstruction  what comes back of images in split learning, and what keeping it back costs (15 minutes)"
+	@echo "make bench-link   a round over slow and bad lines into docs/link.md (half an hour, nearly idle)"
 	@echo "make compare      methods side by side on rendered rooms into benchmarks/results/rooms5 (40 minutes); goes on where it was stopped"
 	@echo "make compare-long  the methods that matter most with 40 rounds instead of 15"
 	@echo "make compare-time  what each method makes of half of one-by-one's time (20 minutes)"
@@ -263,6 +264,9 @@ bench-split: $(VENV)/.stamp
 
 bench-reconstruction: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.reconstruction
+
+bench-link: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.link
 
 # Rendered buildings, as data sets of so many pixels. What is there stays: runs that go on know their data by its times.
 runs/rooms8-32/building_07/dataset.json: IMAGES := 72

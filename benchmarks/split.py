@@ -102,7 +102,7 @@ def _federation(folder: Path, root: Path, manifest: Any, where: str) -> dict[str
     root.mkdir(parents=True)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context((root / "server.log").open("wb"))
-        serving = stack.enter_context(_started(server, log))
+        serving = stack.enter_context(started(server, log))
         while not (state / "url").exists() and "listens" not in (root / "server.log").read_text():
             time.sleep(0.1)
         logs = []
@@ -121,7 +121,7 @@ def _federation(folder: Path, root: Path, manifest: Any, where: str) -> dict[str
             limited = group is not None
             logs.append(root / f"{name}.log")
             device = [sys.executable, "-m", "edge_runtime", "run", "--config", str(config)]
-            stack.enter_context(_started(within(group, device), stack.enter_context(logs[-1].open("wb"))))
+            stack.enter_context(started(within(group, device), stack.enter_context(logs[-1].open("wb"))))
         result: dict[str, Any] = {"limit": "kernel" if limited else "none here"}
         if where == "device":  # they refuse, so the round never closes
             return result | {"said": _refusals(logs)}
@@ -151,7 +151,7 @@ def _refusals(logs: list[Path]) -> str:
 
 
 @contextlib.contextmanager
-def _started(command: list[str], log: Any) -> Any:
+def started(command: list[str], log: Any) -> Any:
     process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
     try:
         yield process

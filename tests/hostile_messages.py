@@ -4,7 +4,7 @@ import hashlib
 
 import samples
 
-from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.blob import Blob, ChunkRun
 from edge_runtime.wire.messages import Affinity, FinalEnergy, Need, Progress, Refusal
 
 TASKS = ("a", "b", "c")
@@ -50,7 +50,9 @@ class HostileMessages:
         )
 
     def need(self):
-        return Need(digest=self.digest(), chunks=tuple(self.random.sample(range(100), 3)))
+        firsts = self.random.sample(range(100), 3)
+        runs = tuple(ChunkRun(first, self.random.choice([1, 5, 2**20])) for first in firsts)
+        return Need(digest=self.digest(), runs=runs)
 
     def progress(self):
         return Progress(round=self.number(), stage="train", done=self.random.randrange(9), total=3)

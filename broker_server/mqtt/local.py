@@ -38,6 +38,7 @@ class _Party:
         self.share_bytes = int(SHARE * inbox_bytes)
         self.outbox: deque[QueuedMessage] = deque()
         self.outbox_bytes = 0
+        self.bytes_passed = 0
         self.outbox_cap_bytes = outbox_bytes
         self.is_scheduled = False
         self.is_held = False
@@ -71,6 +72,7 @@ class _Party:
                     return
                 message = self.outbox.popleft()
                 self.outbox_bytes -= message.cost_bytes
+                self.bytes_passed += packet_bytes(message.topic, message.payload)
             self.hub.publish(message, self, self.loop.time())
 
     def on_stopped(self) -> None:
@@ -90,6 +92,11 @@ class LocalLink:
         self.bytes_in = 0
         self.bytes_out = 0
         self._party = party
+
+    @property
+    def bytes_acknowledged(self) -> int:
+        """Bytes of the messages that the broker has passed on."""
+        return self._party.bytes_passed
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Queue a message at QoS 1. Raises LinkFull if slow clients leave no room."""

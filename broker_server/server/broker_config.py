@@ -76,14 +76,13 @@ def _conf(folder: Path, port: int) -> list[str]:
 
 def _acl(topics: Topics) -> list[str]:
     own = f"{topics.root}/device/%u"
-    written = ("status", "event", "blob/+/+", "split_learning/up")
+    written = ("status", "event", "upload/+/+", "split_learning/up")
     return [
         f"user {SERVER_USER}",
         f"topic readwrite {topics.root}/#",
         "",
         *(f"pattern write {own}/{kind}" for kind in written),
-        *(f"pattern read {own}/{kind}" for kind in ("status", "command", "split_learning/down")),
-        f"pattern read {topics.root}/blob/+/+",
+        *(f"pattern read {own}/{kind}" for kind in ("status", "command", "download/+/+", "split_learning/down")),
     ]
 
 

@@ -39,6 +39,7 @@ from devices.cli.settings import (
     tables_of,
 )
 from edge_runtime.wire.augmentation import augmentation
+from edge_runtime.wire.blob import MESSAGE_BYTES
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.encoder_pipe import Provider
 from edge_runtime.wire.errors import AugmentationImpossible
@@ -80,6 +81,14 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             description="life of a device's token and of its connection; the server gives it another, for its key",
         ),
     ] = 43_200.0
+    chunk_bytes: Annotated[
+        int,
+        Meta(
+            ge=4096,
+            le=1 << 20,
+            description="most bytes of a file in one message; halved by itself for a broker that takes less",
+        ),
+    ] = MESSAGE_BYTES
     lock_out_clones: Annotated[
         bool,
         Meta(description="revoke a device that turns out to be two cards with one key, in place of naming it alone"),

@@ -14,6 +14,7 @@ Rules
 """
 
 import logging
+import secrets
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -26,15 +27,16 @@ from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.journal import FederationJournal, JournalInvalid, JournalUnwritable
 from broker_server.server.allowance import Allowance
 from broker_server.server.outgoing import Outgoing
-from broker_server.server.transfers import ServedBlobs, Uploads
+from broker_server.server.transfers import FIRST_PROBES, ServedBlobs, Uploads
 from devices.cli.text import MAX_SHOWN, printable
-from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.blob import MESSAGE_BYTES, BlobStore
 from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TopicInvalid, WireError, reason
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link
 from edge_runtime.wire.messages import (
     Evaluation,
     FinalEnergy,
     Hello,
+    LossProbe,
     Need,
     Progress,
     Refusal,
@@ -43,6 +45,7 @@ from edge_runtime.wire.messages import (
     decode_status,
     encode,
 )
+from edge_runtime.wire.pace import halved
 from edge_runtime.wire.topics import Address, Topics
 
 _LOG = logging.getLogger(__name__)
@@ -90,6 +93,7 @@ class Dispatcher:
         coordinator: Coordinator,
         show: Callable[[str], None],
         builds_artifacts: bool = False,
+        chunk_bytes: int = MESSAGE_BYTES,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.journal = journal
@@ -99,14 +103,15 @@ class Dispatcher:
         self.clock = clock
         self.handler: Callable[[RoundEvent], None] = _unexpected
         self.served = ServedBlobs()
-        self.outgoing = Outgoing(link, topics, blobs)
+        self.served.most_bytes = chunk_bytes
+        self.outgoing = Outgoing(link, topics, blobs, self.served, clock)
         self.energy_reports = 0
         """Reports of a plan's energy from devices; they may come after the last round."""
         self._link = link
         self._topics = topics
         self._show = show
         self._builds_artifacts = builds_artifacts
-        self._uploads = Uploads(uploads)
+        self._uploads = Uploads(uploads, first_probe=secrets.randbelow(FIRST_PROBES))
         self._close: Close | None = None
         self._hellos = Allowance(burst=20, per_s=0.2)
         self._energies = Allowance(burst=200, per_s=20)
@@ -141,8 +146,13 @@ class Dispatcher:
         elif isinstance(event, Disconnected):
             if event.refused:
                 raise BrokerRefused(f"the broker refused the server: {event.reason}")
-            self.outgoing.drop_chunks()
             self.note(f"the connection to the broker is lost: {event.reason}")
+            if event.too_large_bytes is not None:
+                self.served.most_bytes = halved(event.too_large_bytes)
+                self.note(
+                    f"the broker cuts the connection on a message of {event.too_large_bytes} bytes: at most "
+                    f"{self.served.most_bytes} bytes of a file go in one from now on (chunk_bytes)"
+                )
         elif isinstance(event, Connected):
             _LOG.info("connected to the broker")
 
@@ -152,9 +162,8 @@ class Dispatcher:
         if now_s - self._ticked_s < TICK_S:
             return False
         self._ticked_s = now_s
-        for device, need in self._uploads.tick(now_s):
-            self.outgoing.message(device, encode(need))
-        self.outgoing.chunks(self.served.tick(now_s))
+        for device, request in self._uploads.tick(now_s):
+            self.outgoing.message(device, encode(request))
         self.do(self.coordinator.tick(now_s))
         self._close_round()
         return True
@@ -190,9 +199,6 @@ class Dispatcher:
         except TopicInvalid as exc:
             self._drop(delivery.topic, exc)
             return
-        if address.device is None:
-            self.count_dropped("message that is not for the server")
-            return
         self._handled(address.device, partial(self._on_delivery, address, address.device, delivery))
 
     def _handled(self, device: str, handle: Callable[[], None]) -> None:
@@ -220,8 +226,8 @@ class Dispatcher:
                     self._on_message(device, delivery.payload)
                 case Address(kind="up"):
                     self._on_fragment(device, delivery.payload)
-                case Address(kind="blob", digest=str(digest), index=int(index)):
-                    self._on_chunk(device, digest, index, delivery.payload)
+                case Address(kind="upload", digest=str(digest), index=int(index)):
+                    self._on_run(device, digest, index, delivery.payload)
                 case _:
                     self.count_dropped("message that is not for the server")
         except MessageInvalid as exc:
@@ -243,8 +249,8 @@ class Dispatcher:
         match decode_device(payload):
             case Hello() as hello:
                 self._on_hello(device, hello, now_s)
-            case Need() as need:
-                self.outgoing.chunks(self.served.need(device, need, now_s))
+            case Need() | LossProbe() as request:
+                self.served.on_request(device, request)
             case Progress() as progress:
                 self.coordinator.on_progress(device, progress)
             case Refusal() as refusal:
@@ -261,7 +267,6 @@ class Dispatcher:
                 self.count_dropped("energy of a round that the device was not in")
 
     def _on_hello(self, device: str, hello: Hello, now_s: float) -> None:
-        self.served.on_connected(device)
         self._uploads.on_connected(device)
         known = self.coordinator.devices.get(device)
         if known is None or known.hello != hello:
@@ -281,20 +286,20 @@ class Dispatcher:
         else:
             self.count_dropped("fragment that nobody asked for")
 
-    def _on_chunk(self, device: str, digest: str, index: int, data: bytes) -> None:
+    def _on_run(self, device: str, digest: str, index: int, data: bytes) -> None:
         if self.coordinator.open is not None:
             self.coordinator.open.traffic.add(up_bytes=len(data))
         now_s = self.clock()
         try:
-            is_complete, need = self._uploads.chunk(device, digest, index, data, now_s)
+            is_complete, requests = self._uploads.on_run(device, digest, index, data, now_s)
         except BlobInvalid as exc:
             self.do(self.coordinator.on_update_rejected(device, str(exc), now_s))
         else:
-            self._go_on(device, is_complete, need)
+            self._go_on(device, is_complete, requests)
 
-    def _go_on(self, device: str, is_complete: bool, need: Need | None) -> None:
+    def _go_on(self, device: str, is_complete: bool, requests: list[Need | LossProbe]) -> None:
         """Ask for more of an upload, or take what is here."""
-        if need is not None:
-            self.outgoing.message(device, encode(need))
+        for request in requests:
+            self.outgoing.message(device, encode(request))
         if is_complete:
             self.handler(UpdateComplete(device=device))

@@ -138,6 +138,7 @@ def serve(
             coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed),
             show=watcher.note,
             builds_artifacts=builder is not None,
+            chunk_bytes=config.broker.chunk_bytes,
         )
         audit = AuditLog(config.state)
         operator = stack.enter_context(

@@ -80,7 +80,7 @@ class SignedServerLink(PassingLink):
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Queue a message, signed where it is a command for a device. Raises LinkFull."""
         address = self._topics.parse(topic)
-        if address.kind == "command" and address.device is not None:
+        if address.kind == "command":
             heard = self._heard_of(address.device)
             payload = seal_command(
                 self._key,
@@ -100,7 +100,7 @@ class SignedServerLink(PassingLink):
             address = self._topics.parse(event.topic)
         except TopicInvalid:
             return event  # the dispatcher counts it
-        return event if address.device is None else self._believed(event, address.device, address.kind)
+        return self._believed(event, address.device, address.kind)
 
     def _opened(self, device: str, found: Enrolment, payload: bytes) -> bytes | None:
         """Return an event's message; None for one that came before. Raises MessageInvalid, SignatureInvalid."""

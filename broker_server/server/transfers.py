@@ -1,97 +1,113 @@
 """Blobs on their way: those that devices ask the server for, and those that it fetches from them. No link, no clock.
 
 Rules
-- A chunk that was published a moment ago reaches everyone who had subscribed: another Need for it is answered by that
-  one. A device subscribes right before it first asks for a blob, so what was published earlier has passed it by: all
-  that came too late get it together at the next tick.
-- Only blobs that the server offers are served, and only what a device announced, and was asked for, is taken.
-- What a device sends goes to its own folder (device_uploads.py), which holds one blob: the one it announced last.
-- An upload keeps WINDOW chunks in flight. When nothing has come for a while, what is missing is asked for again,
-  with pauses that follow the link and grow, so that a slow uplink is not filled with repetitions.
-- A device announces again what takes long to fetch: the upload goes on, and nothing on its way is asked for twice.
+- Only blobs that the server offers are served, each device's requests in their order, to that device alone: what
+  another one asks for takes no room on its line. Each device has its turn, one message at a time, and may have
+  MAX_WAITING requests that wait.
+- What a device sends goes to its own folder (device_uploads.py), which holds one blob: the one it announced last. Only
+  what it announced, and was asked for, is taken.
+- Nothing is asked for twice unless it is proved lost (edge_runtime.wire.fetch). A device that announces or connects
+  again is probed.
+- All devices together are asked for MAX_ASKED_BYTES at the most; those that announce more have their turn as others'
+  arrives, in the order of their announcements.
 """
 
 # coverage: every branch
 
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 
 from broker_server.rounds.device_uploads import DeviceUploads
-from edge_runtime.wire.blob import WINDOW, Assembly, Blob
+from edge_runtime.wire.blob import CHUNK_BYTES, Assembly, Blob, ChunkRun
 from edge_runtime.wire.errors import BlobInvalid
-from edge_runtime.wire.messages import Need
+from edge_runtime.wire.fetch import Fetch
+from edge_runtime.wire.messages import LossProbe, Need
+from edge_runtime.wire.pace import Pace
 
-FRESH_S = 0.5
-"""A chunk published so recently is not published again."""
-RETRY_S = 10.0
-"""An upload's chunks are asked for again after this, or four times the usual gap between them …"""
-MAX_RETRY_S = 120.0
-"""… and twice as long each time; never longer than this."""
+MAX_WAITING = 256
+"""Requests of one device that wait; an honest one has no more under way than its window, in a few runs."""
+MAX_ASKED_BYTES = 64 << 20
+"""What all devices together are asked for and have not sent yet."""
+UNSTORED_S = 10.0
+"""After so long, what this machine could not store is asked for again."""
+FIRST_PROBES = 1_000_000
+"""Probes of two processes hardly meet: the number of the first is drawn from so many thousands."""
+FIRST_BYTES_PER_S = 50_000.0
+"""What is taken for the speed of a device's uplink before it was measured: too much does no harm, because the device
+sends no faster than its line."""
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """One chunk to be published."""
+class Piece:
+    """A run of a blob for a device, or a marker where there is none."""
 
-    blob: Blob
+    device: str
+    digest: str
     index: int
+    blob: Blob | None = None
+    run: ChunkRun | None = None
 
 
 class ServedBlobs:
-    """The blobs that the server offers, and the chunks of them that it has just published."""
+    """The blobs that the server offers, and what devices have asked for of them and not been sent yet."""
 
     def __init__(self) -> None:
+        self.most_bytes = 1 << 20
+        """The longest run in one message."""
         self._offered: dict[str, Blob] = {}
-        self._published: dict[tuple[str, int], float] = {}  # oldest first
-        self._asking_since_s: dict[tuple[str, str], float] = {}
-        self._missed: dict[Chunk, None] = {}
+        self._waiting: dict[str, deque[Need | LossProbe]] = {}  # the device whose turn it is comes first
         self.counts: Counter[str] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
 
     def offer(self, *blobs: Blob) -> None:
         """Serve these blobs from now on."""
         self._offered.update({blob.digest: blob for blob in blobs})
 
     def withdraw(self, digest: str) -> None:
-        """Serve a blob no longer."""
+        """Serve a blob no longer; what waits of it is passed over."""
         self._offered.pop(digest, None)
-        self._asking_since_s = {key: since_s for key, since_s in self._asking_since_s.items() if key[1] != digest}
-        self._missed = {chunk: None for chunk in self._missed if chunk.blob.digest != digest}
 
-    def on_connected(self, device: str) -> None:
-        """Note that a device has connected: what was published before has not reached it."""
-        self._asking_since_s = {key: since_s for key, since_s in self._asking_since_s.items() if key[0] != device}
+    def on_request(self, device: str, request: Need | LossProbe) -> None:
+        """Take a device's request: it waits for the device's turn."""
+        waiting = self._waiting.setdefault(device, deque())
+        if len(waiting) < MAX_WAITING:
+            waiting.append(request)
+        else:
+            self.counts["need beyond what a device may have waiting"] += 1
 
-    def need(self, device: str, need: Need, now_s: float) -> list[Chunk]:
-        """Return the chunks to publish now for a Need; none that are not offered, do not exist or are on their way."""
-        blob = self._offered.get(need.digest)
-        if blob is None:
-            self.counts["need of an unknown blob"] += 1
-            return []
-        for key, at_s in list(self._published.items()):
-            if now_s - at_s < FRESH_S:
-                break
-            del self._published[key]
-        since_s = self._asking_since_s.setdefault((device, blob.digest), now_s)
-        chunks = []
-        for index in dict.fromkeys(need.chunks):
-            if index >= blob.chunks:
-                self.counts["need of an unknown chunk"] += 1
-            elif self._published.get((blob.digest, index), now_s) < since_s:
-                self._missed[Chunk(blob, index)] = None
-            elif (blob.digest, index) in self._published:
-                self.counts["need answered by another's chunk"] += 1
-            else:
-                self._published[blob.digest, index] = now_s
-                chunks.append(Chunk(blob, index))
-        return chunks
+    def next(self) -> Piece | None:
+        """Return what to send next, without taking it from what waits; None if nothing waits."""
+        while self._waiting:
+            device, waiting = next(iter(self._waiting.items()))
+            request = waiting[0]
+            if isinstance(request, LossProbe):
+                return Piece(device, request.digest, request.number)
+            blob = self._offered.get(request.digest)
+            run = request.runs[0]
+            if blob is not None and run.end <= blob.chunks:
+                now = ChunkRun(run.first, min(run.count, max(1, self.most_bytes // blob.chunk_bytes)))
+                return Piece(device, request.digest, run.first, blob, now)
+            self.counts["need of an unknown blob" if blob is None else "need of an unknown chunk"] += 1
+            self._strike(device, run.count)
+        return None
 
-    def tick(self, now_s: float) -> list[Chunk]:
-        """Return the chunks to publish again, for devices that subscribed too late for them."""
-        chunks, self._missed = list(self._missed), {}
-        for chunk in chunks:
-            self._published.pop((chunk.blob.digest, chunk.index), None)
-            self._published[chunk.blob.digest, chunk.index] = now_s
-        return chunks
+    def sent(self, piece: Piece) -> None:
+        """Strike what `next` returned: it was sent, or cannot be."""
+        self._strike(piece.device, 0 if piece.run is None else piece.run.count)
+
+    def _strike(self, device: str, count: int) -> None:
+        """Strike so many chunks of a device's first request; then it is the turn of the next device."""
+        waiting = self._waiting.pop(device)
+        request = waiting.popleft()
+        if isinstance(request, Need):
+            run, *others = request.runs
+            left = [ChunkRun(run.first + count, run.count - count)] if run.count > count else []
+            if runs := (*left, *others):
+                waiting.appendleft(Need(digest=request.digest, runs=runs))
+        if waiting:
+            self._waiting[device] = waiting
 
 
 @dataclass
@@ -99,37 +115,28 @@ class Upload:
     """A blob on its way from a device."""
 
     assembly: Assembly
-    in_flight: set[int] = field(default_factory=set)
-    quiet_since_s: float = 0.0
-    gap_s: float = 0.0
-    """The usual time between two chunks; 0 before the first."""
-    patience: float = 1.0
-
-    @property
-    def retry_s(self) -> float:
-        """The time to wait for a chunk before asking again."""
-        return min(MAX_RETRY_S, max(RETRY_S, 4 * self.gap_s) * self.patience)
-
-    def on_chunk(self, now_s: float) -> None:
-        """Note that a chunk has come."""
-        gap_s = now_s - self.quiet_since_s
-        self.gap_s = gap_s if self.gap_s == 0 else 0.8 * self.gap_s + 0.2 * gap_s
-        self.quiet_since_s, self.patience = now_s, 1.0
+    fetch: Fetch
+    unstored: list[ChunkRun] = field(default_factory=list)
+    """What has come and could not be stored."""
+    again_s: float = 0.0
+    """When that is asked for again."""
 
 
 class Uploads:
-    """Every blob on its way from a device: at most one for each."""
+    """Every blob on its way from a device: at most one for each. Give each process another `first_probe`."""
 
-    def __init__(self, folders: DeviceUploads) -> None:
+    def __init__(self, folders: DeviceUploads, *, first_probe: int = 0) -> None:
         self._folders = folders
-        self._uploads: dict[str, Upload] = {}
+        self._uploads: dict[str, Upload] = {}  # in the order of announcements
+        self._paces: dict[str, Pace] = {}
+        self._first_probe = first_probe
         self.counts: Counter[str] = Counter()
 
     def __contains__(self, device: str) -> bool:
         return device in self._uploads
 
-    def begin(self, device: str, blob: Blob, now_s: float) -> tuple[bool, Need | None]:
-        """Fetch a blob that a device announced; return whether it is here already, and the Need to send.
+    def begin(self, device: str, blob: Blob, now_s: float) -> tuple[bool, list[Need | LossProbe]]:
+        """Fetch a blob that a device announced; return whether it is here already, and what to ask for.
 
         Goes on with the same blob where it is on its way, and else replaces what the device sent before. Raises OSError
         as the file system does.
@@ -139,69 +146,77 @@ class Uploads:
             store = self._folders.of(device)
             for digest in set(store.digests()) - {blob.digest}:
                 store.discard(digest)
-            upload = self._uploads[device] = Upload(Assembly(store, blob))
+            self._first_probe += 1
+            pace = self._paces.setdefault(device, Pace(FIRST_BYTES_PER_S))
+            assembly = Assembly(store, blob)
+            upload = self._uploads[device] = Upload(
+                assembly, Fetch(pace, first_probe=1000 * (self._first_probe % FIRST_PROBES))
+            )
+            upload.fetch.want(blob, assembly.missing())
+        else:
+            upload.fetch.doubt()
         if upload.assembly.is_complete:
             self.abandon(device)
-            return True, None
-        return False, self._ask(upload, now_s)
+            return True, []
+        return False, self._requests(upload, now_s)
 
     def on_connected(self, device: str) -> None:
-        """Note that a device has connected: nothing that it was asked for before is on its way."""
+        """Note that a device has connected, or the server: what it was asked for before may have been lost."""
         if device in self._uploads:
-            self._uploads[device].in_flight.clear()
+            self._uploads[device].fetch.doubt()
 
     def abandon(self, device: str) -> None:
         """Fetch nothing more from a device; what has come stays on the disk."""
         self._uploads.pop(device, None)
 
-    def chunk(self, device: str, digest: str, index: int, data: bytes, now_s: float) -> tuple[bool, Need | None]:
-        """Take a chunk; return whether the blob is complete with it, and the Need to send next.
+    def on_run(
+        self, device: str, digest: str, index: int, data: bytes, now_s: float
+    ) -> tuple[bool, list[Need | LossProbe]]:
+        """Take a run or a marker; return whether the blob is complete with it, and what to ask for next.
 
-        Raises BlobInvalid when the complete blob has another digest; the upload has then ended. A chunk that was not
-        asked for or has a wrong length is counted and dropped. Raises OSError where the file system takes no chunk: it
-        is then asked for again, as one that was lost.
+        Raises BlobInvalid when the complete blob has another digest; the upload has then ended. A run that was not
+        asked for or has a wrong length is counted and dropped. Raises OSError where the file system takes none: it is
+        then asked for again.
         """
         upload = self._uploads.get(device)
         if upload is None or upload.assembly.blob.digest != digest:
             self.counts["chunk not asked for"] += 1
-            return False, None
+            return False, []
+        if not data:
+            upload.fetch.on_marker(index, now_s)
+            return False, self._requests(upload, now_s)
         blob = upload.assembly.blob
-        if index >= blob.chunks or len(data) != blob.length(index):
+        try:
+            run = blob.run_at(index, len(data))
+        except BlobInvalid:
             self.counts["chunk of a wrong index or length"] += 1
-            return False, None
-        upload.in_flight.discard(index)
-        upload.on_chunk(now_s)
+            return False, []
+        upload.fetch.on_run(digest, run, now_s)
         try:
             is_complete = upload.assembly.accept(index, data)
         except BlobInvalid:
             self.abandon(device)
             raise
+        except OSError:
+            upload.unstored.append(run)
+            upload.again_s = now_s + UNSTORED_S
+            raise
         if is_complete or upload.assembly.is_complete:
             self.abandon(device)
-            return True, None
-        return False, self._ask(upload, now_s)
+            return True, []
+        return False, self._requests(upload, now_s)
 
-    def tick(self, now_s: float) -> list[tuple[str, Need]]:
-        """Return the Needs to send again, with their devices."""
-        needs = []
-        for device, upload in self._uploads.items():
-            if now_s - upload.quiet_since_s >= upload.retry_s:
-                upload.in_flight.clear()
-                upload.patience *= 2
-                needs.append((device, self._need(upload, now_s)))
-        return needs
+    def tick(self, now_s: float) -> list[tuple[str, Need | LossProbe]]:
+        """Return what to ask devices for now: it is their turn, or nothing has come from them for long."""
+        for upload in self._uploads.values():
+            if upload.unstored and now_s >= upload.again_s:
+                upload.fetch.want(upload.assembly.blob, upload.unstored)
+                upload.unstored.clear()
+        return [
+            (device, request) for device, upload in self._uploads.items() for request in self._requests(upload, now_s)
+        ]
 
-    def _ask(self, upload: Upload, now_s: float) -> Need | None:
-        """Fill the window if half of it is free and anything is missing that is not in flight."""
-        if len(upload.in_flight) > WINDOW // 2:
-            return None
-        missing = upload.assembly.missing(2 * WINDOW)
-        return self._need(upload, now_s) if set(missing) - upload.in_flight else None
-
-    @staticmethod
-    def _need(upload: Upload, now_s: float) -> Need:
-        missing = [index for index in upload.assembly.missing(2 * WINDOW) if index not in upload.in_flight]
-        wanted = tuple(missing[: WINDOW - len(upload.in_flight)])
-        upload.in_flight.update(wanted)
-        upload.quiet_since_s = now_s
-        return Need(digest=upload.assembly.blob.digest, chunks=wanted)
+    def _requests(self, upload: Upload, now_s: float) -> list[Need | LossProbe]:
+        others = sum(each.fetch.asked_bytes for each in self._uploads.values()) - upload.fetch.asked_bytes
+        room = MAX_ASKED_BYTES - others
+        return upload.fetch.requests(now_s, room if room >= CHUNK_BYTES else 0)

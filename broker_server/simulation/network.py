@@ -87,6 +87,11 @@ class MemoryLink:
         self._online = True
         self._inbox: deque[Event] = deque()
 
+    @property
+    def bytes_acknowledged(self) -> int:
+        """All that was sent: the broker has no memory of its own to fill."""
+        return self.bytes_out
+
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:  # noqa: ARG002
         """Send a message; it is lost while the link is."""
         self.bytes_out += packet_bytes(topic, payload)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from edge_runtime.agent.state import Pending
-from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.blob import Blob, ChunkRun
 from edge_runtime.wire.messages import Ack, DeviceMessage, Plan, Status
 
 
@@ -15,15 +15,8 @@ class SendMessage:
 
 
 @dataclass(frozen=True)
-class SubscribeBlob:
-    """Subscribe to the chunks of this blob, now or when the link is up, and again after each reconnect."""
-
-    digest: str
-
-
-@dataclass(frozen=True)
-class UnsubscribeBlob:
-    """Unsubscribe from the chunks of this blob."""
+class StopFetching:
+    """Take no more of this blob."""
 
     digest: str
 
@@ -63,11 +56,19 @@ class DropResult:
 
 
 @dataclass(frozen=True)
-class SendChunks:
-    """Send these chunks of the update."""
+class SendRuns:
+    """Send these runs of the update, behind those that wait."""
 
     blob: Blob
-    indices: tuple[int, ...]
+    runs: tuple[ChunkRun, ...]
+
+
+@dataclass(frozen=True)
+class SendMarker:
+    """Send an empty run of this number, behind the runs that wait."""
+
+    digest: str
+    number: int
 
 
 @dataclass(frozen=True)
@@ -86,14 +87,14 @@ class Exit:
 
 Action = (
     SendMessage
-    | SubscribeBlob
-    | UnsubscribeBlob
+    | StopFetching
     | CheckFiles
     | StartWork
     | CancelWork
     | SaveResult
     | DropResult
-    | SendChunks
+    | SendRuns
+    | SendMarker
     | ClosePlan
     | Exit
 )

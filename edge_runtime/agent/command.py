@@ -179,6 +179,7 @@ def _joined(
         account=account,
         beat=beat,
         limits=config.limits,
+        chunk_bytes=config.chunk_bytes,
     )
     if isinstance(link, SignedDeviceLink):
         link.on_key = agent.trust

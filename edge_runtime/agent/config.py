@@ -25,7 +25,7 @@ from devices.cli.log import LogFormat, LogLevel
 from devices.cli.settings import beside, build, read_toml
 from devices.cli.values import SIZE_PATTERN, parse_size
 from edge_runtime.agent.limits import PlanLimits
-from edge_runtime.wire.blob import MAX_BLOB_BYTES
+from edge_runtime.wire.blob import MAX_BLOB_BYTES, MESSAGE_BYTES
 from edge_runtime.wire.messages import OrtTrainingUse
 from edge_runtime.wire.names import DeviceId, FederationName, TaskName
 
@@ -80,6 +80,14 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         Meta(ge=0, le=1e6, description="time between checkpoints: a power cut loses what came after the last one"),
     ] = 120.0
     max_download_bytes: Annotated[int, Meta(ge=1, le=2**50, description="most that one plan may need")] = MAX_BLOB_BYTES
+    chunk_bytes: Annotated[
+        int,
+        Meta(
+            ge=4096,
+            le=1 << 20,
+            description="most bytes of a file in one message; halved by itself for a broker that takes less",
+        ),
+    ] = MESSAGE_BYTES
     max_epochs: Annotated[
         Annotated[int, Meta(ge=1, le=1000)] | None,
         Meta(description="most epochs that a round may ask for (default: any)"),

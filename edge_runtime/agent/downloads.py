@@ -16,8 +16,8 @@ from collections.abc import Collection, Iterable
 from typing import Literal
 
 from edge_runtime.agent.limits import NO_LIMITS, PlanLimits
+from edge_runtime.agent.missing import MissingBlob
 from edge_runtime.agent.state import State
-from edge_runtime.agent.transfer import MissingBlob
 from edge_runtime.agent.work import WorkRefused
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire import signing
@@ -136,7 +136,7 @@ class PlanDownloads:
             raise WorkRefused("error", f"the state folder cannot be used: {exc.strerror}") from exc
 
     def accept(self, digest: str, index: int, data: bytes | memoryview) -> ChunkOutcome:
-        """Store a chunk that arrived.
+        """Store a run of chunks that arrived, from chunk `index` on.
 
         `corrupt` means that the blob was complete, but with another digest, and that all of it was dropped.
         Raises BlobInvalid for an index or length that is not the blob's, and WorkRefused if it cannot be written.
@@ -148,11 +148,12 @@ class PlanDownloads:
         try:
             is_complete = assembly.accept(index, data)
         except BlobInvalid:
-            if index < blob.chunks and len(data) == blob.length(index):
-                return "corrupt"
-            raise
+            blob.run_at(index, len(data))
+            return "corrupt"
         except OSError as exc:
-            raise WorkRefused("error", f"a chunk cannot be written to the state folder: {exc.strerror}") from exc
+            raise WorkRefused(
+                "error", f"a part of a file cannot be written to the state folder: {exc.strerror}"
+            ) from exc
         if not is_complete:
             return "kept"
         self.stop(digest)

@@ -4,6 +4,7 @@ One thread takes the session's actions in order; the work alone has a thread of 
 """
 
 import logging
+import secrets
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -19,11 +20,11 @@ from edge_runtime.agent.actions import (
     DropResult,
     Exit,
     SaveResult,
-    SendChunks,
+    SendMarker,
     SendMessage,
+    SendRuns,
     StartWork,
-    SubscribeBlob,
-    UnsubscribeBlob,
+    StopFetching,
 )
 from edge_runtime.agent.activity import Activity
 from edge_runtime.agent.carried_state import CarriedState
@@ -34,14 +35,16 @@ from edge_runtime.agent.limits import NO_LIMITS, PlanLimits
 from edge_runtime.agent.plan_runner import PlanRunner, Submit, WorkDone, WorkFailed
 from edge_runtime.agent.send_queue import SendQueue
 from edge_runtime.agent.session import Session
-from edge_runtime.agent.state import State
+from edge_runtime.agent.state import LinkSpeeds, State
 from edge_runtime.agent.uplink import Uplink
 from edge_runtime.agent.work import Worker, WorkRefused
 from edge_runtime.energy.account import EnergyAccount
+from edge_runtime.wire.blob import MESSAGE_BYTES, Blob
 from edge_runtime.wire.energy import Phase
 from edge_runtime.wire.errors import BlobInvalid, MessageInvalid, TopicInvalid
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Link
 from edge_runtime.wire.messages import (
+    MAX_PROBES,
     Ack,
     DeviceMessage,
     FinalEnergy,
@@ -50,11 +53,12 @@ from edge_runtime.wire.messages import (
     Status,
     decode_server,
 )
+from edge_runtime.wire.pace import Pace, halved
 from edge_runtime.wire.topics import Topics
 
 TICK_S = 0.2
 BUSY_TICK_S = 0.05
-"""The tick while there is work, whose end the link does not announce."""
+"""The tick while there is work, or something to be sent: the link announces neither the end of it nor new room."""
 GOODBYE_S = 2.0
 """The longest time that the end of the loop waits for the link."""
 
@@ -91,6 +95,7 @@ class Agent:
         clock: Callable[[], float] = time.monotonic,
         submit: Submit | None = None,
         limits: PlanLimits = NO_LIMITS,
+        chunk_bytes: int = MESSAGE_BYTES,
     ) -> None:
         self._link = link
         self._state = state
@@ -119,17 +124,32 @@ class Agent:
             limits.work_s,
         )
         self._limits = limits
-        self._uplink = Uplink(state.upload_bytes_per_s())
+        speeds = state.speeds()
+        self._uplink = Uplink(speeds.bytes_per_s)
+        self._paces = (Pace(speeds.bytes_per_s), Pace(speeds.down_bytes_per_s))
+        for pace in self._paces:
+            pace.most_bytes = chunk_bytes
+        self._speeds = speeds
         pending = state.pending_result()
-        self._session = Session(hello, pending=pending)
+        self._session = Session(
+            hello, pending=pending, downlink=self._paces[1], first_probe=secrets.randbelow(MAX_PROBES)
+        )
         if pending is not None:
             self._totals.begin(pending.plan, "idle")
         self._uploading = False
-        self._queue = SendQueue(link, topics, device, state.weights, partial(self._drop, "unexpected_need"))
+        self._queue = SendQueue(
+            link,
+            topics,
+            device,
+            state.weights,
+            partial(self._drop, "unexpected_need"),
+            uplink=self._paces[0],
+            clock=clock,
+        )
+        self._fetched: dict[str, Blob] = {}
         self._file: bytes | None = None
         self._checked: Plan | None = None
         self._bytes_before = 0
-        self._unsubscribed: set[str] = set()
         self._ending: Ending | None = None
 
     @property
@@ -146,7 +166,7 @@ class Agent:
         try:
             while self._ending is None and not stop.is_set():
                 self._beat()
-                self.step(BUSY_TICK_S if self._session.busy else TICK_S)
+                self.step(BUSY_TICK_S if self._session.busy or not self._queue.is_empty else TICK_S)
         finally:
             self.end()
         return self._ending or Ending("stopped", "the agent was stopped")
@@ -162,7 +182,7 @@ class Agent:
 
     def begin(self) -> None:
         """Subscribe to the server's messages."""
-        self._link.subscribe(self._topics.command(self._device), self._topics.down(self._device))
+        self._link.subscribe(*self._topics.to_device(self._device))
 
     def end(self) -> None:
         """End the work, report the status offline and close the link."""
@@ -207,7 +227,6 @@ class Agent:
             self._session.on_disconnected()
         self._uplink.on_upload_lost()
         _log.info("connected")
-        self._unsubscribed.clear()
         self._act(self._session.on_connected(self._clock()))
 
     def _on_disconnected(self, event: Disconnected) -> None:
@@ -218,6 +237,19 @@ class Agent:
             self._session.on_disconnected()
         if event.refused:
             self._ending = Ending("refused", event.reason)
+        if event.too_large_bytes is not None:
+            self._halve(event.too_large_bytes)
+
+    def _halve(self, too_large_bytes: int) -> None:
+        """Send shorter runs from now on."""
+        for pace in self._paces:
+            pace.most_bytes = halved(too_large_bytes)
+        _log.warning(
+            "the broker cuts the connection on a message of %d bytes: at most %d bytes of a file go in one from now on "
+            "(chunk_bytes)",
+            too_large_bytes,
+            self._paces[0].most_bytes,
+        )
 
     def _on_delivery(self, delivery: Delivery) -> None:
         try:
@@ -225,11 +257,13 @@ class Agent:
         except TopicInvalid as exc:
             self._drop("topic", str(exc))
             return
-        if address.digest is not None and address.index is not None and address.device is None:
-            self._on_chunk(address.digest, address.index, delivery.payload)
-        elif address.kind == "down" and address.device == self._device:
+        if address.device != self._device:
+            self._drop("topic", f"{delivery.topic[:200]!r} is not for this device")
+        elif address.kind == "download" and address.digest is not None and address.index is not None:
+            self._on_run(address.digest, address.index, delivery.payload)
+        elif address.kind == "down":
             self._on_fragment(delivery.payload)
-        elif address.kind == "command" and address.device == self._device and self._session.online:
+        elif address.kind == "command" and self._session.online:
             self._on_command(delivery.payload)
         else:
             self._drop("topic", f"{delivery.topic[:200]!r} is not for this device")
@@ -256,12 +290,23 @@ class Agent:
         _log.info("round %d: %s %s", ack.round, "accepted" if ack.accepted else "dropped", ack.detail)
         if not ack.accepted:
             self._uplink.on_upload_lost()
-        elif self._uplink.on_acknowledged(self._clock()) and (speed := self._uplink.bytes_per_s) is not None:
-            self._state.save_upload_speed(speed)
+        else:
+            self._uplink.on_acknowledged(self._clock())
+        self._save_speeds()
         self._report_energy()
 
-    def _on_chunk(self, digest: str, index: int, payload: bytes) -> None:
+    def _save_speeds(self) -> None:
+        """Save the line's speeds for later processes, where they have changed much."""
+        speeds = LinkSpeeds(bytes_per_s=self._uplink.bytes_per_s, down_bytes_per_s=self._paces[1].bytes_per_s)
+        if speeds.differ_from(self._speeds):
+            self._speeds = speeds
+            self._state.save_speeds(speeds)
+
+    def _on_run(self, digest: str, index: int, payload: bytes) -> None:
         now_s = self._clock()
+        if not payload:
+            self._act(self._session.on_marker(index, now_s))
+            return
         try:
             outcome = self._downloads.accept(digest, index, payload)
         except BlobInvalid as exc:
@@ -270,16 +315,17 @@ class Agent:
         except WorkRefused as refusal:
             self._act(self._session.on_files_refused(refusal.reason, refusal.detail))
             return
+        if outcome == "unrequested":  # of an earlier plan, or an earlier process's
+            self._session.errors["unrequested_run"] += 1
+            return
+        run = self._fetched[digest].run_at(index, len(payload))
         if outcome == "kept":
-            self._act(self._session.on_chunk_kept(digest, index, now_s))
+            self._act(self._session.on_run_kept(digest, run, now_s))
         elif outcome == "complete":
-            self._act(self._session.on_blob_complete(digest, now_s))
-        elif outcome == "corrupt":
+            self._act(self._session.on_blob_complete(digest, run, now_s))
+        else:
             self._act(self._session.on_blob_corrupt(digest, now_s))
             self._log_dropped("corrupt_blob", f"blob {digest[:12]} arrived with another SHA-256")
-        elif digest not in self._unsubscribed:  # a subscription of an earlier process, or chunks that were under way
-            self._unsubscribed.add(digest)
-            self._link.unsubscribe(self._topics.downloads(digest))
 
     def _on_work(self) -> None:
         now_s = self._clock()
@@ -302,12 +348,8 @@ class Agent:
             match action:
                 case SendMessage(message):
                     self._send(message)
-                case SubscribeBlob(digest):
-                    self._unsubscribed.discard(digest)
-                    self._link.subscribe(self._topics.downloads(digest))
-                case UnsubscribeBlob(digest):
+                case StopFetching(digest):
                     self._downloads.stop(digest)
-                    self._link.unsubscribe(self._topics.downloads(digest))
                 case CheckFiles(plan):
                     self._check_files(plan)
                 case StartWork(plan):
@@ -320,11 +362,14 @@ class Agent:
                     self._state.save_result(pending, self._file)
                     _log.info("round %d: done", pending.plan.round)
                 case DropResult():
+                    self._queue.drop_runs()
                     self._state.drop_result()
-                case SendChunks(blob, indices):
+                case SendRuns(blob, runs):
                     self._uploading = True
-                    self._uplink.on_chunks_requested(blob, indices, self._clock())
-                    self._queue.add_chunks(blob, indices)
+                    self._uplink.on_runs_requested(blob, runs, self._clock())
+                    self._queue.add_runs(blob, runs)
+                case SendMarker(digest, number):
+                    self._queue.add_marker(digest, number)
                 case ClosePlan(ack):
                     self._on_plan_closed(ack)
                 case Exit(detail):
@@ -346,7 +391,8 @@ class Agent:
             self._act(self._session.on_files_refused(refusal.reason, refusal.detail))
             return
         if missing:
-            size = sum(each.blob.length(index) for each in missing for index in each.chunks)
+            size = sum(each.size_bytes for each in missing)
+            self._fetched = {each.blob.digest: each.blob for each in missing}
             _log.info("round %d: downloading %d bytes", plan.round, size)
         self._act(self._session.on_files_checked(missing, self._clock()))
 

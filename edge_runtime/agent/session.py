@@ -27,20 +27,24 @@ from edge_runtime.agent.actions import (
     DropResult,
     Exit,
     SaveResult,
-    SendChunks,
+    SendMarker,
     SendMessage,
+    SendRuns,
     StartWork,
-    SubscribeBlob,
-    UnsubscribeBlob,
+    StopFetching,
 )
 from edge_runtime.agent.activity import TRANSITIONS, Activity, Event
+from edge_runtime.agent.missing import MissingBlob
 from edge_runtime.agent.state import Pending
-from edge_runtime.agent.transfer import MissingBlob, Transfers
+from edge_runtime.wire.blob import ChunkRun
+from edge_runtime.wire.fetch import Fetch
 from edge_runtime.wire.messages import (
+    MAX_PROBES,
     Ack,
     Evaluation,
     Finished,
     Hello,
+    LossProbe,
     Need,
     Plan,
     Progress,
@@ -52,8 +56,11 @@ from edge_runtime.wire.messages import (
     WorkStage,
     text,
 )
+from edge_runtime.wire.pace import Pace
 
 PROGRESS_S = 1.0
+MAX_PROGRESS_S = 30.0
+"""The pause between two reports of progress, which grows by half with each report of a plan."""
 FIRST_ANNOUNCE_AGAIN_S = 15.0
 MAX_ANNOUNCE_AGAIN_S = 240.0
 MAX_CORRUPT = 3
@@ -67,9 +74,14 @@ Answer = Update | Evaluation | Refusal
 
 
 class Session:
-    """One device in one federation. `pending` is an earlier process's result that was not acknowledged yet."""
+    """One device in one federation. `pending` is an earlier process's result that was not acknowledged yet.
 
-    def __init__(self, hello: Hello, *, pending: Pending | None = None) -> None:
+    `downlink` is the pace of what comes, `first_probe` a number that earlier processes have not used.
+    """
+
+    def __init__(
+        self, hello: Hello, *, pending: Pending | None = None, downlink: Pace | None = None, first_probe: int = 0
+    ) -> None:
         self.errors: Counter[str] = Counter()
         """Messages from the server that were dropped, by kind."""
         self._hello = hello
@@ -83,9 +95,13 @@ class Session:
         self._saved = pending is not None
         self._acked: Ack | None = None
         self._unsent_refusal: Refusal | None = None
-        self._transfers: Transfers | None = None
+        self._downlink = downlink or Pace()
+        self._first_probe = first_probe
+        self._fetch: Fetch | None = None
+        self._fetched: dict[str, MissingBlob] = {}
         self._corrupt_times: Counter[str] = Counter()
         self._progress_s = float("-inf")
+        self._progress_pause_s = PROGRESS_S
         self._announced_s = float("-inf")
         self._again_s = FIRST_ANNOUNCE_AGAIN_S
 
@@ -130,8 +146,8 @@ class Session:
         if not self._online:
             raise LocalProtocolError("the link is down, but the session is offline")
         self._online = False
-        if self._transfers is not None:
-            self._transfers.on_link_lost()
+        if self._fetch is not None:
+            self._fetch.doubt()
 
     def on_message(self, message: ServerMessage, now_s: float) -> list[Action]:
         """Handle a message from the server."""
@@ -141,6 +157,8 @@ class Session:
             return self._on_plan(message, now_s)
         if isinstance(message, Need):
             return self._on_need(message, now_s)
+        if isinstance(message, LossProbe):
+            return [SendMarker(message.digest, message.number)]
         if isinstance(message, Ack):
             return self._on_ack(message)
         return self._on_finished(message)
@@ -161,8 +179,12 @@ class Session:
         plan = self._expect(Activity.CHECKING, "on_files_checked")
         if missing:
             self._move("files_missing")
-            self._transfers = Transfers(missing, now_s)
-            return [SubscribeBlob(each.blob.digest) for each in missing] + self._request(now_s)
+            self._first_probe += 1000
+            self._fetch = Fetch(self._downlink, first_probe=self._first_probe % MAX_PROBES)
+            self._fetched = {each.blob.digest: each for each in missing}
+            for each in missing:
+                self._fetch.want(each.blob, each.runs)
+            return self._request(now_s)
         if self._busy:
             self._move("wait")
             return []
@@ -172,43 +194,55 @@ class Session:
 
     def on_files_refused(self, reason: RefusalReason, detail: str) -> list[Action]:
         """Refuse the plan, whose files cannot be used, or a chunk of which cannot be stored."""
-        self._expect(Activity.DOWNLOADING if self._transfers else Activity.CHECKING, "on_files_refused")
+        self._expect(Activity.DOWNLOADING if self._fetch else Activity.CHECKING, "on_files_refused")
         return self._refuse(reason, detail)
 
-    def on_chunk_kept(self, digest: str, index: int, now_s: float) -> list[Action]:
-        """Request more: a chunk of a blob on its way was stored, and did not complete it.
+    def on_run_kept(self, digest: str, run: ChunkRun, now_s: float) -> list[Action]:
+        """Request more: a run of a blob on its way was stored, and did not complete it.
 
         If it was the last one, earlier ones were lost in the store: the whole blob is requested again.
         """
-        transfers = self._transfer(digest)
-        if not transfers.on_chunk(digest, index, now_s):
+        fetch = self._fetching(digest)
+        fetch.on_run(digest, run, now_s)
+        if not fetch.lacks(digest):
             return self.on_blob_corrupt(digest, now_s)
-        return self._request(now_s) + self._send_progress("download", transfers.done, transfers.total, now_s)
+        return self._request(now_s) + self._send_progress("download", fetch.done_bytes, fetch.total_bytes, now_s)
 
-    def on_blob_complete(self, digest: str, now_s: float) -> list[Action]:
-        """Go on with the other blobs, or check the files again: a blob on its way is complete and verified."""
-        plan, transfers = self._expect(Activity.DOWNLOADING, "on_blob_complete"), self._transfer(digest)
-        transfers.on_blob_complete(digest)
-        if transfers.digests:
-            return [UnsubscribeBlob(digest), *self._request(now_s)]
-        self._transfers = None
+    def on_blob_complete(self, digest: str, run: ChunkRun, now_s: float) -> list[Action]:
+        """Go on with the other blobs, or check the files again: a blob on its way is complete with this run."""
+        plan, fetch = self._expect(Activity.DOWNLOADING, "on_blob_complete"), self._fetching(digest)
+        fetch.on_run(digest, run, now_s)
+        fetch.drop(digest)
+        del self._fetched[digest]
+        if self._fetched:
+            return self._request(now_s)
+        self._fetch = None
         self._move("files_complete")
-        return [UnsubscribeBlob(digest), CheckFiles(plan)]
+        return [CheckFiles(plan)]
 
     def on_blob_corrupt(self, digest: str, now_s: float) -> list[Action]:
         """Request a blob again, or refuse the plan: it was complete, but with another digest, and was dropped."""
-        transfers = self._transfer(digest)
+        fetch = self._fetching(digest)
         self.errors["corrupt_blob"] += 1
         self._corrupt_times[digest] += 1
         if self._corrupt_times[digest] >= MAX_CORRUPT:
             return self._refuse("bundle", f"blob {digest[:12]} arrived {MAX_CORRUPT} times with another SHA-256")
-        transfers.on_blob_dropped(digest)
+        fetch.drop(digest)
+        blob = self._fetched[digest].blob
+        fetch.want(blob, [ChunkRun(0, blob.chunks)])
+        return self._request(now_s)
+
+    def on_marker(self, number: int, now_s: float) -> list[Action]:
+        """Request again what was lost: the server has sent all that was requested before a probe."""
+        if self._fetch is None:
+            return []
+        self._fetch.on_marker(number, now_s)
         return self._request(now_s)
 
     # Work
 
     def on_progress(self, stage: WorkStage, done: int, total: int, now_s: float) -> list[Action]:
-        """Report the work's progress, at most once in PROGRESS_S and only while its result is wanted."""
+        """Report the work's progress, not too often, and only while its result is wanted."""
         return self._send_progress(stage, done, total, now_s) if self._activity is Activity.WORKING else []
 
     def on_work_done(self, result: Update | Evaluation, now_s: float) -> list[Action]:
@@ -259,7 +293,7 @@ class Session:
             self.errors["stale_plan"] += 1
             return []
         self._move("plan")
-        actions = self._stop_transfers()
+        actions = self._stop_fetching()
         if self._busy and not self._cancelled:
             self._cancelled = True
             actions.append(CancelWork())
@@ -267,6 +301,7 @@ class Session:
             self._saved = False
             actions.append(DropResult())
         self._plan, self._answer, self._unsent_refusal = plan, None, None
+        self._progress_pause_s = PROGRESS_S
         self._corrupt_times.clear()
         return [*actions, CheckFiles(plan)]
 
@@ -287,12 +322,12 @@ class Session:
             self._activity is not Activity.ANNOUNCING
             or blob is None
             or blob.digest != need.digest
-            or max(need.chunks) >= blob.chunks
+            or max(run.end for run in need.runs) > blob.chunks
         ):
             self.errors["unexpected_need"] += 1
             return []
         self._announced_s = now_s
-        return [SendChunks(blob, need.chunks)]
+        return [SendRuns(blob, need.runs)]
 
     def _on_ack(self, ack: Ack) -> list[Action]:
         answer, saved = self._answer, self._saved
@@ -310,7 +345,7 @@ class Session:
 
     def _on_finished(self, message: Finished) -> list[Action]:
         self._move("finished")
-        actions = self._stop_transfers()
+        actions = self._stop_fetching()
         if self._busy:
             actions.append(CancelWork())
         return [*actions, Exit(message.detail)]
@@ -323,7 +358,7 @@ class Session:
         self._move("refused")
         refusal = Refusal(round=plan.round, group=plan.group, reason=reason, detail=text(detail))
         self._answer = refusal
-        actions = self._stop_transfers()
+        actions = self._stop_fetching()
         if self._online:
             return [*actions, SendMessage(refusal)]
         self._unsent_refusal = refusal
@@ -335,20 +370,19 @@ class Session:
         return [SendMessage(answer)] if self._online else []
 
     def _request(self, now_s: float) -> list[Action]:
-        if self._transfers is None or not self._online:
+        if self._fetch is None or not self._online:
             return []
-        return [
-            SendMessage(Need(digest=digest, chunks=chunks)) for digest, chunks in self._transfers.next_requests(now_s)
-        ]
+        return [SendMessage(message) for message in self._fetch.requests(now_s)]
 
-    def _stop_transfers(self) -> list[Action]:
-        transfers, self._transfers = self._transfers, None
-        return [UnsubscribeBlob(digest) for digest in transfers.digests] if transfers else []
+    def _stop_fetching(self) -> list[Action]:
+        fetched, self._fetched, self._fetch = self._fetched, {}, None
+        return [StopFetching(digest) for digest in fetched]
 
     def _send_progress(self, stage: WorkStage, done: int, total: int, now_s: float) -> list[Action]:
-        if self._plan is None or not self._online or now_s - self._progress_s < PROGRESS_S:
+        if self._plan is None or not self._online or now_s - self._progress_s < self._progress_pause_s:
             return []
         self._progress_s = now_s
+        self._progress_pause_s = min(MAX_PROGRESS_S, 1.5 * self._progress_pause_s)
         return [SendMessage(Progress(round=self._plan.round, stage=stage, done=done, total=total))]
 
     def _move(self, event: Event) -> None:
@@ -366,10 +400,10 @@ class Session:
         if not self._busy:
             raise LocalProtocolError(f"{method!r} is not possible: no work was started")
 
-    def _transfer(self, digest: str) -> Transfers:
-        if self._transfers is None or digest not in self._transfers.digests:
+    def _fetching(self, digest: str) -> Fetch:
+        if self._fetch is None or digest not in self._fetched:
             raise LocalProtocolError(f"blob {digest[:12]} is not on its way")
-        return self._transfers
+        return self._fetch
 
 
 def _same(plan: Plan, other: Plan) -> bool:

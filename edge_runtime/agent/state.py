@@ -4,7 +4,7 @@ state/lock            held by the running agent
 state/pending.json    the plan that was worked on and its result, until the server has acknowledged it
 state/blobs/          manifests and graphs, kept for reuse
 state/weights/        the weights of the present plan, and those of the update
-state/uplink.json     the measured upload speed of the link
+state/uplink.json     the measured speeds of the link
 """
 
 import fcntl
@@ -35,8 +35,16 @@ class Pending(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     result: Update | Evaluation
 
 
-class _Uplink(msgspec.Struct, frozen=True):
-    bytes_per_s: Annotated[float, Meta(gt=0)]
+class LinkSpeeds(msgspec.Struct, frozen=True, kw_only=True):
+    """The speeds of the link, up and down, as measured; None where nothing was."""
+
+    bytes_per_s: Annotated[float, Meta(gt=0)] | None = None
+    down_bytes_per_s: Annotated[float, Meta(gt=0)] | None = None
+
+    def differ_from(self, other: "LinkSpeeds") -> bool:
+        """Return whether they are worth saving where `other` was saved: more than a tenth away from it."""
+        pairs = ((self.bytes_per_s, other.bytes_per_s), (self.down_bytes_per_s, other.down_bytes_per_s))
+        return any(now is not None and (then is None or abs(now - then) > then / 10) for now, then in pairs)
 
 
 class State:
@@ -99,16 +107,16 @@ class State:
         except OSError as exc:
             raise StateUnusable(f"{self._journal} cannot be removed: {exc.strerror}") from exc
 
-    def upload_bytes_per_s(self) -> float | None:
-        """Return the link's upload speed as it was last measured; None where it was not."""
+    def speeds(self) -> LinkSpeeds:
+        """Return the link's speeds as they were last measured."""
         try:
-            return msgspec.json.decode((self.root / "uplink.json").read_bytes(), type=_Uplink).bytes_per_s
+            return msgspec.json.decode((self.root / "uplink.json").read_bytes(), type=LinkSpeeds)
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-            return None
+            return LinkSpeeds()
 
-    def save_upload_speed(self, bytes_per_s: float) -> None:
-        """Save the link's upload speed for the processes after this one. Raises StateUnusable."""
+    def save_speeds(self, speeds: LinkSpeeds) -> None:
+        """Save the link's speeds for the processes after this one. Raises StateUnusable."""
         try:
-            write_atomic(self.root / "uplink.json", msgspec.json.encode(_Uplink(bytes_per_s=bytes_per_s)))
+            write_atomic(self.root / "uplink.json", msgspec.json.encode(speeds))
         except OSError as exc:
-            raise StateUnusable(f"the upload speed cannot be written to {self.root}: {exc.strerror}") from exc
+            raise StateUnusable(f"the link's speeds cannot be written to {self.root}: {exc.strerror}") from exc

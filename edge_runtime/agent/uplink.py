@@ -1,13 +1,13 @@
 """The upload speed of a device's link, measured on the updates that it has sent, without I/O or clock.
 
-The time runs from the first chunk that the server requested until the server has acknowledged the update, so it
+The time runs from the first run that the server requested until the server has acknowledged the update, so it
 includes all waiting. An upload that took less than SHORT_S was mostly waiting: it can show that the link
 is faster than was measured before, never that it is slow. A connection that was lost in between gives no measurement.
 """
 
 # coverage: every branch
 
-from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.blob import Blob, ChunkRun
 
 SHORT_S = 1.0
 NEWEST = 0.5
@@ -22,15 +22,14 @@ class Uplink:
         self.bytes_per_s = bytes_per_s
         """None while nothing was measured."""
         self._blob: Blob | None = None
-        self._sent: set[int] = set()
+        self._sent_bytes = 0
         self._since_s = 0.0
 
-    def on_chunks_requested(self, blob: Blob, indices: tuple[int, ...], now_s: float) -> None:
-        """Count the chunks of an update that the server requested."""
+    def on_runs_requested(self, blob: Blob, runs: tuple[ChunkRun, ...], now_s: float) -> None:
+        """Count the runs of an update that the server requested."""
         if self._blob != blob:
-            self._blob, self._since_s = blob, now_s
-            self._sent.clear()
-        self._sent.update(indices)
+            self._blob, self._since_s, self._sent_bytes = blob, now_s, 0
+        self._sent_bytes += sum(blob.run_bytes(run) for run in runs)
 
     def on_upload_lost(self) -> None:
         """Stop measuring: the connection was lost, or the update is no longer wanted."""
@@ -41,7 +40,7 @@ class Uplink:
         if self._blob is None or now_s <= self._since_s:
             return False
         took_s = now_s - self._since_s
-        speed = sum(self._blob.length(index) for index in self._sent) / took_s
+        speed = min(self._sent_bytes, self._blob.size_bytes) / took_s
         before, self._blob = self.bytes_per_s, None
         if took_s >= SHORT_S:
             self.bytes_per_s = speed if before is None else before + NEWEST * (speed - before)

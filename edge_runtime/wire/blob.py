@@ -1,8 +1,10 @@
-"""Large content in chunks: described by a digest, requested by index, complete only when the digest agrees.
+"""Large content in chunks: described by a digest, requested in runs, complete only when the digest agrees.
 
 Rules
 - A blob's description arrives in a validated message; its size is capped before anything is allocated.
-- A chunk is accepted at its index alone, with exactly the length that its index implies.
+- Chunks are small and travel in runs, as many in one message as the line and the broker bear: who asks names runs, and
+  who sends may cut one in two.
+- A run is accepted at its place alone, with exactly the length that its chunks have.
 - The record of chunks that have arrived is kept beside the data, so a transfer goes on after a restart of either side.
   Neither is flushed chunk by chunk: after a power cut the record may claim a chunk whose data never reached the disk.
   The digest then disagrees and the blob is transferred again, which is cheaper than a flush for each of a thousand
@@ -26,16 +28,28 @@ from edge_runtime.wire.errors import BlobInvalid
 from edge_runtime.wire.files import digest_file, sync_file, sync_folder, write_atomic
 from edge_runtime.wire.names import Digest
 
-CHUNK_BYTES = 256 * 1024
+CHUNK_BYTES = 4096
 MIN_CHUNK_BYTES = 1024
 MAX_CHUNK_BYTES = 1024 * 1024
 MAX_BLOB_BYTES = 2 * 1024**3
 MAX_CHUNKS = MAX_BLOB_BYTES // MIN_CHUNK_BYTES
-WINDOW = 8
-"""Chunks requested at once: enough to fill a link, few enough that a ping is never far behind (aim: line rate)."""
+MESSAGE_BYTES = 256 * 1024
+"""The longest run in one message, where no setting says otherwise."""
 
 
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
+
+
+class ChunkRun(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Consecutive chunks: the index of the first, and how many."""
+
+    first: Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)]
+    count: Annotated[int, Meta(ge=1, le=MAX_CHUNKS)]
+
+    @property
+    def end(self) -> int:
+        """The index behind the last one."""
+        return self.first + self.count
 
 
 class Blob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -55,6 +69,18 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if not 0 <= index < self.chunks:
             raise BlobInvalid(f"blob {self.digest[:12]} has {self.chunks} chunks, so there is no chunk {index}")
         return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
+
+    def run_bytes(self, run: ChunkRun) -> int:
+        """Return the bytes in a run. Raises BlobInvalid if the blob does not have all of its chunks."""
+        return (run.count - 1) * self.chunk_bytes + self.length(run.end - 1)
+
+    def run_at(self, first: int, length: int) -> ChunkRun:
+        """Return the run of `length` bytes that begins with chunk `first`. Raises BlobInvalid if there is none."""
+        self.length(first)
+        run = ChunkRun(first, max(1, -(-length // self.chunk_bytes)))
+        if run.end > self.chunks or self.run_bytes(run) != length:
+            raise BlobInvalid(f"{length} bytes from chunk {first} on are no run of chunks of blob {self.digest[:12]}")
+        return run
 
 
 def describe(data: bytes | memoryview, *, chunk_bytes: int = CHUNK_BYTES) -> Blob:
@@ -108,12 +134,12 @@ class BlobStore:
             write_atomic(self.path(blob.digest), data)
         return blob
 
-    def chunk(self, blob: Blob, index: int) -> bytes:
-        """Return chunk `index` of a complete blob. Raises BlobInvalid if the blob or the chunk does not exist."""
-        length = blob.length(index)
+    def run(self, blob: Blob, run: ChunkRun) -> bytes:
+        """Return a run of chunks of a complete blob. Raises BlobInvalid if the blob or one of them does not exist."""
+        length = blob.run_bytes(run)
         try:
             with self.path(blob.digest).open("rb") as file:
-                file.seek(index * blob.chunk_bytes)
+                file.seek(run.first * blob.chunk_bytes)
                 data = file.read(length)
         except FileNotFoundError as exc:
             raise BlobInvalid(f"blob {blob.digest[:12]} is not in {self.root}") from exc
@@ -138,7 +164,7 @@ class BlobStore:
 
 
 class Assembly:
-    """One blob on its way in, chunk by chunk, on disk; a restarted process goes on with it."""
+    """One blob on its way in, run by run, on disk; a restarted process goes on with it."""
 
     def __init__(self, store: BlobStore, blob: Blob) -> None:
         self.blob = blob
@@ -159,37 +185,35 @@ class Assembly:
         """Whether the blob is complete and verified in the store."""
         return self._complete.is_file()
 
-    def missing(self, limit: int | None = None) -> tuple[int, ...]:
-        """Return the indices that have not arrived yet, lowest first, at most `limit` of them."""
-        indices: list[int] = []
-        index = self._have.find(0)
-        while index >= 0 and (limit is None or len(indices) < limit):
-            indices.append(index)
-            index = self._have.find(0, index + 1)
-        return tuple(indices)
+    def missing(self) -> tuple[ChunkRun, ...]:
+        """Return the runs of chunks that have not arrived yet, in their order."""
+        runs: list[ChunkRun] = []
+        first = self._have.find(0)
+        while first >= 0:
+            end = self._have.find(1, first)
+            end = len(self._have) if end < 0 else end
+            runs.append(ChunkRun(first, end - first))
+            first = self._have.find(0, end)
+        return tuple(runs)
 
-    def accept(self, index: int, data: bytes | memoryview) -> bool:
-        """Store one chunk; True when it completes the blob. A chunk that is here already is ignored.
+    def accept(self, first: int, data: bytes | memoryview) -> bool:
+        """Store the run that begins with chunk `first`; True when it completes the blob. What is here is ignored.
 
         Raises BlobInvalid for an index or a length that is not the blob's, and for a complete blob with another digest,
         all of which is dropped. Raises OSError as the file system does.
         """
-        length = self.blob.length(index)
-        if len(data) != length:
-            raise BlobInvalid(
-                f"chunk {index} of blob {self.blob.digest[:12]} has {len(data)} bytes instead of {length}"
-            )
-        if self._have[index]:
+        run = self.blob.run_at(first, len(data))
+        if 0 not in self._have[run.first : run.end]:
             return False
         if self.is_complete:  # another assembly of the same content was faster
             self._have, self._left = bytearray(b"\x01" * self.blob.chunks), 0
             return True
         if not self._resumable():
             self._begin()
-        _write_at(self._part, index * self.blob.chunk_bytes, data)
-        _write_at(self._have_path, index, b"\x01")
-        self._have[index] = 1
-        self._left -= 1
+        _write_at(self._part, first * self.blob.chunk_bytes, data)
+        _write_at(self._have_path, first, b"\x01" * run.count)
+        self._left -= self._have.count(0, run.first, run.end)
+        self._have[run.first : run.end] = b"\x01" * run.count
         return self._left == 0 and self._finish()
 
     def _resumable(self) -> bool:

@@ -30,10 +30,14 @@ class Connected:
 
 @dataclass(frozen=True)
 class Disconnected:
-    """The connection is lost or could not be made. With `refused` the broker refused it, and retrying will not help."""
+    """The connection is lost or could not be made. With `refused` the broker refused it, and retrying will not help.
+
+    With `too_large_bytes` the broker has cut it again and again on a message of so many bytes, which was dropped.
+    """
 
     reason: str
     refused: bool
+    too_large_bytes: int | None = None
 
 
 Event = Delivery | Connected | Disconnected
@@ -43,7 +47,8 @@ class Link(Protocol):
     """One end's connection to the broker. A Protocol, so that tests and the server's own process need no socket.
 
     `bytes_out` counts the messages that `publish` accepted and `bytes_in` those that `receive` returned, each by
-    `packet_bytes`: acknowledgements, pings, repetitions and TLS are not included.
+    `packet_bytes`: acknowledgements, pings, repetitions and TLS are not included. What was published and not
+    acknowledged by the broker yet is under way: `bytes_out - bytes_acknowledged`.
     """
 
     @property
@@ -54,6 +59,11 @@ class Link(Protocol):
     @property
     def bytes_out(self) -> int:
         """Bytes of the messages that `publish` accepted."""
+        ...
+
+    @property
+    def bytes_acknowledged(self) -> int:
+        """Bytes of those that the broker has acknowledged, or that were dropped as too large for it."""
         ...
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
@@ -99,6 +109,11 @@ class PassingLink:
     def bytes_out(self) -> int:
         """Bytes that were sent."""
         return self._link.bytes_out
+
+    @property
+    def bytes_acknowledged(self) -> int:
+        """Bytes that the broker has."""
+        return self._link.bytes_acknowledged
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> None:
         """Queue a message. Raises LinkFull."""

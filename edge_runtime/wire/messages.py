@@ -14,11 +14,11 @@ A device sends Hello when it comes online; the server answers, then or later, wi
     Hello                       ──►
                                 ◄──          Plan (train or evaluate)
     Need (manifest, weights)    ──►
-                                ◄──          chunks, on the blob's topic
+                                ◄──          runs of chunks
     Progress …                  ──►
     Update (announces a blob)   ──►
                                 ◄──          Need
-    chunks                      ──►
+    runs of chunks              ──►
                                 ◄──          Ack
     FinalEnergy                 ──►
                                 ◄──          Finished
@@ -32,7 +32,7 @@ import msgspec
 from msgspec import Meta
 
 from devices.cli.text import PRINTABLE, printable
-from edge_runtime.wire.blob import MAX_CHUNKS, Blob
+from edge_runtime.wire.blob import Blob, ChunkRun
 from edge_runtime.wire.compression import Scheme, Updates
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.errors import MessageInvalid, reason
@@ -42,6 +42,8 @@ from edge_runtime.wire.training import Optimization, ProbeMethod, TaskWeighting
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_ROUNDS = 1_000_000
 MAX_TEXT = 500
+MAX_RUNS = 64
+MAX_PROBES = 10**9
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 RoundNumber = Annotated[int, Meta(ge=0, le=MAX_ROUNDS)]
@@ -178,10 +180,17 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class Need(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A request for chunks of a blob."""
+    """A request for runs of chunks of a blob, to be sent in this order and after all that was asked for before."""
 
     digest: Digest
-    chunks: Annotated[tuple[Annotated[int, Meta(ge=0, lt=MAX_CHUNKS)], ...], Meta(min_length=1, max_length=64)]
+    runs: Annotated[tuple[ChunkRun, ...], Meta(min_length=1, max_length=MAX_RUNS)]
+
+
+class LossProbe(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A request for the marker: an empty run at this number, behind all that was asked for before: fetch.py."""
+
+    digest: Digest
+    number: Annotated[int, Meta(ge=0, lt=MAX_PROBES)]
 
 
 class Progress(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -294,9 +303,9 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     state: Literal["online", "offline"]
 
 
-DeviceMessage = Hello | Need | Progress | Refusal | Update | Evaluation | FinalEnergy
+DeviceMessage = Hello | Need | LossProbe | Progress | Refusal | Update | Evaluation | FinalEnergy
 """The messages that a device may send."""
-ServerMessage = Plan | Need | Ack | Finished
+ServerMessage = Plan | Need | LossProbe | Ack | Finished
 """The messages that the server may send."""
 
 _DEVICE = cast("msgspec.json.Decoder[DeviceMessage]", msgspec.json.Decoder(DeviceMessage))

@@ -9,6 +9,8 @@ Rules
   `window`, so that pings are never stuck behind a long queue on a slow uplink).
 - A lost connection is made again with growing pauses, without end. Only a refusal by the broker ends the link: the
   event is Disconnected(refused=True) and nothing is tried again.
+- A broker that takes no message of some size cuts the connection on it, and would on each new one. A message on which
+  CUTS connections in a row have ended is dropped, with all that are as large, and the event says how large it was.
 """
 
 import datetime as dt
@@ -23,6 +25,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -40,6 +43,12 @@ _LOG = logging.getLogger(__name__)
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 _OVERHEAD_BYTES = 512
 """A message's memory beyond its topic and payload, roughly: it also bounds the number of small ones."""
+
+
+CUTS = 3
+"""So many connections in a row end on a message that is too large; a bad line rarely does that."""
+SMALL_BYTES = 16 * 1024
+"""No message up to this size is taken to be too large."""
 
 
 class LinkInvalid(WireError):
@@ -122,6 +131,7 @@ class MqttLink:
         self._where, self._ends = where, ends
         self.bytes_in = 0
         self.bytes_out = 0
+        self.bytes_acknowledged = 0
         self.dropped = 0
         self._name = f"{client_id} at {where.host}:{where.port}"
         self._window = window
@@ -134,7 +144,9 @@ class MqttLink:
         self._inbox_bytes = 0
         self._outbox: deque[tuple[str, bytes, bool]] = deque()
         self._outbox_bytes = 0
-        self._flying: dict[int, int] = {}  # packet id → bytes
+        self._flying: dict[int, tuple[str, bytes, bool]] = {}  # by packet id, oldest first
+        self._cut_on: tuple[str, bytes, bool] | None = None
+        self._cuts = 0
         self._acknowledged: deque[int] = deque()
         self._counting = threading.Lock()
         self._pumping = threading.Lock()
@@ -145,34 +157,19 @@ class MqttLink:
         self._refused = False
         self._closed = threading.Event()
 
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
+        self._make = partial(
+            self._client_of,
+            where,
             client_id=client_id,
+            username=username,
+            password=password,
+            will=will,
+            keepalive_s=keepalive_s,
             clean_session=clean_session,
-            protocol=paho.MQTTv311,
-            manual_ack=True,
+            tls=_tls_context(ca_file, ca_pem) if where.tls else None,
+            retry_max_s=retry_max_s,
         )
-        if isinstance(password, str):
-            client.username_pw_set(username, password)
-        else:
-            make = password
-            client.on_pre_connect = lambda renewed, _userdata: renewed.username_pw_set(username, make())
-        if where.tls:
-            client.tls_set_context(_tls_context(ca_file, ca_pem))
-        if will is not None:
-            client.will_set(will[0], will[1], qos=1, retain=True)
-        client.max_inflight_messages_set(window)
-        client.reconnect_delay_set(1, retry_max_s)
-        client.on_socket_open = self._on_socket_open
-        client.on_connect = self._on_connect
-        client.on_connect_fail = self._on_connect_fail
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
-        client.connect_async(where.host, where.port, keepalive_s)
-        self._client = client
-        client.loop_start()
+        self._client = self._make()
 
     def __repr__(self) -> str:
         return f"MqttLink({self._name})"
@@ -217,6 +214,8 @@ class MqttLink:
             event = self._inbox.get(block=not self._closed.is_set(), timeout=timeout_s)
         except queue.Empty:
             return None
+        if isinstance(event, Disconnected) and event.too_large_bytes is not None:
+            self._drop_large(event.too_large_bytes)
         if not isinstance(event, _Arrived):
             return event
         delivery = event.delivery
@@ -243,6 +242,49 @@ class MqttLink:
         self._client.loop_stop()
         self._inbox.put(None)
 
+    def _client_of(
+        self,
+        where: BrokerUrl,
+        *,
+        client_id: str,
+        username: str,
+        password: str | Callable[[], str],
+        will: tuple[str, bytes] | None,
+        keepalive_s: int,
+        clean_session: bool,
+        tls: ssl.SSLContext | None,
+        retry_max_s: int,
+    ) -> paho.Client:
+        """Return a client of paho's that connects on a thread of its own."""
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=client_id,
+            clean_session=clean_session,
+            protocol=paho.MQTTv311,
+            manual_ack=True,
+        )
+        if isinstance(password, str):
+            client.username_pw_set(username, password)
+        else:
+            make = password
+            client.on_pre_connect = lambda renewed, _userdata: renewed.username_pw_set(username, make())
+        if tls is not None:
+            client.tls_set_context(tls)
+        if will is not None:
+            client.will_set(will[0], will[1], qos=1, retain=True)
+        client.max_inflight_messages_set(self._window)
+        client.reconnect_delay_set(1, retry_max_s)
+        client.on_socket_open = self._on_socket_open
+        client.on_connect = self._on_connect
+        client.on_connect_fail = self._on_connect_fail
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        client.connect_async(where.host, where.port, keepalive_s)
+        client.loop_start()
+        return client
+
     def _pump(self) -> None:
         """Pass messages to paho as far as its window has room. Both threads call this; the second returns at once.
 
@@ -257,13 +299,47 @@ class MqttLink:
                 while self._outbox and len(self._flying) < self._window:
                     topic, payload, retain = self._outbox.popleft()
                     info = self._client.publish(topic, payload, qos=1, retain=retain)
-                    self._flying[info.mid] = _cost_bytes(topic, payload)
+                    self._flying[info.mid] = (topic, payload, retain)
             finally:
                 self._pumping.release()
 
     def _on_acknowledged(self, packet_id: int) -> None:
+        if (message := self._flying.pop(packet_id, None)) is not None:
+            self._forget(message)
+
+    def _forget(self, message: tuple[str, bytes, bool]) -> None:
+        topic, payload, _ = message
         with self._counting:
-            self._outbox_bytes -= self._flying.pop(packet_id, 0)
+            self._outbox_bytes -= _cost_bytes(topic, payload)
+            self.bytes_acknowledged += packet_bytes(topic, payload)
+
+    def _drop_large(self, size_bytes: int) -> None:
+        """Go on with another client, to which the messages that are too large were never given."""
+        self._client.disconnect()
+        self._client.loop_stop()
+        with self._pumping:
+            waiting = [*self._flying.values(), *self._outbox]
+            self._flying.clear()
+            self._acknowledged.clear()
+            self._outbox = deque(message for message in waiting if len(message[1]) < size_bytes)
+            for message in waiting:
+                if len(message[1]) >= size_bytes:
+                    self._forget(message)
+            self._cut_on, self._cuts = None, 0
+        if not self._closed.is_set():
+            self._client = self._make()
+            self._pump()
+
+    def _too_large_bytes(self) -> int | None:
+        """Return the size of the message on which connections end again and again, if there is one."""
+        flying = list(self._flying.values())  # at once, for another thread publishes
+        if not flying or len(flying[0][1]) <= SMALL_BYTES:
+            self._cut_on, self._cuts = None, 0
+            return None
+        oldest = flying[0]
+        self._cuts = self._cuts + 1 if oldest is self._cut_on else 1
+        self._cut_on = oldest
+        return len(oldest[1]) if self._cuts >= CUTS else None
 
     def _on_socket_open(self, _client: paho.Client, _userdata: object, sock: "paho.SocketLike") -> None:
         # Without this a small packet waits until the other end has confirmed the one before it, often 40 ms.
@@ -311,16 +387,16 @@ class MqttLink:
         if self._closed.is_set() or self._refused:
             return
         if was_connected:
-            self._report_disconnected(f"the connection was lost: {reason}")
+            self._report_disconnected(f"the connection was lost: {reason}", self._too_large_bytes())
         elif not self._is_answered:
             where = self._where
             self._report_disconnected(cut_short(where.host, where.port, is_tls=where.tls, ends=self._ends))
 
-    def _report_disconnected(self, reason: str) -> None:
+    def _report_disconnected(self, reason: str, too_large_bytes: int | None = None) -> None:
         """Report each reason once, however many attempts fail by it; but always a refusal, which is the last event."""
         if reason not in self._reported or self._refused:
             self._reported.add(reason)
-            self._inbox.put(Disconnected(reason, refused=self._refused))
+            self._inbox.put(Disconnected(reason, refused=self._refused, too_large_bytes=too_large_bytes))
 
     def _on_message(self, client: paho.Client, _userdata: object, message: paho.MQTTMessage) -> None:
         payload = bytes(message.payload)

@@ -1,14 +1,16 @@
 """Topics: where each kind of message goes, and what a token's bearer may touch.
 
-    mas/3/<federation>/device/<device>/status                 device → all, retained, with a last will
-    mas/3/<federation>/device/<device>/event                  device → server, control messages
-    mas/3/<federation>/device/<device>/command                server → device, control messages
-    mas/3/<federation>/device/<device>/blob/<digest>/<index>  device → server, chunks
-    mas/3/<federation>/device/<device>/split_learning/up      device → encoder server, fragments of messages
-    mas/3/<federation>/device/<device>/split_learning/down    encoder server → device, fragments of answers
-    mas/3/<federation>/blob/<digest>/<index>                  server → every device that asked, chunks
+    mas/4/<federation>/device/<device>/status                    device → all, retained, with a last will
+    mas/4/<federation>/device/<device>/event                     device → server, control messages
+    mas/4/<federation>/device/<device>/command                   server → device, control messages
+    mas/4/<federation>/device/<device>/upload/<digest>/<index>   device → server, runs of chunks
+    mas/4/<federation>/device/<device>/download/<digest>/<index> server → device, runs of chunks
+    mas/4/<federation>/device/<device>/split_learning/up         device → encoder server, fragments of messages
+    mas/4/<federation>/device/<device>/split_learning/down       encoder server → device, fragments of answers
 
-The 3 is the protocol's version. A device of another version names another topic in its last will, so the broker refuses
+What goes to a device goes to it alone, at its pace: nothing that another device asked for takes room on its line.
+
+The 4 is the protocol's version. A device of another version names another topic in its last will, so the broker refuses
 its connection: two versions never meet in a message.
 """
 
@@ -21,7 +23,7 @@ from typing import Literal
 from edge_runtime.wire.errors import TopicInvalid
 from edge_runtime.wire.names import is_device_id
 
-PROTOCOL = 3
+PROTOCOL = 4
 ROOT = f"mas/{PROTOCOL}"
 _DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 _INDEX = re.compile(r"(0|[1-9][0-9]{0,8})\Z")
@@ -29,10 +31,10 @@ _INDEX = re.compile(r"(0|[1-9][0-9]{0,8})\Z")
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A parsed topic. `device` is None for what the server sends to all."""
+    """A parsed topic."""
 
-    device: str | None
-    kind: Literal["status", "event", "command", "blob", "up", "down"]
+    device: str
+    kind: Literal["status", "event", "command", "upload", "download", "up", "down"]
     digest: str | None = None
     index: int | None = None
 
@@ -73,21 +75,21 @@ class Topics:
         return f"{self._device(device)}/split_learning/down"
 
     def upload(self, device: str, digest: str, index: int) -> str:
-        """Return the topic of a chunk from a device."""
-        return f"{self._device(device)}/blob/{_chunk(digest, str(index))}"
+        """Return the topic of a run of chunks from a device that begins with chunk `index`."""
+        return f"{self._device(device)}/upload/{_chunk(digest, str(index))}"
 
-    def download(self, digest: str, index: int) -> str:
-        """Return the topic of a chunk for every device that asked."""
-        return f"{self.root}/blob/{_chunk(digest, str(index))}"
+    def download(self, device: str, digest: str, index: int) -> str:
+        """Return the topic of a run of chunks for a device that begins with chunk `index`."""
+        return f"{self._device(device)}/download/{_chunk(digest, str(index))}"
 
-    def downloads(self, digest: str) -> str:
-        """Return the filter for all chunks of one blob."""
-        return f"{self.root}/blob/{_chunk(digest, '0').removesuffix('0')}+"
+    def to_device(self, device: str) -> tuple[str, ...]:
+        """Return the filters for everything that is for a device, which it subscribes to."""
+        return self.command(device), self.down(device), f"{self._device(device)}/download/+/+"
 
     def from_devices(self) -> tuple[str, ...]:
         """Return the filters for everything that devices publish, which the server subscribes to."""
         device = f"{self.root}/device/+"
-        return f"{device}/status", f"{device}/event", f"{device}/blob/+/+", f"{device}/split_learning/up"
+        return f"{device}/status", f"{device}/event", f"{device}/upload/+/+", f"{device}/split_learning/up"
 
     def parse(self, topic: str) -> Address:
         """Parse a topic. Raises TopicInvalid if it is not one of this federation's."""
@@ -98,12 +100,9 @@ class Topics:
                     return Address(device=device, kind=kind)
                 case ["device", device, "split_learning", ("up" | "down") as kind] if is_device_id(device):
                     return Address(device=device, kind=kind)
-                case ["device", device, "blob", digest, index] if is_device_id(device):
+                case ["device", device, ("upload" | "download") as kind, digest, index] if is_device_id(device):
                     _chunk(digest, index)
-                    return Address(device=device, kind="blob", digest=digest, index=int(index))
-                case ["blob", digest, index]:
-                    _chunk(digest, index)
-                    return Address(device=None, kind="blob", digest=digest, index=int(index))
+                    return Address(device=device, kind=kind, digest=digest, index=int(index))
         raise TopicInvalid(f"{topic[:200]!r} is not a topic of federation {self.federation!r}")
 
     def _device(self, device: str) -> str:
@@ -125,22 +124,19 @@ def may_publish(federation: str, role: str, name: str, topic: str) -> bool:
         address = Topics(federation).parse(topic)
     except TopicInvalid:
         return False
-    from_device = address.device is not None and address.kind not in {"command", "down"}
+    from_device = address.kind not in {"command", "down", "download"}
     if role == "server":
         return not from_device
     return role == "device" and from_device and address.device == name
 
 
 def may_subscribe(federation: str, role: str, name: str, topic_filter: str) -> bool:
-    """Return whether a token's bearer may subscribe to `topic_filter`: a device to its own topics and to blobs."""
+    """Return whether a token's bearer may subscribe to `topic_filter`: a device to what is for it."""
     try:
         topics = Topics(federation)
-        own = {topics.command(name), topics.status(name), topics.down(name)}
+        own = {topics.status(name), *topics.to_device(name)}
     except TopicInvalid:
         return False
     if role == "server":
         return topic_filter.startswith(f"{topics.root}/")
-    if role != "device":
-        return False
-    blob = re.match(re.escape(topics.root) + r"/blob/[0-9a-f]{64}/(\+|[0-9]{1,9})\Z", topic_filter)
-    return blob is not None or topic_filter in own
+    return role == "device" and topic_filter in own

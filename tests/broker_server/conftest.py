@@ -38,6 +38,7 @@ from edge_runtime.wire.messages import (
     FinalEnergy,
     Finished,
     Hello,
+    LossProbe,
     Need,
     Plan,
     Status,
@@ -111,7 +112,6 @@ class Device:
         self.silent = False
         self.energy, self.spent, self.metrics = energy, None, metrics
         self.wanted = {}
-        self.subscribe = lambda topic: None
 
     def start(self):
         self.say(self.topics.status(self.name), encode(Status(state="online")), retain=True)
@@ -137,7 +137,7 @@ class Device:
             return
         if topic != self.topics.command(self.name):
             address = self.topics.parse(topic)
-            if address.device is None and address.digest in self.wanted:
+            if address.kind == "download" and address.digest in self.wanted:
                 self.wanted[address.digest].accept(address.index, payload)
                 self.go_on()
             return
@@ -155,8 +155,10 @@ class Device:
             case Need() as need:
                 blob = self.answer.weights
                 assert blob.digest == need.digest
-                for index in need.chunks:
-                    self.say(self.topics.upload(self.name, blob.digest, index), self.blobs.chunk(blob, index))
+                for run in need.runs:
+                    self.say(self.topics.upload(self.name, blob.digest, run.first), self.blobs.run(blob, run))
+            case LossProbe() as probe:
+                self.say(self.topics.upload(self.name, probe.digest, probe.number), b"")
             case Ack() as ack:
                 self.acks.append(ack)
                 if self.spent is not None and isinstance(self.answer, Update):
@@ -169,12 +171,11 @@ class Device:
     def want(self, blob):
         if blob.digest not in self.wanted:
             self.wanted[blob.digest] = Assembly(self.blobs, blob)
-            self.subscribe(self.topics.downloads(blob.digest))
             self.ask(blob.digest)
 
     def ask(self, digest):
-        if missing := self.wanted[digest].missing(64):
-            self.tell(Need(digest=digest, chunks=missing))
+        if missing := self.wanted[digest].missing():
+            self.tell(Need(digest=digest, runs=missing[:64]))
 
     def go_on(self):
         """Go on when everything that was asked for is here."""
@@ -246,8 +247,7 @@ class Runner(threading.Thread):
         super().__init__(daemon=True)
         self.device, self.link = device, link
         self.stop = threading.Event()
-        device.subscribe = link.subscribe
-        link.subscribe(device.topics.command(device.name))
+        link.subscribe(*device.topics.to_device(device.name))
 
     def run(self):
         asked_s = time.monotonic()
@@ -271,7 +271,7 @@ class FakeLink:
         self.clock = clock
         self.events = deque([Connected()])
         self.devices = {}
-        self.bytes_in = self.bytes_out = 0
+        self.bytes_in = self.bytes_out = self.bytes_acknowledged = 0
         self.full = lambda: False
 
     def say(self, topic, payload, *, retain=False):
@@ -284,7 +284,7 @@ class FakeLink:
             raise LinkFull
         address = Topics("home").parse(topic)
         for device in list(self.devices.values()):
-            if address.device in {None, device.name}:
+            if address.device == device.name:
                 device.hear(topic, payload)
 
     def subscribe(self, *filters):

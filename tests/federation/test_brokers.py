@@ -168,8 +168,8 @@ def test_federation_over_mosquitto_as_we_configure_it_and_nobody_else_gets_in(si
                 password=msgspec.toml.decode(configs["b"].read_bytes())["token"],
                 ca_file=ca,
             )
-            mallory.subscribe("mas/3/home/device/+/event", "mas/3/home/device/a/command")
-            mallory.publish("mas/3/home/device/a/event", b"{}")
+            mallory.subscribe("mas/4/home/device/+/event", "mas/4/home/device/a/command")
+            mallory.publish("mas/4/home/device/a/event", b"{}")
             while (event := mallory.receive(3)) is not None:
                 assert not hasattr(event, "payload"), event
             mallory.close()

@@ -119,7 +119,7 @@ class Thief:
 
     def act(self):
         own = [TOPICS.event("victim"), TOPICS.status("victim"), TOPICS.up("victim")]
-        others = [TOPICS.event("a"), TOPICS.command("victim"), TOPICS.upload("victim", "0" * 64, 3), "mas/3/home/x"]
+        others = [TOPICS.event("a"), TOPICS.command("victim"), TOPICS.upload("victim", "0" * 64, 3), "mas/4/home/x"]
         topic = self.chance.choice(own if self.chance.random() < 0.95 else others)
         with contextlib.suppress(LinkFull):
             self.link.publish(
@@ -127,7 +127,9 @@ class Thief:
             )
         if self.chance.random() < 0.02:
             self.link.subscribe(
-                self.chance.choice(["#", TOPICS.command("a"), TOPICS.command("victim"), "mas/3/home/blob/+/+"])
+                self.chance.choice(
+                    ["#", TOPICS.command("a"), TOPICS.command("victim"), "mas/4/home/device/+/download/+/+"]
+                )
             )
         while self.link.receive(0.0):
             pass

@@ -19,10 +19,10 @@ def test_token_of_a_device_lets_it_in_under_its_own_name_for_as_long_as_it_is_go
     principal = AUTHORIZER.authenticate("dev1", "dev1", token())
     assert (principal.name, principal.role) == ("dev1", "device")
     assert 0 < principal.valid_for_s <= 60
-    topic = "mas/3/fed/device/{}/status"
+    topic = "mas/4/fed/device/{}/status"
     assert AUTHORIZER.may_publish(principal, topic.format("dev1"))
     assert not AUTHORIZER.may_publish(principal, topic.format("dev2"))
-    assert not AUTHORIZER.may_publish(principal, topic.format("dev1").replace("/3/", "/2/"))  # an older device's will
+    assert not AUTHORIZER.may_publish(principal, topic.format("dev1").replace("/4/", "/3/"))  # an older device's will
     assert AUTHORIZER.may_subscribe(principal, topic.format("dev1"))
     assert not AUTHORIZER.may_subscribe(principal, "#")
 
@@ -109,11 +109,11 @@ def test_token_that_has_expired_or_served_is_good_for_asking_for_another_alone(c
     principal = authorizer.authenticate("dev1", "dev1", password)
     assert principal.is_limited == authorizer.is_limited("dev1") == is_limited
     assert principal.valid_for_s <= (LIMITED_S if is_limited else 100.0)
-    own = "mas/3/fed/device/dev1"
+    own = "mas/4/fed/device/dev1"
     assert all(authorizer.may_publish(principal, f"{own}/{kind}") for kind in ("event", "status"))
     assert authorizer.may_subscribe(principal, f"{own}/command")
-    blob = f"mas/3/fed/blob/{'0' * 64}/+"
-    assert authorizer.may_publish(principal, f"{own}/blob/{'0' * 64}/1") != is_limited
+    blob = f"{own}/download/+/+"
+    assert authorizer.may_publish(principal, f"{own}/upload/{'0' * 64}/1") != is_limited
     assert authorizer.may_subscribe(principal, blob) != is_limited
 
 

@@ -201,16 +201,17 @@ def test_slow_subscriber_holds_the_publisher_back_in_bounded_memory_and_is_cut_o
     site = make_site(limits=Limits(queue_bytes=4 << 20, stall_s=3))
     server = site.local(outbox_bytes=8 << 20)
     slow = connected(site, "slow", clean_session=True)
-    slow.sendall(encode(Subscribe(1, ((site.topics.downloads(DIGEST), 1),))))
+    slow.sendall(encode(Subscribe(1, ((site.topics.to_device("slow")[2], 1),))))
     assert received(slow, 5)[0] == 0x90
     fine = site.device("fine")
-    fine.subscribe(site.topics.downloads(DIGEST))
+    fine.subscribe(*site.topics.to_device("fine"))
     chunk = bytes(256 << 10)
     before_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     accepted, refusals, got = 0, 0, 0
     while got < 400:  # 100 MiB past a client that reads nothing
         try:
-            server.publish(site.topics.download(DIGEST, accepted), chunk)
+            server.publish(site.topics.download("slow", DIGEST, accepted), chunk)
+            server.publish(site.topics.download("fine", DIGEST, accepted), chunk)
             accepted += 1
         except LinkFull:
             refusals += 1
@@ -371,9 +372,9 @@ def test_client_that_reads_late_still_gets_everything(site, until):
     server = site.local()
     chunk = bytes(256 << 10)
     sock = connected(site, "dev1", receive_bytes=4096)
-    sock.sendall(encode(Subscribe(1, ((site.topics.downloads(DIGEST), 0),))))
+    sock.sendall(encode(Subscribe(1, ((site.topics.to_device("dev1")[2], 0),))))
     assert received(sock, 5)[0] == 0x90
-    topics = [site.topics.download(DIGEST, at) for at in range(12)]
+    topics = [site.topics.download("dev1", DIGEST, at) for at in range(12)]
     for topic in topics:
         server.publish(topic, chunk)
     until(lambda: site.broker.stats.bytes_out > 1 << 20)
@@ -385,10 +386,10 @@ def test_client_that_reads_late_still_gets_everything(site, until):
 def test_stop_does_not_wait_for_a_client_that_does_not_read(site):
     server = site.local()
     sock = connected(site, "dev1", receive_bytes=4096)
-    sock.sendall(encode(Subscribe(1, ((site.topics.downloads(DIGEST), 1),))))
+    sock.sendall(encode(Subscribe(1, ((site.topics.to_device("dev1")[2], 1),))))
     assert received(sock, 5)[0] == 0x90
     for at in range(12):
-        server.publish(site.topics.download(DIGEST, at), bytes(256 << 10))
+        server.publish(site.topics.download("dev1", DIGEST, at), bytes(256 << 10))
     site.broker.stop(linger_s=0.2)
     assert is_closed_by_peer(sock)
 

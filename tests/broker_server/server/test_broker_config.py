@@ -32,8 +32,8 @@ def test_configuration_lets_in_who_is_enrolled_and_nobody_else(tmp_path):
     assert "allow_anonymous false" in conf
     assert "use_username_as_clientid true" in conf
     acl = (out / "acl").read_text()
-    assert "pattern write mas/3/home/device/%u/event\n" in acl
-    assert "#" not in acl.replace("mas/3/home/#", "")  # for the server alone
+    assert "pattern write mas/4/home/device/%u/event\n" in acl
+    assert "#" not in acl.replace("mas/4/home/#", "")  # for the server alone
     again = password.read_text()
     mosquitto(out, state=state, federation="home", port=8883, names=["host"])
     assert password.read_text() == again

@@ -6,7 +6,7 @@ from broker_server.rounds.coordinator import Coordinator, Rules
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.journal import FederationJournal
 from broker_server.server.dispatcher import BrokerRefused, Dispatcher
-from edge_runtime.wire.blob import BlobStore, describe
+from edge_runtime.wire.blob import BlobStore, ChunkRun, describe
 from edge_runtime.wire.link import Disconnected
 from edge_runtime.wire.messages import Evaluation, Finished, Need, Progress, Refusal, Status, encode
 from edge_runtime.wire.topics import Topics
@@ -57,7 +57,7 @@ def test_dispatcher_declines_what_belongs_to_no_round(waiting):
     device = waiting.device
     device.tell(Progress(round=3, stage="train", done=1, total=2))
     device.tell(Refusal(round=3, group="a", reason="heat", detail=""))
-    device.tell(Need(digest=describe(b"x").digest, chunks=(0,)))
+    device.tell(Need(digest=describe(b"x").digest, runs=(ChunkRun(0, 1),)))
     device.tell(
         Evaluation(
             round=3,
@@ -90,6 +90,10 @@ def test_dispatcher_notes_a_lost_connection_and_ends_with_a_refused_one(waiting)
     waiting.link.events.append(Disconnected("gone", refused=False))
     waiting.run()
     assert waiting.notes[-1] == "the connection to the broker is lost: gone"
+    waiting.link.events.append(Disconnected("cut", refused=False, too_large_bytes=200_000))
+    waiting.run()
+    assert "the broker cuts the connection on a message of 200000 bytes: at most 98304 bytes" in waiting.notes[-1]
+    assert waiting.dispatcher.served.most_bytes == 98_304
     waiting.link.events.append(Disconnected("bad token", refused=True))
     with pytest.raises(BrokerRefused, match="bad token"):
         waiting.run()

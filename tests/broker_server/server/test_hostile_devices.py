@@ -33,9 +33,9 @@ def naming(device, digest_of):
         named.append(digest)
         return msgspec.structs.replace(update, weights=Blob(digest=digest, size_bytes=update.weights.size_bytes))
 
-    chunk = device.blobs.chunk
+    read = device.blobs.run
     device.train = announce
-    device.blobs.chunk = lambda blob, index: b"?" * blob.length(index) if blob.digest in named else chunk(blob, index)
+    device.blobs.run = lambda blob, run: b"?" * blob.run_bytes(run) if blob.digest in named else read(blob, run)
     return named
 
 

@@ -95,16 +95,16 @@ def test_server_loop_sends_graphs_to_a_device_once(world):
 def test_server_loop_drops_what_is_not_a_message(world):
     world = world()
     for topic, payload in [
-        ("mas/3/home/device/x/event", b"{"),
-        ("mas/3/home/device/x/event", b"\xff" * 100_000),
-        ("mas/3/home/device/x/status", b""),
-        ("mas/3/home/device/x/command", b"{}"),
-        ("mas/3/home/blob/" + "0" * 64 + "/0", b""),
-        ("mas/3/home/device/x/blob/" + "0" * 64 + "/0", b"never asked for"),
-        ("mas/3/home/device/x/event", b"{}"),
-        ("mas/3/home/device/x/event", b'{"type":"need","digest":"' + b"0" * 64 + b'","chunks":[0]}'),
-        ("mas/3/home/device/x/event", b'{"type":"progress","round":7,"stage":"train","done":1,"total":2}'),
-        ("mas/3/home/device/x/event", b'{"type":"refusal","round":7,"group":"a","reason":"heat","detail":""}'),
+        ("mas/4/home/device/x/event", b"{"),
+        ("mas/4/home/device/x/event", b"\xff" * 100_000),
+        ("mas/4/home/device/x/status", b""),
+        ("mas/4/home/device/x/command", b"{}"),
+        ("mas/4/home/blob/" + "0" * 64 + "/0", b""),
+        ("mas/4/home/device/x/upload/" + "0" * 64 + "/0", b"never asked for"),
+        ("mas/4/home/device/x/event", b"{}"),
+        ("mas/4/home/device/x/event", b'{"type":"need","digest":"' + b"0" * 64 + b'","chunks":[0]}'),
+        ("mas/4/home/device/x/event", b'{"type":"progress","round":7,"stage":"train","done":1,"total":2}'),
+        ("mas/4/home/device/x/event", b'{"type":"refusal","round":7,"group":"a","reason":"heat","detail":""}'),
     ]:
         world.link.say(topic, payload)
     run(world, world.device("x"), world.device("y"))

@@ -24,7 +24,7 @@ from edge_runtime.wire import messages, signing
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, LinkFull
 from edge_runtime.wire.manifest import Array, File, Manifest, Parity, Task
-from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Need, Plan, Refusal, Update
+from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, LossProbe, Need, Plan, Refusal, Update
 from edge_runtime.wire.tensors import TensorTable, pack, unpack
 from edge_runtime.wire.topics import Topics
 
@@ -99,7 +99,7 @@ class FakeLink:
     """The device's end; whatever it publishes goes straight to `on_publish`."""
 
     def __init__(self) -> None:
-        self.bytes_in = self.bytes_out = 0
+        self.bytes_in = self.bytes_out = self.bytes_acknowledged = 0
         self.inbox: queue.SimpleQueue = queue.SimpleQueue()
         self.filters: set[str] = set()
         self.retained: dict[str, bytes] = {}
@@ -115,6 +115,7 @@ class FakeLink:
         if retain:
             self.retained[topic] = payload
         self.bytes_out += len(payload)
+        self.bytes_acknowledged = self.bytes_out
         self.on_publish(topic, payload)
 
     def subscribe(self, *filters: str) -> None:
@@ -140,7 +141,7 @@ class FakeLink:
 
     def deliver(self, topic: str, payload: bytes) -> None:
         """From the server, if the device has subscribed."""
-        if topic in self.filters or topic.rpartition("/")[0] + "/+" in self.filters:
+        if topic in self.filters or topic.rsplit("/", 2)[0] + "/+/+" in self.filters:
             self.inbox.put(Delivery(topic, payload))
 
 
@@ -185,7 +186,7 @@ class Server:
     def _published(self, topic: str, payload: bytes) -> None:
         address = self.topics.parse(topic)
         assert address.device == DEVICE
-        if address.kind == "blob":
+        if address.kind == "upload":
             self._chunk(address.digest, address.index, payload)
         elif address.kind == "event":
             message = messages.decode_device(payload)
@@ -197,20 +198,22 @@ class Server:
         match message:
             case Hello():
                 self.next()
-            case Need(digest=digest, chunks=chunks):
-                for index in chunks:
+            case Need(digest=digest, runs=runs):
+                for index in (index for run in runs for index in range(run.first, run.end)):
                     data = self.blobs_now()[digest][index * CHUNK : (index + 1) * CHUNK]
                     data = self.mangle(digest, index, data)
                     if data is not None:
                         self.sent[digest] += 1
-                        self.link.deliver(self.topics.download(digest, index), data)
+                        self.link.deliver(self.topics.download(DEVICE, digest, index), data)
+            case LossProbe(digest=digest, number=number):
+                self.link.deliver(self.topics.download(DEVICE, digest, number), b"")
             case Update(weights=blob):
                 self.assembly = Assembly(self.store, blob)
                 self.update = message
                 if self.assembly.is_complete:
                     self._accepted(message)
                 else:
-                    self.say(Need(digest=blob.digest, chunks=self.assembly.missing(8)))
+                    self.say(Need(digest=blob.digest, runs=self.assembly.missing()))
             case Evaluation():
                 self._accepted(message)
             case Refusal():
@@ -227,8 +230,6 @@ class Server:
         assert self.assembly.blob.digest == digest
         if self.assembly.accept(index, payload):
             self._accepted(self.update)
-        elif missing := self.assembly.missing(8):
-            self.say(Need(digest=digest, chunks=missing[:1]))
 
     def _accepted(self, message) -> None:
         if not self.acks:

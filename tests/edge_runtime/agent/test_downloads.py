@@ -11,7 +11,7 @@ from edge_runtime.agent.downloads import PlanDownloads, check_manifest, check_pl
 from edge_runtime.agent.state import State
 from edge_runtime.agent.work import WorkRefused
 from edge_runtime.wire import signing
-from edge_runtime.wire.blob import Blob, describe
+from edge_runtime.wire.blob import Blob, ChunkRun, describe
 from edge_runtime.wire.errors import BlobInvalid
 from edge_runtime.wire.manifest import MAX_MANIFEST_BYTES
 from edge_runtime.wire.tensors import pack
@@ -53,7 +53,7 @@ def fetch(downloads, bundle, plan):
             outcomes = [
                 downloads.accept(each.blob.digest, i, data)
                 for i, data in chunks(each.blob, bundle.blobs[each.blob.digest])
-                if i in each.chunks
+                if any(run.first <= i < run.end for run in each.runs)
             ]
             assert outcomes == ["kept"] * (len(outcomes) - 1) + ["complete"]
     return brought
@@ -183,7 +183,8 @@ def test_missing_goes_on_with_a_partial_blob_after_a_restart(state, bundle, publ
     assert first.accept(plan.bundle.digest, 1, chunks(plan.bundle, bundle.encoded)[1][1]) == "kept"
     second = PlanDownloads(state, server_key=public_key, max_bytes=CAP)
     (again,) = second.missing(plan)
-    assert again.chunks == tuple(i for i in missing.chunks if i != 1)
+    assert missing.runs == (ChunkRun(0, plan.bundle.chunks),)
+    assert again.runs == (ChunkRun(0, 1), ChunkRun(2, plan.bundle.chunks - 2))
 
 
 def test_missing_fetches_a_file_again_that_has_changed_on_disk(state, bundle, public_key):
@@ -255,7 +256,9 @@ def test_accept_refuses_a_chunk_that_cannot_be(downloads, bundle, index, length)
 def test_accept_reports_a_complete_blob_with_another_digest(downloads, state, bundle):
     plan = bundle.plan(0)
     (missing,) = downloads.missing(plan)
-    outcomes = [downloads.accept(plan.bundle.digest, i, bytes(plan.bundle.length(i))) for i in missing.chunks]
+    outcomes = [
+        downloads.accept(plan.bundle.digest, i, bytes(plan.bundle.length(i))) for i in range(missing.blob.chunks)
+    ]
     assert outcomes[-1] == "corrupt"
     assert plan.bundle.digest not in state.blobs
     assert downloads.accept(plan.bundle.digest, 0, bundle.encoded[:1024]) == "kept"

@@ -12,12 +12,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from edge_runtime.agent.carried_state import CarriedState
 from edge_runtime.agent.limits import PlanLimits
-from edge_runtime.agent.state import State
+from edge_runtime.agent.state import LinkSpeeds, State
 from edge_runtime.agent.work import WorkCancelled, WorkRefused
 from edge_runtime.energy.account import EnergyAccount
-from edge_runtime.wire.blob import describe
+from edge_runtime.wire.blob import ChunkRun, describe
 from edge_runtime.wire.compression import Updates, decode
-from edge_runtime.wire.link import Disconnected
+from edge_runtime.wire.link import Connected, Disconnected
 from edge_runtime.wire.messages import Ack, Evaluation, FinalEnergy, Finished, Hello, Need, Progress, Refusal, Update
 from edge_runtime.wire.tensors import pack, unpack
 
@@ -56,7 +56,6 @@ def test_agent_drops_weights_of_closed_rounds(world):
     world.run(plans=[world.bundle.plan(r) for r in range(4)])
     last = world.server.results[-1]
     assert set(weights_held(world)) == {last.weights.digest, world.bundle.weights(3.0).digest}
-    assert not [f for f in world.link.filters if "/blob/" in f]
 
 
 def test_agent_sends_graphs_of_a_split_group_only_once(world):
@@ -153,15 +152,15 @@ def test_agent_counts_and_drops_foreign_topics_and_chunks(world):
 
     def hello(message):
         if isinstance(message, Hello):
-            world.link.filters |= {"mas/3/rooms/device/attic/command", "other/topic", f"mas/3/rooms/blob/{'0' * 64}/+"}
-            world.link.deliver("mas/3/rooms/device/attic/command", b"{}")
+            world.link.filters |= {"mas/4/rooms/device/attic/command", "other/topic"}
+            world.link.deliver("mas/4/rooms/device/attic/command", b"{}")
             world.link.deliver("other/topic", b"")
-            world.link.deliver(f"mas/3/rooms/blob/{'0' * 64}/0", b"unasked")
+            world.link.deliver(world.server.topics.download("kitchen", "0" * 64, 0), b"unasked")
         return False
 
     def mangle(digest, index, data):
-        world.link.deliver(world.server.topics.download(digest, index), data[:-1])
-        world.link.deliver(world.server.topics.download(digest, 999), data)
+        world.link.deliver(world.server.topics.download("kitchen", digest, index), data[:-1])
+        world.link.deliver(world.server.topics.download("kitchen", digest, 999), data)
         return data
 
     world.server.on_message = hello
@@ -170,7 +169,7 @@ def test_agent_counts_and_drops_foreign_topics_and_chunks(world):
     assert len(world.server.results) == 1
     assert world.agent.session.errors["topic"] == 2
     assert world.agent.session.errors["chunk"] > 2
-    assert f"mas/3/rooms/blob/{'0' * 64}/+" not in world.link.filters
+    assert world.agent.session.errors["unrequested_run"] > 0
 
 
 def test_agent_works_on_while_disconnected_and_announces_afterwards(world):
@@ -358,12 +357,21 @@ def test_agent_takes_a_second_connect_as_a_reconnect(world):
     assert len(world.server.results) == 1
 
 
+def test_agent_sends_less_in_a_message_to_a_broker_that_takes_less(world, caplog):
+    world.server.connect = lambda: (
+        world.link.inbox.put(Disconnected("cut", refused=False, too_large_bytes=140_000)),
+        world.link.inbox.put(Connected()),
+    )
+    assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
+    assert "the broker cuts the connection on a message of 140000 bytes: at most 69632 bytes of a file" in caplog.text
+
+
 def test_agent_counts_messages_that_do_not_fit(world):
     def odd(message):
         if isinstance(message, Update) and world.server.said(Update) == [message]:
             world.server.say(Ack(round=7, group="x", accepted=True))
-            world.server.say(Need(digest="0" * 64, chunks=(0,)))
-            world.server.say(Need(digest=message.weights.digest, chunks=(99,)))
+            world.server.say(Need(digest="0" * 64, runs=(ChunkRun(0, 1),)))
+            world.server.say(Need(digest=message.weights.digest, runs=(ChunkRun(99, 1),)))
         return False
 
     world.server.on_message = odd
@@ -433,14 +441,14 @@ def test_agent_counts_a_need_for_an_update_that_has_vanished(world):
     def vanish(message):
         if isinstance(message, Update):
             shutil.rmtree(world.state_folder / "weights")
-            world.server.say(Need(digest=message.weights.digest, chunks=(0, 1)))
+            world.server.say(Need(digest=message.weights.digest, runs=(ChunkRun(0, 2),)))
             world.server.say(Finished())
             return True
         return False
 
     world.server.on_message = vanish
     assert world.run(plans=[world.bundle.plan(0)]).kind == "finished"
-    assert world.agent.session.errors == {"unexpected_need": 2}
+    assert world.agent.session.errors == {"unexpected_need": 1}
 
 
 def test_agent_ends_although_the_link_has_no_room_for_its_goodbye(world):
@@ -599,7 +607,7 @@ def test_agent_sends_weights_in_full_with_what_was_left_out_before(world):
 def test_agent_chooses_by_the_link_where_it_may(world, bytes_per_s, scheme):
     if bytes_per_s is not None:
         state = State(world.state_folder)
-        state.save_upload_speed(bytes_per_s)
+        state.save_speeds(LinkSpeeds(bytes_per_s=bytes_per_s))
         state.close()
     world.run(plans=[world.bundle.plan(0, updates=Updates(scheme="auto"))])
     assert [update.scheme for update in world.server.results] == [scheme]
@@ -612,7 +620,7 @@ def test_agent_measures_its_uploads_and_chooses_by_them(world):
     world.run(plans=plans)
     assert [update.scheme for update in world.server.results] == ["fp32", "topk"]
     state = State(world.state_folder)
-    assert 0 < state.upload_bytes_per_s() < 50_000
+    assert 0 < state.speeds().bytes_per_s < 50_000
     state.close()
 
 
@@ -624,7 +632,7 @@ def test_agent_does_not_measure_an_upload_that_was_dropped(world):
     )
     world.run(plans=[world.bundle.plan(0)])
     state = State(world.state_folder)
-    assert state.upload_bytes_per_s() is None
+    assert state.speeds().bytes_per_s is None
     state.close()
 
 

@@ -60,8 +60,8 @@ class Site:
             renewal=renewal,
             counter=Counter(self.state / "counter"),
         )
-        self.link.subscribe("mas/3/rooms/device/+/status", "mas/3/rooms/device/+/event")
-        self.link.subscribe("mas/3/rooms/device/+/blob/+/+")
+        self.link.subscribe("mas/4/rooms/device/+/status", "mas/4/rooms/device/+/event")
+        self.link.subscribe("mas/4/rooms/device/+/upload/+/+")
         self.running = True
         self.thread = threading.Thread(target=self.pump, daemon=True)
         self.thread.start()

@@ -14,13 +14,14 @@ from edge_runtime.agent.actions import (
     DropResult,
     Exit,
     SaveResult,
-    SendChunks,
+    SendMarker,
     SendMessage,
+    SendRuns,
     StartWork,
-    SubscribeBlob,
-    UnsubscribeBlob,
+    StopFetching,
 )
 from edge_runtime.agent.activity import TRANSITIONS, Activity
+from edge_runtime.agent.missing import MissingBlob
 from edge_runtime.agent.session import (
     FIRST_ANNOUNCE_AGAIN_S,
     MAX_ANNOUNCE_AGAIN_S,
@@ -29,11 +30,13 @@ from edge_runtime.agent.session import (
     Session,
 )
 from edge_runtime.agent.state import Pending
-from edge_runtime.agent.transfer import MissingBlob
+from edge_runtime.wire.blob import ChunkRun
+from edge_runtime.wire.fetch import PROBE_S
 from edge_runtime.wire.messages import (
     Ack,
     Evaluation,
     Finished,
+    LossProbe,
     Need,
     Progress,
     Refusal,
@@ -41,6 +44,9 @@ from edge_runtime.wire.messages import (
     Update,
 )
 
+ALL = ChunkRun(0, 3)
+"""All chunks of a sample's blob."""
+LAST = ChunkRun(2, 1)
 ONLINE = SendMessage(Status(state="online"))
 
 
@@ -53,7 +59,7 @@ def update(of):
 
 
 def wants(*blobs):
-    return tuple(MissingBlob(b, tuple(range(b.chunks))) for b in blobs)
+    return tuple(MissingBlob(b, (ChunkRun(0, b.chunks),)) for b in blobs)
 
 
 def online(**kwargs):
@@ -112,19 +118,19 @@ def test_session_goes_through_a_round():
     session = online()
     assert session.on_message(plan(0), 0.0) == [CheckFiles(plan(0))]
     assert session.on_files_checked(wants(samples.blob("a")), 0.0) == [
-        SubscribeBlob("a" * 64),
-        SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2))),
+        SendMessage(Need(digest="a" * 64, runs=(ALL,))),
     ]
-    session.on_chunk_kept("a" * 64, 0, 0.1)
-    session.on_chunk_kept("a" * 64, 1, 0.1)
-    assert session.on_blob_complete("a" * 64, 0.1) == [UnsubscribeBlob("a" * 64), CheckFiles(plan(0))]
+    session.on_run_kept("a" * 64, ChunkRun(0, 2), 0.1)
+    assert session.on_blob_complete("a" * 64, LAST, 0.1) == [CheckFiles(plan(0))]
     assert session.on_files_checked((), 0.2) == [StartWork(plan(0))]
     assert session.activity is Activity.WORKING
     assert session.busy
-    assert session.on_progress("train", 1, 2, 1.5) == [SendMessage(Progress(round=0, stage="train", done=1, total=2))]
+    assert session.on_progress("train", 1, 2, 2.0) == [SendMessage(Progress(round=0, stage="train", done=1, total=2))]
     result = update(plan(0))
     assert session.on_work_done(result, 2.0) == [SaveResult(Pending(plan=plan(0), result=result)), SendMessage(result)]
-    assert session.on_message(Need(digest="c" * 64, chunks=(0, 2)), 2.1) == [SendChunks(samples.blob("c"), (0, 2))]
+    need, probe = Need(digest="c" * 64, runs=(ChunkRun(0, 1), LAST)), LossProbe(digest="c" * 64, number=7)
+    assert session.on_message(need, 2.1) == [SendRuns(samples.blob("c"), (ChunkRun(0, 1), LAST))]
+    assert session.on_message(probe, 2.1) == [SendMarker("c" * 64, 7)]
     assert session.on_message(ack(0), 2.2) == [ClosePlan(ack(0)), DropResult()]
     assert session.activity is Activity.IDLE
     assert session.on_message(Finished(detail="bye"), 2.3) == [Exit("bye")]
@@ -135,18 +141,16 @@ def test_session_checks_files_again_when_all_blobs_are_complete():
     session = online()
     session.on_message(plan(0), 0.0)
     session.on_files_checked(wants(samples.blob("a", 5), samples.blob("b", 20)), 0.0)
-    actions = session.on_blob_complete("a" * 64, 0.0)
-    assert actions[0] == UnsubscribeBlob("a" * 64)
-    assert says(actions, Need)[0].digest == "b" * 64
-    assert CheckFiles(plan(0)) in session.on_blob_complete("b" * 64, 0.0)
+    assert session.on_blob_complete("a" * 64, ChunkRun(0, 5), 0.0) == []
+    assert CheckFiles(plan(0)) in session.on_blob_complete("b" * 64, ChunkRun(0, 20), 0.0)
 
 
 def test_session_reports_a_download_s_progress_once_in_a_while():
     session = fetching()
-    assert says(session.on_chunk_kept("a" * 64, 0, 0.0), Progress) == [
-        Progress(round=0, stage="download", done=1, total=3)
+    assert says(session.on_run_kept("a" * 64, ChunkRun(0, 1), 0.0), Progress) == [
+        Progress(round=0, stage="download", done=1024, total=3072)
     ]
-    assert says(session.on_chunk_kept("a" * 64, 1, 0.1), Progress) == []
+    assert says(session.on_run_kept("a" * 64, ChunkRun(1, 1), 0.1), Progress) == []
 
 
 # The same plan, a newer one, an older one
@@ -219,7 +223,7 @@ def test_session_can_refuse_the_newer_plan_while_the_older_work_stops():
 
 def test_session_lets_a_newer_plan_supersede_a_transfer():
     session = fetching()
-    assert session.on_message(plan(1), 1.0) == [UnsubscribeBlob("a" * 64), CheckFiles(plan(1))]
+    assert session.on_message(plan(1), 1.0) == [StopFetching("a" * 64), CheckFiles(plan(1))]
 
 
 def test_session_drops_a_result_when_its_round_is_over():
@@ -261,23 +265,23 @@ def test_session_takes_an_earlier_round_when_idle():
 
 def test_session_goes_on_with_transfers_after_reconnecting():
     session = fetching()
-    session.on_chunk_kept("a" * 64, 0, 0.1)
+    session.on_run_kept("a" * 64, ChunkRun(0, 1), 0.1)
     session.on_disconnected()
     assert session.tick(100.0) == []
-    assert session.on_connected(101.0) == [
-        ONLINE,
-        SendMessage(samples.hello()),
-        SendMessage(Need(digest="a" * 64, chunks=(1, 2))),
-    ]
+    *hello, probe = session.on_connected(101.0)
+    assert hello == [ONLINE, SendMessage(samples.hello())]
+    (number,) = [message.number for message in says([probe], LossProbe)]
+    assert session.on_marker(number + 1, 101.5) == []
+    assert session.on_marker(number, 102.0) == [SendMessage(Need(digest="a" * 64, runs=(ChunkRun(1, 2),)))]
 
 
 def test_session_is_silent_while_offline():
     session = fetching()
     session.on_disconnected()
-    assert session.on_chunk_kept("a" * 64, 0, 5.0) == []
-    assert session.on_blob_complete("a" * 64, 5.0) == [UnsubscribeBlob("a" * 64), CheckFiles(plan(0))]
-    assert session.on_files_checked(wants(samples.blob("b")), 5.0) == [SubscribeBlob("b" * 64)]
-    session.on_blob_complete("b" * 64, 5.0)
+    assert session.on_run_kept("a" * 64, ChunkRun(0, 1), 5.0) == []
+    assert session.on_blob_complete("a" * 64, ChunkRun(1, 2), 5.0) == [CheckFiles(plan(0))]
+    assert session.on_files_checked(wants(samples.blob("b")), 5.0) == []
+    session.on_blob_complete("b" * 64, ALL, 5.0)
     assert session.on_files_checked((), 5.0) == [StartWork(plan(0))]
     assert session.on_progress("train", 1, 2, 6.0) == []
     assert session.on_work_done(update(plan(0)), 7.0) == [SaveResult(Pending(plan=plan(0), result=update(plan(0))))]
@@ -317,14 +321,21 @@ def test_tick_announces_again_with_growing_pauses():
 
 def test_tick_does_not_announce_while_the_server_fetches():
     session = announcing()
-    session.on_message(Need(digest="c" * 64, chunks=(0,)), 14.0)
+    session.on_message(Need(digest="c" * 64, runs=(ALL,)), 14.0)
     assert session.tick(20.0) == []
 
 
-def test_tick_asks_for_lost_chunks_again():
+def test_tick_probes_after_a_silence_and_asks_for_nothing_twice():
     session = fetching()
-    assert session.tick(1.0) == []
-    assert session.tick(2.0) == [SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2)))]
+    assert session.tick(0.9 * PROBE_S) == []
+    (probe,) = says(session.tick(PROBE_S), LossProbe)
+    assert session.tick(PROBE_S + 1.0) == []
+    assert session.on_run_kept("a" * 64, ChunkRun(0, 2), PROBE_S + 2.0)[1:] == []  # it was slow
+    assert session.on_marker(probe.number, PROBE_S + 3.0) == [SendMessage(Need(digest="a" * 64, runs=(LAST,)))]
+
+
+def test_session_that_fetches_nothing_has_no_use_for_a_marker():
+    assert online().on_marker(1, 0.0) == []
 
 
 def test_tick_has_nothing_to_do_when_idle():
@@ -337,9 +348,9 @@ def test_tick_has_nothing_to_do_when_idle():
 def test_session_downloads_a_corrupt_blob_again_and_then_gives_up():
     session = fetching()
     for _ in range(MAX_CORRUPT - 1):
-        assert session.on_blob_corrupt("a" * 64, 1.0) == [SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2)))]
+        assert session.on_blob_corrupt("a" * 64, 1.0) == [SendMessage(Need(digest="a" * 64, runs=(ALL,)))]
     actions = session.on_blob_corrupt("a" * 64, 1.0)
-    assert actions[0] == UnsubscribeBlob("a" * 64)
+    assert actions[0] == StopFetching("a" * 64)
     assert says(actions, Refusal)[0].reason == "bundle"
     assert session.errors == {"corrupt_blob": MAX_CORRUPT}
 
@@ -347,14 +358,14 @@ def test_session_downloads_a_corrupt_blob_again_and_then_gives_up():
 def test_session_requests_all_of_a_blob_again_whose_chunks_were_lost():
     session = online()
     session.on_message(plan(0), 0.0)
-    session.on_files_checked((MissingBlob(samples.blob("a"), (2,)),), 0.0)
-    assert session.on_chunk_kept("a" * 64, 2, 0.1) == [SendMessage(Need(digest="a" * 64, chunks=(0, 1, 2)))]
+    session.on_files_checked((MissingBlob(samples.blob("a"), (LAST,)),), 0.0)
+    assert session.on_run_kept("a" * 64, LAST, 0.1) == [SendMessage(Need(digest="a" * 64, runs=(ALL,)))]
 
 
 def test_session_refuses_while_downloading_when_a_chunk_cannot_be_stored():
     session = fetching()
     actions = session.on_files_refused("error", "x" * 1000)
-    assert actions[0] == UnsubscribeBlob("a" * 64)
+    assert actions[0] == StopFetching("a" * 64)
     assert len(says(actions, Refusal)[0].detail) == 500
 
 
@@ -383,7 +394,11 @@ def test_session_drops_an_earlier_process_s_result_for_a_closed_round():
 
 @pytest.mark.parametrize(
     "need",
-    [Need(digest="d" * 64, chunks=(0,)), Need(digest="c" * 64, chunks=(3,)), Need(digest="c" * 64, chunks=(0, 2**20))],
+    [
+        Need(digest="d" * 64, runs=(ALL,)),
+        Need(digest="c" * 64, runs=(ChunkRun(3, 1),)),
+        Need(digest="c" * 64, runs=(ALL, ChunkRun(0, 4))),
+    ],
 )
 def test_session_counts_an_unexpected_need(need):
     session = announcing()
@@ -393,7 +408,7 @@ def test_session_counts_an_unexpected_need(need):
 
 def test_session_counts_a_need_when_there_is_no_update():
     for session in (online(), working(), online(pending=Pending(plan=plan(0), result=samples.evaluation(0)))):
-        assert session.on_message(Need(digest="c" * 64, chunks=(0,)), 0.0) == []
+        assert session.on_message(Need(digest="c" * 64, runs=(ALL,)), 0.0) == []
         assert session.errors == {"unexpected_need": 1}
 
 
@@ -426,7 +441,7 @@ def test_session_takes_the_ack_of_an_announcement_that_it_repeated_quietly(accep
 
 def test_session_cancels_everything_when_the_federation_ends():
     assert working().on_message(Finished(), 0.0) == [CancelWork(), Exit("")]
-    assert fetching().on_message(Finished(), 0.0) == [UnsubscribeBlob("a" * 64), Exit("")]
+    assert fetching().on_message(Finished(), 0.0) == [StopFetching("a" * 64), Exit("")]
 
 
 # What the caller should not do
@@ -442,10 +457,10 @@ def test_session_cancels_everything_when_the_federation_ends():
         (working, lambda s: s.on_files_checked((), 0.0)),
         (online, lambda s: s.on_files_refused("error", "x")),
         (working, lambda s: s.on_files_refused("error", "x")),
-        (online, lambda s: s.on_chunk_kept("a" * 64, 0, 0.0)),
-        (fetching, lambda s: s.on_chunk_kept("f" * 64, 0, 0.0)),
-        (fetching, lambda s: s.on_blob_complete("f" * 64, 0.0)),
-        (online, lambda s: s.on_blob_complete("a" * 64, 0.0)),
+        (online, lambda s: s.on_run_kept("a" * 64, ALL, 0.0)),
+        (fetching, lambda s: s.on_run_kept("f" * 64, ALL, 0.0)),
+        (fetching, lambda s: s.on_blob_complete("f" * 64, ALL, 0.0)),
+        (online, lambda s: s.on_blob_complete("a" * 64, ALL, 0.0)),
         (fetching, lambda s: s.on_blob_corrupt("f" * 64, 0.0)),
         (online, lambda s: s.on_work_done(update(plan(0)), 0.0)),
         (working, lambda s: s.on_work_done(update(plan(1)), 0.0)),
@@ -456,10 +471,10 @@ def test_session_cancels_everything_when_the_federation_ends():
 )
 def test_session_refuses_an_input_that_is_not_possible_and_changes_nothing(make, act):
     session = make()
-    before = {name: value for name, value in vars(session).items() if name != "_transfers"}
+    before = {name: value for name, value in vars(session).items() if name != "_fetch"}
     with pytest.raises(LocalProtocolError):
         act(session)
-    assert {name: value for name, value in vars(session).items() if name != "_transfers"} == before
+    assert {name: value for name, value in vars(session).items() if name != "_fetch"} == before
 
 
 def test_session_that_has_ended_takes_nothing_more():
@@ -493,17 +508,13 @@ class Device(RuleBasedStateMachine):
         self.wanted_stage = 0
         self.open = {}
         self.work = None
-        self.subscribed = set()
         self.journal = None
 
     def do(self, actions):
         for action in actions:
             match action:
-                case SubscribeBlob(digest):
-                    self.subscribed.add(digest)
-                case UnsubscribeBlob(digest):
-                    self.subscribed.discard(digest)
-                    self.open.pop(digest, None)
+                case StopFetching(digest):
+                    del self.open[digest]
                 case CheckFiles(p):
                     assert p == self.session.plan
                     self.todo = p
@@ -560,7 +571,11 @@ class Device(RuleBasedStateMachine):
     @rule(
         message=st.one_of(
             st.builds(Ack, round=st.integers(0, 3), group=st.sampled_from("ab"), accepted=st.booleans()),
-            st.builds(Need, digest=st.sampled_from(["c" * 64, "a" * 64]), chunks=st.sampled_from([(0,), (1, 2), (9,)])),
+            st.builds(
+                Need,
+                digest=st.sampled_from(["c" * 64, "a" * 64]),
+                runs=st.sampled_from([(ALL,), (LAST,), (ChunkRun(9, 1),)]),
+            ),
         )
     )
     def say(self, message):
@@ -577,10 +592,10 @@ class Device(RuleBasedStateMachine):
             self.do(self.session.on_blob_corrupt(digest, self.now_s))
         elif missing == {index}:
             del self.open[digest]
-            self.do(self.session.on_blob_complete(digest, self.now_s))
+            self.do(self.session.on_blob_complete(digest, ChunkRun(index, 1), self.now_s))
         else:
             missing.discard(index)
-            self.do(self.session.on_chunk_kept(digest, index, self.now_s))
+            self.do(self.session.on_run_kept(digest, ChunkRun(index, 1), self.now_s))
 
     @precondition(lambda self: self.work is not None)
     @rule(kind=st.sampled_from(["done", "failed", "stopped", "progress"]))
@@ -633,9 +648,9 @@ class Device(RuleBasedStateMachine):
                 digest, missing = next(iter(self.open.items()))
                 if len(missing) == 1:
                     del self.open[digest]
-                    self.do(self.session.on_blob_complete(digest, self.now_s))
+                    self.do(self.session.on_blob_complete(digest, ChunkRun(missing.pop(), 1), self.now_s))
                 else:
-                    self.do(self.session.on_chunk_kept(digest, missing.pop(), self.now_s))
+                    self.do(self.session.on_run_kept(digest, ChunkRun(missing.pop(), 1), self.now_s))
             elif self.session.activity is Activity.ANNOUNCING:
                 break
         assert self.session.activity is Activity.ANNOUNCING
@@ -653,10 +668,6 @@ class Device(RuleBasedStateMachine):
             assert self.journal.plan == msgspec.structs.replace(
                 self.session.plan, deadline_s=self.journal.plan.deadline_s
             )
-
-    @invariant()
-    def subscriptions_are_the_open_transfers(self):
-        assert self.subscribed == set(self.open)
 
 
 TestDevice = Device.TestCase

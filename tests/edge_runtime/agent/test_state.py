@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import samples
 
-from edge_runtime.agent.state import MAX_PENDING_BYTES, Pending, State, StateUnusable
+from edge_runtime.agent.state import MAX_PENDING_BYTES, LinkSpeeds, Pending, State, StateUnusable
 from edge_runtime.wire.blob import describe
 
 
@@ -95,20 +95,30 @@ def test_state_that_cannot_be_written_is_unusable(state, pending):
         state.drop_result()
 
 
-def test_state_keeps_the_upload_speed_for_the_next_process(state):
-    assert state.upload_bytes_per_s() is None
-    state.save_upload_speed(125_000.5)
-    assert state.upload_bytes_per_s() == 125_000.5
+def test_state_keeps_the_link_s_speeds_for_the_next_process(state):
+    assert state.speeds() == LinkSpeeds()
+    state.save_speeds(LinkSpeeds(bytes_per_s=125_000.5, down_bytes_per_s=5.0))
+    assert state.speeds() == LinkSpeeds(bytes_per_s=125_000.5, down_bytes_per_s=5.0)
+    (state.root / "uplink.json").write_bytes(b'{"bytes_per_s":7.0}')  # as an earlier version left it
+    assert state.speeds() == LinkSpeeds(bytes_per_s=7.0)
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b'{"bytes_per_s":0}', b'{"bytes_per_s":"fast"}', b"\xff", b"[" * 9999])
-def test_state_that_holds_no_upload_speed_does_not_know_it(state, content):
+def test_state_that_holds_no_speeds_does_not_know_them(state, content):
     (state.root / "uplink.json").write_bytes(content)
-    assert state.upload_bytes_per_s() is None
+    assert state.speeds() == LinkSpeeds()
 
 
-def test_state_that_cannot_take_the_upload_speed_is_unusable(state):
+def test_state_that_cannot_take_the_speeds_is_unusable(state):
     (state.root / "uplink.json").mkdir()
-    with pytest.raises(StateUnusable, match="upload speed"):
-        state.save_upload_speed(1.0)
-    assert state.upload_bytes_per_s() is None
+    with pytest.raises(StateUnusable, match="the link's speeds"):
+        state.save_speeds(LinkSpeeds(bytes_per_s=1.0))
+    assert state.speeds() == LinkSpeeds()
+
+
+@pytest.mark.parametrize(
+    ("up", "down", "differs"), [(None, None, False), (105.0, None, False), (120.0, None, True), (None, 1.0, True)]
+)
+def test_speeds_are_worth_saving_that_have_changed_much(up, down, differs):
+    now = LinkSpeeds(bytes_per_s=up, down_bytes_per_s=down)
+    assert now.differ_from(LinkSpeeds(bytes_per_s=100.0)) == differs

@@ -1,15 +1,15 @@
 import pytest
 
 from edge_runtime.agent.uplink import SHORT_S, Uplink
-from edge_runtime.wire.blob import Blob
+from edge_runtime.wire.blob import Blob, ChunkRun
 
 BLOB = Blob(digest="a" * 64, size_bytes=10_500, chunk_bytes=1024)
 OTHER = Blob(digest="b" * 64, size_bytes=2048, chunk_bytes=1024)
-ALL = tuple(range(11))
+ALL = (ChunkRun(0, 11),)
 
 
-def upload(uplink, took_s, blob=BLOB, indices=ALL, start_s=100.0):
-    uplink.on_chunks_requested(blob, indices, start_s)
+def upload(uplink, took_s, blob=BLOB, runs=ALL, start_s=100.0):
+    uplink.on_runs_requested(blob, runs, start_s)
     return uplink.on_acknowledged(start_s + took_s)
 
 
@@ -20,8 +20,8 @@ def test_uplink_is_unknown_at_first():
 
 def test_uplink_measures_from_the_first_chunk_asked_for_to_the_acknowledgement():
     uplink = Uplink()
-    uplink.on_chunks_requested(BLOB, (0, 1, 2, 3), 10.0)
-    uplink.on_chunks_requested(BLOB, (3, 4, 5, 6, 7, 8, 9, 10), 12.0)  # chunk 3 was lost, and counts once
+    uplink.on_runs_requested(BLOB, (ChunkRun(0, 4),), 10.0)
+    uplink.on_runs_requested(BLOB, (ChunkRun(3, 1), ChunkRun(4, 7)), 12.0)  # chunk 3 was lost, and counts once
     assert uplink.on_acknowledged(14.0)
     assert uplink.bytes_per_s == 10_500 / 4
 
@@ -50,7 +50,7 @@ def test_uplink_is_fast_where_a_short_upload_was_faster():
 def test_uplink_without_an_upload_measures_nothing():
     uplink = Uplink()
     assert not uplink.on_acknowledged(5.0)
-    uplink.on_chunks_requested(BLOB, ALL, 1.0)
+    uplink.on_runs_requested(BLOB, ALL, 1.0)
     uplink.on_upload_lost()
     assert not uplink.on_acknowledged(5.0)
     assert not upload(uplink, 0.0)
@@ -59,13 +59,13 @@ def test_uplink_without_an_upload_measures_nothing():
 
 def test_uplink_begins_again_with_another_update():
     uplink = Uplink()
-    uplink.on_chunks_requested(BLOB, ALL, 1.0)
-    assert upload(uplink, 2.0, OTHER, (0, 1), start_s=50.0)
+    uplink.on_runs_requested(BLOB, ALL, 1.0)
+    assert upload(uplink, 2.0, OTHER, (ChunkRun(0, 2),), start_s=50.0)
     assert uplink.bytes_per_s == 1024
     assert not uplink.on_acknowledged(60.0)  # an acknowledgement counts once
 
 
 def test_uplink_counts_what_this_connection_has_sent():
     uplink = Uplink()
-    assert upload(uplink, 2.0, indices=(9, 10))
+    assert upload(uplink, 2.0, runs=(ChunkRun(9, 2),))
     assert uplink.bytes_per_s == (1024 + 260) / 2

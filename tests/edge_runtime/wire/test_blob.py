@@ -4,7 +4,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edge_runtime.wire.blob import MAX_BLOB_BYTES, Assembly, Blob, BlobStore, describe, describe_file
+from edge_runtime.wire.blob import MAX_BLOB_BYTES, Assembly, Blob, BlobStore, ChunkRun, describe, describe_file
 from edge_runtime.wire.errors import BlobInvalid
 
 SHARED_FOLDER = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
@@ -35,12 +35,13 @@ def test_assembly_takes_any_order_repetition_and_restart(store, data, draw):
         if step in restarts:
             assembly = Assembly(store, blob)
         completed.append(assembly.accept(index, part(data, blob, index)))
-        assert index not in assembly.missing()
+        assert not any(run.first <= index < run.end for run in assembly.missing())
     assert completed.count(True) == 1
     assert assembly.is_complete
     assert assembly.missing() == ()
     assert store.read(blob.digest) == data
-    assert b"".join(store.chunk(blob, index) for index in range(blob.chunks)) == data
+    assert b"".join(store.run(blob, ChunkRun(index, 1)) for index in range(blob.chunks)) == data
+    assert store.run(blob, ChunkRun(0, blob.chunks)) == data
     assert list(store.digests()) == [blob.digest]
     assert not assembly.accept(0, part(data, blob, 0))
     store.discard(blob.digest)
@@ -60,16 +61,24 @@ def test_assembly_of_corrupt_content_is_dropped_and_fetched_again(store, positio
         assembly.accept(4, part(corrupt, BLOB, 4))
     assert not assembly.is_complete
     assert BLOB.digest not in store
-    assert assembly.missing() == Assembly(store, BLOB).missing() == (0, 1, 2, 3, 4)
+    assert assembly.missing() == Assembly(store, BLOB).missing() == (ChunkRun(0, 5),)
     assert [assembly.accept(index, part(DATA, BLOB, index)) for index in range(5)] == [False] * 4 + [True]
 
 
-def test_assembly_missing_is_lowest_first_and_limited(store):
+def test_assembly_takes_runs_and_misses_runs(store):
     assembly = Assembly(store, BLOB)
     assembly.accept(1, part(DATA, BLOB, 1))
-    assert assembly.missing() == (0, 2, 3, 4)
-    assert assembly.missing(2) == (0, 2)
-    assert assembly.missing(0) == ()
+    assert assembly.missing() == (ChunkRun(0, 1), ChunkRun(2, 3))
+    assert not assembly.accept(0, DATA[:3072])  # one of its chunks is here
+    assert assembly.missing() == Assembly(store, BLOB).missing() == (ChunkRun(3, 2),)
+    assert assembly.accept(3, DATA[3072:])
+    assert store.read(BLOB.digest) == DATA
+
+
+@pytest.mark.parametrize(("first", "length"), [(0, 4353), (1, 3329), (3, 2048), (0, 4095), (4, 512)])
+def test_a_run_that_the_blob_does_not_have_is_refused(first, length):
+    with pytest.raises(BlobInvalid, match=f"{length} bytes from chunk {first} on are no run"):
+        BLOB.run_at(first, length)
 
 
 @pytest.mark.parametrize("index", [-1, 5, 2**40])
@@ -80,7 +89,7 @@ def test_assembly_refuses_an_index_that_cannot_be(store, index):
 
 @pytest.mark.parametrize(("index", "length"), [(0, 0), (0, 1023), (0, 1025), (4, 255), (4, 1024)])
 def test_assembly_refuses_a_length_that_cannot_be(store, index, length):
-    with pytest.raises(BlobInvalid, match=f"has {length} bytes instead of"):
+    with pytest.raises(BlobInvalid, match=f"{length} bytes from chunk {index} on are no run"):
         Assembly(store, BLOB).accept(index, b"x" * length)
     assert list(store.root.iterdir()) == []
 
@@ -88,10 +97,10 @@ def test_assembly_refuses_a_length_that_cannot_be(store, index, length):
 def test_assembly_claims_no_disk_before_the_first_chunk(store):
     big = Blob(digest="0" * 64, size_bytes=MAX_BLOB_BYTES, chunk_bytes=1024)
     assembly = Assembly(store, big)
-    assert assembly.missing(3) == (0, 1, 2)
+    assert assembly.missing() == (ChunkRun(0, 2**21),)
     assert list(store.root.iterdir()) == []
     assembly.accept(2, b"x" * 1024)
-    assert assembly.missing(3) == (0, 1, 3)
+    assert assembly.missing() == (ChunkRun(0, 2), ChunkRun(3, 2**21 - 3))
     assert sum(path.stat().st_blocks for path in store.root.iterdir()) * 512 < 2**24
 
 
@@ -107,7 +116,7 @@ def test_assembly_stopped_before_the_digest_was_checked_asks_for_one_chunk(store
     partial.write_bytes(DATA)
     have.write_bytes(b"\x01" * 5)
     assembly = Assembly(store, BLOB)
-    assert assembly.missing() == (4,)
+    assert assembly.missing() == (ChunkRun(4, 1),)
     assert assembly.accept(4, part(DATA, BLOB, 4))
     assert whole.read_bytes() == DATA
 
@@ -120,14 +129,14 @@ def test_assembly_whose_claimed_chunk_was_lost_in_a_power_cut_starts_over(store)
     assembly = Assembly(store, BLOB)
     with pytest.raises(BlobInvalid):
         assembly.accept(4, part(DATA, BLOB, 4))
-    assert assembly.missing() == (0, 1, 2, 3, 4)
+    assert assembly.missing() == (ChunkRun(0, 5),)
 
 
 @pytest.mark.parametrize("have", [b"", b"\x01" * 4, b"\x01" * 6, b"\x02" * 5])
 def test_assembly_with_a_damaged_record_starts_over(store, have):
     store.files(BLOB.digest)[1].write_bytes(DATA)
     store.files(BLOB.digest)[2].write_bytes(have)
-    assert Assembly(store, BLOB).missing() == (0, 1, 2, 3, 4)
+    assert Assembly(store, BLOB).missing() == (ChunkRun(0, 5),)
 
 
 def test_assembly_whose_files_vanished_starts_over(store):
@@ -135,7 +144,7 @@ def test_assembly_whose_files_vanished_starts_over(store):
     assembly.accept(0, part(DATA, BLOB, 0))
     store.discard(BLOB.digest)
     assembly.accept(1, part(DATA, BLOB, 1))
-    assert assembly.missing() == (0, 2, 3, 4)
+    assert assembly.missing() == (ChunkRun(0, 1), ChunkRun(2, 3))
 
 
 def test_two_assemblies_of_the_same_content_both_end(store):
@@ -165,17 +174,17 @@ def test_store_without_the_blob_raises(store):
     with pytest.raises(BlobInvalid, match="is not in"):
         store.read(BLOB.digest)
     with pytest.raises(BlobInvalid, match="is not in"):
-        store.chunk(BLOB, 0)
+        store.run(BLOB, ChunkRun(0, 1))
     store.add(DATA)
     with pytest.raises(BlobInvalid, match="no chunk 5"):
-        store.chunk(BLOB, 5)
+        store.run(BLOB, ChunkRun(4, 2))
 
 
 def test_store_with_a_file_shorter_than_described_raises(store):
     store.add(DATA)
     longer = Blob(digest=BLOB.digest, size_bytes=len(DATA) + 1, chunk_bytes=1024)
     with pytest.raises(BlobInvalid, match="not have the 4353 bytes of its description"):
-        store.chunk(longer, 4)
+        store.run(longer, ChunkRun(4, 1))
 
 
 @pytest.mark.parametrize("digest", ["", "../../etc/passwd", "a" * 63, "a" * 64 + "\n", "A" * 64])

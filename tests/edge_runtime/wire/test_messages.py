@@ -8,17 +8,19 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from edge_runtime.wire import messages
-from edge_runtime.wire.blob import MAX_BLOB_BYTES, MAX_CHUNK_BYTES, MAX_CHUNKS, MIN_CHUNK_BYTES, Blob
+from edge_runtime.wire.blob import MAX_BLOB_BYTES, MAX_CHUNK_BYTES, MAX_CHUNKS, MIN_CHUNK_BYTES, Blob, ChunkRun
 from edge_runtime.wire.energy import MAX_FLAGS, MAX_J, MAX_SOURCE, MAX_W, Energy, Phase, PhaseEnergy
 from edge_runtime.wire.errors import MessageInvalid
 from edge_runtime.wire.messages import (
     MAX_MESSAGE_BYTES,
+    MAX_PROBES,
     Ack,
     Affinity,
     Evaluation,
     FinalEnergy,
     Finished,
     Hello,
+    LossProbe,
     Need,
     Plan,
     Progress,
@@ -129,8 +131,10 @@ ENERGY = st.builds(
     throttled=st.none() | st.lists(TASK, max_size=MAX_FLAGS).map(tuple),
 )
 MEASURED = {"wall_s": NOT_NEGATIVE, "peak_rss_bytes": st.none() | COUNT, "energy": st.none() | ENERGY}
-NEED = st.builds(
-    Need, digest=DIGEST, chunks=st.lists(st.integers(0, MAX_CHUNKS - 1), min_size=1, max_size=64).map(tuple)
+RUN = st.builds(ChunkRun, first=st.integers(0, MAX_CHUNKS - 1), count=st.integers(1, MAX_CHUNKS))
+NEED = st.one_of(
+    st.builds(Need, digest=DIGEST, runs=st.lists(RUN, min_size=1, max_size=64).map(tuple)),
+    st.builds(LossProbe, digest=DIGEST, number=st.integers(0, MAX_PROBES - 1)),
 )
 DEVICE = st.one_of(
     st.builds(
@@ -239,7 +243,7 @@ def test_truncated_message_is_invalid(message, data):
 
 @given(DEVICE, SERVER)
 def test_message_of_the_other_side_is_invalid(said_by_device, said_by_server):
-    assume(not isinstance(said_by_device, Need) and not isinstance(said_by_server, Need))
+    assume(not isinstance(said_by_device, Need | LossProbe) and not isinstance(said_by_server, Need | LossProbe))
     with pytest.raises(MessageInvalid):
         decode_server(encode(said_by_device))
     with pytest.raises(MessageInvalid):
@@ -280,7 +284,7 @@ def test_evaluation_of_a_device_that_knows_no_metrics_is_taken():
         Refusal(round=1, group="g", reason="error", detail="\ud800"),
         Refusal(round=1, group="g\n", reason="error", detail=""),
         Progress(round=1, stage="train", done=2**70, total=1),
-        Need(digest=D, chunks=()),
+        Need(digest=D, runs=()),
     ],
 )
 def test_encode_refuses_what_the_other_side_would(message):
@@ -350,4 +354,4 @@ def test_repeated_field_counts_once_and_is_still_checked():
 
 def test_every_message_belongs_to_one_side_or_both():
     kinds = set(messages.Message.__subclasses__())
-    assert kinds == {Hello, Plan, Need, Progress, Refusal, Update, Evaluation, FinalEnergy, Ack, Finished}
+    assert kinds == {Hello, Plan, Need, LossProbe, Progress, Refusal, Update, Evaluation, FinalEnergy, Ack, Finished}

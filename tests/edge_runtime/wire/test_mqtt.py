@@ -9,7 +9,7 @@ import time
 import pytest
 
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, LinkFull, packet_bytes
-from edge_runtime.wire.mqtt import BrokerUrl, LinkInvalid, MqttLink
+from edge_runtime.wire.mqtt import CUTS, BrokerUrl, LinkInvalid, MqttLink
 
 pytestmark = pytest.mark.process
 
@@ -287,6 +287,37 @@ def test_link_whose_outbox_is_full_raises_and_accepts_more_later(broker, make_li
     broker.acknowledge(broker.expect(PUBLISH))
     until(lambda: link.queued_bytes == 0)
     link.publish("t", bytes(1000))
+
+
+def test_message_on_which_connections_end_again_and_again_is_dropped_and_named(broker, make_link):
+    link = make_link(broker.url)
+    link.publish("big", bytes(200_000))
+    link.publish("after", b"small")
+    reasons = []
+    for _ in range(CUTS):
+        broker.accept()
+        assert link.receive(PATIENCE_S) == Connected()
+        broker.expect(PUBLISH)  # and no acknowledgement: the broker hangs up
+        broker.hang_up()
+        reasons.append(link.receive(PATIENCE_S))
+    assert [event.too_large_bytes for event in reasons] == [None] * (CUTS - 1) + [200_000]
+    broker.accept()
+    assert link.receive(PATIENCE_S) == Connected()
+    assert broker.acknowledge(broker.expect(PUBLISH)) == b"small"
+    until(lambda: link.bytes_acknowledged == link.bytes_out)
+
+
+def test_link_that_is_cut_on_small_messages_drops_none(broker, make_link):
+    link = make_link(broker.url)
+    link.publish("t", b"small")
+    for _ in range(CUTS + 1):
+        broker.accept()
+        assert link.receive(PATIENCE_S) == Connected()
+        broker.expect(PUBLISH)
+        broker.hang_up()
+        assert link.receive(PATIENCE_S).too_large_bytes is None
+    broker.accept()
+    assert broker.acknowledge(broker.expect(PUBLISH)) == b"small"
 
 
 def test_link_drops_and_acknowledges_what_is_too_large_or_has_no_room(broker, make_link):

@@ -12,7 +12,7 @@ INDICES = st.integers(0, 999_999_999)
 LEVELS = st.sampled_from(
     [
         "mas",
-        "1",
+        "4",
         "lab",
         "device",
         "pi-1",
@@ -20,7 +20,8 @@ LEVELS = st.sampled_from(
         "status",
         "event",
         "command",
-        "blob",
+        "upload",
+        "download",
         DIGEST,
         "0",
         "+",
@@ -30,7 +31,7 @@ LEVELS = st.sampled_from(
     ]
 )
 ODD_TOPICS = st.lists(LEVELS | st.text(max_size=4), max_size=9).map("/".join) | st.builds(
-    "mas/3/lab/{}".format, st.lists(LEVELS, max_size=6).map("/".join)
+    "mas/4/lab/{}".format, st.lists(LEVELS, max_size=6).map("/".join)
 )
 
 
@@ -43,18 +44,17 @@ def test_parse_is_the_inverse_of_every_format(federation, device, digest, index)
     assert topics.parse(topics.up(device)) == Address(device=device, kind="up")
     assert topics.parse(topics.down(device)) == Address(device=device, kind="down")
     upload = topics.upload(device, digest, index)
-    assert topics.parse(upload) == Address(device=device, kind="blob", digest=digest, index=index)
-    download = topics.download(digest, index)
-    assert topics.parse(download) == Address(device=None, kind="blob", digest=digest, index=index)
-    assert topics.downloads(digest) == f"mas/3/{federation}/blob/{digest}/+"
+    assert topics.parse(upload) == Address(device=device, kind="upload", digest=digest, index=index)
+    download = topics.download(device, digest, index)
+    assert topics.parse(download) == Address(device=device, kind="download", digest=digest, index=index)
 
 
 def test_from_devices_names_what_devices_publish():
     assert Topics("lab").from_devices() == (
-        "mas/3/lab/device/+/status",
-        "mas/3/lab/device/+/event",
-        "mas/3/lab/device/+/blob/+/+",
-        "mas/3/lab/device/+/split_learning/up",
+        "mas/4/lab/device/+/status",
+        "mas/4/lab/device/+/event",
+        "mas/4/lab/device/+/upload/+/+",
+        "mas/4/lab/device/+/split_learning/up",
     )
 
 
@@ -64,20 +64,22 @@ def test_from_devices_names_what_devices_publish():
         "",
         "device/pi-1/status",
         "mas/1/lab/device/pi-1/status",
-        "mas/3/lab",
-        "mas/3/field/device/pi-1/status",
-        "mas/3/lab/device/pi-1/status/",
-        "mas/3/lab/device/pi-1\n/status",
-        "mas/3/lab/device/+/status",
-        "mas/3/lab/device/pi-1/will",
-        f"mas/3/lab/blob/{DIGEST}/01",
-        f"mas/3/lab/blob/{DIGEST}/-1",
-        f"mas/3/lab/blob/{DIGEST}/٣",
-        f"mas/3/lab/blob/{DIGEST}/1000000000",
-        f"mas/3/lab/blob/{DIGEST}\n/1",
-        f"mas/3/lab/blob/{DIGEST.upper()}/1",
-        f"mas/3/lab/device/pi-1/blob/{DIGEST[1:]}/1",
-        "mas/3/lab/" + "device/" * 10_000,
+        "mas/4/lab",
+        "mas/4/field/device/pi-1/status",
+        "mas/4/lab/device/pi-1/status/",
+        "mas/4/lab/device/pi-1\n/status",
+        "mas/4/lab/device/+/status",
+        "mas/4/lab/device/pi-1/will",
+        "mas/4/lab/blob/+/+",
+        f"mas/4/lab/blob/{DIGEST}/1",
+        f"mas/4/lab/device/pi-1/upload/{DIGEST}/01",
+        f"mas/4/lab/device/pi-1/upload/{DIGEST}/-1",
+        f"mas/4/lab/device/pi-1/upload/{DIGEST}/٣",
+        f"mas/4/lab/device/pi-1/upload/{DIGEST}/1000000000",
+        f"mas/4/lab/device/pi-1/upload/{DIGEST}\n/1",
+        f"mas/4/lab/device/pi-1/upload/{DIGEST.upper()}/1",
+        f"mas/4/lab/device/pi-1/upload/{DIGEST[1:]}/1",
+        "mas/4/lab/" + "device/" * 10_000,
     ],
 )
 def test_parse_refuses_what_is_no_topic_of_the_federation(topic):
@@ -92,32 +94,32 @@ def test_topics_refuses_a_name_that_would_change_the_topic(name):
     with pytest.raises(TopicInvalid, match="cannot name a device"):
         Topics("lab").command(name)
     with pytest.raises(TopicInvalid, match="chunk of a blob"):
-        Topics("lab").downloads(name)
+        Topics("lab").upload("pi-1", name, 0)
 
 
 def _own(topic):
-    return topic.split("/")[:5] == ["mas", "1", "lab", "device", "pi-1"]
+    return topic.split("/")[:5] == ["mas", "4", "lab", "device", "pi-1"]
 
 
 @given(ODD_TOPICS)
-@example(f"mas/3/lab/device/pi-2/blob/{DIGEST}/0")
-@example("mas/3/lab/device/pi-1/#")
+@example(f"mas/4/lab/device/pi-2/upload/{DIGEST}/0")
+@example("mas/4/lab/device/pi-1/#")
 def test_device_publishes_to_its_own_topics_alone(topic):
     if may_publish("lab", "device", "pi-1", topic):
         assert _own(topic)
         assert not set("+#") & set(topic)
         assert not topic.endswith(("/command", "/down"))
+        assert "/download/" not in topic
 
 
 @given(ODD_TOPICS)
-@example("mas/3/lab/#")
-@example("mas/3/lab/device/+/command")
-@example("mas/3/lab/blob/+/+")
-def test_device_subscribes_to_its_own_topics_and_to_named_blobs_alone(topic_filter):
+@example("mas/4/lab/#")
+@example("mas/4/lab/device/+/command")
+@example("mas/4/lab/device/pi-2/download/+/+")
+def test_device_subscribes_to_its_own_topics_alone(topic_filter):
     if may_subscribe("lab", "device", "pi-1", topic_filter):
         assert "#" not in topic_filter
-        named_blob = topic_filter.startswith(f"mas/3/lab/blob/{DIGEST}/")
-        assert named_blob or (_own(topic_filter) and "+" not in topic_filter)
+        assert _own(topic_filter)
 
 
 @given(NAMES, DIGESTS, INDICES)
@@ -127,15 +129,15 @@ def test_device_and_server_may_do_what_the_protocol_needs(device, digest, index)
         assert may_publish("lab", "device", device, topic)
         assert not may_publish("lab", "device", device + "x", topic)
         assert not may_publish("lab", "server", "server", topic)
-    for topic in (topics.command(device), topics.down(device), topics.download(digest, index)):
+    for topic in (topics.command(device), topics.down(device), topics.download(device, digest, index)):
         assert may_publish("lab", "server", "server", topic)
         assert not may_publish("lab", "device", device, topic)
-    for topic_filter in (topics.command(device), topics.status(device), topics.down(device), topics.downloads(digest)):
+    for topic_filter in (topics.status(device), *topics.to_device(device)):
         assert may_subscribe("lab", "device", device, topic_filter)
     assert all(may_subscribe("lab", "server", "server", topic_filter) for topic_filter in topics.from_devices())
 
 
-@pytest.mark.parametrize("topic_filter", ["#", "+/1/lab/#", "mas/3/field/#", "mas/3/+/device/+/event", "mas/3/lab"])
+@pytest.mark.parametrize("topic_filter", ["#", "+/1/lab/#", "mas/4/field/#", "mas/4/+/device/+/event", "mas/4/lab"])
 def test_server_does_not_reach_another_federation(topic_filter):
     assert not may_subscribe("lab", "server", "server", topic_filter)
     assert not may_publish("lab", "server", "server", topic_filter)
@@ -145,7 +147,7 @@ def test_server_does_not_reach_another_federation(topic_filter):
 @pytest.mark.parametrize("role", ["device", "server", "root"])
 def test_invalid_federations_and_names_get_nothing(federation, role):
     for name, home in (("pi-1", federation), ("+", "lab")):
-        topic = f"mas/3/{home}/device/{name}/command"
+        topic = f"mas/4/{home}/device/{name}/command"
         assert not may_subscribe(home, role, name, topic)
         assert not may_publish(federation, role, name, topic)
 
