@@ -16,8 +16,9 @@ from broker_server.grouping.affinity import Affinities, Array
 from broker_server.operator import messages as shown
 from broker_server.operator.messages import DeviceDoing, FederationState, Losses
 from broker_server.report.energy import total
-from broker_server.rounds.coordinator import Coordinator, DeviceState
+from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import RoundRow
+from broker_server.rounds.presence import DeviceState
 from broker_server.rounds.round_state import MemberState, Result
 from broker_server.strategies.planner import Phase, Round
 from edge_runtime import __version__

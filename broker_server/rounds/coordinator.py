@@ -19,57 +19,19 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated
 
 import msgspec
-from msgspec import Meta
 
 from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Note, Opened, Record, Send
+from broker_server.rounds.presence import DeviceState, Presence
 from broker_server.rounds.round_state import UNANSWERED, OpenRound, Result, RoundTraffic, Step
+from broker_server.rounds.rules import Rules
 from broker_server.rounds.validation import evaluation_fault, update_fault
 from broker_server.strategies.planner import Round
-from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, Update, text
-from edge_runtime.wire.training import COMMON
-
-PATIENCE_S = 3.0
-"""A device that has been online for this long without a Hello takes part all the same: an earlier process has received
-its Hello, or it was sent while the server was away."""
+from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, RollCall, Update, text
 
 NO_ROUND: tuple[int, frozenset[str]] = (-1, frozenset())
 """In place of the number and the members of the round that closed last."""
-
-
-class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The devices of a round and its deadline: the table [rounds] of server.toml."""
-
-    min_devices: Annotated[
-        int, Meta(ge=1, le=100_000, description="devices online before a round begins", extra=COMMON)
-    ] = 2
-    clients_per_round: Annotated[
-        int, Meta(ge=0, le=100_000, description="devices drawn for a round of training; 0 for all", extra=COMMON)
-    ] = 0
-    quorum: Annotated[
-        int, Meta(ge=0, le=100_000, description="results that a round needs; 0 for half", extra=COMMON)
-    ] = 0
-    deadline_s: Annotated[
-        float,
-        Meta(gt=0, le=1e7, description="longest that a round waits", extra={**COMMON, "flag": "--round-deadline-s"}),
-    ] = 3600.0
-
-
-@dataclass
-class DeviceState:
-    """A device as the server knows it."""
-
-    online: bool = False
-    ready: bool = False
-    """True if it may be asked to work: since its Hello, or PATIENCE_S after it came online without one."""
-    online_since_s: float = 0.0
-    hello: Hello | None = None
-    progress: Progress | None = None
-    fault: str = ""
-    """Why its part in the round that it was asked for last came to nothing; empty where it did not."""
 
 
 class Coordinator:
@@ -78,9 +40,7 @@ class Coordinator:
     def __init__(self, rules: Rules, hellos: Mapping[str, Hello] | None = None, *, seed: int = 0) -> None:
         self.rules = rules
         self._seed = seed
-        self.devices: dict[str, DeviceState] = {
-            name: DeviceState(hello=hello) for name, hello in (hellos or {}).items()
-        }
+        self._presence = Presence(hellos or {})
         self.counts: Counter[str] = Counter()
         """Numbers of messages that were dropped or declined, by reason."""
         self.open: OpenRound | None = None
@@ -90,9 +50,14 @@ class Coordinator:
         self._finished: str | None = None
 
     @property
+    def devices(self) -> dict[str, DeviceState]:
+        """All devices that are known, by name."""
+        return self._presence.devices
+
+    @property
     def online(self) -> list[str]:
         """The devices that may be asked to work, in order."""
-        return sorted(name for name, device in self.devices.items() if device.ready)
+        return self._presence.ready
 
     @property
     def needed(self) -> int:
@@ -164,17 +129,16 @@ class Coordinator:
     # What devices send
     def on_status(self, device: str, *, online: bool, now_s: float) -> list[Action]:
         """Take a device's new status."""
-        known = self.devices.setdefault(device, DeviceState())
-        if online and not known.online:
-            known.online_since_s = now_s
-        known.online = online
-        known.ready = known.ready and online
+        self._presence.on_status(device, online=online, now_s=now_s)
         return self._advance(now_s)
 
+    def on_heard(self, device: str, now_s: float) -> list[Action]:
+        """Take any message of a device as a sign that it is there; ask it for its Hello where that was not known."""
+        return [Send(device=device, message=RollCall())] if self._presence.on_heard(device, now_s) else []
+
     def on_hello(self, device: str, hello: Hello, now_s: float) -> list[Action]:
-        """Take in a device that is new, back again, or started again."""
-        known = self.devices.setdefault(device, DeviceState())
-        known.hello, known.progress = hello, None
+        """Take in a device that is new, back again, or started again, or that says that it is still there."""
+        self._presence.on_hello(device, hello, now_s)
         return self._welcome(device, now_s) + self._advance(now_s)
 
     def on_progress(self, device: str, progress: Progress) -> None:
@@ -247,15 +211,11 @@ class Coordinator:
 
     def tick(self, now_s: float) -> list[Action]:
         """Do what is due by the clock."""
-        actions: list[Action] = []
-        for name, device in sorted(self.devices.items()):
-            if device.online and not device.ready and now_s - device.online_since_s >= PATIENCE_S:
-                actions += self._welcome(name, now_s)
+        actions = [action for name in self._presence.tick(now_s) for action in self._welcome(name, now_s)]
         return actions + self._advance(now_s)
 
     def _welcome(self, device: str, now_s: float) -> list[Action]:
         """Send a device, which may be asked to work from now on, what it has missed."""
-        self.devices[device].online = self.devices[device].ready = True
         if self._finished is not None:
             return [Send(device=device, message=Finished(detail=self._finished))]
         return [self._send_plan(device, now_s)] if self.is_asked(device) else []
@@ -367,7 +327,7 @@ class Coordinator:
         return self.open
 
     def _is_online(self, device: str) -> bool:
-        return device in self.devices and self.devices[device].online
+        return self._presence.is_online(device)
 
     @staticmethod
     def _opened(current: OpenRound) -> Opened:

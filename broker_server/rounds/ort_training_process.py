@@ -21,7 +21,7 @@ from pathlib import Path
 
 import msgspec
 
-from broker_server.rounds.coordinator import DeviceState
+from broker_server.rounds.presence import DeviceState
 from edge_runtime.wire.bundle_folder import MANIFEST, artifact_path, check_file
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.manifest import MAX_MANIFEST_BYTES, Artifacts, Manifest, decode

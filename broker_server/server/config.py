@@ -21,9 +21,9 @@ import msgspec
 from msgspec import Meta
 
 from broker_server.aggregation.rules import Aggregation
-from broker_server.rounds.coordinator import Rules
 from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.federation import Terms
+from broker_server.rounds.rules import Rules
 from broker_server.server.old_keys import renewed
 from broker_server.strategies.settings import Grouping
 from devices.cli.log import LogSettings

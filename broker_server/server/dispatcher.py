@@ -17,7 +17,7 @@ import logging
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 
@@ -40,6 +40,7 @@ from edge_runtime.wire.messages import (
     Need,
     Progress,
     Refusal,
+    RollCall,
     Update,
     decode_device,
     decode_status,
@@ -94,8 +95,11 @@ class Dispatcher:
         show: Callable[[str], None],
         builds_artifacts: bool = False,
         chunk_bytes: int = MESSAGE_BYTES,
+        enrolled: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.monotonic,
+        draw: Callable[[int], int] = secrets.randbelow,
     ) -> None:
+        """Call the roll of `enrolled` devices and of those known. Simulations `draw` no number by chance."""
         self.journal = journal
         self.blobs = blobs
         self.uploads = uploads
@@ -111,7 +115,8 @@ class Dispatcher:
         self._topics = topics
         self._show = show
         self._builds_artifacts = builds_artifacts
-        self._uploads = Uploads(uploads, first_probe=secrets.randbelow(FIRST_PROBES))
+        self._enrolled = enrolled
+        self._uploads = Uploads(uploads, first_probe=draw(FIRST_PROBES))
         self._close: Close | None = None
         self._hellos = Allowance(burst=20, per_s=0.2)
         self._energies = Allowance(burst=200, per_s=20)
@@ -155,6 +160,13 @@ class Dispatcher:
                 )
         elif isinstance(event, Connected):
             _LOG.info("connected to the broker")
+            self._call_roll()
+
+    def _call_roll(self) -> None:
+        """Ask who is there: what was said while there was no connection may be lost, and no broker need remember it."""
+        for device in sorted({*self._enrolled(), *self.coordinator.devices}):
+            self.outgoing.message(device, encode(RollCall()))
+            self._uploads.on_connected(device)
 
     def tick(self) -> bool:
         """Do what is due by the clock, every TICK_S; return whether it was due."""
@@ -246,7 +258,10 @@ class Dispatcher:
 
     def _on_message(self, device: str, payload: bytes) -> None:
         now_s = self.clock()
-        match decode_device(payload):
+        message = decode_device(payload)
+        if not isinstance(message, Hello):  # which says as much itself
+            self._heard(device)
+        match message:
             case Hello() as hello:
                 self._on_hello(device, hello, now_s)
             case Need() | LossProbe() as request:
@@ -259,12 +274,16 @@ class Dispatcher:
                 self.do(self.coordinator.on_update(device, update, now_s))
             case Evaluation() as evaluation:
                 self.do(self.coordinator.on_evaluation(device, evaluation, now_s))
-            case FinalEnergy() if not self._energies.take(device, now_s):
-                self.count_dropped("energy beyond a device's allowance")
-            case FinalEnergy() as spent if self.journal.set_energy(spent, device):
-                self.energy_reports += 1
-            case FinalEnergy():
-                self.count_dropped("energy of a round that the device was not in")
+            case FinalEnergy() as spent:
+                self._on_energy(device, spent, now_s)
+
+    def _on_energy(self, device: str, spent: FinalEnergy, now_s: float) -> None:
+        if not self._energies.take(device, now_s):
+            self.count_dropped("energy beyond a device's allowance")
+        elif self.journal.set_energy(spent, device):
+            self.energy_reports += 1
+        else:
+            self.count_dropped("energy of a round that the device was not in")
 
     def _on_hello(self, device: str, hello: Hello, now_s: float) -> None:
         self._uploads.on_connected(device)
@@ -280,7 +299,11 @@ class Dispatcher:
                 self.note(f"{device} asks for ONNX Runtime training artifacts: {NO_BUILDER}")
         self.do(self.coordinator.on_hello(device, hello, now_s))
 
+    def _heard(self, device: str) -> None:
+        self.do(self.coordinator.on_heard(device, self.clock()))
+
     def _on_fragment(self, device: str, fragment: bytes) -> None:
+        self._heard(device)
         if self.coordinator.is_asked(device):
             self.handler(FragmentReceived(device=device, fragment=fragment))
         else:
@@ -289,6 +312,7 @@ class Dispatcher:
     def _on_run(self, device: str, digest: str, index: int, data: bytes) -> None:
         if self.coordinator.open is not None:
             self.coordinator.open.traffic.add(up_bytes=len(data))
+        self._heard(device)
         now_s = self.clock()
         try:
             is_complete, requests = self._uploads.on_run(device, digest, index, data, now_s)

@@ -65,6 +65,11 @@ class Enrolments:
         """Return the names of all devices that were ever enrolled, in order."""
         return sorted(path.stem for path in self._root.glob("*.json") if is_device_id(path.stem))
 
+    def current(self) -> list[str]:
+        """Return the names of the devices that may come, in order."""
+        found = ((name, self.find(name)) for name in self.names())
+        return [name for name, enrolment in found if enrolment is not None and not enrolment.revoked]
+
     def find(self, device: str) -> Enrolment | None:
         """Return a device's enrolment; None if it has none, or one that cannot be read."""
         if not is_device_id(device):

@@ -139,6 +139,7 @@ def serve(
             show=watcher.note,
             builds_artifacts=builder is not None,
             chunk_bytes=config.broker.chunk_bytes,
+            enrolled=Enrolments(config.state).current,
         )
         audit = AuditLog(config.state)
         operator = stack.enter_context(

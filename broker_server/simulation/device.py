@@ -92,6 +92,7 @@ class SimulatedDevice:
             account=self._account,
             clock=context.clock,
             submit=self._submit,
+            draw=lambda _: 0,
         )
         self._agent.begin()
 

@@ -83,6 +83,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
             coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed),
             show=watcher.note,
             clock=timeline.clock,
+            draw=lambda _: 0,
         )
         manifest = read_folder(bundle)
         key = load_or_create(folder / SERVER)

@@ -77,7 +77,8 @@ class Agent:
     """One device, from joining until the federation ends. `clock` is in seconds and only goes forward.
 
     Without an `account` a plan's energy account has times and no energy. `beat` is called while the loop runs. `run` is
-    `begin`, `step` until there is an ending, `end`; a simulation takes the steps itself, and runs the work by `submit`.
+    `begin`, `step` until there is an ending, `end`; a simulation takes the steps itself, runs the work by `submit`, and
+    draws no number by chance.
     """
 
     def __init__(
@@ -96,6 +97,7 @@ class Agent:
         submit: Submit | None = None,
         limits: PlanLimits = NO_LIMITS,
         chunk_bytes: int = MESSAGE_BYTES,
+        draw: Callable[[int], int] = secrets.randbelow,
     ) -> None:
         self._link = link
         self._state = state
@@ -131,9 +133,7 @@ class Agent:
             pace.most_bytes = chunk_bytes
         self._speeds = speeds
         pending = state.pending_result()
-        self._session = Session(
-            hello, pending=pending, downlink=self._paces[1], first_probe=secrets.randbelow(MAX_PROBES)
-        )
+        self._session = Session(hello, pending=pending, downlink=self._paces[1], first_probe=draw(MAX_PROBES))
         if pending is not None:
             self._totals.begin(pending.plan, "idle")
         self._uploading = False

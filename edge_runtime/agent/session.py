@@ -9,6 +9,8 @@ Rules
 - A plan is the same plan when everything but its deadline is the same. It is answered once: with an update, an
   evaluation or a refusal. The answer is repeated until it is acknowledged, and when the same plan comes again. On a
   slow link a repetition may cross the acknowledgement, so the same acknowledgement may come again.
+- The device introduces itself when it connects, when the server calls the roll, and every few minutes: a server that
+  has started again, or whose broker forgets, learns who is there whatever was lost.
 - A plan of an earlier round is stale, unless it is the first one after (re)connecting: that one is what the server
   asks for now, even if the server has started again.
 """
@@ -50,6 +52,7 @@ from edge_runtime.wire.messages import (
     Progress,
     Refusal,
     RefusalReason,
+    RollCall,
     ServerMessage,
     Status,
     Update,
@@ -64,6 +67,10 @@ MAX_PROGRESS_S = 30.0
 FIRST_ANNOUNCE_AGAIN_S = 15.0
 MAX_ANNOUNCE_AGAIN_S = 240.0
 MAX_CORRUPT = 3
+HELLO_S = 120.0
+"""The pause between two Hellos, and …"""
+HELLO_SPREAD_S = 60
+"""… how much longer it is at most: devices that were asked at once do not go on in step."""
 
 
 class LocalProtocolError(RuntimeError):
@@ -95,6 +102,8 @@ class Session:
         self._saved = pending is not None
         self._acked: Ack | None = None
         self._unsent_refusal: Refusal | None = None
+        self._introduced_s = 0.0
+        self._hello_pause_s = HELLO_S + first_probe % HELLO_SPREAD_S
         self._downlink = downlink or Pace()
         self._first_probe = first_probe
         self._fetch: Fetch | None = None
@@ -131,7 +140,13 @@ class Session:
         """Send the device's status and hello, and resume announcements and downloads: the link is up."""
         if self._online or self._activity is Activity.ENDED:
             raise LocalProtocolError("the link is up, but the session is online already or has ended")
-        self._online = self._fresh = True
+        self._online = True
+        return self._introduce(now_s)
+
+    def _introduce(self, now_s: float) -> list[Action]:
+        """Say what the server may not know: that the device is there, its answer, and what it waits for."""
+        self._fresh = True
+        self._introduced_s = now_s
         actions: list[Action] = [SendMessage(Status(state="online")), SendMessage(self._hello)]
         if self._unsent_refusal is not None:
             actions.append(SendMessage(self._unsent_refusal))
@@ -139,6 +154,8 @@ class Session:
         if self._activity is Activity.ANNOUNCING:
             self._again_s = FIRST_ANNOUNCE_AGAIN_S
             actions += self._announce(self._answer, now_s)
+        if self._fetch is not None:
+            self._fetch.doubt()
         return actions + self._request(now_s)
 
     def on_disconnected(self) -> None:
@@ -146,8 +163,6 @@ class Session:
         if not self._online:
             raise LocalProtocolError("the link is down, but the session is offline")
         self._online = False
-        if self._fetch is not None:
-            self._fetch.doubt()
 
     def on_message(self, message: ServerMessage, now_s: float) -> list[Action]:
         """Handle a message from the server."""
@@ -157,6 +172,8 @@ class Session:
             return self._on_plan(message, now_s)
         if isinstance(message, Need):
             return self._on_need(message, now_s)
+        if isinstance(message, RollCall):
+            return self._introduce(now_s)
         if isinstance(message, LossProbe):
             return [SendMarker(message.digest, message.number)]
         if isinstance(message, Ack):
@@ -167,6 +184,9 @@ class Session:
         """Request or announce again where no answer came in time."""
         if not self._online:
             return []
+        if now_s - self._introduced_s >= self._hello_pause_s:
+            self._introduced_s = now_s
+            return [SendMessage(self._hello)]
         if self._activity is Activity.ANNOUNCING and now_s - self._announced_s >= self._again_s:
             self._again_s = min(2 * self._again_s, MAX_ANNOUNCE_AGAIN_S)
             return self._announce(self._answer, now_s)

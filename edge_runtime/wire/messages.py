@@ -8,7 +8,8 @@ Rules
 - A text is printable and on one line, so that it can be shown as it is.
 - The other side accepts whatever `encode` returns: a message that its own schema refuses is never sent.
 
-A device sends Hello when it comes online; the server answers, then or later, with a plan:
+A device sends Hello when it comes online, when the server calls the roll, and every few minutes; the server answers,
+then or later, with a plan:
 
     device                                   server
     Hello                       ──►
@@ -291,6 +292,10 @@ class Ack(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     detail: Text = ""
 
 
+class RollCall(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The server asks who is there: it has connected, or knows nothing of a device that it hears. Hello answers."""
+
+
 class Finished(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The federation has ended; a device may leave."""
 
@@ -305,7 +310,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 DeviceMessage = Hello | Need | LossProbe | Progress | Refusal | Update | Evaluation | FinalEnergy
 """The messages that a device may send."""
-ServerMessage = Plan | Need | LossProbe | Ack | Finished
+ServerMessage = RollCall | Plan | Need | LossProbe | Ack | Finished
 """The messages that the server may send."""
 
 _DEVICE = cast("msgspec.json.Decoder[DeviceMessage]", msgspec.json.Decoder(DeviceMessage))

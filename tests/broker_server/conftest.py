@@ -41,6 +41,7 @@ from edge_runtime.wire.messages import (
     LossProbe,
     Need,
     Plan,
+    RollCall,
     Status,
     Update,
     decode_server,
@@ -157,6 +158,8 @@ class Device:
                 assert blob.digest == need.digest
                 for run in need.runs:
                     self.say(self.topics.upload(self.name, blob.digest, run.first), self.blobs.run(blob, run))
+            case RollCall():
+                self.start()
             case LossProbe() as probe:
                 self.say(self.topics.upload(self.name, probe.digest, probe.number), b"")
             case Ack() as ack:

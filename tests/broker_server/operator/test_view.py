@@ -7,8 +7,9 @@ import samples
 from broker_server.grouping.search import TaskSplit
 from broker_server.operator import view
 from broker_server.operator.view import Enrolled, History, ServerFacts
-from broker_server.rounds.coordinator import Coordinator, Rules
+from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import RoundRow
+from broker_server.rounds.rules import Rules
 from broker_server.strategies.planner import Phase
 from edge_runtime.wire.messages import MemoryUse, Progress, Refusal
 

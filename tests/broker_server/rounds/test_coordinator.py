@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from broker_server.rounds.actions import Abandon, Close, FetchUpdate, Note, Opened, Record, Send
-from broker_server.rounds.coordinator import Coordinator, Rules
+from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.round_state import TRANSITIONS, UNANSWERED
+from broker_server.rounds.rules import Rules
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.compression import Updates

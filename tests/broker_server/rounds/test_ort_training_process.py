@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from broker_server.report import build as reports
-from broker_server.rounds.coordinator import DeviceState
 from broker_server.rounds.ort_training_process import ArtifactBuilder, ArtifactsUnavailable, artifact_users
+from broker_server.rounds.presence import DeviceState
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire.messages import Hello
 

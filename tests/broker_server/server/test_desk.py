@@ -149,7 +149,8 @@ def test_desk_shows_affinities_as_they_are_measured(world):
 
 
 def test_journal_alone_tells_where_the_federation_stands(world):
-    from broker_server.rounds.coordinator import Coordinator, Rules
+    from broker_server.rounds.coordinator import Coordinator
+    from broker_server.rounds.rules import Rules
 
     world = world()
     facts = facts_of_journal(world.journal, Coordinator(Rules()), "home", ())

@@ -2,12 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from broker_server.rounds.coordinator import Coordinator, Rules
+from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.journal import FederationJournal
+from broker_server.rounds.rules import Rules
 from broker_server.server.dispatcher import BrokerRefused, Dispatcher
 from edge_runtime.wire.blob import BlobStore, ChunkRun, describe
-from edge_runtime.wire.link import Disconnected
+from edge_runtime.wire.link import Connected, Disconnected
 from edge_runtime.wire.messages import Evaluation, Finished, Need, Progress, Refusal, Status, encode
 from edge_runtime.wire.topics import Topics
 
@@ -51,6 +52,28 @@ def test_dispatcher_lets_devices_join_before_there_is_a_bundle(waiting):
     assert list(waiting.journal.hellos()) == ["x"]
     assert waiting.dispatcher.coordinator.online == ["x"]
     assert not waiting.device.plans
+
+
+def test_dispatcher_calls_the_roll_when_it_connects_and_of_whoever_it_hears(waiting):
+    """As on a broker that keeps nothing: the device was there first, and the server hears no status."""
+    coordinator = waiting.dispatcher.coordinator
+    coordinator.on_status("x", online=False, now_s=0.0)
+    waiting.link.events.append(Connected())
+    waiting.run()
+    assert coordinator.online == ["x"]
+    coordinator.on_status("x", online=False, now_s=0.0)
+    waiting.device.tell(Progress(round=3, stage="train", done=1, total=2))
+    waiting.run()
+    assert coordinator.online == ["x"]
+
+
+def test_dispatcher_calls_devices_that_were_enrolled_and_never_heard(waiting, make_device):
+    new = make_device("new", waiting.link)
+    waiting.dispatcher._enrolled = lambda: ["new", "absent"]
+    waiting.link.events.append(Connected())
+    waiting.run()
+    assert waiting.dispatcher.coordinator.online == ["new", "x"]
+    assert new.plans == []
 
 
 def test_dispatcher_declines_what_belongs_to_no_round(waiting):

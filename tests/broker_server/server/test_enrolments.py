@@ -48,6 +48,9 @@ def test_enrolment_revoked_by_another_process_holds_at_once(enrolments, tmp_path
     assert Enrolments(tmp_path).revoke("pi")
     assert not enrolments.is_current("pi", 1)
     assert not enrolments.revoke("other")
+    enrolments.enrol("other")
+    assert enrolments.names() == ["other", "pi"]
+    assert enrolments.current() == ["other"]
     enrolments.enrol("pi")
     assert enrolments.is_current("pi", 2)
 

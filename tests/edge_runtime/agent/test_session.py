@@ -24,6 +24,7 @@ from edge_runtime.agent.activity import TRANSITIONS, Activity
 from edge_runtime.agent.missing import MissingBlob
 from edge_runtime.agent.session import (
     FIRST_ANNOUNCE_AGAIN_S,
+    HELLO_SPREAD_S,
     MAX_ANNOUNCE_AGAIN_S,
     MAX_CORRUPT,
     LocalProtocolError,
@@ -36,10 +37,12 @@ from edge_runtime.wire.messages import (
     Ack,
     Evaluation,
     Finished,
+    Hello,
     LossProbe,
     Need,
     Progress,
     Refusal,
+    RollCall,
     Status,
     Update,
 )
@@ -275,6 +278,33 @@ def test_session_goes_on_with_transfers_after_reconnecting():
     assert session.on_marker(number, 102.0) == [SendMessage(Need(digest="a" * 64, runs=(ChunkRun(1, 2),)))]
 
 
+def test_session_that_is_called_introduces_itself_and_asks_what_became_of_its_requests():
+    session = fetching()
+    *hello, probe = session.on_message(RollCall(), 5.0)
+    assert hello == [ONLINE, SendMessage(samples.hello())]
+    assert len(says([probe], LossProbe)) == 1
+    assert announcing().on_message(RollCall(), 5.0) == [
+        ONLINE,
+        SendMessage(samples.hello()),
+        SendMessage(update(plan(0))),
+    ]
+
+
+def test_session_takes_the_plan_of_a_server_that_has_begun_anew_when_it_is_called():
+    session = working(number=4)
+    assert session.on_message(plan(1), 1.0) == []
+    session.on_message(RollCall(), 2.0)
+    assert CheckFiles(plan(1)) in session.on_message(plan(1), 2.1)
+
+
+def test_session_says_every_few_minutes_that_it_is_there():
+    session, said_s = online(first_probe=HELLO_SPREAD_S + 7), []
+    for now_s in range(400):
+        if says(session.tick(float(now_s)), Hello):
+            said_s.append(now_s)
+    assert said_s == [127, 254, 381]
+
+
 def test_session_is_silent_while_offline():
     session = fetching()
     session.on_disconnected()
@@ -313,7 +343,7 @@ def test_tick_announces_again_with_growing_pauses():
     session, now_s, pauses = announcing(), 0.0, []
     for _ in range(6):
         before = now_s
-        while not session.tick(now_s):
+        while not says(session.tick(now_s), Update):
             now_s += 1.0
         pauses.append(now_s - before)
     assert pauses == [FIRST_ANNOUNCE_AGAIN_S, 30.0, 60.0, 120.0, MAX_ANNOUNCE_AGAIN_S, MAX_ANNOUNCE_AGAIN_S]
@@ -339,7 +369,7 @@ def test_session_that_fetches_nothing_has_no_use_for_a_marker():
 
 
 def test_tick_has_nothing_to_do_when_idle():
-    assert online().tick(1000.0) == []
+    assert online().tick(100.0) == []
 
 
 # Blobs that are not what they should be

@@ -25,6 +25,7 @@ from edge_runtime.wire.messages import (
     Plan,
     Progress,
     Refusal,
+    RollCall,
     Status,
     Training,
     Update,
@@ -191,6 +192,7 @@ SERVER = st.one_of(
     NEED,
     st.builds(Ack, round=ROUND, group=GROUP, accepted=st.booleans(), detail=TEXT),
     st.builds(Finished, detail=TEXT),
+    st.just(RollCall()),
 )
 PROGRESS = Progress(round=1, stage="train", done=2, total=3)
 D = "0" * 64
@@ -354,4 +356,17 @@ def test_repeated_field_counts_once_and_is_still_checked():
 
 def test_every_message_belongs_to_one_side_or_both():
     kinds = set(messages.Message.__subclasses__())
-    assert kinds == {Hello, Plan, Need, LossProbe, Progress, Refusal, Update, Evaluation, FinalEnergy, Ack, Finished}
+    assert kinds == {
+        Hello,
+        RollCall,
+        Plan,
+        Need,
+        LossProbe,
+        Progress,
+        Refusal,
+        Update,
+        Evaluation,
+        FinalEnergy,
+        Ack,
+        Finished,
+    }

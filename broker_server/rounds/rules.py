@@ -1,0 +1,28 @@
+"""The settings of rounds: who takes part in one, and how long it waits."""
+
+# coverage: every branch
+
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from edge_runtime.wire.training import COMMON
+
+
+class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The devices of a round and its deadline: the table [rounds] of server.toml."""
+
+    min_devices: Annotated[
+        int, Meta(ge=1, le=100_000, description="devices online before a round begins", extra=COMMON)
+    ] = 2
+    clients_per_round: Annotated[
+        int, Meta(ge=0, le=100_000, description="devices drawn for a round of training; 0 for all", extra=COMMON)
+    ] = 0
+    quorum: Annotated[
+        int, Meta(ge=0, le=100_000, description="results that a round needs; 0 for half", extra=COMMON)
+    ] = 0
+    deadline_s: Annotated[
+        float,
+        Meta(gt=0, le=1e7, description="longest that a round waits", extra={**COMMON, "flag": "--round-deadline-s"}),
+    ] = 3600.0

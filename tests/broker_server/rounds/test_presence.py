@@ -1,0 +1,53 @@
+import pytest
+import samples
+
+from broker_server.rounds.presence import PATIENCE_S, SILENT_S, Presence
+
+
+@pytest.fixture
+def presence():
+    return Presence({"known": samples.hello()})
+
+
+def test_whoever_was_known_is_away_until_it_is_heard(presence):
+    assert not presence.is_online("known")
+    assert not presence.is_online("stranger")
+    assert presence.ready == []
+
+
+def test_any_message_says_that_a_device_is_there(presence):
+    assert presence.on_heard("known", 5.0)
+    assert not presence.on_heard("known", 6.0)
+    assert presence.is_online("known")
+    assert presence.ready == []
+
+
+def test_a_device_may_be_asked_after_its_hello_or_after_a_while(presence):
+    presence.on_hello("x", samples.hello(), 1.0)
+    presence.on_heard("known", 1.0)
+    assert presence.ready == ["x"]
+    assert presence.tick(1.0 + PATIENCE_S - 0.1) == []
+    assert presence.tick(1.0 + PATIENCE_S) == ["known"]
+    assert presence.tick(1.0 + PATIENCE_S) == []
+    assert presence.ready == ["known", "x"]
+
+
+def test_a_device_is_away_when_its_broker_says_so(presence):
+    presence.on_hello("x", samples.hello(), 1.0)
+    presence.on_status("x", online=True, now_s=2.0)  # it has said so again, and stays ready
+    assert presence.ready == ["x"]
+    presence.on_status("x", online=False, now_s=3.0)
+    presence.on_status("x", online=False, now_s=4.0)
+    assert presence.ready == []
+    assert presence.devices["x"].changed_s == 3.0
+    presence.on_status("x", online=True, now_s=5.0)
+    assert presence.tick(6.0) == []
+
+
+def test_a_device_that_is_silent_is_away_whatever_its_broker_says(presence):
+    presence.on_hello("x", samples.hello(), 1.0)
+    presence.tick(SILENT_S)
+    assert presence.is_online("x")
+    presence.tick(SILENT_S + 1.0)
+    assert not presence.is_online("x")
+    assert presence.on_heard("x", SILENT_S + 2.0)
