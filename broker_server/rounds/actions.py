@@ -48,6 +48,13 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Learned:
+    """Journal how long devices took to answer, by the kind of work, for later processes."""
+
+    answer_times: dict[str, tuple[float, ...]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Close:
     """The round has what it needs: fold the results that count, then offer the next round. Always the last action."""
 
@@ -61,4 +68,4 @@ class Note:
     text: str
 
 
-Action = Opened | Send | FetchUpdate | Abandon | Record | Close | Note
+Action = Opened | Send | FetchUpdate | Abandon | Record | Learned | Close | Note

@@ -8,8 +8,10 @@ Rules
 - A member's state changes by the table `TRANSITIONS` (round_state.py) alone. What the table does not have is counted in
   `counts`, declined where the device waits for an answer, and changes nothing.
 - A round closes when every member has answered, a refusal being an answer, or at the deadline; either way only with
-  a quorum of results. Without one the deadline is extended: members that are online go on, the others are replaced
-  by fresh draws. An evaluation that every member refused closes with nothing.
+  a quorum of results. With one, members that have been away for the grace period are not waited for; if more devices
+  were drawn than are needed, the first results that are enough close it. A wait is said in one line (waits.py).
+- Without a quorum the deadline is extended: members that are online go on, the others are replaced by fresh draws. An
+  evaluation that every member refused closes with nothing.
 - A device's result of a round counts once. One that comes late is declined and counted.
 """
 
@@ -18,15 +20,17 @@ Rules
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import msgspec
 
-from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Note, Opened, Record, Send
+from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Learned, Note, Opened, Record, Send
+from broker_server.rounds.answer_times import AnswerTimes
 from broker_server.rounds.presence import DeviceState, Presence
 from broker_server.rounds.round_state import UNANSWERED, OpenRound, Result, RoundTraffic, Step
 from broker_server.rounds.rules import Rules
 from broker_server.rounds.validation import evaluation_fault, update_fault
+from broker_server.rounds.waits import Waits, awaited
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, RollCall, Update, text
 
@@ -37,10 +41,19 @@ NO_ROUND: tuple[int, frozenset[str]] = (-1, frozenset())
 class Coordinator:
     """Assigns rounds to devices and takes their answers. See the module's rules."""
 
-    def __init__(self, rules: Rules, hellos: Mapping[str, Hello] | None = None, *, seed: int = 0) -> None:
+    def __init__(
+        self,
+        rules: Rules,
+        hellos: Mapping[str, Hello] | None = None,
+        *,
+        seed: int = 0,
+        answer_times: Mapping[str, Sequence[float]] | None = None,
+    ) -> None:
         self.rules = rules
         self._seed = seed
         self._presence = Presence(hellos or {})
+        self._answer_times = AnswerTimes(answer_times)
+        self._waits = Waits()
         self.counts: Counter[str] = Counter()
         """Numbers of messages that were dropped or declined, by reason."""
         self.open: OpenRound | None = None
@@ -95,7 +108,7 @@ class Coordinator:
             is_portable=is_portable,
         )
         if members:
-            self.open.deadline_s = now_s + self.rules.deadline_s
+            self._start_clock(self.open, now_s)
         asked = [self._send_plan(name, now_s) for name in self.open.unanswered if name in self.online]
         return [*asked, *self._advance(now_s)]
 
@@ -177,6 +190,7 @@ class Coordinator:
     def on_update_received(self, device: str, now_s: float) -> list[Action]:
         """Count a device's update: its announced weights are here, complete and valid."""
         update = self._fetched(device, "receive")
+        self._note_time(device, now_s)
         return [Record(device=device, result=update), self._ack(device, update), *self._advance(now_s)]
 
     def on_update_rejected(self, device: str, why: str, now_s: float) -> list[Action]:
@@ -206,13 +220,25 @@ class Coordinator:
             self.counts["evaluation rejected"] += 1
             return [self._ack(device, evaluation, fault), *self._advance(now_s)]
         current.step(device, "evaluate")
+        self._note_time(device, now_s)
         current.results[device] = evaluation
         return [Record(device=device, result=evaluation), self._ack(device, evaluation), *self._advance(now_s)]
 
     def tick(self, now_s: float) -> list[Action]:
         """Do what is due by the clock."""
         actions = [action for name in self._presence.tick(now_s) for action in self._welcome(name, now_s)]
-        return actions + self._advance(now_s)
+        return actions + self._advance(now_s) + self._said(now_s)
+
+    def _said(self, now_s: float) -> list[Action]:
+        """Say what the open round waits for, if that is worth a line now."""
+        said = self._waits.said(
+            None if self.is_paused else self.open,
+            self._presence,
+            needed=self.needed,
+            grace_s=self.rules.grace_s,
+            now_s=now_s,
+        )
+        return [] if said is None else [Note(text=said)]
 
     def _welcome(self, device: str, now_s: float) -> list[Action]:
         """Send a device, which may be asked to work from now on, what it has missed."""
@@ -228,11 +254,12 @@ class Coordinator:
             return []
         if not current.members:
             return self._begin(current, now_s)
-        has_answers = not current.unanswered
+        has_answers = not awaited(current, self._presence, self.rules.grace_s, now_s)
+        has_enough = 0 < current.enough <= len(current.counted)
         has_quorum = len(current.counted) >= current.quorum
-        nothing_to_measure = current.plan.work == "evaluate" and has_answers
-        if (has_quorum and (has_answers or now_s >= current.deadline_s)) or nothing_to_measure:
-            return self._close(current)
+        nothing_to_measure = current.plan.work == "evaluate" and not current.unanswered
+        if (has_quorum and (has_answers or has_enough or now_s >= current.deadline_s)) or nothing_to_measure:
+            return self._close(current, now_s)
         if now_s >= current.deadline_s:
             return self._extend(current, now_s)
         return self._replace(current, now_s) if has_answers else []
@@ -241,22 +268,52 @@ class Coordinator:
         able = self._able(current)
         if self.is_paused or len(self.online) < self.needed or not able:
             return []
-        is_measured = current.plan.work == "evaluate"
-        drawn = self._draw(current, able, (not is_measured and self.rules.clients_per_round) or len(able))
+        wanted = 0 if current.plan.work == "evaluate" else self.rules.clients_per_round
+        drawn = self._draw(current, able, math.ceil(wanted * (1 + self.rules.over_selection)) or len(able))
+        counting = min(wanted or len(drawn), len(drawn))
         current.members = dict.fromkeys(drawn, "asked")
-        current.quorum = min(self.rules.quorum or math.ceil(len(drawn) / 2), len(drawn))
+        current.quorum = min(self.rules.quorum or math.ceil(counting / 2), counting)
         current.draws = len(drawn)
-        current.deadline_s = now_s + self.rules.deadline_s
+        self._start_clock(current, now_s)
         return [self._opened(current), *(self._send_plan(name, now_s) for name in drawn)]
 
-    def _close(self, current: OpenRound) -> list[Action]:
+    def _start_clock(self, current: OpenRound, now_s: float) -> None:
+        """Set when a round that has members ends, and with how many results."""
+        current.since_s = now_s
+        current.deadline_s = now_s + self._answer_times.deadline_s(current.plan.work, self.rules)
+        if self.rules.over_selection and current.plan.work == "train":
+            current.enough = self.rules.clients_per_round
+
+    def _note_time(self, device: str, now_s: float) -> None:
+        current = self._open
+        if device in current.asked_s:
+            current.took_s[device] = now_s - current.asked_s[device]
+
+    def _close(self, current: OpenRound, now_s: float) -> list[Action]:
         number, late = current.round.number, current.unanswered
         self._last = (number, frozenset(current.counted))
         self.open = None
         fetching = [name for name in late if current.members[name] == "fetching"]
-        said = f"round {number} closes at its deadline without {len(late)} of its members"
-        notes = [Note(text=said)] if late else []
-        return [*(Abandon(device=name) for name in fetching), *notes, Close(closed=current)]
+        notes = [Note(text=f"round {number} closes {self._why(current, now_s)}")] if late else []
+        abandoned = [Abandon(device=name) for name in fetching]
+        return [*abandoned, *notes, *self._learned(current), Close(closed=current)]
+
+    @staticmethod
+    def _why(current: OpenRound, now_s: float) -> str:
+        """Say why a round closes without some of its members."""
+        late = current.unanswered
+        if now_s >= current.deadline_s:
+            return f"at its deadline without {len(late)} of its members"
+        if 0 < current.enough <= len(current.counted):
+            return f"with the {len(current.counted)} results that are enough"
+        return f"without {', '.join(late)}: away for too long"
+
+    def _learned(self, current: OpenRound) -> list[Action]:
+        if not self.rules.deadline_factor:
+            return []
+        for name in sorted(current.took_s):
+            self._answer_times.add(current.plan.work, current.took_s[name])
+        return [Learned(answer_times=self._answer_times.kept())]
 
     def _extend(self, current: OpenRound, now_s: float) -> list[Action]:
         """Extend a deadline that has passed without a quorum.
@@ -317,6 +374,7 @@ class Coordinator:
 
     def _send_plan(self, device: str, now_s: float) -> Send:
         self._blame(device, "")
+        self._open.asked_s.setdefault(device, now_s)
         left_s = max(1.0, self._open.deadline_s - now_s)
         return Send(device=device, message=msgspec.structs.replace(self._open.plan, deadline_s=left_s))
 

@@ -51,6 +51,8 @@ CREATE TABLE IF NOT EXISTS events (
 ) STRICT;
 """
 MAX_EVENTS = 10_000
+ANSWER_TIMES = "answer_times"
+"""The fact that has how long devices took to answer."""
 _RESTORE = "restore the state folder from a backup, or begin again with --new"
 _UNWRITABLE = ("is full", "readonly", "unable to open", "disk I/O")
 """In SQLite's words: the file or its disk takes nothing, whatever is in it."""
@@ -125,6 +127,11 @@ class FederationJournal:
         """Keep a fact about the federation."""
         with self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
+
+    def answer_times(self) -> dict[str, tuple[float, ...]]:
+        """Return how long devices took to answer, by the kind of work."""
+        known = self.fact(ANSWER_TIMES)
+        return {} if known is None else self._decoded(known.encode(), dict[str, tuple[float, ...]], "meta")
 
     def set_hello(self, device: str, hello: Hello) -> None:
         """Keep a device's newest Hello."""

@@ -68,7 +68,15 @@ class OpenRound:
     members: dict[str, MemberState] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
     quorum: int = 0
+    enough: int = 0
+    """So many results close the round, whoever else is at work; 0 where all are waited for."""
     deadline_s: float = math.inf
+    since_s: float = 0.0
+    """When it began, or this process went on with it."""
+    asked_s: dict[str, float] = field(default_factory=dict)
+    """When each member was asked first, by this process."""
+    took_s: dict[str, float] = field(default_factory=dict)
+    """How long each took to answer."""
     draws: int = 0
     traffic: RoundTraffic = field(default_factory=RoundTraffic)
     is_portable: bool = False

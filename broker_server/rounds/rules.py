@@ -26,3 +26,26 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         float,
         Meta(gt=0, le=1e7, description="longest that a round waits", extra={**COMMON, "flag": "--round-deadline-s"}),
     ] = 3600.0
+    grace_s: Annotated[
+        float, Meta(ge=0, le=1e7, description="longest that a round waits for a member that is away, with a quorum")
+    ] = 120.0
+    over_selection: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=10,
+            description="share of devices drawn beyond clients_per_round: the first clients_per_round results close",
+        ),
+    ] = 0.0
+    deadline_factor: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1000,
+            description="a round's deadline is this many times what most devices took before, deadline_s at most; "
+            "0 for deadline_s alone",
+        ),
+    ] = 0.0
+    deadline_quantile: Annotated[
+        float, Meta(gt=0, le=1, description="the share of answers that deadline_factor takes for most")
+    ] = 0.9

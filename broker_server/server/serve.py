@@ -135,7 +135,9 @@ def serve(
             journal=journal,
             blobs=blobs,
             uploads=folder.uploads,
-            coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed),
+            coordinator=Coordinator(
+                config.rounds, journal.hellos(), seed=config.seed, answer_times=journal.answer_times()
+            ),
             show=watcher.note,
             builds_artifacts=builder is not None,
             chunk_bytes=config.broker.chunk_bytes,

@@ -80,7 +80,9 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
             journal=journal,
             blobs=blobs,
             uploads=state.uploads,
-            coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed),
+            coordinator=Coordinator(
+                config.rounds, journal.hellos(), seed=config.seed, answer_times=journal.answer_times()
+            ),
             show=watcher.note,
             clock=timeline.clock,
             draw=lambda _: 0,

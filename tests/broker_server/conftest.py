@@ -367,7 +367,9 @@ class World:
             journal=self.journal,
             blobs=self.blobs,
             uploads=self.uploads,
-            coordinator=Coordinator(config.rounds, self.journal.hellos(), seed=config.seed),
+            coordinator=Coordinator(
+                config.rounds, self.journal.hellos(), seed=config.seed, answer_times=self.journal.answer_times()
+            ),
             show=self.watcher.note,
             builds_artifacts=builder is not None,
             clock=lambda: self.clock.now_s,

@@ -5,7 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from broker_server.rounds.actions import Abandon, Close, FetchUpdate, Note, Opened, Record, Send
+from broker_server.rounds.actions import Abandon, Close, FetchUpdate, Learned, Note, Opened, Record, Send
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.round_state import TRANSITIONS, UNANSWERED
 from broker_server.rounds.rules import Rules
@@ -632,3 +632,112 @@ def test_coordinator_asks_nobody_who_trains_with_artifacts_alone_where_there_are
     coordinator.on_hello("y", HELLO, 0.0)
     coordinator.offer(*planned(), 0.0, is_portable=True)
     assert list(coordinator.open.members) == ["y"]
+
+
+# Rounds that do not wait for the dead
+
+
+def counted(coordinator, name, now_s):
+    coordinator.on_update(name, update(coordinator.open.round.number), now_s)
+    return coordinator.on_update_received(name, now_s)
+
+
+def test_coordinator_goes_on_without_a_member_that_is_away_when_its_grace_is_over():
+    coordinator, _ = started(grace_s=30.0, deadline_s=3600.0)
+    coordinator.on_status("z", online=False, now_s=5.0)
+    counted(coordinator, "x", 10.0)
+    counted(coordinator, "y", 12.0)
+    assert coordinator.tick(12.0) == []
+    assert [type(action) for action in coordinator.tick(17.5)] == [Note]
+    coordinator.tick(34.9)
+    assert coordinator.open is not None
+    actions = coordinator.tick(35.0)
+    assert actions[0] == Note(text="round 0 closes without z: away for too long")
+    assert closed(actions) == (0, ("x", "y"))
+
+
+def test_coordinator_waits_on_for_a_member_that_is_away_without_a_quorum():
+    coordinator, _ = started(grace_s=30.0, deadline_s=3600.0, quorum=3)
+    coordinator.on_status("z", online=False, now_s=5.0)
+    counted(coordinator, "x", 10.0)
+    counted(coordinator, "y", 12.0)
+    assert coordinator.open is not None
+    coordinator.tick(100.0)
+    assert coordinator.open.unanswered == ("z",)
+    assert plans(coordinator.on_hello("z", HELLO, 200.0)) == ["z"]
+    assert closed(counted(coordinator, "z", 210.0)) == (0, ("x", "y", "z"))
+
+
+def test_coordinator_replaces_a_member_that_is_away_for_too_long_where_it_can():
+    coordinator, _ = started("wxyz", clients_per_round=2, quorum=2, grace_s=30.0, deadline_s=3600.0)
+    first, second = sorted(coordinator.open.members)
+    coordinator.on_status(first, online=False, now_s=5.0)
+    counted(coordinator, second, 10.0)
+    assert len(plans(coordinator.tick(35.0))) == 1
+    assert len(coordinator.open.members) == 3
+
+
+def test_coordinator_that_has_begun_anew_gives_members_their_grace_again():
+    coordinator = Coordinator(Rules(deadline_s=3600.0, grace_s=30.0), {"x": HELLO, "y": HELLO})
+    coordinator.offer(*planned(3), 1000.0, members=("x", "y"), quorum=1, results={"x": update(3)})
+    assert coordinator.tick(1000.0) == []
+    assert [type(action) for action in coordinator.tick(1029.0)] == [Note]
+    assert closed(coordinator.tick(1030.0)) == (3, ("x",))
+
+
+def test_coordinator_does_not_measure_with_nobody_because_all_are_away():
+    coordinator, _ = started("xy", kind="evaluate", grace_s=10.0)
+    for name in "xy":
+        coordinator.on_status(name, online=False, now_s=1.0)
+    coordinator.tick(50.0)
+    assert coordinator.open is not None
+
+
+def test_coordinator_closes_with_the_first_results_that_are_enough():
+    rules = {"clients_per_round": 2, "over_selection": 0.5, "min_devices": 3}
+    coordinator, actions = started("wxyz", **rules)
+    names = plans(actions)
+    assert len(names) == 3
+    assert coordinator.open.quorum == 1
+    counted(coordinator, names[0], 5.0)
+    coordinator.on_update(names[1], update(), 6.0)
+    actions = counted(coordinator, names[2], 7.0)
+    assert Abandon(device=names[1]) in actions
+    assert Note(text="round 0 closes with the 2 results that are enough") in actions
+    assert closed(actions) == (0, tuple(sorted((names[0], names[2]))))
+    assert acks(coordinator.on_update(names[1], update(), 8.0)) == [(names[1], False)]
+
+
+def test_coordinator_goes_on_with_as_many_results_as_are_enough_after_a_restart():
+    rules = Rules(clients_per_round=1, over_selection=1.0)
+    coordinator = Coordinator(rules, {"x": HELLO, "y": HELLO})
+    actions = coordinator.offer(*planned(3), 0.0, members=("x", "y"), quorum=1, results={"x": update(3)})
+    assert closed(actions) == (3, ("x",))
+
+
+def test_coordinator_learns_a_deadline_and_hands_it_on():
+    coordinator, _ = started(deadline_factor=2.0, deadline_s=3600.0)
+    for number in range(2):
+        for seconds, name in enumerate("xyz"):
+            actions = counted(coordinator, name, 100.0 * number + 20.0 + seconds)
+        assert isinstance(actions[-2], Learned)
+        coordinator.offer(*planned(number + 1), 100.0 * (number + 1))
+    times = actions[-2].answer_times
+    assert times == {"train": (20.0, 21.0, 22.0) * 2}
+    assert coordinator.open.deadline_s == 200.0 + 44.0
+    again = Coordinator(coordinator.rules, answer_times=times)
+    again.offer(*planned(5), 0.0, members=("x",), quorum=1)
+    assert again.open.deadline_s == 44.0
+    actions = counted(again, "x", 3.0)  # an earlier process had asked it, so nobody knows how long it took
+    assert actions[-2].answer_times == times
+
+
+def test_coordinator_that_is_paused_says_nothing_of_its_wait():
+    coordinator = Coordinator(Rules(min_devices=2))
+    coordinator.offer(*planned(), 0.0)
+    coordinator.is_paused = True
+    assert coordinator.tick(0.0) == coordinator.tick(60.0) == []
+    coordinator.resume(60.0)
+    coordinator.tick(60.0)
+    (note,) = coordinator.tick(65.0)
+    assert note.text == "round 0 has waited 5 s for devices that can take part: 0 online, it needs 2"

@@ -3,7 +3,7 @@ import sqlite3
 import msgspec
 import pytest
 
-from broker_server.rounds.journal import FederationJournal, JournalInvalid, JournalUnwritable
+from broker_server.rounds.journal import ANSWER_TIMES, FederationJournal, JournalInvalid, JournalUnwritable
 
 
 def test_journal_refuses_a_file_that_is_no_database(tmp_path):
@@ -134,3 +134,13 @@ def test_journal_reads_the_rounds_of_earlier_versions(tmp_path):
     assert (row.round.number, row.round.group, row.round.index) == (3, "a+b", 1)
     assert msgspec.json.encode(row.round) == body
     assert journal.row(4) is None
+
+
+def test_journal_keeps_how_long_devices_took(tmp_path):
+    journal = FederationJournal(tmp_path / "journal")
+    assert journal.answer_times() == {}
+    journal.set_fact(ANSWER_TIMES, '{"train":[1.5,2.0]}')
+    assert journal.answer_times() == {"train": (1.5, 2.0)}
+    journal.set_fact(ANSWER_TIMES, '{"train":"long"}')
+    with pytest.raises(JournalInvalid, match="table meta"):
+        journal.answer_times()
