@@ -170,6 +170,11 @@ def _check_batch(model: MultiTaskModel) -> None:
                 raise ModelInvalid(
                     f"the loss of {task} must be a float32 scalar: take the mean over the batch{_instead(loss)}"
                 )
+            if not loss.isfinite():
+                raise ModelInvalid(
+                    f"the loss of {task} is {float(loss)} for the example batch, in PyTorch itself: give an example "
+                    "that has one, or keep roots, logarithms and powers away from zero and from negative numbers"
+                )
             if grows_with_batch(model.losses[task], prediction, target):
                 raise ModelInvalid(
                     f"the loss of {task} adds samples up, so a step would depend on the size of the batch: take "

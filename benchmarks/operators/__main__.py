@@ -76,6 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--work", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--renew", action="store_true", help="put these alone into the results and the table again")
     parser.add_argument("--out", type=Path, help="write the entries here, whichever they are")
     args = parser.parse_args()
     names: list[str] = args.names
@@ -87,6 +88,13 @@ def main() -> None:
     found = measure(names or list(entries()))
     if args.out:
         args.out.write_text(json.dumps({"entries": found}, indent=1))
+    elif names and args.renew:
+        path = RESULTS / "operators.json"
+        whole = json.loads(path.read_text())
+        whole["entries"] |= found
+        whole["shares"] = shares(whole["entries"])
+        path.write_text(json.dumps(whole, indent=1) + "\n")
+        write_section(ROOT / "docs" / "operators.md", HEADING, table(whole["entries"]))
     elif not names:
         write((RESULTS / "operators").name, COMMAND, {"shares": shares(found), "entries": found})
         write_section(ROOT / "docs" / "operators.md", HEADING, table(found))

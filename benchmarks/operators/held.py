@@ -21,6 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from benchmarks.operators.samples import Sample
 from edge_runtime.training.engine import Engine
 from edge_runtime.wire.operators import check_graph
+from export.errors import ModelInvalid
 from export.lowering import lower
 from export.parity.seeded_dropout import SeededDropout
 from export.running_statistics import check_normalization, moving
@@ -238,6 +239,8 @@ class Held:
         found = session.call({name: value for name, value in feed.items() if name in kept})
         if differing(found, expected.named()):  # PyTorch in float32 may be off itself
             off = differing(found, expected.named(), self._exact(size if batched else None))
+            if off and not all(value.isfinite().all() for value in expected.values):
+                raise ModelInvalid("PyTorch itself gives what is no number, so that nothing can be trained with it")
             if off:
                 raise Wrong(off[0] + (f" (batch of {size})" if batched else ""))
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from edge_runtime.wire.manifest import Parity, input_of
 from edge_runtime.wire.tensors import part_of
 from export.compile import Compiled
-from export.errors import ParityFailed
+from export.errors import ModelInvalid, ParityFailed
 from export.model import MultiTaskModel, apply, numbered, represent, tensors
 from export.module_state import in_training, unchanged
 from export.parity import encoder_passes
@@ -97,6 +97,7 @@ def differences(compiled: Compiled, run: Runner, x: Inputs) -> Errors:
         return found
 
     reference = _reference(compiled.model, x, of_z=compiled.trains_shared)
+    _check_numbers(reference, len(next(iter(x.values()))))
     errors = _errors(outputs(compiled, call, x), reference)
     over = {part_of(graph) for (graph, _), error in errors.items() if error > TOLERANCE}
     if not over:
@@ -108,6 +109,18 @@ def differences(compiled: Compiled, run: Runner, x: Inputs) -> Errors:
             for key, error in _of_graph(compiled, run, name, inputs, results).items():
                 errors[name, key] = max(error, errors.get((name, key), 0.0))
     return errors
+
+
+def _check_numbers(reference: Tensors, samples: int) -> None:
+    """Raise ModelInvalid where PyTorch itself gives what is no number: nothing can be trained with it."""
+    for graph, arrays in reference.items():
+        for name, array in arrays.items():
+            if array.dtype.kind == "f" and not np.isfinite(array).all():
+                raise ModelInvalid(
+                    f"{name} of {graph} is {array[~np.isfinite(array)][0]} for a batch of {samples} of the example, in "
+                    "PyTorch itself: roots, logarithms and quotients have no gradient at zero, nor powers of negative "
+                    "numbers; keep away from there, as by clamp(min=1e-8)"
+                )
 
 
 def _of_translation(compiled: Compiled, x: Inputs, reference: Tensors, parts: set[str]) -> Errors:

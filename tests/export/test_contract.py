@@ -119,6 +119,10 @@ CASES = {
         lambda: target(torch.rand(2, 1, 8, 8)) | {"losses": {"a": l1, "b": nn.MSELoss()}},
         r"the loss of b compares predictions of shape \(2, 2, 8, 8\) with targets of shape \(2, 1, 8, 8\), each",
     ),
+    "loss_not_a_number": (
+        lambda: {"losses": {"a": l1, "b": lambda p, t: (p - t - 9).log().mean()}},
+        "the loss of b is nan for the example batch, in PyTorch itself: give an example",
+    ),
     "task_called_image": (lambda: named("image"), "task name 'image': data sets call the input so"),
     "task_in_upper_case": (lambda: named("Depth"), "task name 'Depth': use lower-case letters"),
     "task_number": (lambda: named(3), "task name 3: use lower-case letters"),
@@ -155,6 +159,12 @@ def test_what_cannot_be_traced_is_one_sentence(case, make):
     with pytest.raises(ExportError, match=text) as caught:
         compile_model(make(losses={"a": l1, "b": loss}))
     assert "\n" not in str(caught.value)
+
+
+def test_gradient_that_is_no_number_in_pytorch_is_one_sentence(make, run):
+    compiled = compile_model(make(losses={"a": l1, "b": lambda p, _: (0 * p).abs().sqrt().mean()}))
+    with pytest.raises(ModelInvalid, match=r"dz\.0 of head\.b\.step is nan for a batch of 1 .* in PyTorch itself"):
+        check_parity(compiled, run)
 
 
 def test_error_of_a_rule_names_operator_and_module(make, monkeypatch):
