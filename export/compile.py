@@ -27,6 +27,7 @@ from export.mean_loss import compares_samples
 from export.model import MultiTaskModel, embed, numbered, represent
 from export.model_part import Lowered, ModelPart, Results, Run, Sources
 from export.module_state import unchanged
+from export.object_digest import Indescribable, object_digest
 from export.signature import Role
 
 Progress = Callable[[str, int, int], None]
@@ -107,6 +108,7 @@ def compile_model(
         sources = model.inputs if embedding is None else {"e": embedding}
         encoder = StagedEncoder(ModelPart("encoder", model.encoder), sources, stages)
         made = {"encoder.predict": encoder.predict()}
+    forms: dict[str, dict[str, Lowered]] = {}
     parts = [*(f"encoder.{k}" for k in range(len(encoder.stages))), *(f"head.{task}" for task in model.tasks)]
     parts += [] if model.stem is None else ["stem"]
     for i, part in enumerate(parts):
@@ -115,8 +117,11 @@ def compile_model(
         with naming(f"{part} cannot be compiled"):
             if kind == "stem":
                 found = _stem(model)
+            elif kind == "encoder":
+                found = encoder.graphs(int(rest))
             else:
-                found = encoder.graphs(int(rest)) if kind == "encoder" else _head(model, rest, encoder.is_trained)
+                form = _form(model, rest)
+                found = forms[form] = forms.get(form) or _head(model, rest, encoder.is_trained)
         made |= {f"{part}.{name}": graph for name, graph in found.items()}
     progress("", len(parts), len(parts))
     graphs = {name: graph.translation.model.SerializeToString(deterministic=True) for name, graph in made.items()}
@@ -267,6 +272,16 @@ def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
     return found | ({"backward": both.graph(gradients)} if gradients else {})
 
 
+def _form(model: MultiTaskModel, task: str) -> str:
+    """Return what decides a task's graphs: those of the same form are made once."""
+    part, target = ModelPart(f"head.{task}", model.heads[task]), model.example_targets[task]
+    decisive = [part.module, model.losses[task], target.dtype, tuple(target.shape[1:])]
+    try:
+        return object_digest(decisive, varying=[*part.parameters.values(), *part.state.values()])
+    except Indescribable:
+        return task
+
+
 def _head(model: MultiTaskModel, task: str, is_encoder_trained: bool) -> dict[str, Lowered]:
     """Return the graphs of a task by their kinds."""
     part = ModelPart(f"head.{task}", model.heads[task])
@@ -276,11 +291,13 @@ def _head(model: MultiTaskModel, task: str, is_encoder_trained: bool) -> dict[st
     leaves = {name: value.detach().requires_grad_(is_encoder_trained) for name, value in z.items()}
     step = part.traced(leaves | target, head.step, training=True)
     step.check_effect(part.name, part.parameters, Role.PARAMETER_GRADIENT.select(dict.fromkeys(step.outputs)))
+    evaluated = part.traced(z | target, head.evaluate, training=False)
+    predicted = part.traced(z, head.predict, training=False) if head.is_changed_by_loss else evaluated
     return {
         "step": step.graph(),
         "loss": step.graph(["loss"]),
-        "evaluate": part.traced(z | target, head.loss, training=False).graph(),
-        "predict": part.traced(z, head.predict, training=False).graph(),
+        "evaluate": evaluated.graph(["loss"]),
+        "predict": predicted.graph(["prediction"]),
     }
 
 
@@ -289,6 +306,8 @@ class _Head:
 
     def __init__(self, model: MultiTaskModel, task: str, part: str) -> None:
         self._model, self._task, self._part = model, task, part
+        self.is_changed_by_loss = False
+        """Whether the loss works in place on the prediction."""
 
     def step(self, data: Sources, run: Callable[[Any], Run]) -> Results:
         done, loss = self._run(data, run)
@@ -300,8 +319,12 @@ class _Head:
         zeros = {Role.VALUE_GRADIENT.tensor_name(name): torch.zeros_like(leaf) for name, leaf in leaves.items()}
         return {"loss": loss, **zeros, **gradients, **done.next_state()}
 
-    def loss(self, data: Sources, run: Callable[[Any], Run]) -> Results:
-        return {"loss": self._run(data, run)[1]}
+    def evaluate(self, data: Sources, run: Callable[[Any], Run]) -> Results:
+        prediction = run(self._value(data)).result
+        version = prediction._version  # noqa: SLF001 - how often it was changed in place
+        loss = self._model.losses[self._task](prediction, data["target"])
+        self.is_changed_by_loss |= prediction._version != version  # noqa: SLF001
+        return {"loss": loss, "prediction": prediction}
 
     def predict(self, data: Sources, run: Callable[[Any], Run]) -> Results:
         return {"prediction": run(self._value(data)).result}

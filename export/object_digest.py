@@ -11,7 +11,7 @@ import logging
 import sys
 import types
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -31,21 +31,24 @@ class Indescribable(Exception):
     """An object's state cannot be seen. The text says what it is."""
 
 
-def object_digest(values: Iterable[Any], is_local: Callable[[str], bool] = lambda _: False) -> str:
+def object_digest(
+    values: Iterable[Any], is_local: Callable[[str], bool] = lambda _: False, *, varying: Iterable[torch.Tensor] = ()
+) -> str:
     """Return the SHA-256 of some objects and all that they hold. Raises Indescribable.
 
-    Of classes in the modules for which `is_local`, the attributes count too.
+    Of classes in the modules for which `is_local`, the attributes count too. The numbers of `varying` tensors do not.
     """
-    digest = _Digest(is_local)
+    digest = _Digest(is_local, {id(tensor) for tensor in varying})
     for value in values:
         digest.add(value)
     return digest.hexdigest()
 
 
 class _Digest:
-    def __init__(self, is_local: Callable[[str], bool]) -> None:
+    def __init__(self, is_local: Callable[[str], bool], varying: Collection[int]) -> None:
         self._hash = hashlib.sha256()
         self._is_local = is_local
+        self._varying = varying
         self._seen: dict[int, int] = {}
         self._kept: list[Any] = []  # an object that is gone may leave its id to another
 
@@ -65,8 +68,10 @@ class _Digest:
         self._kept.append(value)
         try:
             self._add_new(value)
-        except RecursionError as exc:
-            raise Indescribable(f"{kind.__qualname__} that is nested too deeply") from exc
+        except Indescribable:
+            raise
+        except Exception as exc:  # a user's object may raise anything, and may be nested too deeply
+            raise Indescribable(f"an object of {kind.__module__}.{kind.__qualname__} ({type(exc).__name__})") from exc
 
     def _say(self, *texts: str) -> None:
         for text in texts:
@@ -121,16 +126,27 @@ class _Digest:
             raise Indescribable(f"a tensor on {value.device} of layout {value.layout}")
         stated = (*value.shape, value.stride(), value.dtype, value.requires_grad, value.is_leaf)
         numbers = value.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8).numpy()
-        self._say(str(stated), hashlib.sha256(numbers.data).hexdigest())
+        self._say(str(stated), "" if id(value) in self._varying else hashlib.sha256(numbers.data).hexdigest())
         self.add(vars(value))
 
     def _function(self, value: types.FunctionType) -> None:
         code = value.__code__
         if not Path(code.co_filename).is_file():
             raise Indescribable(f"{value.__qualname__}(), whose source is in no file")
-        self._say(value.__module__ or "", value.__qualname__, str(code.co_firstlineno))
+        self._say(value.__module__ or "", value.__qualname__)
+        self._code(code)
         self._all(*map(_held, value.__closure__ or ()))
         self._all(value.__defaults__, value.__kwdefaults__, vars(value))
+
+    def _code(self, code: types.CodeType) -> None:
+        """Two functions may stand in one line."""
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        self._say(code.co_name, str(code.co_firstlineno), code.co_code.hex(), repr(names))
+        for constant in code.co_consts:
+            if isinstance(constant, types.CodeType):
+                self._code(constant)
+            else:
+                self.add(constant)
 
     def _class(self, value: type) -> None:
         self._say(value.__module__, value.__qualname__)

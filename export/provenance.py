@@ -22,6 +22,7 @@ import sys
 import sysconfig
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,11 @@ from export.object_digest import Indescribable, object_digest
 
 NAME = "made-from.json"
 OURS = tuple(Path(package.__path__[0]).resolve() for package in (export, edge_runtime, devices))
-CODE = ("*.py", "*.so", "*.pyd")
 RUN_CODE = {"exec", "eval", "__import__"}
 """Functions by which a file runs code that its imports do not show."""
 IMPORTERS = {"importlib", "runpy", "pkgutil", "imp"}
+"""Modules that import others by computed names."""
+HARMLESS = {"importlib.metadata", "importlib.resources"}
 SURROUNDINGS = {"environ", "environb", "getenv", "argv"}
 """Names by which a file sees environment variables and arguments."""
 
@@ -78,12 +80,7 @@ def digest_of_sources(file: Path, model: MultiTaskModel, options: Sequence[Any])
         for name, module in sorted(names.items())
         if Path(str(module.__file__)).resolve() in files
     }
-    try:
-        return object_digest([found, kept, model], names.__contains__)
-    except Indescribable:
-        raise
-    except Exception as exc:  # a user's object may raise anything
-        raise Indescribable(f"{type(exc).__name__} from an object of the model") from exc
+    return object_digest([found, kept, model], names.__contains__)
 
 
 def made_at(folder: Path, sources: str) -> datetime | None:
@@ -114,15 +111,29 @@ def _local_files(file: Path) -> set[Path]:
     """Return a file and all that it may import and that is not installed. Raises Indescribable."""
     found = {file}
     ahead = [file]
-    known: set[str] = {package.name for package in OURS}
     while ahead:
         path = ahead.pop()
-        for name in _imported(path) - known if path.suffix == ".py" else ():
-            known.add(name)
-            new = set(_files_of(name)) - found
-            found |= new
-            ahead += new
+        new = {each.resolve() for each in _imported(path)} - found if path.suffix == ".py" else set()
+        found |= new
+        ahead += new
     return found
+
+
+def _imported(path: Path) -> Iterator[Path]:
+    """Yield the files that a file imports, at whatever place in it, if they are not installed. Raises Indescribable."""
+    for node in _nodes(path):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield from _absolute(path, alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}" if node.module else alias.name
+                if node.level:
+                    yield from _below([path.parents[node.level - 1]], name.split("."))
+                elif node.module not in HARMLESS:
+                    yield from _absolute(path, name)
+        elif isinstance(node, ast.Name) and node.id in RUN_CODE:
+            raise Indescribable(f"code that {path} runs by {node.id}()")
 
 
 def _nodes(path: Path) -> Iterator[ast.AST]:
@@ -132,40 +143,39 @@ def _nodes(path: Path) -> Iterator[ast.AST]:
         raise Indescribable(f"what {path} would do, which is not Python,") from exc
 
 
-def _imported(path: Path) -> set[str]:
-    """Return the packages and modules that a file imports, at whatever place in it. Raises Indescribable."""
-    names: set[str] = set()
-    for node in _nodes(path):
-        if isinstance(node, ast.Import):
-            names |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names.add(node.module.partition(".")[0])
-        elif isinstance(node, ast.Name) and node.id in RUN_CODE:
-            raise Indescribable(f"code that {path} runs by {node.id}()")
-    if dynamic := names & IMPORTERS:
-        raise Indescribable(f"what {path} imports by {min(dynamic)}")
-    return names
-
-
-def _files_of(name: str) -> Iterator[Path]:
-    """Yield the files of a top-level module or package that is not installed."""
+def _absolute(path: Path, name: str) -> Iterator[Path]:
+    """Yield the files of a module and of the packages around it, unless they are installed, or ours."""
+    top, *rest = name.split(".")
+    if top in IMPORTERS:
+        raise Indescribable(f"what {path} imports by {top}")
+    if top in {package.name for package in OURS}:
+        return
     try:
-        spec = importlib.util.find_spec(name)
+        spec = importlib.util.find_spec(top)
     except (ImportError, ValueError) as exc:  # a module that was put into sys.modules by hand
-        raise Indescribable(f"where module {name} comes from") from exc
+        raise Indescribable(f"where module {top} comes from") from exc
     if spec is None or spec.origin in ("built-in", "frozen"):
         return
     folders = [Path(each).resolve() for each in spec.submodule_search_locations or ()]
-    places = folders or [Path(str(spec.origin)).resolve()]
-    for place in places:
-        if any(place.is_relative_to(installed) for installed in _installed()):
-            continue
-        yield from (path.resolve() for kind in CODE for path in place.rglob(kind)) if place.is_dir() else (place,)
+    file = None if spec.origin is None else Path(spec.origin).resolve()
+    if any(place.is_relative_to(installed) for place in (*folders, file) if place for installed in _installed()):
+        return
+    yield from () if file is None else (file,)
+    yield from _below(folders, rest)
 
 
-def _installed() -> set[Path]:
+def _below(folders: Sequence[Path], names: Sequence[str]) -> Iterator[Path]:
+    """Yield the files of a module in some folders, and of the packages around it."""
+    for name in names:
+        files = [path for folder in folders for path in (folder / f"{name}.py", *folder.glob(f"{name}.*.so"))]
+        folders = [folder / name for folder in folders]
+        yield from (path for path in (*files, *(folder / "__init__.py" for folder in folders)) if path.is_file())
+
+
+@cache
+def _installed() -> frozenset[Path]:
     paths = {sysconfig.get_paths()[kind] for kind in ("stdlib", "platstdlib", "purelib", "platlib")}
-    return {Path(path).resolve() for path in {*paths, *site.getsitepackages(), site.getusersitepackages()}}
+    return frozenset(Path(path).resolve() for path in {*paths, *site.getsitepackages(), site.getusersitepackages()})
 
 
 def _sees_surroundings(path: Path) -> bool:

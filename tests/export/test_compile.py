@@ -24,6 +24,7 @@ from export.__main__ import main  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.deploy import inference_model  # noqa: E402
 from export.errors import ModelInvalid, ParityFailed  # noqa: E402
+from export.losses import l1  # noqa: E402
 from export.model_file import build_model  # noqa: E402
 from export.models import xception  # noqa: E402
 from export.parity.check import TOLERANCE, check_parity  # noqa: E402
@@ -273,6 +274,26 @@ def test_bundle_has_no_memory_plan_where_the_engine_does_not_tell(model_file, tm
     assert main(["compile", f"{model_file}:build", "--out", str(tmp_path / "bundle")]) == 0
     assert "no memory plan: onnxruntime 1.23.2 does not say" in capsys.readouterr().err
     assert bundle_folder.read_folder(tmp_path / "bundle").footprint is None
+
+
+def test_heads_of_one_form_are_made_once(make, run):
+    """A lambda in the same line, and a tensor that is no parameter, are no detail of the form."""
+    heads = {name: nn.Conv2d(4, 2, 1) for name in "abcdef"}
+    heads["d"].weight.requires_grad_(False)
+    heads["e"] = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2))
+    heads["f"] = nn.Sequential(nn.Conv2d(4, 2, 1), nn.BatchNorm2d(2).eval())
+    first, second = lambda p, t: (p - t).abs().mean(), lambda p, t: ((p - t) ** 2).mean()
+    losses = {"a": first, "b": first, "c": second, "d": first, "e": first, "f": first}
+    targets = {name: torch.rand(2, 2, 8, 8) for name in heads}
+    compiled = compile_model(make(heads=heads, losses=losses, example_targets=targets))
+    assert len({id(compiled.lowered[f"head.{name}.step"]) for name in heads}) == 5
+    assert compiled.lowered["head.a.step"] is compiled.lowered["head.b.step"]
+    check_parity(compiled, run)
+
+
+def test_loss_that_works_in_place_leaves_the_prediction_as_it_is(make, run):
+    compiled = compile_model(make(losses={"a": l1, "b": lambda p, t: p.sub_(t).abs().mean()}))
+    check_parity(compiled, run)
 
 
 SOURCES = {

@@ -110,6 +110,7 @@ APART = {
         torch.zeros(0),
     ],
     "arrays": [np.zeros(2), np.zeros((2, 1)), np.zeros(2, np.float32), np.ones(2)],
+    "lambdas": [lambda x: x + 1, lambda x: x + 2, lambda x: x - 1, lambda y: y - 1, lambda x: x in {1, 2}],
     "functions": [scaled(1.0), scaled(2.0), functools.partial(scaled, 1.0), functools.partial(scaled, 2.0), scaled],
     "builtin": [torch.relu, torch.sigmoid, len, [].append, [1].append, np.add, torch.ops.aten.add.Tensor, str.join],
     "instances": [Settings(1), Settings(2), Settings(1, layers()), Settings(1, layers(seed=1)), Slotted(1), Slotted(2)],
@@ -144,6 +145,18 @@ def test_objects_that_are_alike_have_the_same_digest():
     assert digest(Settings(1, functools.cached_property(scaled))) == digest(
         Settings(1, functools.cached_property(scaled))
     )
+
+
+def test_numbers_of_varying_tensors_are_left_out():
+    first, other = layers(), layers(seed=1)
+
+    def form(model, varying):
+        return object_digest([model], varying=varying)
+
+    assert form(first, first.parameters()) == form(other, other.parameters())
+    assert form(first, []) != form(other, [])
+    other[0].weight.requires_grad_(False)
+    assert form(first, first.parameters()) != form(other, other.parameters())
 
 
 def test_one_object_in_two_places_is_not_two_that_are_equal():

@@ -112,6 +112,7 @@ def test_options_and_weights_are_part_of_the_digest(folder):
 def test_file_that_nobody_imports_is_no_part_of_the_digest(folder):
     before = digest(folder)
     (folder / "another.py").write_text("x = 3")
+    (folder / "parts_of_mine" / "another.py").write_text("import runpy")
     assert digest(folder) == before
 
 
