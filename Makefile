@@ -33,7 +33,7 @@ PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-page test-processors test-cluster test-long \
 	test-torch test-random-models fuzz coverage-operators \
-	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split bench-reconstruction bench-link compare compare-long compare-time \
+	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split bench-reconstruction bench-link bench-security compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
 help:
@@ -65,6 +65,7 @@ help:
 	@echo "make bench-split  split training against training on the device into docs/split_learning.md"
 	@echo "make bench-reconstruction  what comes back of images in split learning, and what keeping it back costs (15 minutes)"
 	@echo "make bench-link   a round over slow and bad lines into docs/link.md (half an hour, nearly idle)"
+	@echo "make bench-security  what signatures and TLS cost the demo (3 minutes)"
 	@echo "make compare      methods side by side on rendered rooms into benchmarks/results/rooms5 (40 minutes); goes on where it was stopped"
 	@echo "make compare-long  the methods that matter most with 40 rounds instead of 15"
 	@echo "make compare-time  what each method makes of half of one-by-one's time (20 minutes)"
@@ -258,6 +259,9 @@ bench-export: $(VENV)/.stamp $(ORT_TRAINING)/.stamp
 
 bench-footprint: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.footprint
+
+bench-security: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.security
 
 bench-split: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.split
