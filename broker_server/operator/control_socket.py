@@ -25,6 +25,7 @@ CONNECTIONS = 32
 STALL_S = 10.0
 IDLE_S = 600.0
 _ENDING_S = 2.0
+_POLL_S = 0.005
 _ADDRESS_BYTES = 100
 """The longest path that every system takes as a socket's address."""
 _SECRET = 0o600
@@ -65,10 +66,10 @@ class ControlSocket:
 
     def close(self) -> None:
         """Listen no more, once answers have left or a moment has passed."""
-        if self._server is None:
+        server, self._server = self._server, None
+        if server is None:
             return
-        self._server = None
-        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
+        asyncio.run_coroutine_threadsafe(self._end(server), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         (self._folder / NAME).unlink(missing_ok=True)
@@ -133,10 +134,15 @@ class ControlSocket:
         writer.write(answer)
         await asyncio.wait_for(writer.drain(), self._stall_s)
 
-    async def _end(self) -> None:
+    async def _end(self, server: asyncio.Server) -> None:
+        # What asyncio has accepted just before its server is closed, it leaves open: so it accepts nothing more first.
+        for listener in server.sockets:
+            self._loop.remove_reader(listener.fileno())
         until_s = self._loop.time() + _ENDING_S
         while self._busy and self._loop.time() < until_s:  # noqa: ASYNC110 - the end of a life
-            await asyncio.sleep(0.01)
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+            await asyncio.sleep(_POLL_S)
+        while len(asyncio.all_tasks()) > 1 and self._loop.time() < until_s + _ENDING_S:
+            for task in list(self._connections):
+                task.cancel()
+            await asyncio.sleep(_POLL_S)
+        server.close()

@@ -31,6 +31,7 @@ PAUSED = "paused"
 """The journal's fact: not empty while no round may begin."""
 PUBLISH_S = 1.0
 """The time between two states that metrics are read from."""
+ENROLLED_S = 2.0
 READ_RESULTS = 20_000
 """The most results of earlier processes that are read at the start, those of the newest rounds."""
 
@@ -63,6 +64,7 @@ class Desk:
         self._watch = watch or RefusalWatch()
         self._metrics = metrics
         self._published_s = float("-inf")
+        self._known: tuple[float, Mapping[str, Enrolled]] | None = None
         self._affinities: tuple[tuple[int, int], shown.AffinityView] | None = None
         self._at = at
         dispatcher.coordinator.is_paused = bool(dispatcher.journal.fact(PAUSED))
@@ -87,7 +89,7 @@ class Desk:
         most = shown.MAX_ROWS if self._metrics.has_devices else 1
         self._metrics.publish(
             view.status(facts, self.history, now_s=now_s, at_s=self._at()),
-            view.fleet(facts, self.history, enrolled(self._enrolments), most=most),
+            view.fleet(facts, self.history, self._enrolled(), most=most),
         )
 
     def answer(self, request: shown.Request) -> shown.Answer:
@@ -100,7 +102,7 @@ class Desk:
                 self.facts(),
                 self.history,
                 self._dispatcher.journal,
-                self._enrolments,
+                self._enrolled,
                 now_s=self._dispatcher.clock(),
                 at_s=self._at(),
             )
@@ -126,6 +128,13 @@ class Desk:
             refused=self._refused(),
             refusal_of=self._watch.refusals.of,
         )
+
+    def _enrolled(self) -> Mapping[str, Enrolled]:
+        """Return who is enrolled, as the folder had it within the last ENROLLED_S: a fleet's files are many."""
+        now_s = self._dispatcher.clock()
+        if self._known is None or now_s - self._known[0] >= ENROLLED_S:
+            self._known = now_s, read_enrolled(self._enrolments)
+        return self._known[1]
 
     def _act(self, request: shown.Act) -> shown.Answer:
         if self.loop is not None and self.loop.finished is not None and request.act != "stop":
@@ -202,7 +211,7 @@ def asked(
     facts: ServerFacts,
     history: History,
     journal: FederationJournal,
-    enrolments: Enrolments,
+    enrolled: Callable[[], Mapping[str, Enrolled]],
     *,
     now_s: float,
     at_s: float,
@@ -212,14 +221,14 @@ def asked(
         case shown.AskStatus():
             return view.status(facts, history, now_s=now_s, at_s=at_s)
         case shown.AskFleet(after=after, most=most):
-            return view.fleet(facts, history, enrolled(enrolments), after=after, most=most)
+            return view.fleet(facts, history, enrolled(), after=after, most=most)
         case shown.AskRounds(after=number, most=most):
             return view.rounds(history, after=number, most=most)
         case shown.AskEvents(after=number, most=most):
             return view.events(journal.notes_after(number, most))
 
 
-def enrolled(enrolments: Enrolments) -> dict[str, Enrolled]:
+def read_enrolled(enrolments: Enrolments) -> dict[str, Enrolled]:
     """Return what is known of the devices that were ever enrolled."""
     found = {name: enrolments.find(name) for name in enrolments.names()}
     return {

@@ -8,6 +8,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -18,7 +19,7 @@ from broker_server.operator.client import ControlClient, ServerNotRunning
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.server import settings_command
 from broker_server.server.config import SETTINGS, ServerConfig
-from broker_server.server.desk import asked, facts_of_journal, read_history
+from broker_server.server.desk import asked, facts_of_journal, read_enrolled, read_history
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.state import JOURNAL, StateBusy, StateFolder
 from devices.cli.run import DONE, interrupt_on_terminate
@@ -223,6 +224,8 @@ def _journal(config: ServerConfig) -> Iterator[Ask]:
 
             def answer(request: shown.Request) -> shown.Answer:
                 assert not isinstance(request, shown.Act | shown.AskAffinity)
-                return asked(request, facts, history, journal, enrolments, now_s=0.0, at_s=time.time())
+                return asked(
+                    request, facts, history, journal, partial(read_enrolled, enrolments), now_s=0.0, at_s=time.time()
+                )
 
             yield answer

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
+pytest.importorskip("starlette")
 
 from broker_server.__main__ import main
 from devices.cli.run import DONE, FAILED, UNAVAILABLE
