@@ -1,7 +1,8 @@
 """The broker's rules on who may connect and use a topic.
 
-A device's client id and user name must both be its token's subject. A server's token is good for any client id that
-is its subject, or begins with it and a slash, so that a monitor need not take over the server's own session.
+A device's client id, if it gives one, and its user name must both be its token's subject. A server's token is good for
+any client id that is its subject, or begins with it and a slash, so that a monitor need not take over the server's own
+session.
 
 Where tokens are renewed, a device whose token has expired, or is still the one of its enrolment although its key is
 known, gets a limited connection: it may say what it signs and hear commands, so that it can prove its key and be given
@@ -101,7 +102,7 @@ class TokenAuthorizer:
     def _checked(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
         renews = self._life_s is not None
         claims = tokens.check(self._key, password, federation=self._federation, even_expired=renews)
-        is_own = client_id == claims.sub or (claims.role == "server" and client_id.startswith(f"{claims.sub}/"))
+        is_own = client_id in {"", claims.sub} or (claims.role == "server" and client_id.startswith(f"{claims.sub}/"))
         if username != claims.sub or not is_own:
             raise TokenRefused(f"the token of {claims.sub!r} is used by another name: both names must be its own")
         left_s = claims.exp - self._now()

@@ -33,6 +33,7 @@ _LAST_PORT = 65535
 _POLITE_S = 5.0  # how long a closed connection may take to read its last packet
 _TURN_PACKETS = 256  # after this many of one client's packets the others have their turn
 _JOIN_BYTES = 16 << 10  # up to this size header and payload are written as one
+_BACKLOG = 1024  # connections that the system holds until they are accepted
 _OWN_FILES = 256  # what the server itself opens at most: blobs, its journal, processes
 _ENDING_S = 0.01
 _PAUSE_S = 0.1  # before the next connection is accepted, where the system has no room for one
@@ -45,17 +46,19 @@ class BrokerNotStarted(RuntimeError):
 class _Accepted:
     """A socket that was accepted, from before its handshake until it is closed."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
+    def __init__(self, sock: socket.socket, address: str) -> None:
+        self.sock = sock
+        self.address = address
+        self.has_begun = False
+        """Whether it has an owner, who closes it."""
 
     def end(self) -> None:
-        """End the connection, whatever state it is in: its owner notices and closes the socket."""
+        """End the connection, whatever state it is in: its owner, if it has one, notices and closes the socket."""
+        if not self.has_begun:
+            self.sock.close()
+            return
         with contextlib.suppress(OSError):
-            self._sock.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Close a socket that nobody owns yet."""
-        self._sock.close()
+            self.sock.shutdown(socket.SHUT_RDWR)
 
 
 class _Socket(asyncio.Protocol):
@@ -68,8 +71,10 @@ class _Socket(asyncio.Protocol):
         sockets: set["_Socket"],
         accepted: _Accepted,
         admission: Admission[_Accepted],
+        admit: Callable[[], None],
     ) -> None:
         self._hub = hub
+        self._admit = admit
         self._accepted = accepted
         self._admission = admission
         self._loop = loop
@@ -103,6 +108,7 @@ class _Socket(asyncio.Protocol):
         self._sockets.discard(self)
         self._admission.closed(self._accepted)
         self._hub.on_lost(self._client, self._loop.time())
+        self._admit()
 
     def pause_writing(self) -> None:
         self._hub.on_writable(self._client, False)
@@ -152,7 +158,8 @@ class _Socket(asyncio.Protocol):
                     break
                 self._hub.on_packet(self._client, packet, self._loop.time())
                 if self._client.is_live:
-                    self._admission.authenticated(self._accepted)
+                    if self._admission.authenticated(self._accepted):
+                        self._admit()
                     self._decoder.max_packet_bytes = self._hub.limits.packet_bytes
             else:
                 is_behind = True
@@ -202,6 +209,7 @@ class EmbeddedBroker:
             sockets=self._room,
             pending=given.pending,
             pending_of_address=given.pending_of_address,
+            patience_s=given.patience_s,
         )
         self._sockets: set[_Socket] = set()
         self._links_stopped: list[Callable[[], None]] = []
@@ -268,38 +276,45 @@ class EmbeddedBroker:
                     self.stats.refused["accept"] += 1
                     await asyncio.sleep(_PAUSE_S)
                     continue
-                accepted = _Accepted(sock)
-                for other in self._admission.open(accepted, str(address[0])):
+                for other in self._admission.open(_Accepted(sock, str(address[0])), str(address[0])):
                     self.stats.closed["sockets-full"] += 1
-                    if other is accepted:
-                        sock.close()
-                    else:
-                        other.end()
-                if sock.fileno() >= 0:
-                    task = loop.create_task(self._connect(accepted, sock, str(address[0])))
-                    self._handshakes.add(task)
-                    task.add_done_callback(self._handshakes.discard)
+                    other.end()
+                self._admit()
 
-    async def _connect(self, accepted: _Accepted, sock: socket.socket, address: str) -> None:
+    def _admit(self) -> None:
+        """Let those begin whose turn it is, after those were closed that are silent while others wait."""
+        loop = asyncio.get_running_loop()
+        for silent in self._admission.overdue(loop.time()):
+            self.stats.closed["pending-full"] += 1
+            silent.end()
+        while self._loop is not None and (accepted := self._admission.next(loop.time())) is not None:
+            accepted.has_begun = True
+            task = loop.create_task(self._connect(accepted))
+            self._handshakes.add(task)
+            task.add_done_callback(self._handshakes.discard)
+
+    async def _connect(self, accepted: _Accepted) -> None:
         """Make a connection of an accepted socket, after its handshake."""
         loop = asyncio.get_running_loop()
         try:
             await loop.connect_accepted_socket(
-                lambda: _Socket(self._hub, loop, self._sockets, accepted, self._admission),
-                sock,
+                lambda: _Socket(self._hub, loop, self._sockets, accepted, self._admission, self._admit),
+                accepted.sock,
                 ssl=self._tls,
                 ssl_handshake_timeout=self._hub.limits.connect_timeout_s if self._tls else None,
             )
         except OSError as exc:  # TLS errors are such, and timeouts
             self.stats.closed["handshake"] += 1
             if fault := handshake_fault(exc):
-                self._on_handshake_failed(address, fault)
+                self._on_handshake_failed(accepted.address, fault)
             self._admission.closed(accepted)
-            accepted.close()
+            accepted.sock.close()
+            self._admit()
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.call_later(_TICK_S, self._tick, loop)
         self._hub.tick(loop.time())
+        self._admit()
 
     async def _shut_down(self, linger_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -355,7 +370,7 @@ def _listen(host: str, port: int, search: int) -> socket.socket:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-            listener.listen(128)
+            listener.listen(_BACKLOG)
         except OSError as exc:
             with contextlib.closing(listener):
                 if exc.errno != errno.EADDRINUSE:

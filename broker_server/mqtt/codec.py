@@ -4,8 +4,8 @@ Rules
 - A length is checked against its cap before anything of that length is kept: `max_packet_bytes` for PUBLISH,
   MAX_CONTROL_BYTES for all others. A decoder never holds more than was pushed into it.
 - What is not exactly a packet is PacketMalformed, whose `reason` is one of a few fixed words, fit for counting.
-- QoS 2 is not spoken: PUBREC, PUBREL and PUBCOMP are malformed here. A SUBSCRIBE that asks for QoS 2 is understood
-  (it is granted less), and so is a PUBLISH at QoS 2 (the session refuses it).
+- QoS 2 is spoken on the way to the broker alone: a SUBSCRIBE that asks for it is granted less, so clients have no use
+  for PUBREC and PUBCOMP.
 """
 
 # coverage: every branch
@@ -22,7 +22,10 @@ from broker_server.mqtt.packets import (
     Pingreq,
     Pingresp,
     Puback,
+    Pubcomp,
     Publish,
+    Pubrec,
+    Pubrel,
     Suback,
     Subscribe,
     Unsuback,
@@ -50,7 +53,7 @@ class ProtocolUnsupported(PacketMalformed):
 
 # Fixed headers, byte 1 (section 2.2). PUBLISH has its flags in the low half; all others have exactly these.
 _PUBLISH = 0x30
-_CONNECT, _CONNACK, _PUBACK = 0x10, 0x20, 0x40
+_CONNECT, _CONNACK, _PUBACK, _PUBREC, _PUBREL, _PUBCOMP = 0x10, 0x20, 0x40, 0x50, 0x62, 0x70
 _SUBSCRIBE, _SUBACK, _UNSUBSCRIBE, _UNSUBACK = 0x82, 0x90, 0xA2, 0xB0
 _PINGREQ, _PINGRESP, _DISCONNECT = 0xC0, 0xD0, 0xE0
 _SUBACK_CODES = frozenset({0, 1, 2, 0x80})
@@ -109,7 +112,7 @@ class Decoder:
         if not buffer:
             return None
         if buffer[0] & 0xF0 != _PUBLISH and buffer[0] not in _DECODERS:
-            raise PacketMalformed("type", f"first byte 0x{buffer[0]:02x} begins no packet of MQTT 3.1.1 up to QoS 1")
+            raise PacketMalformed("type", f"first byte 0x{buffer[0]:02x} begins no packet of MQTT 3.1.1")
         length = 0
         for at in range(1, 5):
             if at >= len(buffer):
@@ -258,6 +261,9 @@ _DECODERS: dict[int, Callable[[_Reader], Packet]] = {
     _CONNECT: _decode_connect,
     _CONNACK: _decode_connack,
     _PUBACK: lambda body: Puback(body.packet_id()),
+    _PUBREC: lambda body: Pubrec(body.packet_id()),
+    _PUBREL: lambda body: Pubrel(body.packet_id()),
+    _PUBCOMP: lambda body: Pubcomp(body.packet_id()),
     _SUBSCRIBE: _decode_subscribe,
     _SUBACK: _decode_suback,
     _UNSUBSCRIBE: _decode_unsubscribe,
@@ -268,7 +274,7 @@ _DECODERS: dict[int, Callable[[_Reader], Packet]] = {
 }
 
 
-def _encode_control(packet: Packet) -> tuple[int, bytes]:  # noqa: C901, PLR0911 - one line for each kind of packet
+def _encode_control(packet: Packet) -> tuple[int, bytes]:  # noqa: C901, PLR0911, PLR0912 - one line for each kind of packet
     match packet:
         case Connect():
             return _CONNECT, _connect_body(packet)
@@ -276,6 +282,12 @@ def _encode_control(packet: Packet) -> tuple[int, bytes]:  # noqa: C901, PLR0911
             return _CONNACK, bytes((session_present, code))
         case Puback(packet_id):
             return _PUBACK, _id(packet_id)
+        case Pubrec(packet_id):
+            return _PUBREC, _id(packet_id)
+        case Pubrel(packet_id):
+            return _PUBREL, _id(packet_id)
+        case Pubcomp(packet_id):
+            return _PUBCOMP, _id(packet_id)
         case Subscribe(packet_id, pairs):
             return _SUBSCRIBE, _id(packet_id) + b"".join(_text(name) + bytes((qos,)) for name, qos in pairs)
         case Suback(packet_id, codes):

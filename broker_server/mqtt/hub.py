@@ -6,15 +6,19 @@ Decisions that MQTT 3.1.1 leaves to a broker
 - A PUBLISH that is not allowed is acknowledged, counted and not routed, and the connection is closed: acknowledged,
   because a client would send it again after every reconnect.
 - A SUBSCRIBE that is not allowed gets 0x80 for that filter and the connection stays.
-- QoS 2 is granted as 1 to subscribers, sent as 1 in a will, and breaks the protocol in a PUBLISH.
-- A subscriber whose outbox is full gets no QoS 0; publishers at QoS 1 to it are held back (their sockets are not
-  read) until it has drained to half, or has held others back for `stall_s`: then it is cut off and its queue dropped.
-- What comes for a client that is away is kept for its session up to `queue_bytes`, QoS 1 only, and dropped beyond.
+- QoS 2 is granted as 1 to subscribers and sent as 1 in a will; a PUBLISH at QoS 2 is routed once, as QoS 1.
+- What is acknowledged is not dropped. A PUBLISH at QoS 1 or 2 is taken when every subscriber that is here has room;
+  until then it is not acknowledged, and its publisher held back (the socket is not read). A subscriber that has held
+  others back for `stall_s` is cut off, and its session ends: its next connection says that there is none.
+- What comes for a client that is away is kept for its session up to `queue_bytes`, QoS 1 only; one that would get more
+  has lost its session, as it will be told. A subscriber whose outbox is full gets no QoS 0.
+- An empty client id is the bearer's own name, where the session is clean.
 """
 
 # coverage: every branch
 
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from broker_server.mqtt.auth import Authorizer, Principal
@@ -29,7 +33,10 @@ from broker_server.mqtt.packets import (
     Pingreq,
     Pingresp,
     Puback,
+    Pubcomp,
     Publish,
+    Pubrec,
+    Pubrel,
     Suback,
     Subscribe,
     Unsuback,
@@ -73,6 +80,9 @@ class Client:
         self.peer = peer
         self.connection = connection
         self.session: ClientSession | None = None
+        self.pending: Publish | None = None
+        """A message that waits for room, and is not acknowledged yet."""
+        self.retry = _nothing  # publishes it again
 
     @property
     def is_live(self) -> bool:
@@ -85,7 +95,10 @@ class Client:
         return self.connection.phase is ConnectionPhase.CLOSED
 
     def hold(self, is_held: bool) -> None:
-        """Stop reading from the socket, or go on."""
+        """Stop reading from the socket, or go on, unless the message that waited for room still finds none."""
+        if not is_held and self.pending is not None:
+            self.retry()
+            is_held = self.pending is not None
         self.peer.hold(is_held)
 
 
@@ -102,6 +115,7 @@ class Hub:
         self._router: Router[Subscriber] = Router()
         self._retained = Retained(cap=limits.retained, cap_bytes=limits.retained_bytes)
         self._flow: Flow[Client | LocalParty, Subscriber] = Flow()
+        self._now_s = 0.0
 
     def on_opened(self, peer: Peer, now_s: float) -> Client:
         """Take in an accepted socket. Over the cap, the oldest unauthenticated connection is closed for it."""
@@ -114,6 +128,7 @@ class Hub:
 
     def on_packet(self, client: Client, packet: Packet, now_s: float) -> None:
         """Act on a packet from a client."""
+        self._now_s = now_s
         try:
             client.connection.receive(packet, now_s)
         except ProtocolViolated as exc:
@@ -129,6 +144,9 @@ class Hub:
                 self._subscribe(client, packet)
             case Unsubscribe():
                 self._unsubscribe(client, packet)
+            case Pubrel(packet_id):
+                _session(client).received.discard(packet_id)
+                client.peer.send(encode(Pubcomp(packet_id)))
             case Puback(packet_id):
                 session = _session(client)
                 session.acknowledge(packet_id)
@@ -161,6 +179,7 @@ class Hub:
 
     def tick(self, now_s: float) -> None:
         """Do what has become due: call it every second or so."""
+        self._now_s = now_s
         for client in [*self._pending, *self._clients.values()]:
             if reason := client.connection.overdue(now_s, is_held=self._flow.is_held(client)):
                 self._end(client, reason, now_s)
@@ -168,8 +187,10 @@ class Hub:
                 self._end(client, "revoked", now_s)
         for subscriber in self._flow.stalled(now_s, self.limits.stall_s):
             if isinstance(subscriber, ClientSession):  # the server's own link may take its time
+                client = self._clients[subscriber.client_id]
                 self.stats.dropped["slow"] += subscriber.outbox.clear()
-                self._end(self._clients[subscriber.client_id], "slow", now_s)
+                subscriber.is_clean = True  # what was for it is lost, and so is the session
+                self._end(client, "slow", now_s)
         for session in list(self._sessions.values()):
             away_since_s = session.away_since_s
             if away_since_s is not None and now_s - away_since_s >= self.limits.session_expiry_s:
@@ -185,17 +206,26 @@ class Hub:
         """Return whether every connected client has acknowledged all messages that were queued for it."""
         return not any(client.session and len(client.session.outbox) for client in self._clients.values())
 
-    def publish(self, message: QueuedMessage, publisher: Client | LocalParty | None, now_s: float) -> None:
-        """Route a message, and keep it if it is to be retained. `publisher` may be held back for it."""
+    def publish(self, message: QueuedMessage, publisher: Client | LocalParty | None, now_s: float) -> bool:
+        """Route a message, and keep it if it is to be retained; or hold its publisher back where there is no room.
+
+        Return whether it was routed; if not, it is to be published again when the publisher is no longer held. Without
+        a publisher it always is.
+        """
+        subscribers = self._router.subscribers(message.topic)
+        if message.qos and publisher is not None:
+            full = [each for each, qos in subscribers.items() if qos and each.is_full_for(message.source)]
+            for each in full:
+                self._flow.block(publisher, each, now_s)
+            if full:
+                return False
         if message.retain:
             if not self._retained.put(message):
                 self.stats.dropped["retained-full"] += 1
             message = replace(message, retain=False)
-        for subscriber, qos in self._router.subscribers(message.topic).items():
-            copy = message if qos >= message.qos else replace(message, qos=qos)
-            self._offer(subscriber, copy)
-            if copy.qos and publisher is not None and subscriber.is_full_for(copy.source):
-                self._flow.block(publisher, subscriber, now_s)
+        for subscriber, qos in subscribers.items():
+            self._offer(subscriber, message if qos >= message.qos else replace(message, qos=qos))
+        return True
 
     def subscribe(self, subscriber: Subscriber, topic_filter: str, qos: int) -> None:
         """Add a subscription, and deliver the retained messages that match it."""
@@ -219,8 +249,11 @@ class Hub:
         self._flow.drop(party)
 
     def _offer(self, subscriber: Subscriber, message: QueuedMessage) -> None:
-        if not subscriber.offer(message):
-            self.stats.dropped[f"qos-{message.qos}"] += 1
+        if subscriber.offer(message):
+            return
+        self.stats.dropped[f"qos-{message.qos}"] += 1
+        if message.qos and isinstance(subscriber, ClientSession) and subscriber.is_away:
+            self._drop_session(subscriber)
 
     def _connect(self, client: Client, connect: Connect, now_s: float) -> None:
         admitted = self._admitted(connect)
@@ -230,27 +263,29 @@ class Hub:
             client.peer.send(encode(Connack(False, code)))
             self._end(client, "refused", now_s, is_polite=True)
             return
-        if earlier := self._clients.get(connect.client_id):
+        client_id = _client_id(connect, admitted)
+        if earlier := self._clients.get(client_id):
             self._end(earlier, "taken-over", now_s)
-        session = self._sessions.get(connect.client_id)
+        session = self._sessions.get(client_id)
         if session is not None and (connect.clean_session or session.is_clean):
             self._drop_session(session)
             session = None
         is_present = session is not None
         if session is None:
-            session = ClientSession(connect.client_id, is_clean=connect.clean_session, limits=self.limits)
+            session = ClientSession(client_id, is_clean=connect.clean_session, limits=self.limits)
             self._make_room_for_session()
-            self._sessions[connect.client_id] = session
+            self._sessions[client_id] = session
         del self._pending[client]
-        self._clients[connect.client_id] = client
+        self._clients[client_id] = client
         client.session = session
+        client.retry = partial(self._retry, client)
         client.connection.admit(connect, admitted, now_s)
         client.peer.send(encode(Connack(is_present, ACCEPTED)))
         session.attach(client.peer)
 
     def _admitted(self, connect: Connect) -> Principal | tuple[int, str]:
         """Return the client's principal, or the CONNACK code and the reason for refusing. Changes nothing."""
-        if not connect.client_id:
+        if not connect.client_id and not connect.clean_session:
             return BAD_CLIENT_ID, "client-id"
         try:
             principal = self._authorizer.authenticate(connect.client_id, connect.username, connect.password)
@@ -258,21 +293,35 @@ class Hub:
             return NOT_AUTHORIZED, "token"
         if connect.will is not None and not self._authorizer.may_publish(principal, connect.will.topic):
             return NOT_AUTHORIZED, "will"
-        if connect.client_id not in self._clients and len(self._clients) >= self.limits.clients:
+        if _client_id(connect, principal) not in self._clients and len(self._clients) >= self.limits.clients:
             return UNAVAILABLE, "clients-full"
         return principal
 
     def _publish(self, client: Client, packet: Publish, now_s: float) -> None:
-        is_allowed = self._authorizer.may_publish(_principal(client), packet.topic)
-        if packet.qos:
-            client.peer.send(encode(Puback(packet.packet_id)))
-        if not is_allowed:
+        session = _session(client)
+        if not self._authorizer.may_publish(_principal(client), packet.topic):
+            _acknowledge(client, packet)
             self.stats.refused["publish"] += 1
             self._end(client, "denied", now_s, is_polite=True)
             return
+        if packet.qos == 2 and packet.packet_id in session.received:
+            _acknowledge(client, packet)
+            return
+        qos = min(packet.qos, 1)
+        message = QueuedMessage(packet.topic, packet.payload, qos, packet.retain, session.client_id)
+        if not self.publish(message, client, now_s):
+            client.pending = packet
+            return
         self.stats.messages_in += 1
-        message = QueuedMessage(packet.topic, packet.payload, packet.qos, packet.retain, _session(client).client_id)
-        self.publish(message, client, now_s)
+        if packet.qos == 2:
+            session.received.add(packet.packet_id)
+        _acknowledge(client, packet)
+
+    def _retry(self, client: Client) -> None:
+        """Publish a message again that waited for room."""
+        packet, client.pending = client.pending, None
+        assert packet is not None
+        self._publish(client, packet, self._now_s)
 
     def _subscribe(self, client: Client, packet: Subscribe) -> None:
         principal, session = _principal(client), _session(client)
@@ -332,6 +381,19 @@ class Hub:
     def _relieve_if_drained(self, session: ClientSession) -> None:
         if self._flow.is_awaited(session) and session.outbox.is_relieved:
             self._flow.relieve(session)
+
+
+def _nothing() -> None:
+    """Do nothing."""
+
+
+def _acknowledge(client: Client, packet: Publish) -> None:
+    if packet.qos:
+        client.peer.send(encode(Puback(packet.packet_id) if packet.qos == 1 else Pubrec(packet.packet_id)))
+
+
+def _client_id(connect: Connect, principal: Principal) -> str:
+    return connect.client_id or principal.name
 
 
 def _session(client: Client) -> ClientSession:

@@ -11,9 +11,10 @@ class Limits:
 
     packet_bytes: int = MAX_PACKET_BYTES
     clients: int = 1024
-    pending: int = 64  # connections that have not been authenticated; one more throws out the oldest
+    pending: int = 64  # connections that have begun and not been authenticated; others wait for their turn
     pending_of_address: int = 32  # of these, from one address
-    connect_timeout_s: float = 10.0
+    patience_s: float = 3.0  # how long one of these may be silent while others wait
+    connect_timeout_s: float = 10.0  # and where nobody waits
     sessions: int = 4096  # with those of clients that are away
     session_expiry_s: float = 86_400.0  # how long a client may be away and find its session again
     subscriptions: int = 256  # of one client

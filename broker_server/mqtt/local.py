@@ -70,10 +70,13 @@ class _Party:
             with self.changed:
                 if not self.outbox:
                     return
-                message = self.outbox.popleft()
+                message = self.outbox[0]
+            if not self.hub.publish(message, self, self.loop.time()):
+                return
+            with self.changed:
+                self.outbox.popleft()
                 self.outbox_bytes -= message.cost_bytes
                 self.bytes_passed += packet_bytes(message.topic, message.payload)
-            self.hub.publish(message, self, self.loop.time())
 
     def on_stopped(self) -> None:
         """Tell the link's owner that the broker has stopped."""

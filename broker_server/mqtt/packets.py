@@ -58,6 +58,27 @@ class Puback:
 
 
 @dataclass(frozen=True, slots=True)
+class Pubrec:
+    """The broker has a QoS 2 message, and knows its id until PUBREL."""
+
+    packet_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pubrel:
+    """The client knows that the broker has its QoS 2 message, and will not send it again."""
+
+    packet_id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Pubcomp:
+    """The end of a QoS 2 message's way: its id is free again."""
+
+    packet_id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Subscribe:
     """Filters with the QoS asked for each."""
 
@@ -104,5 +125,19 @@ class Disconnect:
 
 
 Packet = (
-    Connect | Connack | Publish | Puback | Subscribe | Suback | Unsubscribe | Unsuback | Pingreq | Pingresp | Disconnect
+    Connect
+    | Connack
+    | Publish
+    | Puback
+    | Pubrec
+    | Pubrel
+    | Pubcomp
+    | Subscribe
+    | Suback
+    | Unsubscribe
+    | Unsuback
+    | Pingreq
+    | Pingresp
+    | Disconnect
 )
+"""Every packet."""

@@ -20,6 +20,7 @@ from broker_server.mqtt.packets import (
     Pingreq,
     Puback,
     Publish,
+    Pubrel,
     Subscribe,
     Unsubscribe,
     Will,
@@ -44,7 +45,7 @@ class ConnectionPhase(Enum):
 
 _ALLOWED: dict[ConnectionPhase, frozenset[type[Packet]]] = {
     ConnectionPhase.FRESH: frozenset({Connect}),
-    ConnectionPhase.LIVE: frozenset({Publish, Puback, Subscribe, Unsubscribe, Pingreq, Disconnect}),
+    ConnectionPhase.LIVE: frozenset({Publish, Puback, Pubrel, Subscribe, Unsubscribe, Pingreq, Disconnect}),
     ConnectionPhase.CLOSED: frozenset(),
 }
 
@@ -64,8 +65,6 @@ class Connection:
         """Check that a packet may come now, and note that the client lives. Raises ProtocolViolated."""
         if type(packet) not in _ALLOWED[self.phase]:
             raise ProtocolViolated("order", f"{type(packet).__name__} may not come while {self.phase.name}")
-        if isinstance(packet, Publish) and packet.qos == 2:
-            raise ProtocolViolated("qos-2", "this broker takes messages at QoS 0 and 1")
         if isinstance(packet, Disconnect):
             self._will = None
         if self.phase is ConnectionPhase.LIVE:
@@ -126,6 +125,8 @@ class ClientSession:
         self.is_clean = is_clean
         self.outbox = Outbox(cap_bytes=limits.queue_bytes, window=limits.window)
         self.away_since_s: float | None = None
+        self.received: set[int] = set()
+        """The ids of QoS 2 messages that have come and may come again."""
         self._peer: Peer | None = None
         self._is_writable = False
 

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Meta
 
 from broker_server.aggregation.rules import Aggregation
+from broker_server.mqtt.limits import Limits
 from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.federation import Terms
 from broker_server.rounds.rules import Rules
@@ -81,6 +82,20 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             description="life of a device's token and of its connection; the server gives it another, for its key",
         ),
     ] = 43_200.0
+    clients: Annotated[
+        int, Meta(ge=1, le=100_000, description="devices and other clients that may be connected at once")
+    ] = Limits().clients
+    queue_bytes: Annotated[
+        int,
+        Meta(
+            ge=4 << 20,
+            le=1 << 30,
+            description="what may wait for one client, in memory; whoever sends it more is held back",
+        ),
+    ] = Limits().queue_bytes
+    stall_s: Annotated[
+        float, Meta(gt=0, le=86_400, description="how long a client that does not read may hold others back")
+    ] = Limits().stall_s
     chunk_bytes: Annotated[
         int,
         Meta(
@@ -95,6 +110,12 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     ] = False
     certificate: Annotated[Path | None, Meta(description="certificate (PEM) in place of the server's own")] = None
     key: Annotated[Path | None, Meta(description="the certificate's key (PEM)")] = None
+
+    @property
+    def limits(self) -> Limits:
+        """What a client can make the broker bear."""
+        sessions = max(Limits().sessions, 2 * self.clients)
+        return Limits(clients=self.clients, sessions=sessions, queue_bytes=self.queue_bytes, stall_s=self.stall_s)
 
     @property
     def is_tls(self) -> bool:

@@ -324,6 +324,7 @@ def _embedded(
             say(f"WARNING: {fault}")
     broker = EmbeddedBroker(
         authorizer,
+        limits=config.broker.limits,
         on_handshake_failed=watch.add,
         certificate_file=config.broker.certificate if own is None else own.certificate,
         key_file=config.broker.key if own is None else own.key,

@@ -45,6 +45,8 @@ _OVERHEAD_BYTES = 512
 """A message's memory beyond its topic and payload, roughly: it also bounds the number of small ones."""
 
 
+ANSWER_S = 30.0
+"""So long may a broker take to begin with a connection: after its restart all devices come at once."""
 CUTS = 3
 """So many connections in a row end on a message that is too large; a bad line rarely does that."""
 SMALL_BYTES = 16 * 1024
@@ -274,6 +276,7 @@ class MqttLink:
             client.will_set(will[0], will[1], qos=1, retain=True)
         client.max_inflight_messages_set(self._window)
         client.reconnect_delay_set(1, retry_max_s)
+        client.connect_timeout = ANSWER_S
         client.on_socket_open = self._on_socket_open
         client.on_connect = self._on_connect
         client.on_connect_fail = self._on_connect_fail

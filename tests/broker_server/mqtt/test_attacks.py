@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from broker_server.mqtt.limits import Limits
 from edge_runtime.wire.link import Delivery
 
 FILES = sorted((Path(__file__).parents[2] / "attacks" / "mqtt").glob("*.bin"))
@@ -12,7 +13,7 @@ PATIENCE_S = 30.0
 
 @pytest.fixture
 def served(make_site):
-    site = make_site()
+    site = make_site(limits=Limits(patience_s=0.5))
     server, victim = site.local(*site.topics.from_devices()), site.device("victim")
     victim.subscribe(site.topics.command("victim"))
     return site, server, victim

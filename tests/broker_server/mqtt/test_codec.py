@@ -10,7 +10,10 @@ from broker_server.mqtt.packets import (
     Pingreq,
     Pingresp,
     Puback,
+    Pubcomp,
     Publish,
+    Pubrec,
+    Pubrel,
     Suback,
     Subscribe,
     Unsuback,
@@ -57,6 +60,9 @@ PACKETS = st.one_of(
     connects(),
     st.builds(Connack, st.booleans(), st.integers(0, 255)),
     st.builds(Puback, IDS),
+    st.builds(Pubrec, IDS),
+    st.builds(Pubrel, IDS),
+    st.builds(Pubcomp, IDS),
     st.builds(Subscribe, IDS, st.lists(st.tuples(FILTERS, st.integers(0, 2)), min_size=1).map(tuple)),
     st.builds(Suback, IDS, st.lists(st.sampled_from([0, 1, 2, 0x80]), min_size=1).map(tuple)),
     st.builds(Unsubscribe, IDS, st.lists(FILTERS, min_size=1).map(tuple)),
@@ -72,6 +78,7 @@ ONE_OF_EACH = [
     Publish(topic="a/b", payload=b"hello", qos=1, packet_id=7, dup=True, retain=True),
     Publish(topic="a/b", payload=b""),
     Puback(1),
+    Pubrel(1),
     Subscribe(2, (("a/#", 1), ("b", 0))),
     Suback(2, (1, 0x80)),
     Unsubscribe(3, ("a/#", "b")),
@@ -171,7 +178,9 @@ def test_decoder_refuses_bytes_left_over_and_flags(packet):
     [
         (b"\x00\x00", "type"),
         (b"\xf0\x00", "type"),
-        (b"\x50\x02\x00\x01", "type"),  # PUBREC
+        (b"\x51\x02\x00\x01", "type"),  # PUBREC with flags
+        (b"\x60\x02\x00\x01", "type"),  # PUBREL without its flag
+        (b"\x62\x02\x00\x00", "packet-id"),
         (b"\x30\xff\xff\xff\xff\x01", "length"),
         (b"\x36\x03\x00\x01a", "flags"),  # QoS 3
         (b"\x38\x03\x00\x01a", "flags"),  # DUP at QoS 0

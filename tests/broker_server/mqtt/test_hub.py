@@ -11,7 +11,10 @@ from broker_server.mqtt.packets import (
     Pingreq,
     Pingresp,
     Puback,
+    Pubcomp,
     Publish,
+    Pubrec,
+    Pubrel,
     Suback,
     Subscribe,
     Unsuback,
@@ -116,7 +119,7 @@ def test_retained_message_over_the_caps_is_passed_on_and_counted(make_stage):
     [
         ({"password": b"bad"}, 5, "token"),
         ({"password": None}, 5, "token"),
-        ({"client_id": "", "password": b"good"}, 2, "client-id"),
+        ({"client_id": "", "password": b"good", "clean_session": False}, 2, "client-id"),
         ({"password": b"good", "will": Will("secret/x", b"", 0, False)}, 5, "will"),
     ],
 )
@@ -323,7 +326,9 @@ def test_subscriber_that_never_drains_is_cut_off_and_its_queue_dropped(make_stag
     assert not stage.peers[sender].is_held
     assert stage.stats.closed == {"slow": 1}
     assert stage.stats.dropped["slow"] > 0
-    assert stage.hub._sessions["slow"].outbox.held_bytes == 0
+    again = stage.open()
+    stage.send(again, Connect(client_id="slow", password=b"good", username="slow", clean_session=False))
+    assert stage.got(again)[0] == Connack(False, 0)  # it is told that what was for it is lost
 
 
 def test_subscriber_that_vanishes_or_a_publisher_that_does_leaves_nobody_held(make_stage):
@@ -370,13 +375,84 @@ def test_local_party_publishes_subscribes_and_is_held_back_like_any_other(make_s
     assert stage.peers[sender].is_held
     stage.tick(60.0)  # the server's own link is never cut off
     assert stage.peers[sender].is_held
+    assert party.got == []
+    assert stage.got(sender) == []  # what was not taken is not acknowledged
+    stage.hub.on_drained(party)
+    assert stage.peers[sender].is_held  # it was full again at once
+    party.is_full = False
     stage.hub.on_drained(party)
     assert not stage.peers[sender].is_held
+    assert stage.got(sender) == [Puback(9)]
     stage.hub.unsubscribe(party, "up")
     stage.hub.subscribe(party, "up", 1)
     stage.hub.drop(party)
     stage.send(sender, publish("up"))
     assert [m.topic for m in party.got] == ["up"]
+
+
+def test_what_is_acknowledged_is_never_dropped(make_stage):
+    """Many publishers to one that reads slowly: each of their messages is acknowledged once it has been taken."""
+    stage = make_stage(queue_bytes=5_000, window=3)
+    slow = stage.connect("slow")
+    senders = [stage.connect(f"s{number}") for number in range(40)]
+    subscribe(stage, slow, "t")
+    for number, sender in enumerate(senders):
+        stage.send(sender, publish(payload=bytes([number]) * 1000))
+    acknowledged = [sender for sender in senders if stage.got(sender) == [Puback(9)]]
+    assert 0 < len(acknowledged) < 10
+    assert stage.hub._sessions["slow"].outbox.held_bytes < 7_000
+    got = []
+    while packets := stage.got(slow):
+        got += [packet.payload[0] for packet in packets]
+        for packet in packets:
+            stage.send(slow, Puback(packet.packet_id))
+    assert sorted(got) == list(range(40))
+    assert [sender for sender in senders if stage.got(sender) == [Puback(9)]] == senders[len(acknowledged) :]
+    assert stage.stats.dropped == {}
+
+
+def test_client_that_is_away_and_would_get_too_much_loses_its_session_and_is_told(make_stage):
+    stage = make_stage(queue_bytes=5_000)
+    away, sender = stage.connect("away", clean_session=False), stage.connect("sender")
+    subscribe(stage, away, "t")
+    stage.hub.on_lost(away, 1.0)
+    for _ in range(10):
+        stage.send(sender, publish(payload=bytes(1000)))
+    assert not stage.peers[sender].is_held
+    again = stage.open()
+    stage.send(again, Connect(client_id="away", password=b"good", username="away", clean_session=False))
+    assert stage.got(again) == [Connack(False, 0)]
+
+
+def test_message_at_qos_2_is_routed_once_however_often_it_comes(stage):
+    sender, other = stage.connect("sender", clean_session=False), stage.connect("other")
+    subscribe(stage, other, "t", qos=2)
+    stage.send(sender, publish(qos=2))
+    stage.send(sender, publish(qos=2))
+    assert stage.got(sender) == [Pubrec(9), Pubrec(9)]
+    stage.hub.on_lost(sender, 1.0)
+    sender = stage.connect("sender", clean_session=False)
+    stage.send(sender, publish(qos=2))  # the id outlives the connection, as the session does
+    stage.send(sender, Pubrel(9))
+    stage.send(sender, Pubrel(9))
+    assert stage.got(sender) == [Pubrec(9), Pubcomp(9), Pubcomp(9)]
+    assert [packet.qos for packet in stage.got(other)] == [1]
+    stage.send(sender, publish(qos=2))  # another message with the same id
+    assert payloads(stage.got(other)) == [b"x"]
+
+
+def test_message_at_qos_2_that_is_not_allowed_is_acknowledged_and_ends_the_connection(stage):
+    client = stage.connect("a")
+    stage.send(client, publish("secret/x", qos=2))
+    assert stage.got(client) == [Pubrec(9)]
+    assert client.is_closed
+
+
+def test_client_without_an_id_is_called_by_its_bearer_s_name(stage):
+    client = stage.open()
+    stage.send(client, Connect(client_id="", username="a", password=b"good"))
+    assert stage.got(client) == [Connack(False, 0)]
+    assert list(stage.hub._clients) == [""]  # the name that this stage's authorizer gives
 
 
 def test_client_that_does_not_read_its_answers_is_cut_off(stage):
