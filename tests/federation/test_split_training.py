@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,12 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 from edge_runtime.wire import bundle_folder
+from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire import split_learning as exchange
 from edge_runtime.wire.fragments import Assembler, to_fragments
 from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import Hello, Plan, Status, decode_server, encode
+from edge_runtime.wire.reconstruction import ALLOWED_PSNR_DB, Reconstruction
 from edge_runtime.wire.tensors import unpack
 from edge_runtime.wire.topics import Topics
 
@@ -54,7 +57,8 @@ def bundle(tmp_path_factory):
         "--out",
         str(folder / "bundle"),
     ]
-    subprocess.run([*command, "--stages", "2"], check=True)
+    done = subprocess.run([*command, "--stages", "2"], check=True, capture_output=True, text=True)
+    assert "inputs were made again from the stem's embeddings, PSNR in dB: fp32 " in done.stderr
     return folder / "bundle"
 
 
@@ -63,6 +67,21 @@ def course(site, bundle, names, *flags, **settings):
     server = site.serve(*flags, strategy="all_in_one", min_devices=len(names), **settings)
     devices = [site.device(name, count) for name, count in zip(names, (10, 7, 5, 9), strict=False)]
     return site.ends(server, *devices)
+
+
+def test_stem_from_which_images_come_back_must_be_allowed_by_name_on_both_ends(site, bundle):
+    manifest = bundle_folder.read_folder(bundle)
+    assert manifest.reconstruction.fp32 < ALLOWED_PSNR_DB  # its stem keeps a sixth of the numbers
+    site.bundle = shutil.copytree(bundle, site.root / "wide")
+    measured = Reconstruction(fp32=60.0, fp16=60.0, int8=40.0)
+    changed = msgspec.structs.replace(manifest, reconstruction=measured)
+    (site.bundle / bundle_folder.MANIFEST).write_bytes(manifests.encode(changed))
+    server = site.serve("--no-split-learning-allow-reconstruction", strategy="fedbone")
+    assert server.wait() == 2
+    assert "20 dB are the most" in server.said
+    server = site.serve(strategy="fedbone", min_devices=1, quorum=1)
+    device = site.device("attic", allow_reconstruction=False)
+    site.until(device, "this device sends no such embeddings (allow_reconstruction in agent.toml)")
 
 
 EXPERIMENT = """
