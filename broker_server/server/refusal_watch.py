@@ -15,7 +15,7 @@ _LOG = logging.getLogger("broker_server")
 COUNTED = {
     "refused": {
         "client-id": ("clients", "they gave no client id"),
-        "clients-full": ("devices", "the broker has as many clients as it takes"),
+        "clients-full": ("devices", "there are as many as broker.clients allows"),
         "publish": ("clients", "they published to topics that are not their own"),
         "subscribe": ("subscriptions", "they are to topics that are not the client's own"),
         "subscriptions-full": ("subscriptions", "the client has as many as it may"),

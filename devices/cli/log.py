@@ -57,6 +57,11 @@ class JsonFormatter(logging.Formatter):
         return msgspec.json.encode(found).decode()
 
 
+def is_json() -> bool:
+    """Return whether this process says all that it says as JSON."""
+    return any(isinstance(each.formatter, JsonFormatter) for each in logging.getLogger().handlers)
+
+
 def log_to_stderr(settings: LogSettings, form: str) -> None:
     """Log to standard error from now on, unless the process logs elsewhere already. `form` is of lines for people.
 

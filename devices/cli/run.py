@@ -6,6 +6,7 @@ file of settings has wrong is a UsageError everywhere.
 
 # coverage: every branch
 
+import logging
 import signal
 import sys
 import threading
@@ -14,8 +15,10 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from devices.cli.log import is_json
 from devices.cli.text import MAX_SHOWN, printable
 
+_LOG = logging.getLogger("cli")
 DONE = 0
 NOT_CONFIRMED = 1
 """Nothing was written, because that was not confirmed."""
@@ -57,13 +60,19 @@ def run(
     except tuple(known) as exc:
         return fail(next(known[kind] for kind in type(exc).__mro__ if kind in known), sentence(exc))
     except KeyboardInterrupt:
-        print(stopped, file=sys.stderr)
+        if is_json():
+            _LOG.info("%s", stopped)
+        else:
+            print(stopped, file=sys.stderr)
         return STOPPED
 
 
 def fail(code: int, problem: str) -> int:
-    """Print the sentence on standard error and return the code."""
-    print(f"error: {printable(problem, MAX_SHOWN)}", file=sys.stderr)
+    """Print the sentence on standard error, as JSON where the process logs so, and return the code."""
+    if is_json():
+        _LOG.error("%s", problem, extra={"fields": {"exit_code": code}})
+    else:
+        print(f"error: {printable(problem, MAX_SHOWN)}", file=sys.stderr)
     return code
 
 

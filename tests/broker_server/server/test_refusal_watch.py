@@ -42,12 +42,12 @@ def test_watch_tells_what_the_broker_refuses_on_its_own():
     stats.closed["disconnect"] += 50
     watch.tell(1.0)
     assert said == [
-        "refused devices: the broker has as many clients as it takes",
+        "refused devices: there are as many as broker.clients allows",
         "refused connections: too many at once have not said who they are",
     ]
     stats.refused["clients-full"] += 30
     watch.tell(62.0)
-    assert said[2:] == ["refused devices: the broker has as many clients as it takes (30 times more in 1 min)"]
+    assert said[2:] == ["refused devices: there are as many as broker.clients allows (30 times more in 1 min)"]
 
 
 def test_watch_knows_counters_that_the_broker_has():

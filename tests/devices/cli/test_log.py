@@ -1,10 +1,12 @@
 import io
 import json
 import logging
+import sys
 
 import pytest
 
 from devices.cli.log import HumanFormatter, JsonFormatter, LogSettings, log_to_stderr
+from devices.cli.run import STOPPED, run
 from devices.cli.text import MAX_SHOWN, printable
 
 ESCAPES = "\x1b]0;owned\x07\x1b[2J\x1b[1;31mX\x1b[0m\nmallory has joined: 99 online\n"
@@ -61,6 +63,13 @@ def test_log_in_json_has_an_object_for_each_record(logged):
     assert all(line.isprintable() for line in third["traceback"])
 
 
+def raising(exc):
+    def command():
+        raise exc
+
+    return command
+
+
 @pytest.fixture
 def root():
     """The root logger, whose handlers (pytest has some during a test) and level are as they were afterwards."""
@@ -81,6 +90,17 @@ def test_log_settings_hold_once_they_are_known(root):
     assert root.handlers == [handler]
     assert isinstance(handler.formatter, JsonFormatter)
     assert root.level == logging.DEBUG
+
+
+def test_command_ends_in_json_where_it_logs_so(root, capsys):
+    root.handlers = []
+    log_to_stderr(LogSettings(format="json"), "%(message)s")
+    root.handlers[0].setStream(sys.stderr)
+    assert run(raising(OSError("no way")), {OSError: 4}) == 4
+    assert run(raising(KeyboardInterrupt()), stopped="stopped; the state is kept") == STOPPED
+    first, second = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["level"], first["text"], first["exit_code"]) == ("error", "no way", 4)
+    assert (second["level"], second["text"]) == ("info", "stopped; the state is kept")
 
 
 def test_log_goes_on_where_a_process_logs_elsewhere_already(root):
