@@ -163,7 +163,11 @@ def serve(
             audit.add("noted", why=text)
             dispatcher.note(text)
 
-        link.note = note
+        def refuse(who: str, why: str) -> None:
+            audit.add("refused", device=who, why=why)
+            watch.add(who, why)
+
+        link.note, link.refuse = note, refuse
         audit.add("started")
         stack.callback(audit.add, "stopped")
         is_here = config.bundle is not None or _is_bundle(config.bundle_path)

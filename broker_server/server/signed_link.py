@@ -66,6 +66,8 @@ class SignedServerLink(PassingLink):
         self.refused: Tally[str] = Tally()
         """Numbers of events that were not passed on, by reason."""
         self.note: Callable[[str], None] = _LOG.warning
+        self.refuse: Callable[[str, str], None] = lambda who, why: _LOG.warning("refused %s: %s", who, why)
+        """Hears of each event that is not passed on: whose it was or said to be, and why. Set it as `note`."""
         self._topics = topics
         self._key = key
         self._enrolments = enrolments
@@ -120,7 +122,7 @@ class SignedServerLink(PassingLink):
             self._refuse(
                 device,
                 "event that came before",
-                f"a message of {device} is older than what came before: it was repeated, or {device} is two cards",
+                "a message is older than what came before: it was repeated, or the device is two cards",
             )
             return None
         self._hear(device, found, event, heard)
@@ -130,8 +132,8 @@ class SignedServerLink(PassingLink):
     def _believed(self, event: Delivery, device: str, kind: str) -> Event | None:
         """Return a device's message if it is to be believed, an event out of its envelope."""
         found = self._enrolments.find(device)
-        if found is None:  # said of all such together: their names are whatever somebody makes up
-            self._refuse("", "device that is not enrolled", f"{device} is not enrolled here: it is not heard")
+        if found is None:
+            self._refuse(device, "device that is not enrolled", "it is not enrolled here")
             return None
         if found.revoked:
             return self._refuse_revoked(device)
@@ -140,13 +142,13 @@ class SignedServerLink(PassingLink):
         try:
             body = self._opened(device, found, event.payload)
         except WireError as exc:
-            self._refuse(device, "event that is not signed", f"{device} is not heard: {exc}")
+            self._refuse(device, "event that is not signed", str(exc))
             return None
         return None if body is None else Delivery(event.topic, body)
 
     def _refuse_revoked(self, device: str) -> Event | None:
         """Refuse a message of a device that was revoked; the first one says that it is gone."""
-        self._refuse(device, "device that is revoked", f"{device} is revoked: it is not heard")
+        self._refuse(device, "device that is revoked", f"it was revoked: `enrol {device}` lets it in again")
         if self._heard.pop(device, None) is None:
             return None
         return Delivery(self._topics.status(device), encode(Status(state="offline")))
@@ -222,7 +224,7 @@ class SignedServerLink(PassingLink):
 
     def _refuse(self, device: str, kind: str, why: str) -> None:
         self.refused[kind] += 1
-        self._say(device, kind, why)
+        self.refuse(device, why)
 
     def _say(self, device: str, kind: str, why: str) -> None:
         """Say it the 1st, 8th, 64th … time: a flood of them fills no log."""
