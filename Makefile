@@ -33,7 +33,7 @@ PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-page test-processors test-cluster test-long \
 	test-torch test-random-models fuzz coverage-operators \
-	apt apt-emulation demo bench bench-device bench-export bench-footprint bench-split bench-reconstruction bench-link bench-security compare compare-long compare-time \
+	apt apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-security compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
 help:
@@ -61,6 +61,7 @@ help:
 	@echo "make bench        measurements against peers into benchmarks/results/"
 	@echo "make bench-device measurements of the device runtime into benchmarks/results/ and docs/device.md"
 	@echo "make bench-export  steps of whole networks against PyTorch and onnxruntime-training (10 minutes)"
+	@echo "make bench-examples  the worked examples against PyTorch, into docs/measurements.md (10 minutes)"
 	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
 	@echo "make bench-split  split training against training on the device into docs/split_learning.md"
 	@echo "make bench-reconstruction  what comes back of images in split learning, and what keeping it back costs (15 minutes)"
@@ -256,6 +257,9 @@ bench-device: $(VENV)/.stamp
 
 bench-export: $(VENV)/.stamp $(ORT_TRAINING)/.stamp
 	$(VENV)/bin/python -m benchmarks.export
+
+bench-examples: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.examples
 
 bench-footprint: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.footprint

@@ -157,24 +157,24 @@ def tables(result: dict[str, Any], settings: Extent) -> str:
     for name in MODELS:
         found = result["models"][name]
         for side in (side for side in PLANS if side in found):
-            row = [found["model"], side, _text(found[side]["step_ms"], ".0f"), _text(found[side]["peak_rss_mb"], ".0f")]
+            row = [found["model"], side, text(found[side]["step_ms"], ".0f"), text(found[side]["peak_rss_mb"], ".0f")]
             for _, other, key in ratio:
                 against = found[side].get(f"to {other}")
                 row.append("" if against is None else f"{against[key]['median']:.2f}×")
             lines.append(f"| {' | '.join(row)} |")
     nine = result[TASKS]
-    peaks = {name: _text(values, ".0f") for name, values in nine["peak_rss_mb"].items()}
+    peaks = {name: text(values, ".0f") for name, values in nine["peak_rss_mb"].items()}
     plans = "; ".join(f"{side}: {plan}" for side, plan in PLANS.items())
     others = (
         f"Peak memory of the Xception with nine heads {peaks['nine']} MB, with one {peaks['one']} MB: "
-        f"{_text(nine['nine_to_one'], '.2f')}×. Exporting it with nine heads, checked against PyTorch, takes "
+        f"{text(nine['nine_to_one'], '.2f')}×. Exporting it with nine heads, checked against PyTorch, takes "
         f"{nine['export']['wall_s']:.0f} s ({nine['export']['cpu_s']:.0f} s of processor time)."
     )
     lines += ["", f"Plans: {plans}.", "", others]
     return "\n".join(lines)
 
 
-def _text(figure: dict[str, Any], form: str) -> str:
+def text(figure: dict[str, Any], form: str) -> str:
     return f"{figure['median']:{form}} ({figure['min']:{form}}–{figure['max']:{form}})"
 
 

@@ -1,4 +1,4 @@
-"""The other side of the device benchmark: plain PyTorch training the same model on the same batches.
+"""The other side of the benchmarks: plain PyTorch training the same model on the same batches.
 
 Prints JSON: train_loss by task, step_ms_median, peak_rss_bytes.
 """
@@ -15,6 +15,8 @@ import torch
 from edge_runtime.datasets.dataset import Dataset, convert
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.training.schedule import batches, learning_rate, order
+from edge_runtime.wire.manifest import input_of
+from export.model import tensors
 from export.model_file import build_model
 
 
@@ -46,9 +48,10 @@ def main() -> None:
             started = time.perf_counter()
             inputs, labels = split.batch(chosen, model.tasks)
             optimizer.zero_grad()
-            z = model.encode({"x": torch.from_numpy(inputs["image"])})
-            if z.requires_grad:
-                z.register_hook(lambda gradient: gradient * share)
+            z = model.encode({name: torch.from_numpy(inputs[input_of(name)]) for name in model.inputs})
+            for value in tensors(z):
+                if value.requires_grad:
+                    value.register_hook(lambda gradient: gradient * share)  # type: ignore[no-untyped-call]
             total = torch.zeros(())
             for task in model.tasks:
                 target = torch.from_numpy(convert(labels[task], wanted[task], split.factors.get(task)))  # type: ignore[arg-type]
