@@ -10,7 +10,7 @@ Rules
 - A lost connection is made again with growing pauses, without end. Only a refusal by the broker ends the link: the
   event is Disconnected(refused=True) and nothing is tried again.
 - A broker that takes no message of some size cuts the connection on it, and would on each new one. A message on which
-  CUTS connections in a row have ended is dropped, with all that are as large, and the event says how large it was.
+  CUTS connections in a row have ended is dropped, with all beyond half of it, and the event says how large it was.
 """
 
 import datetime as dt
@@ -321,12 +321,13 @@ class MqttLink:
         self._client.disconnect()
         self._client.loop_stop()
         with self._pumping:
+            most_bytes = max(SMALL_BYTES, size_bytes // 2)
             waiting = [*self._flying.values(), *self._outbox]
             self._flying.clear()
             self._acknowledged.clear()
-            self._outbox = deque(message for message in waiting if len(message[1]) < size_bytes)
+            self._outbox = deque(message for message in waiting if len(message[1]) <= most_bytes)
             for message in waiting:
-                if len(message[1]) >= size_bytes:
+                if len(message[1]) > most_bytes:
                     self._forget(message)
             self._cut_on, self._cuts = None, 0
         if not self._closed.is_set():
@@ -336,10 +337,10 @@ class MqttLink:
     def _too_large_bytes(self) -> int | None:
         """Return the size of the message on which connections end again and again, if there is one."""
         flying = list(self._flying.values())  # at once, for another thread publishes
-        if not flying or len(flying[0][1]) <= SMALL_BYTES:
+        oldest = next((message for message in flying if len(message[1]) > SMALL_BYTES), None)
+        if oldest is None:
             self._cut_on, self._cuts = None, 0
             return None
-        oldest = flying[0]
         self._cuts = self._cuts + 1 if oldest is self._cut_on else 1
         self._cut_on = oldest
         return len(oldest[1]) if self._cuts >= CUTS else None

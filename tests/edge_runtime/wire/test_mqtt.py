@@ -292,6 +292,7 @@ def test_link_whose_outbox_is_full_raises_and_accepts_more_later(broker, make_li
 def test_message_on_which_connections_end_again_and_again_is_dropped_and_named(broker, make_link):
     link = make_link(broker.url)
     link.publish("big", bytes(200_000))
+    link.publish("half", bytes(150_000))
     link.publish("after", b"small")
     reasons = []
     for _ in range(CUTS):
