@@ -41,12 +41,12 @@ from devices.cli.settings import (
 )
 from edge_runtime.wire.augmentation import augmentation
 from edge_runtime.wire.blob import MESSAGE_BYTES
+from edge_runtime.wire.broker_url import is_loopback
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.encoder_pipe import Provider
 from edge_runtime.wire.errors import AugmentationImpossible
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import SplitLearning, Training
-from edge_runtime.wire.mqtt import is_loopback
 from edge_runtime.wire.names import FederationName, TaskName
 from edge_runtime.wire.reconstruction import fault as reconstruction_fault
 from edge_runtime.wire.training import COMMON, TrainingSettings

@@ -17,9 +17,9 @@ from broker_server.server.state import has_own_certificate, read_url
 from devices.cli.settings import Tree, build, settings_of
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.wire import tokens
+from edge_runtime.wire.broker_url import BrokerUrl, is_loopback
 from edge_runtime.wire.errors import TokenRefused
 from edge_runtime.wire.files import write_atomic
-from edge_runtime.wire.mqtt import BrokerUrl, is_loopback
 from edge_runtime.wire.names import is_device_id
 from edge_runtime.wire.signing import public_hex
 

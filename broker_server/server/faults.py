@@ -14,8 +14,8 @@ from broker_server.server.operator_command import ActRefused
 from broker_server.server.state import StateBusy, StateMissing
 from broker_server.server.state_check import BackupImpossible
 from devices.cli.run import BAD_INPUT, FAILED, UNAVAILABLE, USAGE
+from edge_runtime.wire.broker_url import LinkInvalid
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
-from edge_runtime.wire.mqtt import LinkInvalid
 
 FAULTS: dict[type[Exception], int] = {
     EnrolmentRefused: USAGE,

@@ -15,8 +15,8 @@ from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.refusal_watch import RefusalWatch
 from devices.cli.settings import ConfigInvalid
+from edge_runtime.wire.broker_url import is_loopback
 from edge_runtime.wire.link import Link
-from edge_runtime.wire.mqtt import is_loopback
 
 
 class OperatorAccess:

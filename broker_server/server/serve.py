@@ -42,12 +42,13 @@ from broker_server.server.token_renewal import TokenRenewal
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire import bundle_folder, tokens
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.broker_url import BrokerUrl, is_loopback
 from edge_runtime.wire.connection_fault import Ends
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.link import Connected, Link
-from edge_runtime.wire.mqtt import BrokerUrl, MqttLink, is_loopback
+from edge_runtime.wire.mqtt import MqttLink
 from edge_runtime.wire.topics import Topics
 
 _LOG = logging.getLogger("broker_server")

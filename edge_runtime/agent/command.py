@@ -25,11 +25,12 @@ from edge_runtime.agent.watchdog import heartbeat
 from edge_runtime.agent.work import Worker, WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
+from edge_runtime.wire.broker_url import BrokerUrl, LinkInvalid, is_loopback
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.envelope import Scope
 from edge_runtime.wire.link import Link
 from edge_runtime.wire.messages import Status, encode
-from edge_runtime.wire.mqtt import BrokerUrl, LinkInvalid, MqttLink, is_loopback
+from edge_runtime.wire.mqtt import MqttLink
 from edge_runtime.wire.topics import PROTOCOL, Topics
 
 LOG_FORM = "%(asctime)s %(levelname)s %(message)s"

@@ -14,7 +14,6 @@ Rules
 """
 
 import datetime as dt
-import ipaddress
 import logging
 import queue
 import socket
@@ -28,19 +27,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import cast
-from urllib.parse import urlsplit
 
 from paho.mqtt import client as paho
 from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from edge_runtime.wire.broker_url import BrokerUrl, tls_context
 from edge_runtime.wire.connection_fault import OF_A_SERVER, Ends, connection_fault, cut_short
-from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Event, LinkFull, packet_bytes
 
 _LOG = logging.getLogger(__name__)
-_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _OVERHEAD_BYTES = 512
 """A message's memory beyond its topic and payload, roughly: it also bounds the number of small ones."""
 
@@ -51,43 +48,6 @@ CUTS = 3
 """So many connections in a row end on a message that is too large; a bad line rarely does that."""
 SMALL_BYTES = 16 * 1024
 """No message up to this size is taken to be too large."""
-
-
-class LinkInvalid(WireError):
-    """A broker's URL or the certificate file for it cannot be used."""
-
-
-def is_loopback(host: str) -> bool:
-    """Return whether a host is this machine, as it calls itself: what is sent there is on no network."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
-@dataclass(frozen=True)
-class BrokerUrl:
-    """The address of a broker."""
-
-    host: str
-    port: int
-    tls: bool
-
-    @classmethod
-    def parse(cls, url: str) -> "BrokerUrl":
-        """Parse `mqtt://host[:port]` or `mqtts://host[:port]`. Raises LinkInvalid."""
-        example = "write mqtt://host:1883 or mqtts://host:8883"
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError as exc:
-            raise LinkInvalid(f"broker URL has a bad host or port: {example}") from exc
-        if parts.username is not None or parts.password is not None:
-            # The URL is not repeated in the message, because it holds a secret.
-            raise LinkInvalid(f"a broker URL carries no user and no password: {example}")
-        if parts.scheme not in _PORTS or not host or port == 0 or parts.path not in {"", "/"} or parts.query:
-            raise LinkInvalid(f"{url[:200]!r} is not a broker URL: {example}")
-        return cls(host, port or _PORTS[parts.scheme], parts.scheme == "mqtts")
 
 
 @dataclass
@@ -168,7 +128,7 @@ class MqttLink:
             will=will,
             keepalive_s=keepalive_s,
             clean_session=clean_session,
-            tls=_tls_context(ca_file, ca_pem) if where.tls else None,
+            tls=tls_context(ca_file, ca_pem) if where.tls else None,
             retry_max_s=retry_max_s,
         )
         self._client = self._make()
@@ -446,12 +406,3 @@ class MqttLink:
 
 def _cost_bytes(topic: str, payload: bytes) -> int:
     return len(topic) + len(payload) + _OVERHEAD_BYTES
-
-
-def _tls_context(ca_file: Path | None, ca_pem: str | None) -> ssl.SSLContext:
-    try:
-        context = ssl.create_default_context(cafile=ca_file, cadata=ca_pem)
-    except (OSError, ValueError) as exc:  # TLS errors are OSErrors
-        raise LinkInvalid(f"{ca_file or 'ca'} has no PEM certificates: {exc}") from exc
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    return context

@@ -8,8 +8,9 @@ import time
 
 import pytest
 
+from edge_runtime.wire.broker_url import BrokerUrl, LinkInvalid
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, LinkFull, packet_bytes
-from edge_runtime.wire.mqtt import CUTS, BrokerUrl, LinkInvalid, MqttLink
+from edge_runtime.wire.mqtt import CUTS, MqttLink
 
 pytestmark = pytest.mark.process
 
