@@ -140,10 +140,12 @@ def test_a_device_that_announces_or_connects_again_is_probed(uploads, heard):
 
 def test_another_update_takes_the_place_of_the_one_on_its_way(uploads):
     uploads.begin("x", BLOB, 0.0)
+    uploads.on_run("x", BLOB.digest, 0, part(ChunkRun(0, 3)), 0.5)
     small = describe(b"other" * 300, chunk_bytes=1024)
     assert asked(uploads.begin("x", small, 1.0)[1]) == [ChunkRun(0, 2)]
     assert uploads.on_run("x", BLOB.digest, 0, part(ALL), 2.0) == (False, [])
     assert uploads.counts == {"chunk not asked for": 1}
+    assert list(uploads._folders.of("x").digests()) == []  # what had come of the first is gone
 
 
 def test_uploads_go_on_after_a_restart(uploads, tmp_path):

@@ -73,9 +73,11 @@ def test_what_arrives_proves_that_what_was_asked_for_before_is_lost():
 
 
 def test_what_another_process_asked_for_is_not_asked_for_again():
-    fetch = fetch_of(blob_of(20))
+    fetch = fetch_of(blob_of(20), blob_of(2, "b"))
     fetch.requests(0.0)
     assert not fetch.on_run("a" * 64, ChunkRun(10, 2), 0.5)
+    assert not fetch.on_run("b" * 64, ChunkRun(0, 2), 0.5)
+    assert not fetch.lacks("b" * 64)
     fetch.on_run("a" * 64, ChunkRun(0, 4), 1.0)
     fetch.on_run("a" * 64, ChunkRun(4, 4), 1.0)
     asked = [index for _, first, count in runs(fetch.requests(1.0)) for index in range(first, first + count)]
