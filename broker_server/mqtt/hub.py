@@ -307,6 +307,10 @@ class Hub:
         if packet.qos == 2 and packet.packet_id in session.received:
             _acknowledge(client, packet)
             return
+        if packet.qos == 2 and len(session.received) >= self.limits.unreleased:
+            self.stats.malformed["unreleased"] += 1
+            self._end(client, "malformed", now_s)
+            return
         qos = min(packet.qos, 1)
         message = QueuedMessage(packet.topic, packet.payload, qos, packet.retain, session.client_id)
         if not self.publish(message, client, now_s):

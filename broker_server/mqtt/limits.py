@@ -19,6 +19,7 @@ class Limits:
     session_expiry_s: float = 86_400.0  # how long a client may be away and find its session again
     subscriptions: int = 256  # of one client
     window: int = 20  # QoS 1 messages on their way to one client
+    unreleased: int = 1000  # QoS 2 messages of one client that it has not released
     queue_bytes: int = 8 << 20  # for one client: from here on QoS 0 is dropped and QoS 1 publishers are held back
     write_bytes: int = 1 << 20  # in the socket's own buffer, before the queue
     stall_s: float = 30.0  # how long one slow client may hold back others

@@ -64,9 +64,11 @@ class Presence:
 
     def on_hello(self, device: str, hello: Hello, now_s: float) -> None:
         """Take a device's Hello: it may be asked to work."""
-        self.on_status(device, online=True, now_s=now_s)
+        is_back = self.on_heard(device, now_s)
         known = self._known(device)
-        known.ready, known.hello, known.progress = True, hello, None
+        if is_back or known.hello != hello:
+            known.progress = None
+        known.ready, known.hello = True, hello
 
     def tick(self, now_s: float) -> list[str]:
         """Return the devices that may be asked from now on, though they said no Hello; note those that are silent."""

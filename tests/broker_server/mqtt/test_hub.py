@@ -441,6 +441,16 @@ def test_message_at_qos_2_is_routed_once_however_often_it_comes(stage):
     assert payloads(stage.got(other)) == [b"x"]
 
 
+def test_client_that_releases_no_message_at_qos_2_is_cut_off(make_stage):
+    stage = make_stage(unreleased=3)
+    sender = stage.connect("sender")
+    for packet_id in range(1, 5):
+        stage.send(sender, Publish(topic="t", payload=b"x", qos=2, packet_id=packet_id))
+    assert stage.got(sender) == [Pubrec(1), Pubrec(2), Pubrec(3)]
+    assert sender.is_closed
+    assert stage.stats.malformed == {"unreleased": 1}
+
+
 def test_message_at_qos_2_that_is_not_allowed_is_acknowledged_and_ends_the_connection(stage):
     client = stage.connect("a")
     stage.send(client, publish("secret/x", qos=2))

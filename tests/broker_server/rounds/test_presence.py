@@ -2,6 +2,7 @@ import pytest
 import samples
 
 from broker_server.rounds.presence import PATIENCE_S, SILENT_S, Presence
+from edge_runtime.wire.messages import Progress
 
 
 @pytest.fixture
@@ -30,6 +31,16 @@ def test_a_device_may_be_asked_after_its_hello_or_after_a_while(presence):
     assert presence.tick(1.0 + PATIENCE_S) == ["known"]
     assert presence.tick(1.0 + PATIENCE_S) == []
     assert presence.ready == ["known", "x"]
+
+
+def test_a_device_that_says_again_that_it_is_there_goes_on_with_its_work(presence):
+    progress = Progress(round=1, stage="train", done=1, total=2)
+    presence.on_hello("x", samples.hello(), 1.0)
+    presence.devices["x"].progress = progress
+    presence.on_hello("x", samples.hello(), 2.0)
+    assert presence.devices["x"].progress == progress
+    presence.on_hello("x", samples.hello(software="other"), 3.0)
+    assert presence.devices["x"].progress is None
 
 
 def test_a_device_is_away_when_its_broker_says_so(presence):
