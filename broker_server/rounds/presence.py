@@ -1,8 +1,8 @@
 """Who is there, as far as the server knows, without I/O or clock.
 
 Rules
-- Whatever a device sends says that it is there. Its Hello says that it may be asked to work; without one it may be
-  asked after PATIENCE_S, for an earlier process may have had its Hello.
+- Whatever a device sends says that it is there. Its Hello says that it may be asked to work. If an earlier process had
+  its Hello, it may be asked after PATIENCE_S without another; who never said one, for it takes a signature, never is.
 - It is away when its broker says so, or when it was silent for SILENT_S: devices repeat their Hello every few minutes.
   No broker need keep anything: the server calls the roll when it connects.
 """
@@ -24,7 +24,7 @@ class DeviceState:
 
     online: bool = False
     ready: bool = False
-    """True if it may be asked to work: since its Hello, or PATIENCE_S after it came online without one."""
+    """True if it may be asked to work: since its Hello, or PATIENCE_S after it came online with a former one."""
     changed_s: float = 0.0
     """When it came online, or was found to be away."""
     heard_s: float = 0.0
@@ -71,12 +71,12 @@ class Presence:
         known.ready, known.hello = True, hello
 
     def tick(self, now_s: float) -> list[str]:
-        """Return the devices that may be asked from now on, though they said no Hello; note those that are silent."""
+        """Return the devices that may be asked from now on by a former Hello; note those that are silent."""
         welcome = []
         for name, device in sorted(self.devices.items()):
             if device.online and now_s - device.heard_s >= SILENT_S:
                 self.on_status(name, online=False, now_s=now_s)
-            elif device.online and not device.ready and now_s - device.changed_s >= PATIENCE_S:
+            elif device.online and not device.ready and device.hello and now_s - device.changed_s >= PATIENCE_S:
                 device.ready = True
                 welcome.append(name)
         return welcome

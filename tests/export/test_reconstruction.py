@@ -41,7 +41,6 @@ def test_images_come_back_from_patches_and_not_from_few_numbers_of_them():
     assert noisy[-1] < ALLOWED_PSNR_DB
     narrow = measure_reconstruction(model(lambda: NarrowPatches(4, 8), images()))
     assert max(narrow.fp32, narrow.fp16, narrow.int8) < ALLOWED_PSNR_DB
-    assert narrow == measure_reconstruction(model(lambda: NarrowPatches(4, 8), images()))
 
 
 def test_signals_come_back_from_a_stem_that_is_not_linear():
@@ -58,6 +57,7 @@ def test_signals_come_back_from_a_stem_that_is_not_linear():
     found = measure_reconstruction(model(Both, example))
     assert found.fp32 > 40
     assert found.fp32 <= MAX_PSNR_DB
+    assert found == measure_reconstruction(model(Both, example))
 
 
 class OnceOnly(torch.autograd.Function):

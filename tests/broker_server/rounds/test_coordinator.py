@@ -115,9 +115,10 @@ def test_coordinator_begins_when_enough_are_online():
 
 
 def test_coordinator_begins_with_devices_that_said_hello_while_the_server_was_away():
-    coordinator = Coordinator(Rules(min_devices=2))
+    coordinator = Coordinator(Rules(min_devices=2), dict.fromkeys("xyz", HELLO))
     coordinator.offer(*planned(), 0.0)
     coordinator.on_status("x", online=True, now_s=0.0)
+    coordinator.on_status("stranger", online=True, now_s=0.0)
     coordinator.on_status("y", online=True, now_s=1.0)
     assert coordinator.tick(2.9) == []
     assert coordinator.tick(3.0) == []
@@ -125,6 +126,7 @@ def test_coordinator_begins_with_devices_that_said_hello_while_the_server_was_aw
     coordinator.finish("done")
     coordinator.on_status("z", online=True, now_s=5.0)
     assert coordinator.tick(8.0) == [Send(device="z", message=Finished(detail="done"))]
+    assert coordinator.on_hello("stranger", HELLO, 9.0) == [Send(device="stranger", message=Finished(detail="done"))]
 
 
 def labels_of(*tasks):
@@ -153,7 +155,8 @@ def test_coordinator_waits_to_train_what_nobody_has_labels_of_and_does_not_wait_
     coordinator = Coordinator(Rules(min_devices=1))
     coordinator.offer(*planned(), 0.0)
     coordinator.on_status("x", online=True, now_s=0.0)
-    assert plans(coordinator.tick(10.0)) == ["x"]  # it has not said what it has
+    assert plans(coordinator.tick(10.0)) == []  # it has not said what it has
+    assert plans(coordinator.on_hello("x", labels_of("a"), 11.0)) == ["x"]
 
 
 def test_coordinator_draws_a_seeded_sample():

@@ -43,6 +43,13 @@ def test_a_device_that_says_again_that_it_is_there_goes_on_with_its_work(presenc
     assert presence.devices["x"].progress is None
 
 
+def test_whoever_never_said_hello_is_asked_for_nothing_whatever_it_sends(presence):
+    presence.on_heard("thief", 1.0)
+    presence.on_status("thief", online=True, now_s=2.0)
+    assert presence.tick(1.0 + 10 * PATIENCE_S) == []
+    assert presence.ready == []
+
+
 def test_a_device_is_away_when_its_broker_says_so(presence):
     presence.on_hello("x", samples.hello(), 1.0)
     presence.on_status("x", online=True, now_s=2.0)  # it has said so again, and stays ready
