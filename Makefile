@@ -64,7 +64,7 @@ help:
 	@echo "make bench-examples  the worked examples against PyTorch, into docs/measurements.md (10 minutes)"
 	@echo "make bench-footprint  predicted against measured memory of training into docs/footprint.md"
 	@echo "make bench-split  split training against training on the device into docs/split_learning.md"
-	@echo "make bench-reconstruction  what comes back of images in split learning, and what keeping it back costs (15 minutes)"
+	@echo "make bench-reconstruction  what comes back of images in split learning, and what keeping it back costs (5 minutes)"
 	@echo "make bench-link   a round over slow and bad lines into docs/link.md (half an hour, nearly idle)"
 	@echo "make bench-security  what signatures and TLS cost the demo (3 minutes)"
 	@echo "make compare      methods side by side on rendered rooms into benchmarks/results/rooms5 (40 minutes); goes on where it was stopped"
