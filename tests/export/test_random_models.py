@@ -1,4 +1,4 @@
-"""Models that are drawn, layers, shapes, heads and losses, compile and give PyTorch's numbers.
+"""Models that are drawn, layers, shapes, freezes, heads and losses, compile and give PyTorch's numbers.
 
 Five in each run of the tests; `make test-random-models` draws 500. What fails is shrunk by Hypothesis, and kept here as
 an example.
@@ -27,13 +27,17 @@ BATCH = 4
 
 @dataclass(frozen=True)
 class Drawn:
-    """A model by its names: what a sample is, layers in order, a loss and a hidden layer for each task."""
+    """A model by its names: what a sample is, layers in order, a loss and a hidden layer for each task.
+
+    `freezes` are of the encoder's layers from the first on; those beyond are trained.
+    """
 
     kind: str
     size: int
     layers: tuple[str, ...]
     heads: tuple[tuple[str, str], ...]
     seed: int
+    freezes: tuple[str, ...] = ()
 
 
 class Residual(nn.Module):
@@ -171,6 +175,14 @@ LOSSES = {
 SHAPES = {"image": lambda n: (3, n, n + 1), "sequence": lambda n: (n, 5), "table": lambda n: (n,)}
 
 
+FREEZES = {
+    "trained": lambda layer: layer,
+    "fixed": lambda layer: layer.requires_grad_(False),
+    "evaluated": lambda layer: layer.eval(),
+    "fixed_evaluated": lambda layer: layer.requires_grad_(False).eval(),
+}
+
+
 @st.composite
 def models(draw):
     kind = draw(st.sampled_from(sorted(LAYERS)))
@@ -188,6 +200,7 @@ def models(draw):
             )
         ),
         seed=draw(st.integers(0, 9)),
+        freezes=tuple(draw(st.lists(st.sampled_from(sorted(FREEZES)), max_size=7))),
     )
 
 
@@ -202,6 +215,8 @@ def built(drawn):
         with torch.no_grad():
             z = layers[-1].eval()(z)
     encoder = nn.Sequential(*layers).train()
+    for layer, freeze in zip(layers, drawn.freezes, strict=False):
+        FREEZES[freeze](layer)
     heads, losses, targets = {}, {}, {}
     for i, (loss, form) in enumerate(drawn.heads):
         make, width, target = LOSSES[loss]
