@@ -154,7 +154,11 @@ def _check_batch(model: MultiTaskModel) -> None:
             with naming(f"head.{task} fails on the representation, of shape {shapes}"):
                 prediction = model.heads[task](z)
             if not isinstance(prediction, Tensor) or prediction.dtype != torch.float32:
-                raise ModelInvalid(f"head.{task} must return one float32 tensor{_instead(prediction)}")
+                several = isinstance(prediction, tuple | list | dict)
+                advice = ": join them by torch.cat, and take them apart in the loss; or make each a task"
+                raise ModelInvalid(
+                    f"head.{task} must return one float32 tensor{_instead(prediction)}{advice if several else ''}"
+                )
             _check_samples(f"the prediction of {task}", prediction, x, "its first dimension is the batch")
             _check_shape(f"the prediction of {task}", prediction)
             with naming(
@@ -218,6 +222,11 @@ def _checked_inputs(model: MultiTaskModel) -> Tensor:
     """Check the example's inputs; return one of them."""
     given = model.example_input
     if not isinstance(given, Mapping):
+        if isinstance(given, tuple | list):
+            raise ModelInvalid(
+                f"example_input is a {_type(given)}: give one batch, or several by the names that a data set has for "
+                'them, as {"image": …, "place": …}'
+            )
         needed = "a float32 batch (B, …) is needed"
         if isinstance(given, Tensor) and not given.is_floating_point():
             needed += ', or integers with a name, as example_input={"tokens": …}'

@@ -24,6 +24,8 @@ from export.decompositions.noise import DRAWN
 from export.errors import ExportError, ModelInvalid, described
 from export.functions import Rewritten
 
+ALIKE = "treat samples alike: sums, means and the largest over the batch, or orders and medians along other dimensions"
+"""What a model is to do instead of what one graph cannot express for all batch sizes."""
 SIZES = (3, 5)
 """The two batch sizes: coprime, so that a multiple of one is no multiple of the other."""
 
@@ -162,7 +164,7 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
     except ExportError:
         raise
     except Exception as exc:  # the module's own, torch's, or one of a decomposition
-        raise _untraceable(path[-1].replace("/", ".") or "the model", exc) from exc
+        raise _untraceable(_dotted(path[-1]) or "the model", exc) from exc
     finally:
         for hook in hooks:
             hook.remove()
@@ -181,6 +183,11 @@ def without_fast_paths() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
+def _dotted(module: str) -> str:
+    """Return a module's path as users know it: in a root of modules, a part's name has no dot."""
+    return module.replace("/", ".")
+
+
 def _untraceable(where: str, exc: Exception) -> ModelInvalid:
     if isinstance(exc, DataDependentOutputException | DynamicOutputShapeException):
         return ModelInvalid(
@@ -197,7 +204,8 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
     ours, others = list(first.graph.nodes), list(second.graph.nodes)
     if [n.target for n in ours if n.op == "call_function"] != [n.target for n in others if n.op == "call_function"]:
         raise ModelInvalid(
-            "the model runs other operators for another batch size: its control flow must not depend on it"
+            "the model runs other operators for another batch size: its control flow must not depend on it, as a loop "
+            f"over samples does; {ALIKE}"
         )
     inputs: list[TraceStep] = []
     steps: list[TraceStep] = []
@@ -212,9 +220,10 @@ def _merge(first: fx.GraphModule, second: fx.GraphModule, draw: int) -> Trace:
         if node.op == "get_attr":
             constants.append((node, getattr(first, node.target)))
             if not _alike(constants[-1][1], getattr(second, other.target)):
-                raise ExportError(f"a constant that {modules[node]} makes must not follow the batch")
+                where = _dotted(modules[node])
+                raise ExportError(f"a constant that {where} makes must not follow the batch: {ALIKE}")
             continue
-        where = f"{node.target} in {modules[node]}"
+        where = f"{node.target} in {_dotted(modules[node])}"
         shapes, dtypes = _results(node.meta.get("val"), other.meta.get("val"), where)
         step = TraceStep(
             node=node,
@@ -263,7 +272,7 @@ def _merged(one: Any, two: Any, where: str) -> Any:
         if len(one) != len(two):
             raise ExportError(
                 f"{where} has {len(one)} parts for {SIZES[0]} samples and {len(two)} for {SIZES[1]}: how many there are"
-                " must not follow the batch"
+                f" must not follow the batch: {ALIKE}"
             )
         merged = [_merged(a, b, where) for a, b in zip(one, two, strict=True)]
         return tuple(merged) if isinstance(one, tuple) else merged
@@ -278,5 +287,5 @@ def _merged(one: Any, two: Any, where: str) -> Any:
         if isinstance(one, float) and abs(one * small - two * large) <= 1e-12 * abs(one * small):
             return Batch(one * small, inverse=True)
     raise ExportError(
-        f"{where} uses {one} for {SIZES[0]} samples and {two} for {SIZES[1]}: neither fixed nor proportional"
+        f"{where} uses {one} for {SIZES[0]} samples and {two} for {SIZES[1]}, neither fixed nor proportional: {ALIKE}"
     )

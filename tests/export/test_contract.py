@@ -48,6 +48,14 @@ def initialised_badly():
     return head
 
 
+class Both(nn.Conv2d):
+    def __init__(self):
+        super().__init__(4, 2, 1)
+
+    def forward(self, z):
+        return super().forward(z).split(1, 1)
+
+
 CASES = {
     "encoder_dict": (
         lambda: {"encoder": Encoder(lambda _, y: {"out": y})},
@@ -88,7 +96,10 @@ CASES = {
         lambda: {"encoder": nn.Conv2d(3, 4, 1, device="meta")},
         "encoder.weight is on meta: return the model on the CPU",
     ),
-    "input_tuple": (lambda: {"example_input": (torch.rand(2, 3, 8, 8), torch.rand(2, 5))}, "example_input is a tuple"),
+    "input_tuple": (
+        lambda: {"example_input": (torch.rand(2, 3, 8, 8), torch.rand(2, 5))},
+        "example_input is a tuple: give one batch, or several by",
+    ),
     "input_dict": (lambda: {"example_input": {"x": torch.rand(2, 3)}}, "the encoder fails on example_input"),
     "input_empty": (
         lambda: {"example_input": torch.rand(0, 3, 8, 8)},
@@ -108,6 +119,10 @@ CASES = {
     "head_scalar": (
         lambda: head(nn.Sequential(nn.Conv2d(4, 1, 1), nn.Flatten(0))),
         r"the prediction of b is torch.float32 of shape \(128,\): its first dimension is the batch",
+    ),
+    "head_of_two": (
+        lambda: head(Both()),
+        "head.b must return one float32 tensor; it returns a tuple of Tensor, Tensor: join them by torch.cat",
     ),
     "head_not_finite": (lambda: head(initialised_badly()), "head.b.bias has a value that is not finite"),
     "loss_text": (lambda: {"losses": {"a": l1, "b": "mse"}}, "the loss of b is a str: give a function"),

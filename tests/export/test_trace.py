@@ -52,7 +52,7 @@ def test_number_that_is_not_a_number_is_the_same_for_every_batch():
     "function", [lambda x: (x * (x.shape[0] + 1),), lambda x: (x[1:],), lambda x: (x * x.shape[0] ** 2,)]
 )
 def test_number_that_is_neither_is_refused_with_both_values(function):
-    with pytest.raises(ExportError, match="neither fixed nor proportional"):
+    with pytest.raises(ExportError, match="neither fixed nor proportional: treat samples alike"):
         traced(function, 4)
 
 
