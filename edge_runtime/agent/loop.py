@@ -32,11 +32,11 @@ from edge_runtime.agent.downloads import PlanDownloads
 from edge_runtime.agent.energy_totals import EnergyTotals, PlanAccount
 from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.limits import NO_LIMITS, PlanLimits
+from edge_runtime.agent.line_paces import LinePaces
 from edge_runtime.agent.plan_runner import PlanRunner, Submit, WorkDone, WorkFailed
 from edge_runtime.agent.send_queue import SendQueue
 from edge_runtime.agent.session import Session
-from edge_runtime.agent.state import LinkSpeeds, State
-from edge_runtime.agent.uplink import Uplink
+from edge_runtime.agent.state import State
 from edge_runtime.agent.work import Worker, WorkRefused
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.wire.blob import MESSAGE_BYTES, Blob
@@ -53,7 +53,6 @@ from edge_runtime.wire.messages import (
     Status,
     decode_server,
 )
-from edge_runtime.wire.pace import Pace, halved
 from edge_runtime.wire.topics import Topics
 
 TICK_S = 0.2
@@ -126,14 +125,9 @@ class Agent:
             limits.work_s,
         )
         self._limits = limits
-        speeds = state.speeds()
-        self._uplink = Uplink(speeds.bytes_per_s)
-        self._paces = (Pace(speeds.bytes_per_s), Pace(speeds.down_bytes_per_s))
-        for pace in self._paces:
-            pace.most_bytes = chunk_bytes
-        self._speeds = speeds
+        self._line = LinePaces(state, chunk_bytes)
         pending = state.pending_result()
-        self._session = Session(hello, pending=pending, downlink=self._paces[1], first_probe=draw(MAX_PROBES))
+        self._session = Session(hello, pending=pending, downlink=self._line.down, first_probe=draw(MAX_PROBES))
         if pending is not None:
             self._totals.begin(pending.plan, "idle")
         self._uploading = False
@@ -143,7 +137,7 @@ class Agent:
             device,
             state.weights,
             partial(self._drop, "unexpected_need"),
-            uplink=self._paces[0],
+            uplink=self._line.up,
             clock=clock,
         )
         self._fetched: dict[str, Blob] = {}
@@ -225,31 +219,25 @@ class Agent:
     def _on_connected(self) -> None:
         if self._session.online:
             self._session.on_disconnected()
-        self._uplink.on_upload_lost()
+        self._line.uplink.on_upload_lost()
         _log.info("connected")
         self._act(self._session.on_connected(self._clock()))
 
     def _on_disconnected(self, event: Disconnected) -> None:
         _log.warning("disconnected: %s", event.reason)
-        self._uplink.on_upload_lost()
+        self._line.uplink.on_upload_lost()
         self._queue.keep_only(Refusal, FinalEnergy)
         if self._session.online:
             self._session.on_disconnected()
         if event.refused:
             self._ending = Ending("refused", event.reason)
         if event.too_large_bytes is not None:
-            self._halve(event.too_large_bytes)
-
-    def _halve(self, too_large_bytes: int) -> None:
-        """Send shorter runs from now on."""
-        for pace in self._paces:
-            pace.most_bytes = halved(too_large_bytes)
-        _log.warning(
-            "the broker cuts the connection on a message of %d bytes: at most %d bytes of a file go in one from now on "
-            "(chunk_bytes)",
-            too_large_bytes,
-            self._paces[0].most_bytes,
-        )
+            _log.warning(
+                "the broker cuts the connection on a message of %d bytes: at most %d bytes of a file go in one from "
+                "now on (chunk_bytes)",
+                event.too_large_bytes,
+                self._line.halve(event.too_large_bytes),
+            )
 
     def _on_delivery(self, delivery: Delivery) -> None:
         try:
@@ -289,18 +277,11 @@ class Agent:
     def _on_plan_closed(self, ack: Ack) -> None:
         _log.info("round %d: %s %s", ack.round, "accepted" if ack.accepted else "dropped", ack.detail)
         if not ack.accepted:
-            self._uplink.on_upload_lost()
+            self._line.uplink.on_upload_lost()
         else:
-            self._uplink.on_acknowledged(self._clock())
-        self._save_speeds()
+            self._line.uplink.on_acknowledged(self._clock())
+        self._line.save()
         self._report_energy()
-
-    def _save_speeds(self) -> None:
-        """Save the line's speeds for later processes, where they have changed much."""
-        speeds = LinkSpeeds(bytes_per_s=self._uplink.bytes_per_s, down_bytes_per_s=self._paces[1].bytes_per_s)
-        if speeds.differ_from(self._speeds):
-            self._speeds = speeds
-            self._state.save_speeds(speeds)
 
     def _on_run(self, digest: str, index: int, payload: bytes) -> None:
         now_s = self._clock()
@@ -354,7 +335,7 @@ class Agent:
                     self._check_files(plan)
                 case StartWork(plan):
                     _log.info("round %d: %s %s", plan.round, plan.work, plan.group)
-                    self._runner.start(plan, self._link.bytes_in - self._bytes_before, self._uplink.bytes_per_s)
+                    self._runner.start(plan, self._link.bytes_in - self._bytes_before, self._line.uplink.bytes_per_s)
                 case CancelWork():
                     self._runner.cancel()
                 case SaveResult(pending):
@@ -366,7 +347,7 @@ class Agent:
                     self._state.drop_result()
                 case SendRuns(blob, runs):
                     self._uploading = True
-                    self._uplink.on_runs_requested(blob, runs, self._clock())
+                    self._line.uplink.on_runs_requested(blob, runs, self._clock())
                     self._queue.add_runs(blob, runs)
                 case SendMarker(digest, number):
                     self._queue.add_marker(digest, number)
