@@ -56,7 +56,7 @@ class RefusalWatch:
             while True:
                 who, why = self._waiting.get_nowait()
                 if why is None:
-                    self.refusals.forget(who)
+                    self.refusals.end(who)
                 else:
                     self.refusals.add(who, why, now_s)
         except Empty:

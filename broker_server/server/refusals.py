@@ -40,12 +40,13 @@ class RefusalLine:
 
 @dataclass
 class _Known:
-    """A refusal that is told apart. `said_s` is None before its first line."""
+    """A refusal that is told apart. `said_s` is None before its first line; `is_over`: who it is of has been let in."""
 
     unsaid: int = 0
     total: int = 0
     said_s: float | None = None
     wait_s: float = FIRST_WAIT_S
+    is_over: bool = False
 
 
 class Refusals:
@@ -62,16 +63,17 @@ class Refusals:
             key = OTHERS
         known = self._known.setdefault(key, _Known())
         known.unsaid += count
-        known.total += count
+        known.total = count if known.is_over else known.total + count
+        known.is_over = False
 
-    def forget(self, who: str) -> None:
-        """Forget the refusals of one who has been let in."""
-        for key in [key for key in self._known if key[0] == who]:
-            del self._known[key]
+    def end(self, who: str) -> None:
+        """Note that somebody has been let in. What is refused again soon is counted on, not said anew."""
+        for (name, _), known in self._known.items():
+            known.is_over = known.is_over or name == who
 
     def of(self, who: str) -> str:
         """Return why one was refused, and how often; empty if it was not."""
-        found = [(known.total, why) for (name, why), known in self._known.items() if name == who]
+        found = [(each.total, why) for (name, why), each in self._known.items() if name == who and not each.is_over]
         return "; ".join(f"refused: {why}" + (f" ({total} times)" if total > 1 else "") for total, why in found)
 
     def lines(self, now_s: float) -> list[RefusalLine]:

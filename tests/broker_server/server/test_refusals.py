@@ -39,15 +39,30 @@ def test_refusal_that_is_over_is_forgotten_and_said_anew():
     assert said(refusals, 122.0) == ["refused pi: no token"]
 
 
-def test_refusals_of_one_who_is_let_in_are_forgotten():
+def test_refusals_of_one_who_is_let_in_are_over():
     refusals = Refusals()
     refusals.add("pi", "no token", 0.0, 3)
     refusals.add("pi", "another federation", 0.0)
     refusals.add("pi-2", "no token", 0.0)
+    assert len(said(refusals, 0.0)) == 3
     assert refusals.of("pi") == "refused: no token (3 times); refused: another federation"
-    refusals.forget("pi")
+    refusals.end("pi")
     assert refusals.of("pi") == ""
-    assert said(refusals, 0.0) == ["refused pi-2: no token"]
+    assert refusals.of("pi-2") == "refused: no token"
+    refusals.add("pi", "no token", 1.0)
+    assert refusals.of("pi") == "refused: no token"
+
+
+def test_refusals_between_logins_that_succeed_are_counted_and_not_said_anew():
+    refusals, lines = Refusals(), []
+    for second in range(120):
+        refusals.end("pi")
+        refusals.add("pi", "a message is older than what came before", float(second))
+        lines += said(refusals, float(second))
+    assert lines == [
+        "refused pi: a message is older than what came before",
+        "refused pi: a message is older than what came before (60 times more in 1 min)",
+    ]
 
 
 def test_refusals_under_made_up_names_fill_nothing():
