@@ -134,7 +134,12 @@ def _device_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
     one.add_argument("device", help="the device's name: letters, digits, . _ -")
     one.add_argument("--out", type=Path, required=True, help="the file to write, for the device: agent.toml")
     one.add_argument("--url", help="where the device finds the broker: mqtt://host:port (default: this machine)")
-    one.add_argument("--days", type=float, default=365.0, help="how long the token is good for (default: 365)")
+    one.add_argument(
+        "--days",
+        type=float,
+        default=365.0,
+        help="how long the token is good for on a broker of others; on ours until the device has come (default: 365)",
+    )
     one.add_argument("--config", type=Path, help="server.toml")
     add_flags(one, [each for each in SETTINGS if each.key in {"state", "federation"}])
     one.add_argument("--force", action="store_true", help="replace the file if it exists")
