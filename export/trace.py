@@ -18,6 +18,7 @@ from torch import fx, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import _disable_current_modes
 
 from export.decompositions import DECOMPOSED
 from export.decompositions.noise import DRAWN
@@ -125,7 +126,25 @@ def bound(step: TraceStep, found: Mapping[fx.Node, Any], batch: int) -> tuple[li
             return [value(item) for item in argument]
         return argument
 
-    return [value(argument) for argument in step.args], value(step.kwargs)
+    args = [value(argument) for argument in step.args]
+    if step.target is torch.ops.aten.view.default and not _can_be_viewed(args[0], args[1]):
+        args[0] = args[0].contiguous()
+    return args, value(step.kwargs)
+
+
+def _can_be_viewed(x: torch.Tensor, shape: Sequence[int]) -> bool:
+    """Return whether x's strides allow this shape.
+
+    A value that crosses a cut is contiguous, also where it was not in the trace, and what is transposed from it is not.
+    """
+    if x.is_contiguous():
+        return True
+    with _disable_current_modes():
+        try:
+            torch.empty_strided(x.shape, x.stride(), device="meta").view(shape)
+        except RuntimeError:
+            return False
+    return True
 
 
 def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], root: nn.Module) -> fx.GraphModule:

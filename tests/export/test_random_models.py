@@ -234,5 +234,15 @@ def built(drawn):
 @example(
     Drawn("image", 4, ("adaptive_max_pool", "max_pool", "normalised", "adaptive_max_pool"), (("classes", "plain"),), 1)
 )
+@example(
+    Drawn(
+        "sequence",
+        9,
+        ("attention", "attention", "atan", "lstm", "cumulated", "transformer"),
+        (("truth", "hidden"), ("mse", "plain")),
+        8,
+        ("fixed", "fixed"),
+    )
+)
 def test_model_that_is_drawn_gives_pytorchs_numbers(run, drawn):
     assert check_parity(compile_model(built(drawn)), run).max_relative_error <= TOLERANCE
