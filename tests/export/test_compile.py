@@ -41,7 +41,9 @@ def test_compiled_model_agrees_with_pytorch(make, run):
     assert parity.compared > 20
 
 
-@pytest.mark.parametrize("tasks", [("depth",), ("segmentation", "normals", "keypoints")])
+@pytest.mark.parametrize(
+    "tasks", [pytest.param(("depth",), marks=pytest.mark.long), ("segmentation", "normals", "keypoints")]
+)
 def test_xception_agrees_with_pytorch(tasks, run):
     torch.manual_seed(0)
     compiled = compile_model(xception.make(tasks, width=0.05, size=16, batch=2))

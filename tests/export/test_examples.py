@@ -51,7 +51,11 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+ELSEWHERE = {"unet.py:build"}
+"""tests/test_readme.py trains it."""
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=pytest.mark.long if c in ELSEWHERE else ()) for c in CASES])
 def test_example_is_compiled_trained_and_deployed(case, tmp_path, capsys):
     source = f"{EXAMPLES}/{case}"
     bundle, trained, plain = tmp_path / "bundle", tmp_path / "trained.safetensors", tmp_path / "model.onnx"

@@ -46,7 +46,7 @@ def test_a_message_takes_its_bytes_and_the_latencies(network):
     first_s = size / 10 + 3 + size / 20
     assert [at for at, _ in ear.payloads] == pytest.approx([first_s, first_s + size / 10])
     assert [payload[:1] for _, payload in ear.payloads] == [b"x", b"y"]
-    assert sender.bytes_out == receiver.bytes_in == 2 * size
+    assert sender.bytes_out == sender.bytes_acknowledged == receiver.bytes_in == 2 * size
 
 
 def test_only_those_who_subscribe_get_a_message_each_at_its_own_speed(network):

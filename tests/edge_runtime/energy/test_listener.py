@@ -3,8 +3,8 @@ import threading
 import pytest
 
 from edge_runtime.energy.listener import Listener, listen
+from edge_runtime.wire.broker_url import LinkInvalid
 from edge_runtime.wire.link import Connected, Delivery
-from edge_runtime.wire.mqtt import LinkInvalid
 
 
 class FakeLink:
