@@ -140,7 +140,7 @@ $(BOARD)/.stamp: pyproject.toml constraints.txt | $(BOARD)/bin/python
 	rm -rf $(WHEELS) build
 	$(BOARD)/bin/python -m pip wheel $(PINNED) --wheel-dir $(WHEELS) '.[board]'
 	$(BOARD)/bin/python -m pip install --no-index --find-links $(WHEELS) 'mas-edge[board]'
-	$(BOARD)/bin/python -m pip install --quiet $(PINNED) 'setuptools>=77' pytest pytest-cov hypothesis
+	$(BOARD)/bin/python -m pip install --quiet $(PINNED) 'setuptools>=77' pytest pytest-cov pytest-xdist hypothesis
 	@touch $@
 
 # Our own wheel anew from the sources (build/ would keep files that are gone), a real install of it, and the figures.
@@ -179,7 +179,7 @@ test-workstation: $(VENV)/.stamp $(BOARD)/.stamp apt
 
 # The tree, not the installed copy, is what is tested; `board` has checked that they agree.
 test-board: board
-	PYTHONPATH=$(CURDIR) $(BOARD)/bin/python -m pytest -p no:cacheprovider
+	PYTHONPATH=$(CURDIR) $(BOARD)/bin/python -m pytest -n 2 --dist worksteal -p no:cacheprovider
 
 # What of the packages that hold these programs is not here is installed, where apt-get may be used.
 define apt_get

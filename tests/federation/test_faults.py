@@ -10,7 +10,7 @@ pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
 pytestmark = pytest.mark.workstation
-KILLS = 7
+KILLS = 5
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("fp32", marks=pytest.mark.long), "int8"])
