@@ -7,6 +7,8 @@ import pytest
 from broker_server.mqtt.limits import Limits
 from edge_runtime.wire.link import Delivery
 
+pytestmark = pytest.mark.process
+
 FILES = sorted((Path(__file__).parents[2] / "attacks" / "mqtt").glob("*.bin"))
 PATIENCE_S = 30.0
 

@@ -15,6 +15,7 @@ from broker_server.mqtt.limits import Limits
 from broker_server.mqtt.packets import Connect, Disconnect, Pingreq, Puback, Publish, Subscribe, Will
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, LinkFull
 
+pytestmark = pytest.mark.process
 PATIENCE_S = 30.0
 DIGEST = "d" * 64
 

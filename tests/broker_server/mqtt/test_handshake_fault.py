@@ -9,6 +9,8 @@ from broker_server.mqtt.handshake_fault import handshake_fault
 from broker_server.server.certificates import Certificates
 from edge_runtime.wire.link import Disconnected
 
+pytestmark = pytest.mark.process
+
 PATIENCE_S = 30.0
 
 

@@ -45,6 +45,7 @@ def test_sample_outside_is_refused(arrays, name, chosen):
         read_samples(arrays[1][name], np.array(chosen))
 
 
+@pytest.mark.slow
 def test_blocks_are_all_of_the_array_in_order(tmp_path):
     labels = np.arange(3 * BLOCK_BYTES // 8 + 5).reshape(-1, 1)
     write_split(tmp_path / "train", np.zeros((len(labels), 1, 1, 1), np.uint8), {"kind": labels})

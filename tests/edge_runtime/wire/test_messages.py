@@ -243,6 +243,7 @@ def test_truncated_message_is_invalid(message, data):
         decode_server(content[: data.draw(st.integers(0, len(content) - 1))])
 
 
+@pytest.mark.slow
 @given(DEVICE, SERVER)
 def test_message_of_the_other_side_is_invalid(said_by_device, said_by_server):
     assume(not isinstance(said_by_device, Need | LossProbe) and not isinstance(said_by_server, Need | LossProbe))
