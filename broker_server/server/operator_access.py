@@ -1,7 +1,7 @@
 """An operator's access to a running server, put together: desk, control socket, and metrics where they are wanted."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from broker_server.server.config import ServerConfig
 from broker_server.server.desk import Desk
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrolments import Enrolments
+from broker_server.server.own_broker import certificate_names
 from broker_server.server.refusal_watch import RefusalWatch
+from broker_server.server.signed_link import SignedServerLink
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire.broker_url import is_loopback
-from edge_runtime.wire.link import Link
 
 
 class OperatorAccess:
@@ -35,17 +36,15 @@ class OperatorAccess:
 def operator_access(
     config: ServerConfig,
     dispatcher: Dispatcher,
-    link: Link,
+    link: SignedServerLink,
     audit: AuditLog,
-    *,
-    refused: Callable[[], Mapping[str, int]],
     watch: RefusalWatch,
+    *,
     report: Path,
-    names: Iterable[str],
 ) -> Iterator[OperatorAccess]:
-    """Give access until the end of the block. `names` are those of the server's own certificate.
+    """Give access until the end of the block; `report` is the folder where the report goes.
 
-    Raises ConfigInvalid, MetricsUnavailable, PageUnavailable.
+    Raises ConfigInvalid, MetricsUnavailable, PageUnavailable, CertificatesInvalid.
     """
     with contextlib.ExitStack() as stack:
         metrics = None
@@ -60,13 +59,13 @@ def operator_access(
             dispatcher.note(f"metrics are at http://{config.metrics.host}:{config.metrics.port}/metrics{who}")
         questions = Questions(link.interrupt)
         if config.page.port is not None:
-            stack.callback(_page(config, config.page.port, dispatcher, questions, report, names))
+            stack.callback(_page(config, config.page.port, dispatcher, questions, report))
         desk = Desk(
             dispatcher,
             federation=config.federation,
             enrolments=Enrolments(config.state),
             audit=audit,
-            refused=refused,
+            refused=lambda: link.refused,
             watch=watch,
             metrics=metrics,
         )
@@ -88,7 +87,6 @@ def _page(
     dispatcher: Dispatcher,
     questions: Questions,
     report: Path,
-    names: Iterable[str],
 ) -> Callable[[], None]:
     """Serve the live page; return what ends it."""
     if find_spec("starlette") is None or find_spec("uvicorn") is None:
@@ -99,8 +97,7 @@ def _page(
     is_local = is_loopback(host)
     certificate = None
     if not is_local:
-        own = Certificates(config.state).server(names)
-        certificate = (config.broker.certificate or own.certificate, config.broker.key or own.key)
+        certificate = _certificate(config)
     stop = page.serve(
         questions,
         state=config.state,
@@ -114,3 +111,11 @@ def _page(
     scheme = "http" if is_local else "https"
     dispatcher.note(f"the page is at {scheme}://{host}:{port}/; {what} the token in {config.state / page.TOKEN}")
     return stop
+
+
+def _certificate(config: ServerConfig) -> tuple[Path, Path]:
+    """Return the files of the broker's certificate and its key."""
+    if config.broker.certificate is not None and config.broker.key is not None:
+        return config.broker.certificate, config.broker.key
+    own = Certificates(config.state).server(certificate_names(config))
+    return own.certificate, own.key

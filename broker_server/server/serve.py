@@ -2,21 +2,15 @@
 
 import contextlib
 import logging
-import secrets
-import socket
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker_server.mqtt.auth import TokenAuthorizer
-from broker_server.mqtt.broker import BrokerNotStarted, EmbeddedBroker
-from broker_server.mqtt.stats import Stats
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.encoder_process import EncoderSupervisor
@@ -24,52 +18,37 @@ from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.ort_training_process import ArtifactBuilder
 from broker_server.server.audit import AuditLog
-from broker_server.server.certificates import Certificates, CertificatesInvalid
 from broker_server.server.config import ServerConfig
 from broker_server.server.dispatcher import Dispatcher
-from broker_server.server.enrol import own_address
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create, retired_keys, signing_key
 from broker_server.server.log_view import LogView
 from broker_server.server.loop import ServerLoop, Watcher, Watchers
 from broker_server.server.operator_access import OperatorAccess, operator_access
+from broker_server.server.other_broker import other_broker
+from broker_server.server.own_broker import own_broker
 from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.refusal_watch import RefusalWatch
 from broker_server.server.refusals import RefusalLine
 from broker_server.server.signed_link import SignedServerLink
 from broker_server.server.state import COUNTER, StateFolder
-from broker_server.server.token_renewal import TokenRenewal
 from devices.cli.settings import ConfigInvalid
-from edge_runtime.wire import bundle_folder, tokens
+from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.blob import BlobStore
-from edge_runtime.wire.broker_url import BrokerUrl, is_loopback
-from edge_runtime.wire.connection_fault import Ends
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess
 from edge_runtime.wire.errors import BundleInvalid
-from edge_runtime.wire.link import Connected, Link
-from edge_runtime.wire.mqtt import MqttLink
+from edge_runtime.wire.link import Link
 from edge_runtime.wire.topics import Topics
 
 _LOG = logging.getLogger("broker_server")
 Say = Callable[[str], None]
-PORT_SEARCH = 20
-"""The ports that are tried after one that is in use."""
 LINGER_S = 3.0
 """The time that the last messages of a finished federation get to leave."""
 BUNDLE_S = 1.0
 """The time between two looks for a missing bundle."""
-RENEWAL_S = 86_400.0
-"""The time between two looks at the age of the broker's certificate."""
-STRANGER_S = 3.0
-"""How long a broker of others may take to let a stranger in."""
-SERVER = "server"
-BROKER = Ends(peer="broker", here="machine", trusting="name the certificates to trust with --ca-file")
-"""What a broker of others is to the server."""
 ORT_TRAINING = "ort_training"
 """The folder in the state folder where ONNX Runtime training artifacts are made."""
-TOKEN_S = 3600.0
-"""The life of the token that a broker of others gets; each connection is made with a new one."""
 
 
 def serve(
@@ -102,17 +81,18 @@ def serve(
         journal, blobs = folder.open()
         stack.callback(journal.close)
         say: Say = partial(_LOG.info, "%s") if config.log.format == "json" else partial(print, flush=True)
-        watch = RefusalWatch()
-        renewal = None
+        audit, watch = AuditLog(config.state), RefusalWatch()
+        attempted = partial(_attempted, audit, watch)
+        own = None
         if broker is None:
-            authorizer = _authorizer(config, key, watch)
-            plain, watch.stats = stack.enter_context(_embedded(config, authorizer, folder, watch, say))
-            renewal = TokenRenewal(
-                key, config.federation, authorizer, life_s=config.broker.token_s, clock=time.monotonic
+            own = stack.enter_context(
+                own_broker(config, key, folder, say, on_login=attempted, on_handshake_failed=watch.add)
             )
+            plain, url, watch.stats = own.link, own.url, own.stats
         else:
-            external = _external(config, key, folder, say, url=broker, token=token, ca_file=ca_file)
-            plain = stack.enter_context(external)
+            other = other_broker(config, key, folder, say, url=broker, token=token, ca_file=ca_file)
+            plain, url = stack.enter_context(other), broker
+        _say_how_to_join(url, config, say)
         link = SignedServerLink(
             plain,
             Topics(config.federation),
@@ -121,7 +101,7 @@ def serve(
             counter=Counter(config.state / COUNTER),
             retired=retired_keys(config.state),
             lock_out_clones=config.broker.lock_out_clones,
-            renewal=renewal,
+            renewal=None if own is None else own.renewal,
         )
         watcher = LogView() if config.log.format == "json" else _watcher(stack, is_quiet=is_quiet)
         builder = _builder(config)
@@ -144,19 +124,8 @@ def serve(
             chunk_bytes=config.broker.chunk_bytes,
             enrolled=Enrolments(config.state).current,
         )
-        audit = AuditLog(config.state)
-        operator = stack.enter_context(
-            operator_access(
-                config,
-                dispatcher,
-                link,
-                audit,
-                refused=lambda: link.refused,
-                watch=watch,
-                report=report or config.state / "report",
-                names=_names(config),
-            )
-        )
+        out = report or config.state / "report"
+        operator = stack.enter_context(operator_access(config, dispatcher, link, audit, watch, report=out))
         watch.say = partial(_say_refusal, dispatcher, watcher)
         watchers = Watchers(watcher, operator.desk)
 
@@ -164,11 +133,7 @@ def serve(
             audit.add("noted", why=text)
             dispatcher.note(text)
 
-        def refuse(who: str, why: str) -> None:
-            audit.add("refused", device=who, why=why)
-            watch.add(who, why)
-
-        link.note, link.refuse = note, refuse
+        link.note, link.refuse = note, attempted
         audit.add("started")
         stack.callback(audit.add, "stopped")
         is_here = config.bundle is not None or _is_bundle(config.bundle_path)
@@ -182,8 +147,17 @@ def serve(
         loop = ServerLoop(federation, dispatcher, watchers, builder=builder, encoder=encoder)
         operator.desk.loop = loop
         loop.start()
-        _run(loop, operator, is_once=is_once, out=report or config.state / "report")
+        _run(loop, operator, is_once=is_once, out=out)
         return not loop.failed
+
+
+def _attempted(audit: AuditLog, watch: RefusalWatch, who: str, why: str | None) -> None:
+    """Take an attempt of somebody to come in or to be heard: why it was refused, or None where it was not."""
+    watch.add(who, why)
+    if why is None:
+        audit.add("connected", device=who)
+    else:
+        audit.add("refused", device=who, why=why)
 
 
 def _say_refusal(dispatcher: Dispatcher, watcher: Watcher, line: RefusalLine) -> None:
@@ -314,157 +288,6 @@ def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519Privat
         key=key,
         terms=config.terms(bundle),
     )
-
-
-@contextlib.contextmanager
-def _embedded(
-    config: ServerConfig, authorizer: TokenAuthorizer, folder: StateFolder, watch: RefusalWatch, say: Say
-) -> Iterator[tuple[Link, Stats]]:
-    """Start the broker and say how to join; give the server's link to it, and its counters."""
-    own = None
-    if config.broker.is_tls and config.broker.certificate is None:
-        certificates = Certificates(config.state)
-        own = certificates.server(_names(config))
-        if fault := certificates.clock_fault():
-            say(f"WARNING: {fault}")
-    broker = EmbeddedBroker(
-        authorizer,
-        limits=config.broker.limits,
-        on_handshake_failed=watch.add,
-        certificate_file=config.broker.certificate if own is None else own.certificate,
-        key_file=config.broker.key if own is None else own.key,
-    )
-    port = broker.start(config.broker.host, config.broker.port, search=PORT_SEARCH)
-    try:
-        if config.broker.port not in {0, port}:
-            say(f"port {config.broker.port} is in use: {port} is taken instead")
-        scheme = "mqtts" if config.broker.is_tls else "mqtt"
-        url = f"{scheme}://{own_address(config.broker.host)}:{port}"
-        folder.set_url(url, certificate="other" if own is None else "own")
-        if config.broker.tls == "insecure":
-            say("INSECURE (broker.tls): tokens and weights cross the network in the clear, for anyone to take")
-        say(f"federation {config.federation!r} listens on {config.broker.host}:{port}; state in {config.state}")
-        _say_how_to_join(url, config, say)
-        link = broker.link()
-        renewal = _Renewal(broker, config) if own is not None else None
-        try:
-            yield link, broker.stats
-        finally:
-            if renewal is not None:
-                renewal.stop()
-            link.close()
-    finally:
-        broker.stop()
-
-
-def _authorizer(config: ServerConfig, key: Ed25519PrivateKey, watch: RefusalWatch) -> TokenAuthorizer:
-    enrolments = Enrolments(config.state)
-    return TokenAuthorizer(
-        key.public_key(),
-        config.federation,
-        now=time.time,
-        is_current=enrolments.is_current,
-        on_login=partial(_on_login, AuditLog(config.state), watch),
-        life_s=config.broker.token_s,
-        has_key=enrolments.has_key,
-    )
-
-
-def _on_login(audit: AuditLog, watch: RefusalWatch, name: str, why: str | None) -> None:
-    watch.add(name, why)
-    if why is None:
-        audit.add("connected", device=name)
-    else:
-        audit.add("refused", device=name, why=why)
-
-
-def _names(config: ServerConfig) -> set[str]:
-    """Return the names and addresses of this machine that its certificate is for."""
-    names = {"localhost", "127.0.0.1", socket.gethostname(), own_address(config.broker.host)}
-    return names | set(config.broker.host_names)
-
-
-class _Renewal:
-    """Makes the broker's certificate again while the server runs, looking once in RENEWAL_S."""
-
-    def __init__(self, broker: EmbeddedBroker, config: ServerConfig) -> None:
-        self._broker, self._config = broker, config
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="certificate", daemon=True)
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Look no more."""
-        self._stop.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._stop.wait(RENEWAL_S):
-            self._look()
-
-    def _look(self) -> None:
-        try:
-            made = Certificates(self._config.state).server(_names(self._config))
-            if made.is_new:
-                self._broker.renew(made.certificate, made.key)
-        except (OSError, CertificatesInvalid, BrokerNotStarted) as exc:
-            _LOG.warning("the certificate could not be made again: %s", exc)
-
-
-@contextlib.contextmanager
-def _external(
-    config: ServerConfig,
-    key: Ed25519PrivateKey,
-    folder: StateFolder,
-    say: Say,
-    *,
-    url: str,
-    token: str | None,
-    ca_file: Path | None,
-) -> Iterator[Link]:
-    """Connect to a broker that somebody else runs."""
-    where = BrokerUrl.parse(url)
-    if not where.tls and not is_loopback(where.host) and config.broker.tls != "insecure":
-        raise ConfigInvalid(
-            f"{url} is without TLS, so weights would cross the network in the clear: write mqtts://, or allow it by "
-            "--tls insecure"
-        )
-
-    def password() -> str:
-        return token or tokens.issue(key, name=SERVER, federation=config.federation, role="server", lifetime_s=TOKEN_S)
-
-    link = MqttLink(
-        url,
-        client_id=f"{SERVER}/{config.federation}",
-        username=SERVER,
-        password=password,
-        ca_file=ca_file,
-        clean_session=True,
-        ends=BROKER,
-    )
-    is_own = ca_file is not None and ca_file.read_text() == Certificates(config.state).ca_pem()
-    folder.set_url(url, certificate="own" if is_own else "other")
-    say(f"federation {config.federation!r} on the broker at {url}; state in {config.state}")
-    if _lets_strangers_in(url, ca_file):
-        say(
-            "WARNING: this broker lets anybody in: who does can read weights and make devices look offline, though not "
-            "speak for them; `broker-config` writes a configuration that does not"
-        )
-    _say_how_to_join(url, config, say)
-    try:
-        yield link
-    finally:
-        link.close()
-
-
-def _lets_strangers_in(url: str, ca_file: Path | None) -> bool:
-    """Return whether a broker takes a connection by a name and a password that somebody has made up."""
-    name = f"stranger-{secrets.token_hex(8)}"
-    link = MqttLink(url, client_id=name, username=name, password=name, ca_file=ca_file, clean_session=True)
-    try:
-        return isinstance(link.receive(STRANGER_S), Connected)
-    finally:
-        link.close(linger_s=0.0)
 
 
 def _say_how_to_join(url: str, config: ServerConfig, say: Say) -> None:
