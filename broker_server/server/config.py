@@ -21,10 +21,11 @@ import msgspec
 from msgspec import Meta
 
 from broker_server.aggregation.rules import Aggregation
-from broker_server.mqtt.limits import Limits
+from broker_server.operator.settings import MetricsSettings, PageSettings
 from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.federation import Terms
 from broker_server.rounds.rules import Rules
+from broker_server.server.broker_settings import BrokerSettings
 from broker_server.server.old_keys import renewed
 from broker_server.strategies.settings import Grouping
 from devices.cli.log import LogSettings
@@ -40,8 +41,6 @@ from devices.cli.settings import (
     tables_of,
 )
 from edge_runtime.wire.augmentation import augmentation
-from edge_runtime.wire.blob import MESSAGE_BYTES
-from edge_runtime.wire.broker_url import is_loopback
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.encoder_pipe import Provider
 from edge_runtime.wire.errors import AugmentationImpossible
@@ -51,78 +50,8 @@ from edge_runtime.wire.names import FederationName, TaskName
 from edge_runtime.wire.reconstruction import fault as reconstruction_fault
 from edge_runtime.wire.training import COMMON, TrainingSettings
 
-HostName = Annotated[str, Meta(pattern=r"^[A-Za-z0-9:._-]{1,253}\Z")]
 GENERAL = "general"
 """The folder in the state folder for the encoders that devices have trained in a round."""
-
-
-class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The broker that the server starts."""
-
-    host: Annotated[str, Meta(min_length=1, max_length=255, description="address to listen on", extra=COMMON)] = (
-        "0.0.0.0"  # noqa: S104  (every device has a token)
-    )
-    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 for any", extra=COMMON)] = 8883
-    tls: Annotated[
-        Literal["auto", "always", "insecure"],
-        Meta(description="auto: TLS off this machine; insecure: tokens and weights cross the network in the clear"),
-    ] = "auto"
-    host_names: Annotated[
-        tuple[HostName, ...],
-        Meta(
-            description="further names and addresses of this machine, for its certificate",
-            extra={"flag": "--host-name"},
-        ),
-    ] = ()
-    token_s: Annotated[
-        float,
-        Meta(
-            ge=60,
-            le=31_536_000,
-            description="life of a device's token and of its connection; the server gives it another, for its key",
-        ),
-    ] = 43_200.0
-    clients: Annotated[
-        int, Meta(ge=1, le=100_000, description="devices and other clients that may be connected at once")
-    ] = Limits().clients
-    queue_bytes: Annotated[
-        int,
-        Meta(
-            ge=4 << 20,
-            le=1 << 30,
-            description="what may wait for one client, in memory; whoever sends it more is held back",
-        ),
-    ] = Limits().queue_bytes
-    stall_s: Annotated[
-        float, Meta(gt=0, le=86_400, description="how long a client that does not read may hold others back")
-    ] = Limits().stall_s
-    chunk_bytes: Annotated[
-        int,
-        Meta(
-            ge=4096,
-            le=1 << 20,
-            description="most bytes of a file in one message; halved by itself for a broker that takes less",
-        ),
-    ] = MESSAGE_BYTES
-    lock_out_clones: Annotated[
-        bool,
-        Meta(description="revoke a device that turns out to be two cards with one key, in place of naming it alone"),
-    ] = False
-    certificate: Annotated[Path | None, Meta(description="certificate (PEM) in place of the server's own")] = None
-    key: Annotated[Path | None, Meta(description="the certificate's key (PEM)")] = None
-
-    @property
-    def limits(self) -> Limits:
-        """What a client can make the broker bear."""
-        sessions = max(Limits().sessions, 2 * self.clients)
-        return Limits(clients=self.clients, sessions=sessions, queue_bytes=self.queue_bytes, stall_s=self.stall_s)
-
-    @property
-    def is_tls(self) -> bool:
-        """Return whether the broker speaks TLS, and nothing else."""
-        if self.certificate is not None or self.tls != "auto":
-            return self.tls != "insecure"
-        return not is_loopback(self.host)
 
 
 class SplitLearningSettings(SplitLearning, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,41 +89,6 @@ class OrtTrainingSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
 
     python: Annotated[Path | None, Meta(description="a Python with onnxruntime-training, which makes them")] = None
     limit_s: Annotated[float, Meta(gt=0, le=86_400, description="longest that making them may take")] = 1800.0
-
-
-class MetricsSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Metrics for Prometheus."""
-
-    port: Annotated[
-        Annotated[int, Meta(ge=1, le=65535)] | None,
-        Meta(
-            description="port of http://HOST:PORT/metrics, for Prometheus (default: none)",
-            extra={"flag": "--metrics"},
-        ),
-    ] = None
-    host: Annotated[
-        str, Meta(min_length=1, max_length=255, description="address of it; whoever reaches it may read")
-    ] = "127.0.0.1"
-    devices: Annotated[bool, Meta(description="series for each device as well, of which there may be a thousand")] = (
-        False
-    )
-
-
-class PageSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The live page."""
-
-    port: Annotated[
-        Annotated[int, Meta(ge=1, le=65535)] | None,
-        Meta(description="port of the live page, http://HOST:PORT/ (default: none)", extra={"flag": "--page"}),
-    ] = None
-    host: Annotated[
-        str,
-        Meta(
-            min_length=1,
-            max_length=255,
-            description="address of it; other than this machine's own: by TLS, and with a login for everything",
-        ),
-    ] = "127.0.0.1"
 
 
 class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -372,10 +266,10 @@ def read(path: Path | None = None, flags: Tree | None = None) -> Effective[Serve
 
 def check(config: ServerConfig) -> None:
     """Raise ConfigInvalid for settings that do not go together."""
-    grouping, broker, rounds = config.grouping, config.broker, config.rounds
+    grouping, rounds = config.grouping, config.rounds
     if len(set(config.tasks)) != len(config.tasks):
         raise ConfigInvalid("tasks: one of them is there twice")
-    _check_broker(broker)
+    config.broker.check()
     if rounds.clients_per_round and rounds.quorum > rounds.clients_per_round:
         raise ConfigInvalid(
             f"rounds.quorum: {rounds.quorum} results cannot come from the {rounds.clients_per_round} clients of a round"
@@ -410,11 +304,3 @@ def check(config: ServerConfig) -> None:
         )
     if (grouping.strategy == "fixed") != bool(grouping.fixed_groups):
         raise ConfigInvalid("grouping.fixed_groups: the strategy `fixed` needs them, and no other may have them")
-
-
-def _check_broker(broker: BrokerSettings) -> None:
-    if (broker.certificate is None) != (broker.key is None):
-        alone, other = ("key", "certificate") if broker.certificate is None else ("certificate", "key")
-        raise ConfigInvalid(f"broker.{alone}: for TLS the broker needs a {other} as well")
-    if broker.certificate is not None and broker.tls == "insecure":
-        raise ConfigInvalid("broker.tls: insecure and a certificate do not go together: leave one of them out")
