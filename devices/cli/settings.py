@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from msgspec import inspect
 
-from devices.cli import values
+from devices.cli import kinds
 from devices.cli.run import UsageError
 
 MAX_FILE_BYTES = 64 * 1024
@@ -75,32 +75,32 @@ class Setting:
     @property
     def default_text(self) -> str:
         """The default, for people; empty for none."""
-        return "" if self.is_required or self.default is None or self.default in ((), {}, "") else plain(self.default)
+        if self.is_required or self.default is None or self.default in ((), {}, ""):
+            return ""
+        return kinds.plain(self.default)
 
     @property
     def takes(self) -> str:
         """The values that it takes, for people."""
-        return _takes(_type(self.kind))
+        return kinds.takes(self.kind)
 
     @property
     def choices(self) -> tuple[str, ...]:
         """The words that it takes, where these are few."""
-        found = _type(self.kind)
+        found = kinds.type_of(self.kind)
         return tuple(map(str, found.values)) if isinstance(found, inspect.LiteralType) else ()
 
     @property
     def help(self) -> str:
         """The sentence, unit, bounds and default, for a flag."""
-        facts = _type(self.kind)
-        takes = _bounds(facts) if isinstance(facts, inspect.IntType | inspect.FloatType) else ""
         default = f"default {self.default_text}" if self.default_text else ""
-        more = "; ".join(filter(None, (self.unit, takes, default)))
+        more = "; ".join(filter(None, (self.unit, kinds.bounds(self.kind), default)))
         return f"{self.sentence} [{more}]".replace("%", "%%") if more else self.sentence.replace("%", "%%")
 
     def parse(self, text: str) -> Any:
         """Return the value of a flag. Raises argparse.ArgumentTypeError."""
         try:
-            return _convert(_syntax(_type(self.kind))(text), self.kind, strict=False)
+            return kinds.parse(text, self.kind)
         except (ValueError, msgspec.ValidationError) as exc:
             raise argparse.ArgumentTypeError(f"{text!r} is not {self.takes}") from exc
 
@@ -185,7 +185,7 @@ def add_flags(
 
 
 def _add_flag(group: Any, setting: Setting, text: str) -> None:
-    facts = _type(setting.kind)
+    facts = kinds.type_of(setting.kind)
     options: dict[str, Any] = {"dest": setting.key, "default": argparse.SUPPRESS, "help": text}
     if isinstance(facts, inspect.BoolType):
         group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **options)
@@ -238,7 +238,7 @@ def beside(path: Path, tree: Tree, kind: type[msgspec.Struct]) -> Tree:
     """Return the tree of a file with its relative paths made absolute: they are relative to the file's folder."""
     made = _copied(tree)
     for each in settings_of(kind):
-        if _is_path(_type(each.kind)) and isinstance(text := _at(made, each.path), str) and text:
+        if kinds.is_path(each.kind) and isinstance(text := _at(made, each.path), str) and text:
             put(made, each.path, os.path.normpath(path.resolve().parent / text))
     return made
 
@@ -260,7 +260,7 @@ def build(kind: type[T], layers: Sequence[tuple[str, Tree]]) -> Effective[T]:
         if each.is_required and sources[each.key] == DEFAULT:
             raise ConfigInvalid(f"{layers[0][0]}: {each.key} is missing: {each.sentence}")
     try:
-        return Effective(_convert(merged, kind), sources)
+        return Effective(kinds.convert(merged, kind), sources)
     except msgspec.ValidationError as exc:
         raise ConfigInvalid(f"{layers[0][0]}: {exc}") from exc
 
@@ -298,22 +298,11 @@ def nearest(key: str, known: Iterable[str]) -> str:
 def _check(setting: Setting, value: object, source: str) -> None:
     """Raise ConfigInvalid unless the setting takes the value."""
     try:
-        _convert(value, setting.kind)
+        kinds.convert(value, setting.kind)
     except msgspec.ValidationError as exc:
         where = "" if " - at `$" not in str(exc) else f" ({exc})"
         shown = "its value" if setting.is_secret else f"{value!r:.60}"
         raise ConfigInvalid(f"{source}: {setting.key}: {shown} is not {setting.takes}{where}") from exc
-
-
-def plain(value: object) -> str:
-    """Return a value for people, as a file has it without its quotes."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return f"{value:,}" if value >= 100_000 else str(value)
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value)
 
 
 def _at(tree: object, path: Iterable[str]) -> object:
@@ -328,92 +317,10 @@ def _copied(tree: Tree) -> Tree:
 
 def _tables(kind: type[msgspec.Struct]) -> Iterator[tuple[str, type[msgspec.Struct]]]:
     for field in msgspec.structs.fields(kind):
-        facts = _type(field.type)
+        facts = kinds.type_of(field.type)
         if isinstance(facts, inspect.StructType):
             yield field.name, facts.cls
 
 
 def _default(field: msgspec.structs.FieldInfo) -> object:
     return field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory()
-
-
-def _type(kind: object) -> inspect.Type:
-    """Return the type of an annotation, without None and without what is only said of it."""
-    facts = inspect.type_info(kind)
-    while True:
-        if isinstance(facts, inspect.Metadata):
-            facts = facts.type
-        elif isinstance(facts, inspect.UnionType):
-            (facts,) = (each for each in facts.types if not isinstance(each, inspect.NoneType))
-        else:
-            return facts
-
-
-def _is_path(facts: inspect.Type) -> bool:
-    return isinstance(facts, inspect.CustomType) and facts.cls is Path
-
-
-def _syntax(facts: inspect.Type) -> Callable[[str], object]:
-    """Return what makes a value of the words of a flag."""
-    if isinstance(facts, inspect.VarTupleType):
-        return values.groups if isinstance(_type_of_items(facts), inspect.VarTupleType) else values.names
-    return values.by_task if isinstance(facts, inspect.DictType) else str
-
-
-def _type_of_items(facts: inspect.VarTupleType) -> inspect.Type:
-    return facts.item_type.type if isinstance(facts.item_type, inspect.Metadata) else facts.item_type
-
-
-def _convert(value: object, kind: Any, *, strict: bool = True) -> Any:
-    return msgspec.convert(value, kind, strict=strict, dec_hook=_hook)
-
-
-def _hook(_kind: type, value: object) -> Path:
-    """Return a path: the one type here that msgspec does not know."""
-    if isinstance(value, Path):
-        return value
-    if not isinstance(value, str) or not value or "\0" in value:
-        raise ValueError("Expected a path")
-    return Path(value)
-
-
-def _bounds(facts: inspect.IntType | inspect.FloatType) -> str:
-    if facts.ge is not None and facts.le is not None:
-        return f"{plain(facts.ge)} to {plain(facts.le)}"
-    low = (
-        f"{plain(facts.ge)} or more"
-        if facts.ge is not None
-        else f"above {plain(facts.gt)}"
-        if facts.gt is not None
-        else ""
-    )
-    high = (
-        f"at most {plain(facts.le)}"
-        if facts.le is not None
-        else f"below {plain(facts.lt)}"
-        if facts.lt is not None
-        else ""
-    )
-    return " and ".join(filter(None, (low, high)))
-
-
-def _takes(facts: inspect.Type) -> str:
-    """Return the values that a type takes, for people."""
-    match facts:
-        case inspect.IntType() | inspect.FloatType():
-            kind, bounds = "a whole number" if isinstance(facts, inspect.IntType) else "a number", _bounds(facts)
-            text = f"{kind}, {bounds}" if bounds else kind
-        case inspect.LiteralType():
-            text = f"one of {', '.join(map(str, facts.values))}"
-        case inspect.BoolType():
-            text = "true or false"
-        case inspect.DictType():
-            text = "a number for each task: a=2,b=0.5"
-        case inspect.VarTupleType():
-            is_nested = isinstance(_type_of_items(facts), inspect.VarTupleType)
-            text = "groups of tasks: a,b;c" if is_nested else "names: a,b,c"
-        case inspect.StrType():
-            text = "text" if facts.pattern is None else f"text of the form {facts.pattern}"
-        case _:
-            text = "a path"
-    return text
