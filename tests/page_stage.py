@@ -1,13 +1,11 @@
 """A page over a server's answers, as a test sets them."""
 
-import threading
-
 import msgspec
+from answering import Answering
 from view_samples import STATUS
 
 from broker_server.operator import messages as shown
 from broker_server.operator.page import server as pages
-from broker_server.operator.questions import Questions
 
 AFFINITY = shown.AffinityView(
     tasks=("a", "b"), values=((0.5, -0.25), (None, 0.1)), errors=((0.1, None), (None, 0.1)), counts=((3, 3), (0, 3))
@@ -21,12 +19,11 @@ class Stage:
     def __init__(self, folder, port, *, host="127.0.0.1", is_local=True, certificate=None):
         self.status = changed(STATUS, open=None, phases=(), split=None, losses={}, refused={}, phase_left_s=None)
         self.devices, self.rounds, self.events, self.affinity, self.acts = [], [], [], AFFINITY, []
-        self._ends, self._woken = threading.Event(), threading.Event()
-        self.questions = Questions(self._woken.set)
+        self._loop = Answering(self._answer)
         self.state, self.report = folder / "state", folder / "report"
         self.port = port
         self._stop = pages.serve(
-            self.questions,
+            self._loop.questions,
             state=self.state,
             report=self.report,
             host=host,
@@ -34,14 +31,6 @@ class Stage:
             is_local=is_local,
             certificate=certificate,
         )
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self):
-        while not self._ends.is_set():
-            if self._woken.wait(0.05):
-                self._woken.clear()
-                self.questions.answer_all(self._answer)
 
     def _answer(self, request):
         match request:
@@ -62,7 +51,5 @@ class Stage:
                 return shown.Done(says="done")
 
     def close(self):
-        self._ends.set()
-        self._thread.join()
-        self.questions.close()
+        self._loop.close()
         self._stop()

@@ -5,6 +5,7 @@ import threading
 import time
 
 import pytest
+from answering import Answering
 
 from broker_server.operator import client as clients
 from broker_server.operator import control_socket
@@ -21,29 +22,20 @@ def answer(request):
 
 
 class Server:
-    """A loop that answers, on a thread of its own."""
+    """A control socket, and a loop that answers."""
 
     def __init__(self, folder, **options):
-        self.asked, self._woken, self._ends = [], threading.Event(), threading.Event()
-        self.questions = Questions(self._woken.set)
-        self.control = ControlSocket(folder, self.questions, **options)
+        self.asked = []
+        self._loop = Answering(self._answer)
+        self.control = ControlSocket(folder, self._loop.questions, **options)
         self.control.start()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-
-    def _run(self):
-        while not self._ends.is_set():
-            if self._woken.wait(0.05):
-                self._woken.clear()
-                self.questions.answer_all(self._answer)
 
     def _answer(self, request):
         self.asked.append(request)
         return answer(request)
 
     def close(self):
-        self._ends.set()
-        self._thread.join()
+        self._loop.close()
         self.control.close()
 
 

@@ -14,6 +14,7 @@ pytest.importorskip("uvicorn")
 
 from broker_server.operator.page import app as pages
 from broker_server.operator.page.server import PageUnavailable, serve, token_of
+from broker_server.operator.questions import Questions
 from broker_server.server.certificates import Certificates
 
 pytestmark = pytest.mark.workstation
@@ -224,4 +225,6 @@ def test_viewers_are_bounded(stage, monkeypatch):
 
 def test_page_at_a_port_that_is_taken(stage, tmp_path):
     with pytest.raises(PageUnavailable, match=f"127.0.0.1:{stage.port}.*--page"):
-        serve(stage.questions, state=tmp_path, report=tmp_path, host="127.0.0.1", port=stage.port, is_local=True)
+        serve(
+            Questions(lambda: None), state=tmp_path, report=tmp_path, host="127.0.0.1", port=stage.port, is_local=True
+        )
