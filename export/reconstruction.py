@@ -35,7 +35,6 @@ SAMPLES, LARGE = 2, 65_536
 """Samples that are attacked; one of them where it has more than LARGE numbers."""
 STEPS, SOLVER_STEPS = 4, 24
 """Gauss-Newton steps, and conjugate gradients in each."""
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 RELATIVE_ERROR: Mapping[Precision, float] = {"fp32": 1e-4, "fp16": 3e-4, "int8": 1e-2}
 """δ of a precision, relative to the root mean square of an embedding."""
 STEP_SIZES = (1.0, 0.5, 0.25, 0.0)
@@ -56,7 +55,7 @@ def measure_reconstruction(model: MultiTaskModel) -> Reconstruction | None:
             found = _measure({name: value.detach() for name, value in model.inputs.items()}, partial(apply, model.stem))
         except RuntimeError:  # what autograd raises
             return None
-    psnr_db = dict(zip([*PRECISIONS, *NOISES], found, strict=True))
+    psnr_db = dict(zip([*RELATIVE_ERROR, *NOISES], found, strict=True))
     return Reconstruction(
         fp32=psnr_db["fp32"],
         fp16=psnr_db["fp16"],
@@ -81,7 +80,7 @@ def _measure(example: Mapping[str, Tensor], stem: Callable[[Mapping[str, Tensor]
     found = []
     for prior, inputs in _attacked(example):
         e = stem(inputs)
-        sent = [*(_sent(e, precision) for precision in PRECISIONS), *(_noisy(e, noise) for noise in NOISES)]
+        sent = [*(_sent(e, precision) for precision in RELATIVE_ERROR), *(_noisy(e, noise) for noise in NOISES)]
         rms = e.square().flatten(1).mean(1).sqrt()  # (B,)
         error = torch.cat([rms * scale for scale in (*RELATIVE_ERROR.values(), *NOISES)])
         made = _Attack(example, prior, stem).run(torch.cat(sent), error)

@@ -65,7 +65,7 @@ class Desk:
         self._metrics = metrics
         self._published_s = float("-inf")
         self._known: tuple[float, Mapping[str, Enrolled]] | None = None
-        self._affinities: tuple[tuple[int, int], shown.AffinityView] | None = None
+        self._affinities: tuple[int, shown.AffinityView] | None = None
         self._at = at
         dispatcher.coordinator.is_paused = bool(dispatcher.journal.fact(PAUSED))
 
@@ -153,9 +153,9 @@ class Desk:
         """Return the affinities, worked out once for each round that closes."""
         if self.loop is None:
             return view.affinity(AffinityLedger(()).result())
-        closed = len(self.history.rounds), self.history.rounds[-1].number if self.history.rounds else -1
-        if self._affinities is None or self._affinities[0] != closed:
-            self._affinities = closed, view.affinity(self.loop.federation.affinities)
+        newest = self.history.rounds[-1].number if self.history.rounds else -1
+        if self._affinities is None or self._affinities[0] != newest:
+            self._affinities = newest, view.affinity(self.loop.federation.affinities)
         return self._affinities[1]
 
     def _pause(self) -> shown.Answer:

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker_server.operator import messages as shown
 from broker_server.operator.page.login import SESSION_S, Logins
-from broker_server.operator.page.snapshot import Snapshot
+from broker_server.operator.page.snapshot import KEPT_EVENTS, Snapshot
 from broker_server.operator.questions import Questions
 
 POLL_S = 1.0
@@ -236,7 +236,7 @@ class Page:
             if not fleet.rows or len(rows) >= fleet.total:
                 break
         rounds = await self._ask(shown.AskRounds(after=self._snapshot.last_round, most=shown.MAX_ROWS))
-        events = await self._ask(shown.AskEvents(after=self._snapshot.last_event, most=200))
+        events = await self._ask(shown.AskEvents(after=self._snapshot.last_event, most=KEPT_EVENTS))
         affinity = await self._ask(shown.AskAffinity())
         match status, rounds, events, affinity:
             case shown.FederationView(), shown.Rounds(), shown.Events(), shown.AffinityView():

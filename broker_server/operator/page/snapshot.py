@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import msgspec
 
 from broker_server.operator import messages as shown
+from broker_server.operator.view import KEPT_ROUNDS
 
-KEPT_ROUNDS = 1000
 KEPT_EVENTS = 200
 
 
