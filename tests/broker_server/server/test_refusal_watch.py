@@ -1,10 +1,12 @@
 import logging
 import threading
+from pathlib import Path
 
 import pytest
 
 pytest.importorskip("rich")
 
+from broker_server import mqtt
 from broker_server.mqtt.stats import Stats
 from broker_server.server.log_view import LogView
 from broker_server.server.refusal_watch import COUNTED, MAX_WAITING, RefusalWatch
@@ -50,9 +52,11 @@ def test_watch_tells_what_the_broker_refuses_on_its_own():
     assert said[2:] == ["refused devices: there are as many as broker.clients allows (30 times more in 1 min)"]
 
 
-def test_watch_knows_counters_that_the_broker_has():
+def test_watch_knows_counters_and_reasons_that_the_broker_has():
     stats = Stats()
     assert all(isinstance(getattr(stats, kind), dict) for kind in COUNTED)
+    broker = "".join(path.read_text() for path in Path(mqtt.__file__).parent.glob("*.py"))
+    assert [each for reasons in COUNTED.values() for each in reasons if f'"{each}"' not in broker] == []
 
 
 def test_watch_is_bounded_while_nobody_tells():
