@@ -38,13 +38,13 @@ IMAGES, PIXELS = 200, 32
 
 
 def images(data: Path) -> torch.Tensor:
-    """Two of the images that are trained on."""
+    """Return two of the images that are trained on."""
     found, _ = Dataset.open(data).train.batch(range(2), (), ("image",))
     return torch.from_numpy(found["image"])
 
 
 def attacked(function: str, seed: int, x: torch.Tensor, weights: Path | None = None) -> Reconstruction:
-    """What comes back of images with a model's initial stem, or a trained one."""
+    """Return what comes back of images with a model's initial stem, or a trained one."""
     model = build_model(f"{SOURCE}:{function}", seed)
     assert model.stem is not None
     if weights is not None:
@@ -58,7 +58,7 @@ def attacked(function: str, seed: int, x: torch.Tensor, weights: Path | None = N
 
 
 def measure(data: Path, seed: int, epochs: int) -> dict[str, dict[str, float]]:
-    """One seed: for each way the PSNR before and after training, and the loss."""
+    """Return, for one seed and each way, the PSNR before and after training, and the loss."""
     x = images(data)
     result = {}
     for function in (WIDE, NARROW):
@@ -97,7 +97,7 @@ def measure(data: Path, seed: int, epochs: int) -> dict[str, dict[str, float]]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result in Markdown."""
+    """Return the result in Markdown."""
     rows = [
         "| stem, and how embeddings are sent | PSNR, dB | of the trained stem | validation loss | to the first |",
         "|---|---|---|---|---|",
@@ -112,7 +112,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def about(seeds: int, epochs: int, guess_db: float) -> str:
-    """What was measured, in a paragraph."""
+    """Return what was measured, in a paragraph."""
     medians = f"medians of {seeds} seeds (least–largest)" if seeds > 1 else "one seed"
     return (
         f"{IMAGES} images of a rendered building, {PIXELS} px, nine tasks, {epochs} epochs, {medians}; the loss is the "

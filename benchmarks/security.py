@@ -32,7 +32,7 @@ SIGNING = {
 
 
 def demo(folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """What the processes of a demo have counted."""
+    """Run a demo; return what its processes have counted."""
     costs = folder / "costs"
     shutil.rmtree(costs, ignore_errors=True)
     costs.mkdir(parents=True)
@@ -44,7 +44,7 @@ def demo(folder: Path, rounds: int) -> list[dict[str, Any]]:
 
 
 def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
-    """The shares, and each kind of call."""
+    """Return the shares, and each kind of call."""
     federation = [each for each in found if any(name.startswith("sign.") for name in each["calls"])]
     seconds: Counter[str] = Counter()
     calls: Counter[str] = Counter()
@@ -74,7 +74,7 @@ def summary(found: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The result in Markdown."""
+    """Return the result in Markdown."""
     rows = ["| what | how often | ms of CPU each | bytes each |", "|---|---|---|---|"]
     sizes = result["bytes"]
     for words, found in result["messages"].items():

@@ -73,7 +73,7 @@ def _both(a: list[dict[str, Any]], b: list[dict[str, Any]], key: str) -> tuple[l
 
 
 def fleet() -> dict[str, Any]:
-    """Four devices under a limit that the whole model does not fit, in a federation of three rounds."""
+    """Run four devices under a limit that the whole model does not fit, with the encoder on either side."""
     folder, _ = bundle(f"{SOURCE}:build_small", "--stages", "4")
     root = WORK / "split-fleet"
     shutil.rmtree(root, ignore_errors=True)

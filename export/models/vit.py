@@ -106,12 +106,12 @@ def make(
 
 
 def build() -> MultiTaskModel:
-    """Two dense tasks and the class of an image, 64 pixels."""
+    """Return two dense tasks and the class of an image, 64 pixels."""
     return make(("depth", "segmentation", KIND), width=64, heads=4, depth=4, size=64)
 
 
 def build_small_nine() -> MultiTaskModel:
-    """All nine tasks of MAS, 32 pixels."""
+    """Return all nine tasks of MAS, 32 pixels."""
     return make(NINE, width=64, heads=4, depth=4, size=32, patch=4)
 
 
@@ -136,17 +136,17 @@ def build_views() -> MultiTaskModel:
 
 
 def build_nine() -> MultiTaskModel:
-    """All nine tasks of MAS, 64 pixels."""
+    """Return all nine tasks of MAS, 64 pixels."""
     return make(NINE, width=128, heads=4, depth=6, size=64)
 
 
 def build_small() -> MultiTaskModel:
-    """Two dense tasks over the 21 million parameters of ViT-Small's blocks, 224 pixels."""
+    """Return two dense tasks over the 21 million parameters of ViT-Small's blocks, 224 pixels."""
     return make(("depth", "segmentation"), width=384, heads=6, depth=12, size=224, patch=16)
 
 
 def build_general() -> MultiTaskModel:
-    """Nine tasks over the 85 million parameters of ViT-Base's blocks, 224 pixels.
+    """Return nine tasks over the 85 million parameters of ViT-Base's blocks, 224 pixels.
 
     Weights, gradient and momentum alone are a gigabyte: more than a small board has.
     """
