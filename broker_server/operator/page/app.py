@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker_server.operator import messages as shown
 from broker_server.operator.page.login import SESSION_S, Logins
-from broker_server.operator.page.snapshot import KEPT_EVENTS, Snapshot
+from broker_server.operator.page.snapshot import KEPT_EVENTS, Change, Snapshot
 from broker_server.operator.questions import Questions
 
 POLL_S = 1.0
@@ -265,12 +265,12 @@ ANSWERS: Mapping[str, type[msgspec.Struct]] = {
 
 def openapi() -> dict[str, object]:
     """Return the description of the interface (OpenAPI 3.1), from the structs that it sends."""
-    kinds = [*ANSWERS.values(), shown.Act, shown.Done, shown.NotDone]
+    kinds = [*ANSWERS.values(), Change, shown.Act, shown.Done, shown.NotDone]
     schemas, components = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     by_kind = dict(zip(kinds, schemas, strict=True))
 
-    def answer(kind: type[msgspec.Struct], text: str) -> dict[str, object]:
-        return {"description": text, "content": {"application/json": {"schema": by_kind[kind]}}}
+    def answer(kind: type[msgspec.Struct], text: str, form: str = "application/json") -> dict[str, object]:
+        return {"description": text, "content": {form: {"schema": by_kind[kind]}}}
 
     paths: dict[str, object] = {}
     for name, kind in VIEWS.items():
@@ -280,6 +280,8 @@ def openapi() -> dict[str, object]:
             for field in msgspec.structs.fields(kind)
         ]
         paths[f"/api/{name}"] = {"get": {"parameters": parameters, "responses": {"200": answer(ANSWERS[name], about)}}}
+    changes = answer(Change, "each event: what has changed, the first time everything", "text/event-stream")
+    paths["/api/changes"] = {"get": {"responses": {"200": changes}}}
     act = {
         "requestBody": {"content": {"application/json": {"schema": by_kind[shown.Act]}}},
         "parameters": [{"name": ACT_HEADER, "in": "header", "required": True, "schema": {"type": "string"}}],

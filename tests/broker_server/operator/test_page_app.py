@@ -97,11 +97,14 @@ def test_interface_describes_itself(stage):
     _, found = Client(stage).ask("/api/openapi.json")
     for path, operations in found["paths"].items():
         for operation in operations.values():
-            schema = operation["responses"]["200"]["content"]["application/json"]["schema"]
-            name = schema["$ref"].rpartition("/")[2]
+            ((form, answer),) = operation["responses"]["200"]["content"].items()
+            name = answer["schema"]["$ref"].rpartition("/")[2]
             described = set(found["components"]["schemas"][name]["properties"])
-            if "get" in operations:
+            if form == "text/event-stream":
+                assert set(next(changes(stage))) == described - {"gone", "events"}, "left out where nothing is"
+            elif "get" in operations:
                 assert set(Client(stage).ask(path)[1]) == described
+    assert {f"/api/{name}" for name in (*pages.VIEWS, "changes", "act")} == set(found["paths"])
 
 
 def test_act_needs_a_login_and_a_header(stage):
