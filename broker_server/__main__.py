@@ -23,7 +23,6 @@ from broker_server.report import energy_command
 from broker_server.server import operator_command, settings_command
 from broker_server.server.audit import AuditLog
 from broker_server.server.broker_config import mosquitto
-from broker_server.server.config import SETTINGS
 from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.faults import FAULTS
@@ -118,8 +117,7 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     costs.set_defaults(command=lambda options: energy_command.run(options, read_journal))
 
     report = commands.add_parser("report", help="write the report of a federation: report.json, report.html, models/")
-    report.add_argument("--config", type=Path, help="server.toml")
-    add_flags(report, [each for each in SETTINGS if each.key == "state"])
+    settings_command.add_state(report)
     report.add_argument("--out", type=Path, default=None, help="the folder to write (default: report in the state)")
     report.set_defaults(command=_report)
 
@@ -140,28 +138,24 @@ def _device_commands(commands: "argparse._SubParsersAction[argparse.ArgumentPars
         default=365.0,
         help="how long the token is good for on a broker of others; on ours until the device has come (default: 365)",
     )
-    one.add_argument("--config", type=Path, help="server.toml")
-    add_flags(one, [each for each in SETTINGS if each.key in {"state", "federation"}])
+    settings_command.add_state(one, "federation")
     one.add_argument("--force", action="store_true", help="replace the file if it exists")
     add_flags(one, DEVICE_SETTINGS, {"": "settings of the device, in agent.toml"})
     one.set_defaults(command=_enrol)
 
     revoked = commands.add_parser("revoke", help="let a device in no more, from now on; `enrol` lets it in again")
     revoked.add_argument("device", help="the device's name")
-    revoked.add_argument("--config", type=Path, help="server.toml")
-    add_flags(revoked, [each for each in SETTINGS if each.key == "state"])
+    settings_command.add_state(revoked)
     revoked.set_defaults(command=_revoke)
 
     fleet = commands.add_parser("devices", help="list the devices that are enrolled")
-    fleet.add_argument("--config", type=Path, help="server.toml")
-    add_flags(fleet, [each for each in SETTINGS if each.key == "state"])
+    settings_command.add_state(fleet)
     fleet.set_defaults(command=_devices)
 
 
 def _state_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     keys = commands.add_parser("roll-key", help="make a new key that signs commands; devices learn it by the old one")
-    keys.add_argument("--config", type=Path, help="server.toml")
-    add_flags(keys, [each for each in SETTINGS if each.key == "state"])
+    settings_command.add_state(keys)
     keys.set_defaults(command=_roll_key)
 
     made = commands.add_parser("broker-config", help="write a broker's configuration for this federation")
@@ -169,20 +163,17 @@ def _state_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where its files go")
     made.add_argument("--listen", type=int, default=8883, metavar="PORT", help="where it listens (default: 8883)")
     made.add_argument("--name", action="append", required=True, help="its host name or address; may be repeated")
-    made.add_argument("--config", type=Path, help="server.toml")
-    add_flags(made, [each for each in SETTINGS if each.key in {"state", "federation"}])
+    settings_command.add_state(made, "federation")
     made.set_defaults(command=_broker_config)
 
     checked = commands.add_parser("check", help="look for damage in a state folder, while no server runs")
-    checked.add_argument("--config", type=Path, help="server.toml")
-    add_flags(checked, [each for each in SETTINGS if each.key == "state"])
+    settings_command.add_state(checked)
     checked.add_argument("--repair", action="store_true", help="mend what can be")
     checked.set_defaults(command=_check)
 
     copied = commands.add_parser("backup", help="copy a state folder, while its server runs or not")
     copied.add_argument("out", type=Path, help="the folder to make; it holds the server's keys")
-    copied.add_argument("--config", type=Path, help="server.toml")
-    add_flags(copied, [each for each in SETTINGS if each.key == "state"])
+    settings_command.add_state(copied)
     copied.set_defaults(command=_backup)
 
 

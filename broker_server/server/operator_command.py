@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 
 import msgspec
 
@@ -18,12 +17,11 @@ from broker_server.operator import tables
 from broker_server.operator.client import ControlClient, ServerNotRunning
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.server import settings_command
-from broker_server.server.config import SETTINGS, ServerConfig
+from broker_server.server.config import ServerConfig
 from broker_server.server.desk import asked, facts_of_journal, read_enrolled, read_history
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.state import JOURNAL, StateBusy, StateFolder
 from devices.cli.run import DONE, interrupt_on_terminate
-from devices.cli.settings import add_flags
 
 POLL_S = 1.0
 """The time between two questions of --follow."""
@@ -56,19 +54,14 @@ def add_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParser]"
             parser.add_argument(
                 "--last", type=_number, default=20, metavar="N", help="that many at first (default: 20)"
             )
-        _add_state(parser)
+        settings_command.add_state(parser)
         parser.set_defaults(command=_show, view=name)
     for name, text in ACTS.items():
         parser = commands.add_parser(name, help=text)
         if name == "drop":
             parser.add_argument("device", help="the device's name")
-        _add_state(parser)
+        settings_command.add_state(parser)
         parser.set_defaults(command=_act, act=name, device=None)
-
-
-def _add_state(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help="server.toml")
-    add_flags(parser, [each for each in SETTINGS if each.key == "state"])
 
 
 def _number(text: str) -> int:

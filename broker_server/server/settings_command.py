@@ -1,4 +1,7 @@
-"""`python -m broker_server settings`: the settings in use and where each came from, their document and their schema."""
+"""`python -m broker_server settings`: the settings in use and where each came from, their document and their schema.
+
+Here is also what other commands have of the settings: their flags, and the values of a command line.
+"""
 
 import argparse
 import json
@@ -30,6 +33,12 @@ def add_settings(parser: argparse.ArgumentParser, *, shown: bool | None = None) 
     parser.add_argument("--config", type=Path, help="server.toml; a flag goes over its key")
     add_flags(parser, SETTINGS, TABLES, is_shown=is_shown)
     add_old_flags(parser, SETTINGS)
+
+
+def add_state(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Add the flags by which a command finds the server's state folder, and those of the keys `more`."""
+    parser.add_argument("--config", type=Path, help="server.toml")
+    add_flags(parser, [each for each in SETTINGS if each.key in {"state", *more}])
 
 
 def settings(options: argparse.Namespace) -> Effective[ServerConfig]:
