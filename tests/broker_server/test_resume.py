@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from ports import free_port
 
 pytest.importorskip("jwt")
 pytest.importorskip("rich")
@@ -25,15 +26,6 @@ from edge_runtime.wire.tensors import unpack
 pytestmark = pytest.mark.workstation
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 120.0
-
-
-def free_port():
-    """Below the ports that the system gives to clients: one of those may be taken again before it is used here."""
-    while True:
-        port = random.randrange(15_000, 30_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 @pytest.fixture

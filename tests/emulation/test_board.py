@@ -18,6 +18,7 @@ import threading
 import time
 
 import pytest
+from ports import free_port
 
 pytestmark = [pytest.mark.emulated, pytest.mark.workstation]
 
@@ -134,9 +135,7 @@ def started():
 
 @pytest.fixture
 def port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    return free_port()
 
 
 @pytest.fixture

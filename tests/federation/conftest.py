@@ -1,12 +1,9 @@
 """Whole federations: the server and its devices as the processes that run in the field, on the tiny bundle."""
 
-import contextlib
 import hashlib
 import os
-import random
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +13,7 @@ import msgspec
 import numpy as np
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from ports import free_port
 
 from broker_server.server.keys import load_or_create
 from edge_runtime.wire.names import group_id
@@ -24,15 +22,6 @@ ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
 LIMIT_S = 300.0
 TASKS = ("depth", "normals", "segmentation")
-
-
-def free_port():
-    """Below the ports that the system gives to clients: one of those may be taken again before it is used here."""
-    while True:
-        port = random.randrange(15_000, 30_000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
 
 
 class Process:

@@ -1,10 +1,10 @@
 """An operator's commands on a server and its devices as the processes that run in the field."""
 
 import json
-import socket
 import urllib.request
 
 import pytest
+from ports import free_port
 
 pytest.importorskip("jwt")
 pytest.importorskip("rich")
@@ -26,9 +26,7 @@ def test_operator_sees_and_steers_a_federation(site, capsys):
         return said.out if code == DONE else said.err
 
     assert "no server runs on" in command("status", code=UNAVAILABLE)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     server = site.serve(merged_rounds=1, probe_rounds=1, split_rounds=1, page=port)
     site.until(server, "the page is at")
     assert "round 0 waits for devices: 0 online, it needs 2" in command("status")

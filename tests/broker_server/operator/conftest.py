@@ -1,17 +1,9 @@
-import socket
-
 import pytest
+from ports import free_port
 
 
 @pytest.fixture
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-@pytest.fixture
-def make_stage(tmp_path, free_port):
+def make_stage(tmp_path):
     pytest.importorskip("starlette")
     pytest.importorskip("uvicorn")
     from page_stage import Stage
@@ -19,7 +11,7 @@ def make_stage(tmp_path, free_port):
     stages = []
 
     def make(**options):
-        stages.append(Stage(tmp_path, free_port, **options))
+        stages.append(Stage(tmp_path, free_port(), **options))
         return stages[-1]
 
     yield make

@@ -4,6 +4,7 @@ import urllib.request
 
 import msgspec
 import pytest
+from ports import free_port
 from view_samples import BARE, DEVICE, ROUND, STATUS
 
 pytest.importorskip("prometheus_client")
@@ -38,12 +39,6 @@ def scrape():
     yield once
     for stop in stops:
         stop()
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def test_metrics_of_a_server_that_has_just_begun(scrape):
