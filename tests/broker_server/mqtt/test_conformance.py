@@ -26,9 +26,9 @@ SERVERS = {
     "3.3.1": 12, "3.3.2": 3, "3.3.4": 1, "3.3.5": 2, "3.6.1": 1, "3.8.1": 1, "3.8.3": 4, "3.8.4": 6, "3.9.3": 2,
     "3.10.1": 1, "3.10.3": 2, "3.10.4": 6, "3.12.4": 1, "3.14.1": 1, "3.14.4": 3, "4.1.0": 2, "4.3.1": 1, "4.3.2": 2,
     "4.3.3": 2, "4.4.0": 1, "4.5.0": 2, "4.6.0": 6, "4.7.1": 3, "4.7.2": 1, "4.7.3": 4, "4.8.0": 2, "6.0.0": 4,
-    "7.0.0": 1, "7.1.1": 1, "7.1.2": 1,
+  "7.0.0": 2, "7.1.1": 1, "7.1.2": 1,
 }  # fmt: skip
-"""How many statements each section of the standard has."""
+"""How many statements each section of the standard has, as they are numbered there."""
 
 
 def publish(topic, payload, *, qos=1, packet_id=9, retain=False):
@@ -54,6 +54,25 @@ def test_connect_that_is_refused_ends_all_that_comes_with_it(stage):
     stage.send(client, publish("t", b"smuggled"))
     assert stage.got(client) == [Connack(False, 5)]
     assert stage.got(other) == []
+    assert client.is_closed
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x10\x0c\x00\x04HTTP\x04\x02\x00\x00\x00\x00",
+        b"\x10\x0c\x00\x04MQTT\x04\x03\x00\x00\x00\x00",
+        b"\x11\x0c\x00\x04MQTT\x04\x02\x00\x00\x00\x00",
+    ],
+    ids=["protocol name", "reserved flag", "header"],
+)
+def test_connect_that_is_malformed_ends_without_an_answer(stage, data):
+    client, decoder = stage.open(), Decoder()
+    decoder.push(data)
+    with pytest.raises(PacketMalformed) as caught:
+        decoder.pull()
+    stage.hub.on_malformed(client, caught.value, 0.0)
+    assert stage.got(client) == []
     assert client.is_closed
 
 
@@ -119,6 +138,14 @@ def test_will_is_retained_if_it_says_so_and_outlives_the_session(stage, retain):
     late = stage.connect("late")
     stage.send(late, Subscribe(1, (("t", 1),)))
     assert [message.payload for message in stage.got(late)[1:]] == ([b"gone"] if retain else [])
+
+
+def test_without_a_will_nothing_is_sent_at_the_end(stage):
+    watcher = stage.connect("watcher")
+    stage.send(watcher, Subscribe(1, (("#", 1),)))
+    stage.got(watcher)
+    stage.hub.on_lost(stage.connect("a"), 1.0)
+    assert stage.got(watcher) == []
 
 
 def test_message_without_retain_leaves_the_retained_one_alone(stage):
