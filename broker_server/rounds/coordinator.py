@@ -271,7 +271,7 @@ class Coordinator:
         wanted = 0 if current.plan.work == "evaluate" else self.rules.clients_per_round
         drawn = self._draw(current, able, math.ceil(wanted * (1 + self.rules.over_selection)) or len(able))
         counting = min(wanted or len(drawn), len(drawn))
-        current.members = dict.fromkeys(drawn, "asked")
+        current.draw(drawn, now_s)
         current.quorum = min(self.rules.quorum or math.ceil(counting / 2), counting)
         current.draws = len(drawn)
         self._start_clock(current, now_s)
@@ -330,7 +330,7 @@ class Coordinator:
         # With nobody left to ask, those that are away stay members: they are asked when they come.
         for name in gone[: 0 if current.members or drawn else None]:
             current.members[name] = "asked"
-        current.members.update(dict.fromkeys(drawn, "asked"))
+        current.draw(drawn, now_s)
         current.deadline_s = now_s + self.rules.deadline_s
         said = (
             f"round {current.round.number} has {len(current.counted)} of the {current.quorum} results that it needs: "
@@ -347,7 +347,7 @@ class Coordinator:
         drawn = self._draw(current, fresh, current.quorum - len(current.counted))
         if not drawn:
             return []
-        current.members.update(dict.fromkeys(drawn, "asked"))
+        current.draw(drawn, now_s)
         return [self._opened(current), *(self._send_plan(name, now_s) for name in drawn)]
 
     def _able(self, current: OpenRound) -> list[str]:
@@ -374,7 +374,6 @@ class Coordinator:
 
     def _send_plan(self, device: str, now_s: float) -> Send:
         self._blame(device, "")
-        self._open.asked_s.setdefault(device, now_s)
         left_s = max(1.0, self._open.deadline_s - now_s)
         return Send(device=device, message=msgspec.structs.replace(self._open.plan, deadline_s=left_s))
 

@@ -14,7 +14,7 @@ A member of a round:
 # coverage: every branch
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -74,7 +74,7 @@ class OpenRound:
     since_s: float = 0.0
     """When it began, or this process went on with it."""
     asked_s: dict[str, float] = field(default_factory=dict)
-    """When each member was asked first, by this process."""
+    """When each member that this process has drawn was asked first: an earlier one's may have worked long before."""
     took_s: dict[str, float] = field(default_factory=dict)
     """How long each took to answer."""
     draws: int = 0
@@ -91,6 +91,12 @@ class OpenRound:
     def unanswered(self) -> tuple[str, ...]:
         """The members whose answers are still to come, in order."""
         return tuple(sorted(name for name, state in self.members.items() if state in UNANSWERED))
+
+    def draw(self, devices: Iterable[str], now_s: float) -> None:
+        """Take devices in as members, which are asked now."""
+        for device in devices:
+            self.members[device] = "asked"
+            self.asked_s.setdefault(device, now_s)
 
     def step(self, device: str, step: Step) -> bool:
         """Change a member's state if the table allows it; return whether it does."""

@@ -731,6 +731,7 @@ def test_coordinator_learns_a_deadline_and_hands_it_on():
     again = Coordinator(coordinator.rules, answer_times=times)
     again.offer(*planned(5), 0.0, members=("x",), quorum=1)
     assert again.open.deadline_s == 44.0
+    assert plans(again.on_hello("x", HELLO, 1.0)) == ["x"]
     actions = counted(again, "x", 3.0)  # an earlier process had asked it, so nobody knows how long it took
     assert actions[-2].answer_times == times
 
