@@ -256,9 +256,8 @@ class Coordinator:
             return self._begin(current, now_s)
         has_answers = not awaited(current, self._presence, self.rules.grace_s, now_s)
         has_enough = 0 < current.enough <= len(current.counted)
-        has_quorum = len(current.counted) >= current.quorum
         nothing_to_measure = current.plan.work == "evaluate" and not current.unanswered
-        if (has_quorum and (has_answers or has_enough or now_s >= current.deadline_s)) or nothing_to_measure:
+        if (current.has_quorum and (has_answers or has_enough or now_s >= current.deadline_s)) or nothing_to_measure:
             return self._close(current, now_s)
         if now_s >= current.deadline_s:
             return self._extend(current, now_s)

@@ -88,6 +88,11 @@ class OpenRound:
         return tuple(sorted(name for name, state in self.members.items() if state == "counted"))
 
     @property
+    def has_quorum(self) -> bool:
+        """Return whether enough results are here for the round to close."""
+        return len(self.counted) >= self.quorum
+
+    @property
     def unanswered(self) -> tuple[str, ...]:
         """The members whose answers are still to come, in order."""
         return tuple(sorted(name for name, state in self.members.items() if state in UNANSWERED))

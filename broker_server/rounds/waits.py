@@ -32,7 +32,8 @@ class Waits:
         if current is not None and not current.members:
             key = online
         elif current is not None:
-            names = awaited(current, presence, grace_s, now_s)
+            # Without a quorum the grace period ends nothing: those that are away are waited for on.
+            names = awaited(current, presence, grace_s, now_s) if current.has_quorum else list(current.unanswered)
             key = names = _worth_a_line(current, names, presence)
         lasted_s = self._lasted_s(key, now_s)
         if current is None or lasted_s is None:
@@ -68,9 +69,13 @@ def _sentence(current: OpenRound, names: Sequence[str], presence: Presence, grac
     """Name the members that a round waits for, and what each is doing."""
     said = []
     for name in names[:MAX_NAMES]:
-        left_s = grace_s - _away_s(name, current, presence, now_s)
-        is_online = presence.is_online(name)
-        what = _work(presence.devices[name]) if is_online else f"away, it goes on without it in {left_s:.0f} s"
+        if presence.is_online(name):
+            what = _work(presence.devices[name])
+        elif current.has_quorum:
+            left_s = grace_s - _away_s(name, current, presence, now_s)
+            what = f"away, it goes on without it in {left_s:.0f} s"
+        else:
+            what = "away"
         said.append(f"{name} ({what})")
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return f"{', '.join(said)}{more}"

@@ -77,6 +77,17 @@ def test_a_member_that_is_away_is_named_with_the_time_it_has(say, presence):
     assert say(current, 175.0) is None  # it is waited for no longer
 
 
+def test_a_member_that_is_away_is_named_for_as_long_as_there_is_no_quorum(say, presence):
+    current = opened(a="counted", b="asked", c="refused")
+    current.quorum = 2
+    presence.on_status("b", online=False, now_s=110.0)
+    assert say(current, 111.0) is None
+    assert say(current, 116.0) == "round 3 has waited 5 s for b (away)"
+    assert say(current, 111.0 + 2 * GRACE_S) == "round 3 has waited 120 s for b (away)"
+    current.quorum = 1
+    assert say(current, 112.0 + 2 * GRACE_S) is None
+
+
 def test_a_long_wait_is_said_ever_more_rarely(say):
     said = [second for second in range(4000) if say(opened(), 100.0 + second)]
     assert said[:5] == [5, 10, 20, 40, 80]
