@@ -121,7 +121,7 @@ class SignedDeviceLink(PassingLink):
         except SignatureInvalid:
             self._refuse("forged", str(forged))
             return
-        if self._taken(opened) is None or opened.boot != self._boot or len(opened.body) != KEY_BYTES:
+        if opened.boot != self._boot or len(opened.body) != KEY_BYTES or self._taken(opened) is None:
             return
         self._server_key.change(key)
         self.on_key(key)

@@ -1,8 +1,8 @@
 """Envelopes: what is around each control message, so that no broker has to be trusted.
 
     command: boot 16 · counter 8 · signature 64 · message                          server → device
-    new key: boot 16 · counter 8 · signature 64 · key 32              server → device
-    token:   boot 16 · counter 8 · signature 64 · token               server → device
+    new key: boot 16 · counter 8 · signature 64 · key 32                           server → device
+    token:   boot 16 · counter 8 · signature 64 · token                            server → device
     event:   key 32 · proof 32 · boot 16 · counter 8 · signature 64 · message      device → server
 
 Rules

@@ -409,6 +409,8 @@ def test_device_takes_no_new_key_of_another_boot_of_a_stranger_or_of_a_wrong_len
         payload = seal_command(key, scope, boot=where, counter=2**40, body=body, purpose=b"new key")
         wire.pass_down(device, payload)
     assert wire.pass_down(device, b"too short") is None
+    earlier = seal_command(wire.key, scope, boot=bytes(16), counter=1, body=b"plan")
+    assert wire.pass_down(device, earlier) == Connected()  # a key for another boot was no occasion to introduce itself
     wire.number = 2**41
     wire.boot_server()
     assert wire.pass_down(device, wire.command(b"plan")) == b"plan"
