@@ -59,12 +59,14 @@ class Line:
         self._loop.close()
 
     async def _serve(self) -> None:
+        open_now: set[asyncio.Task[None]] = set()  # a loop keeps no task alive
         with self._listener:
             while True:
                 near, _ = await self._loop.sock_accept(self._listener)
                 self.connections += 1
                 task = self._loop.create_task(self._connection(near))
-                task.add_done_callback(lambda _: None)
+                open_now.add(task)
+                task.add_done_callback(open_now.discard)
 
     async def _connection(self, near: socket.socket) -> None:
         far = self._socket()
