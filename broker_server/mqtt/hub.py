@@ -234,10 +234,6 @@ class Hub:
             copy = message if qos >= message.qos else replace(message, qos=qos)
             self._offer(subscriber, copy)
 
-    def unsubscribe(self, subscriber: Subscriber, topic_filter: str) -> None:
-        """Take a subscription away."""
-        self._router.unsubscribe(subscriber, topic_filter)
-
     def on_drained(self, subscriber: Subscriber) -> None:
         """Let the publishers go on that waited for a subscriber, which has drained."""
         self._flow.relieve(subscriber)

@@ -124,11 +124,6 @@ class LocalLink:
                 raise ValueError(f"{topic_filter[:200]!r} is not a topic filter")
             self._on_loop(self._party.hub.subscribe, self._party, topic_filter, 1)
 
-    def unsubscribe(self, *filters: str) -> None:
-        """End subscriptions."""
-        for topic_filter in filters:
-            self._on_loop(self._party.hub.unsubscribe, self._party, topic_filter)
-
     def receive(self, timeout_s: float | None) -> Event | None:
         """Return the next event; None if none comes in `timeout_s` seconds (None: no limit) or the link is closed."""
         party = self._party

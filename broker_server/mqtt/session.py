@@ -10,7 +10,7 @@ from enum import Enum, auto
 from typing import Protocol
 
 from broker_server.mqtt.auth import Principal
-from broker_server.mqtt.codec import encode, publish_header
+from broker_server.mqtt.codec import publish_header
 from broker_server.mqtt.limits import Limits
 from broker_server.mqtt.outbox import Outbox, QueuedMessage
 from broker_server.mqtt.packets import (
@@ -171,8 +171,3 @@ class ClientSession:
         """Write as many queued packets as may be written."""
         while self._peer is not None and self._is_writable and (packet := self.outbox.take()):
             self._peer.send(publish_header(packet, len(packet.payload)), packet.payload)
-
-    def send(self, packet: Packet) -> None:
-        """Write a control packet, if connected."""
-        if self._peer is not None:
-            self._peer.send(encode(packet))

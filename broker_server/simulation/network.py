@@ -103,11 +103,6 @@ class MemoryLink:
         for topic_filter in filters:
             self._network.router.subscribe(self, topic_filter, 1)
 
-    def unsubscribe(self, *filters: str) -> None:
-        """End subscriptions."""
-        for topic_filter in filters:
-            self._network.router.unsubscribe(self, topic_filter)
-
     def receive(self, timeout_s: float | None) -> Event | None:  # noqa: ARG002
         """Return the next event; None if there is none. Never waits."""
         if not self._inbox:

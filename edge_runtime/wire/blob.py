@@ -85,15 +85,7 @@ class Blob(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 def describe(data: bytes | memoryview, *, chunk_bytes: int = CHUNK_BYTES) -> Blob:
     """Return the description of content in memory. Raises BlobInvalid if it is empty or too large to send."""
-    return _describe(hashlib.sha256(data).hexdigest(), memoryview(data).nbytes, chunk_bytes)
-
-
-def describe_file(path: Path, *, chunk_bytes: int = CHUNK_BYTES) -> Blob:
-    """Return the description of a file's content. Raises OSError, or BlobInvalid if its size is not allowed."""
-    return _describe(digest_file(path), path.stat().st_size, chunk_bytes)
-
-
-def _describe(digest: str, size_bytes: int, chunk_bytes: int) -> Blob:
+    digest, size_bytes = hashlib.sha256(data).hexdigest(), memoryview(data).nbytes
     try:
         return msgspec.convert({"digest": digest, "size_bytes": size_bytes, "chunk_bytes": chunk_bytes}, Blob)
     except msgspec.ValidationError as exc:

@@ -74,10 +74,6 @@ class Link(Protocol):
         """Subscribe at QoS 1, now and after each reconnect."""
         ...
 
-    def unsubscribe(self, *filters: str) -> None:
-        """End subscriptions, for good."""
-        ...
-
     def receive(self, timeout_s: float | None) -> Event | None:
         """Return the next event; None if there is none within `timeout_s` seconds (None: no limit).
 
@@ -122,10 +118,6 @@ class PassingLink:
     def subscribe(self, *filters: str) -> None:
         """Subscribe."""
         self._link.subscribe(*filters)
-
-    def unsubscribe(self, *filters: str) -> None:
-        """End subscriptions."""
-        self._link.unsubscribe(*filters)
 
     def receive(self, timeout_s: float | None) -> Event | None:
         """Return the next event, or None."""

@@ -163,13 +163,6 @@ class MqttLink:
         if filters and self._is_connected:
             self._client.subscribe([(topic_filter, 1) for topic_filter in filters])
 
-    def unsubscribe(self, *filters: str) -> None:
-        """End subscriptions, for good."""
-        for topic_filter in filters:
-            self._filters.pop(topic_filter, None)
-        if filters and self._is_connected:
-            self._client.unsubscribe(list(filters))
-
     def receive(self, timeout_s: float | None) -> Event | None:
         """Return the next event; None if none comes in `timeout_s` seconds (None: no limit) or the link is closed."""
         try:

@@ -293,8 +293,6 @@ class FakeLink:
     def subscribe(self, *filters):
         pass
 
-    unsubscribe = subscribe
-
     def receive(self, timeout_s):
         if self.events:
             return self.events.popleft()

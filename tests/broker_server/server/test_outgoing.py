@@ -51,7 +51,7 @@ def want(served, blob, *runs, device="pi"):
     served.on_request(device, Need(digest=blob.digest, runs=tuple(ChunkRun(*run) for run in runs)))
 
 
-def test_messages_go_before_pieces_and_pieces_before_chunks(waiting, link, blobs, served):
+def test_messages_go_before_fragments_and_fragments_before_chunks(waiting, link, blobs, served):
     blob = blobs.add(b"data")
     want(served, blob, (0, 1))
     served.on_request("pi", LossProbe(digest=blob.digest, number=7))
@@ -102,7 +102,7 @@ def test_of_too_many_messages_the_newest_are_kept(waiting, link):
     assert [int(payload) for _, payload in link.taken] == list(range(3, outgoing.MAX_MESSAGES + 3))
 
 
-def test_the_host_may_not_say_more_while_too_much_of_it_waits(waiting, link):
+def test_the_encoder_server_may_not_say_more_while_too_much_of_it_waits(waiting, link):
     link.room = 0
     while waiting.takes_fragments:
         waiting.fragment("pi", b"fragment")

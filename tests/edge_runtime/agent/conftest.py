@@ -121,9 +121,6 @@ class FakeLink:
     def subscribe(self, *filters: str) -> None:
         self.filters |= set(filters)
 
-    def unsubscribe(self, *filters: str) -> None:
-        self.filters -= set(filters)
-
     def receive(self, timeout_s):
         try:
             event = self.inbox.get(timeout=min(timeout_s, 0.01))

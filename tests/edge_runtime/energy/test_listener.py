@@ -21,9 +21,6 @@ class FakeLink:
     def subscribe(self, *filters):
         self.filters += filters
 
-    def unsubscribe(self, *filters):
-        raise AssertionError
-
     def receive(self, timeout_s):
         return self.events.pop(0) if self.events else None
 
