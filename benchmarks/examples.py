@@ -19,7 +19,8 @@ from benchmarks.measure import ROOT, WORK, alternate, bundle, ratios, spread, wr
 from edge_runtime.datasets.dataset import Description
 from edge_runtime.datasets.dataset_writer import write_description
 from edge_runtime.wire.bundle_folder import read_folder
-from edge_runtime.wire.manifest import IMAGE, Manifest
+from edge_runtime.wire.graph_names import IMAGE
+from edge_runtime.wire.manifest import Manifest
 
 EXAMPLES = ROOT / "docs" / "examples"
 HEADING = "## Worked examples: `make bench-examples`"

@@ -15,7 +15,7 @@ import torch
 from edge_runtime.datasets.dataset import Dataset, convert
 from edge_runtime.training.process_memory import peak_rss_bytes
 from edge_runtime.training.schedule import batches, learning_rate, order
-from edge_runtime.wire.manifest import input_of
+from edge_runtime.wire.graph_names import input_of
 from export.model import tensors
 from export.model_file import build_model
 

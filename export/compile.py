@@ -1,7 +1,7 @@
 """The graphs of a multi-task model: stem and encoder forward and backward, a step for each head, and evaluation.
 
 PyTorch's autograd differentiates the model while it is traced (export.trace); the operators of both directions are then
-translated (export.lowering). Graph names, inputs and outputs are those of edge_runtime.wire.manifest.
+translated (export.lowering). Graph names, inputs and outputs are those of edge_runtime.wire.graph_names.
 """
 
 import hashlib
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from edge_runtime import __version__
 from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.graph_names import input_of
 from edge_runtime.wire.operators import OPSET, check_graph
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, pack, part_of
 from export.contract import check
@@ -219,7 +220,7 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
         tasks=tasks,
         input=_array(model.inputs["x"]) if "x" in model.inputs else None,
         other_inputs={
-            wire.input_of(name): _input(value, compiled.looked_up.get(name))
+            input_of(name): _input(value, compiled.looked_up.get(name))
             for name, value in model.inputs.items()
             if name != "x"
         },

@@ -13,7 +13,8 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from edge_runtime.wire.manifest import IMAGE, MAX_INPUTS
+from edge_runtime.wire.graph_names import IMAGE
+from edge_runtime.wire.manifest import MAX_INPUTS
 from edge_runtime.wire.names import MAX_TASKS, TaskName
 from edge_runtime.wire.tensors import MAX_ELEMENTS
 from export.errors import ModelInvalid, naming

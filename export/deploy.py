@@ -11,6 +11,7 @@ from onnx import helper, numpy_helper
 from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.graph_names import value_of
 from edge_runtime.wire.operators import OPSET
 from edge_runtime.wire.tensors import STATE, Vector
 from export.lowering.context import SEED
@@ -29,7 +30,7 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
         tensors |= fixed.table.views(
             bundle_folder.read_fixed(bundle_folder.graph_path(folder, f"{wire.FIXED}.{part}"), fixed)
         )
-    named = {wire.value_of(name): name for name in manifest.inputs}
+    named = {value_of(name): name for name in manifest.inputs}
     z = {f"z.{i}": f"z.{i}" for i in range(len(manifest.representation))}
     encoder = _load(folder, "encoder.predict")
     nodes, constants = _renamed(encoder, "encoder", {**named, "e": "e", **z})

@@ -1,4 +1,4 @@
-"""The encoder in training as a chain of stages, each with the four graphs of edge_runtime.wire.manifest."""
+"""The encoder in training as a chain of stages, each with the four graphs of edge_runtime.wire.graph_names."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.graph_names import is_input
 from export.errors import ModelInvalid
 from export.model import apply, numbered, tensors
 from export.model_part import Lowered, ModelPart, Results, Run, Sources, Traced, traced
@@ -57,7 +58,7 @@ class StagedEncoder:
     def __init__(self, part: ModelPart, sources: Mapping[str, Tensor], stages: int | None = None) -> None:
         self._part = part
         self._sources = dict(sources)
-        self._without_gradient = {name for name in sources if wire.is_input(name)}
+        self._without_gradient = {name for name in sources if is_input(name)}
         of_source = not self._without_gradient
         self._whole = part.traced(self._sources, _forward, training=True)
         self._source_names = {self._whole.node(name): name for name in sources}

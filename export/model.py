@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from edge_runtime.wire.manifest import IMAGE, input_of, value_of
+from edge_runtime.wire.graph_names import IMAGE, input_of, value_of
 from export.metrics import Chosen, choose
 from export.module_state import unchanged
 

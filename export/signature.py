@@ -1,6 +1,6 @@
 """The roles of the tensors that go into a graph and come out of it.
 
-A tensor's name in a graph (edge_runtime.wire.manifest) is the beginning that its role gives it, then its own name:
+A tensor's name in a graph (edge_runtime.wire.graph_names) is the beginning that its role gives it, then its own name:
 param.conv.weight, dz.0. Here alone such names are made and taken apart.
 """
 

@@ -28,7 +28,7 @@ from edge_runtime.training.stem import Stem
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import load
 from edge_runtime.wire.bundle_folder import WEIGHTS, graph_path, read_folder
-from edge_runtime.wire.manifest import value_of
+from edge_runtime.wire.graph_names import value_of
 from edge_runtime.wire.messages import RefusalReason
 from edge_runtime.wire.names import Tasks
 from edge_runtime.wire.tensors import transfer, unpack

@@ -36,7 +36,8 @@ from numpy.typing import NDArray
 
 from edge_runtime.datasets.stored_array import StoredArray, read_samples
 from edge_runtime.datasets.value_scan import ValueScan, everywhere, scan_values
-from edge_runtime.wire.manifest import IMAGE, MAX_INPUTS, Input, Task
+from edge_runtime.wire.graph_names import IMAGE
+from edge_runtime.wire.manifest import MAX_INPUTS, Input, Task
 from edge_runtime.wire.names import MAX_TASKS, TASK_PATTERN, TaskName
 
 Array = NDArray[Any]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edge_runtime.datasets.dataset import DESCRIPTION, Description
 from edge_runtime.wire.files import sync_folder, write_atomic
-from edge_runtime.wire.manifest import IMAGE
+from edge_runtime.wire.graph_names import IMAGE
 from edge_runtime.wire.names import TASK_PATTERN
 
 Array = NDArray[Any]

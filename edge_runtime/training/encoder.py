@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.training.engine import Graph, Held
-from edge_runtime.wire.manifest import Manifest, is_input, value_of
+from edge_runtime.wire.graph_names import is_input, value_of
+from edge_runtime.wire.manifest import Manifest
 
 Array = NDArray[Any]
 Batch = NDArray[np.float32]

@@ -29,7 +29,7 @@ from edge_runtime.training.vary import vary
 from edge_runtime.training.weighting import Weighting, make_weighting
 from edge_runtime.training.weighting_state import WeightingState
 from edge_runtime.wire.augmentation import augmentation
-from edge_runtime.wire.manifest import value_of
+from edge_runtime.wire.graph_names import value_of
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.tensors import Vector
 

@@ -32,7 +32,8 @@ from math import prod
 from edge_runtime.wire.compression import Updates, working_bytes
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.footprint import Footprint, GraphFootprint
-from edge_runtime.wire.manifest import Array, Manifest, Stage, value_of
+from edge_runtime.wire.graph_names import value_of
+from edge_runtime.wire.manifest import Array, Manifest, Stage
 from edge_runtime.wire.training import ProbeMethod
 
 ENGINE_BYTES = 13_000_000

@@ -2,44 +2,11 @@
 
 On a workstation a bundle is a folder (edge_runtime.wire.bundle_folder). On a device and on the server it is the
 manifest and a blob store. The split of a model is a new manifest over the same graph files and other weights: nothing
-is compiled again and no graph is sent twice.
-
-Graph names, inputs and outputs (B is the micro-batch, the only dimension that varies):
-
-    training mode
-    encoder.<k>.forward    reads                   → writes, next.<name> …
-    encoder.<k>.backward   reads, d<write> …       → d<read> …, grad.<name> …     recomputes the forward pass
-    encoder.<k>.keep       reads                   → writes, saved.0 …, next.<name> …
-    encoder.<k>.kept       saved.0 …, d<write> …   → d<read> …, grad.<name> …     reads too, where it uses them
-    head.<task>.step       z.0 …, target (B, …)    → loss (), dz.0 (B, …) …, grad.<name> …, next.<name> …
-    head.<task>.loss       z.0 …, target           → loss ()
-    stem.forward           x (B, …)                → e (B, …)
-    stem.backward          x, de                   → grad.<name> …                recomputes the forward pass
-
-    evaluation mode
-    stem.predict           x                       → e
-    encoder.predict        x, or e                 → z.0 …
-    head.<task>.evaluate   z.0 …, target           → loss ()
-    head.<task>.predict    z.0 …                   → prediction (B, …)
-
-The model's inputs are x, which is the image, and x.<name> for every other: a window of a signal, a row of a table,
-tokens. Where x stands below, it is all of them.
-
-In training the encoder is a chain of stages, k = 0, 1 …, so that its backward pass needs the activations of one stage
-at a time. A stage reads and writes values: x, the arrays z.0, z.1 … of the representation, and those that only later
-stages want, v.0, v.1 …; d<value> is ∂L/∂value, a sum where several read it (nothing is for x). What a stage's backward
-pass needs is recomputed (forward, backward) or saved (keep, kept), as the device chooses for each stage.
+is compiled again and no graph is sent twice. What its graphs are called, take in and give is in graph_names.py.
 
 A model may have a stem before its encoder, a part of its own: the encoder's stages then read its embedding e in place
 of x, and give ∂L/∂e. So the encoder, which knows neither images nor labels, can be computed elsewhere. Without a stem
 there are neither its graphs nor `embedding`. With one no part has state.
-
-A graph has as inputs those parameters of its part that it uses, param.<name>, and, where it uses them, the state of its
-part as state.<name> and seed () int64, which fixes what is random (dropout). The names are the tensors' without their
-part: heads of the same form are then the same file, which is sent, kept and loaded once; and so are the graphs of both
-modes where a model makes no difference between them. The representation is one or more arrays; a head's graph has those
-as inputs that it uses, and all of dz. State moves where a training graph says so: next.<name> is its value after the
-batch (of forward, keep and step; the backward pass moves nothing).
 
 There are three kinds of tensor. A graph gives grad.<name> of what is trained, next.<name> of state, and only reads
 what is fixed: frozen parameters, and the running statistics of a normalisation in evaluation mode. Trained tensors and
@@ -60,6 +27,16 @@ from devices.cli.text import PRINTABLE
 from edge_runtime.wire.blob import MAX_BLOB_BYTES
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, reason
 from edge_runtime.wire.footprint import Footprint
+from edge_runtime.wire.graph_names import (
+    IMAGE,
+    GraphName,
+    PartName,
+    ValueName,
+    graph_names,
+    graph_part,
+    parts_of,
+    value_of,
+)
 from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.metrics import MetricName, misfit
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
@@ -74,18 +51,7 @@ MAX_REPRESENTATIONS = 32
 MAX_STAGES = 32
 MAX_VALUES = 256
 MAX_INPUTS = 16
-IMAGE = "image"
-"""The input that a data set has where it names no others."""
 
-GraphName = Annotated[
-    str,
-    Meta(
-        pattern=r"^(encoder\.(predict|[0-9]{1,2}\.(forward|backward|keep|kept))|stem\.(forward|backward|predict)"
-        r"|head\.[a-z][a-z0-9_]{0,31}\.(step|loss|evaluate|predict))\Z"
-    ),
-]
-PartName = Annotated[str, Meta(pattern=r"^(encoder|stem|head\.[a-z][a-z0-9_]{0,31})\Z")]
-ValueName = Annotated[str, Meta(pattern=r"^(x(\.[a-z][a-z0-9_]{0,31})?|e|[zv]\.(0|[1-9][0-9]{0,2}))\Z")]
 Text = Annotated[str, Meta(max_length=200, pattern=PRINTABLE)]
 
 
@@ -304,7 +270,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return msgspec.structs.replace(
             self,
             tensors=table.select(part for part in table.parts if part != "encoder").tensors,
-            graphs={name: file for name, file in self.graphs.items() if _part(name) != "encoder"},
+            graphs={name: file for name, file in self.graphs.items() if graph_part(name) != "encoder"},
             fixed={part: fixed for part, fixed in self.fixed.items() if part != "encoder"},
             stages=(),
             values=(),
@@ -322,9 +288,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         group = group_id(tasks)
         artifacts = self.ort_training.groups.get(group) if self.ort_training else None
         kept = tuple(self.task(name) for name in sorted(set(tasks)))
-        parts = _parts(tasks, stem=self.embedding is not None)
+        parts = parts_of(tasks, stem=self.embedding is not None)
         table = self.table
-        graphs = {name: file for name, file in self.graphs.items() if _part(name) in parts}
+        graphs = {name: file for name, file in self.graphs.items() if graph_part(name) in parts}
         digests = {file.digest for file in graphs.values()}
         return msgspec.structs.replace(
             self,
@@ -336,43 +302,6 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             ort_training=None if artifacts is None else OrtTrainingArtifacts(groups={group: artifacts}),
             footprint=None if self.footprint is None else self.footprint.of(digests),
         )
-
-
-def value_of(name: str) -> str:
-    """Return the name in graphs of an input, by the name of its file in a data set."""
-    return "x" if name == IMAGE else f"x.{name}"
-
-
-def input_of(value: str) -> str:
-    """Return the name of an input's file in a data set, by its name in graphs."""
-    return IMAGE if value == "x" else value.removeprefix("x.")
-
-
-def is_input(value: str) -> bool:
-    """Return whether a value's name in graphs is that of an input, which has no gradient."""
-    return value.partition(".")[0] == "x"
-
-
-def graph_names(
-    tasks: Tasks, stages: int, *, stem: bool = False, fixed_stages: int = 0, fixed_stem: bool = False
-) -> tuple[str, ...]:
-    """Return the names of the graphs of a bundle of these tasks and stages, with a stem or without.
-
-    The first `fixed_stages` have nothing to train, and with `fixed_stem` the stem has nothing.
-    """
-    encoder = [f"encoder.{k}.{kind}" for k in range(stages) for kind in ("forward", "backward", "keep", "kept")]
-    unwanted = {f"encoder.{k}.{kind}" for k in range(fixed_stages) for kind in ("backward", "keep", "kept")}
-    heads = (f"head.{task}.{kind}" for task in tasks for kind in ("step", "loss", "evaluate", "predict"))
-    before = ["stem.forward", *([] if fixed_stem else ["stem.backward"]), "stem.predict"] if stem else []
-    return ("encoder.predict", *(name for name in encoder if name not in unwanted), *heads, *before)
-
-
-def _parts(tasks: Tasks, *, stem: bool) -> tuple[str, ...]:
-    return ("encoder", *(f"head.{task}" for task in tasks), *(("stem",) if stem else ()))
-
-
-def _part(graph: str) -> str:
-    return "encoder" if graph.startswith("encoder.") else graph.rpartition(".")[0]
 
 
 def encode(manifest: Manifest) -> bytes:
@@ -412,8 +341,8 @@ def decode(data: bytes) -> Manifest:
     if odd := sorted(set(expected) ^ set(manifest.graphs)):
         raise BundleInvalid(f"the manifest's graphs and tasks disagree about graph {odd[0]!r}")
     stateful = {part for part in parts if part.startswith(STATE)}
-    unknown = {part for part in stateful if stem or part.removeprefix(STATE) not in _parts(names, stem=stem)}
-    if odd := sorted((parts - stateful | manifest.fixed.keys()) ^ set(_parts(names, stem=stem)) | unknown):
+    unknown = {part for part in stateful if stem or part.removeprefix(STATE) not in parts_of(names, stem=stem)}
+    if odd := sorted((parts - stateful | manifest.fixed.keys()) ^ set(parts_of(names, stem=stem)) | unknown):
         raise BundleInvalid(f"the tensor table and the tasks disagree about part {odd[0]!r}")
     _check_stages(manifest)
     _check_fixed(manifest)

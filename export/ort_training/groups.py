@@ -19,6 +19,7 @@ from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid
 from edge_runtime.wire.files import write_atomic
+from edge_runtime.wire.graph_names import input_of
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.operators import check_graph_file
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector, transfer, unpack
@@ -73,7 +74,7 @@ def only_image(inputs: Mapping[str, T]) -> T:
     if inputs.keys() != {"x"}:
         raise ModelInvalid(
             "ONNX Runtime training artifacts are made of models of images alone, this one has "
-            f"{', '.join(map(wire.input_of, inputs))}: leave out --ort-training"
+            f"{', '.join(map(input_of, inputs))}: leave out --ort-training"
         )
     return inputs["x"]
 

@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edge_runtime.wire.manifest import Parity, input_of
+from edge_runtime.wire.graph_names import input_of
+from edge_runtime.wire.manifest import Parity
 from edge_runtime.wire.tensors import part_of
 from export.compile import Compiled
 from export.errors import ModelInvalid, ParityFailed

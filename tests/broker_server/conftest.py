@@ -31,6 +31,7 @@ from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.energy import Energy, PhaseEnergy
 from edge_runtime.wire.envelope import Scope
 from edge_runtime.wire.files import write_atomic
+from edge_runtime.wire.graph_names import graph_names
 from edge_runtime.wire.link import Connected, Delivery
 from edge_runtime.wire.messages import (
     Ack,
@@ -61,7 +62,7 @@ def make_bundle(folder, tasks=TASKS, *, forward=None):
     """A bundle whose graphs are a few bytes each; with `forward` training artifacts may be made for it."""
     table = TensorTable.of({"encoder.w": (3,), **{f"head.{t}.w": (2,) for t in tasks}})
     weights = pack(table, np.arange(table.size, dtype=np.float32))
-    graphs = {name: f"graph {name}".encode() for name in manifests.graph_names(tasks, 1)}
+    graphs = {name: f"graph {name}".encode() for name in graph_names(tasks, 1)}
     array = manifests.Array(shape=(2,), dtype="float32")
     bundle = manifests.Manifest(
         format=2,

@@ -14,7 +14,7 @@ from edge_runtime.__main__ import main as edge_runtime  # noqa: E402
 from edge_runtime.datasets.dataset import Dataset, Description  # noqa: E402
 from edge_runtime.datasets.dataset_writer import write_description  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402
-from edge_runtime.wire import manifest as wire  # noqa: E402
+from edge_runtime.wire.graph_names import input_of  # noqa: E402
 from edge_runtime.wire.tensors import unpack  # noqa: E402
 from export.__main__ import main as export  # noqa: E402
 from export.model_file import build_model  # noqa: E402
@@ -28,7 +28,7 @@ def write_data(folder, model, samples=6):
     random = np.random.default_rng(0)
     for split in ("train", "val", "test"):
         (folder / split).mkdir(parents=True)
-        inputs = {wire.input_of(name): example for name, example in model.inputs.items()}
+        inputs = {input_of(name): example for name, example in model.inputs.items()}
         for name, example in {**inputs, **model.example_targets}.items():
             shape = (samples, *example.shape[1:])
             integers = example.dtype == torch.int64

@@ -12,7 +12,7 @@ from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.graph_cache import GraphCache  # noqa: E402
 from edge_runtime.training.model import Model  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402
-from edge_runtime.wire import manifest as wire  # noqa: E402
+from edge_runtime.wire.graph_names import input_of  # noqa: E402
 from edge_runtime.wire.manifest import Input, Parity  # noqa: E402
 from edge_runtime.wire.tensors import pack  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
@@ -128,7 +128,7 @@ def test_model_of_any_input_is_pytorchs_on_a_device_and_deployed(made):
 
     plain = folder / "plain.onnx"
     onnx.save(inference_model(folder, manifest, compiled.weights), plain)
-    found = Engine().load(plain).call({wire.input_of(value): array for value, array in given.items()})
+    found = Engine().load(plain).call({input_of(value): array for value, array in given.items()})
     for task in model.tasks:
         np.testing.assert_allclose(found[task], model.heads[task](z).detach(), rtol=1e-4, atol=1e-5)
 

@@ -22,6 +22,7 @@ from edge_runtime.agent.work import EvaluationResult, TrainResult, WorkRefused
 from edge_runtime.wire import manifest as manifests
 from edge_runtime.wire import messages, signing
 from edge_runtime.wire.blob import Assembly, Blob, BlobStore, describe
+from edge_runtime.wire.graph_names import graph_names
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, LinkFull
 from edge_runtime.wire.manifest import Array, File, Manifest, Parity, Task
 from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, LossProbe, Need, Plan, Refusal, Update
@@ -43,7 +44,7 @@ class Bundle:
         self.blobs: dict[str, bytes] = {}
         self.table = TensorTable.of({"encoder.w": (600,)} | {f"head.{task}.w": (2, 3) for task in tasks})
         graphs = {}
-        for name in manifests.graph_names(tasks, 1):
+        for name in graph_names(tasks, 1):
             content = (name.encode() + b" ") * (graph_bytes // (len(name) + 1))
             graphs[name] = self._add(content)
         zeros = pack(self.table, np.zeros(self.table.size, np.float32))

@@ -13,6 +13,7 @@ from edge_runtime.training.ort_training_engine import (
     check_installed,
 )
 from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.graph_names import graph_names
 from edge_runtime.wire.tensors import Tensor
 
 FILE = wire.File(digest="0" * 64, size_bytes=1)
@@ -38,7 +39,7 @@ def manifest(official=None, *, state=False):
             Tensor(name="head.b.w", shape=(), offset=3),
             *more,
         ),
-        graphs=dict.fromkeys(wire.graph_names(("a", "b"), 1), FILE),
+        graphs=dict.fromkeys(graph_names(("a", "b"), 1), FILE),
         weights=FILE,
         opset=18,
         parity=wire.Parity(max_relative_error=0.0, worst="", compared=0),

@@ -20,6 +20,7 @@ from edge_runtime.wire.budget import (
 from edge_runtime.wire.compression import Updates, working_bytes
 from edge_runtime.wire.errors import BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.footprint import MICRO_BATCHES, Footprint, GraphFootprint
+from edge_runtime.wire.graph_names import graph_names
 from edge_runtime.wire.manifest import (
     FORMAT,
     Array,
@@ -31,7 +32,6 @@ from edge_runtime.wire.manifest import (
     Task,
     decode,
     encode,
-    graph_names,
 )
 from edge_runtime.wire.tensors import TensorTable
 

@@ -17,6 +17,7 @@ from edge_runtime.wire.bundle_folder import (
     write_folder,
 )
 from edge_runtime.wire.errors import BundleInvalid
+from edge_runtime.wire.graph_names import graph_names, input_of, is_input, value_of
 from edge_runtime.wire.labels import LabelContract
 from edge_runtime.wire.manifest import (
     FORMAT,
@@ -33,10 +34,6 @@ from edge_runtime.wire.manifest import (
     Task,
     decode,
     encode,
-    graph_names,
-    input_of,
-    is_input,
-    value_of,
 )
 from edge_runtime.wire.tensors import TensorTable, pack
 
