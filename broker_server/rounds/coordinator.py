@@ -18,7 +18,6 @@ Rules
 # coverage: every branch
 
 import math
-import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -29,6 +28,7 @@ from broker_server.rounds.answer_times import AnswerTimes
 from broker_server.rounds.presence import DeviceState, Presence
 from broker_server.rounds.round_state import UNANSWERED, OpenRound, Result, RoundTraffic, Step
 from broker_server.rounds.rules import Rules
+from broker_server.rounds.sample import able, sample
 from broker_server.rounds.validation import evaluation_fault, update_fault
 from broker_server.rounds.waits import Waits, awaited
 from broker_server.strategies.planner import Round
@@ -264,11 +264,12 @@ class Coordinator:
         return self._replace(current, now_s) if has_answers else []
 
     def _begin(self, current: OpenRound, now_s: float) -> list[Action]:
-        able = self._able(current)
-        if self.is_paused or len(self.online) < self.needed or not able:
+        willing = able(current, self._presence.hellos)
+        if self.is_paused or len(self.online) < self.needed or not willing:
             return []
         wanted = 0 if current.plan.work == "evaluate" else self.rules.clients_per_round
-        drawn = self._draw(current, able, math.ceil(wanted * (1 + self.rules.over_selection)) or len(able))
+        number = math.ceil(wanted * (1 + self.rules.over_selection)) or len(willing)
+        drawn = sample(self._seed, current, willing, number)
         counting = min(wanted or len(drawn), len(drawn))
         current.draw(drawn, now_s)
         current.quorum = min(self.rules.quorum or math.ceil(counting / 2), counting)
@@ -324,8 +325,8 @@ class Coordinator:
         for name in gone:
             current.members.pop(name)
             current.results.pop(name, None)
-        fresh = [name for name in self._able(current) if name not in current.members]
-        drawn = self._draw(current, fresh, current.draws - len(current.members))
+        fresh = [name for name in able(current, self._presence.hellos) if name not in current.members]
+        drawn = sample(self._seed, current, fresh, current.draws - len(current.members))
         # With nobody left to ask, those that are away stay members: they are asked when they come.
         for name in gone[: 0 if current.members or drawn else None]:
             current.members[name] = "asked"
@@ -342,27 +343,12 @@ class Coordinator:
 
     def _replace(self, current: OpenRound, now_s: float) -> list[Action]:
         """Draw others that were not asked yet, if there are any: all have answered, too many with a refusal."""
-        fresh = [name for name in self._able(current) if name not in current.members]
-        drawn = self._draw(current, fresh, current.quorum - len(current.counted))
+        fresh = [name for name in able(current, self._presence.hellos) if name not in current.members]
+        drawn = sample(self._seed, current, fresh, current.quorum - len(current.counted))
         if not drawn:
             return []
         current.draw(drawn, now_s)
         return [self._opened(current), *(self._send_plan(name, now_s) for name in drawn)]
-
-    def _able(self, current: OpenRound) -> list[str]:
-        """Return the devices online that can train or measure the group, or of which that is not known.
-
-        They have labels of one of its tasks, and do without training artifacts where it has none. To measure, return
-        all where nobody has labels.
-        """
-        hellos = [(name, self.devices[name].hello) for name in self.online]
-        able = [name for name, hello in hellos if hello is None or _is_able(hello, current)]
-        return able if able or current.plan.work == "train" else self.online
-
-    def _draw(self, current: OpenRound, names: list[str], number: int) -> list[str]:
-        """Draw a sample by the seed, the group's round and what it has drawn before; the same with every strategy."""
-        token = f"{self._seed}/{current.round.group}/{current.round.index}/{sorted(current.members)}"
-        return sorted(random.Random(token).sample(names, max(0, min(number, len(names)))))  # noqa: S311
 
     def _fail(self, device: str, why: str) -> None:
         self._open.step(device, "fail")
@@ -426,9 +412,3 @@ class Coordinator:
     def _ack(device: str, result: Result, fault: str | None = None) -> Send:
         ack = Ack(round=result.round, group=result.group, accepted=fault is None, detail=text(fault or ""))
         return Send(device=device, message=ack)
-
-
-def _is_able(hello: Hello, current: OpenRound) -> bool:
-    if current.is_portable and hello.ort_training == "require":
-        return False
-    return not set(current.plan.tasks).isdisjoint(hello.tasks)

@@ -45,6 +45,11 @@ class Presence:
         """The devices that may be asked to work, in order."""
         return sorted(name for name, device in self.devices.items() if device.ready)
 
+    @property
+    def hellos(self) -> dict[str, Hello]:
+        """The Hellos of the devices that may be asked to work, in order: each has said one."""
+        return {name: hello for name in self.ready if (hello := self.devices[name].hello) is not None}
+
     def is_online(self, device: str) -> bool:
         """Return whether a device is there."""
         return device in self.devices and self.devices[device].online
