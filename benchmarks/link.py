@@ -36,7 +36,7 @@ SAID = re.compile(r"^(\S+ \S+) \w+ round (\d+): (asked|downloading (\d+)|train |
 
 
 def measure(folder: Path, bytes_per_s: float, resets_per_s: float) -> dict[str, Any]:
-    """One federation over one line."""
+    """Run one federation over one line; return what crossed it, and how long that took."""
     root = WORK / f"link-{bytes_per_s:.0f}-{resets_per_s}"
     shutil.rmtree(root, ignore_errors=True)
     state, manifest = root / "state", read_folder(folder)

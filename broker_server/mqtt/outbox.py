@@ -90,7 +90,7 @@ class Outbox:
         return _packet(message, packet_id)
 
     def acknowledge(self, packet_id: int) -> bool:
-        """Forget a message that arrived. False if none with this id is on its way."""
+        """Forget a message that arrived; return whether one with this id was on its way."""
         message = self._flying.pop(packet_id, None)
         if message is None:
             return False
@@ -102,7 +102,7 @@ class Outbox:
         self._again = deque(self._flying)
 
     def clear(self) -> int:
-        """Forget everything. Returns how many messages that was."""
+        """Forget everything; return how many messages that was."""
         count = len(self)
         self._queue.clear()
         self._flying.clear()

@@ -164,7 +164,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return uses[self.engine]
 
     def __repr__(self) -> str:
-        """Everything but the secrets."""
+        """Show everything but the secrets."""
         shown = (
             f"{name}={'***' if name in {'token', 'code'} else repr(getattr(self, name))}"
             for name in self.__struct_fields__

@@ -160,7 +160,7 @@ def choose_within(
 
 
 def plans(manifest: Manifest, batch: int, most_frozen: int | None = None) -> Iterator[MemoryPlan]:
-    """All plans that are considered, the preferred first: least frozen, least recomputed, largest micro-batch.
+    """Yield all plans that are considered, the preferred first: least frozen, least recomputed, largest micro-batch.
 
     Stages in which and before which nothing is trained are frozen in all of them.
     """
@@ -175,7 +175,7 @@ def plans(manifest: Manifest, batch: int, most_frozen: int | None = None) -> Ite
 
 
 def _saved(manifest: Manifest, frozen: int) -> list[tuple[bool, ...]]:
-    """Which stages may be kept, in order of what is then computed twice."""
+    """Return which stages may be kept, in order of what is then computed twice."""
     stages = len(manifest.stages)
     left = stages - frozen
     if left <= FREE_CHOICE:

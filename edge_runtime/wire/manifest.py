@@ -245,7 +245,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return {**self.graphs, **{f"{FIXED}.{part}": fixed.file for part, fixed in self.fixed.items()}}
 
     def task(self, name: str) -> Task:
-        """One task. Raises BundleInvalid if the bundle does not have it."""
+        """Return the task of this name. Raises BundleInvalid if the bundle does not have it."""
         for task in self.tasks:
             if task.name == name:
                 return task
@@ -354,7 +354,7 @@ def decode(data: bytes) -> Manifest:
 
 
 def _check_stages(manifest: Manifest) -> None:
-    """Every value is written once, before it is read; every parameter of the encoder is in one stage."""
+    """Raise BundleInvalid unless every value is written once, before it is read, and every parameter in one stage."""
     wanted = {f"z.{i}" for i in range(len(manifest.representation))} | {f"v.{i}" for i in range(len(manifest.values))}
     known = set(manifest.sources)
     for k, stage in enumerate(manifest.stages):

@@ -39,7 +39,7 @@ def headed(metric: MetricName) -> str:
 
 
 def misfit(metric: MetricName, *, target: tuple[int, ...], classes: bool, prediction: tuple[int, ...]) -> str | None:
-    """Why a metric cannot be measured on targets and predictions of these shapes; None if it can.
+    """Return why a metric cannot be measured on targets and predictions of these shapes; None if it can.
 
     Shapes are without the batch dimension. `classes` says that the targets are class numbers (int64), not values.
     """
