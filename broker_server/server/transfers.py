@@ -212,11 +212,23 @@ class Uploads:
             if upload.unstored and now_s >= upload.again_s:
                 upload.fetch.want(upload.assembly.blob, upload.unstored)
                 upload.unstored.clear()
-        return [
-            (device, request) for device, upload in self._uploads.items() for request in self._requests(upload, now_s)
-        ]
+        found, asked_bytes = [], self._asked_bytes
+        for device, upload in self._uploads.items():
+            others_bytes = asked_bytes - upload.fetch.asked_bytes
+            found += [(device, request) for request in _requests(upload, now_s, others_bytes)]
+            asked_bytes = others_bytes + upload.fetch.asked_bytes
+        return found
+
+    @property
+    def _asked_bytes(self) -> int:
+        """What all devices together are asked for."""
+        return sum(upload.fetch.asked_bytes for upload in self._uploads.values())
 
     def _requests(self, upload: Upload, now_s: float) -> list[Need | LossProbe]:
-        others = sum(each.fetch.asked_bytes for each in self._uploads.values()) - upload.fetch.asked_bytes
-        room = MAX_ASKED_BYTES - others
-        return upload.fetch.requests(now_s, room if room >= CHUNK_BYTES else 0)
+        return _requests(upload, now_s, self._asked_bytes - upload.fetch.asked_bytes)
+
+
+def _requests(upload: Upload, now_s: float, others_bytes: int) -> list[Need | LossProbe]:
+    """Return what to ask a device for where others are asked for so much."""
+    room = MAX_ASKED_BYTES - others_bytes
+    return upload.fetch.requests(now_s, room if room >= CHUNK_BYTES else 0)
