@@ -19,7 +19,12 @@ from edge_runtime.wire.mqtt import MqttLink
 
 SERVER = "server"
 """The server's name there."""
-BROKER = Ends(peer="broker", here="machine", trusting="name the certificates to trust with --ca-file")
+BROKER = Ends(
+    peer="broker",
+    here="machine",
+    trusting="name the certificates to trust with --ca-file",
+    makes_certificates=False,
+)
 """What a broker of others is to the server."""
 TOKEN_S = 3600.0
 """The life of the token that it gets; each connection is made with a new one."""

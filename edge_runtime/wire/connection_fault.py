@@ -29,6 +29,8 @@ class Ends:
     here: str = "board"
     trusting: str = "enrol the board again, which gives it the server's CA, or name the right certificates as ca_file"
     """What to do about a certificate that is not trusted."""
+    makes_certificates: bool = True
+    """Whether the peer makes its own, as the server does, and a broker of others does not."""
 
 
 OF_A_SERVER = Ends()
@@ -76,11 +78,13 @@ def _untrusted(exc: ssl.SSLCertVerificationError, host: str, today: dt.date, end
         case code if code == _NOT_YET_VALID:
             return f"{whose} is not valid yet {clock}: set the clock"
         case code if code == _EXPIRED:
-            renewal = f"start the {ends.peer} again, which makes a new one"
+            anew = f"start the {ends.peer} again, which makes a new one"
+            renewal = anew if ends.makes_certificates else f"give the {ends.peer} a new one"
             return f"{whose} has expired {clock}: if that is the date, {renewal}; else set the clock"
         case code if code in _UNKNOWN_CA:
             return f"{whose} is of a CA that this {ends.here} does not trust: {ends.trusting}"
         case code if code in _OTHER_NAME:
-            return f"{whose} is not for {host}: start it with --host-name {host}, or use a name that it has"
+            adding = f"start it with --host-name {host}, or " if ends.makes_certificates else ""
+            return f"{whose} is not for {host}: {adding}use a name that it has"
         case _:
             return f"{whose} is not accepted: {reason(exc.verify_message)}"

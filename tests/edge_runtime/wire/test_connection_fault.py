@@ -58,10 +58,12 @@ def test_fault_is_one_sentence(exc, sentence):
 
 
 def test_fault_names_the_ends_as_they_are():
-    ends = Ends(peer="broker", here="machine", trusting="name them with --ca-file")
+    ends = Ends(peer="broker", here="machine", trusting="name them with --ca-file", makes_certificates=False)
     assert "the broker's certificate" in connection_fault(untrusted(9), "b", 1, TODAY, ends)
     assert "this machine's clock" in connection_fault(untrusted(9), "b", 1, TODAY, ends)
     assert connection_fault(untrusted(20), "b", 1, TODAY, ends).endswith("name them with --ca-file")
+    assert "if that is the date, give the broker a new one" in connection_fault(untrusted(10), "b", 1, TODAY, ends)
+    assert connection_fault(untrusted(62), "b", 1, TODAY, ends).endswith("is not for b: use a name that it has")
 
 
 def test_connection_that_was_cut_short():
