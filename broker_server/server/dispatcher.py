@@ -215,7 +215,7 @@ class Dispatcher:
         except TopicInvalid as exc:
             self._drop(delivery.topic, exc)
             return
-        self._handled(address.device, partial(self._on_delivery, address, address.device, delivery))
+        self._handled(address.device, partial(self._on_delivery, address, delivery))
 
     def _handled(self, device: str, handle: Callable[[], None]) -> None:
         """Do what follows from a device's message. Whatever fails costs this device its round, and nobody else."""
@@ -232,7 +232,8 @@ class Dispatcher:
             why = f"what it sent could not be handled ({type(exc).__name__}: {reason(exc)})"
             self.do(self.coordinator.on_fault(device, why, self.clock()))
 
-    def _on_delivery(self, address: Address, device: str, delivery: Delivery) -> None:
+    def _on_delivery(self, address: Address, delivery: Delivery) -> None:
+        device = address.device
         try:
             match address:
                 case Address(kind="status"):
