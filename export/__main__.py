@@ -120,8 +120,8 @@ def _compile(args: argparse.Namespace) -> int:
     model = build_model(args.source, args.seed)
     check_writable(args.out / bundle_folder.MANIFEST)
     sources = _sources(args, model)
-    if sources is not None and not args.anew and (made := provenance.made_at(args.out, sources)):
-        manifest = bundle_folder.read_folder(args.out)
+    if sources is not None and not args.anew and (found := provenance.up_to_date(args.out, sources)):
+        manifest, made = found
         _warn_of_reconstruction(manifest)
         if args.json:
             print(msgspec.json.encode(_summary(manifest) | {"compiled": False}).decode())

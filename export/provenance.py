@@ -35,6 +35,7 @@ import export
 from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.errors import WireError
 from edge_runtime.wire.files import digest_file, write_atomic
+from edge_runtime.wire.manifest import Manifest
 from export.model import MultiTaskModel
 from export.object_digest import Indescribable, object_digest
 
@@ -83,15 +84,14 @@ def digest_of_sources(file: Path, model: MultiTaskModel, options: Sequence[Any])
     return object_digest([found, kept, model], names.__contains__)
 
 
-def made_at(folder: Path, sources: str) -> datetime | None:
-    """Return when the bundle in a folder was made, if it was from these sources and is whole."""
+def up_to_date(folder: Path, sources: str) -> tuple[Manifest, datetime] | None:
+    """Return the manifest of the bundle in a folder and when it was made, if it was from these sources and is whole."""
     path = folder / NAME
     try:
         made = msgspec.json.decode(path.read_bytes(), type=MadeFrom)
         if made != MadeFrom(sources=sources, manifest=digest_file(folder / bundle_folder.MANIFEST)):
             return None
-        bundle_folder.read_folder(folder)
-        return datetime.fromtimestamp(path.stat().st_mtime).astimezone()
+        return bundle_folder.read_folder(folder), datetime.fromtimestamp(path.stat().st_mtime).astimezone()
     except (OSError, WireError, msgspec.MsgspecError):
         return None
 

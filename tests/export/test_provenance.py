@@ -171,11 +171,11 @@ def test_model_is_compiled_again_only_when_something_changed(folder, capsys):
 def test_bundle_that_is_not_what_was_written_is_not_up_to_date(folder):
     manifest = folder / bundle_folder.MANIFEST
     manifest.write_text("{}")
-    assert provenance.made_at(folder, "sources") is None
+    assert provenance.up_to_date(folder, "sources") is None
     provenance.write(folder, "sources")
-    assert provenance.made_at(folder, "sources") is None  # it names no files
+    assert provenance.up_to_date(folder, "sources") is None  # it names no files
     (folder / provenance.NAME).write_text("{}")
-    assert provenance.made_at(folder, "sources") is None
+    assert provenance.up_to_date(folder, "sources") is None
 
 
 def test_model_whose_sources_cannot_be_known_is_compiled_each_time(folder, capsys):
