@@ -20,7 +20,7 @@ from broker_server.comparison import command as comparison
 from broker_server.comparison.comparison import ComparisonImpossible
 from broker_server.grouping.search import Mode, SplitImpossible, search
 from broker_server.report import energy_command
-from broker_server.server import operator_command, settings_command
+from broker_server.server import methods_command, operator_command, settings_command
 from broker_server.server.audit import AuditLog
 from broker_server.server.broker_config import mosquitto
 from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
@@ -120,6 +120,10 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     settings_command.add_state(report)
     report.add_argument("--out", type=Path, default=None, help="the folder to write (default: report in the state)")
     report.set_defaults(command=_report)
+
+    known = commands.add_parser("methods", help="list the methods: paper, what is sent, what stays, an example")
+    methods_command.add_arguments(known)
+    known.set_defaults(command=methods_command.run)
 
     shown = commands.add_parser("settings", help="print the settings in use, and where each came from")
     settings_command.add_arguments(shown)

@@ -19,6 +19,7 @@ from rich.console import Console
 
 from broker_server.report import build as reports
 from broker_server.server.enrol import enrol
+from broker_server.server.methods_command import STRATEGIES
 from broker_server.server.state import URL, StateFolder, read_url
 from devices.cli.run import DONE, FAILED, interrupt_on_terminate
 from devices.cli.run import run as run_command
@@ -49,6 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--model", help="FILE.py:build to compile (default: the small Xception of MAS, five tasks)")
     parser.add_argument("--port", type=int, default=8883, help="where to listen; moved if it is in use (default: 8883)")
+    parser.add_argument("--strategy", choices=STRATEGIES, default="mas", help="how tasks are grouped (default: mas)")
+    parser.add_argument("--fixed-groups", default="", help="with strategy fixed: its groups, as a,b;c")
     parser.add_argument("--merged-rounds", type=int, default=12, help="(default: 12)")
     parser.add_argument("--split-rounds", type=int, default=8, help="rounds of each group (default: 8)")
     parser.add_argument("--groups", type=int, default=2, help="(default: 2)")
@@ -152,6 +155,8 @@ class Demo:
             "port": self.args.port,
             "tls": "always",
             "federation": "demo",
+            "strategy": self.args.strategy,
+            "fixed-groups": self.args.fixed_groups,
             "merged-rounds": self.args.merged_rounds,
             "probe-rounds": self.args.merged_rounds,
             "probe-every": 5,
@@ -162,7 +167,7 @@ class Demo:
             "seed": self.args.seed,
             "report": self.out,
         }
-        flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
+        flags = [part for name, value in options.items() if value != "" for part in (f"--{name}", str(value))]
         if self.args.quiet:
             flags.append("--quiet")
         return _start("broker_server", "--exit-when-finished", *flags)
@@ -205,9 +210,9 @@ class Demo:
             stack.callback(state.close)
             journal, _ = state.open()
             stack.callback(journal.close)
-            built, affinities = reports.build(journal), reports.affinities(journal)
+            built, affinities, groups = reports.build(journal), reports.affinities(journal), reports.trained(journal)
         found: dict[str, dict[str, pictures.Array]] = {folder.name: {} for folder in data[:SHOWN]}
-        for tasks in built.split.groups if built.split else (built.tasks,):
+        for tasks in groups:
             group = group_id(tasks)
             model = self.out / "models" / f"{group}.onnx"
             options = ["--weights", str(model.with_suffix(".safetensors")), "--tasks", ",".join(tasks)]

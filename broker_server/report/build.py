@@ -224,12 +224,17 @@ def round_report(
     )
 
 
+def trained(journal: FederationJournal) -> tuple[Tasks, ...]:
+    """Return the groups of the last phase of training; none if no training has begun."""
+    return next((phase.groups for phase, _ in reversed(journal.phases()) if phase.work == "train"), ())
+
+
 def models(journal: FederationJournal, blobs: BlobStore) -> dict[str, bytes]:
     """Return the newest weights of every group of the last phase of training, by group, as safetensors."""
-    trained = [phase for phase, _ in journal.phases() if phase.work == "train"]
+    phase = next((phase.name for phase, _ in reversed(journal.phases()) if phase.work == "train"), "")
     current = journal.weights()
-    groups = [group_id(tasks) for tasks in trained[-1].groups] if trained else []
-    return {group: blobs.read(current[trained[-1].name, group].digest) for group in groups}
+    groups = [group_id(tasks) for tasks in trained(journal)]
+    return {group: blobs.read(current[phase, group].digest) for group in groups}
 
 
 def write(folder: Path, report: Report, weights: Mapping[str, bytes]) -> None:

@@ -1,0 +1,63 @@
+"""The methods by name: where each is from, what it sends, what stays on a device, and a command that runs it.
+
+`python -m broker_server methods` prints this table; the README's and the documents' are held to it by a test.
+"""
+
+# coverage: every branch
+
+from collections.abc import Sequence
+
+import msgspec
+
+_UPDATE = "weights down, weights or their change up, each round"
+_DATA = "data, optimizer state, what compression left out"
+_DEMO = "python -m broker_server demo --strategy {0} --out runs/{0}"
+
+
+class Method(msgspec.Struct, frozen=True, kw_only=True):
+    """One method: `name` is what settings and the README call it."""
+
+    name: str
+    paper: str
+    sends: str
+    """What crosses between a device and the server."""
+    keeps: str
+    """What never leaves a device."""
+    example: str
+    """A command that a new user can run, on data that it makes or that one before it imports."""
+
+
+def _demo(name: str, paper: str, sends: str = _UPDATE, keeps: str = _DATA) -> Method:
+    """Return a method that the demo shows: it makes the data and runs server and devices as processes."""
+    return Method(name=name, paper=paper, sends=sends, keeps=keeps, example=_DEMO.format(name))
+
+
+METHODS: tuple[Method, ...] = (
+    _demo("mas", "Zhuang, Wen, Lyu, Zhang: MAS, ICCV 2023", f"{_UPDATE}; affinities while they are probed"),
+    _demo("one_by_one", "a model for each task (baseline)"),
+    _demo("all_in_one", "McMahan et al.: FedAvg, AISTATS 2017, over all tasks in one model"),
+    Method(
+        name="fixed",
+        paper="groups that were known before",
+        sends=_UPDATE,
+        keeps=_DATA,
+        example=_DEMO.format("fixed") + " --fixed-groups 'depth,normals;segmentation,edge_texture,keypoints'",
+    ),
+    _demo("tag", "Fifty et al.: TAG, NeurIPS 2021", f"{_UPDATE}; affinities in every round"),
+    _demo("hoa", "Standley et al.: Which Tasks Should Be Learned Together, ICML 2020", f"{_UPDATE}; losses of pairs"),
+    Method(
+        name="fedbone",
+        paper="Chen et al.: FedBone, JCST 39(5), 2024",
+        sends="embeddings up and representations down, and their gradients the other way; stem and heads each round",
+        keeps="images, labels; the stem too with local_stems",
+        example="make compare-fedbone",
+    ),
+)
+
+
+def shown(methods: Sequence[Method]) -> str:
+    """Return the methods for people: a paragraph for each."""
+    rows = ("paper", "sends", "keeps", "example")
+    return "\n\n".join(
+        "\n".join([each.name, *(f"  {row + ':':9}{getattr(each, row)}" for row in rows)]) for each in methods
+    )
