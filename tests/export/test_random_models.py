@@ -21,7 +21,7 @@ from export.parity.check import TOLERANCE, check_parity  # noqa: E402
 
 pytestmark = [pytest.mark.workstation, pytest.mark.filterwarnings("ignore")]
 
-DRAWN = int(os.environ.get("MAS_RANDOM_MODELS") or 5)
+DRAWN = int(os.environ.get("MAS_RANDOM_MODELS") or 3)
 BATCH = 4
 
 
@@ -228,7 +228,7 @@ def built(drawn):
 
 
 @given(models())
-@settings(max_examples=DRAWN, derandomize=DRAWN <= 5, suppress_health_check=list(HealthCheck), print_blob=True)
+@settings(max_examples=DRAWN, derandomize=DRAWN <= 3, suppress_health_check=list(HealthCheck), print_blob=True)
 @example(Drawn("sequence", 6, ("lstm", "attention", "layer_norm"), (("classes", "plain"), ("mse", "hidden")), 0))
 @example(Drawn("image", 6, ("batch_norm", "max_pool", "gate", "adaptive_max_pool"), (("truth", "plain"),), 1))
 @example(

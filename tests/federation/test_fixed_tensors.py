@@ -50,7 +50,7 @@ ADAPTED = {
 }
 
 
-@pytest.mark.parametrize("case", ADAPTED)
+@pytest.mark.parametrize("case", ["a part is trained", pytest.param("nothing is trained", marks=pytest.mark.long)])
 def test_frozen_backbone_is_sent_once_and_is_in_no_update(case, site, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(textwrap.dedent(MODEL.replace("ADAPTED", ADAPTED[case])))

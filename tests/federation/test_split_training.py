@@ -216,7 +216,7 @@ def test_a_simulated_exchange_takes_its_bytes_and_time_and_changes_no_weights(ma
     assert lost["simulated_s"] > bone["simulated_s"] + 3 * 29.0
     assert not (bench.folder("exact") / "server" / "general").exists()
     costs = msgspec.json.decode((bench.root / "out" / "costs.json").read_bytes())
-    assert 0 < costs["train_stem_s"] <= costs["train_s"]
+    assert 0 <= costs["train_stem_s"] <= costs["train_s"]
     assert 0 < costs["evaluate_stem_s"] <= costs["evaluate_s"]
 
 
@@ -232,7 +232,7 @@ def test_processes_cut_off_at_random_moments_end_as_if_they_had_not_been(make_si
     settings = {
         "min_devices": 2,
         "quorum": 2,
-        "epochs": 60,
+        "epochs": 30,
         "strategy": "fedbone",
         "split_learning_parts": 2,
         "stems": "own",
@@ -252,7 +252,7 @@ def test_processes_cut_off_at_random_moments_end_as_if_they_had_not_been(make_si
             file.write("checkpoint_s = 0.1\n")
         devices.append(site.run(f"device-{name}", "edge_runtime", "run", "--config", config))
     site.until(server, "b has joined")
-    while len(hit) < 6:
+    while len(hit) < 4:
         time.sleep(chance.uniform(0.5, 1.5))
         victim = ["host", server, *devices][len(hit) % 4]
         if victim == "host":

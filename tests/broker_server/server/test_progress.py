@@ -66,7 +66,7 @@ def test_screen_at_every_stage(world):
 
 @pytest.mark.slow
 def test_screen_fits_into_a_small_terminal(world):
-    world = world(merged_rounds=20)
+    world = world(merged_rounds=6)
     screen = LiveView(Console(file=io.StringIO(), width=80, height=24))
     world.watcher = screen
     world.boot()

@@ -37,7 +37,7 @@ def test_architecture_trains_as_in_pytorch(name, side_by_side, run_graph_bytes):
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("name", named(ALONE, ("unet", "xception")))
+@pytest.mark.parametrize("name", named(ALONE, ("resnet18", "unet", "xception")))
 def test_architecture_trained_alone_goes_pytorchs_way(name, side_by_side):
     """Each goes its own way from the same weights, and rounding is carried over."""
     torch.manual_seed(0)

@@ -75,6 +75,7 @@ def test_batch_normalization_of_far_away_values(same_as_torch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = set()
     for make, shape in CASES.values():

@@ -55,6 +55,7 @@ def test_complex_numbers_are_pytorchs(case, same_as_torch):
     same_as_torch(Fn(CASES[case]), shape)
 
 
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = set()
     for case, function in CASES.items():

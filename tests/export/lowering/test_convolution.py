@@ -130,6 +130,7 @@ def test_convolution_with_another_padding_is_right_or_refused(mode, same_as_torc
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = set()
     for make, shape in CASES.values():

@@ -92,6 +92,7 @@ def test_layer_that_changes_a_buffer_is_refused_with_advice(translate):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = set()
     for make, shape in CASES.values():

@@ -32,6 +32,7 @@ def test_padding_is_pytorchs(case, same_as_torch):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = set()
     for make, shape in CASES.values():

@@ -254,6 +254,7 @@ def test_pointwise_that_cannot_be_translated_says_what_to_do(function, text, tra
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = set()
     for case in CASES.values():

@@ -203,6 +203,7 @@ def test_place_of_extreme_in_the_whole_batch_is_refused(translate):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = translate(nn.Linear(4, 3), torch.randn(2, 4)).operators
     for function in CASES.values():

@@ -118,6 +118,7 @@ def test_fractional_max_pool_is_refused_with_a_substitute(translate):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = set()
     for function in CASES.values():

@@ -242,6 +242,7 @@ def test_selection_along_the_batch_is_refused(function, translate):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = set()
     for function in CASES.values():

@@ -108,6 +108,7 @@ def test_roll_of_the_whole_batch_is_refused(translate):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_every_rule_is_exercised(translate):
     found = set()
     for function in CASES.values():
