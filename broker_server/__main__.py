@@ -167,7 +167,7 @@ def _state_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where its files go")
     made.add_argument("--listen", type=int, default=8883, metavar="PORT", help="where it listens (default: 8883)")
     made.add_argument("--name", action="append", required=True, help="its host name or address; may be repeated")
-    settings_command.add_state(made, "federation")
+    settings_command.add_state(made, "federation", "broker.client_certificates")
     made.set_defaults(command=_broker_config)
 
     checked = commands.add_parser("check", help="look for damage in a state folder, while no server runs")
@@ -267,7 +267,12 @@ def _roll_key(options: argparse.Namespace) -> int:
 def _broker_config(options: argparse.Namespace) -> int:
     config = settings_command.settings(options).value
     password = mosquitto(
-        options.out, state=config.state, federation=config.federation, port=options.listen, names=options.name
+        options.out,
+        state=config.state,
+        federation=config.federation,
+        port=options.listen,
+        names=options.name,
+        client_certificates=config.broker.client_certificates,
     )
     AuditLog(config.state).add("configured", why=f"{options.kind} in {options.out}")
     url = f"mqtts://{options.name[0]}:{options.listen}"

@@ -7,6 +7,9 @@ session.
 Where tokens are renewed, a device whose token has expired, or is still the one of its enrolment although its key is
 known, gets a limited connection: it may say what it signs and hear commands, so that it can prove its key and be given
 a token. With that it connects again.
+
+Where clients need certificates, a token is good only over a connection with the certificate of the same device and the
+same enrolment: whoever has read a token somewhere has not the key.
 """
 
 # coverage: every branch
@@ -26,6 +29,14 @@ LEAVE_S = 1.0
 """How long the new token has to arrive before the connection ends."""
 
 
+@dataclass(frozen=True)
+class Certified:
+    """Whom the certificate of a connection is for: a device, and the generation of its enrolment."""
+
+    name: str
+    generation: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Principal:
     """The owner of a connection. After `valid_for_s` seconds it is closed; None: never."""
@@ -42,8 +53,10 @@ class Principal:
 class Authorizer(Protocol):
     """Decides for the broker. A Protocol, so that the broker knows nothing of tokens."""
 
-    def authenticate(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
-        """Return the principal behind a CONNECT. Raises TokenRefused."""
+    def authenticate(
+        self, client_id: str, username: str | None, password: bytes | None, certified: Certified | None = None
+    ) -> Principal:
+        """Return the principal behind a CONNECT, over a connection with a certificate or none. Raises TokenRefused."""
         ...
 
     def may_stay(self, principal: Principal) -> bool:
@@ -65,7 +78,7 @@ class TokenAuthorizer:
     `now` gives seconds since the epoch: it is only needed to tell how much of a token's life is left. `is_current` says
     whether a device's enrolment is the present one; without it every token is. `on_login` hears of each attempt, with
     the reason where it was refused. With `life_s` devices' tokens are renewed, and no connection lasts longer;
-    `has_key` says whether a device's key is known.
+    `has_key` says whether a device's key is known. With `needs_certificate` a token needs its bearer's certificate.
     """
 
     def __init__(
@@ -78,6 +91,7 @@ class TokenAuthorizer:
         on_login: Callable[[str, str | None], None] = lambda _name, _why: None,
         life_s: float | None = None,
         has_key: Callable[[str], bool] = lambda _name: False,
+        needs_certificate: bool = False,
     ) -> None:
         self._key = key
         self._federation = federation
@@ -86,25 +100,35 @@ class TokenAuthorizer:
         self._on_login = on_login
         self._life_s = life_s
         self._has_key = has_key
+        self._needs_certificate = needs_certificate
         self._limited: dict[str, float | None] = {}
         """Devices whose connection is limited, with the time at which it ends because they have a token."""
 
-    def authenticate(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
-        """Check the token in `password` and that the client id and user name are its bearer's. Raises TokenRefused."""
+    def authenticate(
+        self, client_id: str, username: str | None, password: bytes | None, certified: Certified | None = None
+    ) -> Principal:
+        """Check the token in `password` and that all names beside it are its bearer's. Raises TokenRefused."""
         try:
-            principal = self._checked(client_id, username, password)
+            principal = self._checked(client_id, username, password, certified)
         except TokenRefused as exc:
             self._on_login(client_id, str(exc))
             raise
         self._on_login(principal.name, None)
         return principal
 
-    def _checked(self, client_id: str, username: str | None, password: bytes | None) -> Principal:
+    def _checked(
+        self, client_id: str, username: str | None, password: bytes | None, certified: Certified | None
+    ) -> Principal:
         renews = self._life_s is not None
         claims = tokens.check(self._key, password, federation=self._federation, even_expired=renews)
         is_own = client_id in {"", claims.sub} or (claims.role == "server" and client_id.startswith(f"{claims.sub}/"))
         if username != claims.sub or not is_own:
             raise TokenRefused(f"the token of {claims.sub!r} is used by another name: both names must be its own")
+        if self._needs_certificate and certified != Certified(claims.sub, claims.gen):
+            shown = (
+                "there is none" if certified is None else f"not {certified.name!r}, enrolment {certified.generation}"
+            )
+            raise TokenRefused(f"{claims.sub!r}, enrolment {claims.gen}, needs a certificate of its own: {shown}")
         left_s = claims.exp - self._now()
         if left_s <= 0 and claims.role == "server":
             raise TokenRefused("the server's token has expired")

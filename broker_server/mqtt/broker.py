@@ -13,7 +13,6 @@ import contextlib
 import errno
 import resource
 import socket
-import ssl
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from broker_server.mqtt.hub import Hub
 from broker_server.mqtt.limits import Limits
 from broker_server.mqtt.local import LocalLink, local_link
 from broker_server.mqtt.stats import Stats
+from broker_server.mqtt.tls import TlsUnusable, certified, server_context
 
 _TICK_S = 0.5
 _LAST_PORT = 65535
@@ -95,7 +95,8 @@ class _Socket(asyncio.Protocol):
         if hasattr(socket, "TCP_NOTSENT_LOWAT"):  # the kernel too keeps no more for a client that does not read
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, self._hub.limits.write_bytes)
         self._sockets.add(self)
-        self._client = self._hub.on_opened(self, self._loop.time())
+        shown = certified(transport.get_extra_info("peercert"))
+        self._client = self._hub.on_opened(self, self._loop.time(), shown)
 
     def data_received(self, data: bytes) -> None:
         self._hub.stats.bytes_in += len(data)
@@ -182,9 +183,9 @@ class _Socket(asyncio.Protocol):
 class EmbeddedBroker:
     """An MQTT 3.1.1 broker on a thread of its own, for one machine.
 
-    With `certificate_file` and `key_file` (PEM) it speaks TLS only; `on_handshake_failed` hears of clients that have
-    said why they do not, with their address. `start` may be called once. Raises BrokerNotStarted
-    for files that cannot be used.
+    With `certificate_file` and `key_file` (PEM) it speaks TLS only, and with `client_ca_file` to those alone who have a
+    certificate of that CA; `on_handshake_failed` hears of clients with which that failed, with their address, where it
+    is known why. `start` may be called once. Raises BrokerNotStarted for files that cannot be used.
     """
 
     def __init__(
@@ -194,12 +195,16 @@ class EmbeddedBroker:
         limits: Limits | None = None,
         certificate_file: Path | None = None,
         key_file: Path | None = None,
+        client_ca_file: Path | None = None,
         on_handshake_failed: Callable[[str, str], None] = lambda _address, _why: None,
     ) -> None:
         self.stats = Stats()
         self._on_handshake_failed = on_handshake_failed
         self._hub = Hub(authorizer, limits or Limits(), self.stats)
-        self._tls = None if certificate_file is None else _tls_context(certificate_file, key_file)
+        try:
+            self._tls = None if certificate_file is None else server_context(certificate_file, key_file, client_ca_file)
+        except TlsUnusable as exc:
+            raise BrokerNotStarted(str(exc)) from exc
         self._loop: asyncio.AbstractEventLoop | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._handshakes: set[asyncio.Task[None]] = set()
@@ -216,9 +221,9 @@ class EmbeddedBroker:
         self._thread: threading.Thread | None = None
 
     def renew(self, certificate_file: Path, key_file: Path) -> None:
-        """Show connections from now on another certificate. Raises BrokerNotStarted for files that cannot be used."""
+        """Show connections from now on another certificate. Raises TlsUnusable for files that cannot be used."""
         assert self._tls is not None
-        _tls_context(certificate_file, key_file)  # what cannot be used does not replace what can
+        server_context(certificate_file, key_file, None)  # what cannot be used does not replace what can
         self._tls.load_cert_chain(certificate_file, key_file)
 
     def start(self, host: str = "127.0.0.1", port: int = 1883, *, search: int = 0) -> int:
@@ -380,15 +385,3 @@ def _listen(host: str, port: int, search: int) -> socket.socket:
             return listener
     ports = f"port {port} is" if last == port else f"ports {port} to {last} are"
     raise BrokerNotStarted(f"the broker cannot listen on {host}: {ports} in use; choose another port")
-
-
-def _tls_context(certificate_file: Path, key_file: Path | None) -> ssl.SSLContext:
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    try:
-        context.load_cert_chain(certificate_file, key_file)
-    except (OSError, ssl.SSLError) as exc:
-        raise BrokerNotStarted(
-            f"{certificate_file} and {key_file} are not a PEM certificate and its key: {exc}"
-        ) from exc
-    return context

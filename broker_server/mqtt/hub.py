@@ -21,7 +21,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Protocol
 
-from broker_server.mqtt.auth import Authorizer, Principal
+from broker_server.mqtt.auth import Authorizer, Certified, Principal
 from broker_server.mqtt.codec import PacketMalformed, ProtocolUnsupported, encode
 from broker_server.mqtt.flow import Flow
 from broker_server.mqtt.limits import Limits
@@ -76,9 +76,10 @@ class LocalParty(Subscriber, Protocol):
 class Client:
     """One connection, with its session once it is accepted."""
 
-    def __init__(self, peer: Peer, connection: Connection) -> None:
+    def __init__(self, peer: Peer, connection: Connection, certified: Certified | None) -> None:
         self.peer = peer
         self.connection = connection
+        self.certified = certified
         self.session: ClientSession | None = None
         self.pending: Publish | None = None
         """A message that waits for room, and is not acknowledged yet."""
@@ -117,12 +118,15 @@ class Hub:
         self._flow: Flow[Client | LocalParty, Subscriber] = Flow()
         self._now_s = 0.0
 
-    def on_opened(self, peer: Peer, now_s: float) -> Client:
-        """Take in an accepted socket. Over the cap, the oldest unauthenticated connection is closed for it."""
+    def on_opened(self, peer: Peer, now_s: float, certified: Certified | None = None) -> Client:
+        """Take in an accepted socket, whose certificate, if it has shown one, is for `certified`.
+
+        Over the cap, the oldest unauthenticated connection is closed for it.
+        """
         self.stats.connections += 1
         if len(self._pending) >= self.limits.pending:
             self._end(next(iter(self._pending)), "pending-full", now_s)
-        client = Client(peer, Connection(connect_timeout_s=self.limits.connect_timeout_s, now_s=now_s))
+        client = Client(peer, Connection(connect_timeout_s=self.limits.connect_timeout_s, now_s=now_s), certified)
         self._pending[client] = None
         return client
 
@@ -252,7 +256,7 @@ class Hub:
             self._drop_session(subscriber)
 
     def _connect(self, client: Client, connect: Connect, now_s: float) -> None:
-        admitted = self._admitted(connect)
+        admitted = self._admitted(connect, client.certified)
         if isinstance(admitted, tuple):
             code, reason = admitted
             self.stats.refused[reason] += 1
@@ -279,12 +283,12 @@ class Hub:
         client.peer.send(encode(Connack(is_present, ACCEPTED)))
         session.attach(client.peer)
 
-    def _admitted(self, connect: Connect) -> Principal | tuple[int, str]:
+    def _admitted(self, connect: Connect, certified: Certified | None) -> Principal | tuple[int, str]:
         """Return the client's principal, or the CONNACK code and the reason for refusing. Changes nothing."""
         if not connect.client_id and not connect.clean_session:
             return BAD_CLIENT_ID, "client-id"
         try:
-            principal = self._authorizer.authenticate(connect.client_id, connect.username, connect.password)
+            principal = self._authorizer.authenticate(connect.client_id, connect.username, connect.password, certified)
         except TokenRefused:
             return NOT_AUTHORIZED, "token"
         if connect.will is not None and not self._authorizer.may_publish(principal, connect.will.topic):

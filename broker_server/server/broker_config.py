@@ -5,6 +5,7 @@ Mosquitto alone so far. The files are for its own account; `passwords` and `brok
     mosquitto.conf   listener, certificate, limits
     acl              a device publishes and reads its own topics and no others; the server all of the federation's
     passwords        of every device that is enrolled, and of the server
+    ca.pem, crl.pem  instead of them, where clients need certificates: who gives these, and which are revoked
     broker.pem, .key a certificate of the server's own CA, which enrolled devices trust
 """
 
@@ -15,6 +16,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from broker_server.server.certificates import Certificates
+from broker_server.server.device_certificates import DeviceCertificates
 from broker_server.server.enrolments import Enrolments
 from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.topics import Topics
@@ -33,8 +35,13 @@ def password_hash(password: str) -> str:
     return f"$7${_ITERATIONS}${base64.b64encode(salt).decode()}${base64.b64encode(digest).decode()}"
 
 
-def mosquitto(out: Path, *, state: Path, federation: str, port: int, names: Iterable[str]) -> Path:
-    """Write Mosquitto's files into a folder; return the server's password file. Raises CertificatesInvalid; OSError."""
+def mosquitto(
+    out: Path, *, state: Path, federation: str, port: int, names: Iterable[str], client_certificates: bool = False
+) -> Path:
+    """Write Mosquitto's files into a folder; return the server's password file. Raises CertificatesInvalid; OSError.
+
+    With `client_certificates` Mosquitto takes a client's name from its certificate and looks at no password.
+    """
     enrolments = Enrolments(state)
     server = state / PASSWORD
     if not server.exists():
@@ -50,7 +57,17 @@ def mosquitto(out: Path, *, state: Path, federation: str, port: int, names: Iter
     write_atomic(folder / "acl", _text(_acl(Topics(federation))), mode=_SECRET)
     write_atomic(folder / "broker.pem", certificate)
     write_atomic(folder / "broker.key", key, mode=_SECRET)
-    write_atomic(folder / "mosquitto.conf", _text(_conf(folder, port)))
+    conf = _conf(folder, port)
+    if client_certificates:
+        write_atomic(folder / "ca.pem", Certificates(state).ca_pem().encode())
+        write_atomic(folder / "crl.pem", DeviceCertificates(state).revocations())
+        conf += [
+            f"cafile {folder / 'ca.pem'}",
+            f"crlfile {folder / 'crl.pem'}",
+            "require_certificate true",
+            "use_identity_as_username true",
+        ]
+    write_atomic(folder / "mosquitto.conf", _text(conf))
     return server
 
 

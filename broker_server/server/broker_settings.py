@@ -24,8 +24,18 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0 for any", extra=COMMON)] = 8883
     tls: Annotated[
         Literal["auto", "always", "insecure"],
-        Meta(description="auto: TLS off this machine; insecure: tokens and weights cross the network in the clear"),
+        Meta(
+            description="auto: TLS off this machine, and with client_certificates; insecure: tokens and weights cross "
+            "the network in the clear"
+        ),
     ] = "auto"
+    client_certificates: Annotated[
+        bool,
+        Meta(
+            description="let in those alone who have the certificate of their device, which the server gives them and "
+            "renews; on a broker of others by `broker-config`"
+        ),
+    ] = False
     host_names: Annotated[
         tuple[HostName, ...],
         Meta(
@@ -81,7 +91,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         """Return whether the broker speaks TLS, and nothing else."""
         if self.certificate is not None or self.tls != "auto":
             return self.tls != "insecure"
-        return not is_loopback(self.host)
+        return self.client_certificates or not is_loopback(self.host)
 
     def check(self) -> None:
         """Raise ConfigInvalid for settings that do not go together."""
@@ -90,3 +100,5 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise ConfigInvalid(f"broker.{alone}: for TLS the broker needs a {other} as well")
         if self.certificate is not None and self.tls == "insecure":
             raise ConfigInvalid("broker.tls: insecure and a certificate do not go together: leave one of them out")
+        if self.client_certificates and self.tls == "insecure":
+            raise ConfigInvalid("broker.client_certificates: they are shown over TLS alone: leave out tls = insecure")

@@ -9,8 +9,9 @@ import socket
 from pathlib import Path
 
 from broker_server.server.audit import AuditLog
-from broker_server.server.broker_config import password_hash
+from broker_server.server.broker_config import SERVER_USER, password_hash
 from broker_server.server.certificates import Certificates
+from broker_server.server.device_certificates import DeviceCertificates
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create, signing_key
 from broker_server.server.state import has_own_certificate, read_url
@@ -26,7 +27,7 @@ from edge_runtime.wire.signing import public_hex
 SECRET = 0o600
 DAY_S = 86_400.0
 DEFAULT_PORT = 8883
-WRITTEN = ("device", "federation", "url", "token", "code", "server_key", "ca", "state")
+WRITTEN = ("device", "federation", "url", "token", "code", "certificate", "server_key", "ca", "state")
 """The keys of agent.toml that enrolling decides."""
 DEVICE_SETTINGS = tuple(each for each in settings_of(AgentConfig) if each.key not in WRITTEN)
 """The keys that whoever enrols may give."""
@@ -73,6 +74,8 @@ def enrol(
     key = load_or_create(state)
     if not is_device_id(device):
         raise TokenRefused(f"{device[:80]!r} cannot name a device: letters, digits and . _ - are for names")
+    if device == SERVER_USER:
+        raise EnrolmentRefused(f"{device} is the server's own name on brokers of others: take another for the device")
     entries: Tree = {
         "device": device,
         "federation": federation,
@@ -96,6 +99,8 @@ def enrol(
         lifetime_s=days * DAY_S,
         generation=enrolment.generation,
     )
+    if where.tls:
+        entries["certificate"] = DeviceCertificates(state).first(device, enrolment.generation)
     AuditLog(state).add("enrolled", device=device, why=f"generation {enrolment.generation}")
     enrolments.set_password(device, enrolment.generation, password_hash(token))
     text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in entries.items())

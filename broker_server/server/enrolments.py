@@ -33,6 +33,14 @@ _SECRET = 0o600
 _PRIVATE = 0o700
 
 
+class IssuedCertificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A certificate that a device was given at one of its enrolments, by its serial number in hexadecimal."""
+
+    serial: Annotated[str, Meta(pattern=r"^[0-9a-f]{1,40}\Z")]
+    generation: Annotated[int, Meta(ge=1, le=2**31)]
+    until_s: float
+
+
 class Enrolment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One device. `key` is None before its first message. Times are in seconds since the epoch."""
 
@@ -44,6 +52,10 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     revoked: bool = False
     password: str | None = None
     """The hash of its token, for a broker of others."""
+    issued: tuple[IssuedCertificate, ...] = ()
+    """Its certificates that have not expired, those of earlier enrolments too."""
+    certificate: str | None = None
+    """The last of them (PEM) that is for its own key; None before it has one."""
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -105,6 +117,7 @@ class Enrolments:
                 code=secrets.token_hex(CODE_BYTES),
                 code_until_s=now_s + CODE_S,
                 enrolled_s=now_s,
+                issued=() if before is None else before.issued,
             )
             self._seen_path(device).unlink(missing_ok=True)
             self._write(device, made)
@@ -125,6 +138,17 @@ class Enrolments:
             found = self.find(device)
             if found is not None and found.generation == generation:
                 self._write(device, msgspec.structs.replace(found, password=password))
+
+    def add_certificate(self, device: str, made: IssuedCertificate, certificate: str | None) -> None:
+        """Keep what a device was given: its certificate (PEM) where that is for its own key, else its number alone."""
+        with self._changing():
+            found = self.find(device)
+            if found is None:
+                return
+            kept = tuple(each for each in found.issued if each.until_s > self._clock())
+            if made.generation == found.generation and certificate is not None:
+                found = msgspec.structs.replace(found, certificate=certificate)
+            self._write(device, msgspec.structs.replace(found, issued=(*kept, made)))
 
     def revoke(self, device: str) -> bool:
         """Revoke a device: it may not come again before it is enrolled anew. Return False if there is none."""

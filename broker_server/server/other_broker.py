@@ -63,6 +63,9 @@ def other_broker(
         username=SERVER,
         password=password,
         ca_file=ca_file,
+        certificate_file=(
+            Certificates(config.state).own_client(SERVER) if where.tls and config.broker.client_certificates else None
+        ),
         clean_session=True,
         ends=BROKER,
     )

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.mqtt.auth import TokenAuthorizer
-from broker_server.mqtt.broker import BrokerNotStarted, EmbeddedBroker
+from broker_server.mqtt.broker import EmbeddedBroker
 from broker_server.mqtt.stats import Stats
+from broker_server.mqtt.tls import TlsUnusable
 from broker_server.server.certificates import Certificates, CertificatesInvalid
 from broker_server.server.config import ServerConfig
 from broker_server.server.enrol import own_address
@@ -69,6 +70,7 @@ def own_broker(
         on_login=on_login,
         life_s=config.broker.token_s,
         has_key=enrolments.has_key,
+        needs_certificate=config.broker.client_certificates,
     )
     own = None
     if config.broker.is_tls and config.broker.certificate is None:
@@ -82,6 +84,7 @@ def own_broker(
         on_handshake_failed=on_handshake_failed,
         certificate_file=config.broker.certificate if own is None else own.certificate,
         key_file=config.broker.key if own is None else own.key,
+        client_ca_file=Certificates(config.state).ca_file() if config.broker.client_certificates else None,
     )
     port = broker.start(config.broker.host, config.broker.port, search=PORT_SEARCH)
     with contextlib.ExitStack() as stack:
@@ -125,5 +128,5 @@ class _CertificateRenewal:
             made = Certificates(self._config.state).server(certificate_names(self._config))
             if made.is_new:
                 self._broker.renew(made.certificate, made.key)
-        except (OSError, CertificatesInvalid, BrokerNotStarted) as exc:
+        except (OSError, CertificatesInvalid, TlsUnusable) as exc:
             _LOG.warning("the certificate could not be made again: %s", exc)

@@ -19,6 +19,7 @@ from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.ort_training_process import ArtifactBuilder
 from broker_server.server.audit import AuditLog
 from broker_server.server.config import ServerConfig
+from broker_server.server.device_certificates import DeviceCertificates
 from broker_server.server.dispatcher import Dispatcher
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.keys import load_or_create, retired_keys, signing_key
@@ -26,15 +27,16 @@ from broker_server.server.log_view import LogView
 from broker_server.server.loop import ServerLoop, Watcher, Watchers
 from broker_server.server.operator_access import OperatorAccess, operator_access
 from broker_server.server.other_broker import other_broker
-from broker_server.server.own_broker import own_broker
+from broker_server.server.own_broker import OwnBroker, own_broker
 from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.refusal_watch import RefusalWatch
 from broker_server.server.refusals import RefusalLine
-from broker_server.server.signed_link import SignedServerLink
+from broker_server.server.signed_link import Renewal, SignedServerLink
 from broker_server.server.state import COUNTER, StateFolder
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire import bundle_folder
 from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.broker_url import BrokerUrl
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.encoder_pipe import EncoderServerProcess
 from edge_runtime.wire.errors import BundleInvalid
@@ -86,7 +88,7 @@ def serve(
         own = None
         if broker is None:
             own = stack.enter_context(
-                own_broker(config, key, folder, say, on_login=attempted, on_handshake_failed=watch.add)
+                own_broker(config, key, folder, say, on_login=attempted, on_handshake_failed=attempted)
             )
             plain, url, watch.stats = own.link, own.url, own.stats
         else:
@@ -101,7 +103,7 @@ def serve(
             counter=Counter(config.state / COUNTER),
             retired=retired_keys(config.state),
             lock_out_clones=config.broker.lock_out_clones,
-            renewal=None if own is None else own.renewal,
+            renewals=_renewals(config, own, url),
         )
         watcher = LogView() if config.log.format == "json" else _watcher(stack, is_quiet=is_quiet)
         builder = _builder(config)
@@ -149,6 +151,12 @@ def serve(
         loop.start()
         _run(loop, operator, is_once=is_once, out=out)
         return not loop.failed
+
+
+def _renewals(config: ServerConfig, own: OwnBroker | None, url: str) -> list[Renewal]:
+    """Return what devices are given; a certificate before the token, with which a limited connection ends."""
+    certificates = [DeviceCertificates(config.state)] if BrokerUrl.parse(url).tls else []
+    return [*certificates, *([] if own is None else [own.renewal])]
 
 
 def _attempted(audit: AuditLog, watch: RefusalWatch, who: str, why: str | None) -> None:

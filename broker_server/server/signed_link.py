@@ -7,7 +7,7 @@ Rules
 - A device that was enrolled before a key was retired is told of its heir, by the retired key, with each of its boots.
 - The first key that comes with the enrolment's code is the device's. Another one is refused and named: a second card
   was made of the same file.
-- A device whose signature was good is given a token, where `renewal` has one for it.
+- A device whose signature was good is given what `renewals` have for it.
 - Two boots of one key that take turns are two cards with one state folder: that is named, and by choice both are locked
   out.
 """
@@ -19,14 +19,14 @@ import time
 from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.server.enrolments import Enrolment, Enrolments, Seen
 from broker_server.server.keys import RetiredKey
-from broker_server.server.token_renewal import TokenRenewal
 from edge_runtime.wire.counter import Counter
-from edge_runtime.wire.envelope import NO_BOOT, EventEnvelope, Scope, check_event, read_event, seal_command
+from edge_runtime.wire.envelope import NO_BOOT, EventEnvelope, Gift, Scope, check_event, read_event, seal_command
 from edge_runtime.wire.errors import SignatureInvalid, TopicInvalid, WireError
 from edge_runtime.wire.link import Delivery, Event, Link, LinkFull, PassingLink
 from edge_runtime.wire.messages import Status, encode
@@ -46,6 +46,19 @@ class _Heard:
     earlier: dict[bytes, None] = field(default_factory=dict)
 
 
+class Renewal(Protocol):
+    """What a device gets again and again, for the proof of its key. A Protocol: tokens are for our own broker alone."""
+
+    @property
+    def gift(self) -> Gift:
+        """What it is."""
+        ...
+
+    def after_proof(self, device: str, generation: int, boot: bytes, key: bytes) -> str | None:
+        """Return one for a device that has signed a message with `key`, if it is time for one."""
+        ...
+
+
 class SignedServerLink(PassingLink):
     """A Link over another one. `note` is for what people should read; set it when there is a place for it."""
 
@@ -59,7 +72,7 @@ class SignedServerLink(PassingLink):
         counter: Counter,
         retired: Sequence[RetiredKey] = (),
         lock_out_clones: bool = False,
-        renewal: TokenRenewal | None = None,
+        renewals: Sequence[Renewal] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(link)
@@ -74,7 +87,7 @@ class SignedServerLink(PassingLink):
         self._counter = counter
         self._retired = retired
         self._lock_out_clones = lock_out_clones
-        self._renewal = renewal
+        self._renewals = renewals
         self._clock = clock
         self._heard: dict[str, _Heard] = {}
         self._noted: Tally[tuple[str, str]] = Tally()
@@ -126,7 +139,7 @@ class SignedServerLink(PassingLink):
             )
             return None
         self._hear(device, found, event, heard)
-        self._give_token(device, found, event.boot)
+        self._renew(device, found, event)
         return event.body
 
     def _believed(self, event: Delivery, device: str, kind: str) -> Event | None:
@@ -194,16 +207,17 @@ class SignedServerLink(PassingLink):
             except LinkFull:  # it is told with its next boot, and takes no command before
                 return
 
-    def _give_token(self, device: str, found: Enrolment, boot: bytes) -> None:
-        """Give a device whose signature was good another token, if it is time."""
-        if self._renewal is None or (token := self._renewal.after_proof(device, found.generation, boot)) is None:
-            return
-        counter = self._counter.next()
-        payload = seal_command(
-            self._key, self._scope(device), boot=boot, counter=counter, body=token.encode(), purpose=b"token"
-        )
-        with contextlib.suppress(LinkFull):  # it asks again
-            self._link.publish(self._topics.command(device), payload)
+    def _renew(self, device: str, found: Enrolment, event: EventEnvelope) -> None:
+        """Give a device whose signature was good what it is time for."""
+        scope = self._scope(device)
+        for each in self._renewals:
+            given = each.after_proof(device, found.generation, event.boot, event.key)
+            if given is None:
+                continue
+            counter, body = self._counter.next(), given.encode()
+            payload = seal_command(self._key, scope, boot=event.boot, counter=counter, body=body, purpose=each.gift)
+            with contextlib.suppress(LinkFull):  # it asks again
+                self._link.publish(self._topics.command(device), payload)
 
     def _heard_of(self, device: str) -> _Heard | None:
         """Return what was heard of a device in its present enrolment, by this process or an earlier one."""

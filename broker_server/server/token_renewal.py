@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.mqtt.auth import TokenAuthorizer
 from edge_runtime.wire import tokens
+from edge_runtime.wire.envelope import Gift
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class _Given:
 
 class TokenRenewal:
     """Gives devices tokens that are good for `life_s`. `clock` is in seconds and only goes forward."""
+
+    gift: Gift = b"token"
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class TokenRenewal:
         self._life_s, self._clock = life_s, clock
         self._given: dict[str, _Given] = {}
 
-    def after_proof(self, device: str, generation: int, boot: bytes) -> str | None:
+    def after_proof(self, device: str, generation: int, boot: bytes, _key: bytes) -> str | None:
         """Return a new token for a device that has signed a message, if it is time for one."""
         now_s, given = self._clock(), self._given.get(device)
         is_known = given is not None and (given.generation, given.boot) == (generation, boot)

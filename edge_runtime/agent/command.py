@@ -17,7 +17,7 @@ from devices.cli.run import run as run_command
 from devices.cli.settings import ConfigInvalid
 from devices.cli.values import parse_size
 from edge_runtime.agent.config import AgentConfig, read
-from edge_runtime.agent.identity import COUNTER, HeldToken, ServerKey, load_or_create
+from edge_runtime.agent.identity import COUNTER, HeldCertificate, HeldToken, ServerKey, load_or_create
 from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.signed_link import SignedDeviceLink
 from edge_runtime.agent.state import State, StateUnusable
@@ -87,7 +87,7 @@ def connect(config: AgentConfig) -> Link:
         )
     topics = Topics(config.federation)
     key = load_or_create(config.state)
-    token = HeldToken(config.state, config.token)
+    token, certificate = HeldToken(config.state, config.token), HeldCertificate(config.state, config.certificate, key)
     link = MqttLink(
         config.url,
         client_id=config.device,
@@ -97,6 +97,7 @@ def connect(config: AgentConfig) -> Link:
         clean_session=True,  # missed messages are sent again; an old queue would only have those of closed rounds
         ca_file=config.ca_file,
         ca_pem=None if config.ca_file else config.ca,
+        certificate_file=certificate.file,
     )
     signed = SignedDeviceLink(
         link,
@@ -106,7 +107,7 @@ def connect(config: AgentConfig) -> Link:
         server_key=ServerKey(config.state, config.server_key),
         counter=Counter(config.state / COUNTER),
     )
-    signed.on_token = token.keep
+    signed.on_gift = {b"token": token.keep, b"certificate": certificate.keep}
     return signed
 
 

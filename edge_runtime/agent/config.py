@@ -30,6 +30,7 @@ from edge_runtime.wire.messages import OrtTrainingUse
 from edge_runtime.wire.names import DeviceId, FederationName, TaskName
 
 _log = logging.getLogger(__name__)
+SECRETS = {"token", "code", "certificate"}
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +51,13 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             extra={"secret": True},
         ),
     ]
+    certificate: Annotated[
+        Annotated[str, Meta(max_length=10_000)] | None,
+        Meta(
+            description="its first certificate and the key to that (PEM), for brokers that ask for one",
+            extra={"secret": True},
+        ),
+    ] = None
     server_key: Annotated[
         str,
         Meta(pattern=r"^[0-9a-f]{64}\Z", description="the server's Ed25519 key, which signs all that the device does"),
@@ -165,10 +173,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __repr__(self) -> str:
         """Show everything but the secrets."""
-        shown = (
-            f"{name}={'***' if name in {'token', 'code'} else repr(getattr(self, name))}"
-            for name in self.__struct_fields__
-        )
+        shown = (f"{name}={'***' if name in SECRETS else repr(getattr(self, name))}" for name in self.__struct_fields__)
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

@@ -4,6 +4,7 @@ state/device.key     32 bytes in hexadecimal, readable by the owner alone
 state/counter        ahead of the numbers of the messages that were sent
 state/server_key     the server's key that is trusted now, where it has changed since the device was enrolled
 state/token          the last token that the server has given the device, and of which enrolment; for the owner alone
+state/client.pem     the last certificate that it was given, with its key, and of which enrolment; for the owner alone
 """
 
 import hashlib
@@ -12,7 +13,9 @@ import logging
 import re
 from pathlib import Path
 
+from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from edge_runtime.agent.state import StateUnusable
 from edge_runtime.wire.files import write_atomic
@@ -21,6 +24,7 @@ KEY = "device.key"
 COUNTER = "counter"
 SERVER_KEY = "server_key"
 TOKEN = "token"  # noqa: S105  (a file's name)
+CERTIFICATE = "client.pem"
 _log = logging.getLogger(__name__)
 _TOKEN = re.compile(rb"[A-Za-z0-9._-]{1,4096}\Z")
 _KEY = re.compile(r"[0-9a-f]{64}\Z")
@@ -79,6 +83,44 @@ class HeldToken:
             write_atomic(self._path, self._enrolment + b" " + token, mode=SECRET)
         except OSError as exc:
             _log.warning("the new token is not kept over a restart: %s cannot be written: %s", self._path, exc.strerror)
+
+
+class HeldCertificate:
+    """The certificate that a device shows its broker: the one of its enrolment, or the last that it was given since.
+
+    `enrolled` is that one and its key (PEM), or None; `key` is the device's own. Raises StateUnusable.
+    """
+
+    def __init__(self, state: Path, enrolled: str | None, key: Ed25519PrivateKey) -> None:
+        self._path = state / CERTIFICATE
+        self._key = key
+        self._enrolment = f"enrolment {hashlib.sha256((enrolled or '').encode()).hexdigest()}\n".encode()
+        try:
+            if enrolled is None:
+                self._path.unlink(missing_ok=True)
+            elif not self._path.exists() or not self._path.read_bytes().startswith(self._enrolment):
+                write_atomic(self._path, self._enrolment + enrolled.encode(), mode=SECRET)
+        except OSError as exc:
+            raise StateUnusable(f"{self._path} cannot be used: {exc.strerror}") from exc
+
+    @property
+    def file(self) -> Path | None:
+        """The file (PEM) with the certificate and its key; None where the device has none."""
+        return self._path if self._path.exists() else None
+
+    def keep(self, certificate: bytes) -> None:
+        """Show this one (PEM) from the next connection on, after restarts too, if it is for the device's own key."""
+        try:
+            made = x509.load_pem_x509_certificate(certificate)
+        except ValueError:
+            return
+        if made.public_key() != self._key.public_key():
+            return
+        own = self._key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        try:
+            write_atomic(self._path, self._enrolment + own + made.public_bytes(Encoding.PEM), mode=SECRET)
+        except OSError as exc:
+            _log.warning("the new certificate is not kept: %s cannot be written: %s", self._path, exc.strerror)
 
 
 class ServerKey:

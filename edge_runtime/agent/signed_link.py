@@ -5,7 +5,7 @@ Rules
 - A command is passed on if the pinned key signed it for this device and this boot, and its number is above all before.
   So a broker can hold messages back, and neither make, alter, repeat nor reorder them.
 - A new key of the server's, signed by the trusted one, is trusted from then on, and said to `on_key`.
-- A token that the server has signed for this boot is said to `on_token`.
+- A token or a certificate that the server has signed for this boot is said to `on_gift`.
 - A command that the server signed for another boot means that the server has not heard of this one: the agent is told
   that it is connected, and introduces itself again, at most every AGAIN_S.
 """
@@ -14,13 +14,13 @@ import logging
 import secrets
 import time
 from collections import Counter as Tally
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from edge_runtime.agent.identity import ServerKey
 from edge_runtime.wire.counter import Counter
-from edge_runtime.wire.envelope import BOOT_BYTES, KEY_BYTES, CommandEnvelope, Scope, open_command, seal_event
+from edge_runtime.wire.envelope import BOOT_BYTES, KEY_BYTES, CommandEnvelope, Gift, Scope, open_command, seal_event
 from edge_runtime.wire.errors import MessageInvalid, SignatureInvalid
 from edge_runtime.wire.link import Connected, Delivery, Event, Link, PassingLink
 from edge_runtime.wire.topics import Topics
@@ -47,7 +47,8 @@ class SignedDeviceLink(PassingLink):
         self.refused: Tally[str] = Tally()
         """Numbers of commands that were not passed on, by reason."""
         self.on_key: Callable[[str], None] = lambda _key: None
-        self.on_token: Callable[[bytes], None] = lambda _token: None
+        self.on_gift: Mapping[Gift, Callable[[bytes], None]] = {}
+        """What keeps a token or a certificate; others are left."""
         self._scope = scope
         self._key = key
         self._code = code
@@ -80,7 +81,7 @@ class SignedDeviceLink(PassingLink):
         try:
             return self._taken(open_command(trusted, self._scope, event.payload))
         except SignatureInvalid as exc:
-            if not self._took_token(trusted, event.payload):
+            if not any(self._took_gift(trusted, event.payload, gift) for gift in self.on_gift):
                 self._take_key(trusted, event.payload, exc)
         except MessageInvalid as exc:
             self._refuse("forged", str(exc))
@@ -101,14 +102,14 @@ class SignedDeviceLink(PassingLink):
         self._last = opened.counter
         return Delivery(self._command, opened.body)
 
-    def _took_token(self, trusted: Ed25519PublicKey, payload: bytes) -> bool:
-        """Return whether an envelope that is no command has a token of the server's; keep one for this boot."""
+    def _took_gift(self, trusted: Ed25519PublicKey, payload: bytes, gift: Gift) -> bool:
+        """Return whether an envelope that is no command has this gift of the server's; keep one for this boot."""
         try:
-            opened = open_command(trusted, self._scope, payload, b"token")
+            opened = open_command(trusted, self._scope, payload, gift)
         except SignatureInvalid:
             return False
         if opened.boot == self._boot and self._taken(opened) is not None:
-            self.on_token(opened.body)
+            self.on_gift[gift](opened.body)
         return True
 
     def _take_key(self, trusted: Ed25519PublicKey, payload: bytes, forged: SignatureInvalid) -> None:

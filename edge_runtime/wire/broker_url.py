@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from edge_runtime.wire.errors import WireError
+from edge_runtime.wire.errors import WireError, reason
 
 _PORTS = {"mqtt": 1883, "mqtts": 8883}
 
@@ -58,3 +58,11 @@ def tls_context(ca_file: Path | None, ca_pem: str | None) -> ssl.SSLContext:
         raise LinkInvalid(f"{ca_file or 'ca'} has no PEM certificates: {exc}") from exc
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     return context
+
+
+def show_certificate(context: ssl.SSLContext, file: Path) -> None:
+    """Show an end's own certificate, which is in a file (PEM) with its key, from now on. Raises LinkInvalid."""
+    try:
+        context.load_cert_chain(file)
+    except OSError as exc:  # TLS errors are such
+        raise LinkInvalid(f"{file} has no PEM certificate and its key: {reason(exc)}") from exc

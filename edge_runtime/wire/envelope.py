@@ -3,6 +3,7 @@
     command: boot 16 · counter 8 · signature 64 · message                          server → device
     new key: boot 16 · counter 8 · signature 64 · key 32                           server → device
     token:   boot 16 · counter 8 · signature 64 · token                            server → device
+    certificate: boot 16 · counter 8 · signature 64 · certificate (PEM)            server → device
     event:   key 32 · proof 32 · boot 16 · counter 8 · signature 64 · message      device → server
 
 Rules
@@ -11,7 +12,7 @@ Rules
 - `boot` is random and new with each process of a device. A command is for one boot, so that what was sent to an earlier
   one is worth nothing.
 - A new key is the server's next one, signed by the one before: devices trust it from then on, and the other no longer.
-- A token is what the device shows its broker from then on.
+- A token, and a certificate for the device's own key, are what the device shows its broker from then on.
 - Counters only grow, over restarts too (counter.py): an envelope is good once.
 - `key` is the device's own, made on the device. `proof` is an HMAC of it by the code that the device was enrolled with:
   the server keeps the first key that comes with the right one, and takes no other.
@@ -89,13 +90,14 @@ def raw_public(key: Ed25519PrivateKey) -> bytes:
     return key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
-Purpose = Literal[b"command", b"new key", b"token"]
+Gift = Literal[b"token", b"certificate"]
+Purpose = Literal[b"command", b"new key"] | Gift
 
 
 def seal_command(
     key: Ed25519PrivateKey, scope: Scope, *, boot: bytes, counter: int, body: bytes, purpose: Purpose = b"command"
 ) -> bytes:
-    """Return the envelope of a message to a device; with another purpose of the server's next key, or a token."""
+    """Return the envelope of a message to a device; with another purpose of the server's next key, or a gift."""
     head = boot + counter.to_bytes(COUNTER_BYTES, "big")
     return head + key.sign(scope.signed(purpose, head, body)) + body
 

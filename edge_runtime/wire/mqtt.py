@@ -33,7 +33,7 @@ from paho.mqtt.enums import CallbackAPIVersion
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
-from edge_runtime.wire.broker_url import BrokerUrl, tls_context
+from edge_runtime.wire.broker_url import BrokerUrl, LinkInvalid, show_certificate, tls_context
 from edge_runtime.wire.connection_fault import OF_A_SERVER, Ends, connection_fault, cut_short
 from edge_runtime.wire.link import Connected, Delivery, Disconnected, Event, LinkFull, packet_bytes
 
@@ -63,11 +63,12 @@ class _Arrived:
 class MqttLink:
     """A Link over a socket, MQTT 3.1.1.
 
-    Connecting happens in the background and shows as events; the constructor only raises LinkInvalid, for a URL or
-    certificates to trust (`ca_file`, `ca_pem`) that cannot be used. `password` is the token, or makes one for each
-    connection. `will` is (topic, payload), published retained at QoS 1
-    by the broker if this end vanishes. Without `clean_session` the broker keeps unacknowledged messages over
-    reconnects. A message over `inbox_bytes` in total, or of more than `max_payload_bytes`, is dropped and counted.
+    Connecting happens in the background and shows as events; the constructor only raises LinkInvalid, for a URL,
+    certificates to trust (`ca_file`, `ca_pem`) or one to show (`certificate_file`, with its key) that cannot be used.
+    `password` is the token, or makes one for each connection, and the certificate is read anew for each. `will` is
+    (topic, payload), published retained at QoS 1 by the broker if this end vanishes. Without `clean_session` the broker
+    keeps unacknowledged messages over reconnects. A message over `inbox_bytes` in total, or of more than
+    `max_payload_bytes`, is dropped and counted.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class MqttLink:
         clean_session: bool = False,
         ca_file: Path | None = None,
         ca_pem: str | None = None,
+        certificate_file: Path | None = None,
         window: int = 20,
         outbox_bytes: int = 16 << 20,
         inbox_bytes: int = 64 << 20,
@@ -119,6 +121,9 @@ class MqttLink:
         self._refused = False
         self._closed = threading.Event()
 
+        tls = tls_context(ca_file, ca_pem) if where.tls else None
+        if tls is not None and certificate_file is not None:
+            show_certificate(tls, certificate_file)
         self._make = partial(
             self._client_of,
             where,
@@ -128,7 +133,8 @@ class MqttLink:
             will=will,
             keepalive_s=keepalive_s,
             clean_session=clean_session,
-            tls=tls_context(ca_file, ca_pem) if where.tls else None,
+            tls=tls,
+            certificate_file=certificate_file,
             retry_max_s=retry_max_s,
         )
         self._client = self._make()
@@ -208,6 +214,7 @@ class MqttLink:
         keepalive_s: int,
         clean_session: bool,
         tls: ssl.SSLContext | None,
+        certificate_file: Path | None,
         retry_max_s: int,
     ) -> paho.Client:
         """Return a client of paho's that connects on a thread of its own."""
@@ -218,11 +225,16 @@ class MqttLink:
             protocol=paho.MQTTv311,
             manual_ack=True,
         )
-        if isinstance(password, str):
-            client.username_pw_set(username, password)
-        else:
-            make = password
-            client.on_pre_connect = lambda renewed, _userdata: renewed.username_pw_set(username, make())
+
+        def prepare(renewed: paho.Client, _userdata: object) -> None:
+            renewed.username_pw_set(username, password if isinstance(password, str) else password())
+            if tls is not None and certificate_file is not None:
+                try:
+                    show_certificate(tls, certificate_file)
+                except LinkInvalid as exc:  # an exception would end paho's thread; it shows the one before
+                    _LOG.warning("%s", exc)
+
+        client.on_pre_connect = prepare
         if tls is not None:
             client.tls_set_context(tls)
         if will is not None:

@@ -23,7 +23,7 @@ from cryptography.x509.oid import NameOID
 
 from broker_server.server.state import read_url
 from edge_runtime.wire import tokens
-from edge_runtime.wire.link import Disconnected
+from edge_runtime.wire.link import Connected, Disconnected
 from edge_runtime.wire.mqtt import MqttLink
 
 pytestmark = pytest.mark.workstation
@@ -179,6 +179,120 @@ def test_federation_over_mosquitto_as_we_configure_it_and_nobody_else_gets_in(si
             assert "WARNING" not in server.said
         finally:
             broker.terminate()
+
+
+def first_event(url, config, *, name, certificate):
+    """What a client with a device's token meets that shows this certificate and key (PEM)."""
+    config = msgspec.toml.decode(config.read_bytes())
+    link = MqttLink(
+        url, client_id=name, username=name, password=config["token"], ca_pem=config["ca"], certificate_file=certificate
+    )
+    try:
+        return link.receive(30)
+    finally:
+        link.close(linger_s=0)
+
+
+def certificate_of(config):
+    path = config.with_name("first.pem")
+    path.write_text(msgspec.toml.decode(config.read_bytes())["certificate"])
+    return path
+
+
+def test_broker_that_needs_certificates_lets_in_a_device_with_its_own_and_no_stolen_token(site):
+    server = site.serve("--client-certificates", min_devices=9)
+    site.until(server, "a device joins")
+    site.url = read_url(site.state)
+    assert site.url.startswith("mqtts://")
+    a, b = (site.enrol(name, data=str(site.data(name))) for name in "ab")
+    stolen = first_event(site.url, a, name="a", certificate=None)
+    assert not stolen.refused, "its token is not even looked at"
+    assert first_event(site.url, a, name="a", certificate=certificate_of(b)).refused
+    device = site.run("device-a", "edge_runtime", "run", "--config", a)
+    site.until(server, "a has joined")
+    state = a.parent / "state"
+    own = Ed25519PrivateKey.from_private_bytes(bytes.fromhex((state / "device.key").read_text())).public_key()
+    while x509.load_pem_x509_certificate((state / "client.pem").read_bytes()).public_key() != own:
+        assert device.process.poll() is None, device.said
+        time.sleep(0.05)
+    device.process.terminate()
+    device.wait()
+    again = site.run("again", "edge_runtime", "run", "--config", a)  # with the certificate for its own key
+    site.until(again, "connected")
+    site.until(server, "refused 127.0.0.1: it shows no certificate of its own")
+    site.until(server, "refused a: 'a', enrolment 1, needs a certificate of its own: not 'b', enrolment 1")
+    audit = (site.state / "audit.jsonl").read_text()
+    assert '"what":"refused","device":"127.0.0.1","why":"it shows no certificate' in audit
+    assert audit.count('"what":"connected","device":"a"') >= 2
+
+
+def test_mosquitto_lets_in_certificates_alone_and_none_that_is_revoked(site, tmp_path):
+    if MOSQUITTO is None:
+        pytest.skip("mosquitto is not installed")
+    from broker_server.__main__ import main
+    from broker_server.server.certificates import Certificates
+
+    out, url = site.root / "mosquitto", f"mqtts://127.0.0.1:{site.port}"
+    a, b = (site.enrol(name, url=url) for name in "ab")
+    certificates = {config: certificate_of(config) for config in (a, b)}
+    words = ["broker-config", "mosquitto", "--out", out, "--name", "127.0.0.1", "--listen", site.port]
+    words += ["--client-certificates", "--state", site.state]
+
+    def broker():
+        assert main([str(word) for word in words]) == 0
+        with (out / "mosquitto.conf").open("a") as file:
+            file.write(f"user {pwd.getpwuid(os.getuid()).pw_name}\n")
+        return subprocess.Popen([MOSQUITTO, "-c", out / "mosquitto.conf"], stderr=subprocess.DEVNULL)
+
+    def meets(config, certificate, *, name):
+        until_s = time.monotonic() + 30
+        while True:  # it may not listen yet
+            event = first_event(url, config, name=name, certificate=certificate)
+            if "nothing listens" not in getattr(event, "reason", "") or time.monotonic() > until_s:
+                return event
+            time.sleep(0.1)
+
+    process = broker()
+    try:
+        assert meets(b, certificates[b], name="b") == Connected()
+        assert isinstance(meets(a, None, name="a"), Disconnected)
+        server = MqttLink(
+            url,
+            client_id="server/home",
+            username="server",
+            password="",
+            ca_file=site.state / "tls" / "ca.pem",
+            certificate_file=Certificates(site.state).own_client("server"),
+        )
+        assert server.receive(30) == Connected()
+        server.subscribe("mas/4/home/device/+/event")
+        time.sleep(0.3)
+        b_as_a = MqttLink(
+            url,
+            client_id="a",
+            username="a",
+            password=msgspec.toml.decode(a.read_bytes())["token"],
+            ca_file=site.state / "tls" / "ca.pem",
+            certificate_file=certificates[b],
+        )
+        for name in "ab":
+            b_as_a.publish(f"mas/4/home/device/{name}/event", b"x")
+        heard = server.receive(30)
+        assert heard.topic == "mas/4/home/device/b/event", "who it is says the certificate, not the name that it gives"
+        assert server.receive(1) is None
+        for link in (server, b_as_a):
+            link.close(linger_s=0)
+    finally:
+        process.terminate()
+        process.wait()
+    assert main(["revoke", "b", "--state", str(site.state)]) == 0
+    process = broker()
+    try:
+        assert meets(a, certificates[a], name="a") == Connected()
+        assert isinstance(meets(b, certificates[b], name="b"), Disconnected)
+    finally:
+        process.terminate()
+        process.wait()
 
 
 def test_federation_whose_server_has_a_new_key_goes_on_with_the_devices_that_are_there(site):

@@ -52,7 +52,7 @@ class FakeAuthorizer:
     valid_for_s: float | None = None
     revoked: frozenset = frozenset()
 
-    def authenticate(self, client_id, username, password):
+    def authenticate(self, client_id, username, password, certified=None):
         if password != b"good":
             raise TokenRefused("not good")
         return Principal(name=client_id, role="device", valid_for_s=self.valid_for_s)

@@ -3,7 +3,7 @@ import time
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker_server.mqtt.auth import LEAVE_S, LIMITED_S, TokenAuthorizer
+from broker_server.mqtt.auth import LEAVE_S, LIMITED_S, Certified, TokenAuthorizer
 from edge_runtime.wire import tokens
 from edge_runtime.wire.errors import TokenRefused
 
@@ -138,3 +138,14 @@ def test_revoked_device_and_a_server_whose_token_has_expired_get_no_limited_conn
     assert not gone.is_limited("dev1")
     with pytest.raises(TokenRefused, match="the server's token has expired"):
         renewing(clock).authenticate("server", "server", token("server", role="server", lifetime_s=-60))
+
+
+def test_token_needs_the_certificate_of_its_device_and_enrolment_where_clients_need_one():
+    authorizer = TokenAuthorizer(KEY.public_key(), "fed", now=time.time, needs_certificate=True)
+    good = Certified("dev1", 0)
+    assert authorizer.authenticate("dev1", "dev1", token(), good).name == "dev1"
+    for shown in (None, Certified("dev2", 0), Certified("dev1", 1)):
+        with pytest.raises(TokenRefused, match="'dev1', enrolment 0, needs a certificate of its own: "):
+            authorizer.authenticate("dev1", "dev1", token(), shown)
+    with pytest.raises(TokenRefused, match="of its own: there is none"):
+        authorizer.authenticate("server", "server", token("server", role="server"))

@@ -87,3 +87,23 @@ def test_clock_that_is_behind_the_ca_is_named(tmp_path):
     behind = Certificates(tmp_path, dt.datetime(1970, 1, 2, tzinfo=dt.timezone.utc))
     assert "clock, 1970-01-02, is before the server's CA was made on 2026-11-30: set the clock" in behind.clock_fault()
     assert not behind.server(NAMES).is_new
+
+
+def test_client_s_certificate_is_none_of_a_server_whose_ca_devices_trust(tmp_path):
+    """An enrolled device cannot take the server's place with what it was given."""
+    certificates, file = Certificates(tmp_path), Certificates(tmp_path).own_client("127.0.0.1")
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    server.load_cert_chain(file)
+    client = ssl.create_default_context(cadata=certificates.ca_pem())
+    client.check_hostname = False
+    with pytest.raises(ssl.SSLCertVerificationError, match="unsuitable certificate purpose"):
+        shake(server, client, "127.0.0.1")
+
+
+def test_server_s_own_certificate_at_another_broker_is_kept_until_a_third_of_its_life_is_left(tmp_path):
+    first = Certificates(tmp_path, NOW).own_client("server")
+    made = first.read_bytes()
+    assert first.stat().st_mode & 0o777 == 0o600
+    assert Certificates(tmp_path, NOW).own_client("server").read_bytes() == made
+    late = NOW + dt.timedelta(days=SERVER_DAYS * 0.7)
+    assert Certificates(tmp_path, late).own_client("server").read_bytes() != made

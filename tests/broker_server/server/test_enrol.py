@@ -29,6 +29,9 @@ def test_enrol_writes_a_file_for_its_owner_alone(tmp_path):
     key = load_or_create(tmp_path / "state")
     claims = tokens.check(key.public_key(), config.pop("token"), federation="home")
     assert (claims.sub, claims.role, claims.gen) == ("pi-01", "device", 1)
+    first = config.pop("certificate")
+    assert "BEGIN CERTIFICATE" in first
+    assert "BEGIN PRIVATE KEY" in first
     assert config == {
         "device": "pi-01",
         "federation": "home",
@@ -114,3 +117,9 @@ def test_enrol_without_tls_off_this_machine_must_be_allowed_by_name(tmp_path):
     assert config["insecure"]
     assert "ca" not in config
     assert "insecure" not in enrolled(tmp_path, url="mqtt://127.0.0.1:1883", force=True)[1]
+
+
+def test_device_has_no_name_that_is_the_server_s_on_brokers_of_others(tmp_path):
+    with pytest.raises(EnrolmentRefused, match="server is the server's own name"):
+        enrol("server", tmp_path / "agent.toml", state=tmp_path / "state", federation="home")
+    assert not (tmp_path / "agent.toml").exists()

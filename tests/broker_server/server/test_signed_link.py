@@ -48,7 +48,7 @@ class Wire:
     def __init__(self, root):
         self.root, self.now_s = root, 1000.0
         self.key = self.pinned = Ed25519PrivateKey.generate()
-        self.retired, self.locks, self.renewal = [], False, None
+        self.retired, self.locks, self.renewals = [], False, []
         self.enrolments = Enrolments(root / "state", clock=lambda: self.now_s)
         self.notes, self.number = [], 0
         self.boot_server()
@@ -63,7 +63,7 @@ class Wire:
             counter=Counter(self.root / "state" / "counter", self.tick),
             retired=self.retired,
             lock_out_clones=self.locks,
-            renewal=self.renewal,
+            renewals=self.renewals,
             clock=lambda: self.now_s,
         )
         self.server.note = self.notes.append
@@ -330,19 +330,21 @@ def test_device_learns_the_server_s_new_key_by_the_one_before_and_then_trusts_th
 class Renewal:
     """Gives a token for each message but the second."""
 
+    gift = b"token"
+
     def __init__(self):
         self.asked = []
 
-    def after_proof(self, device, generation, boot):
+    def after_proof(self, device, generation, boot, key):
         self.asked.append((device, generation))
         return f"token-{len(self.asked)}" if len(self.asked) != 2 else None
 
 
 def test_device_whose_signature_was_good_is_given_tokens_and_nobody_else_is(wire):
-    wire.renewal = Renewal()
+    wire.renewals = [Renewal()]
     wire.boot_server()
     device, held = wire.device(), []
-    device.link.on_token = held.append
+    device.link.on_gift = {b"token": held.append}
     introduce(wire, device)
     introduce(wire, device)  # it is not time for another
     assert held == [b"token-1"]
@@ -351,19 +353,19 @@ def test_device_whose_signature_was_good_is_given_tokens_and_nobody_else_is(wire
     assert wire.pass_up(device.plain.sent[0][1]) is None  # repeated
     wire.enrolments.revoke("x")
     wire.say(device, b"hello")
-    assert wire.renewal.asked == [("x", 1)] * 2
+    assert wire.renewals[0].asked == [("x", 1)] * 2
     assert device.link.refused == {}
 
 
 def test_device_takes_no_token_of_another_boot_of_a_stranger_or_twice(wire):
-    wire.renewal = Renewal()
+    wire.renewals = [Renewal()]
     wire.boot_server()
     device, held = wire.device(), []
-    device.link.on_token = held.append
+    device.link.on_gift = {b"token": held.append}
     introduce(wire, device)
     sent = wire.plain.sent[-1][1]
     again = wire.device()
-    again.link.on_token = held.append
+    again.link.on_gift = {b"token": held.append}
     wire.pass_down(device, sent)
     wire.pass_down(again, sent)
     scope, boot = Scope(federation="home", device="x"), wire.server._heard["x"].boot
@@ -374,7 +376,7 @@ def test_device_takes_no_token_of_another_boot_of_a_stranger_or_twice(wire):
 
 
 def test_token_that_finds_no_room_is_given_later(wire):
-    wire.renewal = Renewal()
+    wire.renewals = [Renewal()]
     wire.boot_server()
     device = wire.device()
 

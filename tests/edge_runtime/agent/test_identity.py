@@ -1,6 +1,23 @@
-import pytest
+import datetime as dt
+import ssl
 
-from edge_runtime.agent.identity import KEY, SERVER_KEY, TOKEN, HeldToken, ServerKey, load_or_create, noise_key
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from edge_runtime.agent.identity import (
+    CERTIFICATE,
+    KEY,
+    SERVER_KEY,
+    TOKEN,
+    HeldCertificate,
+    HeldToken,
+    ServerKey,
+    load_or_create,
+    noise_key,
+)
 from edge_runtime.agent.state import StateUnusable
 from edge_runtime.wire.envelope import raw_public
 
@@ -88,3 +105,38 @@ def test_noise_key_is_the_device_s_own_and_stays(tmp_path):
     keys = [noise_key(tmp_path / name) for name in ("a", "a", "b")]
     assert keys[0] == keys[1] != keys[2]
     assert keys[0] != load_or_create(tmp_path / "a").private_bytes_raw()
+
+
+def certificate_of(key):
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "x")])
+    now = dt.datetime(2026, 11, 30, tzinfo=dt.timezone.utc)
+    made = x509.CertificateBuilder(name, name, key.public_key(), 7, now, now + dt.timedelta(days=1)).sign(key, None)
+    return made.public_bytes(Encoding.PEM)
+
+
+def test_certificate_is_the_last_that_was_given_until_the_device_is_enrolled_anew(tmp_path):
+    key = load_or_create(tmp_path)
+    held = HeldCertificate(tmp_path, "enrolled", key)
+    assert held.file.read_text().endswith("\nenrolled")
+    assert held.file.stat().st_mode & 0o777 == 0o600
+    given = certificate_of(key)
+    for other in (b"none", certificate_of(Ed25519PrivateKey.generate())):
+        held.keep(other)
+        assert held.file.read_text().endswith("\nenrolled")
+    held.keep(given)
+    again = HeldCertificate(tmp_path, "enrolled", key)
+    ssl.create_default_context().load_cert_chain(again.file)  # the certificate and its key
+    assert again.file.read_bytes().endswith(given)
+    assert HeldCertificate(tmp_path, "enrolled again", key).file.read_text().endswith("\nenrolled again")
+    assert HeldCertificate(tmp_path, None, key).file is None
+
+
+def test_certificate_that_cannot_be_kept_says_so(tmp_path, caplog):
+    key = load_or_create(tmp_path)
+    held = HeldCertificate(tmp_path, "enrolled", key)
+    held.file.unlink()
+    (tmp_path / CERTIFICATE).mkdir()
+    held.keep(certificate_of(key))
+    assert "the new certificate is not kept" in caplog.text
+    with pytest.raises(StateUnusable, match="cannot be used"):
+        HeldCertificate(tmp_path, "enrolled again", key)

@@ -57,7 +57,7 @@ class Site:
             Topics("rooms"),
             key=self.key,
             enrolments=enrolments,
-            renewal=renewal,
+            renewals=[renewal] if renewal else (),
             counter=Counter(self.state / "counter"),
         )
         self.link.subscribe("mas/4/rooms/device/+/status", "mas/4/rooms/device/+/event")

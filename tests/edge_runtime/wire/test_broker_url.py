@@ -2,7 +2,7 @@ import ssl
 
 import pytest
 
-from edge_runtime.wire.broker_url import LinkInvalid, is_loopback, tls_context
+from edge_runtime.wire.broker_url import LinkInvalid, is_loopback, show_certificate, tls_context
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,10 @@ def test_certificates_that_are_none_are_named(tmp_path):
     with pytest.raises(LinkInvalid, match="ca has no PEM certificates"):
         tls_context(None, "not a certificate")
     assert tls_context(None, None).minimum_version == ssl.TLSVersion.TLSv1_2
+
+
+def test_own_certificate_that_is_none_is_named(tmp_path):
+    (tmp_path / "client.pem").write_text("not a certificate")
+    for name in ("client.pem", "none.pem"):
+        with pytest.raises(LinkInvalid, match=f"{name} has no PEM certificate and its key"):
+            show_certificate(tls_context(None, None), tmp_path / name)
