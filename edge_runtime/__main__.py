@@ -1,6 +1,7 @@
 """The runtime's commands: `python -m edge_runtime run|train|predict|split-train|encoder-server|datasets|energy`."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +15,8 @@ from edge_runtime.datasets import command as datasets
 if TYPE_CHECKING:
     from edge_runtime.energy.account import EnergyAccount
     from edge_runtime.worker import LocalWorker
+
+_log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,8 +60,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _worker(config: AgentConfig) -> "LocalWorker":
     from edge_runtime.agent.identity import noise_key
+    from edge_runtime.training.service_memory import unheld_limit_bytes
     from edge_runtime.worker import LocalWorker
 
+    if (limit_bytes := unheld_limit_bytes()) is not None:
+        _log.warning(
+            "the kernel does not hold this service to its %d MiB of memory (on a Raspberry Pi cgroup_enable=memory is "
+            "missing in cmdline.txt): the agent watches itself, and gives up work that takes more",
+            limit_bytes >> 20,
+        )
     return LocalWorker(
         config.data,
         config.state,
@@ -66,6 +76,7 @@ def _worker(config: AgentConfig) -> "LocalWorker":
         ort_training=config.ort_training,
         checkpoint_s=config.checkpoint_s,
         memory_budget_bytes=config.memory_budget_bytes,
+        unheld_limit_bytes=limit_bytes,
         noise_key=noise_key(config.state),
     )
 

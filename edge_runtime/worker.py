@@ -40,6 +40,7 @@ from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrainingUnavailable, check_installed
 from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.progress import TrainingProgress
+from edge_runtime.training.service_memory import SPARE_BYTES
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import Trainer, evaluate
 from edge_runtime.training.weighting_state import WeightingStateStore
@@ -69,6 +70,7 @@ class LocalWorker:
         ort_training: OrtTrainingUse = "off",
         checkpoint_s: float = CHECKPOINT_S,
         memory_budget_bytes: int | None = None,
+        unheld_limit_bytes: int | None = None,
         graph_cache: GraphCache | None = None,
         noise_key: bytes = b"",
     ) -> None:
@@ -79,6 +81,7 @@ class LocalWorker:
         `noise_key` is the device's secret, from which noise on embeddings is drawn.
 
         `memory_budget_bytes` is the most memory that the process may take; None is the memory free now, less a reserve.
+        Work that takes more than `unheld_limit_bytes`, which the kernel does not hold the process to, is refused.
         """
         try:
             self._dataset = Dataset.open(data)
@@ -102,6 +105,9 @@ class LocalWorker:
         self._budget_bytes = memory_budget_bytes
         if memory_budget_bytes is None and self._base_bytes is not None:
             self._budget_bytes = default_budget(self._base_bytes)
+        self._unheld_limit_bytes = unheld_limit_bytes
+        if unheld_limit_bytes is not None:
+            self._budget_bytes = min(self._budget_bytes or unheld_limit_bytes, unheld_limit_bytes - SPARE_BYTES)
 
     def hello(self) -> Hello:
         """Return the device's Hello: its software, data and memory."""
@@ -124,7 +130,21 @@ class LocalWorker:
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
     ) -> TrainResult:
         """Train locally by `plan.training`. Raises WorkRefused."""
-        return self._retry(downloaded.plan, lambda: self._train(downloaded, report, channel))
+        return self._retry(downloaded.plan, lambda: self._train(downloaded, self._watched(report), channel))
+
+    def _watched(self, report: Report) -> Report:
+        """Return a report that ends work which takes more memory than the service may have."""
+        limit_bytes = self._unheld_limit_bytes
+        if limit_bytes is None:
+            return report
+
+        def watched(stage: WorkStage, done: int, total: int) -> None:
+            if (taken_bytes := rss_bytes() or 0) > limit_bytes:
+                mib = f"{taken_bytes >> 20} MiB, and the service may have {limit_bytes >> 20} MiB"
+                raise WorkRefused("memory", f"the work took {mib}, which the kernel does not hold it to")
+            report(stage, done, total)
+
+        return watched
 
     def _retry(self, plan: Plan, work: Callable[[], T]) -> T:
         """Do the work, and again from its start where the encoder server lost its session. Raises WorkRefused."""
@@ -223,7 +243,7 @@ class LocalWorker:
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
     ) -> EvaluationResult:
         """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
-        return self._retry(downloaded.plan, lambda: self._evaluate(downloaded, report, channel))
+        return self._retry(downloaded.plan, lambda: self._evaluate(downloaded, self._watched(report), channel))
 
     def _evaluate(
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None

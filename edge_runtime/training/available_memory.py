@@ -16,8 +16,14 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
     `root` holds /proc and /sys. None where the system does not report it.
     """
-    found = [read_proc_bytes(root / "proc" / "meminfo", "MemAvailable"), *_groups(root)]
+    left = [max(most - now, 0) for most, now in _groups(root)]
+    found = [read_proc_bytes(root / "proc" / "meminfo", "MemAvailable"), *left]
     return min((value for value in found if value is not None), default=None)
+
+
+def group_limit_bytes(root: Path = Path("/")) -> int | None:
+    """Return the least limit of the control groups of the process; None where the kernel holds it to none."""
+    return min((most for most, _now in _groups(root)), default=None)
 
 
 def default_budget(rss_bytes: int, root: Path = Path("/")) -> int | None:
@@ -29,8 +35,8 @@ def default_budget(rss_bytes: int, root: Path = Path("/")) -> int | None:
     return rss_bytes + max(available - reserve, 0)
 
 
-def _groups(root: Path) -> list[int]:
-    """Return the room in each group, from the process's own to the highest, of versions 2 and 1."""
+def _groups(root: Path) -> list[tuple[int, int]]:
+    """Return limit and use of each group that has a limit, from the process's own to the highest (versions 2 and 1)."""
     try:
         lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -46,15 +52,15 @@ def _groups(root: Path) -> list[int]:
             continue
         folder = top / path.strip("/")
         places = (place for place in (folder, *folder.parents) if place.is_relative_to(top))
-        found += [left for place in places if (left := _left(place / limit, place / used)) is not None]
+        found += [pair for place in places if (pair := _pair(place / limit, place / used)) is not None]
     return found
 
 
-def _left(limit: Path, used: Path) -> int | None:
+def _pair(limit: Path, used: Path) -> tuple[int, int] | None:
     try:
         most, now = limit.read_text().strip(), used.read_text().strip()
     except OSError:
         return None
     if not most.isdecimal() or int(most) >= V1_UNLIMITED:  # "max"
         return None
-    return max(int(most) - int(now), 0)
+    return int(most), int(now)

@@ -45,6 +45,14 @@ def test_worker_reports_software_data_and_memory(worker):
     assert hello.memory_bytes > 0
 
 
+def test_worker_that_the_kernel_does_not_hold_gives_up_what_takes_too_much(tiny, store, tmp_path):
+    worker = LocalWorker(tiny.data, tmp_path / "state", unheld_limit_bytes=33 << 20)
+    plan = tiny.plan(data_split="test")
+    with pytest.raises(WorkRefused, match=r"the work took \d+ MiB, and the service may have 33 MiB") as refused:
+        worker.evaluate(tiny.downloaded(plan, tiny.manifest, store, weights_of(tiny)), Reports())
+    assert refused.value.reason == "memory"
+
+
 def test_worker_trains_by_the_plan(tiny, worker, store):
     reports = Reports()
     result = worker.train(

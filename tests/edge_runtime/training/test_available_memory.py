@@ -1,6 +1,6 @@
 import pytest
 
-from edge_runtime.training.available_memory import RESERVE_BYTES, available_bytes, default_budget
+from edge_runtime.training.available_memory import RESERVE_BYTES, available_bytes, default_budget, group_limit_bytes
 
 MIB = 2**20
 
@@ -59,3 +59,11 @@ def test_where_nothing_says_there_is_no_budget(tmp_path):
 def test_this_machine_has_a_budget():
     budget = default_budget(50 * MIB)
     assert budget is None or budget >= 50 * MIB
+
+
+def test_group_limit_is_the_least_that_the_kernel_holds_to(root):
+    assert group_limit_bytes(root) is None
+    write(root / "proc/self/cgroup", "0::/a/b\n")
+    write(root / "sys/fs/cgroup/a/memory.max", f"{500 * MIB}\n")
+    write(root / "sys/fs/cgroup/a/memory.current", "5\n")
+    assert group_limit_bytes(root) == 500 * MIB
