@@ -196,10 +196,11 @@ echo "not installed here:$$missing; the tests that need them are skipped, or fai
 endef
 
 apt:
-	$(call apt_get,mosquitto:mosquitto chromium:chromium mcopy:mtools mkfs.vfat:dosfstools)
+	$(call apt_get,mosquitto:mosquitto chromium:chromium mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs)
 
 apt-emulation:
-	$(call apt_get,mmdebstrap:mmdebstrap qemu-aarch64-static:qemu-user-static qemu-system-aarch64:qemu-system-arm \
+	$(call apt_get,mmdebstrap:mmdebstrap arch-test:arch-test update-binfmts:binfmt-support \
+		qemu-aarch64-static:qemu-user-static qemu-system-aarch64:qemu-system-arm \
 		mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs sfdisk:fdisk xz:xz-utils)
 
 # A board's install in Debian for arm64 under user emulation: minutes. It needs a network, and no root.

@@ -50,8 +50,7 @@ def description(profile: Profile) -> str:
         for system in profile.systems
     ]
     if profile.flash is not None:
-        words = f"R{profile.flash.release}: {shlex.join(profile.flash.command)}"
-        lines.append(f"  flashed by: {words} ({profile.sources[profile.flash.source]})")
+        lines.append(f"  flashed by: {shlex.join(profile.flash.command)} ({profile.sources[profile.flash.source]})")
     return "\n".join(lines)
 
 

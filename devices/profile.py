@@ -63,7 +63,10 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An operating system for the board: its Python, its C library, and the mechanism that sets up its first boot."""
+    """An operating system for the board: its Python, its C library, and the mechanism that sets up its first boot.
+
+    `releases` are those of Jetson Linux that it is.
+    """
 
     name: Annotated[str, Meta(pattern=_NAME)]
     title: Text
@@ -71,12 +74,12 @@ class System(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     glibc: Version
     first_boot: FirstBoot
     source: str
+    releases: tuple[Annotated[int, Meta(ge=32, le=99)], ...] = ()
 
 
 class Flash(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The Jetson Linux release that flashes the developer kit, and NVIDIA's command in its folder."""
+    """NVIDIA's command that flashes the developer kit, in the folder of Jetson Linux."""
 
-    release: Annotated[int, Meta(ge=32, le=99)]
     command: Annotated[tuple[Text, ...], Meta(min_length=1)]
     source: str
 

@@ -11,14 +11,14 @@ from msgspec import Meta
 
 from devices.cli.run import UsageError
 from devices.cli.values import parse_size
-from devices.firstboot.settings import DEVICE
+from devices.firstboot.settings import DEVICE, is_loopback
 
 MAX_BYTES = 64 * 1024
 MAX_CA_BYTES = 1 << 20
 CA_NAME = "ca.pem"
 SPARE_MIB = 32
 """The memory of the service beyond the agent's budget: the kernel counts sockets and files, too."""
-_URL = re.compile(r"mqtts?://[^/\s@]+\Z")
+_URL = re.compile(r"mqtts?://(\[[^/\s@]+\]|[^/\s@:]+)(?::\d+)?\Z")
 
 
 class _Entries(msgspec.Struct, frozen=True):
@@ -67,8 +67,14 @@ def read(path: Path, *, device: str | None = None, server: str | None = None) ->
         ) from exc
     if device is not None and entries.device != device:
         raise UsageError(f"{path} is for the device {entries.device}, not for {device}: each has a token of its own")
-    if not _URL.match(entries.url):
+    match = _URL.match(entries.url)
+    if match is None:
         raise UsageError(f"{path}: {entries.url!r} is no broker's URL: write mqtt://host:port or mqtts://host:port")
+    if is_loopback(match[1]):
+        raise UsageError(
+            f"{path}: {entries.url} is on a board the board itself: enrol {entries.device} with the server's name or "
+            "address on the network, --url mqtts://HOST:8883"
+        )
     if server is not None and entries.url != server:
         raise UsageError(
             f"{path} is for the server {entries.url}, not {server}: enrol {entries.device} with --url {server}"

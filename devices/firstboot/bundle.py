@@ -19,17 +19,15 @@ FOLDER = "mas-edge"
 MAX_DATA_BYTES = 1 << 30
 
 
-def bundle(
-    settings: BoardSettings, agent: AgentFile, wheels: Wheelhouse, data: Path | None = None, *, start: bool
-) -> Files:
-    """Return all files, by their name in the folder. `start`: the service starts at once, not at the next boot.
+def bundle(settings: BoardSettings, agent: AgentFile, wheels: Wheelhouse, data: Path | None = None) -> Files:
+    """Return all files, by their name in the folder.
 
     Raises UsageError for a data set that is empty or too large.
     """
     files: Files = {
         "install.sh": _resource("install.sh"),
         "mas-edge.service": _resource("mas-edge.service"),
-        "settings": shell_settings(settings, wheels, start=start),
+        "settings": shell_settings(settings, wheels),
         **{f"wheels/{path.name}": path for path in wheels.files},
         **_data(data),
     }
@@ -40,7 +38,7 @@ def bundle(
     return files
 
 
-def shell_settings(settings: BoardSettings, wheels: Wheelhouse, *, start: bool) -> bytes:
+def shell_settings(settings: BoardSettings, wheels: Wheelhouse) -> bytes:
     """Return the settings of install.sh, as a shell reads them."""
     entries = {
         "DEVICE": settings.device,
@@ -52,7 +50,6 @@ def shell_settings(settings: BoardSettings, wheels: Wheelhouse, *, start: bool) 
         "MEMORY_MAX_MIB": "" if settings.memory_max_mib is None else str(settings.memory_max_mib),
         "NTP": settings.ntp or "",
         "SSH": "1" if settings.ssh_keys or settings.password_hash else "0",
-        "START": "1" if start else "0",
     }
     return "".join(f"{name}={shlex.quote(value)}\n" for name, value in entries.items()).encode()
 

@@ -10,10 +10,28 @@ import hashlib
 import json
 
 from devices.firstboot.bundle import FOLDER
+from devices.firstboot.install_unit import NAME, WANTED, placing
 from devices.firstboot.settings import BoardSettings
 
 PLACE = "/boot/firmware"
 """The mount point of the boot partition."""
+EACH_BOOT = f"""set -u
+root=${{MAS_EDGE_ROOT:-}}
+if [ -L "$root/{WANTED}" ]; then
+    rm -f "$root/var/lib/cloud/instance/sem/"*
+    for name in passwd shadow group gshadow subuid subgid; do rm -f "$root/etc/$name.lock"; done
+fi
+{placing(f"{PLACE}/{FOLDER}")}
+if [ -z "$root" ] && [ -L "$wanted" ]; then
+    systemctl daemon-reload
+    systemctl --no-block start {NAME}
+fi
+"""
+"""Places the service that installs the agent. Where an earlier boot was cut off before that succeeded, what cloud-init
+does once for each instance is done again: it writes down that a step is done before it does it (cloud-init#5699)."""
+
+_ADDRESSES = {"dhcp4": True, "dhcp6": True}
+"""Without dhcp6, netplan has NetworkManager ignore IPv6."""
 
 
 def instance_id(settings: BoardSettings, token: bytes) -> str:
@@ -28,7 +46,7 @@ def meta_data(settings: BoardSettings, instance: str) -> bytes:
 
 
 def user_data(settings: BoardSettings) -> bytes:
-    """Return the file user-data: the user, and the script that installs the agent."""
+    """Return the file user-data: the user, and at each boot the placing of what installs the agent."""
     user: dict[str, object] = {
         "name": settings.user,
         "gecos": "MAS Edge",
@@ -47,7 +65,7 @@ def user_data(settings: BoardSettings) -> bytes:
         "manage_etc_hosts": True,
         "users": [user],
         "ssh_pwauth": settings.password_hash is not None and not settings.ssh_keys,
-        "runcmd": [["sh", f"{PLACE}/{FOLDER}/install.sh"]],
+        "bootcmd": [["sh", "-c", EACH_BOOT]],
     }
     if settings.timezone is not None:
         config["timezone"] = settings.timezone
@@ -62,15 +80,15 @@ def network_config(settings: BoardSettings) -> bytes:
     """
     network: dict[str, object] = {
         "version": 2,
-        "ethernets": {"wired": {"match": {"name": "e*"}, "dhcp4": True, "optional": settings.wifi is not None}},
+        "ethernets": {"wired": {"match": {"name": "e*"}, **_ADDRESSES, "optional": settings.wifi is not None}},
     }
     if settings.wifi is not None:
-        point: dict[str, object] = {} if settings.wifi.psk is None else {"password": settings.wifi.psk}
+        point: dict[str, object] = {} if settings.wifi.password is None else {"password": settings.wifi.password}
         if settings.wifi.hidden:
             point["hidden"] = True
         network["wifis"] = {
             "wlan0": {
-                "dhcp4": True,
+                **_ADDRESSES,
                 "regulatory-domain": settings.wifi.country,
                 "access-points": {settings.wifi.ssid: point},
             }

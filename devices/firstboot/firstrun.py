@@ -1,4 +1,4 @@
-"""firstrun.sh for Raspberry Pi OS bookworm, which cmdline.txt starts once, before anything else runs.
+"""firstrun.sh for Raspberry Pi OS bookworm, which cmdline.txt starts before anything else until it has ended.
 
 It uses the system's own programs (userconf, raspi-config) and writes the network for NetworkManager: a connection
 file whose network name is a list of bytes, so that no character of it can be misread.
@@ -9,6 +9,7 @@ file whose network name is a list of bytes, so that no character of it can be mi
 import shlex
 
 from devices.firstboot.bundle import FOLDER
+from devices.firstboot.install_unit import placing
 from devices.firstboot.settings import BoardSettings, Wifi
 
 _PLACE = "/boot/firmware"
@@ -21,7 +22,8 @@ def script(settings: BoardSettings) -> bytes:
     lines = [
         "#!/bin/sh",
         "# Sets this board up at its first boot; written by `python -m devices flash`.",
-        f"exec > {_PLACE}/{FOLDER}/firstrun.log 2>&1",
+        f"exec > {_PLACE}/mas-edge-firstrun.log 2>&1",
+        "for name in passwd shadow group gshadow subuid subgid; do rm -f /etc/$name.lock; done  # of a boot cut off",
         f"old=$(tr -d '[:space:]' < /etc/hostname); echo {q(settings.hostname)} > /etc/hostname",
         f'sed -i "s/127.0.1.1.*$old/127.0.1.1\\t{settings.hostname}/" /etc/hosts',
         "first=$(getent passwd 1000 | cut -d: -f1)",
@@ -55,9 +57,11 @@ def script(settings: BoardSettings) -> bytes:
     if settings.timezone is not None:
         lines.append(f"raspi-config nonint do_change_timezone {q(settings.timezone)}")
     lines += [
-        f"sh {_PLACE}/{FOLDER}/install.sh",
-        f"rm -f {_PLACE}/firstrun.sh",
+        "root=",
+        placing(f"{_PLACE}/{FOLDER}"),
         f"sed -i 's| systemd\\.[^ ]*||g' {_PLACE}/cmdline.txt",
+        "sync",  # the line must not name a script that is gone
+        f"rm -f {_PLACE}/firstrun.sh",
         "exit 0",
     ]
     return ("\n".join(lines) + "\n").encode()
@@ -67,12 +71,13 @@ CONNECTION = "/etc/NetworkManager/system-connections/mas-edge.nmconnection"
 
 
 def connection(wifi: Wifi) -> str:
-    """Return NetworkManager's file for a wireless network (nm-settings-keyfile(5))."""
+    """Return NetworkManager's file for a wireless network, whose radio does not sleep (nm-settings-keyfile(5))."""
     name = "".join(f"{byte};" for byte in wifi.ssid.encode())
-    lines = ["[connection]", "id=mas-edge", "type=wifi", "[wifi]", "mode=infrastructure", f"ssid={name}"]
+    lines = ["[connection]", "id=mas-edge", "type=wifi", "[wifi]", "mode=infrastructure", "powersave=2", f"ssid={name}"]
     if wifi.hidden:
         lines.append("hidden=true")
-    if wifi.psk is not None:
-        lines += ["[wifi-security]", "key-mgmt=wpa-psk", f"psk={wifi.psk}"]
+    if wifi.password is not None:
+        escaped = wifi.password.replace("\\", "\\\\").replace(" ", "\\s")
+        lines += ["[wifi-security]", "key-mgmt=wpa-psk", f"psk={escaped}"]  # wpa-psk is WPA3's SAE too
     lines += ["[ipv4]", "method=auto", "[ipv6]", "method=auto"]
     return "\n".join(lines)

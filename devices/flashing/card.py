@@ -31,7 +31,7 @@ from msgspec import Meta
 from devices.cli.run import UsageError
 from devices.firstboot import agent as agents
 from devices.firstboot.agent import AgentFile
-from devices.firstboot.settings import MIN_MEMORY_MIB, BoardSettings, Wifi, board_settings, wifi
+from devices.firstboot.settings import MIN_MEMORY_MIB, BoardSettings, Wifi, board_settings, host_name, wifi
 from devices.flashing.job import FlashRequest
 from devices.flashing.kind import Way
 from devices.flashing.target import open_target
@@ -73,6 +73,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     wifi_password_file: str | None = None
     wifi_country: str | None = None
     wifi_hidden: bool | None = None
+    wifi_derive_key: bool | None = None
     timezone: str | None = None
     ntp: str | None = None
     memory_budget: str | None = None
@@ -110,6 +111,10 @@ def read_fleet(path: Path) -> tuple[Card, ...]:
         raise UsageError(f'{path}: each [[device]] needs its name, as in device = "pi-01"')
     if twice := sorted({str(name) for name in names if names.count(name) > 1}):
         raise UsageError(f"{path} names {', '.join(twice)} twice: each device has a token of its own")
+    hosts: dict[str, str] = {}
+    for name in map(str, names):
+        if (other := hosts.setdefault(host_name(name), name)) != name:
+            raise UsageError(f"{path}: {other} and {name} would both be the host {host_name(name)}: rename one")
     return tuple(cards)
 
 
@@ -148,7 +153,7 @@ def board_setup(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed
     agent = agent_of(card, scratch, enrol)
     if card.memory_budget is not None:
         agent = agents.with_memory_budget(agent, card.memory_budget)
-    settings = _limited(settings, agent)
+    settings = _limited(settings, agent, profile)
     data = None if card.data is None else Path(card.data)
     return BoardSetup(profile=profile, settings=settings, agent=agent, wheels=wheels, data=data)
 
@@ -156,6 +161,9 @@ def board_setup(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None, needed
 def flash_request(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None = None) -> FlashRequest:
     """Return the request to flash a card. Raises as `board_setup` does, and TargetRefused."""
     setup = board_setup(card, scratch, enrol, ask, ("device", "board", "image", "wheels", "to"))
+    image, target = Path(str(card.image)).expanduser(), Path(str(card.to))
+    if target.resolve() == image.resolve():
+        raise UsageError(f"{target} is the image itself, which would be overwritten: give another target")
     if setup.profile.family == "jetson":
         raise UsageError(f"{setup.profile.title} is not set up by a card: use `python -m devices jetson`")
     return FlashRequest(
@@ -163,7 +171,7 @@ def flash_request(card: Card, scratch: Path, enrol: Enrol, ask: Ask | None = Non
         settings=setup.settings,
         agent=setup.agent,
         wheels=setup.wheels,
-        target=open_target(Path(str(card.to))),
+        target=open_target(target),
         data=setup.data,
         first_boot=card.first_boot,
     )
@@ -186,9 +194,15 @@ def agent_of(card: Card, scratch: Path, enrol: Enrol) -> AgentFile:
     return agents.read(folder / "agent.toml", device=card.device, server=card.server)
 
 
-def _limited(settings: BoardSettings, agent: AgentFile) -> BoardSettings:
+def _limited(settings: BoardSettings, agent: AgentFile, profile: Profile) -> BoardSettings:
     """Set the limit of the service's memory to the agent's budget where none is given. Raises UsageError."""
     needed_mib, given_mib = agent.memory_max_mib, settings.memory_max_mib
+    wanted_mib, sizes = max(needed_mib or 0, given_mib or 0), profile.facts.memory_mib
+    if sizes is not None and wanted_mib > (left_mib := max(sizes.value) - settings.reserve_mib):
+        raise UsageError(
+            f"{settings.device} cannot have {wanted_mib} MiB for its agent: of the {max(sizes.value)} MiB of the "
+            f"largest {profile.title}, {left_mib} MiB are left when {settings.reserve_mib} MiB are kept for the system"
+        )
     if needed_mib is None:
         return settings
     if given_mib is None:
@@ -222,7 +236,13 @@ def _wifi(card: Card, ask: Ask | None) -> Wifi | None:
         raise UsageError(
             f"the password of {card.wifi!r} is needed: give --wifi-password-file (an empty file for an open network)"
         )
-    return wifi(card.wifi, password, card.wifi_country, hidden=bool(card.wifi_hidden))
+    return wifi(
+        card.wifi,
+        password,
+        card.wifi_country,
+        hidden=bool(card.wifi_hidden),
+        derive_key=bool(card.wifi_derive_key),
+    )
 
 
 def _keys(path: str | None) -> tuple[str, ...]:

@@ -13,8 +13,11 @@ from devices.cli.run import DONE, NOT_CONFIRMED, UsageError
 from devices.flashing import flags
 from devices.flashing.card import Card, Enrol, flash_request, overlay, read_fleet
 from devices.flashing.image import Survey, survey
-from devices.flashing.job import FlashRequest, describe, execute, prepare
+from devices.flashing.job import FlashRequest, describe, execute, prepare, system_on
 from devices.flashing.progress import bar
+from devices.flashing.system import InstalledSystem
+
+Surveyed = tuple[Survey, InstalledSystem]
 
 
 def add_arguments(parser: argparse.ArgumentParser, enrol: Enrol) -> None:
@@ -34,10 +37,10 @@ def run(args: argparse.Namespace, enrol: Enrol) -> int:
     ask = getpass.getpass if sys.stdin.isatty() else None
     with tempfile.TemporaryDirectory(prefix="mas-edge-flash-") as name:
         scratch = Path(name)
-        surveys: dict[tuple[str, str | None], Survey] = {}
+        surveys: dict[tuple[str, str | None], Surveyed] = {}
         requests = [(flash_request(card, scratch, enrol, ask), card) for card in cards]
         for request, card in requests:
-            plan = prepare(request, _survey(card, scratch, surveys), scratch)
+            plan = prepare(request, *_survey(card, scratch, surveys), scratch)
             print(describe(plan, stated=card.sha256 is not None), flush=True)
             plan.boot.unlink()  # one boot partition at a time: a fleet's would fill the disk
         if not args.yes:
@@ -47,20 +50,21 @@ def run(args: argparse.Namespace, enrol: Enrol) -> int:
         for request, card in requests:
             if request.settings.device in again:
                 input(f"put in the card for {request.settings.device} and press Enter ")
-            plan = prepare(request, _survey(card, scratch, surveys), scratch)
+            plan = prepare(request, *_survey(card, scratch, surveys), scratch)
             execute(plan, bar)
             plan.boot.unlink()
             print(f"{request.settings.device}: written and read back", flush=True)
     return DONE
 
 
-def _survey(card: Card, scratch: Path, surveys: dict[tuple[str, str | None], Survey]) -> Survey:
-    """Return the survey of the card's image, which is read once for all its cards."""
+def _survey(card: Card, scratch: Path, surveys: dict[tuple[str, str | None], Surveyed]) -> Surveyed:
+    """Return the survey of the card's image, and the system on it; an image is read once for all its cards."""
     key = (str(card.image), card.sha256)
     if key not in surveys:
         image = Path(str(card.image)).expanduser()
         with bar("checking", None) as progress:
-            surveys[key] = survey(image, scratch / f"boot-{len(surveys)}.img", sha256=card.sha256, progress=progress)
+            found = survey(image, scratch / f"boot-{len(surveys)}.img", sha256=card.sha256, progress=progress)
+        surveys[key] = found, system_on(found)
     return surveys[key]
 
 

@@ -11,7 +11,7 @@ from devices.flashing.kind import WAYS
 HELP = {
     "device": ("--device-id", "NAME", "the device's name, as it was enrolled"),
     "board": ("--board", "BOARD", "the kind of board: a name that `list` prints"),
-    "image": ("--image", "FILE", "the system's image, plain or as .xz, .gz or .zip"),
+    "image": ("--image", "FILE", "the system's image, plain or as .xz, .gz, .bz2 or .zip"),
     "sha256": ("--sha256", "HEX", "the image's SHA-256 as its maker states it, packed or unpacked"),
     "to": ("--to", "TARGET", "a disk such as /dev/sdX, or a file to write"),
     "server": ("--server", "URL", "the broker's address on the board: mqtts://host:8883"),
@@ -27,6 +27,7 @@ HELP = {
     "wifi_password_file": ("--wifi-password-file", "FILE", "its password; asked for in a terminal"),
     "wifi_country": ("--wifi-country", "CC", "the country whose radio rules apply: DE, GB, US …"),
     "wifi_hidden": ("--wifi-hidden", "", "the network does not announce itself"),
+    "wifi_derive_key": ("--wifi-derive-key", "", "put its key on the card, not the password: for WPA2 alone"),
     "timezone": ("--timezone", "ZONE", "as in Europe/Berlin"),
     "ntp": ("--ntp", "HOST", "a time server, for a network without the internet's"),
     "memory_budget": ("--memory-budget", "SIZE", "what the agent plans its training for, such as 220MiB"),
@@ -36,7 +37,7 @@ HELP = {
         "what the service may use (default: the budget and 32 MiB, or all but the board's reserve)",
     ),
     "python_path": ("--python-path", "FILE", "on the board: a Python beside the system's, which the wheels are for"),
-    "first_boot": ("--first-boot", "WAY", "the mechanism of the image's first boot, where its files do not show it"),
+    "first_boot": ("--first-boot", "WAY", "the mechanism of the image's first boot, where its system has both"),
 }
 """For each entry of a Card: its flag, the placeholder of its value, and its help."""
 ONLY_A_CARD = ("image", "sha256", "to", "first_boot")
@@ -46,7 +47,7 @@ def add(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     """Add the flags of these entries."""
     for name in names:
         flag, metavar, text = HELP[name]
-        if name == "wifi_hidden":
+        if name in {"wifi_hidden", "wifi_derive_key"}:
             parser.add_argument(flag, dest=name, action="store_true", default=None, help=text)
         elif name == "first_boot":
             parser.add_argument(flag, dest=name, choices=WAYS, help=text)

@@ -1,26 +1,29 @@
 """An image file, plain or compressed, which is read as a stream and checked before anything is written.
 
 `survey` reads the whole image once: it finds a truncated or damaged file, computes the digests and the size, and copies
-the FAT boot partition, so that a bad image is refused while the target is still untouched.
+the boot and the root partition, so that a bad image is refused while the target is still untouched.
 """
 
+import bz2
 import gzip
 import hashlib
 import lzma
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from devices.flashing.partitions import HEAD_BYTES, Partition, PartitionsInvalid, boot_partition
+from devices.flashing.partitions import HEAD_BYTES, Layout, Partition, PartitionsInvalid, layout
 
 BLOCK_BYTES = 1 << 20
 MAX_IMAGE_BYTES = 1 << 40
 """The largest image: a file that unpacks to more is an attack or a mistake."""
-_XZ, _GZIP, _ZIP = b"\xfd7zXZ\0", b"\x1f\x8b", b"PK\x03\x04"
+_XZ, _GZIP, _ZIP, _BZIP2 = b"\xfd7zXZ\0", b"\x1f\x8b", b"PK\x03\x04", b"BZh"
+_UNREAD = {b"\x28\xb5\x2f\xfd": "unzstd", b"\x04\x22\x4d\x18": "unlz4", b"7z\xbc\xaf": "7z x", b"Rar!": "unrar x"}
+"""The first bytes of packed files that are not read here, and the program that unpacks each."""
 _SECTOR_BYTES = 512
 
 Progress = Callable[[int], None]
@@ -32,19 +35,20 @@ class ImageInvalid(Exception):
 
 
 class ScratchFull(Exception):
-    """There is no room for a copy of the boot partition, which is set up as a file; the sentence names the folder."""
+    """There is no room for copies of the image's partitions; the sentence names the folder."""
 
     def __init__(self, folder: Path, error: OSError) -> None:
         super().__init__(
-            f"a copy of the boot partition cannot be written to {folder} ({error.strerror}), and the target is "
+            f"copies of the image's partitions cannot be written to {folder} ({error.strerror}), and the target is "
             "unchanged: name a folder with room in TMPDIR"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """The facts of an image that was read. Its partition `boot` is copied to `boot_copy`.
+    """The facts of an image that was read.
 
+    Its partition `boot` is copied to `boot_copy`, and the one that holds its system, if there is one, to `root_copy`.
     `sha256` is of the image unpacked, `file_sha256` of the file as it is.
     """
 
@@ -54,6 +58,28 @@ class Survey:
     file_sha256: str
     boot: Partition
     boot_copy: Path
+    root_copy: Path | None
+
+
+class _PartitionCopy:
+    """A partition out of the blocks of its disk, in a file that has holes where the partition has zeros alone."""
+
+    def __init__(self, partition: Partition, path: Path) -> None:
+        self._partition = partition
+        self._file = path.open("wb")
+        self._file.truncate(partition.size_bytes)
+
+    def take(self, at: int, block: bytes) -> None:
+        """Copy what the block, which lies at the byte `at` of the disk, has of the partition."""
+        begin, end = max(self._partition.start_bytes, at), min(self._partition.end_bytes, at + len(block))
+        inside = block[begin - at : end - at] if begin < end else b""
+        if inside.strip(b"\0"):
+            self._file.seek(begin - self._partition.start_bytes)
+            self._file.write(inside)
+
+    def close(self) -> None:
+        """Write what is left. Raises OSError."""
+        self._file.close()
 
 
 def survey(path: Path, boot_copy: Path, *, sha256: str | None = None, progress: Progress | None = None) -> Survey:
@@ -69,46 +95,55 @@ def survey(path: Path, boot_copy: Path, *, sha256: str | None = None, progress: 
 
 def _survey(path: Path, boot_copy: Path, sha256: str | None, progress: Progress | None) -> Survey:
     on_bytes = progress or (lambda _count: None)
+    root_copy = boot_copy.with_suffix(".root")
     file_sha256 = _digest(path)
     image = hashlib.sha256()
-    head = bytearray()
+    head = b""
     size_bytes = 0
-    boot: Partition | None = None
-    needed_bytes = 0
-    with boot_copy.open("wb") as copy:
+    found: Layout | None = None
+    with ExitStack() as open_copies:
+        copies: list[_PartitionCopy] = []
         for block in blocks(path):
             image.update(block)
-            if len(head) < HEAD_BYTES:
-                head += block[: HEAD_BYTES - len(head)]
-                if len(head) == HEAD_BYTES:
-                    boot, needed_bytes = _boot(path, head)
-            if boot is not None:
-                begin, end = max(boot.start_bytes, size_bytes), min(boot.end_bytes, size_bytes + len(block))
-                if begin < end:
-                    copy.write(block[begin - size_bytes : end - size_bytes])
+            if found is None:
+                head += block
+                if len(head) >= HEAD_BYTES:
+                    found = _layout(path, head[:HEAD_BYTES])
+                    parts = [(found.boot, boot_copy), *([(found.root, root_copy)] if found.root else [])]
+                    copies = [open_copies.enter_context(closing(_PartitionCopy(*each))) for each in parts]
+            for copy in copies:
+                copy.take(size_bytes, block)
             size_bytes += len(block)
             if size_bytes > MAX_IMAGE_BYTES:
                 raise ImageInvalid(f"{path} unpacks to more than {MAX_IMAGE_BYTES >> 30} GiB: it is no board's image")
             on_bytes(len(block))
-    if boot is None:
+    if found is None:
         raise ImageInvalid(f"{path} holds {size_bytes} bytes: it is no image of a disk")
-    if needed_bytes > size_bytes:
-        raise ImageInvalid(
-            f"{path} holds {size_bytes} bytes and its partitions reach to {needed_bytes}: it is truncated, "
-            "download it again"
-        )
-    if sha256 is not None and sha256.lower() not in {file_sha256, image.hexdigest()}:
-        raise ImageInvalid(
-            f"{path} has SHA-256 {file_sha256} ({image.hexdigest()} unpacked), not {sha256.lower()}: download it again"
-        )
-    return Survey(
+    made = Survey(
         path=path,
         size_bytes=size_bytes,
         sha256=image.hexdigest(),
         file_sha256=file_sha256,
-        boot=boot,
+        boot=found.boot,
         boot_copy=boot_copy,
+        root_copy=None if found.root is None else root_copy,
     )
+    _check(made, found.end_bytes, sha256)
+    return made
+
+
+def _check(made: Survey, end_bytes: int, sha256: str | None) -> None:
+    """Raise ImageInvalid where the partitions end after the image, or another SHA-256 is stated."""
+    if end_bytes > made.size_bytes:
+        raise ImageInvalid(
+            f"{made.path} holds {made.size_bytes} bytes and its partitions reach to {end_bytes}: it is truncated, "
+            "download it again"
+        )
+    if sha256 is not None and sha256.lower() not in {made.file_sha256, made.sha256}:
+        raise ImageInvalid(
+            f"{made.path} has SHA-256 {made.file_sha256} ({made.sha256} unpacked), not {sha256.lower()}: download it "
+            "again"
+        )
 
 
 def blocks(path: Path) -> Iterator[bytes]:
@@ -124,7 +159,9 @@ def blocks(path: Path) -> Iterator[bytes]:
     except (lzma.LZMAError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error) as exc:
         raise ImageInvalid(f"{path} is damaged or truncated ({exc}): download it again") from exc
     except OSError as exc:
-        raise ImageInvalid(f"{path} cannot be read: {exc.strerror or exc}") from exc
+        if exc.errno is None:  # bz2's own
+            raise ImageInvalid(f"{path} is damaged or truncated ({exc}): download it again") from exc
+        raise ImageInvalid(f"{path} cannot be read: {exc.strerror}") from exc
 
 
 @contextmanager
@@ -132,12 +169,20 @@ def _open(path: Path) -> Iterator[IO[bytes]]:
     """Open the unpacked image, by the first bytes of the file and not by its name."""
     with path.open("rb") as file:
         start = file.read(len(_XZ))
+    for packed, program in _UNREAD.items():
+        if start.startswith(packed):
+            raise ImageInvalid(
+                f"{path} is packed in a way that is not read here: unpack it first, with `{program} {path.name}`"
+            )
     if start == _XZ:
         with lzma.open(path) as xz:
             yield xz
     elif start.startswith(_GZIP):
         with gzip.open(path) as zipped:
             yield cast("IO[bytes]", zipped)
+    elif start.startswith(_BZIP2):
+        with bz2.open(path) as bzipped:
+            yield cast("IO[bytes]", bzipped)
     elif start.startswith(_ZIP):
         with zipfile.ZipFile(path) as archive, archive.open(_member(path, archive)) as member:
             yield member
@@ -155,9 +200,9 @@ def _member(path: Path, archive: zipfile.ZipFile) -> zipfile.ZipInfo:
     return members[0]
 
 
-def _boot(path: Path, head: bytearray) -> tuple[Partition, int]:
+def _layout(path: Path, head: bytes) -> Layout:
     try:
-        return boot_partition(bytes(head))
+        return layout(head)
     except PartitionsInvalid as exc:
         raise ImageInvalid(f"{path} cannot be set up: {exc}") from exc
 

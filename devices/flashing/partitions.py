@@ -1,4 +1,4 @@
-"""A disk's partition table, MBR or GPT, and its FAT boot partition, out of the disk's first bytes.
+"""A disk's partition table, MBR or GPT, with its boot and its root partition, out of the disk's first bytes.
 
 MBR: four entries of 16 bytes from byte 446, with the kind at 4, start and length in sectors at 8 and 12, little-endian;
 55 AA at 510. GPT (UEFI specification 2.10, 5.3): a header in sector 1 that states where the entries are, in practice in
@@ -41,16 +41,24 @@ class Partition:
         return self.start_bytes + self.size_bytes
 
 
-def boot_partition(head: bytes) -> tuple[Partition, int]:
-    """Return the first FAT partition, and the byte at which the last partition ends.
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """The first FAT partition, the largest of the others if there is one, and the byte at which the last one ends."""
 
-    `head` is the first HEAD_BYTES of the disk. Raises PartitionsInvalid.
-    """
+    boot: Partition
+    root: Partition | None
+    end_bytes: int
+
+
+def layout(head: bytes) -> Layout:
+    """Return the layout of a disk. `head` is its first HEAD_BYTES. Raises PartitionsInvalid."""
     found = partitions(head)
-    for partition in found:
-        if partition.is_fat:
-            return partition, max(each.end_bytes for each in found)
-    raise PartitionsInvalid(f"it has {len(found)} partitions and none of them is a FAT boot partition")
+    boots = [each for each in found if each.is_fat]
+    if not boots:
+        raise PartitionsInvalid(f"it has {len(found)} partitions and none of them is a FAT boot partition")
+    others = [each for each in found if not each.is_fat]
+    root = max(others, key=lambda each: each.size_bytes, default=None)
+    return Layout(boot=boots[0], root=root, end_bytes=max(each.end_bytes for each in found))
 
 
 def partitions(head: bytes) -> list[Partition]:

@@ -25,7 +25,7 @@ def add_arguments(jetson: argparse.ArgumentParser, provision: argparse.ArgumentP
     jetson.add_argument(
         "--l4t", type=Path, required=True, metavar="FOLDER", help="Linux_for_Tegra, with the sample root file system"
     )
-    flags.add(provision, [name for name in _BOARD if name not in {*_OF_A_PERSON, "wifi_hidden"}])
+    flags.add(provision, [name for name in _BOARD if name not in {*_OF_A_PERSON, "wifi_hidden", "wifi_derive_key"}])
     provision.add_argument("--ssh", required=True, metavar="HOST", help="the board, as ssh takes it: me@pi-01.local")
     provision.add_argument("--port", type=int, metavar="N", help="the port of its SSH server (default: ssh's)")
     provision.add_argument("--ssh-config", type=Path, metavar="FILE", help="a configuration for ssh, in place of yours")
@@ -41,7 +41,7 @@ def _jetson(args: argparse.Namespace, enrol: Enrol) -> int:
         if setup.profile.family != "jetson":
             raise UsageError(f"{setup.profile.title} is no Jetson: use `python -m devices flash`")
         rootfs = check(args.l4t, setup.profile, setup.settings)
-        files = bundle(setup.settings, setup.agent, setup.wheels, setup.data, start=True)
+        files = bundle(setup.settings, setup.agent, setup.wheels, setup.data)
         found = placement(args.l4t, rootfs, setup.profile, setup.settings, files)
         size_bytes = sum(len(d) if isinstance(d, bytes) else d.stat().st_size for d, _mode in found.files.values())
         print(f"{setup.settings.device}: {setup.profile.title}")
@@ -63,7 +63,7 @@ def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
     with tempfile.TemporaryDirectory(prefix="mas-edge-provision-") as name:
         setup = _setup(args, Path(name), enrol)
         settings, wheels = setup.settings, setup.wheels
-        files = bundle(settings, setup.agent, wheels, setup.data, start=True)
+        files = bundle(settings, setup.agent, wheels, setup.data)
         seen = look(host, settings.python, settings.python_path)
         try:
             if seen.machine != wheels.architecture or seen.python != settings.python:

@@ -1,7 +1,8 @@
 """A Jetson's first boot, put into the root file system that NVIDIA's tools flash, and the commands that flash it.
 
 A Jetson has no FAT partition for its first boot: the folder of install.sh goes into `rootfs/`, with a service that runs
-it once. Flashing needs the board in recovery mode on a USB cable; the commands are written to a script and not run.
+it until it has succeeded. Flashing needs the board in recovery mode on a USB cable; the commands are written to a
+script and not run.
 (NVIDIA Jetson Linux Developer Guide, quick start and flashing support)
 """
 
@@ -14,29 +15,14 @@ from pathlib import Path
 
 from devices.firstboot.bundle import Files, sums
 from devices.firstboot.firstrun import CONNECTION, connection
+from devices.firstboot.install_unit import UNIT, WANTED, unit
 from devices.firstboot.settings import BoardSettings
 from devices.profile import Profile
 
 SEED = "opt/mas-edge-seed"
 SCRIPT = "flash-mas-edge.sh"
-_UNIT = "etc/systemd/system/mas-edge-install.service"
-_WANTED = "etc/systemd/system/multi-user.target.wants/mas-edge-install.service"
 _RELEASE = re.compile(r"# R(\d+) \(release\)")
 _SECRET, _PLAIN, _RUN = 0o600, 0o644, 0o755
-_SERVICE = f"""[Unit]
-Description=Installs the MAS Edge agent, once
-ConditionPathExists=/{SEED}/settings
-Before=mas-edge.service
-
-[Service]
-Type=oneshot
-ExecStart=/bin/sh /{SEED}/install.sh
-ExecStartPost=/bin/rm -rf /{SEED}
-TimeoutStartSec=900
-
-[Install]
-WantedBy=multi-user.target
-"""
 
 
 class RootfsUnusable(Exception):
@@ -59,13 +45,14 @@ def check(folder: Path, profile: Profile, settings: BoardSettings) -> Path:
         raise RootfsUnusable(f"{folder} is no Linux_for_Tegra folder: unpack Jetson Linux's driver package and name it")
     if not (rootfs / "usr/bin").is_dir() or not (rootfs / "etc").is_dir():
         raise RootfsUnusable(f"{rootfs} is empty: unpack the sample root file system into it, with sudo tar xpf")
-    flash = profile.flash
     try:
         words = _RELEASE.search((rootfs / "etc/nv_tegra_release").read_text(encoding="utf-8", errors="replace"))
     except OSError:
         words = None  # before apply_binaries.sh it is not there
-    if words is not None and flash is not None and int(words[1]) != flash.release:
-        raise RootfsUnusable(f"{folder} is Jetson Linux R{words[1]}, and {profile.title} needs R{flash.release}")
+    known = [release for system in profile.systems for release in system.releases]
+    if words is not None and int(words[1]) not in known:
+        needed = " or ".join(f"R{release}" for release in known)
+        raise RootfsUnusable(f"{folder} is Jetson Linux R{words[1]}, and {profile.title} needs {needed}")
     places = [settings.python_path or f"/usr/bin/python{settings.python}", f"/usr/local/bin/python{settings.python}"]
     if not any((rootfs / place.lstrip("/")).exists() for place in places):
         raise RootfsUnusable(
@@ -91,7 +78,7 @@ def placement(folder: Path, rootfs: Path, profile: Profile, settings: BoardSetti
         placed[CONNECTION.lstrip("/")] = ((connection(settings.wifi) + "\n").encode(), _SECRET)
         country = f"options cfg80211 ieee80211_regdom={settings.wifi.country}\n"
         placed["etc/modprobe.d/mas-edge.conf"] = (country.encode(), _PLAIN)
-    placed[_UNIT] = (_SERVICE.encode(), _PLAIN)
+    placed[UNIT] = (unit(f"/{SEED}").encode(), _PLAIN)
     return Placement(rootfs=rootfs, files=placed, script=script(folder, profile, settings))
 
 
@@ -129,10 +116,10 @@ def place(found: Placement) -> None:
             path.unlink(missing_ok=True)
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(data if isinstance(data, bytes) else data.read_bytes())
-        link = found.rootfs / _WANTED
+        link = found.rootfs / WANTED
         link.parent.mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
-        link.symlink_to(f"/{_UNIT}")
+        link.symlink_to(f"/{UNIT}")
         script_path = found.rootfs.parent / SCRIPT
         script_path.write_text(found.script, encoding="utf-8")
         script_path.chmod(_RUN)

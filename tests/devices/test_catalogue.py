@@ -25,7 +25,7 @@ def test_show_gives_each_fact_with_its_source_and_says_what_is_not_stated(capsys
 def test_show_jetson_says_how_it_is_flashed(capsys):
     assert main(["show", "orin-nano"]) == 0
     out = capsys.readouterr().out
-    assert "  flashed by: R36: ./tools/kernel_flash/l4t_initrd_flash.sh --external-device nvme0n1p1 " in out
+    assert "  flashed by: ./tools/kernel_flash/l4t_initrd_flash.sh --external-device nvme0n1p1 " in out
     assert " -p '-c bootloader/generic/cfg/flash_t234_qspi.xml' " in out
 
 

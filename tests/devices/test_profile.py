@@ -32,12 +32,19 @@ def test_names_are_those_of_the_supported_boards():
     assert set(names()) == {
         "aarch64",
         "agx-orin",
+        "agx-thor",
+        "agx-xavier",
+        "cm3",
+        "cm4s",
         "jetson-nano",
         "orin-nano",
         "orin-nx",
+        "rpi3aplus",
+        "rpi3b",
         "rpi3bplus",
         "rpi4",
         "rpi5",
+        "tx2",
         "x86-64",
         "xavier-nx",
         "zero2w",
@@ -67,6 +74,7 @@ def test_load_every_profile_is_consistent(name):
     memory = profile.facts.memory_mib
     assert memory is None or profile.facts.reserve_mib.value < min(memory.value) / 2
     assert (profile.flash is not None) == (profile.family == "jetson")
+    assert all(bool(system.releases) == (profile.family == "jetson") for system in profile.systems)
     assert (profile.facts.compatible is None) == (profile.family == "generic")
     assert {system.first_boot for system in profile.systems} <= (
         {"rootfs"} if profile.family == "jetson" else {"cloud-init", "firstrun"}
@@ -131,7 +139,7 @@ def test_decode_wrong_file_is_refused_with_its_name(old, new, said):
 
 
 def test_decode_flash_without_a_source_is_refused():
-    text = MINIMAL + '\n[flash]\nrelease = 36\ncommand = ["flash"]\nsource = "nobody"\n'
+    text = MINIMAL + '\n[flash]\ncommand = ["flash"]\nsource = "nobody"\n'
     with pytest.raises(ProfileInvalid, match="flash names a source 'nobody'"):
         decode("mine", text.encode())
 

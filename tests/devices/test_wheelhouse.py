@@ -52,15 +52,15 @@ def sources(tmp_path):
 @pytest.mark.process
 @pytest.mark.usefixtures("index")
 @pytest.mark.parametrize(
-    ("board", "there"),
-    [("orin-nano", {"second", "fifth"}), ("rpi5", {"third"})],
+    ("board", "system", "there"),
+    [("orin-nano", "jetpack6", {"second", "fifth"}), ("rpi5", "trixie", {"third"})],
 )
-def test_make_has_what_the_board_s_python_needs_not_this_one_s(board, there, tmp_path, sources):
+def test_make_has_what_the_board_s_python_needs_not_this_one_s(board, system, there, tmp_path, sources):
     profile = load(board)
-    made = make(profile, profile.system(), tmp_path / "out", sources)
+    made = make(profile, profile.system(system), tmp_path / "out", sources)
     names = {path.name.split("-")[0] for path in made.files}
     assert names == {"mas_edge", "pip", "first", "fourth", *there}
-    assert (made.python, made.architecture) == (profile.system().python, profile.architecture)
+    assert (made.python, made.architecture) == (profile.system(system).python, profile.architecture)
     assert read(tmp_path / "out") == made
     assert not (sources / "build").exists()
 

@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import os
+import random
 import re
 import socket
 import struct
@@ -39,13 +40,25 @@ CMDLINE = "console=ttyAMA0 root=LABEL=rootfs rootfstype=ext4 rootwait systemd.jo
 BOOTFS = {"meta-data": "instance-id: as-shipped\n", "user-data": "#cloud-config\n", "cmdline.txt": CMDLINE}
 CLOUD = "datasource_list: [NoCloud, None]\ndatasource: {NoCloud: {fs_label: bootfs}}\n"
 FSTAB = "LABEL=rootfs / ext4 defaults 0 1\nLABEL=bootfs /boot/firmware vfat defaults 0 0\n"
+JOINS = r"device board-01 joins federation"
+STEPS = (
+    ("the kernel runs", r"Linux version"),
+    ("cloud-init has begun", r"Cloud-init v\.[^\n]*running"),
+    ("the installation has begun", r"mas-edge: installing the agent"),
+    ("the agent is installed", r"mas-edge: board-01 is set up: at most (\d+) of \d+ MiB"),
+    ("the agent joins", JOINS),
+    ("it trains", r"round 1: train"),
+    ("its update is acknowledged", r"round 1: done"),
+)
+"""What a first boot says, in order."""
 
 
 @pytest.fixture(scope="module")
 def image(needs, debian, run, say, tmp_path_factory):
     """An image as a distribution ships it, packed."""
     needs(
-        mmdebstrap=["mmdebstrap"], qemu_user_static=["qemu-aarch64-static"], qemu_system_arm=["qemu-system-aarch64"],
+        mmdebstrap=["mmdebstrap"], arch_test=["arch-test"], binfmt_support=["update-binfmts"],
+        qemu_user_static=["qemu-aarch64-static"], qemu_system_arm=["qemu-system-aarch64"],
         mtools=["mcopy", "mdir"], dosfstools=["mkfs.vfat", "fsck.fat"], e2fsprogs=["mke2fs", "e2fsck", "debugfs"],
         fdisk=["sfdisk"], xz_utils=["xz"],
     )  # fmt: skip
@@ -158,19 +171,58 @@ def serve(started, fixtures, port):
     return serve
 
 
+@pytest.fixture
+def flash(image, wheels, fixtures, ours, port, say):
+    """Writes a card for the device, enrolled with the server of that state."""
+
+    def flash(state, card):
+        say("flashing")
+        words = [
+            "flash", "--board", "aarch64", "--image", image, "--sha256", hashlib.sha256(image.read_bytes()).hexdigest(),
+            "--wheels", wheels, "--device-id", DEVICE, "--enrol", state, "--server", f"mqtts://{HOST}:{port}",
+            "--data", fixtures / "data", "--ntp", HOST, "--timezone", "Europe/Berlin", "--to", card,
+        ]  # fmt: skip
+        say(ours("devices", *words, "--yes").strip())
+
+    return flash
+
+
+@pytest.fixture
+def boot_files(run, tmp_path):
+    """Copies files of a card's boot partition, by others' programs."""
+
+    def copy(card, *names):
+        for name in names:
+            run("mcopy", "-o", "-i", f"{card}@@{8192 * 512}", f"::/{name}", tmp_path / name)
+        return [tmp_path / name for name in names]
+
+    return copy
+
+
+@pytest.fixture
+def switch_on(started, boot_files):
+    """Starts a board from a card, with what lies on its boot partition, as a board's firmware does."""
+
+    def switch_on(card, console):
+        kernel, initrd, line = boot_files(card, "vmlinuz", "initrd.img", "cmdline.txt")
+        return started(
+            console, "nice", "qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", "-smp", 2, "-m", MEMORY_MIB,
+            "-display", "none", "-monitor", "none", "-serial", "stdio", "-rtc", f"base={WRONG_TIME}",
+            "-kernel", kernel, "-initrd", initrd, "-append", line.read_text().strip(),
+            "-drive", f"if=virtio,format=raw,file={card}",
+            "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
+        )  # fmt: skip
+
+    return switch_on
+
+
 def test_board_comes_from_an_image_to_the_report(
-    image, debian, wheels, fixtures, ours, run, started, serve, time_server, port, say, tmp_path
+    debian, fixtures, ours, run, flash, boot_files, switch_on, serve, time_server, port, say, tmp_path
 ):
     # The server, and a card that it gives a token to.
     state, card, console = tmp_path / "state", tmp_path / "card.img", tmp_path / "console.log"
     server = serve(state)
-    say("flashing")
-    card_words = [
-        "flash", "--board", "aarch64", "--image", image, "--sha256", hashlib.sha256(image.read_bytes()).hexdigest(),
-        "--wheels", wheels, "--device-id", DEVICE, "--enrol", state, "--server", f"mqtts://{HOST}:{port}",
-        "--data", fixtures / "data", "--ntp", HOST, "--timezone", "Europe/Berlin", "--to", card,
-    ]  # fmt: skip
-    say(ours("devices", *card_words, "--yes").strip())
+    flash(state, card)
 
     # What lies on the boot partition, by others' programs.
     boot = tmp_path / "boot.img"
@@ -179,32 +231,17 @@ def test_board_comes_from_an_image_to_the_report(
         boot.write_bytes(file.read(BOOT_MIB * MIB))
     run("fsck.fat", "-n", boot)
     assert "agent.toml" in run("mdir", "-b", "-i", boot, "::/mas-edge/")
-    for name in ("vmlinuz", "initrd.img", "cmdline.txt", "user-data", "network-config"):
-        run("mcopy", "-i", boot, f"::/{name}", tmp_path / name)
+    user_data, words = boot_files(card, "user-data", "cmdline.txt")
     root = debian("board", PACKAGES, extract=False)
-    check = ["-m", "cloudinit.cmd.main", "schema", "--config-file", tmp_path / "user-data"]
+    check = ["-m", "cloudinit.cmd.main", "schema", "--config-file", user_data]
     run("qemu-aarch64-static", "-L", root, root / "usr/bin/python3", *check, env={"QEMU_CPU": "cortex-a72"})
-    words = (tmp_path / "cmdline.txt").read_text().strip()
-    assert "ds=nocloud;i=mas-edge-board-01-" in words
+    assert "ds=nocloud;i=mas-edge-board-01-" in words.read_text()
 
     # The first boot.
     say("switching the board on")
     on_s = time.monotonic()
-    board = started(
-        console, "nice", "qemu-system-aarch64", "-M", "virt", "-cpu", "cortex-a72", "-smp", 2, "-m", MEMORY_MIB,
-        "-display", "none", "-monitor", "none", "-serial", "stdio", "-rtc", f"base={WRONG_TIME}",
-        "-kernel", tmp_path / "vmlinuz", "-initrd", tmp_path / "initrd.img", "-append", words,
-        "-drive", f"if=virtio,format=raw,file={card}",
-        "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile=",
-    )  # fmt: skip
-    for what, sign in (
-        ("the kernel runs", r"Linux version"),
-        ("cloud-init has begun", r"Cloud-init v\.[^\n]*running"),
-        ("the agent is installed", r"mas-edge: board-01 is set up: at most (\d+) of \d+ MiB"),
-        ("the agent joins", r"device board-01 joins federation"),
-        ("it trains", r"round 1: train"),
-        ("its update is acknowledged", r"round 1: done"),
-    ):
+    board = switch_on(card, console)
+    for what, sign in STEPS:
         wait(lambda sign=sign: re.search(sign, text(console)), board, console, LIMIT_S)
         say(f"{what}, {time.monotonic() - on_s:.0f} s after power-on")
     assert server.wait(600) == 0, text(state.with_suffix(".log"))
@@ -231,12 +268,8 @@ def test_board_comes_from_an_image_to_the_report(
     said = text(console)
     assert time_server, "the board asked nobody for the time"
     assert said.index("Initial clock synchronization") < said.index("device board-01 joins federation")
-    run("mcopy", "-o", "-i", f"{card}@@{8192 * 512}", "::/cmdline.txt", tmp_path / "cmdline.txt")
-    assert "agent.toml" not in run("mdir", "-b", "-i", f"{card}@@{8192 * 512}", "::/mas-edge/")
-    system = tmp_path / "system.img"
-    skip_sectors = 8192 + BOOT_MIB * 2048
-    run("dd", f"if={card}", f"of={system}", "bs=1M", f"skip={skip_sectors * 512}", "iflag=skip_bytes", "conv=sparse")
-    subprocess.run(["/usr/sbin/e2fsck", "-p", system], check=False, capture_output=True)  # replays its journal
+    assert "MAS-EDGE" not in run("mdir", "-i", f"{card}@@{8192 * 512}", "::/").upper()
+    system = root_of(card, run)
     stat = run("debugfs", "-R", "stat /var/lib/mas-edge/agent.toml", system)
     assert re.search(r"Mode:\s+0600", stat)
     assert not re.search(r"User:\s+0\s", stat)
@@ -244,6 +277,47 @@ def test_board_comes_from_an_image_to_the_report(
     limit_mib = re.search(r"is set up: at most (\d+) of", said)[1]
     assert f"MemoryMax={limit_mib}M" in unit
     say(f"the board was left with MemoryMax={limit_mib}M; boot to report took {time.monotonic() - on_s:.0f} s")
+
+
+def test_board_switched_off_ten_times_in_its_first_boot_ends_enrolled(
+    run, flash, switch_on, serve, time_server, say, tmp_path
+):
+    """Switched off by killing it: what the board has not yet written to its card is lost, as when the power goes."""
+    state, card = tmp_path / "state", tmp_path / "card.img"
+    serve(state)
+    flash(state, card)
+    moments = random.Random(os.environ.get("MAS_EDGE_SEED", "1"))
+    for number in range(10):
+        console = tmp_path / f"console-{number}.log"
+        board = switch_on(card, console)
+        time.sleep(after_s := moments.uniform(5.0, 180.0))
+        board.kill()
+        board.wait()
+        said = text(console)
+        reached = [what for what, sign in STEPS if re.search(sign, said)]
+        say(f"switched off {after_s:.0f} s after power-on: {reached[-1] if reached else 'the kernel had not begun'}")
+    console = tmp_path / "console.log"
+    board = switch_on(card, console)
+    wait(lambda: re.search(JOINS, text(console)), board, console, LIMIT_S)
+    say("it has joined")
+    wait(lambda: re.search(r"round 1: done", text(console)), board, console, LIMIT_S)
+    board.kill()
+    board.wait()
+    assert time_server
+    system = root_of(card, run)
+    assert re.search(r"^mas:x:\d+:", run("debugfs", "-R", "cat /etc/passwd", system), re.MULTILINE)
+    wanted = run("debugfs", "-R", "ls -p /etc/systemd/system/multi-user.target.wants", system)
+    assert "/mas-edge.service/" in wanted
+    assert "mas-edge-install.service" not in wanted
+
+
+def root_of(card, run):
+    """The card's root file system, as the next boot finds it: its journal replayed."""
+    system = card.with_name("system.img")
+    skip_sectors = 8192 + BOOT_MIB * 2048
+    run("dd", f"if={card}", f"of={system}", "bs=1M", f"skip={skip_sectors * 512}", "iflag=skip_bytes", "conv=sparse")
+    subprocess.run(["/usr/sbin/e2fsck", "-p", system], check=False, capture_output=True)
+    return system
 
 
 def reported(state):

@@ -4,6 +4,7 @@ import subprocess
 import pytest
 
 from devices.firstboot.firstrun import connection, script
+from devices.firstboot.install_unit import UNIT, WANTED
 from devices.firstboot.settings import board_settings, wifi
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKq8m0tqQ0p6zQ7m3w7zZJm4o0n0n0n0n0n0n0n0n0n0 it's mine"
@@ -31,7 +32,7 @@ def test_script_is_one_that_a_shell_reads(changes):
 @pytest.mark.process
 def test_script_goes_away_and_takes_its_words_from_the_command_line(tmp_path):
     text = script(make()).decode()
-    assert "rm -f /boot/firmware/firstrun.sh\n" in text
+    assert text.endswith("/boot/firmware/cmdline.txt\nsync\nrm -f /boot/firmware/firstrun.sh\nexit 0\n")
     line = next(line for line in text.splitlines() if "systemd" in line and line.startswith("sed"))
     path = tmp_path / "cmdline.txt"
     path.write_text("a systemd.run=/x systemd.run_success_action=reboot systemd.unit=kernel-command-line.target b\n")
@@ -52,11 +53,28 @@ def test_script_quotes_what_was_given(tmp_path):
     assert out.stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.process
+def test_script_places_what_installs_the_agent_and_installs_nothing_itself(tmp_path):
+    text = script(make()).decode()
+    begin, end = text.index("root=\n"), text.index("sed -i 's| systemd")
+    subprocess.run(["sh", "-ec", text[begin:end].replace("root=", f"root={tmp_path}")], check=True)
+    assert "/boot/firmware/mas-edge/install.sh" in (tmp_path / UNIT).read_text()
+    assert (tmp_path / WANTED).is_symlink()
+    assert "install.sh" not in text[:begin]
+
+
 def test_connection_names_the_network_by_its_bytes():
     text = connection(wifi("aé;", "", "DE", hidden=True))
     assert "ssid=97;195;169;59;" in text.splitlines()
     assert "hidden=true" in text.splitlines()
     assert "psk" not in text
+
+
+def test_connection_writes_a_password_as_its_reader_takes_it_apart():
+    """GLib reads backslashes as the beginning of an escape, and drops spaces at the ends of a value."""
+    lines = connection(wifi("n", r" pass\word; #1 ", "DE")).splitlines()
+    assert r"psk=\spass\\word;\s#1\s" in lines
+    assert "powersave=2" in lines
 
 
 def test_script_password_or_key():

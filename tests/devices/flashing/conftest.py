@@ -5,6 +5,7 @@ import uuid
 import zlib
 
 import pytest
+from root_files import system
 
 MIB = 1 << 20
 CMDLINE = (
@@ -18,16 +19,12 @@ TRIXIE = {
     "user-data": "#cloud-config\n",
     "network-config": "network:\n  version: 2\n",
 }
-BOOKWORM = {
-    "cmdline.txt": CMDLINE,
-    "issue.txt": "Raspberry Pi reference 2025-05-13\nGenerated using pi-gen\n",
-}
 
 
 def needs(*programs):
     missing = [name for name in programs if shutil.which(name, path="/usr/bin:/bin:/usr/sbin:/sbin") is None]
     if missing:
-        pytest.skip(f"not installed here: {', '.join(missing)} (packages mtools and dosfstools)")
+        pytest.skip(f"not installed here: {', '.join(missing)} (packages mtools, dosfstools and e2fsprogs)")
 
 
 def run(*words):
@@ -74,6 +71,8 @@ def make_fat(tmp_path):
         for file, text in files.items():
             source = tmp_path / "source"
             source.write_text(text)
+            if "/" in file:
+                run("mmd", "-i", str(path), f"::/{file.rpartition('/')[0]}")
             run("mcopy", "-i", str(path), str(source), f"::/{file}")
         return path
 
@@ -81,19 +80,44 @@ def make_fat(tmp_path):
 
 
 @pytest.fixture
-def make_image(tmp_path, make_fat):
-    """A disk image as Raspberry Pi OS has it: FAT at 4 MiB, then something for a root file system."""
+def make_root(tmp_path):
+    """An ext4 file system in a file, without root."""
+    needs("mke2fs", "debugfs")
 
-    def make(files=None, *, mib=12, kind="mbr", name="board.img"):
+    def make(files, *, mib=2, name="root.img"):
+        folder, path = tmp_path / f"{name}.files", tmp_path / name
+        for file, content in files.items():
+            place = folder / file
+            place.parent.mkdir(parents=True, exist_ok=True)
+            if isinstance(content, str) and content.startswith("->"):
+                place.symlink_to(content[2:])
+            else:
+                place.write_bytes(content if isinstance(content, bytes) else content.encode())
+        folder.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)
+        options = ["-q", "-t", "ext4", "-O", "^has_journal", "-d", str(folder)]
+        run("/usr/sbin/mke2fs", *options, str(path), f"{mib}M")
+        shutil.rmtree(folder)
+        return path
+
+    return make
+
+
+@pytest.fixture
+def make_image(tmp_path, make_fat, make_root):
+    """A disk image as Raspberry Pi OS has it: FAT at 4 MiB, then the root file system with what `root` says."""
+
+    def make(files=None, *, root=None, mib=12, kind="mbr", name="board.img"):
         fat = make_fat(TRIXIE if files is None else files, mib=mib)
-        start, sectors, rest = 8192, mib * 2048, 4096
+        held = root if isinstance(root, bytes) else make_root(system() if root is None else root).read_bytes()
+        start, sectors, rest = 8192, mib * 2048, len(held) // 512
         entries = [(0x0C, start, sectors), (0x83, start + sectors, rest)]
         head = mbr(*entries) if kind == "mbr" else gpt(("efi", *entries[0][1:]), ("linux", *entries[1][1:]))
         path = tmp_path / name
         with path.open("wb") as file:
             file.write(head.ljust(start * 512, b"\0"))
             file.write(fat.read_bytes())
-            file.write(bytes(range(256)) * (rest * 2))
+            file.write(held)
         fat.unlink()
         return path
 

@@ -8,8 +8,10 @@ import signal
 import subprocess
 
 import pytest
+from root_files import system
 
 from devices.__main__ import main
+from devices.firstboot.cloudinit import EACH_BOOT
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIKq8m0tqQ0p6zQ7m3w7zZJm4o0n0n0n0n0n0n0n0n0n0 me@laptop"
 
@@ -56,7 +58,7 @@ def test_flash_without_yes_shows_everything_secret_left_out_and_writes_nothing(w
     assert main(words()) == 1
     said = capsys.readouterr().out
     assert "pi-01: Raspberry Pi 5\n" in said
-    assert "Raspberry Pi OS of 2025-12-04\n" in said
+    assert "  system   Debian GNU/Linux 13 (trixie), Raspberry Pi OS of 2025-12-04; aarch64, Python 3.13\n" in said
     assert "not compared: give --sha256" in said
     assert f"  to       {out} (a file)\n" in said
     assert "set up by cloud-init\n" in said
@@ -90,17 +92,15 @@ def test_flash_trixie_puts_cloud_init_files_that_independent_tools_accept(
     config = json.loads(user.partition(b"\n")[2])
     assert config["hostname"] == "pi-01"
     assert config["users"][0]["ssh_authorized_keys"] == [KEY]
-    assert config["runcmd"] == [["sh", "/boot/firmware/mas-edge/install.sh"]]
+    assert config["bootcmd"] == [["sh", "-c", EACH_BOOT]]
     meta = json.loads(read(fat, "meta-data"))
     line = read(fat, "cmdline.txt").decode()
     assert f" ds=nocloud;i={meta['instance-id']}\n" in line
     assert "cgroup_enable=memory" in line
     assert "cfg80211.ieee80211_regdom=DE" in line
     network = json.loads(read(fat, "network-config"))["network"]
-    psk = hashlib.pbkdf2_hmac("sha1", b"correct horse", "my net; é".encode(), 4096, 32).hex()
-    assert network["wifis"]["wlan0"]["access-points"] == {"my net; é": {"password": psk}}
+    assert network["wifis"]["wlan0"]["access-points"] == {"my net; é": {"password": "correct horse"}}
     assert read(fat, "mas-edge/agent.toml") == agent_toml().read_bytes()
-    assert b"correct horse" not in after
     sums = read(fat, "mas-edge/SHA256SUMS").decode().splitlines()
     assert len(sums) == 6
     for entry in sums:
@@ -119,13 +119,20 @@ def test_flash_user_data_passes_cloud_init_s_schema(words, out, fat_of, tmp_path
     assert "Valid" in done.stdout
 
 
+LEGACY = {
+    "cmdline.txt": "console=tty1 root=PARTUUID=1-02 rootwait init=/usr/lib/raspberrypi-sys-mods/firstboot\n",
+    "issue.txt": "Raspberry Pi reference 2026-09-15\n",
+}
+BOOKWORM = system("12 (bookworm)", python="3.11", cloud_init=False, raspberry_pi="2026-09-15")
+
+
 @pytest.mark.process
-def test_flash_bookworm_puts_firstrun_and_starts_it(words, out, fat_of, sound, make_image, wheels):
-    from_conftest = {
-        "cmdline.txt": "console=tty1 root=PARTUUID=1-02 rootwait init=/usr/lib/raspberrypi-sys-mods/firstboot\n",
-        "issue.txt": "Raspberry Pi reference 2025-05-13\n",
-    }
-    assert main([*words(image=make_image(from_conftest), wheels=wheels("3.11")), "--yes"]) == 0
+def test_flash_bookworm_of_any_date_puts_firstrun_and_starts_it(words, out, fat_of, sound, make_image, wheels, capsys):
+    image = make_image(LEGACY, root=BOOKWORM)
+    assert main([*words(image=image, wheels=wheels("3.11")), "--yes"]) == 0
+    said = capsys.readouterr().out
+    assert "Debian GNU/Linux 12 (bookworm), Raspberry Pi OS of 2026-09-15; aarch64, Python 3.11\n" in said
+    assert "set up by firstrun\n" in said
     fat = fat_of(out)
     sound(fat)
     line = read(fat, "cmdline.txt").decode()
@@ -134,7 +141,14 @@ def test_flash_bookworm_puts_firstrun_and_starts_it(words, out, fat_of, sound, m
     script = read(fat, "firstrun.sh")
     assert subprocess.run(["sh", "-n"], input=script, check=False).returncode == 0
     assert b"install.sh" in script
-    assert b"START=0" in read(fat, "mas-edge/settings")
+
+
+@pytest.mark.process
+def test_flash_puts_the_key_and_not_the_password_where_that_is_asked_for(words, out, fat_of):
+    assert main([*words(), "--wifi-derive-key", "--yes"]) == 0
+    psk = hashlib.pbkdf2_hmac("sha1", b"correct horse", "my net; é".encode(), 4096, 32).hex()
+    assert psk in read(fat_of(out), "network-config").decode()
+    assert b"correct horse" not in out.read_bytes()
 
 
 @pytest.mark.process
@@ -146,6 +160,13 @@ def test_flash_gpt_image(words, out, make_image, fat_of):
 REFUSALS = [
     ({"wifi_country": None}, 2, "Wi-Fi stays switched off without the country .* give --wifi-country"),
     ({"wifi_country": "Germany"}, 2, "'Germany' is no country"),
+    ({"to": "board.img"}, 2, "board.img is the image itself"),
+    (
+        {"memory_budget": "9GiB", "board": "rpi4"},
+        2,
+        "of the 8192 MiB of the largest Raspberry Pi 4 Model B, 7842 MiB are",
+    ),
+    ({"memory_max_mib": "500", "board": "zero2w"}, 2, "pi-01 cannot have 500 MiB for its agent"),
     ({"wifi_password_file": None}, 2, "the password of 'my net; é' is needed"),
     ({"wifi_password_file": "short"}, 2, "must have 8 to 63 plain characters: it has 5"),
     ({"device_id": "pi-02"}, 2, "is for the device pi-01, not for pi-02"),
@@ -175,7 +196,7 @@ REFUSALS = [
 @pytest.mark.parametrize(("changes", "code", "said"), REFUSALS, ids=[str(change) for change, _, _ in REFUSALS])
 def test_flash_wrong_input_is_one_sentence_and_nothing_is_written(changes, code, said, words, out, tmp_path, capsys):
     (tmp_path / "short").write_text("12345")
-    changes = {n: tmp_path / v if v in {"short", "secret"} else v for n, v in changes.items()}
+    changes = {n: tmp_path / v if v in {"short", "secret", "board.img"} else v for n, v in changes.items()}
     assert main([*words(**changes), "--yes"]) == code
     err = capsys.readouterr().err
     assert err.startswith("error: ")
@@ -186,11 +207,10 @@ def test_flash_wrong_input_is_one_sentence_and_nothing_is_written(changes, code,
 
 @pytest.mark.process
 def test_flash_wheels_for_another_python_than_the_image_s(words, wheels, out, capsys):
-    assert main([*words(wheels=wheels("3.11")), "--yes"]) == 2
-    assert (
-        "are for Python 3.11, and trixie has 3.13: make them with `python -m devices wheelhouse --board rpi5 --system"
-        in (capsys.readouterr().err)
-    )
+    assert main([*words(wheels=wheels("3.11")), "--yes"]) == 3
+    said = capsys.readouterr().err
+    assert "are for Python 3.11, and Debian GNU/Linux 13 (trixie) on this image has 3.13: make them with" in said
+    assert "`python -m devices wheelhouse --board rpi5 --system trixie`" in said
     assert not out.exists()
 
 
@@ -212,20 +232,50 @@ def test_flash_image_without_a_boot_partition(words, tmp_path, table, out, capsy
     assert not out.exists()
 
 
+UBUNTU = system("26.04 LTS", name="Ubuntu", python="3.14", raspberry_pi=None)
+BULLSEYE = system("11 (bullseye)", python="3.9", cloud_init=False, boot_place="/boot")
+RASPBIAN = system(name="Raspbian GNU/Linux", architecture="armhf")
+ARMBIAN = system("25.8", name="Armbian", cloud_init=False, raspberry_pi=None)
+REFUSED_IMAGES = [
+    (BULLSEYE, "mounts its boot partition at /boot"),
+    (RASPBIAN, "is 32-bit armhf, and the wheels are for aarch64"),
+    (UBUNTU, "has 3.14: make them with"),
+    (ARMBIAN, "start it as its maker says, and set it up by `python -m devices provision`"),
+    ({"lost+found/x": ""}, "its root partition holds no system"),
+    (b"hsqs".ljust(1 << 20, b"\0"), "its root partition has no ext4 file system"),
+]
+
+
 @pytest.mark.process
-def test_flash_image_of_something_else(words, make_image, out, capsys):
-    assert main([*words(image=make_image({"readme.txt": "x"})), "--yes"]) == 3
-    assert "state the mechanism of its first boot with --first-boot" in capsys.readouterr().err
-    assert main([*words(image=make_image({"readme.txt": "x"}), wheels=out.parent.parent / "wheels"), "--yes"]) == 3
-    assert (
-        main(
-            [
-                *words(image=make_image({"r": "x"}), wheels=out.parent.parent / "wheels", first_boot="cloud-init"),
-                "--yes",
-            ]
-        )
-        == 0
-    )
+@pytest.mark.parametrize(("root", "said"), REFUSED_IMAGES, ids=[said for _, said in REFUSED_IMAGES])
+def test_flash_image_that_cannot_be_set_up_is_refused_with_what_fits(words, make_image, root, said, out, capsys):
+    assert main([*words(image=make_image(root=root)), "--yes"]) == 3
+    err = capsys.readouterr().err
+    assert said in err
+    assert err.count("\n") == 1
+    assert not out.exists()
+
+
+@pytest.mark.process
+def test_flash_image_of_one_partition_is_refused(words, tmp_path, table, capsys):
+    (tmp_path / "it.img").write_bytes(table["mbr"]((0x0C, 2048, 2048)).ljust(3 << 20, b"\0"))
+    assert main([*words(image=tmp_path / "it.img"), "--yes"]) == 3
+    assert "it has no root partition" in capsys.readouterr().err
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("folder", ["", "current/"])
+def test_flash_ubuntu_s_command_line_where_it_is(words, make_image, wheels, out, fat_of, folder):
+    files = {"config.txt": f"[all]\n{f'os_prefix={folder}' * bool(folder)}\n", "user-data": "", "meta-data": ""}
+    image = make_image({**files, f"{folder}cmdline.txt": "console=tty1 root=LABEL=writable rootwait\n"}, root=UBUNTU)
+    assert main([*words(image=image, wheels=wheels("3.14")), "--yes"]) == 0
+    assert b" cgroup_enable=memory ds=nocloud;i=mas-edge-pi-01-" in read(fat_of(out), f"{folder}cmdline.txt")
+
+
+@pytest.mark.process
+def test_flash_a_mechanism_that_the_image_lacks_is_refused(words, make_image, capsys):
+    assert main([*words(image=make_image(root=UBUNTU), first_boot="firstrun"), "--yes"]) == 3
+    assert "is not set up by firstrun: cloud-init fits" in capsys.readouterr().err
 
 
 @pytest.mark.process
@@ -298,7 +348,7 @@ def test_flash_without_room_for_a_copy_of_the_boot_partition_says_where(words, m
         signal.signal(signal.SIGXFSZ, ignored)
     err = capsys.readouterr().err
     assert re.match(
-        r"error: a copy of the boot partition cannot be written to \S+ \(File too large\), and the target", err
+        r"error: copies of the image's partitions cannot be written to \S+ \(File too large\), and the target", err
     )
     assert err.count("\n") == 1
     assert not out.exists()
@@ -365,6 +415,7 @@ def test_fleet_flags_go_over_the_file(fleet, tmp_path, fat_of):
     [
         ('agent = "2.toml"', 'agent = "1.toml"', "is for the device pi-01, not for pi-02"),
         ('device = "pi-02"', 'device = "pi-01"', "names pi-01 twice"),
+        ('device = "pi-02"', 'device = "pi_01"', "pi-01 and pi_01 would both be the host pi-01: rename one"),
         ('device = "pi-02"\n', "", "each .* needs its name"),
         ("memory_max_mib = 300", "memory_max_mib = 3", "memory-max-mib cannot be 3"),
         ("memory_max_mib", "memory_maximum", "memory_maximum"),

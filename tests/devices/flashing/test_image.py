@@ -1,3 +1,4 @@
+import bz2
 import gzip
 import hashlib
 import lzma
@@ -24,11 +25,15 @@ def pack(how, path, raw):
             archive.writestr("readme.txt", "hello")
             archive.writestr("2025/board.img", raw)
     else:
-        path.write_bytes({"xz": lzma.compress, "gz": gzip.compress, "img": bytes}[how](raw))
+        path.write_bytes(
+            {"xz": lzma.compress, "gz": gzip.compress, "bz2": lambda data: bz2.compress(data, 1), "img": bytes}[how](
+                raw
+            )
+        )
     return path
 
 
-@pytest.mark.parametrize("how", ["img", "xz", "gz", "zip"])
+@pytest.mark.parametrize("how", ["img", "xz", "gz", "bz2", "zip"])
 def test_survey_reads_whatever_the_name_says(tmp_path, raw, how):
     path = pack(how, tmp_path / "download", raw)
     told = []
@@ -37,10 +42,11 @@ def test_survey_reads_whatever_the_name_says(tmp_path, raw, how):
     assert found.sha256 == hashlib.sha256(raw).hexdigest()
     assert found.file_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert (tmp_path / "boot").read_bytes() == raw[1 << 20 : 2 << 20]
+    assert found.root_copy.read_bytes() == raw[2 << 20 : 3 << 20]
     assert (found.boot.start_bytes, found.boot.size_bytes) == (1 << 20, 1 << 20)
 
 
-@pytest.mark.parametrize("how", ["img", "xz", "gz", "zip"])
+@pytest.mark.parametrize("how", ["img", "xz", "gz", "bz2", "zip"])
 def test_survey_truncated_is_refused(tmp_path, raw, how):
     path = pack(how, tmp_path / "board", raw)
     path.write_bytes(path.read_bytes()[: -path.stat().st_size // 3])
@@ -48,7 +54,7 @@ def test_survey_truncated_is_refused(tmp_path, raw, how):
         survey(path, tmp_path / "boot")
 
 
-@pytest.mark.parametrize("how", ["xz", "gz", "zip"])
+@pytest.mark.parametrize("how", ["xz", "gz", "bz2", "zip"])
 def test_survey_damaged_in_the_middle_is_refused(tmp_path, raw, how):
     path = pack(how, tmp_path / "board", raw)
     data = bytearray(path.read_bytes())
@@ -131,3 +137,21 @@ def test_survey_partition_larger_than_the_head_is_copied_in_parts(tmp_path, tabl
     (tmp_path / "it").write_bytes(raw)
     survey(tmp_path / "it", tmp_path / "boot")
     assert (tmp_path / "boot").read_bytes() == raw[63 * 512 : 6063 * 512]
+
+
+def test_survey_root_partition_of_zeros_takes_no_room(tmp_path, table):
+    raw = bytearray(table["mbr"]((0x0C, 2048, 2048), (0x83, 4096, 4 * 2048)).ljust(6 << 20, b"\0"))
+    raw[5 << 20 : (5 << 20) + 4] = b"here"
+    (tmp_path / "it").write_bytes(raw)
+    copy = survey(tmp_path / "it", tmp_path / "boot").root_copy
+    assert copy.read_bytes() == raw[2 << 20 :]
+    assert copy.stat().st_blocks * 512 <= 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("start", "program"), [(b"\x28\xb5\x2f\xfd", "unzstd"), (b"\x04\x22\x4d\x18", "unlz4"), (b"7z\xbc\xaf", "7z x")]
+)
+def test_survey_packed_in_another_way_names_the_program(tmp_path, start, program):
+    (tmp_path / "board.img.x").write_bytes(start + bytes(1000))
+    with pytest.raises(ImageInvalid, match=f"unpack it first, with `{program} board.img.x`"):
+        survey(tmp_path / "board.img.x", tmp_path / "boot")

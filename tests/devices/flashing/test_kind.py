@@ -1,51 +1,74 @@
 import pytest
 
-from devices.flashing.kind import KindUnknown, kind_of
+from devices.flashing.kind import KindUnknown, check_wheels, way_of
+from devices.flashing.system import InstalledSystem
+from devices.profile import load
 
-CLOUD = frozenset({"user-data", "meta-data", "cmdline.txt", "issue.txt"})
-OLD = frozenset({"cmdline.txt", "issue.txt"})
+TRIXIE = InstalledSystem(
+    title="Debian GNU/Linux 13 (trixie)",
+    architecture="aarch64",
+    python="3.13",
+    boot_place="/boot/firmware",
+    released="2025-12-04",
+    has_cloud_init=True,
+)
 
 
-def issue(date):
-    return f"Raspberry Pi reference {date}\nGenerated using pi-gen".encode()
+def like(**changes):
+    return InstalledSystem(**{**{name: getattr(TRIXIE, name) for name in TRIXIE.__dataclass_fields__}, **changes})
 
 
 @pytest.mark.parametrize(
-    ("names", "date", "way", "system"),
+    ("changes", "wanted", "way"),
     [
-        (CLOUD, "2025-12-04", "cloud-init", "trixie"),
-        (OLD, "2025-10-01", "cloud-init", "trixie"),  # an image that was built without the files
-        (OLD, "2025-05-13", "firstrun", "bookworm"),
-        (OLD, "2023-10-10", "firstrun", "bookworm"),
-        (CLOUD, "2025-05-13", "cloud-init", "bookworm"),  # built with cloud-init all the same
+        ({}, None, "cloud-init"),
+        ({}, "firstrun", "firstrun"),
+        ({"has_cloud_init": False}, None, "firstrun"),  # bookworm, and the first images of trixie
+        ({"released": None}, None, "cloud-init"),  # Ubuntu, Debian
+        ({"released": None, "boot_place": None}, "cloud-init", "cloud-init"),
     ],
 )
-def test_kind_of_raspberry_pi_os(names, date, way, system):
-    kind = kind_of(names, issue(date))
-    assert (kind.way, kind.released, kind.system) == (way, date, system)
+def test_way_is_what_the_system_has(changes, wanted, way):
+    assert way_of(like(**changes), wanted) == way
 
 
-def test_kind_of_another_system_with_cloud_init():
-    kind = kind_of(CLOUD - {"issue.txt"}, None)
-    assert (kind.way, kind.released, kind.system) == ("cloud-init", None, None)
+@pytest.mark.parametrize(
+    ("changes", "wanted", "said"),
+    [
+        (
+            {"boot_place": "/boot"},
+            None,
+            "trixie. mounts its boot partition at /boot, and .* looked for at /boot/firmware",
+        ),
+        ({"boot_place": "/boot/efi"}, "cloud-init", "take a newer image"),
+        ({"has_cloud_init": False}, "cloud-init", "is not set up by cloud-init: firstrun fits"),
+        ({"released": None}, "firstrun", "is not set up by firstrun: cloud-init fits"),
+        ({"released": None, "has_cloud_init": False}, None, "neither cloud-init nor .*: start it .* provision"),
+    ],
+)
+def test_way_that_does_not_fit_is_refused_with_what_would(changes, wanted, said):
+    with pytest.raises(KindUnknown, match=said):
+        way_of(like(**changes), wanted)
 
 
-def test_kind_of_an_image_that_is_too_old_is_refused():
-    with pytest.raises(KindUnknown, match=r"Raspberry Pi OS of 2023-05-03, whose Python is older than 3\.10"):
-        kind_of(OLD, issue("2023-05-03"))
+@pytest.mark.parametrize(
+    ("changes", "beside"), [({}, False), ({"python": "3.9"}, True), ({"architecture": None}, False)]
+)
+def test_wheels_that_fit(changes, beside):
+    check_wheels(like(**changes), load("rpi5"), python="3.13", architecture="aarch64", beside=beside)
 
 
-@pytest.mark.parametrize("names", [frozenset(), frozenset({"cmdline.txt"}), frozenset({"user-data"})])
-def test_kind_of_something_else_says_how_to_go_on(names):
-    with pytest.raises(KindUnknown, match="--first-boot cloud-init or firstrun"):
-        kind_of(names, b"something")
-
-
-def test_kind_of_bookworm_without_cmdline_is_unknown():
-    with pytest.raises(KindUnknown):
-        kind_of(frozenset({"issue.txt"}), issue("2024-01-01"))
-
-
-def test_kind_as_it_was_said():
-    assert kind_of(frozenset(), None, "firstrun").way == "firstrun"
-    assert kind_of(OLD, issue("2020-01-01"), "cloud-init").released == "2020-01-01"
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"architecture": "armhf"}, "is 32-bit armhf, and the wheels are for aarch64: take the image for aarch64"),
+        ({"architecture": "x86_64"}, "is x86_64, and the wheels are for aarch64"),
+        ({"python": "3.11"}, "has 3.11: .* wheelhouse --board rpi5 --system bookworm`"),
+        ({"python": "3.12"}, "for Python 3.13, and .* has 3.12: .* wheelhouse --board rpi5 --python 3.12"),
+        ({"python": "3.9"}, "has Python 3.9, and 3.10 is needed: take a newer image"),
+        ({"python": None}, "has no Python 3: take an image that has one"),
+    ],
+)
+def test_wheels_that_do_not_fit_are_refused_with_what_would(changes, said):
+    with pytest.raises(KindUnknown, match=said):
+        check_wheels(like(**changes), load("rpi5"), python="3.13", architecture="aarch64", beside=False)

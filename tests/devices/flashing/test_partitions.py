@@ -2,7 +2,7 @@ import struct
 
 import pytest
 
-from devices.flashing.partitions import HEAD_BYTES, Partition, PartitionsInvalid, boot_partition, partitions
+from devices.flashing.partitions import HEAD_BYTES, Partition, PartitionsInvalid, layout, partitions
 
 
 def head(table):
@@ -10,23 +10,30 @@ def head(table):
 
 
 @pytest.mark.parametrize("kind", [0x01, 0x04, 0x06, 0x0B, 0x0C, 0x0E, 0xEF])
-def test_boot_partition_of_an_mbr(table, kind):
-    boot, end = boot_partition(head(table["mbr"]((kind, 8192, 100), (0x83, 8292, 1000))))
-    assert boot == Partition(start_bytes=8192 * 512, size_bytes=51_200, is_fat=True)
-    assert boot.end_bytes == 8292 * 512
-    assert end == 9292 * 512
+def test_layout_of_an_mbr(table, kind):
+    found = layout(head(table["mbr"]((kind, 8192, 100), (0x83, 8292, 1000))))
+    assert found.boot == Partition(start_bytes=8192 * 512, size_bytes=51_200, is_fat=True)
+    assert found.boot.end_bytes == 8292 * 512
+    assert found.root == Partition(start_bytes=8292 * 512, size_bytes=512_000, is_fat=False)
+    assert found.end_bytes == 9292 * 512
 
 
-def test_boot_partition_of_a_gpt(table):
-    boot, end = boot_partition(head(table["gpt"](("linux", 4096, 10), ("efi", 2048, 100))))
-    assert (boot.start_bytes, boot.size_bytes, end) == (2048 * 512, 51_200, 4106 * 512)
+def test_layout_of_a_gpt_takes_the_largest_partition_for_the_root(table):
+    entries = (("linux", 4096, 10), ("efi", 2048, 100), ("linux", 9000, 50), ("linux", 9100, 20))
+    found = layout(head(table["gpt"](*entries)))
+    assert (found.boot.start_bytes, found.boot.size_bytes, found.end_bytes) == (2048 * 512, 51_200, 9120 * 512)
+    assert found.root.start_bytes == 9000 * 512
+
+
+def test_layout_without_a_root_partition(table):
+    assert layout(head(table["mbr"]((0x0C, 2048, 10)))).root is None
 
 
 @pytest.mark.parametrize("kind", ["mbr", "gpt"])
-def test_boot_partition_absent_is_refused(table, kind):
+def test_layout_without_a_boot_partition_is_refused(table, kind):
     of = {"mbr": (0x83, 2048, 10), "gpt": ("linux", 2048, 10)}
     with pytest.raises(PartitionsInvalid, match="it has 1 partitions and none of them is a FAT boot partition"):
-        boot_partition(head(table[kind](of[kind])))
+        layout(head(table[kind](of[kind])))
 
 
 @pytest.mark.parametrize("data", [b"", bytes(HEAD_BYTES), b"\x55\xaa" * 10])

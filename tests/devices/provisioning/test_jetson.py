@@ -75,12 +75,12 @@ def test_jetson_places_the_first_boot(words, l4t, capsys):
     assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=seed, check=False).returncode == 0
     assert "authorized_keys" in (seed / "SHA256SUMS").read_text()
     unit = rootfs / "etc/systemd/system/mas-edge-install.service"
-    assert "ExecStart=/bin/sh /opt/mas-edge-seed/install.sh\n" in unit.read_text()
+    assert "ExecStart=/bin/sh -ec 'sh /opt/mas-edge-seed/install.sh; systemctl" in unit.read_text()
     link = rootfs / "etc/systemd/system/multi-user.target.wants/mas-edge-install.service"
     assert str(link.readlink()) == "/etc/systemd/system/mas-edge-install.service"
     network = rootfs / "etc/NetworkManager/system-connections/mas-edge.nmconnection"
     assert network.stat().st_mode & 0o777 == 0o600
-    assert "correct horse" not in network.read_text()
+    assert "psk=correct\\shorse\n" in network.read_text()
     assert (rootfs / "etc/modprobe.d/mas-edge.conf").read_text() == "options cfg80211 ieee80211_regdom=DE\n"
     script = l4t / "flash-mas-edge.sh"
     assert script.stat().st_mode & 0o777 == 0o755
@@ -105,7 +105,7 @@ def test_jetson_again_replaces_what_was_there(words, l4t, tmp_path):
         (lambda f: shutil.rmtree(f / "rootfs/etc"), "rootfs is empty: unpack the sample root file system"),
         (lambda f: (f / "rootfs/usr/bin/python3.10").unlink(), r"has no python3\.10, which the wheels are for"),
         (lambda f: (f / "rootfs/etc/nv_tegra_release").write_text("# R35 (release), REVISION: 4.1"),
-         "is Jetson Linux R35, and Jetson Orin Nano needs R36"),
+         "is Jetson Linux R35, and Jetson Orin Nano needs R39 or R36"),
     ],
     ids=["folder", "empty", "python", "release"],
 )  # fmt: skip
