@@ -216,7 +216,7 @@ def _open(facts: ServerFacts, now_s: float, at_s: float) -> shown.RoundNow | Non
         index=current.round.index,
         rounds=current.round.rounds,
         members=len(current.members),
-        results=states["counted"],
+        results=len(current.results),
         quorum=current.quorum,
         refused=states["refused"],
         rejected=states["rejected"],

@@ -14,6 +14,7 @@ from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.grouping.search import Mode
 from broker_server.report.energy import EnergySum, total
 from broker_server.rounds.journal import FederationJournal, RoundRow
+from broker_server.rounds.measured import measured
 from broker_server.rounds.round_state import Result
 from broker_server.strategies.planner import Phase
 from edge_runtime.wire.blob import BlobStore
@@ -182,11 +183,8 @@ def affinities(journal: FederationJournal) -> Affinities | None:
     """Return the affinities measured in the closed rounds; None if there are none."""
     phases = [phase for phase, _ in journal.phases()]
     ledger = AffinityLedger(_tasks(phases))
-    for row in journal.rounds():
-        if row.closed_s is not None and row.round.probe:
-            for device, result in journal.results(row.round.number).items():
-                if isinstance(result, Update) and result.affinity is not None:
-                    ledger.add(row.round.number, device, result.affinity)
+    for found in measured(journal):
+        ledger.add(*found)
     return ledger.result() if len(ledger) else None
 
 

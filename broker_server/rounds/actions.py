@@ -9,11 +9,15 @@ from edge_runtime.wire.messages import ServerMessage, Update
 
 @dataclass(frozen=True, kw_only=True)
 class Opened:
-    """A round has begun, or has other members now: journal them."""
+    """A round has begun, or has other members now: journal them.
+
+    `asked` are members of a buffered round that are sent its own plan now: others may be at work on an earlier one.
+    """
 
     round: Round
     members: tuple[str, ...]
     quorum: int
+    asked: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +45,9 @@ class Abandon:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """Journal a device's result: the round counts it from now on."""
+    """Journal a device's result: round number `round` counts it from now on, whichever it began from."""
 
+    round: int
     device: str
     result: Result
 

@@ -13,11 +13,13 @@ Rules
 - Without a quorum the deadline is extended: members that are online go on, the others are replaced by fresh draws. An
   evaluation that every member refused closes with nothing.
 - A device's result of a round counts once. One that comes late is declined and counted.
+- A buffered round (rules.py) closes when its quorum, which is the size of its buffer, is full. Those still at work go
+  over into the next one with the plans that they have, until these are too old; a device whose result counts goes on at
+  once with the newest weights. A second result of a device waits for the next round.
 """
 
 # coverage: every branch
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
@@ -25,6 +27,7 @@ import msgspec
 
 from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Learned, Note, Opened, Record, Send
 from broker_server.rounds.answer_times import AnswerTimes
+from broker_server.rounds.answers import Answered, is_foreign
 from broker_server.rounds.presence import DeviceState, Presence
 from broker_server.rounds.round_state import UNANSWERED, OpenRound, Result, RoundTraffic, Step
 from broker_server.rounds.rules import Rules
@@ -33,9 +36,6 @@ from broker_server.rounds.validation import evaluation_fault, update_fault
 from broker_server.rounds.waits import Waits, awaited
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, RollCall, Update, text
-
-NO_ROUND: tuple[int, frozenset[str]] = (-1, frozenset())
-"""In place of the number and the members of the round that closed last."""
 
 
 class Coordinator:
@@ -59,7 +59,9 @@ class Coordinator:
         self.open: OpenRound | None = None
         self.is_paused = False
         """While True no round begins; the one that is open goes on to its end."""
-        self._last = NO_ROUND
+        self._answered = Answered()
+        self._before: OpenRound | None = None
+        """The round that closed last, whose members may go over into the next one."""
         self._finished: str | None = None
 
     @property
@@ -90,33 +92,55 @@ class Coordinator:
         members: tuple[str, ...] = (),
         quorum: int = 0,
         results: Mapping[str, Result] | None = None,
+        plans: Mapping[str, Plan] | None = None,
         traffic: RoundTraffic | None = None,
         is_portable: bool = False,
     ) -> list[Action]:
-        """Begin a round, or go on with one that an earlier process began, with its members, quorum and results."""
-        counted = dict(results or {})
-        if self._last[0] == planned.number:  # it could not be closed
-            self._last = NO_ROUND
-        self.open = OpenRound(
+        """Begin a round, or go on with one that an earlier process began, with its members, quorum and results.
+
+        `plans` are what its members were asked for where it is not `plan`.
+        """
+        before, self._before = self._before, None
+        self.open = current = OpenRound(
             round=planned,
             plan=plan,
-            members={name: "counted" if name in counted else "asked" for name in members},
-            results=counted,
+            plans=dict(plans or {}),
+            results=dict(results or {}),
             quorum=quorum,
+            has_begun=bool(members),
             draws=len(members),
             traffic=traffic or RoundTraffic(),
             is_portable=is_portable,
         )
-        if members:
-            self._start_clock(self.open, now_s)
-        asked = [self._send_plan(name, now_s) for name in self.open.unanswered if name in self.online]
+        if not members:
+            return [*self._take_over(current, before), *self._advance(now_s)]
+        if self._answered.newest == planned.number:  # it could not be closed
+            self._answered = Answered()
+        self._answered.note(current.results)
+        for name in members:
+            is_counted = name in current.results and current.results[name].round == current.plan_of(name).round
+            current.members[name] = "counted" if is_counted else "asked"
+        self._start_clock(current, now_s)
+        asked = [self._send_plan(name, now_s) for name in current.unanswered if name in self.online]
         return [*asked, *self._advance(now_s)]
+
+    def _take_over(self, current: OpenRound, before: OpenRound | None) -> list[Action]:
+        """Take over those who are at work since an earlier version, and fetch what waited for this round."""
+        if before is None:
+            return []
+        current.take_over(before, self.rules.max_age(current.plan.work))
+        gone = [Abandon(device=name) for name in before.fetching if name not in current.members]
+        waited = [
+            name for name in current.announced if current.members[name] == "asked" and current.step(name, "announce")
+        ]
+        return [*gone, *(FetchUpdate(device=name, update=current.announced[name]) for name in waited)]
 
     def finish(self, detail: str) -> list[Action]:
         """End the federation: tell all devices that are online now, and each other one when it comes."""
-        self.open = None
+        abandoned = [Abandon(device=name) for name in self._before.fetching] if self._before else []
+        self.open = self._before = None
         self._finished = detail
-        return [Send(device=name, message=Finished(detail=detail)) for name in self.online]
+        return [*abandoned, *(Send(device=name, message=Finished(detail=detail)) for name in self.online)]
 
     # What the operator wants
     def resume(self, now_s: float) -> list[Action]:
@@ -156,14 +180,14 @@ class Coordinator:
 
     def on_progress(self, device: str, progress: Progress) -> None:
         """Keep a device's progress, for people who watch."""
-        if self.is_asked(device) and progress.round == self._open.plan.round:
+        if self.is_asked(device) and progress.round == self._open.plan_of(device).round:
             self.devices.setdefault(device, DeviceState()).progress = progress
         else:
             self.counts["progress of another round"] += 1
 
     def on_refusal(self, device: str, refusal: Refusal, now_s: float) -> list[Action]:
         """Take a device's refusal of the round."""
-        if self._is_foreign(device, refusal) or not self._open.step(device, "refuse"):
+        if is_foreign(self.open, device, refusal) or not self._open.step(device, "refuse"):
             self.counts["refusal of another round"] += 1
             return []
         self.counts[f"refused: {refusal.reason}"] += 1
@@ -176,7 +200,10 @@ class Coordinator:
         if declined := self._decline(device, update, "train"):
             return declined
         current, known = self._open, self.devices.get(device)
-        fault = update_fault(current.plan, update, known.hello if known else None)
+        fault = update_fault(current.plan_of(device), update, known.hello if known else None)
+        if fault is None and device in current.results:
+            current.announced[device] = update
+            return []
         current.step(device, "announce")
         if fault:
             current.step(device, "reject")
@@ -184,14 +211,12 @@ class Coordinator:
             self.counts["update rejected"] += 1
             note = Note(text=f"{device}'s update was rejected: {fault}")
             return [Abandon(device=device), self._ack(device, update, fault), note, *self._advance(now_s)]
-        current.results[device] = update
+        current.announced[device] = update
         return [FetchUpdate(device=device, update=update)]
 
     def on_update_received(self, device: str, now_s: float) -> list[Action]:
         """Count a device's update: its announced weights are here, complete and valid."""
-        update = self._fetched(device, "receive")
-        self._note_time(device, now_s)
-        return [Record(device=device, result=update), self._ack(device, update), *self._advance(now_s)]
+        return self._count(device, self._fetched(device, "receive"), now_s)
 
     def on_update_rejected(self, device: str, why: str, now_s: float) -> list[Action]:
         """Reject a device's update: its announced weights cannot be used."""
@@ -220,9 +245,7 @@ class Coordinator:
             self.counts["evaluation rejected"] += 1
             return [self._ack(device, evaluation, fault), *self._advance(now_s)]
         current.step(device, "evaluate")
-        self._note_time(device, now_s)
-        current.results[device] = evaluation
-        return [Record(device=device, result=evaluation), self._ack(device, evaluation), *self._advance(now_s)]
+        return self._count(device, evaluation, now_s)
 
     def tick(self, now_s: float) -> list[Action]:
         """Do what is due by the clock."""
@@ -252,50 +275,76 @@ class Coordinator:
         current = self.open
         if current is None:
             return []
-        if not current.members:
+        if not current.has_begun:
             return self._begin(current, now_s)
         has_answers = not awaited(current, self._presence, self.rules.grace_s, now_s)
-        has_enough = 0 < current.enough <= len(current.counted)
+        has_enough = 0 < current.enough <= len(current.results)
         nothing_to_measure = current.plan.work == "evaluate" and not current.unanswered
         if (current.has_quorum and (has_answers or has_enough or now_s >= current.deadline_s)) or nothing_to_measure:
             return self._close(current, now_s)
         if now_s >= current.deadline_s:
             return self._extend(current, now_s)
+        if self.rules.is_buffered(current.plan.work):
+            return self._go_on(current, now_s, has_answers=has_answers)
         return self._replace(current, now_s) if has_answers else []
 
+    def _go_on(self, current: OpenRound, now_s: float, *, has_answers: bool) -> list[Action]:
+        """Ask those that are free; close with half of the buffer where there are none and nobody is at work."""
+        drawn = [] if self.is_paused else self._drawn(current)
+        if has_answers and not drawn and 0 < len(current.results) >= current.quorum / 2:
+            return self._close(current, now_s)
+        return self._ask(current, drawn, now_s)
+
     def _begin(self, current: OpenRound, now_s: float) -> list[Action]:
-        willing = able(current, self._presence.hellos)
-        if self.is_paused or len(self.online) < self.needed or not willing:
+        """Begin the round: with those who have gone over into it, or when enough devices are online."""
+        goes_on = bool(current.members)
+        drawn = [] if self.is_paused or (len(self.online) < self.needed and not goes_on) else self._drawn(current)
+        working = len(current.members) + len(drawn)
+        if not working:
             return []
-        wanted = 0 if current.plan.work == "evaluate" else self.rules.clients_per_round
-        number = math.ceil(wanted * (1 + self.rules.over_selection)) or len(willing)
-        drawn = sample(self._seed, current, willing, number)
-        counting = min(wanted or len(drawn), len(drawn))
-        current.draw(drawn, now_s)
-        current.quorum = min(self.rules.quorum or math.ceil(counting / 2), counting)
-        current.draws = len(drawn)
+        current.quorum = self.rules.quorum_of(current.plan.work, working)
+        current.draws, current.has_begun = working, True
         self._start_clock(current, now_s)
-        return [self._opened(current), *(self._send_plan(name, now_s) for name in drawn)]
+        return self._ask(current, drawn, now_s, opens=True)
+
+    def _drawn(self, current: OpenRound) -> list[str]:
+        """Draw devices that are free, so many that as many as are wanted are at work."""
+        free = [name for name in able(current, self._presence.hellos) if current.is_free(name)]
+        number = self.rules.at_work(current.plan.work) or len(self.devices)
+        return sample(self._seed, current, free, number - len(current.unanswered))
+
+    def _ask(self, current: OpenRound, drawn: Sequence[str], now_s: float, *, opens: bool = False) -> list[Action]:
+        """Ask drawn devices for the round's own plan, and journal that first; with `opens` also if there are none."""
+        if not drawn and not opens:
+            return []
+        current.draw(drawn, now_s)
+        return [self._opened(current, drawn), *(self._send_plan(name, now_s) for name in drawn)]
 
     def _start_clock(self, current: OpenRound, now_s: float) -> None:
         """Set when a round that has members ends, and with how many results."""
         current.since_s = now_s
         current.deadline_s = now_s + self._answer_times.deadline_s(current.plan.work, self.rules)
-        if self.rules.over_selection and current.plan.work == "train":
-            current.enough = self.rules.clients_per_round
+        current.enough = self.rules.enough(current.plan.work, current.quorum)
 
-    def _note_time(self, device: str, now_s: float) -> None:
+    def _count(self, device: str, result: Result, now_s: float) -> list[Action]:
+        """Count a result that is here and valid."""
         current = self._open
         if device in current.asked_s:
             current.took_s[device] = now_s - current.asked_s[device]
+        current.results[device] = result
+        self._answered.note({device: result})
+        record = Record(round=current.round.number, device=device, result=result)
+        return [record, self._ack(device, result), *self._advance(now_s)]
 
     def _close(self, current: OpenRound, now_s: float) -> list[Action]:
         number, late = current.round.number, current.unanswered
-        self._last = (number, frozenset(current.counted))
+        self._answered.newest = number
         self.open = None
-        fetching = [name for name in late if current.members[name] == "fetching"]
+        if self.rules.is_buffered(current.plan.work):
+            self._before = current
+            return [*self._learned(current), Close(closed=current)]
         notes = [Note(text=f"round {number} closes {self._why(current, now_s)}")] if late else []
-        abandoned = [Abandon(device=name) for name in fetching]
+        abandoned = [Abandon(device=name) for name in current.fetching]
         return [*abandoned, *notes, *self._learned(current), Close(closed=current)]
 
     @staticmethod
@@ -304,8 +353,8 @@ class Coordinator:
         late = current.unanswered
         if now_s >= current.deadline_s:
             return f"at its deadline without {len(late)} of its members"
-        if 0 < current.enough <= len(current.counted):
-            return f"with the {len(current.counted)} results that are enough"
+        if 0 < current.enough <= len(current.results):
+            return f"with the {len(current.results)} results that are enough"
         return f"without {', '.join(late)}: away for too long"
 
     def _learned(self, current: OpenRound) -> list[Action]:
@@ -323,32 +372,27 @@ class Coordinator:
         going_on = [name for name in current.unanswered if self._is_online(name)]
         gone = [name for name, state in current.members.items() if state != "counted" and name not in going_on]
         for name in gone:
-            current.members.pop(name)
-            current.results.pop(name, None)
+            current.leave(name)
         fresh = [name for name in able(current, self._presence.hellos) if name not in current.members]
         drawn = sample(self._seed, current, fresh, current.draws - len(current.members))
         # With nobody left to ask, those that are away stay members: they are asked when they come.
-        for name in gone[: 0 if current.members or drawn else None]:
-            current.members[name] = "asked"
+        waiting = [] if current.members or drawn else gone
+        current.draw(waiting, now_s)
         current.draw(drawn, now_s)
         current.deadline_s = now_s + self.rules.deadline_s
         said = (
-            f"round {current.round.number} has {len(current.counted)} of the {current.quorum} results that it needs: "
+            f"round {current.round.number} has {len(current.results)} of the {current.quorum} results that it needs: "
             f"waiting another {self.rules.deadline_s:g} s, {len(going_on)} still at work, {len(drawn)} newly drawn"
         )
         abandoned = [Abandon(device=name) for name in gone]
         asked = [name for name in sorted({*going_on, *drawn}) if current.members[name] == "asked"]
         plans = [self._send_plan(name, now_s) for name in asked]
-        return [*abandoned, Note(text=said), self._opened(current), *plans]
+        return [*abandoned, Note(text=said), self._opened(current, [*waiting, *drawn]), *plans]
 
     def _replace(self, current: OpenRound, now_s: float) -> list[Action]:
         """Draw others that were not asked yet, if there are any: all have answered, too many with a refusal."""
         fresh = [name for name in able(current, self._presence.hellos) if name not in current.members]
-        drawn = sample(self._seed, current, fresh, current.quorum - len(current.counted))
-        if not drawn:
-            return []
-        current.draw(drawn, now_s)
-        return [self._opened(current), *(self._send_plan(name, now_s) for name in drawn)]
+        return self._ask(current, sample(self._seed, current, fresh, current.quorum - len(current.results)), now_s)
 
     def _fail(self, device: str, why: str) -> None:
         self._open.step(device, "fail")
@@ -360,7 +404,7 @@ class Coordinator:
     def _send_plan(self, device: str, now_s: float) -> Send:
         self._blame(device, "")
         left_s = max(1.0, self._open.deadline_s - now_s)
-        return Send(device=device, message=msgspec.structs.replace(self._open.plan, deadline_s=left_s))
+        return Send(device=device, message=msgspec.structs.replace(self._open.plan_of(device), deadline_s=left_s))
 
     @property
     def _open(self) -> OpenRound:
@@ -371,42 +415,25 @@ class Coordinator:
     def _is_online(self, device: str) -> bool:
         return self._presence.is_online(device)
 
-    @staticmethod
-    def _opened(current: OpenRound) -> Opened:
-        return Opened(round=current.round, members=tuple(sorted(current.members)), quorum=current.quorum)
+    def _opened(self, current: OpenRound, asked: Sequence[str]) -> Opened:
+        """Return what is to be journalled of a round whose members have changed by those `asked`."""
+        of_newest = tuple(asked) if self.rules.is_buffered(current.plan.work) else ()
+        members = tuple(sorted(current.members))
+        return Opened(round=current.round, members=members, quorum=current.quorum, asked=of_newest)
 
-    def _fetched(self, device: str, step: Step) -> Result:
+    def _fetched(self, device: str, step: Step) -> Update:
         current = self._open
         if device not in current.members or not current.step(device, step):
             raise ValueError(f"nothing was being fetched from {device}")
-        return current.results[device]
-
-    def _is_foreign(self, device: str, message: Result | Refusal) -> bool:
-        """Return whether a message is not about the open round, or not from one of its members."""
-        if self.open is None or device not in self.open.members:
-            return True
-        return (message.round, message.group) != (self.open.plan.round, self.open.plan.group)
+        return current.announced.pop(device)
 
     def _decline(self, device: str, result: Result, work: str) -> list[Action]:
         """Return the answer to a result that cannot count; empty if it can."""
-        number, counted = self._last
-        if result.round == number and device in counted:
-            self.counts["result repeated"] += 1
-            return [self._ack(device, result)]
-        if self._is_foreign(device, result) or self._open.plan.work != work:
-            current = self.open.plan.round if self.open else number
-            late = result.round < current or (self.open is None and result.round == current)
-            self.counts["result late" if late else "result not asked for"] += 1
-            why = f"round {result.round} is closed" if late else "this was not asked of this device"
-            return [self._ack(device, result, why)]
-        state = self._open.members[device]
-        if state == "counted":
-            self.counts["result repeated"] += 1
-            return [self._ack(device, result)]
-        if state not in UNANSWERED:
-            self.counts["result after a refusal"] += 1
-            return [self._ack(device, result, f"this device's part in round {result.round} is over: {state}")]
-        return []
+        declined = self._answered.declined(self.open, device, result, work)
+        if declined is None:
+            return []
+        self.counts[declined.reason] += 1
+        return [self._ack(device, result, declined.fault)]
 
     @staticmethod
     def _ack(device: str, result: Result, fault: str | None = None) -> Send:

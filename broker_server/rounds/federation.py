@@ -6,23 +6,25 @@ is in folders of their own (device_uploads.py): what is kept and what is deleted
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
-import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.aggregation.fedavg import weighted_losses
-from broker_server.aggregation.rules import ENCODER, Aggregation, RoundAggregation
+from broker_server.aggregation.rules import Aggregation, RoundAggregation
+from broker_server.aggregation.staleness import Discount, rebased, shares, variance
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.rounds.manifests import GroupManifests
+from broker_server.rounds.measured import measured, measured_in
 from broker_server.rounds.round_state import Result, RoundTraffic
+from broker_server.rounds.trained import TrainedWeights, UpdatesLost
 from broker_server.strategies.planner import (
     Measurements,
     Phase,
@@ -32,7 +34,7 @@ from broker_server.strategies.planner import (
     source_group,
 )
 from edge_runtime.wire.blob import Blob, BlobStore, describe
-from edge_runtime.wire.compression import Updates, decode
+from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.encoder_pipe import EncoderRound
 from edge_runtime.wire.errors import BlobInvalid, TensorsInvalid
 from edge_runtime.wire.manifest import (
@@ -42,7 +44,7 @@ from edge_runtime.wire.manifest import (
 from edge_runtime.wire.messages import Evaluation, Plan, Training, Update
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.signing import sign
-from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
+from edge_runtime.wire.tensors import Vector, pack, transfer, unpack
 
 
 class FederationChanged(ValueError):
@@ -51,14 +53,6 @@ class FederationChanged(ValueError):
 
 class StateDamaged(RuntimeError):
     """Weights that the journal names are not in the state folder, and cannot be made again."""
-
-
-class UpdatesLost(RuntimeError):
-    """Updates that count can no longer be read; `devices` has the reasons, by device."""
-
-    def __init__(self, devices: Mapping[str, str]) -> None:
-        super().__init__("; ".join(f"{device}: {why}" for device, why in devices.items()))
-        self.devices = dict(devices)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +65,9 @@ class Terms:
     """The devices' training in a first round that probes."""
     updates: Updates
     aggregation: Aggregation
+    max_age: int = 0
+    """How many versions behind the weights may be that an update began from; more than 0 in buffered rounds alone."""
+    discount: Discount = "none"
     settings: str
     """The settings that must not change once it has begun, as JSON."""
     shared_encoder: EncoderRounds | None = None
@@ -104,6 +101,8 @@ class Federation:
         self._training = terms.training
         self._updates = terms.updates
         self._aggregation = terms.aggregation
+        self._max_age = terms.max_age
+        self._discount: Discount = terms.discount
         self._shared_encoder = terms.shared_encoder
         self._local_stems = terms.local_stems
         self._device_weights: Blob | None = None
@@ -113,11 +112,13 @@ class Federation:
         journal.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
         journal.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
         self.manifests = GroupManifests(bundle, folder, self.tasks, journal=journal, blobs=blobs)
+        self._trained = TrainedWeights(
+            manifests=self.manifests, blobs=blobs, uploads=uploads, shared_encoder=terms.shared_encoder
+        )
         self._make_again()
         self._ledger = AffinityLedger(self.tasks)
-        for row in journal.rounds():
-            if row.closed_s is not None and row.round.probe:
-                self._add_affinities(row.round.number, journal.results(row.round.number))
+        for found in measured(journal):
+            self._ledger.add(*found)
 
     def _claim(self, fact: str, value: str) -> None:
         before = self._journal.fact(fact)
@@ -205,20 +206,24 @@ class Federation:
         weights = self._journal.weights()[plan.phase, plan.group]
         return self._shared_encoder.encoder_round(plan.round, plan.training, self._blobs.path(weights.digest))
 
-    def check_update(self, plan: Plan, device: str, update: Update) -> None:
-        """Raise TensorsInvalid unless the fetched update is of the group's tensors and gives finite weights.
+    def plans_sent(self, planned: Round, members: Iterable[str], deadline_s: float) -> dict[str, Plan]:
+        """Return what members of an open round were sent last, where it is the plan of an earlier version."""
+        oldest = planned.number - self._max_age
+        known = self._journal.asked()
+        asked = {device: known.get(device, planned.number) for device in members}
+        rows = {
+            number: self._journal.row(number) for number in set(asked.values()) if oldest <= number < planned.number
+        }
+        plans = {
+            number: self.plan(row.round, deadline_s)
+            for number, row in rows.items()
+            if row is not None and row.round.group == planned.group
+        }
+        return {device: plans[number] for device, number in asked.items() if number in plans}
 
-        BlobInvalid where it is not here.
-        In split learning the encoder that the device has trained on the server must be there as well.
-        """
-        table = self._device_table(plan.tasks)
-        data = self._uploads.of(device).read(update.weights.digest)
-        if update.scheme == "fp32":  # in full: the weights that the device received need not be in memory as well
-            unpack(table, data)
-        else:
-            decode(table, data, update.scheme, unpack(table, self._blobs.read(plan.weights.digest)))
-        if self._shared_encoder is not None:
-            self._shared_encoder.read(update.round, device, self.manifests.bundle.encoder_table)
+    def check_update(self, plan: Plan, device: str, update: Update) -> None:
+        """Raise TensorsInvalid unless the fetched update can count; BlobInvalid where it is not here."""
+        self._trained.check(plan, device, update)
 
     def close(self, closed: Round, devices: Iterable[str], traffic: RoundTraffic) -> dict[str, Result]:
         """Fold the results of `devices`, journal what the round made, and delete what it no longer needs.
@@ -236,11 +241,11 @@ class Federation:
             bytes_up=traffic.up_bytes,
             bytes_down=None if traffic.down_bytes is None else traffic.down_bytes + reported,
             aggregation_state=state,
+            max_age=self._max_age if closed.work == "train" else 0,
         )
-        if closed.probe:
-            self._add_affinities(closed.number, results)
+        self._add_affinities(results)
         if closed.work == "train":
-            self.sweep(partial=True)
+            self.sweep(partial=not self._max_age)  # others are at work for the rounds to come
             if self._shared_encoder is not None:
                 self._shared_encoder.delete_before(closed.number)
         return results
@@ -249,6 +254,7 @@ class Federation:
         """Delete the blobs that the journal does not need, with `partial` also uploads still on their way."""
         kept = {blob.digest for blob in self._journal.weights().values()} | self.manifests.digests
         kept |= {blob.digest for blob in self._journal.aggregation_states().values()}
+        kept |= {blob.digest for blob in self._journal.versions().values()}
         if self._device_weights is not None:
             kept.add(self._device_weights.digest)
         for phase in self.phases:
@@ -286,7 +292,10 @@ class Federation:
             if gone:
                 with suppress(BlobInvalid, TensorsInvalid):
                     self._starts(phase)
-        named = [*self._journal.weights().items(), *self._journal.aggregation_states().items()]
+        journal = self._journal
+        named = [*journal.weights().items(), *journal.aggregation_states().items()]
+        rows = {row.round.number: row.round for row in journal.rounds()}
+        named += [((rows[number].phase, rows[number].group), blob) for number, blob in journal.versions().items()]
         if lost := [(key, blob) for key, blob in named if blob.digest not in self._blobs]:
             (phase_name, group), blob = lost[0]
             raise StateDamaged(
@@ -312,58 +321,65 @@ class Federation:
             seed=(self._training.seed, closed.index),
             folder=self._blobs.root,
         )
-        lost: dict[str, str] = {}
-        for device, result in results.items():
-            if isinstance(result, Update):
-                try:
-                    trained = self._trained(closed.tasks, device, result, initial)
-                except (BlobInvalid, TensorsInvalid) as exc:
-                    lost[device] = str(exc)
-                    self._uploads.of(device).discard(result.weights.digest)
-                else:
-                    aggregation.fold(trained, result.examples)
-        if lost:
-            raise UpdatesLost(lost)
+        updates = {device: result for device, result in results.items() if isinstance(result, Update)}
+        variances = []
+        if self._discount == "ftte":
+            variances = [variance(table, base, trained) for _, base, trained in self._read(closed, updates, initial)]
+        ages = [closed.number - update.round for update in updates.values()]
+        counting = zip(self._read(closed, updates, initial), shares(self._discount, ages, variances), strict=True)
+        for (update, base, trained), share in counting:
+            is_newest = base is initial and share == 1.0
+            aggregation.fold(
+                trained if is_newest else rebased(table, trained, base=base, newest=initial, share=share),
+                update.examples,
+            )
         new, state = aggregation.result()
         if aggregation.diverged:
             self._journal.note(f"round {closed.number}: the step of the encoder was not finite, and was not taken")
         left = None if layout is None or state is None else self._blobs.add(pack(layout, state))
         return self._blobs.add(pack(table, new)), left
 
-    def _device_table(self, tasks: Tasks) -> TensorTable:
-        """Return the table of the weights that devices receive and send."""
-        manifest = self.manifests.of(tasks)
-        return (manifest if self._shared_encoder is None else manifest.local()).table
+    def _read(
+        self, closed: Round, updates: Mapping[str, Update], newest: Vector
+    ) -> Iterator[tuple[Update, Vector, Vector]]:
+        """Yield each update with the weights that it began from, which may be the `newest`, and those it ended with.
+
+        Raises UpdatesLost after the last, where some can no longer be read.
+        """
+        lost = {}
+        versions = self._journal.versions()
+        for device, update in updates.items():
+            base = newest
+            if update.round != closed.number:
+                base = unpack(self.manifests.of(closed.tasks).table, self._blobs.read(versions[update.round].digest))
+            try:
+                trained = self._trained.read(closed.tasks, device, update, base)
+            except (BlobInvalid, TensorsInvalid) as exc:
+                lost[device] = str(exc)
+                self._uploads.of(device).discard(update.weights.digest)
+            else:
+                yield update, base, trained
+        if lost:
+            raise UpdatesLost(lost)
 
     def _initial_weights(self, planned: Round) -> Vector:
         """Return the complete weights of the group, encoder included, that a round begins with."""
-        blob = self._journal.weights()[planned.phase, planned.group]
-        return unpack(self.manifests.of(planned.tasks).table, self._blobs.read(blob.digest))
+        return unpack(self.manifests.of(planned.tasks).table, self._blobs.read(self._weights_of(planned).digest))
 
-    def _trained(self, tasks: Tasks, device: str, update: Update, initial: Vector) -> Vector:
-        """Return the group's complete weights as a device has trained them. Raises BlobInvalid, TensorsInvalid."""
-        complete, table = self.manifests.of(tasks).table, self._device_table(tasks)
-        received = initial if self._shared_encoder is None else transfer(complete, initial, table)
-        sent = decode(table, self._uploads.of(device).read(update.weights.digest), update.scheme, received)
-        if self._shared_encoder is None:
-            return sent
-        encoder = self._shared_encoder.read(update.round, device, self.manifests.bundle.encoder_table)
-        trained = np.array(initial)
-        for part, where in complete.parts.items():
-            trained[where] = encoder if part == ENCODER else sent[table.parts[part]]
-        return trained
+    def _weights_of(self, planned: Round) -> Blob:
+        """Return the weights that a round begins with: the newest of its group, or those of an earlier version."""
+        newest = self._journal.weights()[planned.phase, planned.group]
+        return self._journal.versions().get(planned.number, newest)
 
     def add_rounds(self, facts: Sequence[RoundFacts], weights: Blob | None) -> None:
         """Journal closed rounds of one group, and the weights that they made, as if they had been played here."""
         self._journal.add_rounds(facts, weights)
         for each in facts:
-            if each.row.round.probe:
-                self._add_affinities(each.row.round.number, each.results)
+            self._add_affinities(each.results)
 
-    def _add_affinities(self, round_number: int, results: Mapping[str, Result]) -> None:
-        for device, result in results.items():
-            if isinstance(result, Update) and result.affinity is not None:
-                self._ledger.add(round_number, device, result.affinity)
+    def _add_affinities(self, results: Mapping[str, Result]) -> None:
+        for found in measured_in(self._journal, results):
+            self._ledger.add(*found)
 
     def _starts(self, phase: Phase) -> dict[str, Blob]:
         """Return the weights that a phase's groups start from, by group, as blobs that are here."""
@@ -387,8 +403,8 @@ class Federation:
         The latter are kept until those of another round are made.
         """
         if self._shared_encoder is None:
-            return self._journal.weights()[planned.phase, planned.group]
-        complete, table = self.manifests.of(planned.tasks).table, self._device_table(planned.tasks)
+            return self._weights_of(planned)
+        complete, table = self.manifests.of(planned.tasks).table, self._trained.table(planned.tasks)
         self._device_weights = self._blobs.add(pack(table, transfer(complete, self._initial_weights(planned), table)))
         return self._device_weights
 

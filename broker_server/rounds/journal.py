@@ -6,6 +6,8 @@ Rules
   after the transaction that makes them needless. What a crash leaves between the two is swept at the next start.
 - Rows hold the typed structures of the wire and of the planner, as JSON. Tables and keys keep the names of the first
   version: `memories` has the aggregation state, `official` the ONNX Runtime training artifacts.
+- A result is in the round that counts it, in the order of arrival; in a buffered one it may have begun from an earlier
+  version. `versions` has the weights of those that may still come, `asked` the version that each device has.
 - Times are seconds since the epoch, for people; no decision is made by them.
 - A database that cannot be read is JournalInvalid, one that cannot be written JournalUnwritable: a damaged file and a
   full disk are said in one sentence, and what was acknowledged before is still in the file.
@@ -45,6 +47,8 @@ CREATE TABLE IF NOT EXISTS results (
 CREATE TABLE IF NOT EXISTS energy (
     round INTEGER, device TEXT, body BLOB NOT NULL, PRIMARY KEY (round, device)
 ) STRICT;
+CREATE TABLE IF NOT EXISTS versions (round INTEGER PRIMARY KEY, blob BLOB NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS asked (device TEXT PRIMARY KEY, round INTEGER NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS official (grp TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, at_s REAL NOT NULL, text TEXT NOT NULL
@@ -144,9 +148,10 @@ class FederationJournal:
         return {device: self._decoded(body, Hello, "devices") for device, body in rows}
 
     def begin_phase(self, phase: Phase, first_round: int, weights: dict[str, Blob]) -> None:
-        """Begin a phase from `weights`, by group; the aggregation state of earlier phases is dropped."""
+        """Begin a phase from `weights`, by group; aggregation state and versions of earlier phases are dropped."""
         with self._transaction() as database:
-            database.execute("DELETE FROM memories")
+            for table in ("memories", "versions", "asked"):
+                database.execute(f"DELETE FROM {table}")  # noqa: S608
             number = database.execute("SELECT count(*) FROM phases").fetchone()[0]
             database.execute("INSERT INTO phases VALUES (?, ?, ?)", (number, first_round, _json(phase)))
             for group, blob in weights.items():
@@ -167,13 +172,24 @@ class FederationJournal:
         rows = self._rows("SELECT phase, grp, blob FROM memories")
         return {(phase, group): self._decoded(blob, Blob, "memories") for phase, group, blob in rows}
 
-    def open_round(self, opened: Round, members: tuple[str, ...], quorum: int) -> None:
-        """Journal that a round has begun, or has other members."""
+    def versions(self) -> dict[int, Blob]:
+        """Return the weights that earlier rounds began with, by round, where results of them may still come."""
+        return {number: self._decoded(blob, Blob, "versions") for number, blob in self._rows("SELECT * FROM versions")}
+
+    def asked(self) -> dict[str, int]:
+        """Return the round whose plan each device of a buffered round was sent last."""
+        return dict(self._rows("SELECT device, round FROM asked"))
+
+    def open_round(self, opened: Round, members: tuple[str, ...], quorum: int, asked: Sequence[str] = ()) -> None:
+        """Journal that a round has begun, or has other members, of whom those `asked` are sent its plan now."""
         with self._transaction() as database:
             database.execute(
                 "INSERT INTO rounds (round, body, members, quorum, started_s) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (round) DO UPDATE SET members = excluded.members, quorum = excluded.quorum",
                 (opened.number, _json(opened), _json(members), quorum, self._clock()),
+            )
+            database.executemany(
+                "INSERT OR REPLACE INTO asked VALUES (?, ?)", [(each, opened.number) for each in asked]
             )
 
     def add_result(self, round_number: int, device: str, result: Update | Evaluation) -> bool:
@@ -203,9 +219,16 @@ class FederationJournal:
             if device not in self._decoded(row[1], _NAMES, "rounds"):
                 return False
             database.execute(
-                "INSERT OR REPLACE INTO energy VALUES (?, ?, ?)", (spent.round, device, _json(spent.energy))
+                "INSERT OR REPLACE INTO energy VALUES (?, ?, ?)",
+                (self._counted_in(spent.round, device), device, _json(spent.energy)),
             )
             return True
+
+    def _counted_in(self, round_number: int, device: str) -> int:
+        """Return the round that counts what a device did for a round's plan: that one itself where none does."""
+        rows = self._rows("SELECT round, body FROM results WHERE device = ? AND round >= ?", device, round_number)
+        found = (number for number, body in rows if self._decoded(body, _RESULT, "results").round == round_number)
+        return next(found, round_number)
 
     def energy(self, round_number: int) -> dict[str, Energy]:
         """Return the energy that each device has used for a round's plan, where it has reported any."""
@@ -222,16 +245,25 @@ class FederationJournal:
         bytes_up: int | None,
         bytes_down: int | None,
         aggregation_state: Blob | None = None,
+        max_age: int = 0,
     ) -> None:
         """Close a round that has made `weights` of its group, None for an evaluation.
 
-        `aggregation_state` goes on to the group's next round.
+        `aggregation_state` goes on to the group's next round. The weights that it began with are kept as long as there
+        are results of them, which may be `max_age` versions behind.
         """
         with self._transaction() as database:
             database.execute(
                 "UPDATE rounds SET closed_s = ?, bytes_up = ?, bytes_down = ? WHERE round = ?",
                 (self._clock(), bytes_up, bytes_down, closed.number),
             )
+            if max_age:
+                database.execute(
+                    "INSERT INTO versions SELECT ?, blob FROM weights WHERE phase = ? AND grp = ?",
+                    (closed.number, closed.phase, closed.group),
+                )
+            for table in ("versions", "asked"):
+                database.execute(f"DELETE FROM {table} WHERE round <= ?", (closed.number - max_age,))  # noqa: S608
             if weights is not None:
                 database.execute(
                     "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)",

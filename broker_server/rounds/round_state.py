@@ -9,6 +9,8 @@ A member of a round:
       ├──evaluate──────────┼──────────► counted
       ├──refuse────────────┼──────────► refused
       └──fail──────────────┴──────────► rejected
+
+In a buffered round a member whose result counts may be asked again, for work on newer weights than that began from.
 """
 
 # coverage: every branch
@@ -24,7 +26,7 @@ from edge_runtime.wire.messages import Evaluation, Plan, Update
 Result = Update | Evaluation
 """A device's result of a round."""
 MemberState = Literal["asked", "fetching", "counted", "refused", "rejected"]
-Step = Literal["announce", "receive", "reject", "evaluate", "refuse", "fail"]
+Step = Literal["announce", "receive", "reject", "evaluate", "refuse", "fail", "ask"]
 
 TRANSITIONS: Mapping[tuple[MemberState, Step], MemberState] = {
     ("asked", "announce"): "fetching",
@@ -36,6 +38,7 @@ TRANSITIONS: Mapping[tuple[MemberState, Step], MemberState] = {
     ("fetching", "reject"): "rejected",
     ("fetching", "refuse"): "refused",
     ("fetching", "fail"): "rejected",
+    ("counted", "ask"): "asked",
 }
 UNANSWERED: frozenset[MemberState] = frozenset({"asked", "fetching"})
 
@@ -66,7 +69,13 @@ class OpenRound:
     plan: Plan
     """As at the round's begin: `deadline_s` is what a device has that is asked at once."""
     members: dict[str, MemberState] = field(default_factory=dict)
+    plans: dict[str, Plan] = field(default_factory=dict)
+    """What members were asked for, where it is not the round's own plan: one of an earlier version."""
+    announced: dict[str, Update] = field(default_factory=dict)
+    """Updates that are being fetched, or are for the next round because their device has a result in this one."""
     results: dict[str, Result] = field(default_factory=dict)
+    """The results that count: one of a device at most."""
+    has_begun: bool = False
     quorum: int = 0
     enough: int = 0
     """So many results close the round, whoever else is at work; 0 where all are waited for."""
@@ -84,24 +93,65 @@ class OpenRound:
 
     @property
     def counted(self) -> tuple[str, ...]:
-        """The members whose results count, in order."""
-        return tuple(sorted(name for name, state in self.members.items() if state == "counted"))
+        """The devices whose results count, in order."""
+        return tuple(sorted(self.results))
 
     @property
     def has_quorum(self) -> bool:
         """Return whether enough results are here for the round to close."""
-        return len(self.counted) >= self.quorum
+        return len(self.results) >= self.quorum
 
     @property
     def unanswered(self) -> tuple[str, ...]:
         """The members whose answers are still to come, in order."""
         return tuple(sorted(name for name, state in self.members.items() if state in UNANSWERED))
 
+    @property
+    def fetching(self) -> tuple[str, ...]:
+        """The members whose updates are on their way, in order."""
+        return tuple(sorted(name for name, state in self.members.items() if state == "fetching"))
+
+    def plan_of(self, device: str) -> Plan:
+        """Return what a member was asked for last."""
+        return self.plans.get(device, self.plan)
+
+    def is_free(self, device: str) -> bool:
+        """Return whether a device could be asked: it was not yet, or what counts of it began from older weights."""
+        state = self.members.get(device)
+        return state is None or (state == "counted" and self.results[device].round < self.round.number)
+
     def draw(self, devices: Iterable[str], now_s: float) -> None:
-        """Take devices in as members, which are asked now."""
+        """Take devices in as members, which are asked for the round's own plan now."""
         for device in devices:
-            self.members[device] = "asked"
+            if device in self.members:
+                self.step(device, "ask")
+                self.plans.pop(device, None)
+                self.asked_s[device] = now_s
+            self.members.setdefault(device, "asked")
             self.asked_s.setdefault(device, now_s)
+
+    def leave(self, device: str) -> None:
+        """Let go of a member that does not answer; a result of it that counts stays."""
+        self.plans.pop(device, None)
+        self.announced.pop(device, None)
+        if device in self.results:
+            self.members[device] = "counted"
+        else:
+            self.members.pop(device)
+
+    def take_over(self, before: "OpenRound", max_age: int) -> None:
+        """Take over the members at work in the group's round before, whose results may still count in this one."""
+        if (before.round.phase, before.round.group) != (self.round.phase, self.round.group):
+            return
+        for device in before.unanswered:
+            plan = before.plan_of(device)
+            if self.round.number - plan.round > max_age:
+                continue
+            self.members[device], self.plans[device] = before.members[device], plan
+            if device in before.asked_s:
+                self.asked_s[device] = before.asked_s[device]
+            if device in before.announced:
+                self.announced[device] = before.announced[device]
 
     def step(self, device: str, step: Step) -> bool:
         """Change a member's state if the table allows it; return whether it does."""

@@ -62,7 +62,7 @@ def awaited(current: OpenRound, presence: Presence, grace_s: float, now_s: float
 def _worth_a_line(current: OpenRound, names: list[str], presence: Presence) -> list[str]:
     """Return the awaited members whose wait is worth a line."""
     away = [name for name in names if not presence.is_online(name)]
-    return away or (names if 2 * len(current.counted) >= len(current.members) else [])
+    return away or (names if 2 * len(current.results) >= len(current.members) else [])
 
 
 def _sentence(current: OpenRound, names: Sequence[str], presence: Presence, grace_s: float, now_s: float) -> str:

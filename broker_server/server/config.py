@@ -197,6 +197,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             training=self.first_training,
             updates=self.updates,
             aggregation=self.encoder_aggregation,
+            max_age=self.rounds.max_age("train"),
+            discount=self.rounds.staleness if self.rounds.mode == "buffered" else "none",
             settings=self.fingerprint(),
             shared_encoder=self.shared_encoder,
             local_stems=self.local_stems,
@@ -274,6 +276,8 @@ def check(config: ServerConfig) -> None:
         raise ConfigInvalid(
             f"rounds.quorum: {rounds.quorum} results cannot come from the {rounds.clients_per_round} clients of a round"
         )
+    if rounds.mode == "buffered":
+        _check_buffered(config)
     if config.training.task_weights and config.training.weighting != "fixed":
         raise ConfigInvalid(
             f"training.task_weights: with weighting = {config.training.weighting!r} the weights are learned: "
@@ -304,3 +308,13 @@ def check(config: ServerConfig) -> None:
         )
     if (grouping.strategy == "fixed") != bool(grouping.fixed_groups):
         raise ConfigInvalid("grouping.fixed_groups: the strategy `fixed` needs them, and no other may have them")
+
+
+def _check_buffered(config: ServerConfig) -> None:
+    rounds = config.rounds
+    if config.is_apart:
+        raise ConfigInvalid("rounds.mode: split learning trains one version at a time: take 'synchronous'")
+    if rounds.quorum:
+        raise ConfigInvalid("rounds.quorum: with mode = 'buffered' a round closes when buffer_size results are here")
+    if rounds.over_selection:
+        raise ConfigInvalid("rounds.over_selection: with mode = 'buffered' nobody is waited for: leave it out")

@@ -186,16 +186,16 @@ class Dispatcher:
         """Carry out the coordinator's actions in order."""
         for action in actions:
             match action:
-                case Opened(round=opened, members=members, quorum=quorum):
-                    self.journal.open_round(opened, members, quorum)
+                case Opened(round=opened, members=members, quorum=quorum, asked=asked):
+                    self.journal.open_round(opened, members, quorum, asked)
                 case Send(device=device, message=message):
                     self.outgoing.message(device, encode(message))
                 case FetchUpdate(device=device, update=update):
                     self._go_on(device, *self._uploads.begin(device, update.weights, self.clock()))
                 case Abandon(device=device):
                     self._uploads.abandon(device)
-                case Record(device=device, result=result):
-                    self.journal.add_result(result.round, device, result)
+                case Record(round=number, device=device, result=result):
+                    self.journal.add_result(number, device, result)
                 case Close():
                     self._close = action
                 case Learned(answer_times=times):

@@ -12,7 +12,7 @@ from broker_server.grouping.search import SplitImpossible
 from broker_server.rounds.actions import Close
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.encoder_process import EncoderSupervisor, EncoderUnavailable
-from broker_server.rounds.federation import Federation, UpdatesLost
+from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import RoundRow
 from broker_server.rounds.ort_training_process import (
     ArtifactBuilder,
@@ -21,10 +21,11 @@ from broker_server.rounds.ort_training_process import (
     problem_sentence,
 )
 from broker_server.rounds.round_state import OpenRound, Result, RoundTraffic
+from broker_server.rounds.trained import UpdatesLost
 from broker_server.server.dispatcher import NO_BUILDER, Dispatcher, FragmentReceived, RoundEvent, UpdateComplete
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.errors import BlobInvalid, TensorsInvalid
-from edge_runtime.wire.messages import Update, text
+from edge_runtime.wire.messages import text
 from edge_runtime.wire.names import Tasks, group_id
 
 
@@ -96,6 +97,7 @@ class ServerLoop:
         self._encoder = encoder
         self._next_round = next_round or federation.next
         self._without_artifacts: set[Tasks] = set()
+        self._weights_served: set[str] = set()
 
     def start(self) -> None:
         """Begin the federation, or go on with it where the journal stands."""
@@ -159,11 +161,12 @@ class ServerLoop:
     def _take_update(self, device: str) -> None:
         """Check a device's announced weights, which are here, and count them."""
         current = self.coordinator.open
-        assert current is not None
-        update = current.results[device]
-        assert isinstance(update, Update)
+        update = None if current is None else current.announced.get(device)
+        if current is None or update is None:
+            self.dispatcher.count_dropped("update that no round waits for")
+            return
         try:
-            self.federation.check_update(current.plan, device, update)
+            self.federation.check_update(current.plan_of(device), device, update)
         except (BlobInvalid, TensorsInvalid) as exc:
             self.dispatcher.do(self.coordinator.on_update_rejected(device, str(exc), self.dispatcher.clock()))
         else:
@@ -178,7 +181,6 @@ class ServerLoop:
             return
         row = self.dispatcher.journal.row(closed.round.number)
         assert row is not None
-        self.dispatcher.served.withdraw(closed.plan.weights.digest)
         self._watcher.on_round_closed(row, results)
         self._next()
 
@@ -220,12 +222,14 @@ class ServerLoop:
 
     def _offer(self, planned: Round, row: RoundRow | None = None) -> None:
         """Offer a round to the coordinator; `row` is the journal's where an earlier process has begun it."""
-        plan = self.federation.plan(planned, self.coordinator.rules.deadline_s)
+        deadline_s = self.coordinator.rules.deadline_s
+        plan = self.federation.plan(planned, deadline_s)
         self.dispatcher.served.offer(plan.bundle, plan.weights)
         now_s = self.dispatcher.clock()
         is_portable = planned.tasks in self.federation.groups_without_artifacts(planned)
         if row is None:
             self.dispatcher.do(self.coordinator.offer(planned, plan, now_s, is_portable=is_portable))
+            self._serve_weights()
             return
         for device in self.federation.drop_lost(planned.number):
             self.dispatcher.note(
@@ -243,10 +247,22 @@ class ServerLoop:
                 members=row.members,
                 quorum=row.quorum,
                 results=results,
+                plans=self.federation.plans_sent(planned, row.members, deadline_s),
                 traffic=traffic,
                 is_portable=is_portable,
             )
         )
+        self._serve_weights()
+
+    def _serve_weights(self) -> None:
+        """Serve the weights that members of the open round are to train from, and no others."""
+        current = self.coordinator.open
+        plans = [] if current is None else [current.plan, *current.plans.values()]
+        wanted = {plan.weights.digest: plan.weights for plan in plans}
+        for digest in self._weights_served - set(wanted):
+            self.dispatcher.served.withdraw(digest)
+        self.dispatcher.served.offer(*wanted.values())
+        self._weights_served = set(wanted)
 
     # ONNX Runtime training artifacts
     def _poll_builder(self) -> None:

@@ -136,7 +136,7 @@ class LiveView:
             return _line(f"round {shown.number}: waiting for devices, {waiting}", style="yellow")
         return _line(
             f"round {shown.number}: {shown.phase} {shown.index + 1}/{shown.rounds}, "
-            f"{len(current.counted)} of {len(current.members)} devices done, {doing} {shown.group}",
+            f"{len(current.results)} of {len(current.members)} devices done, {doing} {shown.group}",
             style="bold cyan",
         )
 

@@ -122,6 +122,8 @@ def _named(journal: FederationJournal) -> list[tuple[str, str]]:
         named[blob.digest] = f"weights of {group} in phase {phase}"
     for (phase, group), blob in journal.aggregation_states().items():
         named[blob.digest] = f"aggregation state of {group} in phase {phase}"
+    for number, blob in journal.versions().items():
+        named[blob.digest] = f"weights of round {number}, of which results may come"
     return [(name, digest) for digest, name in named.items()]
 
 

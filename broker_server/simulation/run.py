@@ -247,9 +247,11 @@ def _context(config: ServerConfig, setting: RunSetting) -> str:
     data = {name: _fingerprint(path) for name, path in sorted(setting.data.items())}
     rounds = config.rounds
     rules = [rounds.min_devices, rounds.clients_per_round, rounds.quorum, rounds.deadline_s, config.seed]
-    facts = [rules, boards, data, setting.costs]
+    facts: list[object] = [rules, boards, data, setting.costs]
     if config.is_apart:
         facts.append(setting.fleet.encoder_server)
+    if rounds.mode == "buffered":
+        facts.append(rounds)
     return msgspec.json.encode(facts).decode()
 
 

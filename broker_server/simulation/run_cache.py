@@ -197,6 +197,9 @@ def _moved(facts: RoundFacts, seconds: float, rounds: int, phase: str | None = N
             started_s=row.started_s + seconds,
             closed_s=None if row.closed_s is None else row.closed_s + seconds,
         ),
-        results={device: msgspec.structs.replace(result, round=number) for device, result in facts.results.items()},
+        results={
+            device: msgspec.structs.replace(result, round=result.round + rounds)
+            for device, result in facts.results.items()
+        },
         energy=facts.energy,
     )

@@ -16,7 +16,8 @@ def opened(**members):
     planned = Round(
         number=3, phase="merge", work="train", group="a", tasks=("a",), index=0, rounds=1, probe=False, data_split=None
     )
-    return OpenRound(round=planned, plan=samples.plan(3), members=members, since_s=100.0)
+    results = {name: samples.update(3) for name, state in members.items() if state == "counted"}
+    return OpenRound(round=planned, plan=samples.plan(3), members=members, results=results, since_s=100.0)
 
 
 @pytest.fixture
@@ -60,11 +61,9 @@ def test_members_that_are_all_at_work_are_no_wait(say):
 
 def test_the_last_members_and_what_they_do_are_named(say, presence):
     presence.devices["b"].progress = Progress(round=3, stage="train", done=2, total=9)
-    current = opened(a="counted", b="asked", c="fetching")
-    assert say(current, 100.0) is None
-    current.members["a"] = "asked"
-    assert say(current, 104.0) is None
-    current.members["a"] = current.members["c"] = "counted"
+    assert say(opened(a="counted", b="asked", c="fetching"), 100.0) is None
+    assert say(opened(a="asked", b="asked", c="fetching"), 104.0) is None
+    current = opened(a="counted", b="asked", c="counted")
     assert say(current, 110.0) is None
     assert say(current, 115.0) == "round 3 has waited 5 s for b (train, 2 of 9)"
 

@@ -1,0 +1,70 @@
+"""The weights that devices have trained, read out of their updates."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from broker_server.aggregation.rules import ENCODER
+from broker_server.rounds.device_uploads import DeviceUploads
+from broker_server.rounds.encoder_process import EncoderRounds
+from broker_server.rounds.manifests import GroupManifests
+from edge_runtime.wire.blob import BlobStore
+from edge_runtime.wire.compression import decode
+from edge_runtime.wire.messages import Plan, Update
+from edge_runtime.wire.names import Tasks
+from edge_runtime.wire.tensors import TensorTable, Vector, transfer, unpack
+
+
+class UpdatesLost(RuntimeError):
+    """Updates that count can no longer be read; `devices` has the reasons, by device."""
+
+    def __init__(self, devices: Mapping[str, str]) -> None:
+        super().__init__("; ".join(f"{device}: {why}" for device, why in devices.items()))
+        self.devices = dict(devices)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedWeights:
+    """Reads updates that are here, complete. In split learning the encoder comes from `shared_encoder`."""
+
+    manifests: GroupManifests
+    blobs: BlobStore
+    uploads: DeviceUploads
+    shared_encoder: EncoderRounds | None
+
+    def table(self, tasks: Tasks) -> TensorTable:
+        """Return the table of the weights that devices receive and send."""
+        manifest = self.manifests.of(tasks)
+        return (manifest if self.shared_encoder is None else manifest.local()).table
+
+    def check(self, plan: Plan, device: str, update: Update) -> None:
+        """Raise TensorsInvalid unless a fetched update is of the group's tensors and gives finite weights.
+
+        BlobInvalid where it is not here. In split learning the encoder that the device has trained on the server must
+        be there as well.
+        """
+        table = self.table(plan.tasks)
+        data = self.uploads.of(device).read(update.weights.digest)
+        if update.scheme == "fp32":  # in full: the weights that the device received need not be in memory as well
+            unpack(table, data)
+        else:
+            decode(table, data, update.scheme, unpack(table, self.blobs.read(plan.weights.digest)))
+        if self.shared_encoder is not None:
+            self.shared_encoder.read(update.round, device, self.manifests.bundle.encoder_table)
+
+    def read(self, tasks: Tasks, device: str, update: Update, base: Vector) -> Vector:
+        """Return the group's complete weights as a device has trained them from `base`.
+
+        Raises BlobInvalid, TensorsInvalid.
+        """
+        complete, table = self.manifests.of(tasks).table, self.table(tasks)
+        received = base if self.shared_encoder is None else transfer(complete, base, table)
+        sent = decode(table, self.uploads.of(device).read(update.weights.digest), update.scheme, received)
+        if self.shared_encoder is None:
+            return sent
+        encoder = self.shared_encoder.read(update.round, device, self.manifests.bundle.encoder_table)
+        trained = np.array(base)
+        for part, where in complete.parts.items():
+            trained[where] = encoder if part == ENCODER else sent[table.parts[part]]
+        return trained
