@@ -36,6 +36,7 @@ from broker_server.simulation.rooms import command as rooms
 from broker_server.simulation.rooms.building import RoomsInvalid
 from broker_server.simulation.worker_pool import ClusterUnavailable, WorkerLost
 from devices.cli.log import LogSettings, log_to_stderr
+from devices.cli.program import add_completion, called
 from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
 from devices.cli.run import run as run_command
 from devices.cli.settings import add_flags, of_flags
@@ -68,14 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m broker_server",
+        prog=called("broker_server"),
         usage="%(prog)s [--config server.toml] [SETTINGS]\n       %(prog)s COMMAND --help",
         description="Serve a federation: settings are keys of server.toml, and flags go over them.",
         epilog="--help-all shows every setting; `settings` prints the values in use and where each came from.",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=32, width=118),
     )
+    add_completion(parser, "broker_server")
     _serve_options(parser, is_full=is_full)
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog="python -m broker_server")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog=parser.prog)
 
     _device_commands(commands)
 

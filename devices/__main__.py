@@ -16,6 +16,7 @@ from pathlib import Path
 import msgspec
 
 from devices import catalogue, wheelhouse
+from devices.cli.program import add_completion, called
 from devices.cli.run import BAD_INPUT, DONE, HALF_WRITTEN, USAGE, UsageError
 from devices.cli.run import run as run_command
 from devices.firstboot.agent import CA_NAME
@@ -57,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
-    whole = argparse.ArgumentParser(prog="python -m devices", description=(__doc__ or "").partition("\n")[0])
+    whole = argparse.ArgumentParser(prog=called("devices"), description=(__doc__ or "").partition("\n")[0])
+    add_completion(whole, "devices")
     commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
     catalogue.add_arguments(commands)
     wheels = commands.add_parser(

@@ -3,9 +3,10 @@
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from devices.cli.program import COMPLETION, add_completion, called
 from devices.cli.run import UsageError
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.agent import command as agent
@@ -21,41 +22,73 @@ _log = logging.getLogger(__name__)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is the command's own (see its --help), 2 for a wrong command line."""
-    parser = argparse.ArgumentParser(prog="python -m edge_runtime", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    agent.add_arguments(commands.add_parser("run", help="join a federation over MQTT"))
-    datasets.add_arguments(commands.add_parser("datasets", help="make data sets"))
-    loaded_late = {
-        "energy": "measure the energy of a command or of the idle machine",
-        "train": "train locally, without a network",
-        "predict": "run a plain model over some images",
-        "split-train": "train stem and heads here, and the encoder in a process of its own",
-        "encoder-server": "that process: compute a bundle's encoder for requests on its standard input",
-    }
-    parsers = {name: commands.add_parser(name, help=text) for name, text in loaded_late.items()}
-    # What only some commands need is loaded by them: the engine, and recordings of energy. A device counts its memory.
-    if (arguments or sys.argv[1:])[:1] in (["train"], ["predict"]):
-        from edge_runtime.training import command as training
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(prog=called("edge_runtime"), description=__doc__)
+    add_completion(parser, "edge_runtime")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    joins = commands.add_parser("run", help="join a federation over MQTT")
+    agent.add_arguments(joins)
+    joins.set_defaults(call=lambda args: agent.run(args, _worker, make_account=_account))
+    makes = commands.add_parser("datasets", help="make data sets")
+    datasets.add_arguments(makes)
+    makes.set_defaults(call=datasets.run)
+    for names, load in _LOADED_LATE:
+        parsers = {name: commands.add_parser(name, help=text) for name, text in names.items()}
+        if words and words[0] in {*names, COMPLETION}:
+            words = load(parsers, words)
+    args = parser.parse_args(words)
+    call: Callable[[argparse.Namespace], int] = args.call
+    return call(args)
 
-        training.add_train_arguments(parsers["train"])
-        training.add_predict_arguments(parsers["predict"])
-        args = parser.parse_args(arguments)
-        return training.train(args) if args.command == "train" else training.predict(args)
-    if (arguments or sys.argv[1:])[:1] in (["split-train"], ["encoder-server"]):
-        from edge_runtime.split_learning import command as split
 
-        split.add_train_arguments(parsers["split-train"])
-        split.add_server_arguments(parsers["encoder-server"])
-        args = parser.parse_args(arguments)
-        return split.train(args) if args.command == "split-train" else split.serve_encoder(args)
-    if (arguments or sys.argv[1:])[:1] == ["energy"]:
-        from edge_runtime.energy import command as energy
+Parsers = Mapping[str, argparse.ArgumentParser]
 
-        energy.add_arguments(parsers["energy"])
-        words, command = energy.split(arguments or sys.argv[1:])
-        return energy.run(parser.parse_args(words), command)
-    args = parser.parse_args(arguments)
-    return datasets.run(args) if args.command == "datasets" else agent.run(args, _worker, make_account=_account)
+
+def _energy(parsers: Parsers, words: list[str]) -> list[str]:
+    """Add what the commands take, and what they do; return the words that are not another program's."""
+    from edge_runtime.energy import command as energy
+
+    ours, command = energy.split(words)
+    energy.add_arguments(parsers["energy"])
+    parsers["energy"].set_defaults(call=lambda args: energy.run(args, command))
+    return ours
+
+
+def _training(parsers: Parsers, words: list[str]) -> list[str]:
+    from edge_runtime.training import command as training
+
+    training.add_train_arguments(parsers["train"])
+    parsers["train"].set_defaults(call=training.train)
+    training.add_predict_arguments(parsers["predict"])
+    parsers["predict"].set_defaults(call=training.predict)
+    return words
+
+
+def _split_learning(parsers: Parsers, words: list[str]) -> list[str]:
+    from edge_runtime.split_learning import command as split
+
+    split.add_train_arguments(parsers["split-train"])
+    parsers["split-train"].set_defaults(call=split.train)
+    split.add_server_arguments(parsers["encoder-server"])
+    parsers["encoder-server"].set_defaults(call=split.serve_encoder)
+    return words
+
+
+# What only some commands need is loaded by them: the engine, and recordings of energy. A device counts its memory.
+_LOADED_LATE: Sequence[tuple[Mapping[str, str], Callable[[Parsers, list[str]], list[str]]]] = (
+    ({"energy": "measure the energy of a command or of the idle machine"}, _energy),
+    (
+        {"train": "train locally, without a network", "predict": "run a plain model over some images"},
+        _training,
+    ),
+    (
+        {
+            "split-train": "train stem and heads here, and the encoder in a process of its own",
+            "encoder-server": "that process: compute a bundle's encoder for requests on its standard input",
+        },
+        _split_learning,
+    ),
+)
 
 
 def _worker(config: AgentConfig) -> "LocalWorker":

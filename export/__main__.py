@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from numpy.typing import NDArray
 
+from devices.cli.program import add_completion, called
 from devices.cli.run import BAD_INPUT, DONE, NO_PARITY
 from devices.cli.run import run as run_command
 from devices.cli.values import names, whole_number
@@ -62,7 +63,8 @@ DEFAULT_MODEL = f"{Path(__file__).parent / 'models' / 'xception.py'}:build"
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m export", description=__doc__)
+    parser = argparse.ArgumentParser(prog=called("export"), description=__doc__)
+    add_completion(parser, "export")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     compiles = commands.add_parser("compile", help="a PyTorch model into a bundle of training graphs")
     compiles.add_argument(
