@@ -17,8 +17,9 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from broker_server.aggregation.fedavg import FedAvg, part_weight, weighted_losses
+from broker_server.aggregation.fedavg import FedAvg, part_weight
 from broker_server.aggregation.gpaggregation import cosines, softmax
+from broker_server.rounds.losses import weighted_losses
 from broker_server.simulation.experiment import Experiment, data_sets, read_experiment
 from devices.cli.settings import put
 from edge_runtime.datasets.dataset import Dataset, Split

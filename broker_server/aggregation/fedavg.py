@@ -8,7 +8,7 @@ x in float32 the double x·n / n is within far less than half a float32 step of 
 
 # coverage: every branch
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -56,15 +56,3 @@ def part_weight(part: str, examples: Mapping[str, int]) -> int:
     if part.startswith(HEAD):
         return examples.get(part.removeprefix(HEAD), 0)
     return max(examples.values(), default=0)
-
-
-def weighted_losses(reports: Iterable[tuple[Mapping[str, float], Mapping[str, int]]]) -> dict[str, float]:
-    """Return the mean of devices' losses, or metrics, by task, weighted by examples. Unmeasured tasks are left out."""
-    total: dict[str, float] = {}
-    weight: dict[str, int] = {}
-    for losses, examples in reports:
-        for task, loss in losses.items():
-            if number := examples.get(task, 0):
-                total[task] = total.get(task, 0.0) + loss * number
-                weight[task] = weight.get(task, 0) + number
-    return {task: total[task] / weight[task] for task in sorted(total)}

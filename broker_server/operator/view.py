@@ -11,13 +11,13 @@ from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities, Array
 from broker_server.operator import messages as shown
 from broker_server.operator.messages import DeviceDoing, FederationState, Losses
 from broker_server.report.energy import total
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import RoundRow
+from broker_server.rounds.losses import weighted_losses
 from broker_server.rounds.presence import DeviceState
 from broker_server.rounds.round_state import MemberState, Result
 from broker_server.strategies.planner import Phase, Round

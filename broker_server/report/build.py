@@ -9,11 +9,11 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.grouping.search import Mode
 from broker_server.report.energy import EnergySum, total
 from broker_server.rounds.journal import FederationJournal, RoundRow
+from broker_server.rounds.losses import weighted_losses
 from broker_server.rounds.measured import measured
 from broker_server.rounds.round_state import Result
 from broker_server.strategies.planner import Phase

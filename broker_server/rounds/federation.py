@@ -14,13 +14,13 @@ from pathlib import Path
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.aggregation.rules import Aggregation, RoundAggregation
 from broker_server.aggregation.staleness import Discount, rebased, shares, variance
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.encoder_process import EncoderRounds
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
+from broker_server.rounds.losses import weighted_losses
 from broker_server.rounds.manifests import GroupManifests
 from broker_server.rounds.measured import measured, measured_in
 from broker_server.rounds.round_state import Result, RoundTraffic

@@ -12,12 +12,12 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
-from broker_server.aggregation.fedavg import weighted_losses
 from broker_server.grouping.affinity import Affinities
 from broker_server.report.build import round_report
 from broker_server.report.energy import label
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.journal import RoundRow
+from broker_server.rounds.losses import weighted_losses
 from broker_server.rounds.round_state import UNANSWERED, Result
 from broker_server.server.loop import ServerLoop
 from edge_runtime.wire.messages import Evaluation

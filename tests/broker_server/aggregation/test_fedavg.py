@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from broker_server.aggregation.fedavg import FedAvg, weighted_losses
+from broker_server.aggregation.fedavg import FedAvg
 from edge_runtime.wire.errors import TensorsInvalid
 from edge_runtime.wire.tensors import TensorTable
 
@@ -51,11 +51,6 @@ def test_fedavg_refuses_another_length():
         mean.fold(vector(1), {"a": 1})
     with pytest.raises(TensorsInvalid):
         mean.result(vector(1))
-
-
-def test_weighted_losses():
-    reports = [({"a": 1.0, "b": 5.0}, {"a": 1, "b": 0}), ({"a": 4.0}, {"a": 2})]
-    assert weighted_losses(reports) == {"a": 3.0}
 
 
 def test_fedavg_weights_state_as_the_part_it_belongs_to():
