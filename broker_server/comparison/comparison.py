@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
+from broker_server.comparison.choices import ChoiceResult, Families, gate_of
 from broker_server.comparison.published import TASKS, Published, published
-from broker_server.comparison.statistics import Estimate, difference, estimate, ratio
+from broker_server.grouping.gate import Gate
+from broker_server.grouping.statistics import Estimate, difference, estimate, ratio
 from broker_server.simulation.outline import Outline
-from broker_server.simulation.summary import Summary
+from broker_server.simulation.summary import TOTAL, Summary
 from edge_runtime.wire.metrics import METRICS, MetricName
 
-TOTAL = "total"
 REFERENCE = "one_by_one"
 """The strategy that times and joules are related to, where the experiment names no method."""
 
@@ -66,6 +67,8 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
     """None without a reference."""
     groups: dict[int, tuple[tuple[str, ...], ...]]
     """The groups of the last phase, by seed."""
+    choice: ChoiceResult | None
+    """How well they were chosen; None where no other division was trained in the same way."""
     published: Published | None
 
 
@@ -80,6 +83,8 @@ class Comparison(msgspec.Struct, frozen=True, kw_only=True):
     seeds: tuple[int, ...]
     reference: str | None
     """The method that the others are related to."""
+    gate: Gate
+    """Whether the experiment can tell groupings apart."""
     methods: tuple[MethodResult, ...]
 
     @property
@@ -113,6 +118,7 @@ def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Compar
     best = _best(found)
     metrics = _metrics(name, summaries)
     best_metrics = {task: _best_by(found, task, metric) for task, metric in metrics.items()}
+    families = Families(summaries, tasks)
     ordered = sorted(found, key=lambda method: _place(outline, sections.get(method, "")))
     return Comparison(
         name=name,
@@ -121,6 +127,7 @@ def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Compar
         metrics=metrics,
         seeds=seeds,
         reference=reference,
+        gate=gate_of({method: found[method] for method in ordered}, tasks, families),
         methods=tuple(
             MethodResult(
                 method=method,
@@ -141,6 +148,7 @@ def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Compar
                 bytes_down=_mean(found[method], lambda run: run.bytes_down),
                 relative=None if reference is None else _relative(found[method], found[reference], tasks),
                 groups={seed: found[method][seed].groups for seed in sorted(found[method])},
+                choice=families.choice(found[method]),
                 published=published(method) if set(tasks) == TASKS else None,
             )
             for method in ordered

@@ -5,14 +5,16 @@
 import re
 from collections.abc import Iterable, Sequence
 
+from broker_server.comparison.choices import ChoiceResult
 from broker_server.comparison.comparison import REFERENCE as ONE_BY_ONE
-from broker_server.comparison.comparison import TOTAL, Comparison, MethodResult
+from broker_server.comparison.comparison import Comparison, MethodResult
 from broker_server.comparison.published import FIGURES, REFERENCE
-from broker_server.comparison.statistics import Estimate
+from broker_server.grouping.statistics import Estimate
+from broker_server.simulation.summary import TOTAL
 from edge_runtime.wire.metrics import METRICS, headed
 
 NOTHING = "–"
-FINDS_GROUPS = {"mas", "tag", "hoa"}
+FINDS_GROUPS = {"mas", "tag", "hoa", "exhaustive"}
 """The strategies whose groups are not known beforehand."""
 LEGEND = (
     "Means over seeds ± half of the 95 % interval (Student's t; one seed has none). **Bold**: the lowest mean of the "
@@ -20,6 +22,12 @@ LEGEND = (
     "**Measured**: CPU seconds of one core of the simulating machine in training, over all devices, and of the slowest "
     "device of each round. **Simulated**: time and joules by the stated rules of the experiment's boards, estimates "
     "without a meter."
+)
+
+CHOICES = (
+    "How groups were chosen: beside all divisions into as many groups that went on from the same merged weights in the "
+    "same experiment. Rank and regret are by total test loss, ranks seed by seed; regret is the loss beyond the best "
+    "known division's. A correlation is given where the choice was by a score."
 )
 
 
@@ -32,7 +40,11 @@ def document(comparisons: Sequence[tuple[Comparison, str]]) -> str:
 def tables(comparison: Comparison, picture: str) -> str:
     """One comparison without its heading."""
     reference = NOTHING if comparison.reference is None else escape(comparison.reference)
-    parts = [f"![Total test loss against training time and energy](<{picture}>)\n", LEGEND.format(reference=reference)]
+    parts = [
+        f"![Total test loss against training time and energy](<{picture}>)\n",
+        f"**{escape(comparison.gate.sentence)}**\n",
+        LEGEND.format(reference=reference),
+    ]
     for section in comparison.sections:
         methods = [each for each in comparison.methods if each.section == section]
         parts.append(f"\n**{escape(section)}**\n" if section else "")
@@ -43,6 +55,8 @@ def tables(comparison: Comparison, picture: str) -> str:
             parts += ["", _metrics(comparison, methods)]
         if found := [each for each in methods if each.strategy in FINDS_GROUPS and each.groups]:
             parts += ["", _groups(found)]
+        if chosen := [(each, each.choice) for each in methods if each.choice is not None]:
+            parts += ["", _choices(chosen), "", CHOICES]
     if any(each.published is not None for each in comparison.methods):
         parts += ["", _published(comparison.methods)]
     if comparison.missing:
@@ -146,6 +160,33 @@ def _groups(methods: Iterable[MethodResult]) -> str:
             seeds_of.setdefault(" / ".join(" + ".join(group) for group in groups), []).append(str(seed))
         rows += [(escape(each.method), ", ".join(seeds), escape(groups)) for groups, seeds in seeds_of.items()]
     return table(("method", "seeds", "groups of the last phase"), rows)
+
+
+def _choices(chosen: Iterable[tuple[MethodResult, ChoiceResult]]) -> str:
+    head = ("method: choice of groups", "groups", "divisions known", "rank", "regret, %", "a random division's, %")
+    rows = [
+        (
+            escape(method.method),
+            _range([len(method.groups[seed]) for seed in found.by_seed]),
+            _range([quality.known for quality in found.by_seed.values()]),
+            ", ".join(str(quality.rank) for quality in found.by_seed.values()),
+            _percent(found.regret),
+            _percent(found.random_regret),
+            _percent(found.gain, "+.0f"),
+            _written(found.correlation, "+.2f", 1.0),
+        )
+        for method, found in chosen
+    ]
+    return table((*head, "share of the gain from random to best, %", "correlation of score and quality"), rows)
+
+
+def _range(numbers: Sequence[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low}–{high}"
+
+
+def _percent(value: Estimate | None, form: str = ".2f") -> str:
+    return _written(value, form, 0.01)
 
 
 def _published(methods: Iterable[MethodResult]) -> str:

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from broker_server.comparison.comparison import TOTAL, Comparison, MethodResult
-from broker_server.comparison.statistics import Estimate
+from broker_server.comparison.comparison import Comparison, MethodResult
+from broker_server.grouping.statistics import Estimate
+from broker_server.simulation.summary import TOTAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,8 +26,9 @@ _COLOURS = {
     "hoa": "#7a4fa3",
     "mas": "#c2185b",
     "fixed": "#1f6fb2",
+    "exhaustive": "#7d7d00",
 }
-_MARKERS = {"one_by_one": "s", "all_in_one": "D", "tag": "^", "hoa": "v", "mas": "o", "fixed": "P"}
+_MARKERS = {"one_by_one": "s", "all_in_one": "D", "tag": "^", "hoa": "v", "mas": "o", "fixed": "P", "exhaustive": "*"}
 _NUMBERED = re.compile(r"([A-Za-z]+)-\d+")
 """Methods that differ in a number alone are joined by a line."""
 _LOG_FROM = 4.0

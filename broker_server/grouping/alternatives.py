@@ -19,6 +19,7 @@ from broker_server.grouping.search import (
     TIE,
     SplitImpossible,
     TaskSplit,
+    Values,
     blocks,
     check,
     check_tasks,
@@ -30,6 +31,8 @@ from broker_server.grouping.search import (
 )
 
 Groups = tuple[tuple[str, ...], ...]
+MOST_DIVISIONS = 50_000
+"""Of more, those that score best are not picked one by one."""
 
 
 def divided(tasks: Sequence[str], values: ArrayLike, groups: Sequence[Sequence[str]]) -> TaskSplit:
@@ -89,6 +92,24 @@ def random_groups(tasks: Sequence[str], groups: int, seed: int) -> Groups:
         raise SplitImpossible(f"{len(tasks)} tasks cannot be split into exactly {groups} groups")
     number = int(np.random.default_rng(seed).integers(count(len(tasks), groups)))
     return division(tasks, groups, number)
+
+
+def best_divisions(tasks: Sequence[str], table: Values, groups: int, number: int) -> tuple[Groups, ...]:
+    """Return the `number` divisions into exactly `groups` groups that score best, the best first.
+
+    `table` is the score of each task in each group, (2^T, T). Raises SplitImpossible, also for more than
+    MOST_DIVISIONS.
+    """
+    check_tasks(tasks)
+    every = count(len(tasks), groups)
+    if not 1 <= every <= MOST_DIVISIONS:
+        raise SplitImpossible(
+            f"{len(tasks)} tasks have {every} divisions into {groups} groups: 1 to {MOST_DIVISIONS} can be ranked"
+        )
+    block = table.sum(axis=1)  # (2^T,)
+    found = [division(tasks, groups, place) for place in range(every)]
+    scores = {each: float(sum(block[group_mask(tasks, group)] for group in each)) for each in found}
+    return tuple(sorted(found, key=scores.__getitem__, reverse=True)[:number])
 
 
 def count(T: int, groups: int) -> int:

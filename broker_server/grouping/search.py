@@ -22,7 +22,7 @@ Sources: MAS (Zhuang et al., ICCV 2023, section 3.3); TAG (Fifty et al., NeurIPS
 # coverage: every branch
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -30,6 +30,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 MAX_SPLIT_TASKS = 16
+MOST_SCORED = 10
+"""Of so many tasks the scores of all groups are kept with a split."""
 TIE = 1e-12
 """Scores closer than this are equal: sums in another order differ by as much."""
 
@@ -48,6 +50,14 @@ class TaskSplit:
     groups: tuple[tuple[str, ...], ...]
     score: float
     mode: Mode
+    group_scores: tuple[float, ...] | None = None
+    """The summed score of the tasks of each group, (2^T,), a group being a bit mask; of MOST_SCORED tasks or fewer."""
+
+    def among(self, table: Values) -> "TaskSplit":
+        """Return it with the scores of all groups, from those of each task in each group, (2^T, T)."""
+        if table.shape[1] > MOST_SCORED:
+            return self
+        return replace(self, group_scores=tuple(table.sum(axis=1).tolist()))
 
 
 def check_tasks(tasks: Sequence[str]) -> None:

@@ -10,7 +10,10 @@ import msgspec
 import numpy as np
 
 from broker_server.grouping.affinity import Affinities, AffinityLedger
-from broker_server.grouping.search import Mode
+from broker_server.grouping.gate import Gate
+from broker_server.grouping.quality import ChoiceQuality
+from broker_server.grouping.search import Mode, TaskSplit
+from broker_server.report.choice import beside, choice, device_gate
 from broker_server.report.energy import EnergySum, total
 from broker_server.rounds.journal import FederationJournal, RoundRow
 from broker_server.rounds.losses import weighted_losses
@@ -99,6 +102,10 @@ class SplitReport(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[tuple[str, ...], ...]
     score: float
     mode: Mode
+    gate: Gate | None = None
+    """Whether the federation could tell groupings apart, over its devices; None in a report of before."""
+    choice: ChoiceQuality | None = None
+    """How the groups stand among others; None where no other was measured."""
 
 
 class OrtTrainingReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -170,7 +177,7 @@ def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = Non
         ],
         energy=energy_report((row, journal.energy(row.round.number)) for row, _ in closed),
         affinity=None if measured is None else _affinity(measured),
-        split=None if split is None else SplitReport(groups=split.groups, score=split.score, mode=split.mode),
+        split=None if split is None else _split(split, tasks, closed),
         ort_training={group: _ort_training(outcome) for group, outcome in journal.ort_training().items()},
         test_loss={stage: _test_loss(stage, evaluations, tasks) for stage in STAGES},
         wall_s=max(times) - min(times) if times else None,
@@ -289,6 +296,19 @@ def _counting(results: Mapping[str, Result], tasks_of: Mapping[str, Tasks]) -> d
 
 def _tasks(phases: Iterable[Phase]) -> tuple[str, ...]:
     return tuple(sorted({task for phase in phases for group in phase.groups for task in group}))
+
+
+def _split(
+    split: TaskSplit, tasks: tuple[str, ...], closed: Iterable[tuple[RoundRow, Mapping[str, Result]]]
+) -> SplitReport:
+    measured = beside((row.round, results) for row, results in closed)
+    return SplitReport(
+        groups=split.groups,
+        score=split.score,
+        mode=split.mode,
+        gate=device_gate(len(split.groups), tasks, measured),
+        choice=choice(split, tasks, measured),
+    )
 
 
 def _ort_training(outcome: Artifacts | str) -> OrtTrainingReport:

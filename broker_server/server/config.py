@@ -235,6 +235,10 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in ("fixed_groups", "start", "lr_schedule"):
             facts[name] = getattr(grouping, name)
         facts["choice"] = "worth" if grouping.method == "training_cost" else grouping.method
+        if grouping.method in {"trials", "hybrid"}:
+            facts |= {"trial_rounds": grouping.trial_rounds, "shortlist": grouping.shortlist}
+        if grouping.draw:
+            facts["draw"] = grouping.draw
         if self.local_stems:
             facts["stems"] = "own"
         if self.is_apart:
@@ -296,6 +300,11 @@ def check(config: ServerConfig) -> None:
             f"grouping.probe: {grouping.probe!r} needs the encoder on devices: with split_learning.encoder = 'server', "
             "only 'representation' can be"
         )
+    _check_grouping(grouping)
+
+
+def _check_grouping(grouping: Grouping) -> None:
+    """Raise ConfigInvalid for keys of [grouping] that do not go together."""
     splits = grouping.needs_affinities and grouping.groups > 1
     if splits and grouping.probe_rounds and grouping.probe_from >= grouping.merged_rounds:
         raise ConfigInvalid(
@@ -306,6 +315,12 @@ def check(config: ServerConfig) -> None:
         raise ConfigInvalid(
             "grouping.probe_rounds and grouping.probe_every: a split needs affinities, so neither may be 0"
         )
+    if grouping.confidence and grouping.strategy == "mas" and not grouping.needs_affinities:
+        raise ConfigInvalid(
+            f"grouping.confidence: it is that of affinities, which the method {grouping.method!r} does not measure"
+        )
+    if grouping.at_most and grouping.strategy == "mas" and grouping.method == "hybrid":
+        raise ConfigInvalid("grouping.at_most: the method 'hybrid' tries divisions into exactly `groups` groups")
     if (grouping.strategy == "fixed") != bool(grouping.fixed_groups):
         raise ConfigInvalid("grouping.fixed_groups: the strategy `fixed` needs them, and no other may have them")
 

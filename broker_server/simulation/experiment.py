@@ -17,6 +17,10 @@ grouping = { strategy = "mas", groups = 2 }
 baseline = "local_training"
 grouping.strategy = "all_in_one"
 
+[methods."constant"]                  # blank inputs: what the best constant predictions lose
+baseline = "constant"
+grouping.strategy = "all_in_one"
+
 [methods."MAS-2 over 3G"]             # other boards for this method
 board = { up_bytes_per_s = 50_000.0, latency_s = 0.1 }
 
@@ -74,8 +78,9 @@ _log = logging.getLogger(__name__)
 class Conduct(msgspec.Struct, frozen=True, kw_only=True):
     """What a method says of its runs besides the keys of server.toml."""
 
-    baseline: Literal["local_training"] | None = None
-    """With local_training each device trains for itself, without any exchange."""
+    baseline: Literal["local_training", "constant"] | None = None
+    """With local_training each device trains for itself, without any exchange; with constant every input is blank, so
+    that nothing but constants can be predicted."""
     tasks_of: TasksOf | None = None
     """The tasks that devices have labels of, instead of the experiment's; {} for all."""
     board: dict[str, float | int] = {}

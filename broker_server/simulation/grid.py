@@ -21,11 +21,22 @@ from broker_server.server.config import ServerConfig
 from broker_server.server.loop import ServerLoop, Watcher
 from broker_server.server.state import StateFolder
 from broker_server.simulation.errors import SimulationFailed, SimulationStopped
-from broker_server.simulation.experiment import Experiment, TasksOf, data_sets
+from broker_server.simulation.experiment import Conduct, Experiment, TasksOf, data_sets
 from broker_server.simulation.fleet import WorkCosts, additive
-from broker_server.simulation.labels import with_labels
+from broker_server.simulation.labels import with_blank_inputs, with_labels
 from broker_server.simulation.local_training import join, without_link
-from broker_server.simulation.output import BUNDLES, COSTS, DATA, LOCAL, RUN_CACHE, RUNS, SERVER, SUMMARY, write_json
+from broker_server.simulation.output import (
+    BLANK,
+    BUNDLES,
+    COSTS,
+    DATA,
+    LOCAL,
+    RUN_CACHE,
+    RUNS,
+    SERVER,
+    SUMMARY,
+    write_json,
+)
 from broker_server.simulation.run import RunSetting, simulate
 from broker_server.simulation.run_cache import RunCache
 from broker_server.simulation.summary import Summary, summarise
@@ -82,7 +93,7 @@ def run_grid(experiment: Experiment, out: Path, workers: Executor, show: Show, *
         for seed in experiment.seeds
         for method in experiment.methods
     }
-    own = {method: with_labels(data, conduct.tasks_of or {}, out / DATA) for method, conduct in conducts.items()}
+    own = {method: _data_of(conduct, data, out) for method, conduct in conducts.items()}
     fleets = {method: experiment.fleet_of(method) for method in experiment.methods}
     show.begin(len(configs))
     bundles = {seed: _bundle(experiment, seed, out) for seed in experiment.seeds}
@@ -117,7 +128,7 @@ def run_grid(experiment: Experiment, out: Path, workers: Executor, show: Show, *
                     )
                 except SimulationStopped:
                     break
-                summary = _summarised(method, seed, folder, experiment.tasks_of)
+                summary = _summarised(method, seed, folder, experiment.tasks_of, conducts[method].baseline)
                 write_json(folder / SUMMARY, summary)
             show.done(name, summary)
             found.append(summary)
@@ -140,6 +151,12 @@ def run_grid(experiment: Experiment, out: Path, workers: Executor, show: Show, *
     return summaries
 
 
+def _data_of(conduct: Conduct, data: Mapping[str, Path], out: Path) -> dict[str, Path]:
+    """Return the data sets of a method. Raises as `with_labels` does."""
+    labelled = with_labels(data, conduct.tasks_of or {}, out / DATA)
+    return with_blank_inputs(labelled, out / BLANK) if conduct.baseline == "constant" else labelled
+
+
 def _train_locally(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetting, watcher: Watcher) -> None:
     """Run each device for itself, one after another, and join their results as one run.
 
@@ -159,11 +176,11 @@ def _train_locally(folder: Path, config: ServerConfig, bundle: Path, setting: Ru
         reports.write(folder, reports.build(journal), {})
 
 
-def _summarised(method: str, seed: int, folder: Path, tasks_of: TasksOf) -> Summary:
+def _summarised(method: str, seed: int, folder: Path, tasks_of: TasksOf, baseline: str | None) -> Summary:
     """Return the summary of a finished run; devices count with their own tasks, whatever labels they had."""
     with contextlib.ExitStack() as stack:
         journal = _journal(folder, stack)
-        return summarise(method, seed, reports.build(journal, tasks_of), journal)
+        return summarise(method, seed, reports.build(journal, tasks_of), journal, baseline)
 
 
 def _journal(folder: Path, stack: contextlib.ExitStack) -> FederationJournal:

@@ -2,6 +2,7 @@
 
 OUT/costs.json               CPU seconds of the work on this machine, measured once
 OUT/bundles/SEED/            the compiled model
+OUT/blank/DEVICE/            inputs without content, for the baseline of constant predictions
 OUT/data/DEVICE/             labels of some tasks alone, as links, where `tasks_of` asks for it
 OUT/courses/                 group runs that several methods share
 OUT/runs/METHOD/SEED/        a run: server/ (its journal), report.json, models/, summary.json when it has finished;
@@ -16,7 +17,8 @@ import msgspec
 
 from edge_runtime.wire.files import write_atomic
 
-BUNDLES, COSTS, DATA, LOCAL, OUTLINE = "bundles", "costs.json", "data", "alone", "experiment.json"
+BLANK, BUNDLES, COSTS, DATA = "blank", "bundles", "costs.json", "data"
+LOCAL, OUTLINE = "alone", "experiment.json"
 RUN_CACHE, RUNS, SUMMARY = "courses", "runs", "summary.json"
 SERVER, DEVICES = "server", "devices"
 """Folders of a run: the server's state folder, and one for each device."""

@@ -5,6 +5,22 @@ import msgspec
 from broker_server.report.build import MetricMean, Report
 from broker_server.rounds.journal import FederationJournal
 from broker_server.simulation.run_cache import computed_s
+from broker_server.strategies.exhaustive import SURVEY
+from broker_server.strategies.planner import Phase
+
+TOTAL = "total"
+"""Among losses by task, the sum of all."""
+
+
+class LastSplit(msgspec.Struct, frozen=True, kw_only=True):
+    """What tells a run's last groups from those of other runs that trained other groups in the same way."""
+
+    origin: str
+    """The digest of the weights that its groups started from, and the rounds of their schedule."""
+    losses: dict[str, dict[str, float]]
+    """By group, each task's test loss at the end: of the groups, and of all others that were trained beside them."""
+    group_scores: tuple[float, ...] | None
+    """By which the groups were chosen, where they were searched: see TaskSplit."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -17,6 +33,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     method: str
     seed: int
     strategy: str
+    baseline: str | None = None
+    """The experiment's, where the method is one."""
     test_loss: dict[str, float] | None
     """By task, and `total`."""
     test_metric: dict[str, MetricMean] | None = None
@@ -30,9 +48,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     simulated_j: float | None
     bytes_up: int | None
     bytes_down: int | None
+    last_split: LastSplit | None = None
+    """None where the last groups started from the bundle's weights, or none was measured on test data."""
 
 
-def summarise(method: str, seed: int, report: Report, journal: FederationJournal) -> Summary:
+def summarise(
+    method: str, seed: int, report: Report, journal: FederationJournal, baseline: str | None = None
+) -> Summary:
     """Return the summary of a finished run."""
     rows = [row for row in journal.rounds() if row.closed_s is not None and row.round.work == "train"]
     facts = [journal.facts_of(row) for row in rows]
@@ -46,6 +68,7 @@ def summarise(method: str, seed: int, report: Report, journal: FederationJournal
         method=method,
         seed=seed,
         strategy=report.strategy,
+        baseline=baseline,
         test_loss=None if stage is None else report.test_loss[stage],
         test_metric=None if stage is None else report.test_metrics.get(stage),
         groups=trained[-1].groups,
@@ -56,6 +79,20 @@ def summarise(method: str, seed: int, report: Report, journal: FederationJournal
         simulated_j=None if None in energies else sum(energy for energy in energies if energy is not None),
         bytes_up=_sum(ups),
         bytes_down=_sum(downs),
+        last_split=_last_split(trained[-1], report, journal),
+    )
+
+
+def _last_split(phase: Phase, report: Report, journal: FederationJournal) -> LastSplit | None:
+    losses = {each.group: each.loss for each in report.evaluations if each.phase in {"end", SURVEY}}
+    if phase.start is None or not losses:
+        return None
+    sources = sorted(blob.digest for (name, _), blob in journal.weights().items() if name == phase.start)
+    schedule = f"{phase.rounds} rounds after {phase.rounds_before} of {phase.schedule_rounds}"
+    return LastSplit(
+        origin=f"{'+'.join(sources)} for {schedule}",
+        losses=losses,
+        group_scores=None if phase.split is None else phase.split.group_scores,
     )
 
 

@@ -9,8 +9,9 @@ Source: Standley et al., "Which Tasks Should Be Learned Together in Multi-task L
 from collections.abc import Sequence
 from itertools import combinations
 
-from broker_server.grouping.pairs import choose, loss_scores
-from broker_server.grouping.search import SplitImpossible, group_mask
+from broker_server.grouping.pairs import loss_scores
+from broker_server.grouping.search import SplitImpossible, Values, group_mask, search_table
+from broker_server.strategies.choice import singles_and_pairs
 from broker_server.strategies.planner import Measurements, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 
@@ -38,12 +39,13 @@ class Hoa:
             case ["pairs"]:
                 return Phase(name="measure", work="evaluate", groups=done[0].groups, start="pairs", data_split="val")
             case ["pairs", "measure"]:
-                found = choose(self._tasks, *self._losses(measured), self._groups)
+                scores = self._scores(measured)
+                found = search_table(self._tasks, scores, self._groups, "overlap").among(scores)
                 return Phase(
                     name="groups", work="train", groups=found.groups, start=None, rounds=self._rounds, split=found
                 )
             case ["pairs", "measure", "groups"]:
-                scores = loss_scores(self._tasks, *self._losses(measured))
+                scores = self._scores(measured)
                 served = serving(
                     done[-1].groups,
                     lambda group, task: float(scores[group_mask(self._tasks, group), self._tasks.index(task)]),
@@ -55,13 +57,8 @@ class Hoa:
         """Return False: no phase ends early."""
         return False
 
-    def _losses(self, measured: Measurements) -> tuple[dict[str, float], dict[tuple[str, str], tuple[float, float]]]:
-        """Return the losses of the singles and of the pairs. Raises SplitImpossible where some were not measured."""
+    def _scores(self, measured: Measurements) -> Values:
+        """Return the scores (2^T, T) from the measured losses. Raises SplitImpossible where some were not measured."""
         found = measured.losses.get("measure", {})
-        alone = {group[0]: losses[group[0]] for group, losses in found.items() if len(group) == 1 and losses}
-        pairs = {
-            (group[0], group[1]): (losses[group[0]], losses[group[1]])
-            for group, losses in found.items()
-            if len(group) == 2 and len(losses) == 2
-        }
-        return alone, pairs
+        complete = {group: losses for group, losses in found.items() if losses.keys() == set(group)}
+        return loss_scores(self._tasks, *singles_and_pairs(complete))

@@ -2,63 +2,28 @@
 
 Measure the untrained model, train all tasks merged and probe affinities, measure, split by affinity, train each group
 from the merged weights, measure. With one group there is nothing to split: it ends with the merged model. Each of its
-parts can be replaced, so that the two compare: `find` finds the groups, `start` names the weights that they go on from,
-`confidence` ends the merged phase early.
+parts can be replaced, so that the two compare: `choice` finds the groups, perhaps by trials before the split, `start`
+names the weights that they go on from, `confidence` ends the merged phase early.
 
 Source: MAS (Zhuang, Wen, Lyu, Zhang, ICCV 2023), section 3 and its released code.
 """
 
 # coverage: every branch
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Literal
 
-from broker_server.grouping.affinity import Affinities
-from broker_server.grouping.alternatives import Groups, hierarchical, random_groups, worst
+from msgspec.structs import replace
+
 from broker_server.grouping.confidence import settled_split
-from broker_server.grouping.search import Mode, SplitImpossible, TaskSplit, score, search
-from broker_server.grouping.training_cost import candidates, choose, training_cost
-from broker_server.strategies.planner import Measurements, Phase
+from broker_server.grouping.search import Mode, SplitImpossible
+from broker_server.strategies.choice import Choice
+from broker_server.strategies.planner import TRIED, WEIGHED, Measurements, Phase
+from edge_runtime.wire.messages import DataSplit
 from edge_runtime.wire.names import Tasks
 
-Search = Callable[[Affinities], TaskSplit]
-"""Groups from affinities. Raises SplitImpossible."""
 Start = Literal["merged", "scratch"]
 Schedule = Literal["restart", "continue"]
-
-
-GroupingMethod = Literal["best", "hierarchical", "training_cost", "worst", "random"]
-
-
-def grouping_search(method: GroupingMethod, groups: int, mode: Mode, *, seed: int, head_cost: float) -> Search:
-    """Return a grouping method's search, such as the exact one, or MAS's step by step (section 4, hierarchical).
-
-    `training_cost` takes the number of groups, up to `groups`, that gains most for the cost of training it, a head
-    costing `head_cost` of the encoder. `worst` and `random` are what a good division is compared with.
-    """
-    match method:
-        case "best":
-            return lambda found: search(found.tasks, found.values, groups, mode)
-        case "hierarchical":
-            steps: Literal["exactly", "at_most"] = "at_most" if mode == "at_most" else "exactly"
-            return lambda found: hierarchical(found.tasks, found.values, groups, steps)
-        case "worst":
-            return lambda found: worst(found.tasks, found.values, groups)
-        case "random":
-            return lambda found: _scored(found, random_groups(found.tasks, groups, seed))
-        case _:
-            return lambda found: _best_for_its_cost(found, groups, head_cost)
-
-
-def _scored(found: Affinities, groups: Groups) -> TaskSplit:
-    return TaskSplit(groups=groups, score=score(found.tasks, found.values, groups), mode="exactly")
-
-
-def _best_for_its_cost(found: Affinities, most: int, head_cost: float) -> TaskSplit:
-    heads = dict.fromkeys(found.tasks, head_cost)
-    costs = partial(training_cost, encoder=1.0, heads=heads)
-    return _scored(found, choose(candidates(found.tasks, found.values, most, costs)).groups)
 
 
 class Mas:
@@ -80,7 +45,8 @@ class Mas:
         groups: int,
         mode: Mode = "exactly",
         probe_from: int = 0,
-        find: Search,
+        choice: Choice,
+        trial_rounds: int = 1,
         start: Start = "merged",
         schedule: Schedule = "restart",
         confidence: float = 0.0,
@@ -96,7 +62,8 @@ class Mas:
         self._probe_rounds = probe_rounds
         self._groups = groups
         self._mode: Mode = mode
-        self._find = find
+        self._choice = choice
+        self._trial_rounds = trial_rounds
         self._start: Start = start
         self._schedule: Schedule = schedule
         self._confidence = confidence
@@ -122,8 +89,8 @@ class Mas:
                 )
             case [*_, "merge"]:
                 return self._test("merged", (self._tasks,), "merge")
-            case [*_, "merged"] if self._groups > 1:
-                return self._split(measured)
+            case [*_, "merged" | "weighed" | "trials" | "tried" as last] if self._groups > 1:
+                return self._towards_split(last, done[-1], measured)
             case [*_, "split"]:
                 return self._test("end", done[-1].groups, "split")
         return None
@@ -142,30 +109,44 @@ class Mas:
         )
         return settled is not None
 
+    def _towards_split(self, last: str, phase: Phase, measured: Measurements) -> Phase:
+        """Return what comes next on the way from the merged model to the split."""
+        if last == "trials":
+            return self._test(TRIED, phase.groups, "trials", "val")
+        if last == "merged" and self._choice.needs_losses:
+            return self._test(WEIGHED, (self._tasks,), "merge", "val")
+        if last != TRIED and (trials := self._choice.trials(measured)):
+            return self._from_merged("trials", trials, self._trial_rounds, measured)
+        return self._split(measured)
+
     def _split(self, measured: Measurements) -> Phase:
-        found = find_split(measured.affinities, self._find)
-        merged = measured.rounds.get("merge", self._merged_rounds)
-        is_scratch = self._start == "scratch"
+        found = self._choice.choose(measured)
+        if self._start == "scratch":
+            return Phase(
+                name="split", work="train", groups=found.groups, start=None, rounds=self._all_rounds, split=found
+            )
+        rounds = self._all_rounds - self._merged(measured)
+        return replace(self._from_merged("split", found.groups, rounds, measured), split=found)
+
+    def _from_merged(self, name: str, groups: tuple[Tasks, ...], rounds: int, measured: Measurements) -> Phase:
+        """Return a phase of groups from the merged weights; trials have the first rounds of the split's schedule."""
+        merged = self._merged(measured)
+        is_one = self._schedule == "continue"
+        whole = self._all_rounds if is_one else self._all_rounds - merged
+        before = merged if is_one else 0
         return Phase(
-            name="split",
+            name=name,
             work="train",
-            groups=found.groups,
-            start=None if is_scratch else "merge",
-            rounds=self._all_rounds if is_scratch else self._all_rounds - merged,
-            rounds_before=merged if self._schedule == "continue" and not is_scratch else 0,
-            split=found,
+            groups=groups,
+            start="merge",
+            rounds=rounds,
+            rounds_before=before,
+            schedule_rounds=None if before + rounds == whole else whole,
         )
+
+    def _merged(self, measured: Measurements) -> int:
+        return measured.rounds.get("merge", self._merged_rounds)
 
     @staticmethod
-    def _test(name: str, groups: tuple[Tasks, ...], start: str | None) -> Phase:
-        return Phase(name=name, work="evaluate", groups=groups, start=start, data_split="test")
-
-
-def find_split(affinities: Affinities, find: Search) -> TaskSplit:
-    """Return the groups that `find` makes of affinities. Raises SplitImpossible, also where pairs were not measured."""
-    if not affinities.complete:
-        raise SplitImpossible(
-            "no device measured the affinities of all pairs of tasks, so there is nothing to split by: "
-            "look at the devices' logs, or probe more rounds or batches"
-        )
-    return find(affinities)
+    def _test(name: str, groups: tuple[Tasks, ...], start: str | None, split: DataSplit = "test") -> Phase:
+        return Phase(name=name, work="evaluate", groups=groups, start=start, data_split=split)

@@ -45,6 +45,7 @@ METHODS: tuple[Method, ...] = (
     ),
     _demo("tag", "Fifty et al.: TAG, NeurIPS 2021", f"{_UPDATE}; affinities in every round"),
     _demo("hoa", "Standley et al.: Which Tasks Should Be Learned Together, ICML 2020", f"{_UPDATE}; losses of pairs"),
+    _demo("exhaustive", "every group of tasks, chosen by validation loss (a yardstick for comparisons)"),
     Method(
         name="fedbone",
         paper="Chen et al.: FedBone, JCST 39(5), 2024",

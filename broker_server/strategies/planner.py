@@ -24,6 +24,11 @@ from edge_runtime.wire.names import GroupId, Tasks, group_id
 DECAY_POWER = 0.9
 """Of the learning-rate schedule, as in the released code of MAS."""
 
+WEIGHED = "weighed"
+"""The phase that measures the merged model on validation data."""
+TRIED = "tried"
+"""The phase that measures groups after short trials, beside one another."""
+
 PhaseName = Annotated[str, Meta(min_length=1, max_length=32)]
 
 

@@ -6,16 +6,18 @@ import msgspec
 from msgspec import Meta
 
 from broker_server.grouping.search import Mode  # noqa: TC001  (msgspec reads a union of it)
+from broker_server.strategies.choice import GroupingMethod, choice_of
+from broker_server.strategies.exhaustive import Exhaustive
 from broker_server.strategies.fixed import FixedGroups
 from broker_server.strategies.hoa import Hoa
-from broker_server.strategies.mas import GroupingMethod, Mas, Schedule, Start, grouping_search
+from broker_server.strategies.mas import Mas, Schedule, Start
 from broker_server.strategies.planner import Strategy
 from broker_server.strategies.tag import Tag
 from edge_runtime.wire.names import TaskName, Tasks
 from edge_runtime.wire.training import COMMON, ProbeMethod
 
 MAX_ROUNDS = 100_000
-StrategyName = Literal["mas", "one_by_one", "all_in_one", "fixed", "tag", "hoa", "fedbone"]
+StrategyName = Literal["mas", "one_by_one", "all_in_one", "fixed", "tag", "hoa", "exhaustive", "fedbone"]
 TaskGroups = Annotated[tuple[Annotated[tuple[TaskName, ...], Meta(min_length=1)], ...], Meta(max_length=64)]
 
 
@@ -41,6 +43,15 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     method: Annotated[
         GroupingMethod, Meta(description="with mas: how the groups are found", extra={"flag": "--grouping-method"})
     ] = "best"
+    trial_rounds: Annotated[
+        int, Meta(ge=1, le=MAX_ROUNDS, description="with method trials or hybrid: rounds of each group that is tried")
+    ] = 1
+    shortlist: Annotated[
+        int, Meta(ge=1, le=1000, description="with method hybrid: the divisions whose groups are tried")
+    ] = 5
+    draw: Annotated[
+        int, Meta(ge=0, le=2**53, description="with method random: the number of the draw; 0 for the seed's own")
+    ] = 0
     head_cost: Annotated[
         float, Meta(ge=0, le=100, description="with method training_cost: cost of training a head, the encoder being 1")
     ] = 0.25
@@ -62,21 +73,26 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def needs_affinities(self) -> bool:
         """Return whether the strategy splits by affinities."""
-        return self.strategy in {"mas", "tag"}
+        return self.strategy == "tag" or (self.strategy == "mas" and self.method != "trials")
 
     def planner(self, tasks: Tasks, seed: int) -> Strategy:
         """Return the strategy for these tasks. Raises SplitImpossible."""
         rounds = self.merged_rounds + self.split_rounds
         mode: Mode = "at_most" if self.at_most else "exactly"
         match self.strategy:
-            case "one_by_one":
-                return FixedGroups(tasks, tuple((task,) for task in sorted(tasks)), rounds=rounds)
-            case "all_in_one" | "fedbone":
-                return FixedGroups(tasks, (tasks,), rounds=rounds)
-            case "fixed":
-                return FixedGroups(tasks, self.fixed_groups, rounds=rounds)
+            case "one_by_one" | "all_in_one" | "fedbone" | "fixed":
+                return FixedGroups(tasks, self._known_groups(tasks), rounds=rounds)
             case "hoa":
                 return Hoa(tasks, rounds=rounds, groups=self.groups)
+            case "exhaustive":
+                return Exhaustive(
+                    tasks,
+                    merged_rounds=self.merged_rounds,
+                    split_rounds=self.split_rounds,
+                    probe_from=self.probe_from,
+                    probe_rounds=self.probe_rounds,
+                    groups=self.groups,
+                )
             case "tag":
                 return Tag(
                     tasks,
@@ -91,13 +107,27 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     merged_rounds=self.merged_rounds,
                     split_rounds=self.split_rounds,
                     probe_from=self.probe_from,
-                    probe_rounds=self.probe_rounds,
+                    probe_rounds=self.probe_rounds if self.needs_affinities else 0,
                     groups=self.groups,
                     mode=mode,
-                    find=grouping_search(self.method, self.groups, mode, seed=seed, head_cost=self.head_cost),
+                    choice=choice_of(
+                        self.method,
+                        self.groups,
+                        mode,
+                        seed=self.draw or seed,
+                        head_cost=self.head_cost,
+                        shortlist=self.shortlist,
+                    ),
+                    trial_rounds=self.trial_rounds,
                     start=self.start,
                     schedule=self.lr_schedule,
                     confidence=self.confidence,
                     confidence_rounds=self.confidence_rounds,
                     seed=seed,
                 )
+
+    def _known_groups(self, tasks: Tasks) -> tuple[Tasks, ...]:
+        """Return the groups of a strategy that has them before any training."""
+        if self.strategy == "fixed":
+            return self.fixed_groups
+        return tuple((task,) for task in sorted(tasks)) if self.strategy == "one_by_one" else (tasks,)

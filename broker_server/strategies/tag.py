@@ -8,7 +8,7 @@ Source: Fifty et al., "Efficiently Identifying Task Groupings for Multi-Task Lea
 from collections.abc import Sequence
 
 from broker_server.grouping.search import SplitImpossible, search, task_score
-from broker_server.strategies.mas import find_split
+from broker_server.strategies.choice import find_split
 from broker_server.strategies.planner import Measurements, Phase, final, serving
 from edge_runtime.wire.names import Tasks
 

@@ -99,6 +99,26 @@ def test_a_simulated_federation_ends_with_the_weights_of_real_processes_over_mqt
     assert summary["simulated_s"] > 0
 
 
+def test_trials_on_processes_that_are_killed_end_as_the_simulated_ones(bench):
+    """The groups are tried in ordinary rounds: what is cut off in the middle of them goes on, to the same bits."""
+    trials = {"grouping_method": "hybrid", "shortlist": 2}
+    server = bench.site.serve(min_devices=2, **trials)
+    devices = [bench.site.device(name, count) for name, count in (("attic", 10), ("cellar", 7))]
+    until_s = time.monotonic() + LIMIT_S
+    while "trials" not in server.said and time.monotonic() < until_s:
+        time.sleep(0.02)
+    assert server.again()
+    assert devices[0].again()
+    real = bench.site.ends(server, *devices)
+    method = '{ strategy = "mas", groups = 2, method = "hybrid", shortlist = 2 }'
+    bench.run(bench.experiment(f"[methods.tried]\ngrouping = {method}\n"))
+    assert bench.models("tried") == real
+    report = bench.site.report()
+    assert {row["phase"] for row in report["rounds"]} == {"merge", "trials", "split"}
+    assert report["split"]["choice"]["known"] >= 2
+    assert bench.summaries()["tried", 7]["rounds"] == len(report["rounds"])
+
+
 def test_links_that_are_lost_and_slow_boards_change_the_times_and_nothing_else(bench):
     bench.run(bench.experiment())
     fleet = "[fleet.board]\nspeed = 0.01\nlatency_s = 0.2\nup_bytes_per_s = 20000\ndown_bytes_per_s = 40000\n"
@@ -122,6 +142,8 @@ METHODS = (
     MAS
     + '[methods.single]\nstrategy = "one_by_one"\n[methods.all]\nstrategy = "all_in_one"\n'
     + '[methods."TAG-2"]\nstrategy = "tag"\ngroups = 2\nprobe_rounds = 3\n'
+    + '[methods.every]\nstrategy = "exhaustive"\ngroups = 2\n'
+    + '[methods.constant]\nbaseline = "constant"\nstrategy = "all_in_one"\n'
     + '[methods."HOA-2"]\nstrategy = "hoa"\ngroups = 2\n'
 )
 
@@ -132,6 +154,10 @@ def test_every_strategy_runs_and_what_several_share_is_done_once(bench):
     assert [len(found[name, 7]["groups"]) for name in ("single", "all", "MAS-2")] == [3, 1, 2]
     assert [found[name, 7]["rounds"] for name in ("single", "all", "MAS-2")] == [9, 3, 4]
     assert all("total" in each["test_loss"] for each in found.values())
+    assert found["every", 7]["rounds"] == 2 + 7 + 2
+    assert found["every", 7]["last_split"]["origin"] == found["MAS-2", 7]["last_split"]["origin"]
+    assert found["constant", 7]["baseline"] == "constant"
+    assert found["constant", 7]["test_loss"] != found["all", 7]["test_loss"]
     # HOA trains every task alone as one-by-one does: that work was taken over, and is charged all the same.
     assert found["HOA-2", 7]["rounds"] == 18 + 3 * len(found["HOA-2", 7]["groups"])
     assert found["HOA-2", 7]["compute_s"] > found["single", 7]["compute_s"]

@@ -9,6 +9,7 @@ from broker_server.comparison.markdown import document, escape, table, tables
 from broker_server.comparison.published import TASKS
 from broker_server.report.build import MetricMean
 from broker_server.simulation.outline import Outline
+from broker_server.simulation.summary import LastSplit
 
 OUTLINE = Outline(methods=("single", "MAS-2", "slow"), seeds=(0, 1), sections={"ablations": ("slow",)})
 
@@ -121,3 +122,44 @@ def test_escape_gives_one_line_in_which_no_sign_acts(text):
 
 def test_table_has_a_line_for_each_row():
     assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+def test_tables_say_whether_groupings_can_be_told_apart(runs):
+    text = tables(compare("rooms", OUTLINE, runs), "p.png")
+    assert text.index("**This setting cannot tell groupings apart: ") < text.index("Means over seeds")
+    assert "method: choice of groups" not in text
+
+
+def test_tables_show_how_well_groups_were_chosen(runs, summary):
+    def split(method, seed, groups, losses, **others):
+        by_group = {"+".join(group): dict.fromkeys(group, losses) for group in groups}
+        last = LastSplit(origin="x", losses=by_group, group_scores=None)
+        return summary(method, seed, groups=groups, last_split=last, **others)
+
+    runs += [split("best", seed, (("depth",), ("edge_texture",)), 1.0) for seed in (0, 1)]
+    runs += [split("other", seed, (("depth", "edge_texture"),), 1.0) for seed in (0, 1)]
+    assert "method: choice of groups" not in tables(compare("rooms", OUTLINE, runs), "p.png")
+    tasks = {"test_loss": dict.fromkeys("abc", 1.0)}
+    runs = [
+        summary("one", **tasks),
+        split("best", 0, (("a",), ("b", "c")), 1.0, **tasks),
+        split("other", 0, (("a", "b"), ("c",)), 1.5, **tasks),
+    ]
+    text = tables(compare("rooms", Outline(), runs), "p.png")
+    assert "| best | 2 | 2 | 1 | 0.00 | 25.00 | +100 | – |" in text
+    assert "| other | 2 | 2 | 2 | 50.00 | 25.00 | −100 | – |" in text
+    assert "| one | 2" not in text
+
+
+def test_tables_of_choices_into_different_numbers_of_groups(summary):
+    def split(method, seed, groups):
+        by_group = {"+".join(group): dict.fromkeys(group, 1.0) for group in groups}
+        last = LastSplit(origin=f"{len(groups)}", losses=by_group, group_scores=None)
+        return summary(method, seed, groups=groups, last_split=last, test_loss=dict.fromkeys("abcd", 1.0))
+
+    two = ((("a",), ("b", "c", "d")), (("a", "b"), ("c", "d")))
+    three = ((("a",), ("b",), ("c", "d")), (("a", "b"), ("c",), ("d",)), (("a", "c"), ("b",), ("d",)))
+    runs = [split("MAS", seed, groups[0]) for seed, groups in enumerate((two, three))]
+    runs += [split(f"x{number}", 0, groups) for number, groups in enumerate(two[1:])]
+    runs += [split(f"y{number}", 1, groups) for number, groups in enumerate(three[1:])]
+    assert "| MAS | 2–3 | 2–3 | 1, 1 | 0.00 | 0.00 | – | – |" in tables(compare("rooms", Outline(), runs), "p.png")

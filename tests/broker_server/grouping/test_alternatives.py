@@ -7,8 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.grouping.alternatives import count, divided, division, hierarchical, random_groups, worst
-from broker_server.grouping.search import SplitImpossible, score, search
+from broker_server.grouping.alternatives import (
+    best_divisions,
+    count,
+    divided,
+    division,
+    hierarchical,
+    random_groups,
+    worst,
+)
+from broker_server.grouping.search import SplitImpossible, score, search, task_scores
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "fixtures" / "split_golden.json").read_text())
 TASKS, VALUES = GOLDEN["tasks"], GOLDEN["values"]
@@ -122,3 +130,18 @@ def test_random_groups_are_seeded_and_reach_every_division():
 def test_alternatives_impossible(call, reason):
     with pytest.raises(SplitImpossible, match=reason):
         call()
+
+
+def test_best_divisions_are_those_that_score_most_in_order():
+    table = task_scores(np.array(VALUES))
+    found = best_divisions(TASKS, table, 3, 4)
+    scores = [score(TASKS, VALUES, groups) for groups in every(TASKS, 3)]
+    assert [score(TASKS, VALUES, groups) for groups in found] == pytest.approx(sorted(scores, reverse=True)[:4])
+    assert set(map(frozenset, found[:1])) == {frozenset(search(TASKS, VALUES, 3, "exactly").groups)}
+    assert len(best_divisions(TASKS, table, 3, 100)) == count(5, 3)
+
+
+@pytest.mark.parametrize(("tasks", "groups"), [("abcdefghijkl", 4), ("ab", 3)])
+def test_best_divisions_refuses_too_many_or_none(tasks, groups):
+    with pytest.raises(SplitImpossible, match="can be ranked"):
+        best_divisions(tasks, np.zeros((1, 1)), groups, 1)

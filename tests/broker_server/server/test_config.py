@@ -6,7 +6,7 @@ import pytest
 from broker_server.aggregation.rules import Aggregation
 from broker_server.aggregation.server_optimizer import ServerOptimizer
 from broker_server.grouping.search import SplitImpossible
-from broker_server.server.config import SETTINGS, ServerConfig, read
+from broker_server.server.config import SETTINGS, ServerConfig, check, read
 from devices.cli.settings import COMMAND_LINE, DEFAULT, ConfigInvalid
 from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.compression import Updates
@@ -327,3 +327,23 @@ def test_config_fingerprint_has_how_changes_are_combined(make_config):
 def test_settings_each_have_a_sentence_and_a_flag_of_their_own():
     assert all(each.sentence for each in SETTINGS)
     assert len({each.flag for each in SETTINGS}) == len(SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"grouping_method": "trials", "confidence": 0.5}, "the method 'trials' does not measure"),
+        ({"grouping_method": "hybrid", "at_most": True}, "exactly `groups` groups"),
+    ],
+)
+def test_check_of_choices_that_cannot_be_made(make_config, settings, says):
+    with pytest.raises(ConfigInvalid, match=says):
+        check(make_config(**settings))
+
+
+def test_trials_need_no_affinities_and_are_what_a_federation_was_begun_with(make_config):
+    config = make_config(grouping_method="trials", probe_rounds=0)
+    check(config)
+    assert '"trial_rounds":1' in config.fingerprint()
+    assert "trial_rounds" not in make_config().fingerprint()
+    assert '"draw":3' in make_config(grouping_method="random", draw=3).fingerprint()

@@ -61,3 +61,14 @@ def test_summarise_bytes_of_a_round_that_was_interrupted(play, summary_of, make_
     found = summary_of(run)
     assert found.bytes_up is None
     assert found.bytes_down == 600
+
+
+def test_summarise_keeps_what_tells_the_last_groups_from_those_of_other_runs(play, summary_of):
+    best = summary_of(play(strategy="mas", groups=2).to_the_end()).last_split
+    assert best.losses == {"depth": {"depth": 0.5}, "normals+segmentation": {"normals": 0.5, "segmentation": 0.5}}
+    assert len(best.group_scores) == 8
+    every = summary_of(play(strategy="exhaustive", groups=2).to_the_end()).last_split
+    assert (every.origin, len(every.losses)) == (best.origin, 7)
+    longer = summary_of(play(strategy="mas", groups=2, split_rounds=2).to_the_end()).last_split
+    assert longer.origin != best.origin
+    assert summary_of(play(strategy="all_in_one").to_the_end()).last_split is None

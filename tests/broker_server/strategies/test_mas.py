@@ -1,18 +1,21 @@
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
 
 from broker_server.grouping.search import SplitImpossible
-from broker_server.strategies.mas import Mas, grouping_search
+from broker_server.strategies.choice import choice_of
+from broker_server.strategies.mas import Mas
 from broker_server.strategies.planner import Phase, learning_rate
 
 TASKS = ("a", "b", "c")
 
 
 def mas(groups=2, mode="exactly", method="best", **changes):
-    find = grouping_search(method, groups, mode, seed=0, head_cost=0.25)
-    settings = {"merged_rounds": 4, "split_rounds": 2, "probe_rounds": 1, "groups": groups, "mode": mode, "find": find}
-    return Mas(TASKS, **(settings | changes))
+    choice = choice_of(method, groups, mode, seed=0, head_cost=0.25, shortlist=2)
+    settings = {"merged_rounds": 4, "split_rounds": 2, "probe_rounds": 1, "groups": groups, "mode": mode}
+    return Mas(TASKS, **(settings | {"choice": choice} | changes))
 
 
 def test_mas_phases_in_order(measured, walk):
@@ -96,3 +99,89 @@ def test_finder_takes_the_number_of_groups_that_is_worth_it(measured, walk):
     assert walk(mas(method="training_cost", groups=3), measured())[3].groups == (("a", "b"), ("c",))
     alike = measured(values=np.ones((3, 3)))
     assert walk(mas(method="training_cost", groups=3), alike)[3].groups == (TASKS,)
+
+
+TRIED = {
+    ("a",): {"a": 1.0},
+    ("b",): {"b": 1.0},
+    ("c",): {"c": 1.0},
+    ("a", "b"): {"a": 2.0, "b": 2.0},
+    ("a", "c"): {"a": 0.5, "c": 0.5},
+    ("b", "c"): {"b": 2.0, "c": 2.0},
+    ("a", "b", "c"): {"a": 3.0, "b": 3.0, "c": 3.0},
+}
+WEIGHED = {("a", "b", "c"): {"a": 1.0, "b": 1.0, "c": 1.0}}
+
+
+def test_mas_tries_singles_pairs_and_all_tasks_and_splits_by_their_losses(measured, walk):
+    done = walk(mas(method="trials", probe_rounds=0), measured(counts=0, losses={"tried": TRIED}))
+    assert [phase.name for phase in done] == ["before", "merge", "merged", "trials", "tried", "split", "end"]
+    trials, tried, split = done[3:6]
+    assert trials.groups == tried.groups == tuple(TRIED)
+    assert (trials.work, trials.start, trials.rounds, trials.schedule_rounds) == ("train", "merge", 1, 2)
+    assert (tried.work, tried.start, tried.data_split) == ("evaluate", "trials", "val")
+    assert (split.groups, split.start, split.rounds) == ((("a", "c"), ("b",)), "merge", 2)
+    assert split.split.score == pytest.approx(-2.0 / 3)
+
+
+def test_mas_tries_with_the_learning_rates_that_the_split_begins_with(measured, walk):
+    of = measured(counts=0, losses={"tried": TRIED}, rounds={"merge": 4})
+    for schedule in ("restart", "continue"):
+        done = walk(mas(method="trials", schedule=schedule, trial_rounds=2), of)
+        trials, split = done[3], done[5]
+        assert [learning_rate(0.1, r, trials) for r in (0, 1)] == [learning_rate(0.1, r, split) for r in (0, 1)]
+
+
+def test_mas_with_at_most_some_groups_does_not_split_where_trials_are_against_it(measured, walk):
+    together = {**TRIED, ("a", "b", "c"): {"a": 0.1, "b": 0.1, "c": 0.1}}
+    strategy = mas(method="trials", mode="at_most", groups=3)
+    assert walk(strategy, measured(losses={"tried": together}))[5].groups == (TASKS,)
+    assert walk(strategy, measured(losses={"tried": TRIED}))[5].groups == (("a", "c"), ("b",))
+    apart = {group: losses for group, losses in together.items() if group != TASKS}
+    assert walk(strategy, measured(losses={"tried": apart}))[5].groups == (("a", "c"), ("b",))
+
+
+def test_mas_tries_what_affinities_prefer_and_splits_by_their_losses(measured, walk):
+    strategy = mas(method="hybrid")
+    before, merge, merged, weighed, trials = walk(strategy, measured(losses={"weighed": WEIGHED, "tried": TRIED}))[:5]
+    assert (weighed.work, weighed.groups, weighed.data_split) == ("evaluate", (TASKS,), "val")
+    preferred, second, every = trials.groups[:2], trials.groups[2:4], trials.groups[4:]
+    assert (preferred, every) == ((("a", "b"), ("c",)), (TASKS,))
+    for better, worse in ((preferred, second), (second, preferred)):
+        losses = {group: dict.fromkeys(group, 1.0 if group in better else 2.0) for group in (*better, *worse, *every)}
+        of = measured(losses={"weighed": WEIGHED, "tried": losses})
+        tried = strategy.next([before, merge, merged, weighed, trials], of)
+        split = strategy.next([before, merge, merged, weighed, trials, tried], of)
+        assert (tried.name, tried.groups, split.name, set(split.groups)) == (
+            "tried",
+            trials.groups,
+            "split",
+            set(better),
+        )
+
+
+def test_mas_weighs_affinities_by_validation_losses(measured, walk):
+    done = walk(mas(method="weighted"), measured(losses={"weighed": WEIGHED}))
+    assert [phase.name for phase in done] == ["before", "merge", "merged", "weighed", "split", "end"]
+    assert done[4].groups == (("a", "b"), ("c",))
+    assert len(done[4].split.group_scores) == 8
+
+
+@pytest.mark.parametrize(
+    ("method", "losses", "says"),
+    [
+        ("weighted", {}, "loss of 'a' was not measured"),
+        ("hybrid", {"weighed": WEIGHED, "tried": {}}, "no division was tried"),
+        ("trials", {"tried": {("a",): {}}}, "not measured"),
+    ],
+)
+def test_mas_says_what_was_not_measured(measured, walk, method, losses, says):
+    with pytest.raises(SplitImpossible, match=says):
+        walk(mas(method=method), measured(losses=losses))
+
+
+def test_mas_tries_a_single_pair_of_tasks_once(measured):
+    strategy = choice_of("trials", 2, "exactly", seed=0, head_cost=0.25, shortlist=2)
+    of = measured()
+    two = replace(of, affinities=replace(of.affinities, tasks=("a", "b")))
+    assert strategy.trials(two) == (("a",), ("b",), ("a", "b"))

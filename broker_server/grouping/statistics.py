@@ -1,12 +1,16 @@
-"""Means over seeds with Student's 95 % interval, alone and paired with a reference of the same seeds."""
+"""Means over seeds, or devices, with Student's 95 % interval, alone and paired with a reference of the same ones."""
 
 # coverage: every branch
 
 import math
 from collections.abc import Iterable, Mapping
 from statistics import NormalDist, mean, stdev
+from typing import TypeVar
 
 import msgspec
+
+Unit = TypeVar("Unit", int, str)
+"""What is repeated: a seed, or a device."""
 
 # The 97.5 % quantile of Student's t for 1 to 30 degrees of freedom.
 _T = (
@@ -50,16 +54,16 @@ def estimate(values: Iterable[float | None]) -> Estimate | None:
     return Estimate(n=count, mean=mean(known), half_width=half_width)
 
 
-def ratio(values: Mapping[int, float | None], reference: Mapping[int, float | None]) -> Estimate | None:
+def ratio(values: Mapping[Unit, float | None], reference: Mapping[Unit, float | None]) -> Estimate | None:
     """Return the mean of value / reference over the seeds that have both; None where none has."""
     return estimate(mine / base for mine, base in _pairs(values, reference) if base)
 
 
-def difference(values: Mapping[int, float | None], reference: Mapping[int, float | None]) -> Estimate | None:
+def difference(values: Mapping[Unit, float | None], reference: Mapping[Unit, float | None]) -> Estimate | None:
     """Return the mean of value − reference over the seeds that have both; None where none has."""
     return estimate(mine - base for mine, base in _pairs(values, reference))
 
 
-def _pairs(values: Mapping[int, float | None], reference: Mapping[int, float | None]) -> list[tuple[float, float]]:
+def _pairs(values: Mapping[Unit, float | None], reference: Mapping[Unit, float | None]) -> list[tuple[float, float]]:
     pairs = ((values[seed], reference[seed]) for seed in sorted(values.keys() & reference.keys()))
     return [(mine, base) for mine, base in pairs if mine is not None and base is not None]

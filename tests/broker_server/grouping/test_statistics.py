@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.comparison.statistics import difference, estimate, ratio, t_quantile
+from broker_server.grouping.statistics import difference, estimate, ratio, t_quantile
 
 VALUES = st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=60)
 
