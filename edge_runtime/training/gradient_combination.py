@@ -1,9 +1,12 @@
-"""Gradient combination: the tasks' gradients at the representation become one for the encoder, by PCGrad or CAGrad.
+"""Gradient combination: the tasks' gradients at the representation become one for the encoder, by one of some rules.
 
 The plain sum needs none of this: the model adds each task's ∂L_i/∂z as it comes. PCGrad and CAGrad (wire/conflict.py)
 see all of them at once, so T copies of ∂L_i/∂z are held while the heads run. A task's gradient over all arrays and
 samples of a run is one vector, weighted by the task's weight. Each micro-batch is combined by itself. Heads are always
 trained by their own gradients.
+
+Of T gradients the sum that reaches the encoder is divided by √T, so that a group of tasks that pull one way takes a
+step up to √T times as long as a single task's. With their mean the step is level across group sizes.
 """
 
 # coverage: every branch
@@ -28,6 +31,8 @@ def gradient_combiner(settings: Training, place: Sequence[int]) -> CombineGradie
         return None
 
     def combine(gradients: list[Representation]) -> Representation:
+        if settings.gradient_combination == "mean":  # over √T here, and over √T as every rule's result
+            return summed(gradients, np.full(len(gradients), 1 / np.sqrt(len(gradients))))
         inner = representation_gram(gradients)  # (T, T)
         shares = np.ones(len(gradients))
         if settings.gradient_combination == "pcgrad":

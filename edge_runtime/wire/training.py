@@ -17,8 +17,8 @@ COMMON: dict[str, Any] = {"common": True}
 """Of a setting that the short help shows."""
 ProbeMethod = Literal["exact", "encoder", "representation"]
 """Affinities by look-ahead, or to first order from the encoder's or the representation's gradients."""
-GradientCombination = Literal["sum", "pcgrad", "cagrad"]
-"""Tasks' gradients are added, or conflicting parts are projected out first, or the worst-off task is helped most."""
+GradientCombination = Literal["sum", "mean", "pcgrad", "cagrad"]
+"""Tasks' gradients are added or averaged, conflicting parts are projected out first, or the worst off is helped."""
 CAGradRadius = Annotated[float, Meta(ge=0, lt=1)]
 Weight = Annotated[float, Meta(ge=0, le=1e6)]
 Rate = Annotated[float, Meta(gt=0, le=10)]

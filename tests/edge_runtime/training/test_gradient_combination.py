@@ -32,6 +32,15 @@ def test_merging_is_the_rule_on_all_arrays_as_one_vector(tiny, rule):
     np.testing.assert_allclose(flat(found), expected @ whole, rtol=1e-4, atol=1e-5)
 
 
+def test_the_mean_makes_steps_level_across_group_sizes(tiny):
+    settings = tiny.change(gradient_combination="mean")
+    one = flat(gradients(1)[0])
+    for tasks in (1, 4):
+        same = [tuple(map(np.copy, gradients(1)[0])) for _ in range(tasks)]
+        step = flat(gradient_combiner(settings, (0,))(same)) / np.sqrt(tasks)  # as the model divides it
+        np.testing.assert_allclose(step, one, rtol=1e-6)
+
+
 def test_merging_depends_on_the_place_of_the_batch_alone(tiny):
     settings = tiny.change(gradient_combination="pcgrad")
     places = [(3, 0, 0), (3, 0, 0), (3, 0, 1), (3, 1, 7), (3, 1, 7, 1)]
