@@ -54,8 +54,8 @@ def description(profile: Profile) -> str:
     return "\n".join(lines)
 
 
-def detected_words(board: Detected, meter: str) -> str:
-    """Return a detected board and its meter, in words."""
+def detected_words(board: Detected, meter: str, others: tuple[str, ...] = ()) -> str:
+    """Return a detected board and its meter, in words. `others` are sensors that are no meter of the board."""
     profile = board.profile
     kind = (
         f"an unknown board: {board.machine} is not supported" if profile is None else f"{profile.name}: {profile.title}"
@@ -69,6 +69,8 @@ def detected_words(board: Detected, meter: str) -> str:
         f"  Python: {board.python or _NOT_STATED}",
         f"  meter: {meter}",
     ]
+    if others:
+        lines.append(f"  other sensors: {', '.join(others)}")
     if board.compatible:
         lines.insert(2, f"  device tree: {', '.join(board.compatible)}")
     return "\n".join(lines)
@@ -105,11 +107,14 @@ def _detect(args: argparse.Namespace) -> int:
     board = detect(load_all(), args.root)
     meters = discover(args.root)
     source = None if meters.meter is None else meters.meter.facts.source
+    covers = None if meters.meter is None else meters.meter.facts.covers
     if meters.meter is not None:
         meters.meter.close()
     if args.json:
         answer = {**msgspec.to_builtins(board), "profile": board.profile and board.profile.name, "meter": source}
-        print(msgspec.json.encode({**answer, "meter_reasons": meters.reasons}).decode())
+        reasons = {"meter_covers": covers, "meter_reasons": meters.reasons, "other_sensors": meters.others}
+        print(msgspec.json.encode({**answer, **reasons}).decode())
     else:
-        print(detected_words(board, source or f"none ({'; '.join(meters.reasons)})"))
+        meter = f"none ({'; '.join(meters.reasons)})" if source is None else f"{source} ({covers})"
+        print(detected_words(board, meter, meters.others))
     return 0

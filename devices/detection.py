@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from devices.meters.meter import read_text
 from devices.profile import Profile
+from devices.sysfs import read_text
 
 _COMPATIBLE = "proc/device-tree/compatible"
 _MODEL = "proc/device-tree/model"

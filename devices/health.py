@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from devices.firmware import Ask, FirmwareSilent, open_firmware
-from devices.meters.meter import numbered, read_number, read_text
+from devices.sysfs import numbered, read_number, read_text
 from devices.throttling import Throttling
 
 FLAGS = ("under_voltage", "frequency_capped", "throttled", "soft_temperature_limit")

@@ -12,7 +12,7 @@
 import re
 from pathlib import Path
 
-from devices.meters.meter import read_number, read_text
+from devices.sysfs import read_number, read_text
 
 _COOLING = re.compile(r"(thermal-)?cpufreq-.*|Processor")
 

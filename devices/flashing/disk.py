@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from devices.meters.meter import read_number, read_text
+from devices.sysfs import read_number, read_text
 
 _SECTOR_BYTES = 512
 _SYSTEM = frozenset({"/", "/boot", "/boot/efi", "/boot/firmware", "/home", "/usr", "/var"})

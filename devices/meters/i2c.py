@@ -14,8 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 from devices.meters.meter import INA_HZ, MeterAbsent, MeterFacts
+from devices.meters.plausibility import feed_doubt
 
 _I2C_SLAVE = 0x0703
+_MAKER, _MODEL = 0xFE, 0xFF
+_TEXAS = 0x5449
+_MODELS = {0x226: "ina226", 0x227: "ina260", 0x228: "ina228", 0x238: "ina238", 0x231: "ina231"}
+"""What the first three digits of the model's register say; an INA219 has neither register. (SBOS547, SBOS656)"""
 _SPEC = re.compile(r"(ina\d+)@(0x[0-9a-f]{1,2})(?:,bus=(\d{1,3}))?(?:,shunt=(\d+(?:\.\d+)?|\.\d+))?", re.IGNORECASE)
 
 
@@ -35,7 +40,7 @@ class Bus(Protocol):
 class ChipRegisters:
     """The registers of a kind of chip, and the size of a step in each.
 
-    `current_step` is volts over the shunt, or amperes for a chip with a shunt of its own.
+    `current_step` is volts over the shunt, or amperes for a chip with a shunt of its own; at `full` it is saturated.
     """
 
     current_register: int
@@ -44,11 +49,12 @@ class ChipRegisters:
     voltage_step: float
     voltage_shift: int = 0
     voltage_register: int = 2
+    full: int = 0x7FFF
 
 
 CHIPS = {
     "ina219": ChipRegisters(
-        current_register=1, current_step=10e-6, needs_shunt=True, voltage_step=4e-3, voltage_shift=3
+        current_register=1, current_step=10e-6, needs_shunt=True, voltage_step=4e-3, voltage_shift=3, full=32000
     ),
     "ina226": ChipRegisters(current_register=1, current_step=2.5e-6, needs_shunt=True, voltage_step=1.25e-3),
     "ina260": ChipRegisters(current_register=1, current_step=1.25e-3, needs_shunt=False, voltage_step=1.25e-3),
@@ -86,28 +92,56 @@ class InaMeter:
         if chip.needs_shunt and not (shunt_ohm and shunt_ohm > 0):
             raise MeterAbsent(f"i2c: {kind} needs the resistance of its shunt in ohms, as in {kind}@0x40,shunt=0.1")
         self._chip, self._bus = chip, bus
+        self._check_model(kind.lower())
         self._step_a = chip.current_step / (shunt_ohm or 1.0) if chip.needs_shunt else chip.current_step
-        if self.read() is None:
-            raise MeterAbsent(f"i2c: no {kind} answers")
+        full_a = chip.full * self._step_a
+        shunt = f"; shunt {shunt_ohm:g} ohm" if chip.needs_shunt else ""
+        self._check_feed(kind.lower(), full_a)
         self.facts = MeterFacts(
             source=f"i2c:{kind.lower()}",
-            covers="what flows through the shunt: the whole board if it sits in the feed",
+            covers=f"what flows through its shunt: the whole board if it sits in the feed{shunt}, up to {full_a:.3g} A",
             rate_hz=INA_HZ,
             resolution=self._step_a * 5.0,
             gain_error=0.02,
         )
 
     def read(self) -> tuple[float, ...] | None:
-        """Return the power in watts; None if the chip does not answer."""
+        """Return the power in watts; None if the chip does not answer, is saturated, or measures no current."""
         try:
-            raw = self._bus.word(self._chip.current_register)
-            voltage = (
-                self._bus.word(self._chip.voltage_register) >> self._chip.voltage_shift
-            ) * self._chip.voltage_step
+            current, volts = self._current(), self._volts()
         except OSError:
             return None
-        signed = raw - 0x10000 if raw & 0x8000 else raw
-        return (max(0.0, signed * self._step_a * voltage),)
+        if not 0 < current < self._chip.full or volts <= 0.0:
+            return None
+        return (current * self._step_a * volts,)
+
+    def _current(self) -> int:
+        raw = self._bus.word(self._chip.current_register)
+        return raw - 0x10000 if raw & 0x8000 else raw
+
+    def _volts(self) -> float:
+        return (self._bus.word(self._chip.voltage_register) >> self._chip.voltage_shift) * self._chip.voltage_step
+
+    def _check_model(self, kind: str) -> None:
+        """Raise MeterAbsent if the chip says that it is another one; an INA219 says nothing."""
+        try:
+            maker, model = self._bus.word(_MAKER), self._bus.word(_MODEL)
+        except OSError:
+            return
+        found = _MODELS.get(model >> 4, "another chip") if maker == _TEXAS else None
+        if found not in {None, kind}:
+            raise MeterAbsent(f"i2c: the chip at that address is {found}, not {kind}: its steps are others")
+        if found is None and kind != "ina219":
+            raise MeterAbsent(f"i2c: the chip at that address is no {kind}, which would say so: is it an ina219?")
+
+    def _check_feed(self, kind: str, full_a: float) -> None:
+        try:
+            current, volts = self._current(), self._volts()
+        except OSError as exc:
+            raise MeterAbsent(f"i2c: no {kind} answers: {exc.strerror}") from exc
+        reason = feed_doubt(volts=volts, amperes=current * self._step_a, full_a=full_a)
+        if reason is not None:
+            raise MeterAbsent(f"i2c:{kind}: {reason}")
 
     def close(self) -> None:
         """Close the bus."""

@@ -9,8 +9,9 @@ which times `in_power<n>_scale` is in milliwatts.
 import re
 from pathlib import Path
 
-from devices.meters.meter import INA_HZ, MeterAbsent, MeterFacts, NumberFile, numbered, read_number, read_text
+from devices.meters.meter import INA_HZ, MeterAbsent, MeterFacts
 from devices.meters.rails import UNUSED, Rail, RailMeter, whole_board
+from devices.sysfs import NumberFile, numbered, read_number, read_text
 
 _PLACES = (
     "sys/bus/iio/devices/iio:device*",
@@ -44,7 +45,7 @@ def open_iio(root: Path = Path("/")) -> RailMeter:
     )
     if meter.read() is None:
         meter.close()
-        raise MeterAbsent("iio: the sensor gives no number now")
+        raise MeterAbsent("iio: the sensor gives no number now, or 0 W, which no board takes")
     return meter
 
 

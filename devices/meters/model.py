@@ -8,7 +8,8 @@ or a meter states them. Utilisation is the busy share of all cores since the rea
 
 from pathlib import Path
 
-from devices.meters.meter import MeterAbsent, MeterFacts, read_text
+from devices.meters.meter import MeterAbsent, MeterFacts
+from devices.sysfs import read_text
 
 _IDLE_FIELDS = (3, 4)  # idle, iowait
 _GUEST_FIELD = 8  # guest time is in user time already

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from os import pread
 
-from devices.meters.meter import MAX_NUMBER_BYTES, MeterFacts, NumberFile
+from devices.meters.meter import MeterFacts
+from devices.sysfs import MAX_NUMBER_BYTES, NumberFile
 
 INLETS = ("VDD_IN", "POM_5V_IN", "VDD_5V_IN", "5V_IN", "VIN", "VIN_SYS", "VDD_MUX")
 """Rails of Jetson modules that feed all others (VDD_IN: Orin Nano, Orin NX, Xavier NX, TX2)."""
@@ -58,7 +59,10 @@ class RailMeter:
         self._reads = tuple((rail.factor, tuple(file.descriptor for file in rail.files)) for rail in rails)
 
     def read(self) -> tuple[float, ...] | None:
-        """Return the power in watts; None if a rail cannot be read. A rail below zero, by an offset, counts as zero."""
+        """Return the power in watts; None if a rail cannot be read, or all read zero, which no board takes.
+
+        A rail below zero, by an offset, counts as zero.
+        """
         total_w = 0.0
         try:
             for power_w, descriptors in self._reads:
@@ -68,7 +72,7 @@ class RailMeter:
                     total_w += power_w
         except (OSError, ValueError):
             return None
-        return (total_w,)
+        return (total_w,) if total_w > 0.0 else None
 
     def close(self) -> None:
         """Close the rails' files."""

@@ -10,7 +10,8 @@ counters (CVE-2020-8694).
 import re
 from pathlib import Path
 
-from devices.meters.meter import MeterAbsent, MeterFacts, NumberFile, read_number, read_text
+from devices.meters.meter import MeterAbsent, MeterFacts
+from devices.sysfs import NumberFile, read_number, read_text
 
 _ZONE = re.compile(r"intel-rapl:\d+(:\d+)?")
 _COUNTED = re.compile(r"package-\d+(-die-\d+)?|dram")

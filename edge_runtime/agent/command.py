@@ -205,7 +205,8 @@ def _measure_idle(account: EnergyAccount, seconds: float, stop: threading.Event,
     if account.source is None:
         _log.info("energy is not measured%s", "".join(f"; {reason}" for reason in account.reasons))
         return
-    _log.info("energy is %s by %s", "estimated" if account.is_estimated else "measured", account.source)
+    how = "estimated" if account.is_estimated else "measured"
+    _log.info("energy is %s by %s (%s)", how, account.source, account.covers)
     if seconds > 0 and (account.idle_w is None or not account.rounds()):
         idle_w = account.measure_idle(seconds, partial(_wait, stop, beat))
         _log.info("the idle board: %s", "not measured" if idle_w is None else f"{idle_w:.2f} W")

@@ -112,6 +112,11 @@ class EnergyAccount:
         return None if self._facts is None else self._facts.source
 
     @property
+    def covers(self) -> str:
+        """What the meter's figures include and leave out; empty if nothing measures."""
+        return "" if self._facts is None else self._facts.covers
+
+    @property
     def is_estimated(self) -> bool:
         """True if the figures come from a model."""
         return self._facts is not None and self._facts.estimated

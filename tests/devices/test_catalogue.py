@@ -58,7 +58,7 @@ def test_detect_json(board, capsys):
     assert main(["detect", "--root", str(board.root), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["meter"] is None
-    assert len(found["meter_reasons"]) == 5
+    assert len(found["meter_reasons"]) == 4
 
 
 def test_command_missing_is_wrong_usage():

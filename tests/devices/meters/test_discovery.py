@@ -14,14 +14,15 @@ def source_of(found):
 def test_board_with_nothing_gives_every_reason(board):
     found = discover(board.root)
     assert found.meter is None
-    assert [reason.split(":")[0] for reason in found.reasons] == ["hwmon", "pmic", "iio", "rapl", "hwmon"]
+    assert [reason.split(":")[0] for reason in found.reasons] == ["hwmon", "pmic", "iio", "rapl"]
     assert all("\n" not in reason for reason in found.reasons)
 
 
 @pytest.mark.process
 def test_nearest_to_the_whole_board_comes_first(board, pmic_text):
     board.hwmon(0, "amdgpu", power1_average=9_000_000)
-    assert source_of(discover(board.root)) == "hwmon:amdgpu"
+    found = discover(board.root)
+    assert (found.meter, found.others) == (None, ("hwmon:amdgpu",))
     board.rapl("0", "package-0", 1)
     assert source_of(discover(board.root)) == "rapl"
     board.write("sys/bus/iio/devices/iio:device0", in_power0_input=700)
@@ -43,6 +44,7 @@ def test_broken_sensor_is_passed_over_with_its_reason(board):
     found = discover(board.root)
     assert source_of(found) == "rapl"
     assert "hwmon:ina226: the sensor gives no number" in found.reasons[0]
+    assert found.others == ("hwmon:ina226",)
 
 
 def test_source_is_opened_by_its_name(board, pmic_text):
@@ -104,11 +106,19 @@ def test_plug_that_says_nothing_is_none_and_closed():
     assert closed == [1]
 
 
+def test_plug_that_publishes_rarely_is_not_waited_for():
+    found = open_source("mqtt://h/t?every=300", listen=lambda *_: lambda: None, first_s=0.01)
+    assert "each value held for up to 450 s" in found.meter.facts.covers
+    assert found.meter.facts.gain_error == 0.25
+
+
 def test_plug_without_a_client_is_none():
     assert "no MQTT client" in open_source("mqtt://h/t").reasons[0]
 
 
-@pytest.mark.parametrize("source", ["mqtt://h", "mqtt://h/", "mqtt:///t", "mqtt://h/+/x", "mqtt://h/t?x=1"])
+@pytest.mark.parametrize(
+    "source", ["mqtt://h", "mqtt://h/", "mqtt:///t", "mqtt://h/+/x", "mqtt://h/t?x=1", "mqtt://h/t?every=0"]
+)
 def test_plug_without_host_or_topic_is_refused(source):
     with pytest.raises(ValueError, match="names no plug"):
         open_source(source, listen=lambda *_: lambda: None)

@@ -93,8 +93,47 @@ def test_attributes_of_an_old_kernel_are_found_below_device(board):
 
 
 def test_offset_below_zero_is_zero(board):
-    board.hwmon(0, "ina219", in1_input=5000, curr1_input=-3)
-    assert opened(board).read() == (0.0,)
+    board.hwmon(0, "ina3221", in1_input=5000, curr1_input=-3, in2_input=5000, curr2_input=700)
+    assert opened(board).read() == (3.5,)
+
+
+def test_sensor_of_a_board_that_takes_nothing_reads_none(board):
+    board.hwmon(0, "ina219", power1_input=3_000_000)
+    meter = opened(board)
+    board.hwmon(0, "ina219", power1_input=0)
+    assert meter.read() is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shunt_uohm", "said", "gain_error"),
+    [
+        ("ina219", 100_000, "; shunt 0.1 ohm, up to 3.2 A", 0.02),
+        ("ina226", 2_000, "; shunt 0.002 ohm, up to 41 A", 0.02),
+        ("ina260", 2_000, "; shunt 0.002 ohm", 0.02),
+        ("ina219", 10_000, "; shunt 0.01 ohm, up to 32 A, as the driver assumes unless it is told", 0.05),
+    ],
+)
+def test_shunt_and_range_are_said_and_what_is_assumed_is_in_the_error(board, name, shunt_uohm, said, gain_error):
+    board.hwmon(0, name, power1_input=3_000_000, shunt_resistor=shunt_uohm)
+    facts = opened(board).facts
+    assert facts.covers.endswith(said)
+    assert facts.gain_error == gain_error
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["BAT0", "AC", "ADP1", "tcpm_source_psy_4_0022", "ucsi_source_psy_0_00081", "battery", "bq27441", "max17055"],
+)
+def test_batteries_and_chargers_are_no_chips(board, name):
+    board.hwmon(0, name, in0_input=12_000, curr0_input=1, power1_input=9_000_000)
+    assert find_chips(board.root) == []
+
+
+def test_power_supply_of_any_name_is_no_chip(board):
+    board.hwmon(0, "mystery", power1_input=9_000_000)
+    assert len(find_chips(board.root)) == 1
+    board.write("sys/class/hwmon/hwmon0/device", type="Mains")
+    assert find_chips(board.root) == []
 
 
 def test_sensors_without_power_are_no_chips(board):

@@ -24,7 +24,6 @@ class FakeBus:
         ("ina219", {"r1": 8000, "r2": (1250 << 3) | 2}, 0.1, 0.8 * 5.0),  # 80 mV over 0.1 Ω
         ("ina226", {"r1": 4000, "r2": 4000}, 0.01, 1.0 * 5.0),  # 10 mV over 10 mΩ
         ("INA260", {"r1": 800, "r2": 4000}, None, 1.0 * 5.0),
-        ("ina226", {"r1": 0xFFFE, "r2": 4000}, 0.01, 0.0),  # a little backwards
     ],
 )
 def test_registers_become_watts(kind, registers, shunt_ohm, power_w):
@@ -34,6 +33,38 @@ def test_registers_become_watts(kind, registers, shunt_ohm, power_w):
     assert meter.facts.rate_hz >= 50
     meter.close()
     assert bus.closed
+
+
+@pytest.mark.parametrize(
+    ("kind", "registers", "shunt_ohm", "said"),
+    [
+        ("ina219", {"r1": 0x10000 - 6000, "r2": 1250 << 3}, 0.1, "its current is below zero: the two wires"),
+        ("ina219", {"r1": 32000, "r2": 1250 << 3}, 0.1, r"saturated at 3\.2 A: .* smaller shunt"),
+        ("ina226", {"r1": 0x7FFF, "r2": 4000}, 0.1, r"saturated at 0\.819 A"),
+        ("ina219", {"r1": 0, "r2": 0}, 0.1, r"it is at 0\.00 V: that is a battery or a rail"),
+        ("ina219", {"r1": 0xFFFF, "r2": 0xFFFF}, 0.1, "below zero"),  # nothing there, and the bus floats high
+        ("ina219", {"r1": 18000, "r2": 4080, "r254": 0x5449, "r255": 0x2260}, 0.02, "is ina226, not ina219"),
+        ("ina219", {"r1": 18000, "r2": 4080, "r254": 0x5449, "r255": 0x2381}, 0.02, "is ina238, not ina219"),
+        ("ina260", {"r1": 800, "r2": 4000, "r254": 0x5449, "r255": 0x9990}, None, "is another chip, not ina260"),
+        ("ina226", {"r1": 6000, "r2": 1250 << 3, "r254": 0xFFFF, "r255": 0xFFFF}, 0.1, "is no ina226"),
+    ],
+)
+def test_chip_that_cannot_be_in_the_feed_is_absent_with_what_is_likely_wrong(kind, registers, shunt_ohm, said):
+    with pytest.raises(MeterAbsent, match=said):
+        InaMeter(kind, FakeBus(**registers), shunt_ohm)
+
+
+def test_chip_says_its_shunt_and_its_range():
+    meter = InaMeter("ina226", FakeBus(r1=4000, r2=4000, r254=0x5449, r255=0x2260), 0.01)
+    assert meter.facts.covers.endswith("; shunt 0.01 ohm, up to 8.19 A")
+
+
+@pytest.mark.parametrize("current", [0, 0x10000 - 5, 0x7FFF])
+def test_chip_that_measures_no_current_or_too_much_later_reads_none(current):
+    bus = FakeBus(r1=4000, r2=4000)
+    meter = InaMeter("ina226", bus, 0.01)
+    bus.registers[1] = current
+    assert meter.read() is None
 
 
 def test_chip_that_stops_answering_reads_none():

@@ -29,24 +29,35 @@ def test_choose_a_board_s_best_meter_first(board, opened, pmic_text):
     board.vcgencmd(f"pmic_read_adc) cat <<'END'\n{pmic_text}END\n;;\nversion) echo 1;;")
     asked, open_ = opened
     assert choose("auto", None, board.root, open_).facts.source == "pmic"
-    assert asked == ["pmic"]
+    assert asked == []
 
 
 def test_choose_auto_tries_no_chip_that_nobody_can_see(board, opened):
     raspberry(board, "raspberrypi,4-model-b")
-    asked, open_ = opened
-    with pytest.raises(MeterUnusable, match="--source i2c:ina219@0x40"):
-        choose("auto", None, board.root, open_)
-    assert asked == []
-    with pytest.raises(MeterUnusable):
-        choose("rpi4", None, board.root, open_)
-    assert asked == ["i2c:ina219@0x40,bus=1,shunt=0.1"]
+    with pytest.raises(MeterUnusable, match="--source i2c:ina219@0x40") as refused:
+        choose("auto", None, board.root, opened[1])
+    assert "i2c-1 at" not in str(refused.value)
+    with pytest.raises(MeterUnusable, match=r"i2c-1 at 0x40 cannot be used: No such file"):
+        choose("rpi4", None, board.root, opened[1])
 
 
 def test_choose_whatever_else_the_kernel_shows(board, opened):
     raspberry(board, "raspberrypi,4-model-b")
     board.hwmon(0, "ina226", power1_input=3500000)
     assert choose("auto", None, board.root, opened[1]).facts.source.startswith("hwmon")
+
+
+def test_choose_auto_as_the_agent_does(board, opened):
+    raspberry(board, "raspberrypi,4-model-b")
+    board.hwmon(0, "ina226", power1_input=3500000)
+    chosen = choose("auto", None, board.root, opened[1])
+    assert chosen.facts == opened[1]("auto").meter.facts
+
+
+def test_choose_says_which_sensors_are_no_meter(board, opened):
+    board.hwmon(1, "amdgpu", power1_average=9_000_000)
+    with pytest.raises(MeterUnusable, match="not taken, as none of them measures the board: hwmon:amdgpu"):
+        choose("auto", None, board.root, opened[1])
 
 
 def test_choose_a_source_as_it_was_said(board, opened):
