@@ -7,10 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
-
 from edge_runtime import __version__
-from edge_runtime.agent.carried_state import CarriedState
 from edge_runtime.agent.work import (
     DownloadedPlan,
     EvaluationResult,
@@ -29,27 +26,25 @@ from edge_runtime.split_learning.client import (
     check_settings,
 )
 from edge_runtime.training.available_memory import default_budget
-from edge_runtime.training.checkpoint import Checkpoint, CheckpointHeader, key_of
+from edge_runtime.training.checkpoint import key_of
 from edge_runtime.training.encoder import EncoderBackend
 from edge_runtime.training.engine import ARENA_BYTES, Engine, EngineError, engine_version, is_training_build
 from edge_runtime.training.graph_cache import GraphCache
-from edge_runtime.training.local_stem import LocalStem
 from edge_runtime.training.memory_plan import EVALUATION_BATCH, PlannedMemory, plan_memory
 from edge_runtime.training.model import Model, TrainingStep
-from edge_runtime.training.optimizer import make_optimizer
 from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrainingUnavailable, check_installed
+from edge_runtime.training.personal import runs
 from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
-from edge_runtime.training.progress import TrainingProgress
+from edge_runtime.training.round_trainer import RoundTrainer
 from edge_runtime.training.service_memory import SPARE_BYTES
 from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import Trainer, evaluate
-from edge_runtime.training.weighting_state import WeightingStateStore
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.errors import AugmentationImpossible, BudgetTooSmall, BundleInvalid
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import DataSplit, Hello, OrtTrainingUse, Plan, Training, WorkStage, text
 from edge_runtime.wire.split_learning import EVALUATION_SAMPLES, MessageLayout
-from edge_runtime.wire.tensors import Vector, transfer
+from edge_runtime.wire.tensors import Vector, replaced, transfer
 
 CHECKPOINT_S = 120.0
 ATTEMPTS = 10
@@ -96,10 +91,7 @@ class LocalWorker:
         self._engine: Engine | None = None
         self._graph_cache = graph_cache
         self._ort_training_cache: OrtTrainingCache | None = None
-        self._momentum = CarriedState(state / "momentum")
-        self._stem = LocalStem(state / "stem")
-        self._weighting_states = WeightingStateStore(state / "weighting")
-        self._checkpoint = Checkpoint(state / "checkpoint", checkpoint_s)
+        self._rounds = RoundTrainer(state, checkpoint_s)
         self._base_bytes = rss_bytes()
         self._noise_key = noise_key
         self._budget_bytes = memory_budget_bytes
@@ -160,7 +152,7 @@ class LocalWorker:
             return work()
         except EncoderSessionLost as exc:
             _log.warning("round %d begins again: %s", plan.round, exc)
-            self._checkpoint.delete()
+            self._rounds.forget()
             return None
         except EncoderServerUnavailable as exc:
             raise WorkRefused("encoder_server", str(exc)) from exc
@@ -183,58 +175,37 @@ class LocalWorker:
         except (EngineError, BundleInvalid, OrtTrainingUnavailable) as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         received = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        start = self._stem.restore(manifest.table, received, plan.round) if plan.local_stem else received
+        own = self._rounds.restored(plan, manifest.table, received)
         memory = self._planned(manifest, settings, plan) if step is None else None
-        model = self._model(manifest, store, start, split, step, memory, self._remote(plan, manifest, channel, memory))
-        layout = make_optimizer(settings).table(manifest.table.parameters)
-        key = key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}")
-        is_first = settings.first_epoch == 0  # a group's first round: no state is carried over from another phase
-        state = None if is_first else self._momentum.load(layout, plan.round - 1)
-        if state is None:
-            state = np.zeros(layout.size, np.float32)
-        checkpoint = self._checkpoint.load(key, model.weights, state)
-        spent_s = checkpoint.wall_s if checkpoint else 0.0
-        model.begin_round(checkpoint.progress.steps if checkpoint else 0)
-
-        def save(progress: Callable[[], TrainingProgress]) -> None:
-            if self._checkpoint.is_due:
-                wall_s = spent_s + time.monotonic() - started_s
-                header = CheckpointHeader(key=key, progress=progress(), val_loss=val_loss, wall_s=wall_s)
-                try:
-                    self._checkpoint.save(header, model.weights, state)
-                    model.mark_checkpoint()
-                except OSError as exc:
-                    _log.warning("no checkpoint of round %d could be written: %s", plan.round, exc.strerror)
-
+        model = self._model(manifest, store, own, split, step, memory, self._remote(plan, manifest, channel, memory))
+        due = runs(
+            plan.personal,
+            settings,
+            received=received,
+            own=own,
+            ranges=model.trained_in,
+            parts=tuple(manifest.table.parts),
+        )
         try:
-            val_loss = checkpoint.val_loss if checkpoint else self._loss(model, self._dataset.val, report, memory)
-            report("train", 0, 1)
-            trained = Trainer(model, split, memory.plan.micro_batch if memory else None).train(
-                settings,
-                state,
-                weighting_state=None if is_first else self._weighting_states.load(plan.bundle.digest, plan.round),
-                received=start[: len(model.parameters)],
-                after=checkpoint.progress if checkpoint else None,
-                save=save,
-                report=lambda done, total: report("train", done, total),
-                enter=lambda stage: report(stage, 0, 1),
+            trained = self._rounds.train(
+                due,
+                plan,
+                Trainer(model, split, memory.plan.micro_batch if memory else None),
+                key=key_of(plan, len(split), f"{engine_version()} {memory.plan if memory else 'official'}"),
+                started_s=started_s,
+                validate=lambda: self._loss(model, self._dataset.val, report, memory),
+                report=report,
             )
-            model.finish_round()
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
-        self._momentum.save(layout, state, plan.round)
-        if trained.weighting_state is not None:
-            self._weighting_states.save(plan.bundle.digest, trained.weighting_state, plan.round)
-        new = model.weights
-        if plan.local_stem:
-            new = self._stem.save(manifest.table, received, new, plan.round)
+        new = trained.weights
         return TrainResult(
-            weights=new if manifest is asked else _with_trained(asked, weights, manifest, new),
+            weights=new if manifest is asked else replaced(asked.table, weights, manifest.table, new),
             examples=split.examples(model.tasks),
-            train_loss=trained.loss,
-            val_loss=val_loss,
-            affinity=trained.affinities.result(),
-            wall_s=spent_s + time.monotonic() - started_s,
+            train_loss=trained.own.loss,
+            val_loss=trained.val_loss,
+            affinity=trained.sent.affinities.result(),
+            wall_s=trained.wall_s,
             peak_rss_bytes=peak_rss_bytes(),
             memory=memory.use if memory else None,
         )
@@ -257,8 +228,7 @@ class LocalWorker:
             raise WorkRefused("no_data", f"this device has no {plan.data_split} set")
         asked, manifest = downloaded.manifest, self._labelled(downloaded.manifest, split)
         start = weights if manifest is asked else transfer(asked.table, weights, manifest.table)
-        if plan.local_stem:
-            start = self._stem.restore(manifest.table, start, plan.round)
+        start = self._rounds.restored(plan, manifest.table, start)
         model = self._model(manifest, store, start, split, remote=self._remote(plan, manifest, channel))
         try:
             model.begin_round()
@@ -313,6 +283,7 @@ class LocalWorker:
                 update=plan.updates,
                 parts=plan.split_learning.parts if plan.split_learning else 1,
                 samples=len(split),
+                personal=plan.personal,
             )
         except BudgetTooSmall as exc:
             raise WorkRefused("memory", str(exc)) from exc
@@ -374,12 +345,3 @@ class LocalWorker:
         report(stage, 0, len(split))
         batch = memory.evaluation_batch if memory else EVALUATION_BATCH
         return evaluate(model, split, batch, metrics=metrics, report=lambda done, total: report(stage, done, total))
-
-
-def _with_trained(asked: Manifest, weights: Vector, manifest: Manifest, trained: Vector) -> Vector:
-    """Return the plan's weights (D,) with the trained ones in place; those of tasks without labels here stay."""
-    merged = np.array(weights)
-    views = asked.table.views(merged)
-    for name, view in manifest.table.views(trained).items():
-        views[name][...] = view
-    return merged

@@ -15,6 +15,7 @@ from broker_server.grouping.quality import ChoiceQuality
 from broker_server.grouping.search import Mode, TaskSplit
 from broker_server.report.choice import beside, choice, device_gate
 from broker_server.report.energy import EnergySum, total
+from broker_server.report.spread import Spread, spread
 from broker_server.rounds.journal import FederationJournal, RoundRow
 from broker_server.rounds.losses import weighted_losses
 from broker_server.rounds.measured import measured
@@ -79,6 +80,8 @@ class EvaluationReport(msgspec.Struct, frozen=True, kw_only=True):
     loss: Losses
     metrics: dict[str, MetricMean]
     """Without the tasks that have no metric, or whose metric was not measured."""
+    spread: dict[str, Spread] = {}
+    """By task: how its metric, or its loss where it has none, differs between devices."""
 
 
 class EnergyReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,6 +137,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     evaluations: list[EvaluationReport] = []
     test_metrics: dict[str, dict[str, MetricMean] | None] = {}
     """For the stages of `test_loss`: by task, of the group whose loss is reported for the task."""
+    spread: dict[str, Spread] = {}
+    """By task, at the end: how it differs between devices."""
 
 
 class ReportImpossible(ValueError):
@@ -183,6 +188,7 @@ def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = Non
         wall_s=max(times) - min(times) if times else None,
         evaluations=evaluations,
         test_metrics={stage: _test_metrics(stage, evaluations) for stage in STAGES},
+        spread={task: each.spread[task] for task, each in _serving("end", evaluations).items() if task in each.spread},
     )
 
 
@@ -339,9 +345,22 @@ def _evaluations(closed: Iterable[tuple[RoundRow, Mapping[str, Result]]], names:
                 group=measured.group,
                 loss=weighted_losses((each.loss, each.examples) for each in evaluations),
                 metrics={task: MetricMean(name=name, value=value) for task, name, value in named},
+                spread=_spread(results, {task: name for task, name, _ in named}),
             )
         )
     return found
+
+
+def _spread(results: Mapping[str, Result], names: Mapping[str, MetricName]) -> dict[str, Spread]:
+    """Return how each task's metric, or loss, differs between the devices that have examples of it."""
+    values: dict[str, dict[str, float]] = {}
+    for device, result in results.items():
+        if isinstance(result, Evaluation):
+            for task, loss in result.loss.items():
+                value = (result.metrics or {}).get(task) if task in names else loss
+                if value is not None and result.examples.get(task, 0):
+                    values.setdefault(task, {})[device] = value
+    return {task: spread(found, names.get(task)) for task, found in sorted(values.items())}
 
 
 def _serving(stage: str, evaluations: Iterable[EvaluationReport]) -> dict[str, EvaluationReport]:

@@ -71,6 +71,7 @@ def render(report: Report, *, affinities: Affinities | None = None, predictions:
             test_stages=[stage for stage in STAGES if report.test_loss.get(stage)],
             metric_stages=list(metrics),
             metrics={task: mean.name for found in metrics.values() for task, mean in found.items()},
+            devices=sorted({device for found in report.spread.values() for device in found.by_device}),
             affinity=None if report.affinity is None else _image(affinity_figure(report.affinity)),
             wins=_wins(report, affinities),
             energy=html_energy.section(report),

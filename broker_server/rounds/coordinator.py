@@ -89,6 +89,7 @@ class Coordinator:
         plan: Plan,
         now_s: float,
         *,
+        own_plans: Mapping[str, Plan] | None = None,
         members: tuple[str, ...] = (),
         quorum: int = 0,
         results: Mapping[str, Result] | None = None,
@@ -98,12 +99,14 @@ class Coordinator:
     ) -> list[Action]:
         """Begin a round, or go on with one that an earlier process began, with its members, quorum and results.
 
-        `plans` are what its members were asked for where it is not `plan`.
+        `plans` are what its members were asked for where it is not `plan`, `own_plans` those of devices that have
+        weights of their own.
         """
         before, self._before = self._before, None
         self.open = current = OpenRound(
             round=planned,
             plan=plan,
+            own_plans=own_plans or {},
             plans=dict(plans or {}),
             results=dict(results or {}),
             quorum=quorum,

@@ -8,33 +8,32 @@ is in folders of their own (device_uploads.py): what is kept and what is deleted
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker_server.aggregation.rules import Aggregation, RoundAggregation
+from broker_server.aggregation.relations import DeviceFold
+from broker_server.aggregation.rules import RoundAggregation
 from broker_server.aggregation.staleness import Discount, rebased, shares, variance
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.device_uploads import DeviceUploads
-from broker_server.rounds.encoder_process import EncoderRounds
+from broker_server.rounds.exchange import Exchange
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.rounds.losses import weighted_losses
 from broker_server.rounds.manifests import GroupManifests
 from broker_server.rounds.measured import measured, measured_in
 from broker_server.rounds.round_state import Result, RoundTraffic
+from broker_server.rounds.terms import Terms
 from broker_server.rounds.trained import TrainedWeights, UpdatesLost
 from broker_server.strategies.planner import (
     Measurements,
     Phase,
     Round,
-    Strategy,
     learning_rate,
     source_group,
 )
 from edge_runtime.wire.blob import Blob, BlobStore, describe
-from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.encoder_pipe import EncoderRound
 from edge_runtime.wire.errors import BlobInvalid, TensorsInvalid
 from edge_runtime.wire.manifest import (
@@ -43,8 +42,9 @@ from edge_runtime.wire.manifest import (
 )
 from edge_runtime.wire.messages import Evaluation, Plan, Training, Update
 from edge_runtime.wire.names import Tasks, group_id
+from edge_runtime.wire.personal import Personal
 from edge_runtime.wire.signing import sign
-from edge_runtime.wire.tensors import Vector, pack, transfer, unpack
+from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
 
 
 class FederationChanged(ValueError):
@@ -53,27 +53,6 @@ class FederationChanged(ValueError):
 
 class StateDamaged(RuntimeError):
     """Weights that the journal names are not in the state folder, and cannot be made again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Terms:
-    """The terms that a federation begins with."""
-
-    tasks: Tasks
-    strategy: Strategy
-    training: Training
-    """The devices' training in a first round that probes."""
-    updates: Updates
-    aggregation: Aggregation
-    max_age: int = 0
-    """How many versions behind the weights may be that an update began from; more than 0 in buffered rounds alone."""
-    discount: Discount = "none"
-    settings: str
-    """The settings that must not change once it has begun, as JSON."""
-    shared_encoder: EncoderRounds | None = None
-    """For split learning: devices then receive the stem and the heads alone."""
-    local_stems: bool = False
-    """True if each device trains a local stem, which it never sends."""
 
 
 class Federation:
@@ -104,8 +83,9 @@ class Federation:
         self._max_age = terms.max_age
         self._discount: Discount = terms.discount
         self._shared_encoder = terms.shared_encoder
-        self._local_stems = terms.local_stems
-        self._device_weights: Blob | None = None
+        self._exchange = Exchange(personal=terms.personal, is_apart=terms.shared_encoder is not None)
+        self._made: dict[str, int] = {}
+        """The digests of what plans name that the journal does not, and the newest round of such a plan."""
         self.tasks: Tasks = tuple(sorted(terms.tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
         self._claim("settings", terms.settings)
@@ -113,7 +93,11 @@ class Federation:
         journal.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
         self.manifests = GroupManifests(bundle, folder, self.tasks, journal=journal, blobs=blobs)
         self._trained = TrainedWeights(
-            manifests=self.manifests, blobs=blobs, uploads=uploads, shared_encoder=terms.shared_encoder
+            manifests=self.manifests,
+            blobs=blobs,
+            uploads=uploads,
+            exchange=self._exchange,
+            shared_encoder=terms.shared_encoder,
         )
         self._make_again()
         self._ledger = AffinityLedger(self.tasks)
@@ -175,10 +159,27 @@ class Federation:
             training=self._training_of(planned) if planned.work == "train" else None,
             updates=self._updates,
             split_learning=None if self._shared_encoder is None else self._shared_encoder.settings,
-            local_stem=self._local_stems,
+            personal=self._personal_of(planned),
             data_split=planned.data_split,
             deadline_s=deadline_s,
         )
+
+    def device_plans(self, planned: Round, plan: Plan) -> dict[str, Plan]:
+        """Return the plans of devices that have weights of their own, by device: those that the round before made."""
+        own = self._device_weights(planned).items()
+        return {device: msgspec.structs.replace(plan, weights=blob) for device, blob in own}
+
+    def _device_weights(self, planned: Round) -> dict[str, Blob]:
+        phase = next(phase for phase in self.phases if phase.name == planned.phase)
+        source = phase.start if planned.work == "evaluate" and phase.start is not None else phase.name
+        return self._journal.device_weights().get((source, planned.group), {})
+
+    def _personal_of(self, planned: Round) -> Personal | None:
+        """Return what devices have of their own in a round."""
+        manifest = self.manifests.of(planned.tasks)
+        own = self._exchange.own_table(manifest)
+        start = None if own is None else self._part_of(planned, own)
+        return self._exchange.personal.of(manifest.table, start)
 
     def _measured(self, closed: Sequence[RoundRow]) -> Measurements:
         """Return the measurements of the closed rounds."""
@@ -233,7 +234,7 @@ class Federation:
         """
         journalled = self._journal.results(closed.number)
         results = {device: journalled[device] for device in sorted(devices)}
-        weights, state = self._fold(closed, results) if closed.work == "train" else (None, None)
+        weights, state, own = self._fold(closed, results) if closed.work == "train" else (None, None, None)
         reported = sum(result.bytes_down for result in results.values())
         self._journal.close_round(
             closed,
@@ -242,9 +243,12 @@ class Federation:
             bytes_down=None if traffic.down_bytes is None else traffic.down_bytes + reported,
             aggregation_state=state,
             max_age=self._max_age if closed.work == "train" else 0,
+            device_weights=own,
         )
         self._add_affinities(results)
         if closed.work == "train":
+            oldest = closed.number - self._max_age
+            self._made = {digest: number for digest, number in self._made.items() if number >= oldest}
             self.sweep(partial=not self._max_age)  # others are at work for the rounds to come
             if self._shared_encoder is not None:
                 self._shared_encoder.delete_before(closed.number)
@@ -253,10 +257,9 @@ class Federation:
     def sweep(self, *, partial: bool) -> None:
         """Delete the blobs that the journal does not need, with `partial` also uploads still on their way."""
         kept = {blob.digest for blob in self._journal.weights().values()} | self.manifests.digests
-        kept |= {blob.digest for blob in self._journal.aggregation_states().values()}
+        kept |= {blob.digest for blob in self._journal.aggregation_states().values()} | self._made.keys()
         kept |= {blob.digest for blob in self._journal.versions().values()}
-        if self._device_weights is not None:
-            kept.add(self._device_weights.digest)
+        kept |= {blob.digest for own in self._journal.device_weights().values() for blob in own.values()}
         for phase in self.phases:
             kept |= {describe(encode(self.manifests.of(tasks))).digest for tasks in phase.groups}
         for digest in list(self._blobs.digests()):
@@ -307,9 +310,13 @@ class Federation:
         blob = self._journal.weights().get((phase, group))
         return blob is None or blob.digest in self._blobs
 
-    def _fold(self, closed: Round, results: Mapping[str, Result]) -> tuple[Blob, Blob | None]:
-        """Return the round's weights and the aggregation state for the group's next one, as blobs that are here."""
-        table = self.manifests.of(closed.tasks).table
+    def _fold(self, closed: Round, results: Mapping[str, Result]) -> tuple[Blob, Blob | None, dict[str, Blob]]:
+        """Return the round's weights, the aggregation state for the group's next one, and weights of single devices.
+
+        All are blobs that are here.
+        """
+        manifest = self.manifests.of(closed.tasks)
+        table, device_table = manifest.table, self._exchange.table(manifest)
         initial = self._initial_weights(closed)
         layout = self._aggregation.state_table(table)
         before = self._journal.aggregation_states().get((closed.phase, closed.group))
@@ -321,44 +328,54 @@ class Federation:
             seed=(self._training.seed, closed.index),
             folder=self._blobs.root,
         )
+        relation = self._exchange.personal.relation
+        apart = None if relation is None else DeviceFold(device_table, relation, self._blobs.root)
         updates = {device: result for device, result in results.items() if isinstance(result, Update)}
         variances = []
         if self._discount == "ftte":
             variances = [variance(table, base, trained) for _, base, trained in self._read(closed, updates, initial)]
         ages = [closed.number - update.round for update in updates.values()]
         counting = zip(self._read(closed, updates, initial), shares(self._discount, ages, variances), strict=True)
-        for (update, base, trained), share in counting:
-            is_newest = base is initial and share == 1.0
+        for (device, base, trained), share in counting:
+            update = updates[device]
+            is_newest = update.round == closed.number and share == 1.0
             aggregation.fold(
                 trained if is_newest else rebased(table, trained, base=base, newest=initial, share=share),
                 update.examples,
             )
+            if apart is not None:
+                apart.fold(device, transfer(table, base, device_table), transfer(table, trained, device_table))
         new, state = aggregation.result()
         if aggregation.diverged:
             self._journal.note(f"round {closed.number}: the step of the encoder was not finite, and was not taken")
         left = None if layout is None or state is None else self._blobs.add(pack(layout, state))
-        return self._blobs.add(pack(table, new)), left
+        made = {} if apart is None else {name: self._blobs.add(pack(device_table, w)) for name, w in apart.result()}
+        return self._blobs.add(pack(table, new)), left, made
 
     def _read(
         self, closed: Round, updates: Mapping[str, Update], newest: Vector
-    ) -> Iterator[tuple[Update, Vector, Vector]]:
-        """Yield each update with the weights that it began from, which may be the `newest`, and those it ended with.
+    ) -> Iterator[tuple[str, Vector, Vector]]:
+        """Yield each device of an update, the weights that it began from, and those that it ended with, complete.
 
-        Raises UpdatesLost after the last, where some can no longer be read.
+        It may have begun from the `newest`. Raises UpdatesLost after the last, where some can no longer be read.
         """
         lost = {}
-        versions = self._journal.versions()
+        versions, own = self._journal.versions(), self._device_weights(closed)
+        manifest = self.manifests.of(closed.tasks)
         for device, update in updates.items():
             base = newest
             if update.round != closed.number:
-                base = unpack(self.manifests.of(closed.tasks).table, self._blobs.read(versions[update.round].digest))
+                base = unpack(manifest.table, self._blobs.read(versions[update.round].digest))
+            elif device in own:
+                sent = unpack(self._exchange.table(manifest), self._blobs.read(own[device].digest))
+                base = self._exchange.complete(manifest, newest, sent)
             try:
                 trained = self._trained.read(closed.tasks, device, update, base)
             except (BlobInvalid, TensorsInvalid) as exc:
                 lost[device] = str(exc)
                 self._uploads.of(device).discard(update.weights.digest)
             else:
-                yield update, base, trained
+                yield device, base, trained
         if lost:
             raise UpdatesLost(lost)
 
@@ -371,9 +388,11 @@ class Federation:
         newest = self._journal.weights()[planned.phase, planned.group]
         return self._journal.versions().get(planned.number, newest)
 
-    def add_rounds(self, facts: Sequence[RoundFacts], weights: Blob | None) -> None:
+    def add_rounds(
+        self, facts: Sequence[RoundFacts], weights: Blob | None, device_weights: Mapping[str, Blob] | None = None
+    ) -> None:
         """Journal closed rounds of one group, and the weights that they made, as if they had been played here."""
-        self._journal.add_rounds(facts, weights)
+        self._journal.add_rounds(facts, weights, device_weights)
         for each in facts:
             self._add_affinities(each.results)
 
@@ -398,15 +417,16 @@ class Federation:
         return starts
 
     def _weights_for_devices(self, planned: Round) -> Blob:
-        """Return the weights that devices receive: in split learning those without the encoder.
-
-        The latter are kept until those of another round are made.
-        """
-        if self._shared_encoder is None:
-            return self._weights_of(planned)
+        """Return the weights that devices receive, as a blob that is here."""
         complete, table = self.manifests.of(planned.tasks).table, self._trained.table(planned.tasks)
-        self._device_weights = self._blobs.add(pack(table, transfer(complete, self._initial_weights(planned), table)))
-        return self._device_weights
+        return self._weights_of(planned) if table.size == complete.size else self._part_of(planned, table)
+
+    def _part_of(self, planned: Round, table: TensorTable) -> Blob:
+        """Return some tensors of the weights that a round begins with, as a blob that is kept for the round."""
+        complete = self.manifests.of(planned.tasks).table
+        blob = self._blobs.add(pack(table, transfer(complete, self._initial_weights(planned), table)))
+        self._made[blob.digest] = planned.number
+        return blob
 
     def _training_of(self, planned: Round) -> Training:
         settings = self._training

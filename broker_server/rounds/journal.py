@@ -36,6 +36,9 @@ CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRI
 CREATE TABLE IF NOT EXISTS devices (device TEXT PRIMARY KEY, hello BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS phases (number INTEGER PRIMARY KEY, first_round INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS weights (phase TEXT, grp TEXT, blob BLOB NOT NULL, PRIMARY KEY (phase, grp)) STRICT;
+CREATE TABLE IF NOT EXISTS device_weights (
+    phase TEXT, grp TEXT, device TEXT, blob BLOB NOT NULL, PRIMARY KEY (phase, grp, device)
+) STRICT;
 CREATE TABLE IF NOT EXISTS memories (phase TEXT, grp TEXT, blob BLOB NOT NULL, PRIMARY KEY (phase, grp)) STRICT;
 CREATE TABLE IF NOT EXISTS rounds (
     round INTEGER PRIMARY KEY, body BLOB NOT NULL, members BLOB NOT NULL, quorum INTEGER NOT NULL,
@@ -167,6 +170,13 @@ class FederationJournal:
         rows = self._rows("SELECT phase, grp, blob FROM weights")
         return {(phase, group): self._decoded(blob, Blob, "weights") for phase, group, blob in rows}
 
+    def device_weights(self) -> dict[tuple[str, str], dict[str, Blob]]:
+        """Return the newest weights of devices that have their own, of every phase and group."""
+        found: dict[tuple[str, str], dict[str, Blob]] = {}
+        for phase, group, device, blob in self._rows("SELECT phase, grp, device, blob FROM device_weights"):
+            found.setdefault((phase, group), {})[device] = self._decoded(blob, Blob, "device_weights")
+        return found
+
     def aggregation_states(self) -> dict[tuple[str, str], Blob]:
         """Return the aggregation state that the last round of a phase and group left for the next one."""
         rows = self._rows("SELECT phase, grp, blob FROM memories")
@@ -246,11 +256,13 @@ class FederationJournal:
         bytes_down: int | None,
         aggregation_state: Blob | None = None,
         max_age: int = 0,
+        device_weights: Mapping[str, Blob] | None = None,
     ) -> None:
         """Close a round that has made `weights` of its group, None for an evaluation.
 
-        `aggregation_state` goes on to the group's next round. The weights that it began with are kept as long as there
-        are results of them, which may be `max_age` versions behind.
+        `aggregation_state` goes on to the group's next round, and so do `device_weights`, those of single devices. The
+        weights that it began with are kept as long as there are results of them, which may be `max_age` versions
+        behind.
         """
         with self._transaction() as database:
             database.execute(
@@ -269,6 +281,7 @@ class FederationJournal:
                     "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)",
                     (closed.phase, closed.group, _json(weights)),
                 )
+            _set_device_weights(database, closed, device_weights or {})
             if aggregation_state is None:
                 database.execute("DELETE FROM memories WHERE phase = ? AND grp = ?", (closed.phase, closed.group))
             else:
@@ -277,7 +290,9 @@ class FederationJournal:
                     (closed.phase, closed.group, _json(aggregation_state)),
                 )
 
-    def add_rounds(self, rounds: Sequence[RoundFacts], weights: Blob | None) -> None:
+    def add_rounds(
+        self, rounds: Sequence[RoundFacts], weights: Blob | None, device_weights: Mapping[str, Blob] | None = None
+    ) -> None:
         """Journal closed rounds of one group all at once, with the weights that the last of them made."""
         with self._transaction() as database:
             for facts in rounds:
@@ -305,6 +320,7 @@ class FederationJournal:
                 database.execute(
                     "INSERT OR REPLACE INTO weights VALUES (?, ?, ?)", (last.phase, last.group, _json(weights))
                 )
+                _set_device_weights(database, last, device_weights or {})
 
     def facts_of(self, row: RoundRow) -> RoundFacts:
         """Return all that is known of a round."""
@@ -378,7 +394,8 @@ class FederationJournal:
             raise JournalInvalid(f"{self._path} is damaged: {found[0][0]}; {_RESTORE}")
         for row in self.rounds():
             self.facts_of(row)
-        for read in (self.hellos, self.phases, self.weights, self.aggregation_states, self.ort_training, self.notes):
+        stored = (self.weights, self.device_weights, self.aggregation_states)
+        for read in (self.hellos, self.phases, *stored, self.ort_training, self.notes):
             read()
 
     @contextmanager
@@ -416,6 +433,13 @@ class FederationJournal:
         if any(words in str(exc) for words in _UNWRITABLE):
             return JournalUnwritable(f"{self._path} cannot be written: {exc}; all that was acknowledged is in it")
         return JournalInvalid(f"{self._path} is damaged: {exc}; {_RESTORE}")
+
+
+def _set_device_weights(database: sqlite3.Connection, of: Round, weights: Mapping[str, Blob]) -> None:
+    for device, blob in weights.items():
+        database.execute(
+            "INSERT OR REPLACE INTO device_weights VALUES (?, ?, ?, ?)", (of.phase, of.group, device, _json(blob))
+        )
 
 
 def _json(value: object) -> bytes:

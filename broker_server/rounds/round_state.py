@@ -68,6 +68,8 @@ class OpenRound:
     round: Round
     plan: Plan
     """As at the round's begin: `deadline_s` is what a device has that is asked at once."""
+    own_plans: Mapping[str, Plan] = field(default_factory=dict)
+    """In its place, for devices that have weights of their own."""
     members: dict[str, MemberState] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
     """What members were asked for, where it is not the round's own plan: one of an earlier version."""
@@ -113,7 +115,7 @@ class OpenRound:
 
     def plan_of(self, device: str) -> Plan:
         """Return what a member was asked for last."""
-        return self.plans.get(device, self.plan)
+        return self.plans.get(device) or self.own_plans.get(device, self.plan)
 
     def is_free(self, device: str) -> bool:
         """Return whether a device could be asked: it was not yet, or what counts of it began from older weights."""

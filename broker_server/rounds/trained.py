@@ -3,11 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
-from broker_server.aggregation.rules import ENCODER
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.encoder_process import EncoderRounds
+from broker_server.rounds.exchange import Exchange
 from broker_server.rounds.manifests import GroupManifests
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.compression import decode
@@ -31,12 +29,12 @@ class TrainedWeights:
     manifests: GroupManifests
     blobs: BlobStore
     uploads: DeviceUploads
+    exchange: Exchange
     shared_encoder: EncoderRounds | None
 
     def table(self, tasks: Tasks) -> TensorTable:
         """Return the table of the weights that devices receive and send."""
-        manifest = self.manifests.of(tasks)
-        return (manifest if self.shared_encoder is None else manifest.local()).table
+        return self.exchange.table(self.manifests.of(tasks))
 
     def check(self, plan: Plan, device: str, update: Update) -> None:
         """Raise TensorsInvalid unless a fetched update is of the group's tensors and gives finite weights.
@@ -58,13 +56,10 @@ class TrainedWeights:
 
         Raises BlobInvalid, TensorsInvalid.
         """
-        complete, table = self.manifests.of(tasks).table, self.table(tasks)
-        received = base if self.shared_encoder is None else transfer(complete, base, table)
+        manifest, table = self.manifests.of(tasks), self.table(tasks)
+        received = base if table.size == manifest.table.size else transfer(manifest.table, base, table)
         sent = decode(table, self.uploads.of(device).read(update.weights.digest), update.scheme, received)
-        if self.shared_encoder is None:
-            return sent
-        encoder = self.shared_encoder.read(update.round, device, self.manifests.bundle.encoder_table)
-        trained = np.array(base)
-        for part, where in complete.parts.items():
-            trained[where] = encoder if part == ENCODER else sent[table.parts[part]]
-        return trained
+        encoder = None
+        if self.shared_encoder is not None:
+            encoder = self.shared_encoder.read(update.round, device, self.manifests.bundle.encoder_table)
+        return self.exchange.complete(manifest, base, sent, encoder)

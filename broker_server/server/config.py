@@ -20,14 +20,15 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from broker_server.aggregation.personal import PersonalSettings, personal_terms
 from broker_server.aggregation.rules import Aggregation
 from broker_server.operator.settings import MetricsSettings, PageSettings
 from broker_server.rounds.encoder_process import EncoderRounds
-from broker_server.rounds.federation import Terms
 from broker_server.rounds.rules import Rules
+from broker_server.rounds.terms import Terms
 from broker_server.server.broker_settings import BrokerSettings
 from broker_server.server.old_keys import renewed
-from broker_server.strategies.settings import Grouping
+from broker_server.strategies.settings import PERSONAL, RELATED, Grouping
 from devices.cli.log import LogSettings
 from devices.cli.settings import (
     COMMAND_LINE,
@@ -109,6 +110,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     rounds: Annotated[Rules, Meta(description="who takes part in a round, and how long it waits")] = Rules()
     grouping: Annotated[Grouping, Meta(description="which tasks are trained together, and for how long")] = Grouping()
     training: Annotated[TrainingSettings, Meta(description="how devices train")] = TrainingSettings()
+    personal: Annotated[
+        PersonalSettings, Meta(description="how devices train what is their own", extra={"prefix": "personal-"})
+    ] = PersonalSettings()
     updates: Annotated[Updates, Meta(description="how devices send what they trained")] = Updates()
     aggregation: Annotated[Aggregation, Meta(description="how devices' changes of the encoder are combined")] = (
         Aggregation()
@@ -201,7 +205,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             discount=self.rounds.staleness if self.rounds.mode == "buffered" else "none",
             settings=self.fingerprint(),
             shared_encoder=self.shared_encoder,
-            local_stems=self.local_stems,
+            personal=personal_terms(self.grouping.strategy, self.personal, stem=self.local_stems),
         )
 
     def check_reconstruction(self, bundle: Manifest) -> None:
@@ -239,8 +243,8 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             facts |= {"trial_rounds": grouping.trial_rounds, "shortlist": grouping.shortlist}
         if grouping.draw:
             facts["draw"] = grouping.draw
-        if self.local_stems:
-            facts["stems"] = "own"
+        facts |= {"stems": "own"} if self.local_stems else {}
+        facts |= {"personal": self.personal} if grouping.strategy in PERSONAL else {}
         if self.is_apart:
             facts["general"] = "host" if split.encoder == "server" else split.encoder
             facts |= {"general_precision": split.precision, "general_parts": split.parts}
@@ -287,8 +291,11 @@ def check(config: ServerConfig) -> None:
             f"training.task_weights: with weighting = {config.training.weighting!r} the weights are learned: "
             "leave them out"
         )
-    if config.local_stems and grouping.strategy not in {"all_in_one", "fedbone"}:
-        raise ConfigInvalid("local_stems: they go with the strategies all_in_one and fedbone, which train one group")
+    if config.local_stems and grouping.strategy not in {"all_in_one", "fedbone", "fedper", "fedrep"}:
+        raise ConfigInvalid(
+            "local_stems: they go with the strategies all_in_one, fedbone, fedper and fedrep, which train one group"
+        )
+    check_personal(config)
     if (
         config.is_apart
         and grouping.needs_affinities
@@ -333,3 +340,17 @@ def _check_buffered(config: ServerConfig) -> None:
         raise ConfigInvalid("rounds.quorum: with mode = 'buffered' a round closes when buffer_size results are here")
     if rounds.over_selection:
         raise ConfigInvalid("rounds.over_selection: with mode = 'buffered' nobody is waited for: leave it out")
+    if config.grouping.strategy in RELATED:
+        raise ConfigInvalid("rounds.mode: weights for each device are made of one round's: take 'synchronous'")
+
+
+def check_personal(config: ServerConfig) -> None:
+    """Raise ConfigInvalid for settings that do not go with what devices have of their own."""
+    strategy, training = config.grouping.strategy, config.training
+    if strategy in {"ditto", "pfedme", *RELATED} and config.is_apart:
+        raise ConfigInvalid(f"split_learning.encoder: with {strategy!r} devices have the encoder: give 'device'")
+    if strategy == "pfedme" and (training.proximal_mu or training.optimizer != "sgd"):
+        raise ConfigInvalid(
+            "training.proximal_mu and training.optimizer: pfedme has a proximal term of its own, and plain steps: "
+            "leave both out"
+        )

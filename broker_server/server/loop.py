@@ -224,11 +224,14 @@ class ServerLoop:
         """Offer a round to the coordinator; `row` is the journal's where an earlier process has begun it."""
         deadline_s = self.coordinator.rules.deadline_s
         plan = self.federation.plan(planned, deadline_s)
-        self.dispatcher.served.offer(plan.bundle, plan.weights)
+        own_plans = self.federation.device_plans(planned, plan)
+        self.dispatcher.served.offer(*plan.files)
         now_s = self.dispatcher.clock()
         is_portable = planned.tasks in self.federation.groups_without_artifacts(planned)
         if row is None:
-            self.dispatcher.do(self.coordinator.offer(planned, plan, now_s, is_portable=is_portable))
+            self.dispatcher.do(
+                self.coordinator.offer(planned, plan, now_s, own_plans=own_plans, is_portable=is_portable)
+            )
             self._serve_weights()
             return
         for device in self.federation.drop_lost(planned.number):
@@ -244,6 +247,7 @@ class ServerLoop:
                 planned,
                 plan,
                 now_s,
+                own_plans=own_plans,
                 members=row.members,
                 quorum=row.quorum,
                 results=results,
@@ -257,7 +261,7 @@ class ServerLoop:
     def _serve_weights(self) -> None:
         """Serve the weights that members of the open round are to train from, and no others."""
         current = self.coordinator.open
-        plans = [] if current is None else [current.plan, *current.plans.values()]
+        plans = [] if current is None else [current.plan, *current.plans.values(), *current.own_plans.values()]
         wanted = {plan.weights.digest: plan.weights for plan in plans}
         for digest in self._weights_served - set(wanted):
             self.dispatcher.served.withdraw(digest)

@@ -33,6 +33,7 @@ from broker_server.simulation.output import DEVICES, SERVER
 from broker_server.simulation.run_cache import GroupRuns, RunCache
 from broker_server.simulation.timeline import Timeline
 from broker_server.simulation.traffic import traffic_of
+from broker_server.strategies.settings import PERSONAL
 from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.messages import Hello, Plan
 from edge_runtime.wire.signing import public_hex
@@ -252,6 +253,8 @@ def _context(config: ServerConfig, setting: RunSetting) -> str:
         facts.append(setting.fleet.encoder_server)
     if rounds.mode == "buffered":
         facts.append(rounds)
+    if config.grouping.strategy in PERSONAL:
+        facts.append([config.grouping.strategy, config.personal])
     return msgspec.json.encode(facts).decode()
 
 

@@ -31,6 +31,14 @@ class GroupRun(msgspec.Struct, frozen=True, kw_only=True):
     """CPU seconds of a worker process for each round, by device, where they were measured."""
     weights: Blob | None
     """What they made of the group; null for an evaluation."""
+    device_weights: dict[str, Blob] = {}
+    """What they made for single devices."""
+
+    @property
+    def blobs(self) -> tuple[Blob, ...]:
+        """All weights that they made."""
+        shared = () if self.weights is None else (self.weights,)
+        return (*shared, *self.device_weights.values())
 
 
 class RunCache:
@@ -46,7 +54,7 @@ class RunCache:
             group_run = msgspec.json.decode((self._folder / f"{key}.json").read_bytes(), type=GroupRun)
         except (FileNotFoundError, msgspec.MsgspecError):
             return None
-        return group_run if group_run.weights is None or group_run.weights.digest in self.blobs else None
+        return group_run if all(blob.digest in self.blobs for blob in group_run.blobs) else None
 
     def keep(self, key: str, group_run: GroupRun) -> None:
         """Keep a group run for later simulations."""
@@ -63,7 +71,8 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     updates: object
     phase: tuple[object, ...]
     schedule_rounds: int | None = None
-    own_stem: bool = False
+    personal: object = None
+    device_weights: dict[str, str] = {}
     aggregation: object = None
     apart: object = None
 
@@ -124,26 +133,29 @@ class GroupRuns:
                 if key is None or len(mine) != phase.rounds:
                     continue
                 weights = current[phase.name, group] if phase.work == "train" else None
-                if weights is not None:
-                    self._cache.blobs.add(self._blobs.read(weights.digest))
+                own = self._journal.device_weights().get((phase.name, group), {})
                 facts = tuple(
                     _moved(self._journal.facts_of(row), -mine[0].started_s, -mine[0].round.number) for row in mine
                 )
                 cpu_s = tuple(computed_s(self._journal, row) for row in mine)
-                self._cache.keep(key, GroupRun(rounds=facts, cpu_s=cpu_s, weights=weights))
+                group_run = GroupRun(rounds=facts, cpu_s=cpu_s, weights=weights, device_weights=own)
+                for blob in group_run.blobs:
+                    self._cache.blobs.add(self._blobs.read(blob.digest))
+                self._cache.keep(key, group_run)
 
     def _take(self, planned: Round, group_run: GroupRun) -> None:
         begun_s = self._timeline.now_s
         facts = [_moved(each, begun_s, planned.number, planned.phase) for each in group_run.rounds]
         self._timeline.pass_by(max((each.row.closed_s or begun_s) for each in facts) - begun_s)
-        if group_run.weights is not None:
-            self._blobs.add(self._cache.blobs.read(group_run.weights.digest))
+        for blob in group_run.blobs:
+            self._blobs.add(self._cache.blobs.read(blob.digest))
         for each, seconds in zip(facts, group_run.cpu_s, strict=True):
             set_computed(self._journal, each.row.round.number, seconds)
-        self._federation.add_rounds(facts, group_run.weights)
+        self._federation.add_rounds(facts, group_run.weights, group_run.device_weights)
 
     def _key(self, planned: Round, phase: Phase) -> str:
         plan = self._federation.plan(planned, 1.0)
+        own = self._federation.device_plans(planned, plan)
         shape = (
             phase.work,
             phase.rounds,
@@ -160,7 +172,8 @@ class GroupRuns:
             updates=plan.updates,
             phase=shape,
             schedule_rounds=phase.schedule_rounds,
-            own_stem=plan.local_stem,
+            personal=plan.personal,
+            device_weights={name: each.weights.digest for name, each in own.items()},
             aggregation=None if self._aggregation.is_plain or plan.training is None else self._aggregation,
             apart=plan.split_learning,
         )

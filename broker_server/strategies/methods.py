@@ -11,6 +11,8 @@ import msgspec
 
 _UPDATE = "weights down, weights or their change up, each round"
 _DATA = "data, optimizer state, what compression left out"
+_HEADS = "all weights but the heads' down and up, each round"
+_OWN = "weights down and up, each round"
 _DEMO = "python -m broker_server demo --strategy {0} --out runs/{0}"
 
 
@@ -52,6 +54,17 @@ METHODS: tuple[Method, ...] = (
         sends="embeddings up and representations down, and their gradients the other way; stem and heads each round",
         keeps="images, labels; the stem too with local_stems",
         example="make compare-fedbone",
+    ),
+    _demo("fedper", "Arivazhagan et al.: Personalization Layers, 2019", _HEADS, f"the heads; {_DATA}"),
+    _demo("fedrep", "Collins et al.: FedRep, ICML 2021", _HEADS, f"the heads; {_DATA}"),
+    _demo("ditto", "Li et al.: Ditto, ICML 2021", _OWN, f"a model of its own; {_DATA}"),
+    _demo("pfedme", "Dinh, Tran, Nguyen: Moreau envelopes, NeurIPS 2020", _OWN, f"a model of its own; {_DATA}"),
+    _demo("fedu", "Dinh et al.: FedU, IEEE TNNLS 2022", "weights of its own down, and up, each round"),
+    _demo(
+        "mat_fl",
+        "Cai et al.: Many-Task Federated Learning, CVPRW 2023",
+        "weights of its own down, and up, but the heads', each round",
+        f"the heads; {_DATA}",
     ),
 )
 

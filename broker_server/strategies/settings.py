@@ -17,7 +17,26 @@ from edge_runtime.wire.names import TaskName, Tasks
 from edge_runtime.wire.training import COMMON, ProbeMethod
 
 MAX_ROUNDS = 100_000
-StrategyName = Literal["mas", "one_by_one", "all_in_one", "fixed", "tag", "hoa", "exhaustive", "fedbone"]
+StrategyName = Literal[
+    "mas",
+    "one_by_one",
+    "all_in_one",
+    "fixed",
+    "tag",
+    "hoa",
+    "exhaustive",
+    "fedbone",
+    "fedper",
+    "fedrep",
+    "ditto",
+    "pfedme",
+    "fedu",
+    "mat_fl",
+]
+PERSONAL = ("fedper", "fedrep", "ditto", "pfedme", "fedu", "mat_fl")
+"""Strategies of one group, in which each device has something of its own."""
+RELATED = ("fedu", "mat_fl")
+"""Those of them that make weights for each device."""
 TaskGroups = Annotated[tuple[Annotated[tuple[TaskName, ...], Meta(min_length=1)], ...], Meta(max_length=64)]
 
 
@@ -80,8 +99,6 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         rounds = self.merged_rounds + self.split_rounds
         mode: Mode = "at_most" if self.at_most else "exactly"
         match self.strategy:
-            case "one_by_one" | "all_in_one" | "fedbone" | "fixed":
-                return FixedGroups(tasks, self._known_groups(tasks), rounds=rounds)
             case "hoa":
                 return Hoa(tasks, rounds=rounds, groups=self.groups)
             case "exhaustive":
@@ -125,6 +142,8 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     confidence_rounds=self.confidence_rounds,
                     seed=seed,
                 )
+            case _:
+                return FixedGroups(tasks, self._known_groups(tasks), rounds=rounds)
 
     def _known_groups(self, tasks: Tasks) -> tuple[Tasks, ...]:
         """Return the groups of a strategy that has them before any training."""

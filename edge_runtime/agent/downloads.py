@@ -5,8 +5,8 @@ Rules
 - A manifest is used only if the pinned key signed it, and only for the tasks that the plan names.
 - A file that is here is used only after its SHA-256 was checked once in this process: a power cut can leave a file
   with the right name and other bytes. A file that fails the check is downloaded again.
-- Manifests and graphs are kept for reuse; the least recently used ones are dropped when together they pass the limit.
-  Weights are kept for the present plan alone.
+- Manifests, graphs and the first values of parts that are never sent are kept for reuse; the least recently used ones
+  are dropped when together they pass the limit. Weights are kept for the present plan alone.
 
 All chunks of a plan's blobs, the graphs too, have the length that the plan's `bundle` states.
 """
@@ -14,6 +14,8 @@ All chunks of a plan's blobs, the graphs too, have the length that the plan's `b
 import os
 from collections.abc import Collection, Iterable
 from typing import Literal
+
+import numpy as np
 
 from edge_runtime.agent.limits import NO_LIMITS, PlanLimits
 from edge_runtime.agent.missing import MissingBlob
@@ -26,7 +28,8 @@ from edge_runtime.wire.errors import BlobInvalid, BundleInvalid, SignatureInvali
 from edge_runtime.wire.files import digest_file
 from edge_runtime.wire.manifest import MAX_MANIFEST_BYTES, Manifest
 from edge_runtime.wire.messages import Plan
-from edge_runtime.wire.tensors import MAX_ENTRY_BYTES, Vector, unpack
+from edge_runtime.wire.personal import OwnParts, sent_table, unsent_parts
+from edge_runtime.wire.tensors import MAX_ENTRY_BYTES, Vector, replaced, unpack
 
 ChunkOutcome = Literal["kept", "complete", "unrequested", "corrupt"]
 
@@ -37,7 +40,7 @@ def check_plan(plan: Plan, max_bytes: int) -> None:
         raise WorkRefused(
             "bundle", f"the manifest has {plan.bundle.size_bytes} bytes, at most {MAX_MANIFEST_BYTES} are allowed"
         )
-    total = plan.weights.size_bytes + plan.bundle.size_bytes
+    total = sum(blob.size_bytes for blob in plan.files)
     if total > max_bytes:
         raise WorkRefused(
             "bundle",
@@ -65,13 +68,17 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, 
                 "bundle", "the model has no stem, so its encoder cannot be computed by the encoder server"
             )
         manifest = manifest.local()
-    header_bytes = plan.weights.size_bytes - 4 * manifest.table.size
-    if not 8 <= header_bytes <= 8 + MAX_ENTRY_BYTES * (1 + len(manifest.tensors)):
+    try:
+        table = sent_table(manifest.table, plan.personal)
+    except BundleInvalid as exc:
+        raise WorkRefused("bundle", str(exc)) from exc
+    header_bytes = plan.weights.size_bytes - 4 * table.size
+    if not 8 <= header_bytes <= 8 + MAX_ENTRY_BYTES * (1 + len(table.tensors)):
         raise WorkRefused(
-            "bundle",
-            f"the weights have {plan.weights.size_bytes} bytes, the manifest's tensors {4 * manifest.table.size}",
+            "bundle", f"the weights have {plan.weights.size_bytes} bytes, the manifest's tensors {4 * table.size}"
         )
-    total = sum(manifest.needs(ort_training=ort_training).values()) + plan.weights.size_bytes + plan.bundle.size_bytes
+    needed = manifest.needs(ort_training=ort_training) | {blob.digest: blob.size_bytes for blob in plan.files}
+    total = sum(needed.values())
     if total > max_bytes:
         raise WorkRefused(
             "bundle", f"the plan needs {total} bytes, this device downloads at most {max_bytes} (max_download_bytes)"
@@ -165,10 +172,20 @@ class PlanDownloads:
         self._assemblies.pop(digest, None)
 
     def load(self, plan: Plan) -> tuple[Manifest, Vector]:
-        """Return the manifest and the weights of a plan none of whose files is missing. Raises WorkRefused."""
+        """Return the manifest and the weights (D,) of a plan none of whose files is missing. Raises WorkRefused.
+
+        Parts that are never sent have their first values.
+        """
         try:
             manifest = self._check(plan)
-            return manifest, unpack(manifest.table, self._weights.read(plan.weights.digest))
+            table, sent = manifest.table, sent_table(manifest.table, plan.personal)
+            received = unpack(sent, self._weights.read(plan.weights.digest))
+            if not isinstance(plan.personal, OwnParts) or sent is table:
+                return manifest, received
+            own = table.select(unsent_parts(table, plan.personal))
+            start = unpack(own, self._blobs.read(plan.personal.start.digest))
+            empty = np.empty(table.size, np.float32)
+            return manifest, replaced(table, replaced(table, empty, own, start), sent, received)
         except TensorsInvalid as exc:
             raise WorkRefused("bundle", f"the weights of round {plan.round}: {exc}") from exc
         except (BlobInvalid, OSError) as exc:
@@ -186,6 +203,8 @@ class PlanDownloads:
             self._blobs.discard(plan.bundle.digest)
             raise
         graphs = graph_blobs(manifest, plan.bundle.chunk_bytes, ort_training=self._ort_training)
+        if isinstance(plan.personal, OwnParts):
+            graphs += (plan.personal.start,)
         used = {plan.bundle.digest, *(blob.digest for blob in graphs)}
         self._drop_partial(used)
         missing = self._begin_missing(self._blobs, graphs) + self._begin_missing(self._weights, [plan.weights])

@@ -28,7 +28,8 @@ from edge_runtime.wire.blob import BlobStore, describe
 from edge_runtime.wire.compression import Scheme
 from edge_runtime.wire.errors import MessageInvalid, TensorsInvalid
 from edge_runtime.wire.messages import Evaluation, Plan, RefusalReason, Update, WorkStage, encode
-from edge_runtime.wire.tensors import TensorTable, Vector
+from edge_runtime.wire.personal import sent_table
+from edge_runtime.wire.tensors import TensorTable, Vector, transfer
 
 
 @dataclass(frozen=True)
@@ -161,7 +162,11 @@ class PlanRunner:
         result = self._worker.train(downloaded, report, self._channel)
         self._totals.switch("upload")
         check_trained(result)
-        file = self._write(plan, scheme, manifest.table, vector, result.weights)
+        table, sent = manifest.table, sent_table(manifest.table, plan.personal)
+        received, trained = (
+            each if sent is table else transfer(table, each, sent) for each in (vector, result.weights)
+        )
+        file = self._write(plan, scheme, sent, received, trained)
         blob = describe(file, chunk_bytes=plan.weights.chunk_bytes)
         update = update_message(plan, result, blob, scheme, bytes_down=bytes_down, energy=self._totals.energy(plan))
         encode(update)

@@ -80,7 +80,7 @@ class DownloadedPlan:
     manifest: Manifest
     """In split learning without the encoder."""
     weights: Vector
-    """Read-only, in the layout of the manifest's table."""
+    """In the layout of the manifest's table; not to be changed."""
     graphs: BlobStore
     """The store with the manifest's graphs."""
 

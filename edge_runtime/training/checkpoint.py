@@ -37,7 +37,10 @@ class CheckpointHeader(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 def key_of(plan: Plan, samples: int, engine: str) -> str:
     """Return a digest of everything that must be the same to go on: plan, number of samples, engine."""
-    same = (plan.round, plan.group, plan.tasks, plan.bundle.digest, plan.weights.digest, plan.training, samples, engine)
+    same = (
+        *(plan.round, plan.group, plan.tasks, plan.bundle.digest, plan.weights.digest),
+        *(plan.training, plan.personal, samples, engine),
+    )
     return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
 
 

@@ -9,12 +9,13 @@ fastest plan is taken. A bundle without a footprint trains whole batches with ac
 
 from dataclasses import dataclass, replace
 
-from edge_runtime.training.optimizer import make_optimizer
+from edge_runtime.training.personal import optimizer_of
 from edge_runtime.training.schedule import ORDER_BYTES
 from edge_runtime.wire.budget import MemoryPlan, Workload, choose_within, predict
 from edge_runtime.wire.compression import Updates
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import MemoryUse, Training
+from edge_runtime.wire.personal import Personal
 
 UNBOUNDED = 2**60
 MAX_IN_FLIGHT = 4
@@ -65,8 +66,11 @@ def plan_memory(
     update: Updates | None = None,
     parts: int = 1,
     samples: int = 0,
+    personal: Personal | None = None,
 ) -> PlannedMemory:
     """Return the fastest plan that fits. `base_bytes` is resident before a graph is loaded, with the received weights.
+
+    Where the device has something of its own (`personal`), a second vector of weights is held.
 
     `samples` are those of the training set, whose order is held for an epoch.
 
@@ -80,10 +84,10 @@ def plan_memory(
         whole = MemoryPlan(micro_batch=most, saved=(False,) * len(manifest.stages))
         return PlannedMemory(plan=whole, in_parts=False, in_flight=min(parts, MAX_IN_FLIGHT))
     parameters = manifest.table.parameters
-    state = make_optimizer(settings).table(parameters).size
+    state = optimizer_of(settings, personal).table(parameters).size
     work = Workload(
         batch=settings.batch,
-        base_bytes=base_bytes + ORDER_BYTES * samples,
+        base_bytes=base_bytes + ORDER_BYTES * samples + (0 if personal is None else 4 * manifest.table.size),
         state_vectors=-(-state // parameters.size),
         merges=settings.gradient_combination != "sum",
         evaluates=evaluates,

@@ -109,6 +109,7 @@ class Model:
         self._stem = None if manifest.embedding is None else Stem(manifest.embedding, graph)
         still = {f"encoder.{name}" for stage in manifest.stages[:frozen] for name in stage.parameters}
         still |= {tensor.name for tensor in manifest.tensors if frozen and tensor.part == "stem"}
+        self._still = still
         self.trained = _ranges(self.table.parameters, still)
         """The ranges of the trained parameters in the vectors, in order."""
         self.trains_encoder = encoder is not None or any(stage.parameters for stage in manifest.stages[frozen:])
@@ -134,6 +135,12 @@ class Model:
     def parameters(self) -> Vector:
         """The parameters, a view of `weights` as long as `gradient`."""
         return self.weights[: len(self.gradient)]
+
+    def trained_in(self, parts: Collection[str]) -> tuple[slice, ...]:
+        """Return the ranges of the trained parameters of some parts in the vectors, in order."""
+        parameters = self.table.parameters
+        others = {tensor.name for tensor in parameters.tensors if tensor.part not in parts}
+        return _ranges(parameters, self._still | others)
 
     def begin_round(self, step: int = 0) -> None:
         """Begin a round, or go on with it, at an optimizer's step.

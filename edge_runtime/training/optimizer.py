@@ -59,7 +59,7 @@ class Sgd:
         """Update `weights` and the velocity (P,) in place. `gradient` is used as scratch."""
         lr, momentum, decay = np.float32(self.lr), np.float32(self.momentum), np.float32(self.weight_decay)
         scratch = np.empty(min(BLOCK, len(weights)), np.float32)
-        for part in _blocks(trained, len(weights)):
+        for part in blocks(trained, len(weights)):
             w, g, v = weights[part], gradient[part], state[part]
             work = scratch[: len(w)]
             np.multiply(w, decay, out=work)
@@ -107,7 +107,7 @@ class AdamW:
         beta1, beta2, epsilon = np.float32(self.beta1), np.float32(self.beta2), np.float32(self.epsilon)
         new1, new2 = np.float32(1 - self.beta1), np.float32(1 - self.beta2)
         scratch = np.empty(min(BLOCK, size), np.float32)
-        for part in _blocks(trained, size):
+        for part in blocks(trained, size):
             w, g, m, v = weights[part], gradient[part], first[part], second[part]
             work = scratch[: len(w)]
             m *= beta1
@@ -126,7 +126,8 @@ class AdamW:
             w -= work
 
 
-def _blocks(ranges: Ranges | None, size: int) -> Iterator[slice]:
+def blocks(ranges: Ranges | None, size: int) -> Iterator[slice]:
+    """Return these ranges of a vector of this size, or all of it, in blocks."""
     for whole in (slice(0, size),) if ranges is None else ranges:
         for start in range(whole.start, whole.stop, BLOCK):
             yield slice(start, min(start + BLOCK, whole.stop))

@@ -20,7 +20,7 @@ from edge_runtime.training.encoder import Array, Inputs, Pass, Representation, b
 from edge_runtime.training.gradient import add_proximal, clip, norm_of
 from edge_runtime.training.gradient_combination import gradient_combiner
 from edge_runtime.training.model import CombineGradients, Labelled, Losses, Model, Target, Targets
-from edge_runtime.training.optimizer import make_optimizer
+from edge_runtime.training.optimizer import Optimizer, Ranges, make_optimizer
 from edge_runtime.training.probe import AffinityStatistics, Probe
 from edge_runtime.training.progress import ProbeProgress, TrainingProgress
 from edge_runtime.training.schedule import batch_at, batch_count, order
@@ -73,6 +73,9 @@ class Trainer:
         *,
         weighting_state: WeightingState | None = None,
         received: Vector | None = None,
+        optimizer: Optimizer | None = None,
+        repeat: int = 1,
+        trained: Sequence[Ranges] | None = None,
         after: TrainingProgress | None = None,
         save: Save = lambda _: None,
         report: Report = lambda *_: None,
@@ -80,14 +83,17 @@ class Trainer:
     ) -> TrainingOutcome:
         """Train for `settings.epochs`; changes the model's weights and the optimizer's `state` in place.
 
-        FedProx holds to the parameters `received` (P,), by default the current ones. With `after`, training goes on
-        from that progress, and weights and state must be those of the same step. Raises EngineError,
-        AugmentationImpossible, and all that `save`, `report` and `enter` raise.
+        FedProx holds to the parameters `received` (P,), by default the current ones. The `optimizer` is that of the
+        settings unless another is given; it takes `repeat` steps on each batch, and steps the ranges that `trained` has
+        for an epoch, by default all. With `after`, training goes on from that progress, and weights and state must be
+        those of the same step. Raises EngineError, AugmentationImpossible, and all that `save`, `report` and `enter`
+        raise.
         """
         model, split = self.model, self._split
-        steps = batch_count(len(split), settings.batch)
+        steps = batch_count(len(split), settings.batch) * repeat
         weighting_state = weighting_state if after is None else after.weighting_state
-        optimize, weigh = make_optimizer(settings), make_weighting(model.tasks, settings.weighting, weighting_state)
+        optimize = optimizer or make_optimizer(settings)
+        weigh = make_weighting(model.tasks, settings.weighting, weighting_state)
         if received is None and settings.proximal_mu:
             received = model.parameters.copy()
         prober = _Prober(model, settings, enter, after.probes if after else None)
@@ -98,7 +104,7 @@ class Trainer:
         order_of = lru_cache(maxsize=1)(lambda epoch: order(settings.seed, epoch, len(split)))
         for done in range(after.steps if after else 0, total):
             epoch, step = settings.first_epoch + done // steps, done % steps
-            chosen = batch_at(order_of(epoch), settings.batch, step)
+            chosen = batch_at(order_of(epoch), settings.batch, step // repeat)
             x, targets = load(model, split, chosen.tolist(), vary_by and partial(vary_by, epoch=epoch))
             prober.on_batch(epoch * steps + step)
             place = (settings.seed, epoch, step)
@@ -107,7 +113,8 @@ class Trainer:
                 add_proximal(model.gradient, model.parameters, received, settings.proximal_mu)
             if settings.clip_norm:
                 clip(model.gradient, settings.clip_norm)
-            optimize.step(model.parameters, model.gradient, state, model.trained)
+            ranges = model.trained if trained is None else trained[done // steps]
+            optimize.step(model.parameters, model.gradient, state, ranges)
             weigh.update(np.array([losses[task] for task in model.tasks]), norms)
             mean.add(losses, targets, len(chosen))
             save(partial(_progress, done + 1, mean, prober, weigh))

@@ -38,6 +38,7 @@ from edge_runtime.wire.compression import Scheme, Updates
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
+from edge_runtime.wire.personal import OwnParts, Personal
 from edge_runtime.wire.training import Optimization, ProbeMethod, TaskWeighting
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -165,8 +166,8 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The form in which the trained weights are sent."""
     split_learning: SplitLearning | None = None
     """Set where the encoder is computed by the encoder server: `weights` are then of stem and heads alone."""
-    local_stem: bool = False
-    """With true the stem is personalised: the device trains and evaluates with a stem that it never sends."""
+    personal: Personal | None = None
+    """What the device has of its own, and trains and evaluates with; null where there is one model for all."""
     data_split: DataSplit | None = None
     """For work = evaluate."""
     deadline_s: Positive
@@ -178,6 +179,12 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self.data_split is not None
         ):
             raise ValueError("a plan to train has `training`, a plan to evaluate has `data_split`")
+
+    @property
+    def files(self) -> tuple[Blob, ...]:
+        """The files that the plan names: the manifest, the weights, the first values of what is never sent."""
+        start = (self.personal.start,) if isinstance(self.personal, OwnParts) else ()
+        return (self.bundle, self.weights, *start)
 
 
 class Need(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

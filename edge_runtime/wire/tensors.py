@@ -220,3 +220,12 @@ def transfer(source: TensorTable, vector: Vector, target: TensorTable) -> Vector
             raise TensorsInvalid(f"tensor {name!r} of shape {view.shape} is not in the source")
         view[...] = views[name]
     return result
+
+
+def replaced(table: TensorTable, vector: Vector, source: TensorTable, values: Vector) -> Vector:
+    """Return a vector laid out by `table`, as a new one, with the values of `source`'s tensors, which `table` has."""
+    changed = np.array(vector)
+    views = table.views(changed)
+    for name, view in source.views(values).items():
+        views[name][...] = view
+    return changed

@@ -49,6 +49,7 @@ from edge_runtime.wire.messages import (
     encode,
 )
 from edge_runtime.wire.mqtt import MqttLink
+from edge_runtime.wire.personal import sent_table
 from edge_runtime.wire.signing import public_hex, verify
 from edge_runtime.wire.tensors import TensorTable, pack, unpack
 from edge_runtime.wire.topics import Topics
@@ -151,8 +152,8 @@ class Device:
                     return
                 self.plan, self.answer = plan, None
                 self.wanted = {}
-                self.want(plan.bundle)
-                self.want(plan.weights)
+                for blob in plan.files:
+                    self.want(blob)
                 self.go_on()
             case Need() as need:
                 blob = self.answer.weights
@@ -197,13 +198,14 @@ class Device:
             self.tell(self.answer)
 
     def train(self, plan, bundle):
-        vector = unpack(bundle.table, self.blobs.read(plan.weights.digest))
+        table = sent_table(bundle.table, plan.personal)
+        vector = unpack(table, self.blobs.read(plan.weights.digest))
         scheme = compression.choose(plan.updates, None)
         data, self.residual = compression.encode(
-            bundle.table,
+            table,
             received=vector,
             trained=vector + np.float32(self.step),
-            residual=self.residual if self.residual is not None and len(self.residual) == bundle.table.size else None,
+            residual=self.residual if self.residual is not None and len(self.residual) == table.size else None,
             scheme=scheme,
             topk_fraction=plan.updates.topk_fraction,
         )

@@ -5,6 +5,7 @@ import copy
 import msgspec
 import numpy as np
 import pytest
+import samples
 
 torch = pytest.importorskip("torch")
 
@@ -13,11 +14,11 @@ from torch import nn  # noqa: E402
 from broker_server.simulation.worker import measure_stem  # noqa: E402
 from edge_runtime.training.engine import Engine  # noqa: E402
 from edge_runtime.training.graph_cache import GraphCache  # noqa: E402
-from edge_runtime.training.local_stem import LocalStem  # noqa: E402
 from edge_runtime.training.model import Model  # noqa: E402
 from edge_runtime.training.optimizer import AdamW, Sgd  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
+from edge_runtime.wire.personal import OwnParts, kept_parts  # noqa: E402
 from edge_runtime.wire.tensors import pack  # noqa: E402
 from export.__main__ import main  # noqa: E402
 from export.compile import compile_model, describe, named_tensors  # noqa: E402
@@ -369,9 +370,7 @@ def test_frozen_stem_or_encoder_of_a_divided_model_trains_the_rest(part, make, r
         with pytest.raises(wire.BundleInvalid, match="the encoder has nothing to train"):
             manifest.encoder_table  # noqa: B018
     else:
-        local = LocalStem(tmp_path / "stem")
-        assert local.save(manifest.table, compiled.weights, device.weights, 1) is device.weights
-        assert local.restore(manifest.table, compiled.weights, 2) is compiled.weights
+        assert kept_parts(manifest.table, OwnParts(parts=("stem",), start=samples.blob())) == ()
     (tmp_path / "data" / "train").mkdir(parents=True)
     for name, value in {"image": model.example_input, **model.example_targets}.items():
         np.save(tmp_path / "data" / "train" / f"{name}.npy", value.numpy())

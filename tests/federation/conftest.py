@@ -20,7 +20,7 @@ from edge_runtime.wire.names import group_id
 
 ROOT = Path(__file__).parents[2]
 FIXTURES = ROOT / "tests" / "fixtures"
-LIMIT_S = 300.0
+LIMIT_S, SIMULATION_LIMIT_S = 300.0, 240.0
 TASKS = ("depth", "normals", "segmentation")
 
 
@@ -204,3 +204,59 @@ def make_site(tmp_path):
 @pytest.fixture
 def site(make_site):
     return make_site()
+
+
+SETTINGS = """
+[settings]
+grouping.merged_rounds = 2
+grouping.split_rounds = 1
+grouping.probe_rounds = 1
+grouping.probe_every = 1
+training.batch = 4
+training.lr = 0.05
+rounds.deadline_s = 600.0
+"""
+
+
+class Bench:
+    """A folder with data sets and experiments."""
+
+    def __init__(self, site):
+        self.site, self.root = site, site.root
+        for name, count in (("attic", 10), ("cellar", 7)):
+            site.data(name, count)
+
+    def experiment(self, methods, fleet="", seeds="[7]"):
+        text = f'data = "data"\nbundle = "{self.site.bundle}"\nseeds = {seeds}\n{SETTINGS}\n{methods}\n{fleet}'
+        path = self.root / "experiment.toml"
+        path.write_text(text)
+        return path
+
+    def start(self, path, out, *flags):
+        command = [sys.executable, "-m", "broker_server", "simulate", str(path), "--out", str(self.root / out)]
+        return subprocess.Popen(
+            [*command, "--workers", "1", *flags],
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def run(self, path, out="out", *flags):
+        process = self.start(path, out, *flags)
+        said, _ = process.communicate(timeout=SIMULATION_LIMIT_S)
+        assert process.returncode == 0, said[-3000:]
+        return said
+
+    def summaries(self, out="out"):
+        found = msgspec.json.decode((self.root / out / "summary.json").read_bytes())
+        return {(each["method"], each["seed"]): each for each in found}
+
+    def models(self, method, out="out", seed=7):
+        folder = self.root / out / "runs" / method / str(seed) / "models"
+        return {path.stem: path.read_bytes() for path in folder.glob("*.safetensors")}
+
+
+@pytest.fixture
+def bench(make_site):
+    return Bench(make_site())

@@ -28,7 +28,7 @@ def check_report(report, tasks, clients):
     """Every key of report.json and its type."""
     assert list(report) == [
         "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "ort_training",
-        "test_loss", "wall_s", "evaluations", "test_metrics",
+        "test_loss", "wall_s", "evaluations", "test_metrics", "spread",
     ]  # fmt: skip
     assert (report["strategy"], report["tasks"], report["seed"]) == ("mas", list(tasks), 7)
     assert {"python", "mas-edge", "numpy", "torch"} <= set(report["versions"])

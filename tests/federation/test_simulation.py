@@ -4,8 +4,6 @@ import contextlib
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,72 +14,17 @@ pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
-ROOT = Path(__file__).parents[2]
 LIMIT_S = 240.0
 pytestmark = pytest.mark.workstation
 
-SETTINGS = """
-[settings]
-grouping.merged_rounds = 2
-grouping.split_rounds = 1
-grouping.probe_rounds = 1
-grouping.probe_every = 1
-training.batch = 4
-training.lr = 0.05
-rounds.deadline_s = 600.0
-"""
 MAS = '[methods."MAS-2"]\nstrategy = "mas"\ngroups = 2\n'
-
-
-class Bench:
-    """A folder with data sets and experiments."""
-
-    def __init__(self, site):
-        self.site, self.root = site, site.root
-        for name, count in (("attic", 10), ("cellar", 7)):
-            site.data(name, count)
-
-    def experiment(self, methods=MAS, fleet="", seeds="[7]"):
-        text = f'data = "data"\nbundle = "{self.site.bundle}"\nseeds = {seeds}\n{SETTINGS}\n{methods}\n{fleet}'
-        path = self.root / "experiment.toml"
-        path.write_text(text)
-        return path
-
-    def start(self, path, out, *flags):
-        command = [sys.executable, "-m", "broker_server", "simulate", str(path), "--out", str(self.root / out)]
-        return subprocess.Popen(
-            [*command, "--workers", "1", *flags],
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    def run(self, path, out="out", *flags):
-        process = self.start(path, out, *flags)
-        said, _ = process.communicate(timeout=LIMIT_S)
-        assert process.returncode == 0, said[-3000:]
-        return said
-
-    def summaries(self, out="out"):
-        found = msgspec.json.decode((self.root / out / "summary.json").read_bytes())
-        return {(each["method"], each["seed"]): each for each in found}
-
-    def models(self, method, out="out", seed=7):
-        folder = self.root / out / "runs" / method / str(seed) / "models"
-        return {path.stem: path.read_bytes() for path in folder.glob("*.safetensors")}
-
-
-@pytest.fixture
-def bench(make_site):
-    return Bench(make_site())
 
 
 def test_a_simulated_federation_ends_with_the_weights_of_real_processes_over_mqtt(bench):
     server = bench.site.serve(min_devices=2)
     devices = [bench.site.device(name, count) for name, count in (("attic", 10), ("cellar", 7))]
     real = bench.site.ends(server, *devices)
-    said = bench.run(bench.experiment())
+    said = bench.run(bench.experiment(MAS))
     assert "MAS-2 · seed 7: test loss" in said
     assert bench.models("MAS-2") == real
     summary = bench.summaries()["MAS-2", 7]
@@ -120,12 +63,12 @@ def test_trials_on_processes_that_are_killed_end_as_the_simulated_ones(bench):
 
 
 def test_links_that_are_lost_and_slow_boards_change_the_times_and_nothing_else(bench):
-    bench.run(bench.experiment())
+    bench.run(bench.experiment(MAS))
     fleet = "[fleet.board]\nspeed = 0.01\nlatency_s = 0.2\nup_bytes_per_s = 20000\ndown_bytes_per_s = 40000\n"
     fleet += "drop_rate = 0.7\naway_s = 30\n"
     (bench.root / "slow").mkdir()
     shutil.copy(bench.root / "out" / "costs.json", bench.root / "slow")
-    said = bench.run(bench.experiment(fleet=fleet), "slow")
+    said = bench.run(bench.experiment(MAS, fleet), "slow")
     assert "dropped" not in said  # what is announced and acknowledged twice is no fault of anybody
     assert bench.models("MAS-2", "slow") == bench.models("MAS-2")
     fast, slow = bench.summaries()["MAS-2", 7], bench.summaries("slow")["MAS-2", 7]
@@ -133,7 +76,7 @@ def test_links_that_are_lost_and_slow_boards_change_the_times_and_nothing_else(b
     assert slow["test_loss"] == fast["test_loss"]
     shutil.rmtree(bench.root / "slow" / "runs")
     shutil.rmtree(bench.root / "slow" / "courses")
-    bench.run(bench.experiment(fleet=fleet), "slow")
+    bench.run(bench.experiment(MAS, fleet), "slow")
     again = bench.summaries("slow")["MAS-2", 7]
     assert {**again, "compute_s": 0, "critical_path_s": 0} == {**slow, "compute_s": 0, "critical_path_s": 0}
 
@@ -195,7 +138,7 @@ def test_an_experiment_that_was_killed_goes_on_to_the_same_end(bench):
 
 @pytest.mark.skipif(not Path("/proc/self/stat").is_file(), reason="worker processes are found by /proc")
 def test_a_worker_that_is_killed_ends_the_run_with_a_sentence_and_the_same_command_goes_on(bench):
-    path = bench.experiment()
+    path = bench.experiment(MAS)
     process, until = bench.start(path, "out"), time.monotonic() + LIMIT_S
     while not (bench.root / "out" / "runs").exists():  # the first round is about to begin
         assert process.poll() is None, process.communicate()
@@ -275,7 +218,7 @@ def test_a_wrong_experiment_is_refused_with_its_place(bench, methods, fleet, say
 
 
 def test_boards_that_stay_away_end_the_run_with_a_reason(bench):
-    path = bench.experiment(fleet="[fleet.board]\ndrop_rate = 1.0\naway_s = 1e8\n")
+    path = bench.experiment(MAS, "[fleet.board]\ndrop_rate = 1.0\naway_s = 1e8\n")
     process = bench.start(path, "out")
     said, _ = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 5

@@ -82,7 +82,7 @@ def test_read_flags_go_over_the_file(write, tmp_path):
         ('[updates]\nscheme = "int4"', r"updates\.scheme"),
         ("[updates]\ntopk_fraction = 0.6", "topk_fraction"),
         ("[grouping]\nprobe_from = 20", "probe_from: the merged phase has 20 rounds"),
-        ("local_stems = true", "local_stems: they go with the strategies all_in_one and fedbone"),
+        ("local_stems = true", "local_stems: they go with the strategies all_in_one, fedbone, fedper and fedrep"),
         ('[split_learning]\nencoder = "server"', r"grouping\.probe: 'exact' needs the encoder on devices"),
         ('[aggregation]\nrule = "median"', r"aggregation\.rule: 'median' is not one of"),
         ('[aggregation.optimizer]\nmethod = "lamb"', r"aggregation\.optimizer\.method: 'lamb' is not one of"),
@@ -90,6 +90,14 @@ def test_read_flags_go_over_the_file(write, tmp_path):
         ("[aggregation.optimizer]\nmomentum = 1.0", r"aggregation\.optimizer\.momentum"),
         ("[aggregation.optimizer]\ntau = 0.0", r"aggregation\.optimizer\.tau"),
         ('[grouping]\nstrategy = "fixed"', r"grouping\.fixed_groups: the strategy `fixed` needs them"),
+        (
+            '[grouping]\nstrategy = "ditto"\n[split_learning]\nencoder = "server"',
+            r"split_learning\.encoder: with 'ditto' devices have the encoder",
+        ),
+        ('[grouping]\nstrategy = "pfedme"\n[training]\nproximal_mu = 1.0', "pfedme has a proximal term of its own"),
+        ('[grouping]\nstrategy = "pfedme"\n[training]\noptimizer = "adamw"', "pfedme has a proximal term of its own"),
+        ("[personal]\nthreshold = 2.0", r"personal\.threshold"),
+        ('[grouping]\nstrategy = "fedu"\n[rounds]\nmode = "buffered"', r"rounds\.mode: weights for each device"),
     ],
 )
 def test_read_refuses(write, text, why):
