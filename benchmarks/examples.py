@@ -54,7 +54,7 @@ def random_samples(folder: Path, manifest: Manifest, samples: int) -> Path:
         np.save(folder / "train" / f"{name}.npy", array)
     for task in manifest.tasks:
         shape = (samples, *task.target.shape)
-        classes = (task.labels.classes if task.labels else None) or task.prediction.shape[0]
+        classes = (task.labels.classes if task.labels else None) or task.outputs[task.measured_output].shape[0]
         integers = task.target.dtype == "int64"
         labels = random.integers(0, classes, shape) if integers else random.random(shape, np.float32)
         np.save(folder / "train" / f"{task.name}.npy", labels)

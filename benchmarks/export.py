@@ -21,7 +21,7 @@ import numpy as np
 from benchmarks.measure import ROOT, WORK, alternate, bundle, ratios, spread, write, write_section
 from edge_runtime.datasets.dataset_writer import write_split
 from edge_runtime.wire.bundle_folder import read_folder
-from edge_runtime.wire.manifest import Array, Manifest
+from edge_runtime.wire.manifest import Manifest, Task
 
 SOURCE = ROOT / "benchmarks" / "models" / "measured.py"
 ORT_TRAINING_PYTHON = Path(os.environ.get("MAS_ORT_TRAINING_PYTHON") or ROOT / ".venv-ort-training" / "bin" / "python")
@@ -73,15 +73,15 @@ def random_data(folder: Path, manifest: Manifest, images: int) -> Path:
     """A data set of noise with the shapes of a model; a class number is below the number of classes."""
     random = np.random.default_rng(0)
 
-    def labels(target: Array, prediction: Array) -> Any:
-        shape = (images, *target.shape)
-        if target.dtype == "int64":
-            return random.integers(0, prediction.shape[0], shape)
+    def labels(task: Task) -> Any:
+        shape = (images, *task.target.shape)
+        if task.target.dtype == "int64":
+            return random.integers(0, task.outputs[task.measured_output].shape[0], shape)
         return random.random(shape, np.float32)
 
     assert manifest.input is not None
     image = random.integers(0, 256, (images, *manifest.input.shape), np.uint8)
-    write_split(folder / "train", image, {task.name: labels(task.target, task.prediction) for task in manifest.tasks})
+    write_split(folder / "train", image, {task.name: labels(task) for task in manifest.tasks})
     return folder
 
 

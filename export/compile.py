@@ -29,6 +29,7 @@ from export.model import MultiTaskModel, embed, numbered, represent
 from export.model_part import Lowered, ModelPart, Results, Run, Sources
 from export.module_state import unchanged
 from export.object_digest import Indescribable, object_digest
+from export.prediction import Prediction, by_name, outputs_of
 from export.signature import Role
 
 Progress = Callable[[str, int, int], None]
@@ -202,7 +203,7 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
         wire.Task(
             name=task,
             target=_array(model.example_targets[task]),
-            prediction=_array(predictions[task]),
+            **_predictions(predictions[task]),
             **model.metric(task, predictions[task])._asdict(),
             labels=label_contract(
                 model.losses[task],
@@ -239,6 +240,11 @@ def describe(compiled: Compiled, name: str, parity: wire.Parity) -> wire.Manifes
         parity=parity,
         versions={"mas-edge": __version__, "torch": str(torch.__version__), "onnx": version("onnx")},
     )
+
+
+def _predictions(prediction: Prediction) -> dict[str, Any]:
+    named = {name: _array(value) for name, value in by_name(prediction).items()}
+    return {"prediction": named[""]} if "" in named else {"predictions": named}
 
 
 def _file(data: bytes) -> wire.File:
@@ -298,7 +304,7 @@ def _head(model: MultiTaskModel, task: str, is_encoder_trained: bool) -> dict[st
         "step": step.graph(),
         "loss": step.graph(["loss"]),
         "evaluate": evaluated.graph(["loss"]),
-        "predict": predicted.graph(["prediction"]),
+        "predict": predicted.graph(predicted.outputs_of(Role.PREDICTION)),
     }
 
 
@@ -322,13 +328,14 @@ class _Head:
 
     def evaluate(self, data: Sources, run: Callable[[Any], Run]) -> Results:
         prediction = run(self._value(data)).result
-        version = prediction._version  # noqa: SLF001 - how often it was changed in place
+        found = outputs_of(prediction)
+        versions = [value._version for value in found.values()]  # noqa: SLF001 - how often each was changed in place
         loss = self._model.losses[self._task](prediction, data["target"])
-        self.is_changed_by_loss |= prediction._version != version  # noqa: SLF001
-        return {"loss": loss, "prediction": prediction}
+        self.is_changed_by_loss |= versions != [value._version for value in found.values()]  # noqa: SLF001
+        return {"loss": loss, **found}
 
     def predict(self, data: Sources, run: Callable[[Any], Run]) -> Results:
-        return {"prediction": run(self._value(data)).result}
+        return outputs_of(run(self._value(data)).result)
 
     def _run(self, data: Sources, run: Callable[[Any], Run]) -> tuple[Run, Tensor]:
         done = run(self._value(data))

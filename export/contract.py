@@ -13,14 +13,15 @@ import msgspec
 import torch
 from torch import Tensor, nn
 
-from edge_runtime.wire.graph_names import IMAGE
-from edge_runtime.wire.manifest import MAX_INPUTS
+from edge_runtime.wire.graph_names import IMAGE, PredictionName
+from edge_runtime.wire.manifest import MAX_INPUTS, MAX_PREDICTIONS
 from edge_runtime.wire.names import MAX_TASKS, TaskName
 from edge_runtime.wire.tensors import MAX_ELEMENTS
 from export.errors import ModelInvalid, naming
 from export.mean_loss import grows_with_batch
 from export.model import MultiTaskModel, apply, tensors
 from export.module_state import in_training
+from export.prediction import Loss, Prediction, by_name, shapes_of
 from export.running_statistics import BATCH_NORM, check_normalization, running_statistics
 
 MAX_RANK = 9
@@ -82,9 +83,9 @@ def _check_task_name(task: Any) -> None:
         raise ModelInvalid(f"task name {task!r}: data sets call the input so, take another name")
 
 
-def _check_name(kind: str, name: Any) -> None:
+def _check_name(kind: str, name: Any, form: Any = TaskName) -> None:
     try:
-        msgspec.convert(name, TaskName)
+        msgspec.convert(name, form)
     except msgspec.ValidationError as exc:
         raise ModelInvalid(
             f"{kind} name {name!r}: use lower-case letters, digits and underscores, a letter first, at most 32"
@@ -149,26 +150,18 @@ def _check_batch(model: MultiTaskModel) -> None:
                 raise ModelInvalid(f"the encoder must return {ENCODER}{_instead(z)}")
             _check_shape("the representation", value)
         z = model.packed(tensors(z))
-        shapes = ", ".join(str(tuple(value.shape)) for value in tensors(z))
+        given = shapes_of(z)
         for task in model.tasks:
             target = model.example_targets[task]
-            with naming(f"head.{task} fails on the representation, of shape {shapes}"):
+            with naming(f"head.{task} fails on the representation, of shape {given}"):
                 prediction = model.heads[task](z)
-            if not isinstance(prediction, Tensor) or prediction.dtype != torch.float32:
-                several = isinstance(prediction, tuple | list | dict)
-                advice = ": join them by torch.cat, and take them apart in the loss; or make each a task"
-                raise ModelInvalid(
-                    f"head.{task} must return one float32 tensor{_instead(prediction)}{advice if several else ''}"
-                )
-            _check_samples(f"the prediction of {task}", prediction, x, "its first dimension is the batch")
-            _check_shape(f"the prediction of {task}", prediction)
-            with naming(
-                f"the loss of {task} fails on predictions of shape {tuple(prediction.shape)} and its example target"
-            ):
+            _check_prediction(task, prediction, x)
+            shapes = shapes_of(prediction)
+            with naming(f"the loss of {task} fails on predictions of shape {shapes} and its example target"):
                 loss, is_broadcast = _loss(model.losses[task], prediction, target)
             if is_broadcast:
                 raise ModelInvalid(
-                    f"the loss of {task} compares predictions of shape {tuple(prediction.shape)} with targets of shape "
+                    f"the loss of {task} compares predictions of shape {shapes} with targets of shape "
                     f"{tuple(target.shape)}, each with all others: give both the same shape"
                 )
             if not isinstance(loss, Tensor) or loss.shape != () or loss.dtype != torch.float32:
@@ -189,7 +182,25 @@ def _check_batch(model: MultiTaskModel) -> None:
         _check_unchanged(model, before, numbers)
 
 
-def _loss(function: Callable[..., Any], prediction: Tensor, target: Tensor) -> tuple[Any, bool]:
+def _check_prediction(task: str, prediction: Any, x: Tensor) -> None:
+    several = isinstance(prediction, Mapping | tuple | list)
+    found = by_name(prediction) if several else {"": prediction}
+    if not 0 < len(found) <= MAX_PREDICTIONS:
+        raise ModelInvalid(f"head.{task} returns {len(found)} predictions: return 1 to {MAX_PREDICTIONS}")
+    for name, value in found.items():
+        where = f"the prediction of {task}"
+        needed = f"head.{task} must return a float32 tensor, or several in a dictionary or a tuple"
+        if several:
+            _check_name("prediction", name, PredictionName)
+            where = f"the prediction {name} of {task}"
+            needed = f"{where} must be a float32 tensor"
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            raise ModelInvalid(f"{needed}{_instead(value)}")
+        _check_samples(where, value, x, "its first dimension is the batch")
+        _check_shape(where, value)
+
+
+def _loss(function: Loss, prediction: Prediction, target: Tensor) -> tuple[Any, bool]:
     """Return the loss, and whether PyTorch warns that the shapes do not fit and are expanded."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")

@@ -22,6 +22,8 @@ from export.signature import Role
 def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> onnx.ModelProto:
     """One model of the manifest's tasks: its inputs (batch, …), as `image`, and an output for each task, by its name.
 
+    Several predictions of a task are outputs TASK.NAME.
+
     `folder` is a bundle that has the manifest's graphs and fixed tensors; `weights` (D,) is laid out by the manifest's
     table. Raises BundleInvalid for a file that cannot be read.
     """
@@ -30,21 +32,23 @@ def inference_model(folder: Path, manifest: wire.Manifest, weights: Vector) -> o
         tensors |= fixed.table.views(
             bundle_folder.read_fixed(bundle_folder.graph_path(folder, f"{wire.FIXED}.{part}"), fixed)
         )
-    named = {value_of(name): name for name in manifest.inputs}
+    given = {value_of(name): name for name in manifest.inputs}
     z = {f"z.{i}": f"z.{i}" for i in range(len(manifest.representation))}
     encoder = _load(folder, "encoder.predict")
-    nodes, constants = _renamed(encoder, "encoder", {**named, "e": "e", **z})
+    nodes, constants = _renamed(encoder, "encoder", {**given, "e": "e", **z})
     if manifest.embedding is not None:
-        before = _renamed(_load(folder, "stem.predict"), "stem", {**named, "e": "e"})
+        before = _renamed(_load(folder, "stem.predict"), "stem", {**given, "e": "e"})
         nodes, constants = before[0] + nodes, before[1] + constants
     outputs = []
-    for task in manifest.task_names:
-        head = _load(folder, f"head.{task}.predict")
-        more = _renamed(head, f"head.{task}", {**z, "prediction": task})
+    for task in manifest.tasks:
+        part = f"head.{task.name}"
+        named = {name: f"{task.name}{name.removeprefix(Role.PREDICTION.value)}" for name in task.outputs}
+        more = _renamed(_load(folder, f"{part}.predict"), part, {**z, **named})
         nodes += more[0]
         constants += more[1]
-        shape: list[str | int | None] = ["batch", *manifest.task(task).prediction.shape]
-        outputs.append(helper.make_tensor_value_info(task, onnx.TensorProto.FLOAT, shape))
+        for name, array in task.outputs.items():
+            shape: list[str | int | None] = ["batch", *array.shape]
+            outputs.append(helper.make_tensor_value_info(named[name], onnx.TensorProto.FLOAT, shape))
     constants += [numpy_helper.from_array(np.ascontiguousarray(view), name) for name, view in tensors.items()]
     types = {"float32": onnx.TensorProto.FLOAT, "int64": onnx.TensorProto.INT64}
     inputs = [

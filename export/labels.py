@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from edge_runtime.wire.labels import LabelContract
 from export import losses
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from export.prediction import Loss, Prediction, by_name, loss_and_gradient
 
 _CLASSES = (F.cross_entropy, F.nll_loss, losses.pixel_cross_entropy)
 _CLASS_TYPES = (losses.CrossEntropy, nn.CrossEntropyLoss, nn.NLLLoss)
@@ -33,15 +32,15 @@ _USUAL_IGNORED = (-100, -1, 255)
 
 
 def label_contract(
-    loss: Loss, target: Tensor, prediction: Tensor, *, ignored_class: int | None = None
+    loss: Loss, target: Tensor, prediction: Prediction, *, ignored_class: int | None = None
 ) -> LabelContract:
-    """Return what the labels of a task may be; target and prediction are an example's (B, …).
+    """Return what the labels of a task may be; target and predictions are an example's (B, …).
 
     `ignored_class` is what the model says means no label, as far as it says so.
     """
     function, settings = (loss.func, loss.keywords) if isinstance(loss, partial) else (loss, {})
     if target.dtype == torch.int64:
-        if function in _CLASSES or isinstance(function, _CLASS_TYPES):
+        if isinstance(prediction, Tensor) and (function in _CLASSES or isinstance(function, _CLASS_TYPES)):
             return LabelContract(classes=_class_count(prediction), ignored=_ignored(function, settings))
         return _tried_classes(loss, target, prediction, ignored_class)
     probabilities = function in _PROBABILITIES or isinstance(function, _PROBABILITY_TYPES)
@@ -65,14 +64,15 @@ def _ignored(function: Callable[..., Any], settings: dict[str, Any]) -> tuple[in
     return (settings.get("ignore_index", -100),)
 
 
-def _tried_classes(loss: Loss, target: Tensor, prediction: Tensor, ignored_class: int | None) -> LabelContract:
+def _tried_classes(loss: Loss, target: Tensor, prediction: Prediction, ignored_class: int | None) -> LabelContract:
     """Return the contract of a loss that is not known.
 
     A loss that takes K, which is no class of K scores, has another use for its integers: nothing is asked of them then.
     """
-    if prediction.ndim < 2 or (*prediction.shape[:1], *prediction.shape[2:]) != target.shape:
+    scores = [value for value in by_name(prediction).values() if value.ndim > 1 and _place(value) == target.shape]
+    if len({_class_count(value) for value in scores}) != 1:
         return LabelContract()
-    classes = _class_count(prediction)
+    classes = _class_count(scores[0])
 
     def is_left_out(value: int) -> bool | None:
         """Return whether the loss leaves out samples of this class; None where it fails on them."""
@@ -87,23 +87,24 @@ def _tried_classes(loss: Loss, target: Tensor, prediction: Tensor, ignored_class
     return LabelContract(classes=classes, ignored=tuple(value for value in sorted(candidates) if is_left_out(value)))
 
 
-def _makes_do_with(loss: Loss, target: Tensor, prediction: Tensor, value: float) -> bool:
+def _place(scores: Tensor) -> tuple[int, ...]:
+    return (*scores.shape[:1], *scores.shape[2:])
+
+
+def _makes_do_with(loss: Loss, target: Tensor, prediction: Prediction, value: float) -> bool:
     changed = target.clone(memory_format=torch.contiguous_format)
     changed.view(-1)[0] = value
     found = _gradient(loss, changed, target, prediction)
     return found is not None and bool(torch.isfinite(found).all())
 
 
-def _gradient(loss: Loss, changed: Tensor, target: Tensor, prediction: Tensor) -> Tensor | None:
-    """Return the gradient (B, …) at the prediction of changed targets, followed in the batch by those that were given.
+def _gradient(loss: Loss, changed: Tensor, target: Tensor, prediction: Prediction) -> Tensor | None:
+    """Return the gradient (B, N) at predictions of changed targets, followed in the batch by those that were given.
 
     So a mean over labelled elements always has one. None where the loss fails on them or is not finite.
     """
-    given = prediction.detach().clone().requires_grad_()
     try:
-        with torch.enable_grad():
-            value = loss(torch.cat([given, prediction.detach()]), torch.cat([changed, target]))
-            found: Tensor = torch.autograd.grad(value, given)[0]
+        value, found = loss_and_gradient(loss, (prediction, changed), (prediction, target))
     except Exception:  # noqa: BLE001 - a user's loss may raise anything
         return None
     return found if bool(torch.isfinite(value)) else None

@@ -8,26 +8,27 @@ hardest samples alone. Then a sample's gradient depends on what the others are, 
 batch is more than its parts.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+from export.prediction import Batch, Loss, Prediction, loss_and_gradient, mapped
+
 _NOTICEABLE = 1e-3
 """The least difference that is not rounding, relative to the loss or to the gradient."""
 _ALIKE = 0.01
 
 
-def grows_with_batch(loss: Loss, prediction: Tensor, target: Tensor) -> bool:
+def grows_with_batch(loss: Loss, prediction: Prediction, target: Tensor) -> bool:
     """Return whether the loss of a batch (B, …) grows in proportion as the batch is repeated.
 
     False for a loss that fails on the repeated batch, which has faults of its own.
     """
+
+    def repeated(times: int) -> float:
+        return float(loss(mapped(lambda one: torch.cat([one] * times), prediction), torch.cat([target] * times)))
+
     try:
-        once, twice, four_times = (
-            float(loss(torch.cat([prediction] * times), torch.cat([target] * times))) for times in (1, 2, 4)
-        )
+        once, twice, four_times = map(repeated, (1, 2, 4))
     except Exception:  # noqa: BLE001 - a user's loss may raise anything
         return False
     growth = twice - once
@@ -36,7 +37,7 @@ def grows_with_batch(loss: Loss, prediction: Tensor, target: Tensor) -> bool:
     return abs((four_times - twice) - 2 * growth) <= _ALIKE * abs(2 * growth)
 
 
-def compares_samples(loss: Loss, prediction: Tensor, target: Tensor) -> bool:
+def compares_samples(loss: Loss, prediction: Prediction, target: Tensor) -> bool:
     """Return whether the gradient at a sample depends on predictions and values of others in the batch (B, …).
 
     False for a loss that fails on another batch.
@@ -46,18 +47,15 @@ def compares_samples(loss: Loss, prediction: Tensor, target: Tensor) -> bool:
         values = target * target.abs() / target.nan_to_num().abs().max().clamp(min=1.0)
     try:
         as_they_are = _gradient(loss, (prediction, target), (prediction, target))
-        changed = _gradient(loss, (prediction, target), (0.5 * prediction + 0.01, values))
+        changed = _gradient(loss, (prediction, target), (mapped(lambda one: 0.5 * one + 0.01, prediction), values))
     except Exception:  # noqa: BLE001 - a user's loss may raise anything
         return False
     scale = torch.maximum(as_they_are.abs().max(), changed.abs().max())
     return bool((as_they_are - changed).abs().max() > _NOTICEABLE * scale)
 
 
-def _gradient(loss: Loss, batch: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the gradient at the predictions of a batch (B, …) that is followed by another one."""
-    given = batch[0].detach().clone().requires_grad_()
-    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+def _gradient(loss: Loss, batch: Batch, others: Batch) -> Tensor:
+    """Return the gradient (B, N) at the predictions of a batch that is followed by another one."""
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a loss that draws numbers draws the same ones each time
-        value = loss(torch.cat([given, others[0].detach()]), torch.cat([batch[1], others[1]]))
-        found: Tensor = torch.autograd.grad(value, given)[0]
-    return found
+        return loss_and_gradient(loss, batch, others)[1]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from edge_runtime.wire.metrics import MetricName, misfit
 from export import losses
 from export.errors import ModelInvalid
+from export.prediction import Prediction, by_name
 
 _BY_FUNCTION: tuple[tuple[Callable[..., Any], MetricName], ...] = (
     *((loss, "rmse") for loss in (losses.masked_l1, losses.masked_l2, losses.l1, losses.l2)),
@@ -26,43 +27,54 @@ _BY_TYPE: tuple[tuple[type, MetricName], ...] = (
 
 
 class Chosen(NamedTuple):
-    """A task's metric, None where it has none, and the class that means no label."""
+    """A task's metric, None where it has none, the class that means no label, and which prediction is measured."""
 
-    metric: MetricName | None
-    ignored: int | None
+    metric: MetricName | None = None
+    ignored: int | None = None
+    measured: str | None = None
+    """None of a head's only prediction."""
 
 
 def choose(
     task: str,
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Callable[[Any, Tensor], Tensor],
     target: Tensor,
-    prediction: Tensor,
+    prediction: Prediction,
     *,
-    metrics: Mapping[str, str | None],
+    metrics: Mapping[str, str | tuple[str, str] | None],
     ignored_classes: Mapping[str, int],
 ) -> Chosen:
-    """Return the metric of a task from what its model says; target and prediction are batches (B, …).
+    """Return the metric of a task from what its model says; target and predictions are batches (B, …).
 
     Raises ModelInvalid for a metric that does not exist or cannot be measured on these.
     """
     classes = target.dtype == torch.int64
     ignored = ignored_classes.get(task, _ignored(loss)) if classes else None
+    asked = metrics.get(task)
+    named = by_name(prediction)
+    measured, asked = asked if isinstance(asked, tuple) and len(asked) == 2 else ("", asked)
+    if asked is not None and measured not in named:
+        if "" in named:
+            raise ModelInvalid(f"head.{task} gives one prediction: name the metric of {task} alone")
+        raise ModelInvalid(
+            f"the metric of {task} is of one of the predictions {', '.join(named)}: say which, as "
+            f"({next(iter(named))!r}, 'rmse')"
+        )
 
     def fault(metric: MetricName) -> str | None:
-        shapes = {"target": tuple(target.shape[1:]), "prediction": tuple(prediction.shape[1:])}
+        shapes = {"target": tuple(target.shape[1:]), "prediction": tuple(named[measured].shape[1:])}
         return misfit(metric, classes=classes, **shapes)
 
     if task not in metrics:
-        usual = _usual(loss, target)
-        return Chosen(None, None) if usual is None or fault(usual) is not None else Chosen(usual, ignored)
-    asked = metrics[task]
+        usual = None if measured not in named else _usual(loss, target)
+        return Chosen() if usual is None or fault(usual) is not None else Chosen(usual, ignored)
     if asked is None:
-        return Chosen(None, None)
+        return Chosen()
     for name in get_args(MetricName):
         if name == asked:
             if (why := fault(name)) is not None:
                 raise ModelInvalid(f"the metric of {task}: {why}")
-            return Chosen(name, ignored)
+            return Chosen(name, ignored, measured or None)
     raise ModelInvalid(
         f"there is no metric {asked!r} for {task}: choose from {', '.join(get_args(MetricName))}, or None"
     )

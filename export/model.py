@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from edge_runtime.wire.graph_names import IMAGE, input_of, value_of
 from export.metrics import Chosen, choose
 from export.module_state import unchanged
-
-Loss = Callable[[Tensor, Tensor], Tensor]
+from export.prediction import Loss, Prediction
 
 
 @dataclass(frozen=True)
@@ -20,15 +19,16 @@ class MultiTaskModel:
     """T tasks that share an encoder.
 
     `encoder` maps the input to the representation z: one tensor (B, …), or a tuple of them, such as the outputs of its
-    stages. `heads[task]` maps z, a tensor or a tuple as the encoder returned it, to a prediction;
-    `losses[task]` maps a prediction and a target to a scalar, the mean over the batch. `example_input` is a float32
-    batch (B, …) that a data set calls image, or float32 and int64 batches by the names that a data set has for them,
-    such as {"tokens": …, "image": …}: the encoder is then called with these names. `example_targets[task]` is a float32
-    or int64 batch. Parameters are float32 and belong to one part alone.
+    stages. `heads[task]` maps z, a tensor or a tuple as the encoder returned it, to a prediction, or to several in a
+    dictionary or a tuple; `losses[task]` maps what the head returns and a target to a scalar, the mean over the batch.
+    `example_input` is a float32 batch (B, …) that a data set calls image, or float32 and int64 batches by the names
+    that a data set has for them, such as {"tokens": …, "image": …}: the encoder is then called with these names.
+    `example_targets[task]` is a float32 or int64 batch. Parameters are float32 and belong to one part alone.
 
     `metrics[task]` names what is measured of predictions besides the loss (edge_runtime.wire.metrics), None for
-    nothing; by default it is what is usual for the loss. `ignored_classes[task]` is the class that means no label
-    there, by default the one that the loss leaves out, as far as that is known.
+    nothing; by default it is what is usual for the loss. Of several predictions one is measured, as ("mean", "rmse").
+    `ignored_classes[task]` is the class that means no label there, by default the one that the loss leaves out, as far
+    as that is known.
 
     With a `stem`, which maps the input to an embedding e, one tensor (B, …), the encoder maps e instead. The encoder
     can then be computed elsewhere than stem and heads. Such a model keeps no running statistics.
@@ -40,7 +40,7 @@ class MultiTaskModel:
     example_input: Tensor | Mapping[str, Tensor]
     example_targets: Mapping[str, Tensor]
     stem: nn.Module | None = None
-    metrics: Mapping[str, str | None] = field(default_factory=dict)
+    metrics: Mapping[str, str | tuple[str, str] | None] = field(default_factory=dict)
     ignored_classes: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -69,7 +69,7 @@ class MultiTaskModel:
         """Run the encoder on inputs by their names in graphs, or on the stem's embedding of them."""
         return apply(self.encoder, inputs) if self.stem is None else self.encoder(apply(self.stem, inputs))
 
-    def metric(self, task: str, prediction: Tensor) -> Chosen:
+    def metric(self, task: str, prediction: Prediction) -> Chosen:
         """Choose the metric of a task whose head gives `prediction` (B, …) for the example. Raises ModelInvalid."""
         return choose(
             task,

@@ -31,6 +31,7 @@ class Role(Enum):
     SEED = "seed"
     LOSS = "loss"
     PREDICTION = "prediction"
+    """The only prediction, or prediction.<name> of several."""
 
     @classmethod
     def of(cls, name: str) -> "Role":
@@ -38,6 +39,8 @@ class Role(Enum):
         beginning, dot, _ = name.partition(".")
         if beginning in _VALUES:
             return cls.VALUE
+        if beginning == cls.PREDICTION.value:
+            return cls.PREDICTION
         return cls.VALUE_GRADIENT if beginning[1:] in _VALUES else cls(f"{beginning}{dot}")
 
     def tensor_name(self, own: str) -> str:

@@ -90,7 +90,7 @@ class Split:
     """(N, …) by task, in the order of the names."""
     factors: Mapping[str, float] = field(default_factory=dict)
     """What an input or the labels of a task are multiplied by when they are read, where the data set states it."""
-    checked: set[Task] = field(default_factory=set, repr=False)
+    checked: dict[str, Task] = field(default_factory=dict, repr=False)
     """The tasks whose contract all labels are known to keep."""
     checked_inputs: dict[str, Input] = field(default_factory=dict, repr=False)
     """The inputs whose integers are all known to be within their number."""

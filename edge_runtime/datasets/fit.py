@@ -86,7 +86,7 @@ def check_labels(task: Task, split: Split) -> None:
 
     Raises DatasetInvalid, which names the file, the first sample that does not fit, its value and what to do.
     """
-    if task in split.checked:
+    if split.checked.get(task.name) == task:
         return
     labels, file, factor = split.labels[task.name], split.file(task.name), split.factors.get(task.name)
     if labels.dtype.kind == "f":
@@ -95,7 +95,7 @@ def check_labels(task: Task, split: Split) -> None:
         _check_integers_as_values(task, split)
     else:
         _check_classes(task, split)
-    split.checked.add(task)
+    split.checked[task.name] = task
 
 
 def _check_classes(task: Task, split: Split) -> None:

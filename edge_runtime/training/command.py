@@ -197,7 +197,7 @@ def add_predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default test)")
     parser.add_argument("--count", type=int, default=8, help="samples, from the first on (default 8)")
     parser.add_argument(
-        "--out", type=Path, required=True, help=".npz with the inputs, and for each task its label and prediction"
+        "--out", type=Path, required=True, help=".npz with the inputs, and for each task its label and its predictions"
     )
 
 
@@ -216,8 +216,9 @@ def _predict(args: argparse.Namespace) -> int:
     check_graph_file(args.model, args.model.name)
     found = Engine().load(args.model).call(inputs)
     arrays = dict(inputs)
-    for task, prediction in found.items():
-        arrays[f"prediction.{task}"] = prediction
+    for name, prediction in found.items():
+        arrays[f"prediction.{name}"] = prediction
+        task = name.partition(".")[0]  # of several predictions, which have one label
         if task in labels:
             factor = split.factors.get(task)
             arrays[f"label.{task}"] = labels[task] if factor is None else convert(labels[task], "float32", factor)

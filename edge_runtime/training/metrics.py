@@ -141,7 +141,7 @@ def metric_of(task: Task) -> Metric | None:
         case "angular_error_deg":
             return AngularError()
         case "miou":
-            return MeanIoU(task.prediction.shape[0], task.ignored)
+            return MeanIoU(task.outputs[task.measured_output].shape[0], task.ignored)
         case "rmse":
             return RootMeanSquare()
         case _:

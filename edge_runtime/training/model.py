@@ -296,12 +296,13 @@ class Model:
         """Compute one head's loss in evaluation mode, NaN if no row is labelled."""
         return self._loss(task, "evaluate", z, target)
 
-    def predict(self, task: str, z: Representation) -> Batch:
-        """Compute one head's prediction (B, …) in evaluation mode."""
-        prediction = np.empty((len(z[0]), *self.manifest.task(task).prediction.shape), np.float32)
+    def predict(self, task: str, z: Representation) -> dict[str, Batch]:
+        """Compute one head's predictions (B, …) in evaluation mode, by their names in graphs."""
+        arrays = self.manifest.task(task).outputs.items()
+        predictions = {name: np.empty((len(z[0]), *array.shape), np.float32) for name, array in arrays}
         inputs = {**numbered("z", z), **self._inputs[f"head.{task}"]}
-        self._graph(f"head.{task}.predict").run(inputs, {"prediction": prediction})
-        return prediction
+        self._graph(f"head.{task}.predict").run(inputs, predictions)
+        return predictions
 
     def backward(self, done: Pass, dz: Representation, *, release: bool = False, stem: bool = True) -> Vector:
         """Write the encoder's gradient for ∂L/∂z to `gradient`; return a view of that range. No state changes.

@@ -24,10 +24,12 @@ class TaskMetrics:
             target, arrays = targets[task], z
             if isinstance(target, Labelled):
                 arrays, target = tuple(array[target.rows] for array in z), target.target
-            step = max(1, PREDICTIONS_BYTES // (4 * math.prod(self._model.manifest.task(task).prediction.shape)))
+            about = self._model.manifest.task(task)
+            step = max(1, PREDICTIONS_BYTES // (4 * sum(math.prod(output.shape) for output in about.outputs.values())))
             for start in range(0, len(target), step):
                 some = slice(start, start + step)
-                metric.add(self._model.predict(task, tuple(array[some] for array in arrays)), target[some])
+                found = self._model.predict(task, tuple(array[some] for array in arrays))
+                metric.add(found[about.measured_output], target[some])
 
     def result(self) -> dict[str, float]:
         """Return the metrics by task, without tasks that have no metric or no label."""

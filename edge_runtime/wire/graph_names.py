@@ -16,7 +16,7 @@ Graph names, inputs and outputs (B is the micro-batch, the only dimension that v
     stem.predict           x                       → e
     encoder.predict        x, or e                 → z.0 …
     head.<task>.evaluate   z.0 …, target           → loss ()
-    head.<task>.predict    z.0 …                   → prediction (B, …)
+    head.<task>.predict    z.0 …                   → prediction (B, …), or prediction.<name> of each of several
 
 The model's inputs are x, which is the image, and x.<name> for every other: a window of a signal, a row of a table,
 tokens. Where x stands, it is all of them.
@@ -53,6 +53,8 @@ GraphName = Annotated[
     ),
 ]
 PartName = Annotated[str, Meta(pattern=r"^(encoder|stem|head\.[a-z][a-z0-9_]{0,31})\Z")]
+PredictionName = Annotated[str, Meta(pattern=r"^([a-z][a-z0-9_]{0,31}|[0-9]{1,2})\Z")]
+"""The name of one of a task's several predictions, or its number in a tuple."""
 ValueName = Annotated[str, Meta(pattern=r"^(x(\.[a-z][a-z0-9_]{0,31})?|e|[zv]\.(0|[1-9][0-9]{0,2}))\Z")]
 
 
@@ -69,6 +71,11 @@ def input_of(value: str) -> str:
 def is_input(value: str) -> bool:
     """Return whether a value's name in graphs is that of an input, which has no gradient."""
     return value.partition(".")[0] == "x"
+
+
+def prediction_of(name: str) -> str:
+    """Return the name in graphs of one of several predictions; of the only one, which has no name, `prediction`."""
+    return f"prediction.{name}" if name else "prediction"
 
 
 def graph_names(

@@ -31,10 +31,12 @@ from edge_runtime.wire.graph_names import (
     IMAGE,
     GraphName,
     PartName,
+    PredictionName,
     ValueName,
     graph_names,
     graph_part,
     parts_of,
+    prediction_of,
     value_of,
 )
 from edge_runtime.wire.labels import LabelContract
@@ -51,6 +53,7 @@ MAX_REPRESENTATIONS = 32
 MAX_STAGES = 32
 MAX_VALUES = 256
 MAX_INPUTS = 16
+MAX_PREDICTIONS = 16
 
 Text = Annotated[str, Meta(max_length=200, pattern=PRINTABLE)]
 
@@ -81,9 +84,14 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     name: TaskName
     target: Array
-    prediction: Array
+    prediction: Array | None = None
+    """The only prediction; None where there are several."""
+    predictions: Annotated[dict[PredictionName, Array], Meta(max_length=MAX_PREDICTIONS)] = {}
+    """Several predictions, by name."""
     metric: MetricName | None = None
     """The measure of predictions besides the loss."""
+    measured: PredictionName | None = None
+    """The one of several predictions that the metric measures."""
     ignored: Annotated[int, Meta(ge=-(2**31), lt=2**31)] | None = None
     """The class that means no label, for a metric of classes."""
     labels: LabelContract | None = None
@@ -92,12 +100,28 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """The loss compares the samples of a batch with one another: no batch is cut into micro-batches."""
 
     def __post_init__(self) -> None:
+        if (self.prediction is None) != bool(self.predictions):
+            raise ValueError(f"{self.name} needs one prediction, or several by name")
         if self.metric is None:
             return
+        if self.measured_output not in self.outputs:
+            raise ValueError(f"the metric of {self.name} is of no prediction that it has")
         classes = self.target.dtype == "int64"
-        fault = misfit(self.metric, target=self.target.shape, classes=classes, prediction=self.prediction.shape)
-        if fault is not None:
+        shape = self.outputs[self.measured_output].shape
+        if (fault := misfit(self.metric, target=self.target.shape, classes=classes, prediction=shape)) is not None:
             raise ValueError(f"the metric of {self.name}: {fault}")
+
+    @property
+    def outputs(self) -> dict[str, Array]:
+        """All predictions by their names in graphs."""
+        if self.prediction is not None:
+            return {prediction_of(""): self.prediction}
+        return {prediction_of(name): array for name, array in self.predictions.items()}
+
+    @property
+    def measured_output(self) -> str:
+        """The name in graphs of the prediction that the metric measures."""
+        return prediction_of(self.measured or "")
 
     @property
     def unlabelled(self) -> tuple[int, ...]:

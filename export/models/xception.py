@@ -13,7 +13,8 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from export.losses import l1, masked_l1, pixel_cross_entropy
-from export.model import Loss, MultiTaskModel
+from export.model import MultiTaskModel
+from export.prediction import Loss
 
 CLASSES = 18
 CHANNELS = {

@@ -34,7 +34,9 @@ from export.parity.branch_decisions import deciding_values, with_outputs
 from export.parity.replay import SharedReplay, replayed
 from export.parity.seeded_dropout import SeededDropout
 from export.parity.terms import AbsoluteTerms
+from export.prediction import outputs_of
 from export.running_statistics import BATCH_NORM, moving_statistics, running_statistics
+from export.signature import Role
 
 TOLERANCE = 1e-4
 SEED = 5
@@ -114,14 +116,21 @@ def differences(compiled: Compiled, run: Runner, x: Inputs) -> Errors:
 
 
 def _check_numbers(reference: Tensors, samples: int) -> None:
-    """Raise ModelInvalid where PyTorch itself gives what is no number: nothing can be trained with it."""
+    """Raise ModelInvalid where PyTorch itself gives what is no number: nothing can be trained with it.
+
+    A prediction may be infinite, as the score of a class that is masked.
+    """
     for graph, arrays in reference.items():
         for name, array in arrays.items():
-            if array.dtype.kind == "f" and not np.isfinite(array).all():
+            if array.dtype.kind != "f":
+                continue
+            odd = np.isnan(array) if Role.of(name) is Role.PREDICTION else ~np.isfinite(array)
+            if odd.any():
+                have = "gradient" if _kind(name) in GRADIENTS else "value"
                 raise ModelInvalid(
-                    f"{name} of {graph} is {array[~np.isfinite(array)][0]} for a batch of {samples} of the example, in "
-                    "PyTorch itself: roots, logarithms and quotients have no gradient at zero, nor powers of negative "
-                    "numbers; keep away from there, as by clamp(min=1e-8)"
+                    f"{name} of {graph} is {array[odd][0]} for a batch of {samples} of the example, in PyTorch itself: "
+                    f"roots, logarithms and quotients have no {have} at zero, nor powers of negative numbers; keep "
+                    "away from there, as by clamp(min=1e-8)"
                 )
 
 
@@ -221,7 +230,8 @@ def _kind(name: str) -> str:
 
 
 def _most(array: NDArray[Any]) -> float:
-    return float(np.abs(array).max(initial=0))
+    most = float(np.abs(array).max(initial=0))
+    return _most(array[np.isfinite(array)]) if np.isinf(most) else most
 
 
 def _most_gradient(arrays: Arrays) -> float:
@@ -229,8 +239,12 @@ def _most_gradient(arrays: Arrays) -> float:
 
 
 def _apart(one: NDArray[Any], other: NDArray[Any]) -> float:
-    both = (value.astype(np.int8) if value.dtype == np.bool_ else value for value in (one, other))
-    return float(np.abs(np.subtract(*both)).max(initial=0))
+    one, other = (value.astype(np.int8) if value.dtype == np.bool_ else value for value in (one, other))
+    with np.errstate(invalid="ignore"):  # of the same infinity on both sides
+        apart = float(np.abs(np.subtract(one, other)).max(initial=0))
+    if not np.isnan(apart) or not np.isinf(other).any():
+        return apart
+    return _apart(*(np.where(one == other, 0, value) for value in (one, other)))
 
 
 def outputs(compiled: Compiled, call: encoder_passes.RunByName, batch: Inputs) -> Tensors:
@@ -354,7 +368,8 @@ def _evaluated(model: MultiTaskModel, batch: Inputs) -> dict[str, dict[str, NDAr
         for task in model.tasks:
             with SeededDropout(SEED):
                 prediction = model.heads[task](model.packed(z))
-                found[f"head.{task}.predict"] = _arrays({"prediction": prediction.clone()})  # a loss may work in place
+                own = {name: value.clone() for name, value in outputs_of(prediction).items()}
+                found[f"head.{task}.predict"] = _arrays(own)  # a loss may work in place
                 loss = model.losses[task](prediction, model.example_targets[task][:size])
             found[f"head.{task}.evaluate"] = _arrays({"loss": loss})
     return found

@@ -48,12 +48,15 @@ def initialised_badly():
     return head
 
 
-class Both(nn.Conv2d):
-    def __init__(self):
+class Several(nn.Conv2d):
+    """A head that gives whatever a function makes of its convolution."""
+
+    def __init__(self, returned):
         super().__init__(4, 2, 1)
+        self.returned = returned
 
     def forward(self, z):
-        return super().forward(z).split(1, 1)
+        return self.returned(super().forward(z))
 
 
 CASES = {
@@ -120,9 +123,24 @@ CASES = {
         lambda: head(nn.Sequential(nn.Conv2d(4, 1, 1), nn.Flatten(0))),
         r"the prediction of b is torch.float32 of shape \(128,\): its first dimension is the batch",
     ),
-    "head_of_two": (
-        lambda: head(Both()),
-        "head.b must return one float32 tensor; it returns a tuple of Tensor, Tensor: join them by torch.cat",
+    "head_text": (
+        lambda: head(Several(lambda _: "b")),
+        "head.b must return a float32 tensor, or several in a dictionary or a tuple; it returns a str",
+    ),
+    "head_of_none": (lambda: head(Several(lambda _: ())), "head.b returns 0 predictions: return 1 to 16"),
+    "head_of_many": (lambda: head(Several(lambda y: [y] * 17)), "head.b returns 17 predictions: return 1 to 16"),
+    "head_of_other_names": (lambda: head(Several(lambda y: {"the mean": y})), "prediction name 'the mean': use lower"),
+    "head_of_classes": (
+        lambda: head(Several(lambda y: {"mean": y, "class": y.argmax(1)})),
+        "the prediction class of b must be a float32 tensor; it is torch.int64",
+    ),
+    "head_of_a_scalar": (
+        lambda: head(Several(lambda y: (y, y.mean()))),
+        r"the prediction 1 of b is torch.float32 of shape \(\): its first dimension is the batch",
+    ),
+    "loss_of_two": (
+        lambda: head(Several(lambda y: y.split(1, 1))),
+        r"the loss of b fails on predictions of shape 0 \(2, 1, 8, 8\), 1 \(2, 1, 8, 8\) and its example target",
     ),
     "head_not_finite": (lambda: head(initialised_badly()), "head.b.bias has a value that is not finite"),
     "loss_text": (lambda: {"losses": {"a": l1, "b": "mse"}}, "the loss of b is a str: give a function"),

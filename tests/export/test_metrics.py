@@ -22,7 +22,8 @@ VALUES = torch.rand(2, 3, 8, 8), torch.zeros(2, 3, 8, 8)
 
 
 def chosen(loss, arrays, metrics=None, ignored=None):
-    return choose("a", loss, *arrays, metrics=metrics or {}, ignored_classes=ignored or {})
+    found = choose("a", loss, *arrays, metrics=metrics or {}, ignored_classes=ignored or {})
+    return found[:2] if found.measured is None else found
 
 
 @pytest.mark.parametrize(
@@ -56,9 +57,27 @@ def test_metric_is_as_the_model_says():
     assert chosen(F.cross_entropy, DENSE, ignored={"a": 1}) == ("miou", 1)
 
 
+SPREAD = VALUES[0], {"mean": VALUES[1], "log_variance": VALUES[1]}
+
+
+def test_metric_of_several_predictions_is_of_the_one_that_the_model_names():
+    assert chosen(losses.l1, SPREAD) == (None, None)
+    assert chosen(losses.l1, SPREAD, {"a": None}) == (None, None)
+    assert chosen(losses.l1, SPREAD, {"a": ("mean", "rmse")}) == ("rmse", None, "mean")
+    scores = {"boxes": torch.rand(2, 4), "scores": KIND[1]}
+    assert chosen(losses.l1, (KIND[0], scores), {"a": ("scores", "accuracy")}, {"a": 3}) == ("accuracy", 3, "scores")
+
+
 @pytest.mark.parametrize(
     ("arrays", "metric", "words"),
-    [(VALUES, "psnr", "no metric 'psnr' for a: choose from"), (VALUES, "miou", "the metric of a: miou is of classes")],
+    [
+        (VALUES, "psnr", "no metric 'psnr' for a: choose from"),
+        (VALUES, "miou", "the metric of a: miou is of classes"),
+        (VALUES, ("mean", "rmse"), "head.a gives one prediction: name the metric of a alone"),
+        (SPREAD, "rmse", r"one of the predictions mean, log_variance: say which, as \('mean', 'rmse'\)"),
+        (SPREAD, ("variance", "rmse"), "one of the predictions mean, log_variance"),
+        (SPREAD, ("mean", "miou"), "the metric of a: miou is of classes"),
+    ],
 )
 def test_metric_that_cannot_be_is_refused(arrays, metric, words):
     with pytest.raises(ModelInvalid, match=words):
@@ -86,7 +105,7 @@ def test_metric_of_an_unknown_task_is_refused(make, field):
 def test_models_of_mas_have_a_metric_for_every_task():
     model = xception.make(xception.NINE, width=0.25, size=32, batch=1)
     check(model)
-    found = {task: model.metric(task, model.heads[task](model.encode(model.inputs))) for task in model.tasks}
+    found = {task: model.metric(task, model.heads[task](model.encode(model.inputs)))[:2] for task in model.tasks}
     special = {"segmentation": ("miou", 0), "normals": ("angular_error_deg", None)}
     assert found == {task: special.get(task, ("rmse", None)) for task in xception.NINE}
     model = vit.build()

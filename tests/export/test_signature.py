@@ -25,6 +25,7 @@ from export.signature import Role, Signature
         ("seed", Role.SEED, ""),
         ("loss", Role.LOSS, ""),
         ("prediction", Role.PREDICTION, ""),
+        ("prediction.mean", Role.PREDICTION, ".mean"),
     ],
 )
 def test_role_and_own_name_follow_from_the_name_in_a_graph(name, role, own):

@@ -1,4 +1,7 @@
-"""A federation of devices whose data are signals and tokens, with the encoder on the devices and on the server."""
+"""A federation of devices whose data are signals and tokens, with the encoder on the devices and on the server.
+
+One of the tasks has two predictions.
+"""
 
 import numpy as np
 import pytest
@@ -17,7 +20,7 @@ MODEL = """
 import torch
 from torch import nn
 
-from export.losses import cross_entropy, l2
+from export.losses import cross_entropy
 from export.model import MultiTaskModel
 
 
@@ -30,12 +33,27 @@ class Joined(nn.Module):
         return torch.relu(self.signal(signal)).mean(-1) + self.words(tokens).mean(1)
 
 
+class Spread(nn.Linear):
+    def __init__(self):
+        super().__init__(8, 2)
+
+    def forward(self, z):
+        mean, spread = super().forward(z).split(1, 1)
+        return {"mean": mean, "spread": spread}
+
+
+def likelihood(prediction, target):
+    variance = 0.01 + prediction["spread"].square()
+    return ((prediction["mean"] - target).square() / variance + variance.log()).mean()
+
+
 def build():
     return MultiTaskModel(
         stem=Joined(),
         encoder=nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 8), nn.ReLU()),
-        heads={"kind": nn.Linear(8, 3), "level": nn.Linear(8, 1)},
-        losses={"kind": cross_entropy(), "level": l2},
+        heads={"kind": nn.Linear(8, 3), "level": Spread()},
+        losses={"kind": cross_entropy(), "level": likelihood},
+        metrics={"level": ("mean", "rmse")},
         example_input={"signal": torch.rand(4, 2, 16), "tokens": torch.randint(0, 20, (4, 5))},
         example_targets={"kind": torch.randint(0, 3, (4,)), "level": torch.rand(4, 1)},
     )
@@ -76,6 +94,7 @@ def test_federation_of_signals_and_tokens(site, tmp_path, capsys, strategy):
     report = site.report()
     assert [row["clients"] for row in report["rounds"]] == [["ana", "ben"]] * len(report["rounds"])
     assert set(report["test_loss"]["end"]) == {"kind", "level", "total"}
+    assert set(report["test_metrics"]["end"]) == {"kind", "level"}
     first, *_, last = (row["train_loss"]["level"] for row in report["rounds"] if "level" in (row["train_loss"] or {}))
     assert last < first
 

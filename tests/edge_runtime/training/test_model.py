@@ -65,7 +65,9 @@ def test_model_predicts_what_pytorch_predicts(tiny):
     x, _ = load(model, tiny.dataset.test, range(3))
     z = model.encode(x)
     for task in model.tasks:
-        np.testing.assert_allclose(model.predict(task, z), tiny.reference[f"prediction.{task}"], atol=1e-5)
+        np.testing.assert_allclose(
+            model.predict(task, z)["prediction"], tiny.reference[f"prediction.{task}"], atol=1e-5
+        )
 
 
 def test_model_says_what_does_not_fit_a_graph(tiny):

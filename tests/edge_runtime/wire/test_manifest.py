@@ -131,6 +131,36 @@ def test_manifest_with_a_metric_that_cannot_be_is_refused(fields, words):
         decode(with_metric(**fields))
 
 
+MEAN_AND_SPREAD = {name: {"shape": [1, 4, 4], "dtype": "float32"} for name in ("mean", "spread")}
+
+
+def test_manifest_of_several_predictions_names_them_and_the_measured_one():
+    (task, _) = decode(with_metric(prediction=None, predictions=MEAN_AND_SPREAD)).tasks
+    assert list(task.outputs) == ["prediction.mean", "prediction.spread"]
+    scores = {"boxes": MEAN_AND_SPREAD["mean"], "scores": {"shape": [3, 4, 4], "dtype": "float32"}}
+    manifest = decode(with_metric(prediction=None, predictions=scores, metric="miou", measured="scores"))
+    assert manifest.tasks[0].measured_output == "prediction.scores"
+    assert decode(encode(manifest)) == manifest
+    assert TWO.tasks[0].outputs == {"prediction": TWO.tasks[0].prediction}
+    assert TWO.tasks[0].measured_output == "prediction"
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"prediction": None}, "depth needs one prediction, or several by name"),
+        ({"predictions": MEAN_AND_SPREAD}, "depth needs one prediction, or several by name"),
+        ({"prediction": None, "predictions": {"a b": MEAN_AND_SPREAD["mean"]}}, "matching regex"),
+        ({"prediction": None, "predictions": dict.fromkeys(map(str, range(17)), MEAN_AND_SPREAD["mean"])}, "length"),
+        ({"prediction": None, "predictions": MEAN_AND_SPREAD, "metric": "miou"}, "is of no prediction that it has"),
+        ({"metric": "miou", "measured": "mean"}, "is of no prediction that it has"),
+    ],
+)
+def test_manifest_of_predictions_that_cannot_be_is_refused(fields, words):
+    with pytest.raises(BundleInvalid, match=words):
+        decode(with_metric(**fields))
+
+
 def test_encode_gives_the_same_bytes_for_the_same_content():
     turned = manifest_of(
         "depth",
