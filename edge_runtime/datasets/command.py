@@ -1,4 +1,4 @@
-"""The command `datasets`: make data sets of Taskonomy's files, and check data sets.
+"""The command `datasets`: make data sets of Taskonomy's files and of tables, and check data sets.
 
 Exit codes: 0 done, 2 the command line is wrong or asks for what the data cannot give, 3 the data is missing or damaged.
 """
@@ -11,11 +11,13 @@ import msgspec
 
 from devices.cli.run import BAD_INPUT, DONE, UsageError
 from devices.cli.run import run as run_command
-from devices.cli.values import names
+from devices.cli.values import names, whole_number
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
 from edge_runtime.datasets.fit import check_fits
+from edge_runtime.datasets.partition import Fractions
 from edge_runtime.datasets.progress import progress
 from edge_runtime.datasets.summary import summary
+from edge_runtime.datasets.table import TableSettings, columns, import_tables
 from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.errors import WireError
 
@@ -38,6 +40,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     imports.add_argument("--seed", type=int, default=0, help="the same seed gives the same sets (default 0)")
     imports.add_argument("--json", action="store_true", help="print a summary as JSON, and nothing else")
 
+    table = commands.add_parser("table", help="make a data set of tables (CSV): of their rows, or of windows of rows")
+    table.add_argument("files", type=Path, nargs="+", metavar="FILE.csv", help="tables with the same head line")
+    table.add_argument("--out", type=Path, required=True, help="data set folder to write")
+    arrays = {
+        "input": ("columns of values that go into the model", False),
+        "tokens": ("columns of integers that go into the model", True),
+        "task": ("columns of values to predict", False),
+        "classes": ("a column of classes to predict, 0 and up", True),
+    }
+    for name, (what, integers) in arrays.items():
+        kind = partial(columns, integers=integers)
+        kind.__name__ = "name=column,column"  # type: ignore[attr-defined]
+        more = {"action": "append", "default": [], "metavar": "NAME=A,B"}
+        table.add_argument(f"--{name}", type=kind, help=f"{what}; may be repeated", **more)  # type: ignore[arg-type]
+    table.add_argument("--window", type=whole_number(1), help="rows of a sample (default: each row is one)")
+    table.add_argument(
+        "--ahead", type=whole_number(0), default=0, help="rows from a window's last to that of its labels (default 0)"
+    )
+    table.add_argument("--stride", type=whole_number(1), default=1, help="rows from window to window (default 1)")
+    table.add_argument("--val", type=float, default=0.15, help="share of the validation set, or 0 (default 0.15)")
+    table.add_argument("--test", type=float, default=0.15, help="share of the test set, or 0 (default 0.15)")
+    table.add_argument("--seed", type=int, default=0, help="of the distribution of single rows (default 0)")
+    table.add_argument("--json", action="store_true", help="print a summary as JSON, and nothing else")
+
     checks = commands.add_parser("check", help="say what a data set's labels are, and whether they fit a bundle")
     checks.add_argument("data", type=Path, metavar="DATA", help="data set folder")
     checks.add_argument("--bundle", type=Path, help="hold shapes, types and all labels to this bundle's tasks")
@@ -47,7 +73,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit code."""
     faults: dict[type[Exception], int] = {DatasetInvalid: BAD_INPUT, WireError: BAD_INPUT, OSError: BAD_INPUT}
-    return run_command(partial(_check if args.datasets_command == "check" else _with_extra, args), faults)
+    commands = {"check": _check, "import": _with_extra, "table": _table}
+    return run_command(partial(commands[args.datasets_command], args), faults)
 
 
 def _check(args: argparse.Namespace) -> int:
@@ -69,6 +96,27 @@ def _check(args: argparse.Namespace) -> int:
     return DONE
 
 
+def _table(args: argparse.Namespace) -> int:
+    settings = TableSettings(
+        inputs=dict([*args.input, *args.tokens]),
+        tasks=dict([*args.task, *args.classes]),
+        window=args.window,
+        ahead=args.ahead,
+        stride=args.stride,
+        fractions=Fractions(val=args.val, test=args.test),
+        seed=args.seed,
+    )
+    done = import_tables(args.files, args.out, settings)
+    if args.json:
+        _print_json({"folder": str(args.out), "counts": done.counts, "left_out": done.left_out})
+        return DONE
+    counts = ", ".join(f"{count} {name}" for name, count in done.counts.items())
+    print(f"{args.out}: {counts}; {', '.join((*settings.inputs, *settings.tasks))}")
+    if done.left_out:
+        print(f"{done.left_out} samples were left out: a value of an input, or a class, is missing there")
+    return DONE
+
+
 def _with_extra(args: argparse.Namespace) -> int:
     try:
         return _import(args)
@@ -80,7 +128,6 @@ def _with_extra(args: argparse.Namespace) -> int:
 
 def _import(args: argparse.Namespace) -> int:
     from edge_runtime.datasets.importer import ImportSettings, import_folder
-    from edge_runtime.datasets.partition import Fractions
 
     settings = ImportSettings(
         size=args.size,

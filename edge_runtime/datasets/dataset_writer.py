@@ -32,20 +32,23 @@ class SplitWriter:
         self.count = count
         self._written = 0
         self._arrays: dict[str, Array] = {}
+        self._inputs: frozenset[str] = frozenset()
 
     def __enter__(self) -> "SplitWriter":
         self.folder.mkdir(parents=True, exist_ok=True)
         return self
 
-    def add(self, image: Array, labels: Mapping[str, Array]) -> None:
-        """Write the next image (C, H, W) and its labels (…), by task.
+    def add(self, given: Array | Mapping[str, Array], labels: Mapping[str, Array]) -> None:
+        """Write the next image (C, H, W), or inputs (…) by name, and the labels (…), by task.
 
-        Raises ValueError for arrays of another shape, type or task than the first.
+        Raises ValueError for arrays of another shape, type or name than the first.
         """
-        arrays = {IMAGE: image, **{task: labels[task] for task in sorted(labels)}}
+        inputs = given if isinstance(given, Mapping) else {IMAGE: given}
+        arrays = {**inputs, **{task: labels[task] for task in sorted(labels)}}
         if not self._arrays:
-            if unnamed := [task for task in labels if task == IMAGE or re.fullmatch(TASK_PATTERN, task) is None]:
+            if unnamed := [task for task in labels if task in inputs or re.fullmatch(TASK_PATTERN, task) is None]:
                 raise ValueError(f"{unnamed[0]!r} cannot name a task: a to z, 0 to 9 and _ only, and not image")
+            self._inputs = frozenset(inputs)
             self._arrays = {name: self._create(name, array) for name, array in arrays.items()}
         if self._written == self.count or arrays.keys() != self._arrays.keys():
             raise ValueError(f"{self.folder} was begun for {self.count} images with {', '.join(self._arrays)}")
@@ -84,7 +87,7 @@ class SplitWriter:
             return
         remove_split(self.folder)
         self.folder.mkdir(exist_ok=True)
-        for name in sorted(names, key=lambda name: name == IMAGE):  # the images last: a set with images is complete
+        for name in sorted(names, key=lambda name: name in self._inputs):  # inputs last: a set that has them is whole
             self._part(name).replace(self.folder / f"{name}.npy")
         sync_folder(self.folder)
 
