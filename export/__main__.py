@@ -131,14 +131,16 @@ def _compile(args: argparse.Namespace) -> int:
             since = f"{made:%Y-%m-%d %H:%M}"
             print(f"nothing changed since {since}: {args.out} is up to date (--anew compiles it all the same)")
         return DONE
-    with _progress(quiet=args.json) as report:
+    with _progress(quiet=args.json) as report, tempfile.TemporaryDirectory() as folder:
         compiled = compile_model(model, report, stages=args.stages)
-    with tempfile.TemporaryDirectory() as folder:
         run = _Runner(Engine(), Path(folder))
+        report("compared with PyTorch", 0, 1)
         check_loading(compiled.graphs, compiled.lowered, run.load)
         parity = check_parity(compiled, run)
         manifest = describe(compiled, args.name or args.out.name, parity)
-        manifest = msgspec.structs.replace(manifest, reconstruction=measure_reconstruction(model))
+        reconstruction = measure_reconstruction(model, partial(report, "inputs from embeddings"))
+        manifest = msgspec.structs.replace(manifest, reconstruction=reconstruction)
+        report("memory", 0, 1)
         try:
             taken = footprint(compiled.graphs, run.observe, SPARE_BYTES)
             manifest = msgspec.structs.replace(manifest, footprint=taken)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import cast
 
 import numpy as np
@@ -41,18 +42,21 @@ STEP_SIZES = (1.0, 0.5, 0.25, 0.0)
 _IMAGE = 4  # dimensions of a batch of images
 
 
-def measure_reconstruction(model: MultiTaskModel) -> Reconstruction | None:
+def measure_reconstruction(
+    model: MultiTaskModel, progress: Callable[[int, int], None] = lambda *_: None
+) -> Reconstruction | None:
     """Return what comes back of inputs from the embeddings of a model with a stem.
 
-    None where nothing can be said: without a stem, for inputs of integers, and for a stem that PyTorch does not
-    differentiate twice.
+    `progress(done, total)` is called after each step. None where nothing can be said: without a stem, for inputs of
+    integers, and for a stem that PyTorch does not differentiate twice.
     """
     if model.stem is None or any(not value.is_floating_point() for value in model.inputs.values()):
         return None
     with unchanged(model.stem), _fixed(model.stem):
         model.stem.eval()
         try:
-            found = _measure({name: value.detach() for name, value in model.inputs.items()}, partial(apply, model.stem))
+            example = {name: value.detach() for name, value in model.inputs.items()}
+            found = _measure(example, partial(apply, model.stem), progress)
         except RuntimeError:  # what autograd raises
             return None
     psnr_db = dict(zip([*RELATIVE_ERROR, *NOISES], found, strict=True))
@@ -75,15 +79,20 @@ def _fixed(module: nn.Module) -> Iterator[None]:
             parameter.requires_grad_()
 
 
-def _measure(example: Mapping[str, Tensor], stem: Callable[[Mapping[str, Tensor]], Tensor]) -> list[float]:
+def _measure(
+    example: Mapping[str, Tensor], stem: Callable[[Mapping[str, Tensor]], Tensor], progress: Callable[[int, int], None]
+) -> list[float]:
     """Return the PSNR for each precision, then for each noise."""
     found = []
-    for prior, inputs in _attacked(example):
+    attacked = _attacked(example)
+    done = count(1)
+    for prior, inputs in attacked:
         e = stem(inputs)
         sent = [*(_sent(e, precision) for precision in RELATIVE_ERROR), *(_noisy(e, noise) for noise in NOISES)]
         rms = e.square().flatten(1).mean(1).sqrt()  # (B,)
         error = torch.cat([rms * scale for scale in (*RELATIVE_ERROR.values(), *NOISES)])
-        made = _Attack(example, prior, stem).run(torch.cat(sent), error)
+        attack = _Attack(example, prior, stem, lambda: progress(next(done), len(attacked) * STEPS))
+        made = attack.run(torch.cat(sent), error)
         found.append([_psnr_db(inputs, part, example) for part in _cut(made, len(sent))])
     return [max(kinds) for kinds in zip(*found, strict=True)]
 
@@ -166,6 +175,8 @@ class _Attack:
     example: Mapping[str, Tensor]
     prior: Prior
     stem: Callable[[Mapping[str, Tensor]], Tensor]
+    stepped: Callable[[], None]
+    """Called after each step."""
 
     def run(self, sent: Tensor, error: Tensor) -> dict[str, Tensor]:
         """Return the inputs made from embeddings (B, …) with errors (B,)."""
@@ -185,6 +196,7 @@ class _Attack:
             step = _gauss_newton_step(misfit, u)
             values = torch.stack([objective(u + size * step) for size in STEP_SIZES])  # (4, B)
             u = u + torch.tensor(STEP_SIZES)[values.argmin(0)][:, None] * step
+            self.stepped()
         return self._inputs(u)
 
     def _inputs(self, u: Tensor) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from edge_runtime.wire.reconstruction import ALLOWED_PSNR_DB, MAX_PSNR_DB  # noq
 from export.losses import l2  # noqa: E402
 from export.model import MultiTaskModel  # noqa: E402
 from export.models.vit import NarrowPatches, Patches  # noqa: E402
-from export.reconstruction import measure_reconstruction  # noqa: E402
+from export.reconstruction import STEPS, measure_reconstruction  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 
@@ -57,7 +57,9 @@ def test_signals_come_back_from_a_stem_that_is_not_linear():
     found = measure_reconstruction(model(Both, example))
     assert found.fp32 > 40
     assert found.fp32 <= MAX_PSNR_DB
-    assert found == measure_reconstruction(model(Both, example))
+    steps = []
+    assert found == measure_reconstruction(model(Both, example), lambda *step: steps.append(step))
+    assert steps == [(done, STEPS) for done in range(1, STEPS + 1)]
 
 
 class OnceOnly(torch.autograd.Function):
