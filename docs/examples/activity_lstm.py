@@ -4,7 +4,7 @@
 
 A sample is motion.npy (N, 9, 64): body acceleration, angular velocity and total acceleration in three directions at
 32 Hz, as in the smartphone data of Anguita et al. (ESANN 2013). A convolution with a stride shortens the window before
-the LSTM, which is unrolled: 32 steps of one layer.
+the LSTM to 32 steps.
 """
 
 import torch

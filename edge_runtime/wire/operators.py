@@ -1,10 +1,11 @@
 """Which operators the graphs of a bundle may have, and a check of a graph's file before any engine reads it.
 
 Rules
-- An operator is allowed by name. All that are compute arrays from arrays; none has control flow, a graph or code of its
-  own, sequences, strings, files or chance. The exporter holds what it writes to the same list.
-- A graph has no functions, no graphs inside nodes and no content in other files, so what is looked at here is all
-  there is.
+- An operator is allowed by name. All that are compute arrays from arrays; none has code of its own, sequences, strings,
+  files or chance. The exporter holds what it writes to the same list.
+- Scan alone has a graph of its own, for the steps of a recurrent layer, as many as an array of its inputs has. That
+  graph is checked as the others are, and has no Scan in it.
+- A graph has no functions and no content in other files, so what is looked at here is all there is.
 - A field that no exporter of ours writes is refused, and so is one that is there twice where the format has one: two
   readers might understand it differently. Only descriptions of types (inputs, outputs) are left to the engine.
 - A constant is as large as its shape says, and no array is made that no board could hold (graph_size.py).
@@ -33,6 +34,7 @@ MAX_DIMENSION = 2**31
 Operators = Mapping[str, frozenset[str]]
 """Names of operators by their domain; ONNX's own is the empty one."""
 
+SCAN = "Scan"
 PORTABLE: Operators = {
     "": frozenset(
         {
@@ -45,7 +47,8 @@ PORTABLE: Operators = {
             *("IsNaN", "LayerNormalization", "LeakyRelu", "Less", "LessOrEqual", "Log", "LogSoftmax", "MatMul", "Max"),
             *("MaxPool", "Mean", "Min", "Mod", "Mul", "Neg", "Not", "OneHot", "Or", "Pad", "Pow", "PRelu", "Range"),
             *("Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum"),
-            *("ReduceSumSquare", "Relu", "Reshape", "Resize", "Round", "ScatterElements", "ScatterND", "Selu", "Shape"),
+            *("ReduceSumSquare", "Relu", "Reshape", "Resize", "Round", "Scan", "ScatterElements", "ScatterND", "Selu"),
+            "Shape",
             *("Sigmoid", "Sign", "Sin", "Sinh", "Size", "Slice", "Softmax", "Softplus", "SpaceToDepth", "Split"),
             *("Sqrt", "Squeeze", "Sub", "Sum", "Tan", "Tanh", "Tile", "TopK", "Transpose", "Trilu", "Unsqueeze"),
             *("Where", "Xor"),
@@ -100,10 +103,10 @@ _GRAPH = _Message(
 _NODE = _Message("a node", dict.fromkeys((1, 2, 3, 4, 5, 6, 7), (BYTES,)), frozenset({1, 2, 5}), {8: "an overload"})
 _ATTRIBUTE = _Message(
     "an attribute",
-    dict.fromkeys((1, 4, 5, 9, 13), (BYTES,))
+    dict.fromkeys((1, 4, 5, 6, 9, 13), (BYTES,))
     | {2: (FIXED32,), 3: (VARINT,), 7: (FIXED32, BYTES), 8: (VARINT, BYTES), 20: (VARINT,)},
     frozenset({7, 8, 9}),
-    {6: "a graph of its own", 11: "graphs of its own", 21: "a reference", 22: "a sparse constant"},
+    {11: "graphs of its own", 21: "a reference", 22: "a sparse constant"},
 )
 _TENSOR = _Message(
     "a constant",
@@ -184,34 +187,42 @@ def _check_parts(graph: memoryview, operators: Operators) -> None:
 def _check_node(data: memoryview, operators: Operators, size: GraphSize) -> None:
     operator = domain = ""
     names: dict[int, list[str]] = {1: [], 2: []}
-    constant: memoryview | None = None
+    held: dict[int, list[memoryview]] = {5: [], 6: []}
     for number, value in _read(data, _NODE):
-        if number == 4:
+        if number in names:
+            names[number].append(_text(value))
+        elif number == 4:
             operator = _text(value)
         elif number == 7:
             domain = _text(value)
         elif number == 5:
-            constant = _check_attribute(value) or constant
-        elif number in names:
-            names[number].append(_text(value))
-    if operator not in operators.get(domain, ()):
-        whole = f"{domain}.{operator}" if domain else operator
-        raise _NotAllowed(f"operator {reason(repr(whole))} is not one that a bundle may have")
+            _check_attribute(value, held)
+    _check_operator(operator, domain, operators)
+    constants, bodies = held.values()
+    if len(bodies) != (operator == SCAN):
+        raise _NotAllowed(f"a node of {operator} has {len(bodies)} graphs of its own")
+    for body in bodies:
+        _check_parts(body, {domain: allowed - {SCAN} for domain, allowed in operators.items()})
     size.node(operator, names[1], names[2])
-    if operator == "Constant" and constant is not None:
+    for constant in constants if operator == "Constant" else ():
         elements, (_, integers) = _check_tensor(constant), _integers(constant)
         for name in names[2]:
             size.constant(name, elements, integers)
 
 
-def _check_attribute(data: memoryview) -> memoryview | None:
-    """Return the constant of an attribute that has one, checked."""
-    found = None
+def _check_operator(operator: str, domain: str, operators: Operators) -> None:
+    if operator not in operators.get(domain, ()):
+        whole = f"{domain}.{operator}" if domain else operator
+        raise _NotAllowed(f"operator {reason(repr(whole))} is not one that a bundle may have")
+
+
+def _check_attribute(data: memoryview, held: Mapping[int, list[memoryview]]) -> None:
+    """Add to `held`, by their fields, the constant, which is checked, and the graph of an attribute that has them."""
     for number, value in _read(data, _ATTRIBUTE):
         if number == 5:
             _check_tensor(value)
-            found = value
-    return found
+        if number in held:
+            held[number].append(value)
 
 
 def _check_tensor(data: memoryview) -> int:

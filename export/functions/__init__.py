@@ -36,8 +36,8 @@ FUNCTIONS: Mapping[Any, Callable[..., Any]] = {
     F.ctc_loss: sequences.ctc_loss,
     torch.lstm: sequences.recurrent(torch.lstm, "LSTM"),
     torch.gru: sequences.recurrent(torch.gru, "GRU"),
-    torch.rnn_tanh: sequences.recurrent(torch.rnn_tanh, "RNN"),
-    torch.rnn_relu: sequences.recurrent(torch.rnn_relu, "RNN"),
+    torch.rnn_tanh: sequences.recurrent(torch.rnn_tanh, "RNN_TANH"),
+    torch.rnn_relu: sequences.recurrent(torch.rnn_relu, "RNN_RELU"),
 }
 
 

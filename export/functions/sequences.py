@@ -1,4 +1,4 @@
-"""Functions along a sequence: recurrent layers and connectionist temporal classification, unrolled, and spectra."""
+"""Functions along a sequence: recurrent layers, connectionist temporal classification, unrolled, and spectra."""
 
 import itertools
 from collections.abc import Callable
@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
+from export.functions import recurrence
 from export.functions.losses import reduced
 from export.functions.refused import Refused
 
 MAX_STEPS = 512
-"""Cells that a recurrent layer may be unrolled into: steps · layers · directions."""
+"""Steps that are unrolled at most; of a recurrent layer with projections, steps · layers · directions."""
 
 
 def stft(
@@ -112,24 +113,39 @@ def _lengths(value: Any, batch: int) -> Tensor:
 
 
 def recurrent(function: Callable[..., Any], cell: str) -> Callable[..., Any]:
-    """Return torch's own function, unrolled over the steps where there are not too many."""
+    """Return torch's own function with one operator for all steps of a layer; with projections, unrolled over them."""
 
-    def unrolled(x: Tensor, *rest: Any) -> Any:
+    def called(x: Tensor, *rest: Any) -> Any:
         if isinstance(rest[0], Tensor) and isinstance(rest[1], Tensor) and rest[1].ndim == 1:
             raise Refused(f"{cell} of packed sequences", "pad the sequences, and mask what is beyond their ends")
-        layers, bidirectional, batch_first = rest[3], rest[6], rest[7]
+        first, weights, biased, layers, dropout, training, bidirectional, batch_first = rest
         steps = x.shape[1 if batch_first and x.ndim == 3 else 0]
-        if (cells := steps * layers * (1 + bidirectional)) > MAX_STEPS:
+        if len(weights) != layers * (1 + bidirectional) * (4 if biased else 2):
+            if steps * layers * (1 + bidirectional) <= MAX_STEPS:
+                return _unrolled(function, x, *rest)
             raise Refused(
-                f"{cell} over {steps} steps",
-                f"it takes {cells} cells, and {MAX_STEPS} are unrolled: make the sequence shorter before it, as by a"
-                " convolution with a stride, or use convolutions or attention",
+                f"{cell} with proj_size over {steps} steps",
+                f"at most {MAX_STEPS} cells are unrolled: leave proj_size out, and put an nn.Linear behind the layer",
             )
-        before = torch._C._get_mkldnn_enabled()  # noqa: SLF001
-        torch._C._set_mkldnn_enabled(False)  # noqa: SLF001  whose recurrent layers are one operator
-        try:
-            return function(x, *rest)
-        finally:
-            torch._C._set_mkldnn_enabled(before)  # noqa: SLF001
+        found, *last = recurrence.layers(
+            cell,
+            x.transpose(0, 1) if batch_first else x,
+            [first] if isinstance(first, Tensor) else first,
+            weights,
+            biased=biased,
+            count=layers,
+            dropout=dropout if training else 0.0,
+            bidirectional=bidirectional,
+        )
+        return (found.transpose(0, 1) if batch_first else found, *last)
 
-    return unrolled
+    return called
+
+
+def _unrolled(function: Callable[..., Any], *given: Any) -> Any:
+    before = torch._C._get_mkldnn_enabled()  # noqa: SLF001
+    torch._C._set_mkldnn_enabled(False)  # noqa: SLF001  whose recurrent layers are one operator
+    try:
+        return function(*given)
+    finally:
+        torch._C._set_mkldnn_enabled(before)  # noqa: SLF001

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import onnx
 import torch
 
 from export.onnx_graph import ELEMENT, NUMPY, OnnxGraph
@@ -66,8 +67,10 @@ class Call:
 class Context:
     """The graph under construction and what rules need often."""
 
-    def __init__(self, graph: OnnxGraph, batched_input: str) -> None:
+    def __init__(self, graph: OnnxGraph, batched_input: str, lowered: Callable[..., onnx.ModelProto]) -> None:
+        """`lowered` makes a graph of a trace, as `lower` does, for a node that has one."""
         self.graph = graph
+        self.lowered = lowered
         self.add = graph.add
         self.ints = graph.ints
         self._batched_input = batched_input

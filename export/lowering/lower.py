@@ -22,6 +22,7 @@ from export.lowering import (
     ort_training,
     padding,
     pointwise,
+    recurrence,
     reduction,
     resample,
     selection,
@@ -40,6 +41,7 @@ for family in (
     normalization,
     padding,
     pointwise,
+    recurrence,
     reduction,
     resample,
     selection,
@@ -123,7 +125,7 @@ def lower(
     which the engine is to be led (export.onnx_graph.lazily). Raises OperatorUnsupported for an operator without a rule.
     """
     graph = OnnxGraph()
-    context = Context(graph, inputs[0])
+    context = Context(graph, inputs[0], lambda body, **names: lower(body, rules=rules, **names).model)
     values: dict[fx.Node, Any] = {}
     for name, step in zip(inputs, trace.inputs, strict=True):
         assert step.shapes[0] is not None

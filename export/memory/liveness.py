@@ -12,6 +12,7 @@ What kernels allocate for themselves, read off the sources of onnxruntime 1.31 a
   thread; nothing for 1×1 with stride 1. ConvTranspose: the columns of one image and group.
 - Where: both sides, each as wide as itself and the condition, before they are put together.
 - ScatterElements and GatherElements: the indices again (from the system, not from the arena).
+- Scan: what the nodes of one step put out, taken together, which is more than they hold at once.
 
 The nodes are those of the optimised graph: fusions and their order are onnxruntime's own.
 """
@@ -24,6 +25,7 @@ from math import prod
 import onnx
 
 from edge_runtime.training.engine import NodeExecution
+from edge_runtime.wire.operators import SCAN
 from export.errors import ExportError
 from export.memory.arena import Arena
 
@@ -115,14 +117,37 @@ def liveness(model: onnx.ModelProto, batches: tuple[int, int], runs: Sequence[Se
     are held by the engine after the run, all others are the caller's. Raises ExportError where they do not agree.
     """
     nodes = list(model.graph.node)
-    first, second = runs
-    if [node.op_type for node in nodes] != [one.operator for one in first] or len(first) != len(second):
+    first, second = (_outer(nodes, run) for run in runs)
+    if [node.op_type for node in nodes] != [one.operator for one, _ in first] or len(first) != len(second):
         raise ExportError("the engine ran other nodes than its optimised graph has: its memory cannot be foreseen")
     reads = Counter(name for node in nodes for name in node.input if name)
     outputs = {output.name for output in model.graph.output}
     buffers = _Buffers(reads, outputs)
-    moments = [buffers.run(node, batches, (one, two)) for node, one, two in zip(nodes, first, second, strict=True)]
+    moments = []
+    for node, (one, step), (two, other_step) in zip(nodes, first, second, strict=True):
+        moment = buffers.run(node, batches, (one, two))
+        if step:
+            moment.scratch += (Size.through(batches, (step, other_step)),)
+        moments.append(moment)
     return Liveness(tuple(moments), buffers.held)
+
+
+def _outer(nodes: Sequence[onnx.NodeProto], run: Sequence[NodeExecution]) -> list[tuple[NodeExecution, int]]:
+    """Return the executions of a graph's own nodes, each with the bytes that one step of a graph inside it puts out.
+
+    The engine tells of the nodes inside, step after step, before it tells of the Scan that they are in.
+    """
+    found: list[tuple[NodeExecution, int]] = []
+    inside: list[NodeExecution] = []
+    for execution in run:
+        node = nodes[len(found)] if len(found) < len(nodes) else None
+        if node is not None and node.op_type == SCAN and execution.operator != SCAN:
+            inside.append(execution)
+            continue
+        count = sum(len(attribute.g.node) for attribute in node.attribute) if node is not None and inside else 0
+        found.append((execution, sum(_bytes(output) for one in inside[:count] for output in one.outputs)))
+        inside = []
+    return found
 
 
 class _Buffers:

@@ -6,7 +6,7 @@ import torch.nn.functional as F  # noqa: E402
 from torch import nn  # noqa: E402
 
 from export.errors import OperatorUnsupported  # noqa: E402
-from export.functions.sequences import MAX_STEPS  # noqa: E402
+from export.functions import sequences  # noqa: E402
 
 pytestmark = pytest.mark.workstation
 
@@ -87,24 +87,29 @@ def test_ctc_is_pytorchs(options, same_as_torch):
 @pytest.mark.parametrize(
     ("layer", "options"),
     [
-        (nn.RNN, {"nonlinearity": "relu"}),
-        (nn.RNN, {"bias": False}),
-        (nn.LSTM, {"num_layers": 2, "bidirectional": True}),
+        (nn.RNN, {"nonlinearity": "relu", "bias": False}),
+        (nn.RNN, {"num_layers": 2}),
+        (nn.LSTM, {"num_layers": 2, "bidirectional": True, "batch_first": True}),
         (nn.LSTM, {"proj_size": 2}),
-        (nn.GRU, {"bidirectional": True}),
+        (nn.GRU, {"bidirectional": True, "batch_first": True}),
     ],
 )
-def test_recurrent_layer_is_pytorchs(layer, options, same_as_torch):
+def test_recurrent_layer_is_pytorchs_and_one_node_for_all_steps(layer, options, same_as_torch):
     class Recurrent(nn.Module):
         def __init__(self):
             super().__init__()
-            self.layer = layer(4, 3, batch_first=True, **options)
+            self.layer = layer(4, 3, **options)
 
         def forward(self, x):
-            return self.layer(x)[0]
+            along = 0 if options.get("batch_first") else 1
+            found, last = self.layer(x.transpose(0, along))
+            ends = last[1] if isinstance(last, tuple) else last
+            return torch.cat([found.transpose(0, along).flatten(1), ends.transpose(0, 1).flatten(1)], 1)
 
     torch.manual_seed(0)
-    same_as_torch(Recurrent(), (4, 4))
+    translated = same_as_torch(Recurrent(), (5, 4))
+    layers = 0 if "proj_size" in options else options.get("num_layers", 1) * (1 + options.get("bidirectional", 0))
+    assert translated.nodes.count("Scan") == 2 * layers  # forward and back
 
 
 @pytest.mark.parametrize("cell", [nn.RNNCell, nn.LSTMCell, nn.GRUCell])
@@ -154,7 +159,7 @@ LENGTHS = torch.ones(2, dtype=torch.int64)
 class Inner(nn.Module):
     def __init__(self):
         super().__init__()
-        self.lstm = nn.LSTM(4, 3, batch_first=True)
+        self.lstm = nn.LSTM(4, 3, batch_first=True, proj_size=2)
 
     def forward(self, x):
         return self.lstm(x)[0]
@@ -163,7 +168,7 @@ class Inner(nn.Module):
 @pytest.mark.parametrize(
     ("module", "shape", "text"),
     [
-        (Inner(), (MAX_STEPS + 1, 4), "convolution with a stride"),
+        (Inner(), (sequences.MAX_STEPS + 1, 4), "leave proj_size out"),
         (Fn(lambda x: F.ctc_loss(x.transpose(0, 1), LENGTHS, LENGTHS, LENGTHS)), (3, 4), "padded"),
         (Fn(lambda x: F.embedding_bag((x > 0).long(), torch.eye(2), max_norm=1.0)), (3,), "leave both out"),
     ],

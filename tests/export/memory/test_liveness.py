@@ -137,6 +137,27 @@ def test_liveness_knows_what_a_convolution_takes_for_itself():
     assert scratch("ConvTranspose", [few, kernel], image) == [4 * 8 * 9 * 4]
 
 
+def test_liveness_of_a_scan_counts_what_it_writes_and_one_step_of_its_graph():
+    step = [helper.make_node("Neg", ["s"], ["t"]), helper.make_node("Neg", ["t"], ["u"])]
+    nodes = [
+        helper.make_node("Neg", ["x"], ["a"]),
+        helper.make_node(
+            "Scan", ["state", "a"], ["b"], body=helper.make_graph(step, "step", [], []), num_scan_inputs=1
+        ),
+        helper.make_node("Neg", ["b"], ["y"]),
+    ]
+    sequence = ("B", 8, 32)  # 1 KiB a sample
+    inside = [("Neg", [("B", 32)], ("B", 32), True)] * 2 * 8
+    ran = [("Neg", [sequence], sequence, True), *inside, ("Scan", [("B", 32), sequence], sequence, True)]
+    ran += [("Neg", [sequence], sequence, False)]
+    live = liveness(model_of(nodes, ["y"]), BATCHES, runs_of(*ran))
+    assert [moment.freed for moment in live.moments] == [[], ["a"], ["b"]]
+    assert [size.at(4) for size in live.moments[1].scratch] == [4 * KIB // 4]
+    assert live.transient_bytes(4, SPARE) == 9 * KIB
+    with pytest.raises(ExportError, match="ran other nodes"):
+        liveness(model_of(nodes, ["y"]), BATCHES, runs_of(*ran[:-2], ran[-1]))
+
+
 def test_liveness_knows_what_a_choice_takes_for_itself():
     node = helper.make_node("Where", ["mask", "x", "zero"], ["y"])
     live = liveness(model_of([node], ["y"]), BATCHES, runs_of(("Where", [("B", 1), WIDE, ()], WIDE, False)))
