@@ -126,9 +126,7 @@ def compile_model(
                 found = forms[form] = forms.get(form) or _head(model, rest, encoder.is_trained)
         made |= {f"{part}.{name}": graph for name, graph in found.items()}
     progress("", len(parts), len(parts))
-    graphs = {name: graph.translation.model.SerializeToString(deterministic=True) for name, graph in made.items()}
-    for name, data in graphs.items():
-        check_graph(data, name)
+    graphs = _serialised(made)
     trained, fixed = _kinds(made, named_tensors(model))
     for task in model.tasks:
         if not encoder.is_trained and not any(part_of(name) == f"head.{task}" for name in trained):
@@ -144,6 +142,20 @@ def compile_model(
         weights=weights,
         fixed={part: _as_vector(tensors) for part, tensors in fixed.items()},
     )
+
+
+def _serialised(made: Mapping[str, Lowered]) -> dict[str, bytes]:
+    """Return the bytes of graphs by name, each content checked once. Raises BundleInvalid."""
+    of_model: dict[int, bytes] = {}
+    checked: dict[bytes, bytes] = {}
+    for name, graph in made.items():
+        model = graph.translation.model
+        if id(model) not in of_model:
+            data = model.SerializeToString(deterministic=True)
+            if data not in checked:
+                check_graph(data, name)
+            of_model[id(model)] = checked.setdefault(data, data)
+    return {name: of_model[id(graph.translation.model)] for name, graph in made.items()}
 
 
 def _kinds(
@@ -274,8 +286,12 @@ def _stem(model: MultiTaskModel) -> dict[str, Lowered]:
     both = part.traced(model.inputs | {"de": e}, step, training=True)
     gradients = both.outputs_of(Role.PARAMETER_GRADIENT)
     both.check_effect(part.name, part.parameters, Role.PARAMETER_GRADIENT.select(dict.fromkeys(gradients)))
-    predict = part.traced(model.inputs, lambda data, run: {"e": run(data).result}, training=False)
-    found = {"forward": both.graph(["e"]), "predict": predict.graph()}
+    found = {"forward": both.graph(["e"])}
+    if both.of_both_modes:
+        found["predict"] = found["forward"]
+    else:
+        evaluated = part.traced(model.inputs, lambda data, run: {"e": run(data).result}, training=False)
+        found["predict"] = evaluated.graph()
     return found | ({"backward": both.graph(gradients)} if gradients else {})
 
 
@@ -298,12 +314,13 @@ def _head(model: MultiTaskModel, task: str, is_encoder_trained: bool) -> dict[st
     leaves = {name: value.detach().requires_grad_(is_encoder_trained) for name, value in z.items()}
     step = part.traced(leaves | target, head.step, training=True)
     step.check_effect(part.name, part.parameters, Role.PARAMETER_GRADIENT.select(dict.fromkeys(step.outputs)))
-    evaluated = part.traced(z | target, head.evaluate, training=False)
+    evaluated = step if step.of_both_modes else part.traced(z | target, head.evaluate, training=False)
     predicted = part.traced(z, head.predict, training=False) if head.is_changed_by_loss else evaluated
+    loss = step.graph(["loss"])
     return {
-        "step": step.graph(),
-        "loss": step.graph(["loss"]),
-        "evaluate": evaluated.graph(["loss"]),
+        "step": step.graph([name for name in step.outputs if Role.of(name) is not Role.PREDICTION]),
+        "loss": loss,
+        "evaluate": loss if evaluated is step else evaluated.graph(["loss"]),
         "predict": predicted.graph(predicted.outputs_of(Role.PREDICTION)),
     }
 
@@ -317,29 +334,31 @@ class _Head:
         """Whether the loss works in place on the prediction."""
 
     def step(self, data: Sources, run: Callable[[Any], Run]) -> Results:
-        done, loss = self._run(data, run)
+        done, found = self._run(data, run)
+        loss = found["loss"]
         leaves = {name: value for name, value in Role.VALUE.select(data).items() if value.requires_grad}
         gradients = done.gradients(self._part, [loss], None, leaves)
         if leaves and not Role.VALUE_GRADIENT.select(gradients):
             raise ModelInvalid(f"the representation, in {self._part}, gets no gradient: it has no effect on the loss")
         # A head that passes over one array of the representation gives zeros for it.
         zeros = {Role.VALUE_GRADIENT.tensor_name(name): torch.zeros_like(leaf) for name, leaf in leaves.items()}
-        return {"loss": loss, **zeros, **gradients, **done.next_state()}
+        return {**found, **zeros, **gradients, **done.next_state()}
 
     def evaluate(self, data: Sources, run: Callable[[Any], Run]) -> Results:
-        prediction = run(self._value(data)).result
-        found = outputs_of(prediction)
-        versions = [value._version for value in found.values()]  # noqa: SLF001 - how often each was changed in place
-        loss = self._model.losses[self._task](prediction, data["target"])
-        self.is_changed_by_loss |= versions != [value._version for value in found.values()]  # noqa: SLF001
-        return {"loss": loss, **found}
+        _, found = self._run(data, run)
+        return found
 
     def predict(self, data: Sources, run: Callable[[Any], Run]) -> Results:
         return outputs_of(run(self._value(data)).result)
 
-    def _run(self, data: Sources, run: Callable[[Any], Run]) -> tuple[Run, Tensor]:
+    def _run(self, data: Sources, run: Callable[[Any], Run]) -> tuple[Run, Results]:
+        """Return the module's run, and loss and predictions as outputs."""
         done = run(self._value(data))
-        return done, self._model.losses[self._task](done.result, data["target"])
+        found = outputs_of(done.result)
+        versions = [value._version for value in found.values()]  # noqa: SLF001 - how often each was changed in place
+        loss = self._model.losses[self._task](done.result, data["target"])
+        self.is_changed_by_loss |= versions != [value._version for value in found.values()]  # noqa: SLF001
+        return done, {"loss": loss, **found}
 
     def _value(self, data: Sources) -> Any:
         return self._model.packed(tuple(Role.VALUE.select(data).values()))

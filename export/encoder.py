@@ -87,6 +87,8 @@ class StagedEncoder:
 
     def predict(self) -> Lowered:
         """Return the graph of the whole encoder in evaluation mode."""
+        if self._whole.of_both_modes:
+            return self._whole.graph(self._whole.outputs_of(Role.VALUE))
         return self._part.traced(self._sources, _represent, training=False).graph()
 
     def graphs(self, k: int) -> dict[str, Lowered]:

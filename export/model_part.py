@@ -1,7 +1,7 @@
 """One part of a model as a function of its inputs, its parameters and its state, and that function as graphs."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from edge_runtime.wire.tensors import part_of
 from export.errors import ModelInvalid
 from export.lowering import Translation, lower
 from export.model import apply
-from export.module_state import in_training, substituted
+from export.module_state import in_training, noticing_modes, substituted
 from export.running_statistics import moving, moving_statistics, running_statistics
 from export.signature import Role, Signature
 from export.trace import Trace, trace
@@ -75,6 +75,8 @@ class Traced(Signature):
     """A function of a part as operators."""
 
     trace: Trace
+    of_both_modes: bool = False
+    """Whether it is the same in evaluation mode as in training mode."""
 
     def node(self, name: str) -> fx.Node:
         """Return the node of an input or an output."""
@@ -158,7 +160,9 @@ class ModelPart:
         with in_training(self.module):
             if not training:
                 self.module.eval()
-            return traced(sources, self.parameters, self.state, self.run, function, self.root)
+            with noticing_modes(self.module) as differ:
+                found = traced(sources, self.parameters, self.state, self.run, function, self.root)
+        return replace(found, of_both_modes=not differ())
 
     @property
     def root(self) -> nn.Module:

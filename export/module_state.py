@@ -1,6 +1,6 @@
 """A user's modules, run with other tensors and in other modes, and left as they were."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -41,6 +41,31 @@ def in_training(*modules: nn.Module) -> Iterator[None]:
         for child, mode in modes.items():
             child.training = child.training and mode
         yield
+
+
+@contextmanager
+def noticing_modes(module: nn.Module) -> Iterator[Callable[[], bool]]:
+    """Give a function that tells whether the module's mode, or a child's, may have made a difference until then.
+
+    It may where something has asked for one, or where a module has a `train` or `eval` of its own.
+    """
+    children = {id(child) for child in module.modules()}
+    own = any(type(c).train is not nn.Module.train or type(c).eval is not nn.Module.eval for c in module.modules())
+    asked: list[bool] = [own]
+
+    def get(child: nn.Module) -> bool:
+        asked.append(id(child) in children)
+        mode: bool = vars(child)["training"]
+        return mode
+
+    def put(child: nn.Module, mode: bool) -> None:
+        vars(child)["training"] = mode
+
+    nn.Module.training = property(get, put)  # type: ignore[assignment]
+    try:
+        yield lambda: any(asked)
+    finally:
+        del nn.Module.training
 
 
 def is_in_evaluation(module: nn.Module) -> bool:

@@ -8,7 +8,6 @@ Rules that keep memory and time low, measured on two cores:
 - large arrays are given back to the system when they are freed (edge_runtime.training.process_memory).
 """
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -111,9 +111,9 @@ class Engine:
             for inputs, outputs in runs:
                 graph.run(inputs, outputs, hold=True)
             try:
-                records = json.loads(Path(graph.end_profiling()).read_bytes())
-                nodes = [NodeExecution.of(record) for record in records if record["name"].endswith("_kernel_time")]
-            except (KeyError, ValueError) as exc:
+                records = msgspec.json.decode(Path(graph.end_profiling()).read_bytes(), type=list[_Record])
+                nodes = [NodeExecution.of(record.args) for record in records if record.name.endswith("_kernel_time")]
+            except (msgspec.MsgspecError, ValueError) as exc:
                 raise EngineError(
                     f"{engine_version()} does not report the memory that the nodes of a graph allocate"
                 ) from exc
@@ -148,19 +148,38 @@ class NodeExecution:
     allocated_bytes: int
 
     @classmethod
-    def of(cls, record: Mapping[str, Any]) -> "NodeExecution":
-        """Read a record of onnxruntime's profile. Raises KeyError or ValueError if it has another form."""
-        facts = record["args"]
+    def of(cls, facts: bytes) -> "NodeExecution":
+        """Read what a profile of onnxruntime says of a node. Raises MsgspecError or ValueError for another form."""
+        found = msgspec.json.decode(facts, type=_Facts)
         return cls(
-            operator=facts["op_name"],
-            inputs=_shapes(facts["input_type_shape"]),
-            outputs=_shapes(facts["output_type_shape"]),
-            allocated_bytes=int(facts["mem_requested_in_use_delta"]),
+            operator=found.op_name,
+            inputs=_shapes(found.input_type_shape),
+            outputs=_shapes(found.output_type_shape),
+            allocated_bytes=int(found.mem_requested_in_use_delta),
         )
 
 
-def _shapes(found: Sequence[Mapping[str, Sequence[int]]]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-    return tuple((dtype, tuple(shape)) for one in found for dtype, shape in one.items())
+Shapes = list[dict[str, tuple[int, ...]]]
+
+
+class _Record(msgspec.Struct, frozen=True):
+    """A record of onnxruntime's profile."""
+
+    name: str
+    args: msgspec.Raw = msgspec.Raw()
+
+
+class _Facts(msgspec.Struct, frozen=True):
+    """What it says of a node."""
+
+    op_name: str
+    input_type_shape: Shapes
+    output_type_shape: Shapes
+    mem_requested_in_use_delta: str | int
+
+
+def _shapes(found: Shapes) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple(item for one in found for item in one.items())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -149,11 +149,15 @@ def lower(
         for node in graph.nodes[first:] if located else ():
             node.doc_string = step.module
     results = [_resolve(node, values) for node in trace.outputs]
+    readers: defaultdict[str, list[onnx.NodeProto]] = defaultdict(list)
+    for node in graph.nodes:
+        for value in node.input if node.op_type in PRODUCTS else ():
+            readers[value].append(node)
     for i, (name, value) in enumerate(zip(outputs, results, strict=True)):
         # A fresh node for each output: an input, or a value used twice, can then be an output as well.
         results[i] = Value(graph.add_many("Identity", value.name, outputs=1)[0], value.shape, value.dtype)
         graph.nodes[-1].output[0] = name
-        _read_output(graph.nodes, value.name)
+        _read_output(graph.nodes, value.name, readers.pop(value.name, []))
     sources = [(name, *_spec(values[step.node])) for name, step in zip(inputs, trace.inputs, strict=True)]
     sources += [(name, ELEMENT[torch.int64], []) for name in context.seeds]
     model = graph.model(
@@ -169,16 +173,15 @@ def lower(
     return Translation(model, {node: value.name for node, value in values.items() if isinstance(value, Value)})
 
 
-def _read_output(nodes: list[onnx.NodeProto], inner: str) -> None:
+def _read_output(nodes: list[onnx.NodeProto], inner: str, products: Sequence[onnx.NodeProto]) -> None:
     """Let matrix products read an output, which the last node copies from an inner value, instead of that value.
 
     onnxruntime 1.31 joins the copy with the node before it, and a transposition with the product; after both, the
     product reads a value that is no longer there.
     """
     copy = nodes[-1]
-    products = [node for node in nodes if node.op_type in PRODUCTS and inner in node.input]
-    makers = [i for i, node in enumerate(nodes) if inner in node.output]
-    if products and makers:
+    makers = [i for i, node in enumerate(nodes) if inner in node.output] if products else []
+    if makers:
         for node in products:
             node.input[:] = [copy.output[0] if name == inner else name for name in node.input]
         nodes.insert(makers[0] + 1, nodes.pop())

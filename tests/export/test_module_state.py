@@ -8,7 +8,7 @@ from torch import nn  # noqa: E402
 
 from export.compile import compile_model, describe  # noqa: E402
 from export.errors import ExportError  # noqa: E402
-from export.module_state import substituted, unchanged  # noqa: E402
+from export.module_state import noticing_modes, substituted, unchanged  # noqa: E402
 from export.parity.check import TOLERANCE, check_parity  # noqa: E402
 
 pytestmark = pytest.mark.workstation
@@ -107,3 +107,25 @@ def test_unchanged_puts_back_modes_values_gradients_and_attributes():
     assert module[1].running_mean is statistics
     assert not statistics.any()
     assert module[0].weight.grad is None
+
+
+def mode_differs(module):
+    with noticing_modes(module) as differ:
+        module(torch.rand(2, 2))
+        nn.Dropout()(torch.rand(2))  # whose mode is none of the module's
+        return differ()
+
+
+class WithTrain(nn.Linear):
+    def train(self, mode=True):
+        self.merged = not mode
+        return super().train(mode)
+
+
+def test_mode_may_differ_where_it_is_asked_for():
+    plain = nn.Sequential(nn.Linear(2, 2), nn.GroupNorm(1, 2))
+    assert not mode_differs(plain)
+    assert mode_differs(nn.Sequential(plain, nn.Dropout(0.1)))
+    assert mode_differs(nn.Sequential(plain, WithTrain(2, 2)))
+    assert "training" not in vars(nn.Module)
+    assert plain.eval().training is False
