@@ -20,14 +20,14 @@ from broker_server.comparison import command as comparison
 from broker_server.comparison.comparison import ComparisonImpossible
 from broker_server.grouping.search import Mode, SplitImpossible, search
 from broker_server.report import energy_command
-from broker_server.server import methods_command, operator_command, settings_command
+from broker_server.server import methods_command, operator_command, report_command, settings_command
 from broker_server.server.audit import AuditLog
 from broker_server.server.broker_config import mosquitto
 from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.faults import FAULTS
 from broker_server.server.keys import KEY, KeyInvalid, roll
-from broker_server.server.serve import serve, write_report
+from broker_server.server.serve import serve
 from broker_server.server.state import StateFolder, existing
 from broker_server.server.state_check import backup, problems
 from broker_server.simulation import command as simulation
@@ -102,9 +102,11 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     simulation.add_arguments(simulated)
     simulated.set_defaults(command=_simulate)
 
-    compared = commands.add_parser("compare", help="tables and pictures of what `simulate` has run")
+    compared = commands.add_parser(
+        "compare", help="tables and pictures of what `simulate` has run, or reports side by side"
+    )
     comparison.add_arguments(compared)
-    compared.set_defaults(command=comparison.run)
+    compared.set_defaults(command=_compare)
 
     drawn = commands.add_parser(
         "rooms", help="render indoor scenes with labels for nine tasks, in Taskonomy's form, for trials"
@@ -119,9 +121,8 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
     costs.set_defaults(command=lambda options: energy_command.run(options, read_journal))
 
     report = commands.add_parser("report", help="write the report of a federation: report.json, report.html, models/")
-    settings_command.add_state(report)
-    report.add_argument("--out", type=Path, default=None, help="the folder to write (default: report in the state)")
-    report.set_defaults(command=_report)
+    report_command.add_arguments(report)
+    report.set_defaults(command=report_command.run)
 
     known = commands.add_parser("methods", help="list the methods: paper, what is sent, what stays, an example")
     methods_command.add_arguments(known)
@@ -325,19 +326,15 @@ def _split(options: argparse.Namespace) -> int:
     return DONE
 
 
+def _compare(options: argparse.Namespace) -> int:
+    if options.experiment is None and report_command.are_reports(options.folder):
+        return report_command.compare(options.folder, options.out)
+    return comparison.run(options)
+
+
 def _simulate(options: argparse.Namespace) -> int:
     interrupt_on_terminate()
     return simulation.run(options)
-
-
-def _report(options: argparse.Namespace) -> int:
-    config = settings_command.settings(options).value
-    folder = StateFolder(existing(config.state))
-    with contextlib.closing(folder):
-        journal, blobs = folder.open()
-        with contextlib.closing(journal):
-            print(write_report(options.out or config.state / "report", journal, blobs))
-    return DONE
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from rich.console import Console
 
 from broker_server.report import build as reports
+from broker_server.report.summary import happened, worth
 from broker_server.server.enrol import enrol
 from broker_server.server.methods_command import STRATEGIES
 from broker_server.server.state import URL, StateFolder, read_url
@@ -100,8 +101,10 @@ class Demo:
         devices = [Device(name=folder.name, folder=self.out / "devices" / folder.name) for folder in data]
         self._compile()
         self._federation(devices, data)
-        self._results(data)
-        self._say(f"done in {time.monotonic() - begun:.0f} s: {self.out / 'report.html'}")
+        report = self._results(data)
+        self._say(f"done in {time.monotonic() - begun:.0f} s")
+        for sentence in (happened(report), worth(report), f"Open {self.out / 'report.html'}"):
+            print(sentence)
         return DONE
 
     def _data(self) -> list[Path]:
@@ -200,7 +203,7 @@ class Demo:
         if device.process is not None:
             _stop(device.process)
 
-    def _results(self, data: list[Path]) -> None:
+    def _results(self, data: list[Path]) -> reports.Report:
         from broker_server.report import html as report_html
         from broker_server.report import pictures  # matplotlib is slow to import, and needed at the end alone
 
@@ -223,6 +226,7 @@ class Demo:
                 self._python("edge_runtime", *command, "--out", str(arrays))
                 found[folder.name].update(pictures.load(arrays))
         report_html.write(self.out, built, affinities=affinities, predictions=pictures.rows(found))
+        return built
 
     def _python(self, module: str, *arguments: str) -> None:
         done = subprocess.run([sys.executable, "-m", module, *arguments], check=False)

@@ -32,7 +32,9 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `compare`."""
-    parser.add_argument("folder", type=Path, nargs="+", help="what `simulate --out` has filled")
+    parser.add_argument(
+        "folder", type=Path, nargs="+", help="what `simulate --out` has filled, or folders with a report.json each"
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="folder for comparison.json, comparison.md and pictures"
     )

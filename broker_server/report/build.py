@@ -139,6 +139,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     """For the stages of `test_loss`: by task, of the group whose loss is reported for the task."""
     spread: dict[str, Spread] = {}
     """By task, at the end: how it differs between devices."""
+    settings: dict[str, object] = {}
+    """What the federation cannot change once it has begun."""
 
 
 class ReportImpossible(ValueError):
@@ -189,6 +191,7 @@ def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = Non
         evaluations=evaluations,
         test_metrics={stage: _test_metrics(stage, evaluations) for stage in STAGES},
         spread={task: each.spread[task] for task, each in _serving("end", evaluations).items() if task in each.spread},
+        settings=settings,
     )
 
 

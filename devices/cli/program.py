@@ -43,5 +43,5 @@ def add_completion(parser: argparse.ArgumentParser, package: str) -> None:
             parser.exit()
 
     shells = ("bash", "zsh", "tcsh")
-    about = "print the completion of this command line for a shell, and end"
-    parser.add_argument(COMPLETION, action=PrintCompletion, choices=shells, help=about)
+    about = f"print the completion of this command line for {', '.join(shells)}, and end"
+    parser.add_argument(COMPLETION, action=PrintCompletion, choices=shells, metavar="SHELL", help=about)

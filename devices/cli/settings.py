@@ -35,6 +35,9 @@ UNITS = {"_s": "s", "_w": "W", "_bytes": "bytes", "_mib": "MiB", "_days": "days"
 Tree = dict[str, Any]
 T = TypeVar("T", bound=msgspec.Struct)
 
+SHOWN_CHOICES = 8
+"""As many values a flag's help lists; of more a wrong one is told."""
+
 
 class ConfigInvalid(UsageError):
     """The settings cannot be used; the sentence names the file and the key."""
@@ -189,11 +192,12 @@ def _add_flag(group: Any, setting: Setting, text: str) -> None:
     options: dict[str, Any] = {"dest": setting.key, "default": argparse.SUPPRESS, "help": text}
     if isinstance(facts, inspect.BoolType):
         group.add_argument(setting.flag, action=argparse.BooleanOptionalAction, **options)
-    elif setting.choices:
+    elif 0 < len(setting.choices) <= SHOWN_CHOICES:
         group.add_argument(setting.flag, choices=setting.choices, **options)
     else:
-        metavar = setting.path[-1].removesuffix("_s").rpartition("_")[2].upper()
-        group.add_argument(setting.flag, type=setting.parse, metavar=metavar, **options)
+        options["metavar"] = setting.path[-1].removesuffix("_s").rpartition("_")[2].upper()
+        known = {"choices": setting.choices} if setting.choices else {"type": setting.parse}
+        group.add_argument(setting.flag, **known, **options)
 
 
 def of_flags(options: argparse.Namespace, settings: Iterable[Setting]) -> Tree:

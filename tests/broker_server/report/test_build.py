@@ -26,7 +26,7 @@ def test_report_has_what_the_federation_did(finished, tmp_path):
     data = msgspec.json.decode((tmp_path / "out" / "report.json").read_bytes())
     assert set(data) == {
         "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "ort_training",
-        "test_loss", "wall_s", "evaluations", "test_metrics", "spread",
+        "test_loss", "wall_s", "evaluations", "test_metrics", "spread", "settings",
     }  # fmt: skip
     assert (data["strategy"], data["tasks"], data["seed"]) == ("mas", ["a", "b", "c"], 0)
     assert [(r["phase"], r["group"]) for r in data["rounds"]] == [
