@@ -4,6 +4,7 @@ VENV := .venv
 BOARD := .venv-board
 ORT_TRAINING := .venv-ort-training
 CLUSTER := .venv-cluster
+BROKERS := .brokers
 OLDEST := .venv-torch-oldest
 NEWEST := .venv-torch-newest
 WHEELS := $(BOARD)/wheels
@@ -31,9 +32,9 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-page test-processors test-cluster test-long \
+.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-brokers test-page test-processors test-cluster test-long \
 	test-torch test-random-models fuzz coverage-operators \
-	apt apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-security compare compare-long compare-time \
+	apt apt-brokers apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-security compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
 help:
@@ -49,6 +50,7 @@ help:
 	@echo "make test-long    tests that show on more cases what make test shows (10 minutes)"
 	@echo "make test-arm     a board's install under QEMU's user emulation: trains as it does here (3 minutes)"
 	@echo "make test-processors  parity on other processors, emulated: x86-64 with SSE4.2 and AVX2, and a Raspberry Pi's (10 minutes)"
+	@echo "make test-brokers the same federation on Mosquitto, RabbitMQ, NATS and aedes, with faults, and on clusters (5 minutes)"
 	@echo "make test-page    the live page in Chromium, in each of its states (half a minute)"
 	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
 	@echo "make test-torch   the exporter's tests with the oldest and the newest torch (10 GB; half an hour)"
@@ -198,6 +200,13 @@ endef
 apt:
 	$(call apt_get,mosquitto:mosquitto chromium:chromium mcopy:mtools mkfs.vfat:dosfstools mke2fs:e2fsprogs)
 
+# Of the brokers RabbitMQ and NATS are programs of the distribution; aedes is a package for Node.js.
+apt-brokers:
+	$(call apt_get,mosquitto:mosquitto rabbitmq-server:rabbitmq-server nats-server:nats-server node:nodejs npm:npm)
+
+$(BROKERS)/node_modules/aedes: | apt-brokers
+	-npm install --silent --no-audit --no-fund --prefix $(BROKERS) aedes@1
+
 apt-emulation:
 	$(call apt_get,mmdebstrap:mmdebstrap arch-test:arch-test update-binfmts:binfmt-support \
 		qemu-aarch64-static:qemu-user-static qemu-system-aarch64:qemu-system-arm \
@@ -206,6 +215,10 @@ apt-emulation:
 # A board's install in Debian for arm64 under user emulation: minutes. It needs a network, and no root.
 test-arm: $(VENV)/.stamp apt-emulation
 	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_arm.py
+
+# The same federation on each broker, with TLS and authentication, and on clusters: what is not here is skipped.
+test-brokers: $(VENV)/.stamp apt-brokers $(BROKERS)/node_modules/aedes
+	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -m brokers tests/federation/test_other_brokers.py
 
 # The live page in a real browser, in each of its states: half a minute. Screenshots into MAS_SCREENSHOTS, if that is set.
 test-page: $(VENV)/.stamp apt
@@ -313,6 +326,6 @@ compare-full: runs/rooms8-64/building_07/dataset.json
 	$(call COMPARE,rooms9-full)
 
 clean:
-	rm -rf $(VENV) $(BOARD) $(ORT_TRAINING) $(CLUSTER) $(OLDEST) $(NEWEST) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
+	rm -rf $(VENV) $(BOARD) $(ORT_TRAINING) $(CLUSTER) $(OLDEST) $(NEWEST) $(BROKERS) .emulation build dist runs htmlcov .coverage .hypothesis *.egg-info
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
 	find $(SOURCES) benchmarks tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -22,7 +22,8 @@ from broker_server.grouping.search import Mode, SplitImpossible, search
 from broker_server.report import energy_command
 from broker_server.server import methods_command, operator_command, report_command, settings_command
 from broker_server.server.audit import AuditLog
-from broker_server.server.broker_config import mosquitto
+from broker_server.server.brokers import aedes, mosquitto, nats, rabbitmq
+from broker_server.server.brokers.access import PASSWORD, access
 from broker_server.server.enrol import DEVICE_SETTINGS, EnrolmentRefused, enrol
 from broker_server.server.enrolments import Enrolments
 from broker_server.server.faults import FAULTS
@@ -52,6 +53,8 @@ _FAULTS = FAULTS | {
 }
 
 LOG_FORM = "%(levelname)s %(name)s: %(message)s"
+BROKERS = {"aedes": aedes.write, "mosquitto": mosquitto.write, "nats": nats.write, "rabbitmq": rabbitmq.write}
+"""Brokers of others whose configuration is written here."""
 OTHER_FILES = {"agent.toml": AgentConfig}
 """Files of settings beside server.toml, for the document."""
 
@@ -166,10 +169,11 @@ def _state_commands(commands: "argparse._SubParsersAction[argparse.ArgumentParse
     keys.set_defaults(command=_roll_key)
 
     made = commands.add_parser("broker-config", help="write a broker's configuration for this federation")
-    made.add_argument("kind", choices=["mosquitto"], help="the broker")
+    made.add_argument("kind", choices=sorted(BROKERS), help="the broker")
     made.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="where its files go")
     made.add_argument("--listen", type=int, default=8883, metavar="PORT", help="where it listens (default: 8883)")
     made.add_argument("--name", action="append", required=True, help="its host name or address; may be repeated")
+    made.add_argument("--cluster", action="store_true", help="each --name is a node of a cluster: rabbitmq and nats")
     settings_command.add_state(made, "federation", "broker.client_certificates")
     made.set_defaults(command=_broker_config)
 
@@ -269,21 +273,24 @@ def _roll_key(options: argparse.Namespace) -> int:
 
 def _broker_config(options: argparse.Namespace) -> int:
     config = settings_command.settings(options).value
-    password = mosquitto(
-        options.out,
-        state=config.state,
+    allowed = access(
+        config.state,
         federation=config.federation,
         port=options.listen,
         names=options.name,
+        is_cluster=options.cluster,
         client_certificates=config.broker.client_certificates,
     )
+    commands = BROKERS[options.kind](options.out.resolve(), allowed)
     AuditLog(config.state).add("configured", why=f"{options.kind} in {options.out}")
-    url = f"mqtts://{options.name[0]}:{options.listen}"
     print(
         f"{options.out} has the configuration, with a password for each device that is enrolled; make it again for more"
     )
-    print(f"  mosquitto -c {options.out / 'mosquitto.conf'}")
-    print(f"  python -m broker_server --broker {url} --ca-file {config.state / 'tls/ca.pem'} --token-file {password}")
+    for command in commands:
+        print(f"  {command}")
+    url = f"mqtts://{','.join(f'{node}:{options.listen}' for node in allowed.nodes)}"
+    trust = f"--ca-file {config.state / 'tls/ca.pem'} --token-file {config.state / PASSWORD}"
+    print(f"  python -m broker_server --broker {url} {trust}")
     return DONE
 
 

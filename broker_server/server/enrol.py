@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 
 from broker_server.server.audit import AuditLog
-from broker_server.server.broker_config import SERVER_USER, password_hash
+from broker_server.server.brokers.access import SERVER_USER
 from broker_server.server.certificates import Certificates
 from broker_server.server.device_certificates import DeviceCertificates
 from broker_server.server.enrolments import Enrolments
@@ -18,7 +18,7 @@ from broker_server.server.state import has_own_certificate, read_url
 from devices.cli.settings import Tree, build, settings_of
 from edge_runtime.agent.config import AgentConfig
 from edge_runtime.wire import tokens
-from edge_runtime.wire.broker_url import BrokerUrl, is_loopback
+from edge_runtime.wire.broker_url import BrokerUrl
 from edge_runtime.wire.errors import TokenRefused
 from edge_runtime.wire.files import write_atomic
 from edge_runtime.wire.names import is_device_id
@@ -64,7 +64,7 @@ def enrol(
     if not _URL.match(url):
         raise EnrolmentRefused(f"{url!r} is not a broker's URL: write mqtts://host:port or mqtt://host:port")
     where = BrokerUrl.parse(url)
-    if not where.tls and not is_loopback(where.host) and not settings.get("insecure"):
+    if not where.tls and not where.is_here and not settings.get("insecure"):
         raise EnrolmentRefused(
             f"{url} is without TLS, so its token and the weights would cross the network in the clear: write mqtts://, "
             "or allow it by --insecure"
@@ -102,7 +102,7 @@ def enrol(
     if where.tls:
         entries["certificate"] = DeviceCertificates(state).first(device, enrolment.generation)
     AuditLog(state).add("enrolled", device=device, why=f"generation {enrolment.generation}")
-    enrolments.set_password(device, enrolment.generation, password_hash(token))
+    enrolments.set_token(device, enrolment.generation, token)
     text = "".join(f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in entries.items())
     write_atomic(out, text.encode(), mode=SECRET)
 

@@ -1,6 +1,6 @@
 """The devices that are enrolled: a file for each, by which the server knows its key and whether it may still come.
 
-state/devices/NAME.json     generation, code, key, whether it is revoked; readable by the server's owner alone
+state/devices/NAME.json     generation, code, key, token, whether it is revoked; readable by the server's owner alone
 state/devices/NAME.seen     the boot and the number of the message that began it
 state/devices/lock          held while a file is changed
 
@@ -41,7 +41,7 @@ class IssuedCertificate(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
     until_s: float
 
 
-class Enrolment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class Enrolment(msgspec.Struct, frozen=True, kw_only=True):
     """One device. `key` is None before its first message. Times are in seconds since the epoch."""
 
     generation: Annotated[int, Meta(ge=1, le=2**31)]
@@ -50,8 +50,8 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     enrolled_s: float
     key: Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")] | None = None
     revoked: bool = False
-    password: str | None = None
-    """The hash of its token, for a broker of others."""
+    token: str | None = None
+    """The token that it was given: its password on a broker of others."""
     issued: tuple[IssuedCertificate, ...] = ()
     """Its certificates that have not expired, those of earlier enrolments too."""
     certificate: str | None = None
@@ -132,12 +132,12 @@ class Enrolments:
             self._write(device, msgspec.structs.replace(found, key=key))
             return True
 
-    def set_password(self, device: str, generation: int, password: str) -> None:
-        """Keep the hash of the token that a device was given at this enrolment."""
+    def set_token(self, device: str, generation: int, token: str) -> None:
+        """Keep the token that a device was given at this enrolment."""
         with self._changing():
             found = self.find(device)
             if found is not None and found.generation == generation:
-                self._write(device, msgspec.structs.replace(found, password=password))
+                self._write(device, msgspec.structs.replace(found, token=token))
 
     def add_certificate(self, device: str, made: IssuedCertificate, certificate: str | None) -> None:
         """Keep what a device was given: its certificate (PEM) where that is for its own key, else its number alone."""

@@ -6,6 +6,7 @@ from broker_server.operator.client import ServerNotRunning
 from broker_server.report.build import ReportImpossible
 from broker_server.rounds.federation import FederationChanged, StateDamaged
 from broker_server.rounds.journal import JournalInvalid
+from broker_server.server.brokers.access import BrokerUnfit
 from broker_server.server.certificates import CertificatesInvalid
 from broker_server.server.dispatcher import BrokerRefused
 from broker_server.server.enrol import EnrolmentRefused
@@ -18,6 +19,7 @@ from edge_runtime.wire.broker_url import LinkInvalid
 from edge_runtime.wire.errors import BundleInvalid, TensorsInvalid, TokenRefused
 
 FAULTS: dict[type[Exception], int] = {
+    BrokerUnfit: USAGE,
     EnrolmentRefused: USAGE,
     FederationChanged: USAGE,
     TokenRefused: USAGE,

@@ -7,18 +7,17 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from broker_server.server.brokers.access import SERVER_USER, server_client_id
 from broker_server.server.certificates import Certificates
 from broker_server.server.config import ServerConfig
 from broker_server.server.state import StateFolder
 from devices.cli.settings import ConfigInvalid
 from edge_runtime.wire import tokens
-from edge_runtime.wire.broker_url import BrokerUrl, is_loopback
+from edge_runtime.wire.broker_url import BrokerUrl
 from edge_runtime.wire.connection_fault import Ends
 from edge_runtime.wire.link import Connected, Link
 from edge_runtime.wire.mqtt import MqttLink
 
-SERVER = "server"
-"""The server's name there."""
 BROKER = Ends(
     peer="broker",
     here="machine",
@@ -48,25 +47,29 @@ def other_broker(
     Raises ConfigInvalid, LinkInvalid; OSError as the file system does.
     """
     where = BrokerUrl.parse(url)
-    if not where.tls and not is_loopback(where.host) and config.broker.tls != "insecure":
+    if not where.tls and not where.is_here and config.broker.tls != "insecure":
         raise ConfigInvalid(
             f"{url} is without TLS, so weights would cross the network in the clear: write mqtts://, or allow it by "
             "--tls insecure"
         )
 
     def password() -> str:
-        return token or tokens.issue(key, name=SERVER, federation=config.federation, role="server", lifetime_s=TOKEN_S)
+        return token or tokens.issue(
+            key, name=SERVER_USER, federation=config.federation, role="server", lifetime_s=TOKEN_S
+        )
 
     link = MqttLink(
         url,
-        client_id=f"{SERVER}/{config.federation}",
-        username=SERVER,
+        client_id=server_client_id(config.federation),
+        username=SERVER_USER,
         password=password,
         ca_file=ca_file,
         certificate_file=(
-            Certificates(config.state).own_client(SERVER) if where.tls and config.broker.client_certificates else None
+            Certificates(config.state).own_client(SERVER_USER)
+            if where.tls and config.broker.client_certificates
+            else None
         ),
-        clean_session=True,
+        clean_session=not where.is_cluster,
         ends=BROKER,
     )
     with contextlib.closing(link):

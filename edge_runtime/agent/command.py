@@ -25,7 +25,7 @@ from edge_runtime.agent.watchdog import heartbeat
 from edge_runtime.agent.work import Worker, WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
-from edge_runtime.wire.broker_url import BrokerUrl, LinkInvalid, is_loopback
+from edge_runtime.wire.broker_url import BrokerUrl, LinkInvalid
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.envelope import Scope
 from edge_runtime.wire.link import Link
@@ -81,7 +81,7 @@ def connect(config: AgentConfig) -> Link:
     Raises LinkInvalid, StateUnusable.
     """
     where = BrokerUrl.parse(config.url)
-    if not where.tls and not is_loopback(where.host) and not config.insecure:
+    if not where.tls and not where.is_here and not config.insecure:
         raise LinkInvalid(
             f"{config.url} is without TLS: enrol the device with an mqtts:// URL, or allow it by insecure = true"
         )
@@ -94,7 +94,9 @@ def connect(config: AgentConfig) -> Link:
         username=config.device,
         password=lambda: token.value,
         will=(topics.status(config.device), encode(Status(state="offline"))),
-        clean_session=True,  # missed messages are sent again; an old queue would only have those of closed rounds
+        # Missed messages are sent again; an old queue would only have those of closed rounds. The nodes of a cluster
+        # share no queue that is not kept.
+        clean_session=not where.is_cluster,
         ca_file=config.ca_file,
         ca_pem=None if config.ca_file else config.ca,
         certificate_file=certificate.file,

@@ -1,4 +1,4 @@
-"""The address of a broker, and whom to trust there."""
+"""The addresses of a broker, and whom to trust there."""
 
 # coverage: every branch
 
@@ -27,27 +27,40 @@ def is_loopback(host: str) -> bool:
 
 @dataclass(frozen=True)
 class BrokerUrl:
-    """The address of a broker."""
+    """Where a broker is: its address, or those of the nodes of a cluster, each a host and a port."""
 
-    host: str
-    port: int
+    addresses: tuple[tuple[str, int], ...]
     tls: bool
+
+    @property
+    def is_here(self) -> bool:
+        """Return whether what is sent there is on no network."""
+        return all(is_loopback(host) for host, _ in self.addresses)
+
+    @property
+    def is_cluster(self) -> bool:
+        """Return whether there are several nodes."""
+        return len(self.addresses) > 1
 
     @classmethod
     def parse(cls, url: str) -> "BrokerUrl":
-        """Parse `mqtt://host[:port]` or `mqtts://host[:port]`. Raises LinkInvalid."""
-        example = "write mqtt://host:1883 or mqtts://host:8883"
-        try:
-            parts = urlsplit(url)
-            host, port = parts.hostname, parts.port
-        except ValueError as exc:
-            raise LinkInvalid(f"broker URL has a bad host or port: {example}") from exc
-        if parts.username is not None or parts.password is not None:
-            # The URL is not repeated in the message, because it holds a secret.
-            raise LinkInvalid(f"a broker URL carries no user and no password: {example}")
-        if parts.scheme not in _PORTS or not host or port == 0 or parts.path not in {"", "/"} or parts.query:
-            raise LinkInvalid(f"{url[:200]!r} is not a broker URL: {example}")
-        return cls(host, port or _PORTS[parts.scheme], parts.scheme == "mqtts")
+        """Parse `mqtt://host[:port]` or `mqtts://host[:port]`, with more hosts behind commas. Raises LinkInvalid."""
+        example = "write mqtt://host:1883 or mqtts://host:8883, or for a cluster mqtts://host-1:8883,host-2:8883"
+        scheme, separator, rest = url.partition("://")
+        addresses = []
+        for one in rest.removesuffix("/").split(","):
+            try:
+                parts = urlsplit(f"{scheme}{separator}{one}")
+                host, port = parts.hostname, parts.port
+            except ValueError as exc:
+                raise LinkInvalid(f"broker URL has a bad host or port: {example}") from exc
+            if parts.username is not None or parts.password is not None:
+                # The URL is not repeated in the message, because it holds a secret.
+                raise LinkInvalid(f"a broker URL carries no user and no password: {example}")
+            if scheme not in _PORTS or not host or port == 0 or parts.path or parts.query or parts.fragment:
+                raise LinkInvalid(f"{url[:200]!r} is not a broker URL: {example}")
+            addresses.append((host, port or _PORTS[scheme]))
+        return cls(tuple(addresses), scheme == "mqtts")
 
 
 def tls_context(ca_file: Path | None, ca_pem: str | None) -> ssl.SSLContext:

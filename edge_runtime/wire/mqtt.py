@@ -7,8 +7,8 @@ Rules
   `inbox_bytes` (QoS 0, a broker without a window) are dropped and counted in `dropped`.
 - The outbox is bounded in bytes over both halves: messages that wait here, and those that paho has in flight (at most
   `window`, so that pings are never stuck behind a long queue on a slow uplink).
-- A lost connection is made again with growing pauses, without end. Only a refusal by the broker ends the link: the
-  event is Disconnected(refused=True) and nothing is tried again.
+- A lost connection is made again with growing pauses, without end, and of several addresses at the next one. Only a
+  refusal by the broker ends the link: the event is Disconnected(refused=True) and nothing is tried again.
 - A broker that takes no message of some size cuts the connection on it, and would on each new one. A message on which
   CUTS connections in a row have ended is dropped, with all beyond half of it, and the event says how large it was.
 """
@@ -93,11 +93,12 @@ class MqttLink:
     ) -> None:
         where = BrokerUrl.parse(url)
         self._where, self._ends = where, ends
+        self._address = where.addresses[0]
         self.bytes_in = 0
         self.bytes_out = 0
         self.bytes_acknowledged = 0
         self.dropped = 0
-        self._name = f"{client_id} at {where.host}:{where.port}"
+        self._name = f"{client_id} at {', '.join(f'{host}:{port}' for host, port in where.addresses)}"
         self._window = window
         self._outbox_limit_bytes = outbox_bytes
         self._inbox_limit_bytes = inbox_bytes
@@ -126,7 +127,6 @@ class MqttLink:
             show_certificate(tls, certificate_file)
         self._make = partial(
             self._client_of,
-            where,
             client_id=client_id,
             username=username,
             password=password,
@@ -205,7 +205,6 @@ class MqttLink:
 
     def _client_of(
         self,
-        where: BrokerUrl,
         *,
         client_id: str,
         username: str,
@@ -249,7 +248,7 @@ class MqttLink:
         client.on_message = self._on_message
         client.on_publish = self._on_publish
         client.on_subscribe = self._on_subscribe
-        client.connect_async(where.host, where.port, keepalive_s)
+        client.connect_async(*self._address, keepalive_s)
         client.loop_start()
         return client
 
@@ -310,6 +309,13 @@ class MqttLink:
         self._cut_on = oldest
         return len(oldest[1]) if self._cuts >= CUTS else None
 
+    def _take_next_address(self, client: paho.Client) -> None:
+        """Let the next attempt go to another node of a cluster."""
+        if self._where.is_cluster:
+            at = self._where.addresses.index(self._address) + 1
+            self._address = self._where.addresses[at % len(self._where.addresses)]
+            client.connect_async(*self._address, client.keepalive)
+
     def _on_socket_open(self, _client: paho.Client, _userdata: object, sock: "paho.SocketLike") -> None:
         # Without this a small packet waits until the other end has confirmed the one before it, often 40 ms.
         cast("socket.socket", sock).setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -338,15 +344,16 @@ class MqttLink:
             client.subscribe([(topic_filter, 1) for topic_filter in filters])
         self._inbox.put(Connected())
 
-    def _on_connect_fail(self, _client: paho.Client, _userdata: object) -> None:
+    def _on_connect_fail(self, client: paho.Client, _userdata: object) -> None:
         today = dt.datetime.now().astimezone().date()
         # paho calls this while it handles what the attempt has raised.
-        fault = connection_fault(sys.exc_info()[1], self._where.host, self._where.port, today, self._ends)
+        fault = connection_fault(sys.exc_info()[1], *self._address, today, self._ends)
         self._report_disconnected(fault)
+        self._take_next_address(client)
 
     def _on_disconnect(
         self,
-        _client: paho.Client,
+        client: paho.Client,
         _userdata: object,
         _flags: paho.DisconnectFlags,
         reason: ReasonCode,
@@ -358,8 +365,9 @@ class MqttLink:
         if was_connected:
             self._report_disconnected(f"the connection was lost: {reason}", self._too_large_bytes())
         elif not self._is_answered:
-            where = self._where
-            self._report_disconnected(cut_short(where.host, where.port, is_tls=where.tls, ends=self._ends))
+            self._report_disconnected(cut_short(*self._address, is_tls=self._where.tls, ends=self._ends))
+        if reason.is_failure:  # and not our own wish
+            self._take_next_address(client)
 
     def _report_disconnected(self, reason: str, too_large_bytes: int | None = None) -> None:
         """Report each reason once, however many attempts fail by it; but always a refusal, which is the last event."""

@@ -187,6 +187,15 @@ class Site:
                 process.kill()
 
 
+@pytest.fixture(scope="module")
+def shared_site(tmp_path_factory):
+    """One for all tests of a module."""
+    pytest.importorskip("jwt")
+    site = Site(tmp_path_factory.mktemp("shared"))
+    yield site
+    site.stop()
+
+
 @pytest.fixture
 def make_site(tmp_path):
     pytest.importorskip("jwt")

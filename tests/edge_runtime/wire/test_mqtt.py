@@ -119,10 +119,11 @@ def until(is_so):
 @pytest.mark.parametrize(
     ("url", "expected"),
     [
-        ("mqtt://broker", BrokerUrl("broker", 1883, False)),
-        ("mqtts://broker/", BrokerUrl("broker", 8883, True)),
-        ("mqtt://10.0.0.7:99", BrokerUrl("10.0.0.7", 99, False)),
-        ("mqtt://[::1]:99", BrokerUrl("::1", 99, False)),
+        ("mqtt://broker", BrokerUrl((("broker", 1883),), False)),
+        ("mqtts://broker/", BrokerUrl((("broker", 8883),), True)),
+        ("mqtt://10.0.0.7:99", BrokerUrl((("10.0.0.7", 99),), False)),
+        ("mqtt://[::1]:99", BrokerUrl((("::1", 99),), False)),
+        ("mqtts://a,b:99,[::1]", BrokerUrl((("a", 8883), ("b", 99), ("::1", 8883)), True)),
     ],
 )
 def test_broker_url_is_taken_apart(url, expected):
@@ -140,6 +141,8 @@ def test_broker_url_is_taken_apart(url, expected):
         "mqtt://b:x",
         "mqtt://b:70000",
         "mqtt://b/x",
+        "mqtt://a,",
+        "mqtt://a,b:x",
         "mqtt://[b",
     ],
 )
@@ -229,6 +232,18 @@ def test_link_renews_its_subscriptions(broker, linked):
     broker.accept()
     assert broker.expect(SUBSCRIBE)[2:] == b"\x00\x01a\x01\x00\x01b\x01\x00\x01c\x01"
     assert linked.receive(PATIENCE_S) == Connected()
+
+
+def test_link_takes_the_next_address_of_a_cluster(broker, make_link):
+    link = make_link(f"mqtt://127.0.0.1:1,{broker.url.removeprefix('mqtt://')}")
+    away = link.receive(PATIENCE_S)
+    assert isinstance(away, Disconnected)
+    assert "nothing listens at 127.0.0.1:" in away.reason
+    broker.accept()
+    assert link.receive(PATIENCE_S) == Connected()
+    broker.hang_up()
+    assert isinstance(link.receive(PATIENCE_S), Disconnected)
+    broker.accept()
 
 
 def test_link_warns_of_a_subscription_that_was_refused(broker, linked, caplog):
