@@ -32,7 +32,7 @@ empty :=
 comma := ,
 PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
-.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint settings check test test-workstation test-board test-arm test-boards test-brokers test-page test-processors test-cluster test-long \
+.PHONY: help install venv venv-board venv-ort-training venv-cluster board lint site settings check test test-workstation test-board test-arm test-boards test-brokers test-page test-processors test-cluster test-long \
 	test-torch test-random-models fuzz coverage-operators \
 	apt apt-brokers apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-security compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
@@ -44,6 +44,7 @@ help:
 	@echo "make board        measures what a board installs and checks our own wheel"
 	@echo "make install      an environment at PREFIX with EXTRAS (board, server, export …), as the Dockerfile has it"
 	@echo "make lint         style, types and import contracts"
+	@echo "make site         the documents as a site: build/site/README.html"
 	@echo "make settings     docs/settings.md and its JSON schema, from the code"
 	@echo "make check        lint, and the quick tests on two cores: under two minutes, before each commit"
 	@echo "make test         lint, and the tests in both environments"
@@ -162,6 +163,11 @@ lint: $(VENV)/.stamp
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
+	@$(VENV)/bin/python docs/site/build.py
+
+# The documents as a site, without a warning: build/site/README.html.
+site: $(VENV)/.stamp
+	@$(VENV)/bin/python docs/site/build.py
 
 # The documents of the settings, from the structs that the code uses.
 settings: $(VENV)/.stamp
