@@ -65,7 +65,7 @@ class Summed(nn.Module):
 
     def forward(self, x):
         y = self.running(self.groups(self.batch(self.conv(x)))).permute(0, 2, 3, 1)
-        y = self.layer(self.mix(torch.tanh(self.mix(y))))
+        y = self.layer(self.mix(torch.sin(self.mix(y))))
         return (y * self.scale).permute(0, 3, 1, 2)
 
 
@@ -150,3 +150,36 @@ def test_parity_finds_a_gradient_that_should_be_zero(part, make, run):
     terms = largest(compiled)["grad.0.bias"]
     with pytest.raises(ParityFailed, match=r"grad\.0\.bias"):
         check_parity(compiled, off_by(run, part * terms))
+
+
+def saturated(make, function):
+    """A layer of which all is saturated: its gradients are what rounding leaves of slopes near zero."""
+    torch.manual_seed(0)
+    layer = nn.Linear(32, 16)
+    with torch.no_grad():
+        layer.weight.mul_(0.01)
+        layer.bias.fill_(7.0)
+    example = {"example_input": 8.5 * torch.rand(16, 32), "example_targets": {"a": torch.rand(16, 3)}}
+    encoder = nn.Sequential(layer, function(), nn.Flatten())
+    return compile_model(make(encoder=encoder, heads={"a": nn.Linear(16, 3)}, losses={"a": l2}, **example))
+
+
+@pytest.mark.parametrize("function", [nn.Tanh, nn.Sigmoid])
+def test_parity_does_not_count_the_rounding_of_saturated_slopes(function, make, run):
+    compiled = saturated(make, function)
+    terms = largest(compiled)["grad.0.bias"]
+    assert check_parity(compiled, off_by(run, 6 * UNIT * terms)).max_relative_error <= TOLERANCE
+    with pytest.raises(ParityFailed, match=r"grad\.0\.bias"):
+        check_parity(compiled, off_by(run, 1e-5 * terms))
+
+
+def test_terms_of_a_slope_that_is_not_saturated_are_hardly_more_than_itself(make):
+    """What parity allows there stays far below its tolerance for all gradients."""
+    torch.manual_seed(0)
+    encoder = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh())
+    compiled = compile_model(make(encoder=encoder, losses={"a": l2, "b": l2}))
+    (weight, *_) = (value for name, value in largest(compiled).items() if name == "grad.0.weight")
+    model = compiled.model
+    z = model.encoder(model.example_input)
+    sum(model.losses[task](model.heads[task](z), model.example_targets[task]) for task in model.tasks).backward()
+    assert ROUNDING * weight < 0.3 * TOLERANCE * float(model.encoder[0].weight.grad.abs().max())
