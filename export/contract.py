@@ -289,7 +289,8 @@ def _check_unchanged(model: MultiTaskModel, before: Mapping[str, Tensor], number
                 "and nothing else may change"
             )
     for name, number in _numbers(model):
-        if numbers.get(name, number) != number:
+        earlier = numbers.get(name, number)
+        if earlier != number and repr(earlier) != repr(number):  # NaN is not even NaN
             raise ModelInvalid(
                 f"{name} changes while the model runs, which no graph can follow: keep what it counts out of the model"
             )

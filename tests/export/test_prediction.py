@@ -10,15 +10,18 @@ torch = pytest.importorskip("torch")
 onnx = pytest.importorskip("onnx")
 
 import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 from edge_runtime.__main__ import main as device  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire.labels import LabelContract  # noqa: E402
 from export.__main__ import main as export  # noqa: E402
+from export.compile import compile_model  # noqa: E402
+from export.errors import ModelInvalid  # noqa: E402
 from export.labels import label_contract  # noqa: E402
 from export.mean_loss import compares_samples, grows_with_batch  # noqa: E402
 from export.model_file import build_model  # noqa: E402
+from export.parity.check import TOLERANCE, check_parity, relative_errors  # noqa: E402
 from export.prediction import by_name, outputs_of, shapes_of  # noqa: E402
 
 pytestmark = [pytest.mark.slow, pytest.mark.workstation]
@@ -173,3 +176,35 @@ def test_classes_of_one_of_several_predictions_are_found():
     assert found == LabelContract(classes=3, ignored=(-100,))
     target = torch.tensor([0, 1, 2, 1])
     assert label_contract(classes, target, several).classes == 3
+
+
+class Masked(nn.Conv2d):
+    """The scores of two classes, the second of which is masked."""
+
+    def __init__(self, score):
+        super().__init__(4, 2, 1)
+        self.score = score
+
+    def forward(self, z):
+        return torch.where(torch.tensor([True, False]).reshape(2, 1, 1), super().forward(z), self.score)
+
+
+def of_the_first(prediction, target):
+    return (prediction[:, :1] - target[:, :1]).abs().mean()
+
+
+def test_prediction_may_be_infinite_and_not_nan(make, run):
+    def compiled(score):
+        heads = {"a": nn.Conv2d(4, 1, 1), "b": Masked(score)}
+        return compile_model(make(heads=heads, losses={"a": F.l1_loss, "b": of_the_first}))
+
+    assert check_parity(compiled(-torch.inf), run).max_relative_error <= TOLERANCE
+    with pytest.raises(ModelInvalid, match=r"prediction of head\.b\.predict is nan .* have no value at zero"):
+        check_parity(compiled(torch.nan), run)
+
+
+def test_infinite_numbers_agree_with_themselves_alone():
+    expected = {"prediction": np.array([1.0, -np.inf, np.inf])}
+    for found, error in (([1.0, -np.inf, np.inf], 0), ([1.5, -np.inf, np.inf], 0.5), ([1.0, np.inf, np.inf], np.inf)):
+        assert relative_errors({"prediction": np.array(found)}, expected) == {"prediction": error}
+    assert relative_errors({"prediction": np.array([1.0, -9.0, np.inf])}, expected) == {"prediction": np.inf}
