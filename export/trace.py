@@ -93,7 +93,7 @@ def trace(
     Its random operators are counted from `first_draw`. Raises ModelInvalid where the function depends on its data or on
     the batch size in a way no graph can express.
     """
-    first, second = (_trace_once(function, inputs(size), root) for size in SIZES)
+    first, second = (_trace_once(function, inputs, size, root) for size in SIZES)
     return _merge(first, second, first_draw)
 
 
@@ -147,9 +147,11 @@ def _can_be_viewed(x: torch.Tensor, shape: Sequence[int]) -> bool:
     return True
 
 
-def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], root: nn.Module) -> fx.GraphModule:
+def _trace_once(
+    function: Callable[..., Any], inputs: Callable[[int], Sequence[torch.Tensor]], size: int, root: nn.Module
+) -> fx.GraphModule:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad) for tensor in inputs]
+    fakes = [mode.from_tensor(tensor.detach()).requires_grad_(tensor.requires_grad) for tensor in inputs(size)]
     path: list[str] = [""]
 
     def note() -> None:
@@ -183,7 +185,7 @@ def _trace_once(function: Callable[..., Any], inputs: Sequence[torch.Tensor], ro
     except ExportError:
         raise
     except Exception as exc:  # the module's own, torch's, or one of a decomposition
-        raise _untraceable(_dotted(path[-1]) or "the model", exc) from exc
+        raise _untraceable(_dotted(path[-1]) or "the model", size, exc) from exc
     finally:
         for hook in hooks:
             hook.remove()
@@ -207,12 +209,15 @@ def _dotted(module: str) -> str:
     return module.replace("/", ".")
 
 
-def _untraceable(where: str, exc: Exception) -> ModelInvalid:
+def _untraceable(where: str, samples: int, exc: Exception) -> ModelInvalid:
     if isinstance(exc, DataDependentOutputException | DynamicOutputShapeException):
         return ModelInvalid(
             f"the control flow or a shape in {where} depends on the data ({exc}): use torch.where, or masks"
         )
-    return ModelInvalid(f"{where} cannot be traced or differentiated: {described(exc)}")
+    return ModelInvalid(
+        f"{where} cannot be traced or differentiated with {samples} samples: {described(exc)}; use operators of torch "
+        "alone, for any number of samples"
+    )
 
 
 def _in_place(node: fx.Node) -> bool:

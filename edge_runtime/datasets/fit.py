@@ -35,7 +35,8 @@ def check_fits(manifest: Manifest, split: Split) -> None:
         labels = split.labels[task.name]
         if labels.shape[1:] != task.target.shape:
             raise DatasetInvalid(
-                f"the labels of {task.name} are {labels.shape[1:]}, the bundle was compiled for {task.target.shape}"
+                f"{split.file(task.name)}: labels are {labels.shape[1:]}, the bundle was compiled for "
+                f"{task.target.shape}: save them in that shape, or compile the model for this one"
             )
         try:
             convert(labels[:1], task.target.dtype, split.factors.get(task.name))

@@ -366,7 +366,7 @@ def damaged(data, task, change):
         ("image", lambda a: a[:, :, :8], r"image.npy: samples are \(3, 8, 16\)"),
         ("image", lambda a: a[:, :1], r"image.npy: samples are \(1, 16, 16\)"),
         ("depth", lambda _: None, "no labels for depth"),
-        ("depth", lambda a: a[:, 0], r"the labels of depth are \(16, 16\)"),
+        ("depth", lambda a: a[:, 0], r"depth.npy: labels are \(16, 16\), .*save them in that shape"),
         ("segmentation", lambda a: a.astype(np.float32), r"segmentation\.npy: labels of type float32 cannot be used"),
         (
             "depth",
