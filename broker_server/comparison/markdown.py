@@ -14,7 +14,7 @@ from broker_server.simulation.summary import TOTAL
 from edge_runtime.wire.metrics import METRICS, headed
 
 NOTHING = "–"
-FINDS_GROUPS = {"mas", "tag", "hoa", "exhaustive"}
+FINDS_GROUPS = {"mas", "tag", "hoa", "tree", "exhaustive"}
 """The strategies whose groups are not known beforehand."""
 LEGEND = (
     "Means over seeds ± half of the 95 % interval (Student's t; one seed has none). **Bold**: the lowest mean of the "

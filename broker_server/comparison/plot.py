@@ -26,9 +26,19 @@ _COLOURS = {
     "hoa": "#7a4fa3",
     "mas": "#c2185b",
     "fixed": "#1f6fb2",
+    "tree": "#0f7c8c",
     "exhaustive": "#7d7d00",
 }
-_MARKERS = {"one_by_one": "s", "all_in_one": "D", "tag": "^", "hoa": "v", "mas": "o", "fixed": "P", "exhaustive": "*"}
+_MARKERS = {
+    "one_by_one": "s",
+    "all_in_one": "D",
+    "tag": "^",
+    "hoa": "v",
+    "mas": "o",
+    "fixed": "P",
+    "tree": "X",
+    "exhaustive": "*",
+}
 _NUMBERED = re.compile(r"([A-Za-z]+)-\d+")
 """Methods that differ in a number alone are joined by a line."""
 _LOG_FROM = 4.0

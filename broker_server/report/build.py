@@ -164,7 +164,7 @@ def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = Non
     ]
     full = {group: blob.size_bytes for group, blob in journal.weights().items()}
     measured = affinities(journal)
-    split = next((phase.split for phase in phases if phase.split is not None), None)
+    split = next((phase.split for phase in reversed(phases) if phase.split is not None), None)
     evaluations = _evaluations(closed, msgspec.json.decode(journal.fact("metrics") or "{}", type=_Names))
     times = [time_s for row, _ in closed for time_s in (row.started_s, row.closed_s) if time_s is not None]
     return Report(

@@ -193,8 +193,21 @@ class Federation:
             affinities=self.affinities,
             losses=losses,
             ledger=self._ledger,
+            joules=self._joules,
             rounds=Counter(row.round.phase for row in closed if row.round.work == "train"),
         )
+
+    def _joules(self, phase: str, tasks: Tasks) -> float | None:
+        """Return what a group's rounds in a phase have taken; None where a member has not reported it."""
+        total = 0.0
+        for row in self._journal.rounds():
+            if (row.round.phase, row.round.tasks) == (phase, tasks):
+                spent = self._journal.energy(row.round.number)
+                known = [each.energy_j for device in row.members if (each := spent.get(device)) is not None]
+                if len(known) < len(row.members) or None in known:
+                    return None
+                total += sum(each for each in known if each is not None)
+        return total
 
     def groups_without_artifacts(self, planned: Round) -> tuple[Tasks, ...]:
         """Return the groups of a training round's phase that have no ONNX Runtime training artifacts."""

@@ -239,10 +239,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         for name in ("fixed_groups", "start", "lr_schedule"):
             facts[name] = getattr(grouping, name)
         facts["choice"] = "worth" if grouping.method == "training_cost" else grouping.method
-        if grouping.method in {"trials", "hybrid"}:
-            facts |= {"trial_rounds": grouping.trial_rounds, "shortlist": grouping.shortlist}
-        if grouping.draw:
-            facts["draw"] = grouping.draw
+        facts |= grouping.choice_facts
         facts |= {"stems": "own"} if self.local_stems else {}
         facts |= {"personal": self.personal} if grouping.strategy in PERSONAL else {}
         if self.is_apart:

@@ -13,8 +13,6 @@ Source: MAS (Zhuang, Wen, Lyu, Zhang, ICCV 2023), section 3 and its released cod
 from collections.abc import Sequence
 from typing import Literal
 
-from msgspec.structs import replace
-
 from broker_server.grouping.confidence import settled_split
 from broker_server.grouping.search import Mode, SplitImpossible
 from broker_server.strategies.choice import Choice
@@ -116,36 +114,41 @@ class Mas:
         if last == "merged" and self._choice.needs_losses:
             return self._test(WEIGHED, (self._tasks,), "merge", "val")
         if last != TRIED and (trials := self._choice.trials(measured)):
-            return self._from_merged("trials", trials, self._trial_rounds, measured)
+            return self._trials(trials, measured)
         return self._split(measured)
 
     def _split(self, measured: Measurements) -> Phase:
         found = self._choice.choose(measured)
-        if self._start == "scratch":
-            return Phase(
-                name="split", work="train", groups=found.groups, start=None, rounds=self._all_rounds, split=found
-            )
-        rounds = self._all_rounds - self._merged(measured)
-        return replace(self._from_merged("split", found.groups, rounds, measured), split=found)
-
-    def _from_merged(self, name: str, groups: tuple[Tasks, ...], rounds: int, measured: Measurements) -> Phase:
-        """Return a phase of groups from the merged weights; trials have the first rounds of the split's schedule."""
-        merged = self._merged(measured)
-        is_one = self._schedule == "continue"
-        whole = self._all_rounds if is_one else self._all_rounds - merged
-        before = merged if is_one else 0
+        is_scratch = self._start == "scratch"
+        before, whole = self._schedule_left(measured)
         return Phase(
-            name=name,
+            name="split",
+            work="train",
+            groups=found.groups,
+            start=None if is_scratch else "merge",
+            rounds=self._all_rounds if is_scratch else whole - before,
+            rounds_before=0 if is_scratch else before,
+            split=found,
+        )
+
+    def _trials(self, groups: tuple[Tasks, ...], measured: Measurements) -> Phase:
+        """Return trials at the learning rate of the middle of the split: at its first, losses differ more by chance."""
+        before, whole = self._schedule_left(measured)
+        middle = max(before, min((before + whole) // 2, whole - self._trial_rounds))
+        return Phase(
+            name="trials",
             work="train",
             groups=groups,
             start="merge",
-            rounds=rounds,
-            rounds_before=before,
-            schedule_rounds=None if before + rounds == whole else whole,
+            rounds=self._trial_rounds,
+            rounds_before=middle,
+            schedule_rounds=max(whole, middle + self._trial_rounds),
         )
 
-    def _merged(self, measured: Measurements) -> int:
-        return measured.rounds.get("merge", self._merged_rounds)
+    def _schedule_left(self, measured: Measurements) -> tuple[int, int]:
+        """Return where the schedule of the learning rate stands after the merged phase, and its length."""
+        merged = measured.rounds.get("merge", self._merged_rounds)
+        return (merged, self._all_rounds) if self._schedule == "continue" else (0, self._all_rounds - merged)
 
     @staticmethod
     def _test(name: str, groups: tuple[Tasks, ...], start: str | None, split: DataSplit = "test") -> Phase:

@@ -47,6 +47,7 @@ METHODS: tuple[Method, ...] = (
     ),
     _demo("tag", "Fifty et al.: TAG, NeurIPS 2021", f"{_UPDATE}; affinities in every round"),
     _demo("hoa", "Standley et al.: Which Tasks Should Be Learned Together, ICML 2020", f"{_UPDATE}; losses of pairs"),
+    _demo("tree", "groups halved where a round of the halves gains more for its joules", f"{_UPDATE}; affinities"),
     _demo("exhaustive", "every group of tasks, chosen by validation loss (a yardstick for comparisons)"),
     Method(
         name="fedbone",

@@ -106,6 +106,8 @@ class Measurements:
     """Of each evaluation that is done, by its phase, group and task: means over examples of all devices."""
     ledger: AffinityLedger | None = None
     """The affinities of each device in each round."""
+    joules: Callable[[str, Tasks], float | None] = lambda _phase, _group: None
+    """The energy of all rounds of a group in a phase; None where not every member has reported it."""
     rounds: Mapping[str, int] = field(default_factory=dict)
     """Rounds that each phase of training has had."""
 

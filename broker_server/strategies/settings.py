@@ -13,6 +13,7 @@ from broker_server.strategies.hoa import Hoa
 from broker_server.strategies.mas import Mas, Schedule, Start
 from broker_server.strategies.planner import Strategy
 from broker_server.strategies.tag import Tag
+from broker_server.strategies.tree import Tree
 from edge_runtime.wire.names import TaskName, Tasks
 from edge_runtime.wire.training import COMMON, ProbeMethod
 
@@ -24,6 +25,7 @@ StrategyName = Literal[
     "fixed",
     "tag",
     "hoa",
+    "tree",
     "exhaustive",
     "fedbone",
     "fedper",
@@ -68,6 +70,9 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     shortlist: Annotated[
         int, Meta(ge=1, le=1000, description="with method hybrid: the divisions whose groups are tried")
     ] = 5
+    decide_every: Annotated[
+        int, Meta(ge=1, le=MAX_ROUNDS, description="with strategy tree: rounds from one decision to split to the next")
+    ] = 3
     draw: Annotated[
         int, Meta(ge=0, le=2**53, description="with method random: the number of the draw; 0 for the seed's own")
     ] = 0
@@ -92,7 +97,17 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def needs_affinities(self) -> bool:
         """Return whether the strategy splits by affinities."""
-        return self.strategy == "tag" or (self.strategy == "mas" and self.method != "trials")
+        return self.strategy in {"tag", "tree"} or (self.strategy == "mas" and self.method != "trials")
+
+    @property
+    def choice_facts(self) -> dict[str, int]:
+        """The keys of newer choices that count, by name: a federation that was begun without them has none."""
+        facts: dict[str, int] = {}
+        if self.strategy == "mas" and self.method in {"trials", "hybrid"}:
+            facts |= {"trial_rounds": self.trial_rounds, "shortlist": self.shortlist}
+        if self.strategy == "tree":
+            facts["decide_every"] = self.decide_every
+        return facts | ({"draw": self.draw} if self.draw else {})
 
     def planner(self, tasks: Tasks, seed: int) -> Strategy:
         """Return the strategy for these tasks. Raises SplitImpossible."""
@@ -101,6 +116,14 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         match self.strategy:
             case "hoa":
                 return Hoa(tasks, rounds=rounds, groups=self.groups)
+            case "tree":
+                return Tree(
+                    tasks,
+                    rounds=rounds,
+                    decide_every=self.decide_every,
+                    groups=min(self.groups, len(tasks)),
+                    head_cost=self.head_cost,
+                )
             case "exhaustive":
                 return Exhaustive(
                     tasks,

@@ -354,4 +354,5 @@ def test_trials_need_no_affinities_and_are_what_a_federation_was_begun_with(make
     check(config)
     assert '"trial_rounds":1' in config.fingerprint()
     assert "trial_rounds" not in make_config().fingerprint()
+    assert '"decide_every":3' in make_config(strategy="tree").fingerprint()
     assert '"draw":3' in make_config(grouping_method="random", draw=3).fingerprint()

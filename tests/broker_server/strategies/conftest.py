@@ -13,12 +13,12 @@ VALUES = np.array([[0, 5.0, 0], [5.0, 0, 0], [0, 0, 0]])
 def measured():
     """Makes what a federation of a, b and c has measured: a and b help one another, c neither."""
 
-    def make(counts=1, losses=None, rounds=None, ledger=None, values=VALUES):
+    def make(counts=1, losses=None, rounds=None, ledger=None, values=VALUES, joules=lambda *_: None):
         ones = np.ones((3, 3))
         found = Affinities(
             tasks=TASKS, values=values, counts=np.full((3, 3), counts), variance=ones, standard_error=ones
         )
-        return Measurements(affinities=found, losses=losses or {}, rounds=rounds or {}, ledger=ledger)
+        return Measurements(affinities=found, losses=losses or {}, rounds=rounds or {}, ledger=ledger, joules=joules)
 
     return make
 

@@ -118,18 +118,25 @@ def test_mas_tries_singles_pairs_and_all_tasks_and_splits_by_their_losses(measur
     assert [phase.name for phase in done] == ["before", "merge", "merged", "trials", "tried", "split", "end"]
     trials, tried, split = done[3:6]
     assert trials.groups == tried.groups == tuple(TRIED)
-    assert (trials.work, trials.start, trials.rounds, trials.schedule_rounds) == ("train", "merge", 1, 2)
+    assert (trials.work, trials.start, trials.rounds) == ("train", "merge", 1)
     assert (tried.work, tried.start, tried.data_split) == ("evaluate", "trials", "val")
     assert (split.groups, split.start, split.rounds) == ((("a", "c"), ("b",)), "merge", 2)
     assert split.split.score == pytest.approx(-2.0 / 3)
 
 
-def test_mas_tries_with_the_learning_rates_that_the_split_begins_with(measured, walk):
+@pytest.mark.parametrize(
+    ("schedule", "rounds", "rates"),
+    [
+        ("restart", 1, [1 - 1 / 2]),
+        ("continue", 1, [1 - 5 / 6]),
+        ("restart", 2, [1, 1 / 2]),
+        ("restart", 3, [1, 2 / 3, 1 / 3]),
+    ],
+)
+def test_mas_tries_at_the_learning_rate_of_the_middle_of_the_split(measured, walk, schedule, rounds, rates):
     of = measured(counts=0, losses={"tried": TRIED}, rounds={"merge": 4})
-    for schedule in ("restart", "continue"):
-        done = walk(mas(method="trials", schedule=schedule, trial_rounds=2), of)
-        trials, split = done[3], done[5]
-        assert [learning_rate(0.1, r, trials) for r in (0, 1)] == [learning_rate(0.1, r, split) for r in (0, 1)]
+    trials = walk(mas(method="trials", schedule=schedule, trial_rounds=rounds), of)[3]
+    assert [learning_rate(1.0, r, trials) for r in range(rounds)] == pytest.approx([rate**0.9 for rate in rates])
 
 
 def test_mas_with_at_most_some_groups_does_not_split_where_trials_are_against_it(measured, walk):
