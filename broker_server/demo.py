@@ -33,6 +33,10 @@ SHOWN = 3
 """Buildings of which predictions are shown."""
 
 
+LINEAR_DATA = {"mocha": "related", "dmtrl": "related", "proximal_mtl": "values", "mixed_effect": "values"}
+"""The data that is made for strategies of linear models."""
+
+
 class DemoFailed(RuntimeError):
     """A process of the demo ended before its time; the sentence says which, and where its log is."""
 
@@ -47,7 +51,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--fresh", action="store_true", help="start again instead of going on")
     parser.add_argument(
-        "--data", type=Path, help="folder with a data set for each device (default: rooms are rendered)"
+        "--data",
+        type=Path,
+        help="folder with a data set for each device (default: rooms are rendered), or what `datasets features` made",
     )
     parser.add_argument("--model", help="FILE.py:build to compile (default: the small Xception of MAS, five tasks)")
     parser.add_argument("--port", type=int, default=8883, help="where to listen; moved if it is in use (default: 8883)")
@@ -89,6 +95,7 @@ class Demo:
         self.console = Console(stderr=True, highlight=False)
         self.state = self.out / "server"
         self.bundle = self.out / "bundle"
+        self.is_linear = args.strategy in LINEAR_DATA
 
     def run(self) -> int:
         """Do everything; the exit code. Raises DemoFailed, KeyboardInterrupt."""
@@ -108,6 +115,8 @@ class Demo:
         return DONE
 
     def _data(self) -> list[Path]:
+        if self.is_linear:
+            return self._features()
         if self.args.data is not None:
             found = _data_sets(self.args.data)
             if not found:
@@ -121,6 +130,18 @@ class Demo:
             self._python("broker_server", "rooms", "--out", str(rendered))
             self._python("edge_runtime", "datasets", "import", str(rendered), "--out", str(made))
         return _data_sets(made)
+
+    def _features(self) -> list[Path]:
+        """Return the data sets of a linear model, whose bundle is beside them."""
+        made = self.args.data or self.out / "features"
+        if self.args.data is None and not _data_sets(made / "devices"):
+            self._say("making data sets of features for eight devices")
+            self._python("edge_runtime", "datasets", "features", LINEAR_DATA[self.args.strategy], "--out", str(made))
+        self.bundle = made / "bundle"
+        found = _data_sets(made / "devices")
+        if not found or not self.bundle.is_dir():
+            raise DemoFailed(f"{made} has no devices and bundle: make them with `edge_runtime datasets features`")
+        return found
 
     def _compile(self) -> None:
         if (self.bundle / "manifest.json").is_file():
@@ -207,7 +228,7 @@ class Demo:
         from broker_server.report import html as report_html
         from broker_server.report import pictures  # matplotlib is slow to import, and needed at the end alone
 
-        self._say("writing models and predictions")
+        self._say("writing the report" if self.is_linear else "writing models and predictions")
         state = StateFolder(self.state)
         with ExitStack() as stack:
             stack.callback(state.close)
@@ -215,7 +236,7 @@ class Demo:
             stack.callback(journal.close)
             built, affinities, groups = reports.build(journal), reports.affinities(journal), reports.trained(journal)
         found: dict[str, dict[str, pictures.Array]] = {folder.name: {} for folder in data[:SHOWN]}
-        for tasks in groups:
+        for tasks in () if self.is_linear else groups:
             group = group_id(tasks)
             model = self.out / "models" / f"{group}.onnx"
             options = ["--weights", str(model.with_suffix(".safetensors")), "--tasks", ",".join(tasks)]

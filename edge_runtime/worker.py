@@ -19,6 +19,7 @@ from edge_runtime.agent.work import (
 )
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
 from edge_runtime.datasets.fit import check_fits
+from edge_runtime.linear.worker import LinearWorker
 from edge_runtime.split_learning.client import (
     EncoderServerUnavailable,
     EncoderSessionLost,
@@ -92,6 +93,7 @@ class LocalWorker:
         self._graph_cache = graph_cache
         self._ort_training_cache: OrtTrainingCache | None = None
         self._rounds = RoundTrainer(state, checkpoint_s)
+        self._linear = LinearWorker(self._dataset, state)
         self._base_bytes = rss_bytes()
         self._noise_key = noise_key
         self._budget_bytes = memory_budget_bytes
@@ -122,6 +124,8 @@ class LocalWorker:
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
     ) -> TrainResult:
         """Train locally by `plan.training`. Raises WorkRefused."""
+        if downloaded.manifest.linear is not None:
+            return self._retry(downloaded.plan, lambda: self._linear.train(downloaded, self._watched(report)))
         return self._retry(downloaded.plan, lambda: self._train(downloaded, self._watched(report), channel))
 
     def _watched(self, report: Report) -> Report:
@@ -214,6 +218,8 @@ class LocalWorker:
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None
     ) -> EvaluationResult:
         """Measure the losses and the metrics over `plan.data_split`. Raises WorkRefused."""
+        if downloaded.manifest.linear is not None:
+            return self._retry(downloaded.plan, lambda: self._linear.evaluate(downloaded, self._watched(report)))
         return self._retry(downloaded.plan, lambda: self._evaluate(downloaded, self._watched(report), channel))
 
     def _evaluate(

@@ -15,6 +15,7 @@ from broker_server.grouping.quality import ChoiceQuality
 from broker_server.grouping.search import Mode, TaskSplit
 from broker_server.report.choice import beside, choice, device_gate
 from broker_server.report.energy import EnergySum, total
+from broker_server.report.linear import LinearRound, linear_round
 from broker_server.report.spread import Spread, spread
 from broker_server.rounds.journal import FederationJournal, RoundRow
 from broker_server.rounds.losses import weighted_losses
@@ -59,6 +60,8 @@ class RoundReport(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergySum
     """Over all members of the round, those whose work gave no result included."""
     energy_by_device: dict[str, Energy | None]
+    linear: LinearRound | None = None
+    """Of a linear model."""
 
 
 class MetricMean(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,6 +181,7 @@ def build(journal: FederationJournal, tasks_of: Mapping[str, Tasks] | None = Non
                 results,
                 full.get((row.round.phase, row.round.group)),
                 journal.energy(row.round.number),
+                linear_round(journal, row.round.number, results),
             )
             for row, results in closed
             if row.round.work == "train"
@@ -209,6 +213,7 @@ def round_report(
     results: Mapping[str, Result],
     full_bytes: int | None = None,
     energy: Mapping[str, Energy] | None = None,
+    linear: LinearRound | None = None,
 ) -> RoundReport:
     """Return the report of a closed round of training.
 
@@ -235,6 +240,7 @@ def round_report(
         peak_rss_bytes=max(peaks, default=None),
         energy=total(tuple(energies.values())),
         energy_by_device=energies,
+        linear=linear,
     )
 
 
@@ -244,15 +250,21 @@ def trained(journal: FederationJournal) -> tuple[Tasks, ...]:
 
 
 def models(journal: FederationJournal, blobs: BlobStore) -> dict[str, bytes]:
-    """Return the newest weights of every group of the last phase of training, by group, as safetensors."""
+    """Return the newest weights of every group of the last phase of training, by group, as safetensors.
+
+    Those of devices that have their own are GROUP/DEVICE.
+    """
     phase = next((phase.name for phase, _ in reversed(journal.phases()) if phase.work == "train"), "")
-    current = journal.weights()
-    groups = [group_id(tasks) for tasks in trained(journal)]
-    return {group: blobs.read(current[phase, group].digest) for group in groups}
+    current, own = journal.weights(), journal.device_weights()
+    found = {}
+    for group in map(group_id, trained(journal)):
+        found[group] = current[phase, group]
+        found |= {f"{group}/{device}": blob for device, blob in own.get((phase, group), {}).items()}
+    return {name: blobs.read(blob.digest) for name, blob in found.items()}
 
 
 def write(folder: Path, report: Report, weights: Mapping[str, bytes]) -> None:
-    """Write report.json and models/<group>.safetensors."""
+    """Write report.json, models/<group>.safetensors, and those of devices in models/<group>/."""
     for group, data in weights.items():
         write_atomic(folder / MODELS / f"{group}.safetensors", data)
     write_atomic(folder / REPORT, msgspec.json.format(msgspec.json.encode(report), indent=1) + b"\n")

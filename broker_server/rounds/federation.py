@@ -20,6 +20,7 @@ from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.exchange import Exchange
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
+from broker_server.rounds.linear_rounds import LinearRounds
 from broker_server.rounds.losses import weighted_losses
 from broker_server.rounds.manifests import GroupManifests
 from broker_server.rounds.measured import measured, measured_in
@@ -84,6 +85,7 @@ class Federation:
         self._discount: Discount = terms.discount
         self._shared_encoder = terms.shared_encoder
         self._exchange = Exchange(personal=terms.personal, is_apart=terms.shared_encoder is not None)
+        self._linear = None if terms.linear is None else LinearRounds(terms.linear, journal, blobs)
         self._made: dict[str, int] = {}
         """The digests of what plans name that the journal does not, and the newest round of such a plan."""
         self.tasks: Tasks = tuple(sorted(terms.tasks))
@@ -113,6 +115,11 @@ class Federation:
                 f"the state folder holds a federation with another {fact}: "
                 "give the same again, name another state folder, or start over with --new"
             )
+
+    @property
+    def is_linear(self) -> bool:
+        """Return whether the model is linear."""
+        return self._linear is not None
 
     @property
     def affinities(self) -> Affinities:
@@ -160,12 +167,16 @@ class Federation:
             updates=self._updates,
             split_learning=None if self._shared_encoder is None else self._shared_encoder.settings,
             personal=self._personal_of(planned),
+            linear=None if self._linear is None else self._linear.work(planned),
             data_split=planned.data_split,
             deadline_s=deadline_s,
         )
 
     def device_plans(self, planned: Round, plan: Plan) -> dict[str, Plan]:
         """Return the plans of devices that have weights of their own, by device: those that the round before made."""
+        if self._linear is not None:
+            size = self.manifests.of(planned.tasks).table.size
+            return self._linear.plans(planned, plan, size, self._device_weights(planned))
         own = self._device_weights(planned).items()
         return {device: msgspec.structs.replace(plan, weights=blob) for device, blob in own}
 
@@ -331,6 +342,10 @@ class Federation:
         manifest = self.manifests.of(closed.tasks)
         table, device_table = manifest.table, self._exchange.table(manifest)
         initial = self._initial_weights(closed)
+        if self._linear is not None:
+            own = self._device_weights(closed)
+            folded = self._linear.fold(closed, results, table, self._uploads, shared=initial, own=own)
+            return folded.shared, folded.state, folded.own
         layout = self._aggregation.state_table(table)
         before = self._journal.aggregation_states().get((closed.phase, closed.group))
         aggregation = RoundAggregation(

@@ -220,6 +220,15 @@ class FederationJournal:
         rows = self._rows("SELECT device, body FROM results WHERE round = ? ORDER BY device", round_number)
         return {device: self._decoded(body, _RESULT, "results") for device, body in rows}
 
+    def last_results(self, first_round: int, before: int) -> dict[str, int]:
+        """Return the last round from `first_round` on, and before another, that each device has a result of."""
+        rows = self._rows(
+            "SELECT device, MAX(round) FROM results WHERE round >= ? AND round < ? GROUP BY device ORDER BY device",
+            first_round,
+            before,
+        )
+        return {str(device): int(number) for device, number in rows}
+
     def set_energy(self, spent: FinalEnergy, device: str) -> bool:
         """Keep the energy that a device has used for a plan in all; return False if it was not in that round."""
         with self._transaction() as database:

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from broker_server.aggregation.linear import LinearRule
 from broker_server.aggregation.personal import PersonalTerms
 from broker_server.aggregation.rules import Aggregation
 from broker_server.aggregation.staleness import Discount
@@ -31,3 +32,5 @@ class Terms:
     """For split learning: devices then receive the stem and the heads alone."""
     personal: PersonalTerms
     """What each device has of its own."""
+    linear: LinearRule | None = None
+    """The rule of linear models; None for models of graphs."""

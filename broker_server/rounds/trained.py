@@ -9,6 +9,7 @@ from broker_server.rounds.exchange import Exchange
 from broker_server.rounds.manifests import GroupManifests
 from edge_runtime.wire.blob import BlobStore
 from edge_runtime.wire.compression import decode
+from edge_runtime.wire.linear import answer_table
 from edge_runtime.wire.messages import Plan, Update
 from edge_runtime.wire.names import Tasks
 from edge_runtime.wire.tensors import TensorTable, Vector, transfer, unpack
@@ -43,6 +44,8 @@ class TrainedWeights:
         be there as well.
         """
         table = self.table(plan.tasks)
+        if plan.linear is not None:
+            table = answer_table(table, plan.linear)
         data = self.uploads.of(device).read(update.weights.digest)
         if update.scheme == "fp32":  # in full: the weights that the device received need not be in memory as well
             unpack(table, data)

@@ -20,6 +20,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from broker_server.aggregation.linear import LinearRule, LinearSettings, ProximalStep, linear_rule
 from broker_server.aggregation.personal import PersonalSettings, personal_terms
 from broker_server.aggregation.rules import Aggregation
 from broker_server.operator.settings import MetricsSettings, PageSettings
@@ -28,7 +29,8 @@ from broker_server.rounds.rules import Rules
 from broker_server.rounds.terms import Terms
 from broker_server.server.broker_settings import BrokerSettings
 from broker_server.server.old_keys import renewed
-from broker_server.strategies.settings import PERSONAL, RELATED, Grouping
+from broker_server.strategies.fixed import FixedGroups
+from broker_server.strategies.settings import LINEAR, PERSONAL, RELATED, Grouping
 from devices.cli.log import LogSettings
 from devices.cli.settings import (
     COMMAND_LINE,
@@ -113,6 +115,9 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     personal: Annotated[
         PersonalSettings, Meta(description="how devices train what is their own", extra={"prefix": "personal-"})
     ] = PersonalSettings()
+    linear: Annotated[LinearSettings, Meta(description="rules for linear models", extra={"prefix": "linear-"})] = (
+        LinearSettings()
+    )
     updates: Annotated[Updates, Meta(description="how devices send what they trained")] = Updates()
     aggregation: Annotated[Aggregation, Meta(description="how devices' changes of the encoder are combined")] = (
         Aggregation()
@@ -195,9 +200,14 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigInvalid(f"training: {exc}") from exc
         if "encoder" not in bundle.table.parts:
             self._check_fixed_encoder()
+        rule = linear_rule(self.grouping.strategy, self.linear)
+        self._check_linear(bundle, rule)
+        rounds = self.grouping.merged_rounds + self.grouping.split_rounds
         return Terms(
             tasks=tasks,
-            strategy=self.grouping.planner(tasks, self.seed),
+            strategy=self.grouping.planner(tasks, self.seed)
+            if rule is None
+            else FixedGroups(tasks, (tasks,), rounds=rule.rounds(rounds)),
             training=self.first_training,
             updates=self.updates,
             aggregation=self.encoder_aggregation,
@@ -206,6 +216,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             settings=self.fingerprint(),
             shared_encoder=self.shared_encoder,
             personal=personal_terms(self.grouping.strategy, self.personal, stem=self.local_stems),
+            linear=rule,
         )
 
     def check_reconstruction(self, bundle: Manifest) -> None:
@@ -216,6 +227,19 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigInvalid(
                 f"split_learning: {found}: with allow_reconstruction = true it is allowed, here and on each device"
             )
+
+    def _check_linear(self, bundle: Manifest, rule: LinearRule | None) -> None:
+        strategy = self.grouping.strategy
+        if (rule is None) != (bundle.linear is None):
+            kind = "linear: take 'mocha', 'proximal_mtl' or 'mixed_effect'" if rule is None else "not linear"
+            raise ConfigInvalid(f"grouping.strategy: {strategy!r} does not go with the bundle, whose model is {kind}")
+        if bundle.linear is None:
+            return
+        loss = bundle.linear.loss
+        if isinstance(rule, ProximalStep) and loss == "hinge":
+            raise ConfigInvalid("grouping.strategy: 'proximal_mtl' wants a smooth loss, and the bundle's is 'hinge'")
+        if strategy == "mixed_effect" and loss not in {"squared", "half_squared"}:
+            raise ConfigInvalid(f"grouping.strategy: 'mixed_effect' wants a squared loss, and the bundle's is {loss!r}")
 
     def _check_fixed_encoder(self) -> None:
         if self.is_apart:
@@ -242,6 +266,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         facts |= grouping.choice_facts
         facts |= {"stems": "own"} if self.local_stems else {}
         facts |= {"personal": self.personal} if grouping.strategy in PERSONAL else {}
+        facts |= {"linear": self.linear} if grouping.strategy in LINEAR else {}
         if self.is_apart:
             facts["general"] = "host" if split.encoder == "server" else split.encoder
             facts |= {"general_precision": split.precision, "general_parts": split.parts}
@@ -293,6 +318,7 @@ def check(config: ServerConfig) -> None:
             "local_stems: they go with the strategies all_in_one, fedbone, fedper and fedrep, which train one group"
         )
     check_personal(config)
+    check_linear(config)
     if (
         config.is_apart
         and grouping.needs_affinities
@@ -327,6 +353,15 @@ def _check_grouping(grouping: Grouping) -> None:
         raise ConfigInvalid("grouping.at_most: the method 'hybrid' tries divisions into exactly `groups` groups")
     if (grouping.strategy == "fixed") != bool(grouping.fixed_groups):
         raise ConfigInvalid("grouping.fixed_groups: the strategy `fixed` needs them, and no other may have them")
+
+
+def check_linear(config: ServerConfig) -> None:
+    """Raise ConfigInvalid for settings that do not go with linear models."""
+    strategy = config.grouping.strategy
+    if config.linear.passes_of and strategy != "mocha":
+        raise ConfigInvalid("linear.passes_of: budgets of single devices are for the strategy mocha")
+    if strategy in LINEAR and config.rounds.mode == "buffered":
+        raise ConfigInvalid(f"rounds.mode: {strategy!r} makes weights of one round's answers: take 'synchronous'")
 
 
 def _check_buffered(config: ServerConfig) -> None:

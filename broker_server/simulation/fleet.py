@@ -15,7 +15,6 @@ from broker_server.simulation.network import LinkSpeed
 from broker_server.simulation.traffic import Traffic
 from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.wire.names import DeviceId, TaskName, Tasks
-from edge_runtime.wire.personal import passes
 
 Speed = Annotated[float, Meta(gt=0, le=1e6)]
 Rate = Annotated[float, Meta(ge=0, le=1)]
@@ -134,14 +133,12 @@ def work_time(
     here = [task for task in plan.tasks if task in tasks]
     settings = plan.training
     if settings is None:
-        samples, probed_s = examples, 0.0
+        samples, probed_s = float(examples), 0.0
         body_s, stem_s, head_s = costs.evaluate_s, costs.evaluate_stem_s, costs.evaluate_head_s
     else:
         share = (len(here) / max(1, len(costs.train_head_s))) ** 2  # a probe is of all ordered pairs
-        samples, probed_s = (
-            passes(settings.epochs, plan.personal) * examples,
-            probes(settings, examples) * share * costs.probe_s,
-        )
+        # What a linear model measures takes about a pass, whatever its steps.
+        samples, probed_s = max(1.0, plan.passes) * examples, probes(settings, examples) * share * costs.probe_s
         body_s, stem_s, head_s = costs.train_s, costs.train_stem_s, costs.train_head_s
     heads_s = sum(head_s[task] for task in here)
     if traffic is None:

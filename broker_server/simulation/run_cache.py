@@ -106,7 +106,13 @@ class GroupRuns:
         """Return the open round, or the next one that the cache does not know. Raises SplitImpossible."""
         while (planned := self._federation.next()) is not None:
             phase = self._federation.phases[-1]
-            if planned.index or phase.open_ended or self._journal.row(planned.number) is not None:
+            # What linear models have measured is of no use to other methods.
+            if (
+                self._federation.is_linear
+                or planned.index
+                or phase.open_ended
+                or self._journal.row(planned.number) is not None
+            ):
                 return planned
             key = self._key(planned, phase)
             group_run = self._cache.find(key)

@@ -18,6 +18,9 @@ import numpy as np
 from broker_server.simulation.split_learning import EncoderState, LocalEncoderChannel, as_sent
 from edge_runtime.agent.work import DownloadedPlan, EvaluationResult, TrainResult, WorkRefused
 from edge_runtime.datasets.dataset import Dataset
+from edge_runtime.linear.dual import ascend
+from edge_runtime.linear.losses import LOSSES
+from edge_runtime.linear.worker import samples
 from edge_runtime.training.encoder import Inputs, Representation, batch_size
 from edge_runtime.training.engine import ARENA_BYTES, Engine
 from edge_runtime.training.graph_arrays import named
@@ -29,6 +32,7 @@ from edge_runtime.training.task_metrics import TaskMetrics
 from edge_runtime.training.trainer import load
 from edge_runtime.wire.bundle_folder import WEIGHTS, graph_path, read_folder
 from edge_runtime.wire.graph_names import value_of
+from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import RefusalReason
 from edge_runtime.wire.names import Tasks
 from edge_runtime.wire.tensors import transfer, unpack
@@ -110,6 +114,8 @@ class MeasuredCost:
 def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMethod | None) -> MeasuredCost:
     """Return what training a group costs this machine: the median of repetitions, without the first."""
     whole = read_folder(bundle)
+    if whole.linear is not None:
+        return _measure_linear(whole, data)
     manifest = whole.group(tasks, whole.weights)
     weights = transfer(whole.table, unpack(whole.table, (bundle / WEIGHTS).read_bytes()), manifest.table)
     graphs = _graph_cache().of(manifest, lambda name, _: graph_path(bundle, name))
@@ -135,6 +141,22 @@ def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMeth
         evaluate_s=median(evaluate[1:]) / len(chosen),
         probe_s=median(probed[1:]) if probed else None,
     )
+
+
+def _measure_linear(manifest: Manifest, data: Path) -> MeasuredCost:
+    """Return what a pass over a device's data costs: a step on each sample, or all their predictions."""
+    x, y = samples(manifest, Dataset.open(data).train)
+    assert manifest.linear is not None
+    loss, w, alpha = LOSSES[manifest.linear.loss], np.zeros(x.shape[1]), np.zeros(len(x))
+    train, evaluate = [], []
+    for _ in range(REPEATS + 1):
+        at_s = time.process_time()
+        ascend(x, y, alpha, w, loss, 1.0, range(len(x)))
+        train.append(time.process_time() - at_s)
+        at_s = time.process_time()
+        loss.value(x @ w, y)
+        evaluate.append(time.process_time() - at_s)
+    return MeasuredCost(train_s=median(train[1:]) / len(x), evaluate_s=median(evaluate[1:]) / len(x), probe_s=None)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ _UPDATE = "weights down, weights or their change up, each round"
 _DATA = "data, optimizer state, what compression left out"
 _HEADS = "all weights but the heads' down and up, each round"
 _OWN = "weights down and up, each round"
+_COLUMN = "a vector of its own down"
 _DEMO = "python -m broker_server demo --strategy {0} --out runs/{0}"
 
 
@@ -66,6 +67,30 @@ METHODS: tuple[Method, ...] = (
         "Cai et al.: Many-Task Federated Learning, CVPRW 2023",
         "weights of its own down, and up, but the heads', each round",
         f"the heads; {_DATA}",
+    ),
+    _demo(
+        "mocha",
+        "Smith, Chiang, Sanjabi, Talwalkar: Federated Multi-Task Learning, NIPS 2017",
+        f"{_COLUMN}; the sum of its dual variables up, each round",
+        "data, dual variables",
+    ),
+    _demo(
+        "dmtrl",
+        "Liu, Pan, Ho: Distributed Multi-Task Relationship Learning, KDD 2017",
+        f"{_COLUMN}; the sum of its dual variables up, each round",
+        "data, dual variables",
+    ),
+    _demo(
+        "proximal_mtl",
+        "Baytas, Yan, Jain, Zhou: Asynchronous Multi-Task Learning, ICDM 2016 (its synchronous form)",
+        f"{_COLUMN}; its gradient up, each round",
+        "data",
+    ),
+    _demo(
+        "mixed_effect",
+        "Dinuzzo, Pillonetto, De Nicolao: client-server multi-task learning, IEEE TNN 2011",
+        "statistics of second order up and the shared vector down, once",
+        "data, the private part of its model",
     ),
 )
 

@@ -34,11 +34,17 @@ StrategyName = Literal[
     "pfedme",
     "fedu",
     "mat_fl",
+    "mocha",
+    "dmtrl",
+    "proximal_mtl",
+    "mixed_effect",
 ]
 PERSONAL = ("fedper", "fedrep", "ditto", "pfedme", "fedu", "mat_fl")
 """Strategies of one group, in which each device has something of its own."""
 RELATED = ("fedu", "mat_fl")
 """Those of them that make weights for each device."""
+LINEAR = ("mocha", "dmtrl", "proximal_mtl", "mixed_effect")
+"""Strategies of linear models."""
 TaskGroups = Annotated[tuple[Annotated[tuple[TaskName, ...], Meta(min_length=1)], ...], Meta(max_length=64)]
 
 

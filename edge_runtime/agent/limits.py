@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Plan
-from edge_runtime.wire.personal import passes
 from edge_runtime.wire.reconstruction import fault as reconstruction_fault
 
 
@@ -29,9 +28,8 @@ class PlanLimits:
         """Return why the device declines a plan; None if it does not."""
         if plan.split_learning is not None and not self.split_learning:
             return "split learning would send what the stem makes of this device's data (split_learning in agent.toml)"
-        asked = 0 if plan.training is None else passes(plan.training.epochs, plan.personal)
-        if self.epochs is not None and asked > self.epochs:
-            return f"{asked} epochs are asked for, this device trains {self.epochs} (max_epochs)"
+        if self.epochs is not None and plan.passes > self.epochs:
+            return f"{plan.passes:g} epochs are asked for, this device trains {self.epochs} (max_epochs)"
         others = sorted(set(plan.tasks) - set(self.tasks)) if self.tasks else []
         if others:
             return f"this device works for {', '.join(self.tasks)}, not for {', '.join(others)} (tasks)"

@@ -27,9 +27,10 @@ from edge_runtime.wire import compression
 from edge_runtime.wire.blob import BlobStore, describe
 from edge_runtime.wire.compression import Scheme
 from edge_runtime.wire.errors import MessageInvalid, TensorsInvalid
+from edge_runtime.wire.linear import answer_table
 from edge_runtime.wire.messages import Evaluation, Plan, RefusalReason, Update, WorkStage, encode
 from edge_runtime.wire.personal import sent_table
-from edge_runtime.wire.tensors import TensorTable, Vector, transfer
+from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,8 @@ class PlanRunner:
         """
         self._cancelled, self._progress = threading.Event(), None
         self._channel.begin()
-        scheme = compression.choose(plan.updates, upload_bytes_per_s)
+        # What a linear model answers is no change of weights, so nothing of it is left for later.
+        scheme = "fp32" if plan.linear else compression.choose(plan.updates, upload_bytes_per_s)
         self._future = self._submit(plan, partial(self._work, plan, scheme, bytes_down, self._cancelled))
 
     def cancel(self) -> None:
@@ -174,6 +176,8 @@ class PlanRunner:
 
     def _write(self, plan: Plan, scheme: Scheme, table: TensorTable, received: Vector, trained: Vector) -> bytes:
         """Return the update's file, and save what it leaves out for the round after. Raises WorkRefused."""
+        if plan.linear is not None:
+            return pack(answer_table(table, plan.linear), trained)
         begins = plan.training is not None and plan.training.first_epoch == 0
         try:
             file, residual = compression.encode(

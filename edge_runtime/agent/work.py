@@ -13,6 +13,7 @@ import numpy as np
 from edge_runtime.wire.blob import Blob, BlobStore
 from edge_runtime.wire.compression import Scheme
 from edge_runtime.wire.energy import Energy
+from edge_runtime.wire.linear import LinearFacts
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Affinity, Evaluation, Hello, MemoryUse, Plan, RefusalReason, Update, WorkStage
 from edge_runtime.wire.split_learning import MessageChannel
@@ -59,6 +60,8 @@ class TrainResult:
     wall_s: float
     peak_rss_bytes: int | None
     memory: MemoryUse | None = None
+    linear: LinearFacts | None = None
+    """Of a linear model, whose `weights` are what the plan asks for, in the layout of `answer_table`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +149,7 @@ def update_message(
         bytes_down=bytes_down,
         energy=energy,
         memory=result.memory,
+        linear=result.linear,
     )
 
 

@@ -6,6 +6,7 @@ Exit codes: 0 done, 2 the command line is wrong or asks for what the data cannot
 import argparse
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 
@@ -13,6 +14,8 @@ from devices.cli.run import BAD_INPUT, DONE, UsageError
 from devices.cli.run import run as run_command
 from devices.cli.values import names, whole_number
 from edge_runtime.datasets.dataset import Dataset, DatasetInvalid
+from edge_runtime.datasets.feature_sets import BUNDLE, DEVICES, divided, pooled, standardised, write
+from edge_runtime.datasets.feature_sources import SOURCES
 from edge_runtime.datasets.fit import check_fits
 from edge_runtime.datasets.partition import Fractions
 from edge_runtime.datasets.progress import progress
@@ -20,6 +23,7 @@ from edge_runtime.datasets.summary import summary
 from edge_runtime.datasets.table import TableSettings, columns, import_tables
 from edge_runtime.wire.bundle_folder import read_folder
 from edge_runtime.wire.errors import WireError
+from edge_runtime.wire.linear import OF_CLASSES, LossName
 
 # Boards do without the packages that only the making of data sets needs.
 EXTRA = {"PIL", "rich"}
@@ -64,16 +68,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     table.add_argument("--seed", type=int, default=0, help="of the distribution of single rows (default 0)")
     table.add_argument("--json", action="store_true", help="print a summary as JSON, and nothing else")
 
+    _add_features(commands)
+
     checks = commands.add_parser("check", help="say what a data set's labels are, and whether they fit a bundle")
     checks.add_argument("data", type=Path, metavar="DATA", help="data set folder")
     checks.add_argument("--bundle", type=Path, help="hold shapes, types and all labels to this bundle's tasks")
     checks.add_argument("--json", action="store_true", help="print the summary as JSON, and nothing else")
 
 
+def _add_features(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    tables = commands.add_parser(
+        "features", help="make data sets of features for linear models, one for each device, and their bundle"
+    )
+    about = "; ".join(f"{name}: {source.about}" for name, source in SOURCES.items())
+    tables.add_argument("kind", choices=[*SOURCES], help=about)
+    tables.add_argument(
+        "file", type=Path, nargs="?", metavar="FILE", help="the data's file; related and values need none"
+    )
+    tables.add_argument("--out", type=Path, required=True, help="folder for devices/NAME and bundle")
+    tables.add_argument("--loss", choices=get_args(LossName), help="the model's loss (default: the kind's own)")
+    tables.add_argument("--positive", type=int, default=3, help="with har: the activity to tell (default 3, sitting)")
+    tables.add_argument("--pooled", action="store_true", help="all devices' samples as one device's, to compare with")
+    tables.add_argument("--val", type=float, default=0.0, help="share of the validation set (default 0)")
+    tables.add_argument("--test", type=float, default=0.25, help="share of the test set (default 0.25)")
+    tables.add_argument("--seed", type=int, default=0, help="the same seed gives the same sets (default 0)")
+
+
 def run(args: argparse.Namespace) -> int:
     """Run the subcommand and return its exit code."""
     faults: dict[type[Exception], int] = {DatasetInvalid: BAD_INPUT, WireError: BAD_INPUT, OSError: BAD_INPUT}
-    commands = {"check": _check, "import": _with_extra, "table": _table}
+    commands = {"check": _check, "features": _features, "import": _with_extra, "table": _table}
     return run_command(partial(commands[args.datasets_command], args), faults)
 
 
@@ -114,6 +138,24 @@ def _table(args: argparse.Namespace) -> int:
     print(f"{args.out}: {counts}; {', '.join((*settings.inputs, *settings.tasks))}")
     if done.left_out:
         print(f"{done.left_out} samples were left out: a value of an input, or a class, is missing there")
+    return DONE
+
+
+def _features(args: argparse.Namespace) -> int:
+    source = SOURCES[args.kind]
+    loss = args.loss or source.loss
+    if (loss in OF_CLASSES) != (source.loss in OF_CLASSES):
+        raise UsageError(f"--loss: {loss} is not for the labels of {args.kind}: take {source.loss}")
+    tables = source.read(args.file, args.positive, args.seed)
+    devices = divided(tables, Fractions(val=args.val, test=args.test), args.seed)
+    if source.standardised:
+        devices = standardised(devices)
+    if args.pooled:
+        devices = pooled(devices)
+    write(args.out, args.kind, source, devices, loss)
+    x, _ = next(iter(devices.values()))["train"]
+    print(f"{args.out / DEVICES}: {len(devices)} data sets of {x.shape[1]} features for {source.task}")
+    print(f"{args.out / BUNDLE}: a linear model with the loss {loss}")
     return DONE
 
 

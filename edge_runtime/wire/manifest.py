@@ -14,6 +14,9 @@ state are `tensors`, the vector that is trained, sent and averaged. Fixed ones a
 get once with the graphs. A gradient that nobody wants is in no graph: the first stages of an encoder without a stem in
 which all is fixed have a forward graph alone, a stem that is fixed has no backward graph, and heads give no dz if there
 is nothing to train before them.
+
+A linear model (`linear`) has one task and no graph: its input `features` (d,) is its representation, and its one tensor
+head.<task>.weight (d,). What a device does with it is in edge_runtime.linear.
 """
 
 # coverage: every branch
@@ -40,6 +43,7 @@ from edge_runtime.wire.graph_names import (
     value_of,
 )
 from edge_runtime.wire.labels import LabelContract
+from edge_runtime.wire.linear import FEATURES, LinearModel
 from edge_runtime.wire.metrics import MetricName, misfit
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks, group_id
 from edge_runtime.wire.reconstruction import Reconstruction
@@ -220,6 +224,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """What the exporter has made of the stem's embeddings again; null where it was not measured."""
     fixed: Annotated[dict[PartName, FixedTensors], Meta(max_length=MAX_TASKS + 2)] = {}
     """What training does not change, by part."""
+    linear: LinearModel | None = None
+    """Set where the model is w·x, and there are no graphs."""
 
     @property
     def inputs(self) -> dict[str, Input]:
@@ -354,6 +360,9 @@ def decode(data: bytes) -> Manifest:
         raise BundleInvalid(f"the manifest has no input, or names one {IMAGE!r} twice")
     if names != tuple(sorted(set(names))):
         raise BundleInvalid("the manifest's tasks are not in the order of their names, or one is there twice")
+    if manifest.linear is not None:
+        _check_linear(manifest)
+        return manifest
     stem = manifest.embedding is not None
     expected = graph_names(
         names,
@@ -394,6 +403,18 @@ def _check_stages(manifest: Manifest) -> None:
     parameters = [t.name.removeprefix("encoder.") for t in manifest.tensors if part_of(t.name) == "encoder"]
     if listed != sorted(parameters):
         raise BundleInvalid("the encoder's stages and the tensor table disagree about its parameters")
+
+
+def _check_linear(manifest: Manifest) -> None:
+    """Raise BundleInvalid unless a linear model has one task, one input, one tensor of its length, and nothing else."""
+    task, shape = manifest.tasks[0], tuple(array.shape for array in manifest.inputs.values())
+    wanted = TensorTable.of({f"head.{task.name}.weight": shape[0]})
+    if len(manifest.tasks) > 1 or [*manifest.inputs] != [FEATURES] or len(shape[0]) != 1:
+        raise BundleInvalid(f"a linear model has one task, and one input {FEATURES!r} of one dimension")
+    if manifest.tensors != wanted.tensors or task.target.shape or task.target.dtype != "float32":
+        raise BundleInvalid(f"a linear model of {shape[0][0]} features has one tensor of them, and values as labels")
+    if manifest.graphs or manifest.fixed or manifest.embedding is not None or manifest.ort_training is not None:
+        raise BundleInvalid("a linear model has no graphs, no fixed tensors and no stem")
 
 
 def _check_fixed(manifest: Manifest) -> None:

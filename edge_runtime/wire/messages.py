@@ -37,8 +37,9 @@ from edge_runtime.wire.blob import Blob, ChunkRun
 from edge_runtime.wire.compression import Scheme, Updates
 from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.errors import MessageInvalid, reason
+from edge_runtime.wire.linear import DualSteps, LinearFacts, LinearWork
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
-from edge_runtime.wire.personal import OwnParts, Personal
+from edge_runtime.wire.personal import OwnParts, Personal, passes
 from edge_runtime.wire.training import Optimization, ProbeMethod, TaskWeighting
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -168,6 +169,8 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Set where the encoder is computed by the encoder server: `weights` are then of stem and heads alone."""
     personal: Personal | None = None
     """What the device has of its own, and trains and evaluates with; null where there is one model for all."""
+    linear: LinearWork | None = None
+    """The device's part where the bundle's model is linear; null for models of graphs."""
     data_split: DataSplit | None = None
     """For work = evaluate."""
     deadline_s: Positive
@@ -179,6 +182,13 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
             self.data_split is not None
         ):
             raise ValueError("a plan to train has `training`, a plan to evaluate has `data_split`")
+
+    @property
+    def passes(self) -> float:
+        """How often training goes over the device's data; 0 for a plan to evaluate."""
+        if isinstance(self.linear, DualSteps):
+            return self.linear.passes
+        return 0 if self.training is None else passes(self.training.epochs, self.personal)
 
     @property
     def files(self) -> tuple[Blob, ...]:
@@ -256,7 +266,9 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     energy: Energy | None
     """Up to this message; FinalEnergy has the total."""
     memory: MemoryUse | None = None
-    """Null for training by ONNX Runtime training artifacts, which have no memory plan."""
+    """Null for training by ONNX Runtime training artifacts, which have no memory plan, and of linear models."""
+    linear: LinearFacts | None = None
+    """Of a linear model."""
 
     def __post_init__(self) -> None:
         if (self.scheme == "fp32") != (self.base is None):

@@ -1,0 +1,293 @@
+"""Rules for linear models: from what devices answer in a round to weights for each of them, or one vector for all.
+
+- mocha, dmtrl    weights from the devices' dual variables, by a covariance of the devices that is learned meanwhile
+- proximal_mtl    a proximal gradient step on the weights of all devices at once
+- mixed_effect    the part that all share, from statistics of each, in one exchange
+
+Devices are rows, in the order of their names. State is a handful of arrays, in float32 between two rounds, so that a
+server that starts again goes on from the same bits.
+"""
+
+# coverage: every branch
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+from numpy.typing import NDArray
+
+from broker_server.aggregation import covariance
+from broker_server.aggregation.mixed_effect import shared_part, unpacked
+from broker_server.aggregation.proximal_maps import Regulariser, proximal, value
+from edge_runtime.wire.linear import DualSteps, GradientStep, LinearFacts, LinearWork, MixedEffectPart
+from edge_runtime.wire.names import DeviceId
+
+Array = NDArray[np.float64]
+State = dict[str, Array]
+Passes = Annotated[float, Meta(ge=0, le=1e6)]
+
+
+class LinearSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The rules for linear models: the table [linear] of server.toml."""
+
+    ridge: Annotated[
+        float,
+        Meta(gt=0, le=1e9, description="lambda: how strongly weights are regularised, or with mixed_effect noise"),
+    ] = 0.01
+    passes: Annotated[
+        Passes, Meta(description="with mocha, dmtrl: a device's budget in a round, in passes over its data")
+    ] = 1.0
+    passes_of: Annotated[
+        dict[DeviceId, Passes],
+        Meta(max_length=100_000, description="with mocha: budgets of single devices; 0 sits the round out"),
+    ] = {}
+    relation_rounds: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=100_000,
+            description="with mocha, dmtrl: rounds for each covariance of the devices; 0 leaves them unrelated",
+        ),
+    ] = 10
+    regulariser: Annotated[
+        Regulariser, Meta(description="with proximal_mtl: low rank, features in common, few features, near the mean")
+    ] = "trace"
+    shared: Annotated[
+        float, Meta(gt=0, le=1, description="with mixed_effect: how much is shared; 1 is one model for all")
+    ] = 0.5
+    width: Annotated[float, Meta(gt=0, le=1e9, description="with mixed_effect: the private kernel's width")] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """A device's answer: its vector, the weights (d,) that it was sent, and what it measured with them."""
+
+    vector: Array
+    sent: Array
+    loss: float
+    examples: int
+    facts: LinearFacts
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundPlace:
+    """Where a round stands: its number in the phase, from 0, of `rounds`."""
+
+    index: int
+    rounds: int
+
+    @property
+    def measures(self) -> bool:
+        """Return whether it is the last one, which takes no step: it measures what the others have made."""
+        return self.index == self.rounds - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Folded:
+    """What a round has made: the state after it, and the problem's value and duality gap before it.
+
+    The latter two are of the weights that devices were sent; None where not all devices have measured them.
+    """
+
+    state: State = field(default_factory=dict)
+    shared: Array | None = None
+    """Weights (d,) for all devices, where none has its own."""
+    objective: float | None = None
+    gap: float | None = None
+
+
+class LinearRule(Protocol):
+    """A seam: what is kept, sent and asked for. T devices, d features."""
+
+    def rounds(self, steps: int) -> int:
+        """Return the rounds that so many steps take."""
+        ...
+
+    def shapes(self, devices: int, size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the state's arrays."""
+        ...
+
+    def extended(self, state: State, known: Sequence[str], devices: Sequence[str], size: int) -> State:
+        """Return the state of more devices; `known` are those that it has, and the state is empty if there are none."""
+        ...
+
+    def weights(self, state: State) -> Array | None:
+        """Return the devices' weights (T, d); None where they have one vector for all."""
+        ...
+
+    def work(self, state: State, device: str, row: int | None, since: int | None, place: RoundPlace) -> LinearWork:
+        """Return what a device is asked for: it is a row of the state, or new; `since` is when it last answered."""
+        ...
+
+    def fold(self, state: State, devices: Sequence[str], answers: Mapping[str, Answer], place: RoundPlace) -> Folded:
+        """Return what the answers make of the state of these devices, which has all that answered."""
+        ...
+
+
+def _moved(rows: Array, known: Sequence[str], devices: Sequence[str], size: int) -> Array:
+    """Return rows for more devices: 0 for those that are new."""
+    grown = np.zeros((len(devices), size))
+    if known:
+        grown[[devices.index(name) for name in known]] = rows
+    return grown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Relationship:
+    """MOCHA and DMTRL: b_t = Xᵀα/n of each device, W = ΣB/λ, and Σ = (WᵀW)^½ / tr after some rounds.
+
+    In its first round a phase learns who is there: devices measure alone, as does one that is new later. W is made anew
+    of B whenever Σ changes, so that the duality gap stays a certificate.
+
+    Source: Liu, Pan, Ho, KDD 2017, algorithm 1; Smith et al., NIPS 2017, algorithm 1.
+    """
+
+    settings: LinearSettings
+
+    def rounds(self, steps: int) -> int:
+        """Return the rounds of so many steps, with the first and the last, which measure."""
+        return steps + 2
+
+    def shapes(self, devices: int, size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of B and Σ."""
+        return {"b": (devices, size), "sigma": (devices, devices)}
+
+    def extended(self, state: State, known: Sequence[str], devices: Sequence[str], size: int) -> State:
+        """Return B and Σ of more devices, which are unrelated to the others."""
+        sigma = covariance.extended(state["sigma"], known, devices) if known else covariance.unrelated(len(devices))
+        return {"b": _moved(state.get("b", np.zeros(0)), known, devices, size), "sigma": sigma}
+
+    def weights(self, state: State) -> Array:
+        """Return W = ΣB/λ."""
+        return covariance.weights(state["b"], state["sigma"], self.settings.ridge)
+
+    def work(self, state: State, device: str, row: int | None, since: int | None, place: RoundPlace) -> LinearWork:
+        """Return a device's budget and curvature."""
+        if row is None:
+            return DualSteps(curvature=1.0, passes=0.0)
+        curvature = covariance.separability(state["sigma"]) * float(state["sigma"][row, row]) / self.settings.ridge
+        budget = 0.0 if place.measures else self.settings.passes_of.get(device, self.settings.passes)
+        return DualSteps(curvature=curvature, passes=budget, since=since)
+
+    def fold(self, state: State, devices: Sequence[str], answers: Mapping[str, Answer], place: RoundPlace) -> Folded:
+        """Return B with the answers, and Σ of the weights where it is time."""
+        ridge, b, sigma = self.settings.ridge, state["b"].copy(), state["sigma"]
+        objective, gap = None, None
+        gaps = [answers[name].facts.gap for name in devices if name in answers]
+        measured = [each for each in gaps if each is not None]
+        if len(measured) == len(devices):
+            sent = np.array([answers[name].sent for name in devices])
+            objective = sum(each.loss for each in answers.values()) + covariance.penalty(sent, sigma, ridge)
+            gap = sum(measured) + covariance.misfit(sent, b, sigma, ridge)
+        for row, name in enumerate(devices):
+            if name in answers:
+                b[row] = answers[name].vector
+        every = self.settings.relation_rounds
+        # The last steps are with the Σ that is then in use, so that they end at its optimum.
+        if every and place.index and place.index % every == 0 and place.index < place.rounds - 2:
+            sigma = covariance.covariance(covariance.weights(b, sigma, ridge))
+        return Folded(state={"b": b, "sigma": sigma}, objective=objective, gap=gap)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProximalStep:
+    """Proximal multi-task learning: W = prox(V), v_t = w_t - ∇ℓ_t(w_t)/L, L the largest constant of any device.
+
+    A device that does not answer keeps its v_t.
+
+    Source: Baytas et al., ICDM 2016, section 3 (the synchronous form); Beck, Teboulle, SIAM J. Imaging
+    Sci. 2009 (ISTA).
+    """
+
+    settings: LinearSettings
+
+    def rounds(self, steps: int) -> int:
+        """Return the rounds of so many steps, with the last, which measures."""
+        return steps + 1
+
+    def shapes(self, devices: int, size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of V and L."""
+        return {"smoothness": (1,), "v": (devices, size)}
+
+    def extended(self, state: State, known: Sequence[str], devices: Sequence[str], size: int) -> State:
+        """Return V of more devices, which begin at 0."""
+        return {
+            "smoothness": state.get("smoothness", np.zeros(1)),
+            "v": _moved(state.get("v", np.zeros(0)), known, devices, size),
+        }
+
+    def weights(self, state: State) -> Array:
+        """Return W = prox(V)."""
+        smoothness = float(state["smoothness"][0])
+        tau = self.settings.ridge / smoothness if smoothness else 0.0
+        return proximal(self.settings.regulariser, state["v"], tau)
+
+    def work(self, _state: State, _device: str, _row: int | None, _since: int | None, _place: RoundPlace) -> LinearWork:
+        """Return that a gradient is asked for."""
+        return GradientStep()
+
+    def fold(self, state: State, devices: Sequence[str], answers: Mapping[str, Answer], place: RoundPlace) -> Folded:
+        """Return V after a step on each device that has answered."""
+        objective = None
+        if len(answers) == len(devices):
+            sent = np.array([answers[name].sent for name in devices])
+            losses = sum(each.loss * each.examples for each in answers.values())
+            objective = losses + self.settings.ridge * value(self.settings.regulariser, sent)
+        if place.measures:
+            return Folded(state=state, objective=objective)
+        known = [each.facts.smoothness for each in answers.values() if each.facts.smoothness is not None]
+        smoothness = max(float(state["smoothness"][0]), *known, 1e-12)
+        v = state["v"].copy()
+        for row, name in enumerate(devices):
+            if name in answers:
+                v[row] = answers[name].sent - answers[name].vector / smoothness
+        return Folded(state={"smoothness": np.array([smoothness]), "v": v}, objective=objective)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneExchange:
+    """The mixed-effect model: v = (I/a + ΣA_t)⁻¹ Σb_t of the statistics of all devices that answered."""
+
+    settings: LinearSettings
+
+    def rounds(self, _steps: int) -> int:
+        """Return 1."""
+        return 1
+
+    def shapes(self, _devices: int, _size: int) -> dict[str, tuple[int, ...]]:
+        """Return nothing: there is no state."""
+        return {}
+
+    def extended(self, state: State, _known: Sequence[str], _devices: Sequence[str], _size: int) -> State:
+        """Return the state as it is."""
+        return state
+
+    def weights(self, _state: State) -> None:
+        """Return None: the shared part is one vector for all."""
+
+    def work(self, _state: State, _device: str, _row: int | None, _since: int | None, _place: RoundPlace) -> LinearWork:
+        """Return the model's constants."""
+        return MixedEffectPart(shared=self.settings.shared, ridge=self.settings.ridge, width=self.settings.width)
+
+    def fold(self, _state: State, devices: Sequence[str], answers: Mapping[str, Answer], _place: RoundPlace) -> Folded:
+        """Return the shared part."""
+        vectors = [answers[name].vector for name in devices if name in answers]
+        total = np.sum(vectors, axis=0)
+        size = len(next(iter(answers.values())).sent)
+        return Folded(shared=shared_part(unpacked(total[:-size], size), total[-size:], self.settings.shared))
+
+
+def linear_rule(strategy: str, settings: LinearSettings) -> LinearRule | None:
+    """Return the rule of a strategy; None for a strategy of models with graphs."""
+    match strategy:
+        case "mocha" | "dmtrl":
+            return Relationship(settings=settings)
+        case "proximal_mtl":
+            return ProximalStep(settings=settings)
+        case "mixed_effect":
+            return OneExchange(settings=settings)
+        case _:
+            return None
