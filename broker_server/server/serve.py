@@ -29,6 +29,7 @@ from broker_server.server.operator_access import OperatorAccess, operator_access
 from broker_server.server.other_broker import other_broker
 from broker_server.server.own_broker import OwnBroker, own_broker
 from broker_server.server.progress import LiveView, PlainView
+from broker_server.server.receipts import Receipts
 from broker_server.server.refusal_watch import RefusalWatch
 from broker_server.server.refusals import RefusalLine
 from broker_server.server.signed_link import Renewal, SignedServerLink
@@ -104,6 +105,7 @@ def serve(
             retired=retired_keys(config.state),
             lock_out_clones=config.broker.lock_out_clones,
             renewals=_renewals(config, own, url),
+            receipts=Receipts(config.state),
         )
         watcher = LogView() if config.log.format == "json" else _watcher(stack, is_quiet=is_quiet)
         builder = _builder(config)

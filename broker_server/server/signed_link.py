@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from broker_server.server.enrolments import Enrolment, Enrolments, Seen
 from broker_server.server.keys import RetiredKey
+from broker_server.server.receipts import Receipts
 from edge_runtime.wire.counter import Counter
 from edge_runtime.wire.envelope import NO_BOOT, EventEnvelope, Gift, Scope, check_event, read_event, seal_command
 from edge_runtime.wire.errors import SignatureInvalid, TopicInvalid, WireError
@@ -73,6 +74,7 @@ class SignedServerLink(PassingLink):
         retired: Sequence[RetiredKey] = (),
         lock_out_clones: bool = False,
         renewals: Sequence[Renewal] = (),
+        receipts: Receipts | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         super().__init__(link)
@@ -88,6 +90,7 @@ class SignedServerLink(PassingLink):
         self._retired = retired
         self._lock_out_clones = lock_out_clones
         self._renewals = renewals
+        self._receipts = receipts
         self._clock = clock
         self._heard: dict[str, _Heard] = {}
         self._noted: Tally[tuple[str, str]] = Tally()
@@ -96,6 +99,8 @@ class SignedServerLink(PassingLink):
         """Queue a message, signed where it is a command for a device. Raises LinkFull."""
         address = self._topics.parse(topic)
         if address.kind == "command":
+            if self._receipts is not None:
+                self._receipts.answered(address.device, payload)
             heard = self._heard_of(address.device)
             payload = seal_command(
                 self._key,
@@ -139,6 +144,8 @@ class SignedServerLink(PassingLink):
             )
             return None
         self._hear(device, found, event, heard)
+        if self._receipts is not None:
+            self._receipts.heard(device, payload, event.body)
         self._renew(device, found, event)
         return event.body
 

@@ -8,6 +8,7 @@ state/devices/                who is enrolled (enrolments.py)
 state/counter                 ahead of the numbers of the messages that were sent
 state/url                     where devices find the server that ran last
 state/audit.jsonl             who came, who was refused, what the operator did
+state/receipts.jsonl          what devices have signed, and what became of it (receipts.py)
 state/control.sock            where the operator's commands reach the server that runs
 state/page.token              by which an operator logs in to the live page
 state/lock                    held while a server runs

@@ -9,9 +9,11 @@ from contextlib import closing
 from pathlib import Path
 
 from broker_server.rounds.journal import FederationJournal, JournalInvalid
+from broker_server.server.audit import AUDIT
 from broker_server.server.certificates import TLS
 from broker_server.server.enrolments import DEVICES, Enrolments
 from broker_server.server.keys import KEY, RETIRED, SIGNING
+from broker_server.server.receipts import RECEIPTS
 from broker_server.server.state import BLOBS, COUNTER, JOURNAL, PRIVATE, UPLOADS, URL, StateFolder
 from edge_runtime.wire.files import digest_file, sync_folder
 from edge_runtime.wire.messages import Update
@@ -99,7 +101,7 @@ def _copy(state: Path, made: Path) -> None:
             _copy_file(state, made, f"{BLOBS}/{digest}")
         for device, _, digest in _open_updates(journal):
             _copy_file(state, made, f"{UPLOADS}/{device}/{digest}")
-    for name in (KEY, SIGNING, URL, COUNTER):
+    for name in (KEY, SIGNING, URL, COUNTER, AUDIT, RECEIPTS):
         if (state / name).is_file():
             _copy_file(state, made, name)
     for folder in (DEVICES, TLS, RETIRED):
