@@ -11,13 +11,14 @@ from edge_runtime import __version__
 from edge_runtime.agent.work import (
     DownloadedPlan,
     EvaluationResult,
+    NoData,
     Report,
     SplitLearningChannel,
     TrainResult,
     WorkerUnusable,
     WorkRefused,
 )
-from edge_runtime.datasets.dataset import Dataset, DatasetInvalid, Split
+from edge_runtime.datasets.dataset import Dataset, DatasetAbsent, DatasetInvalid, Split, state_of
 from edge_runtime.datasets.fit import check_fits
 from edge_runtime.linear.worker import LinearWorker
 from edge_runtime.split_learning.client import (
@@ -79,10 +80,14 @@ class LocalWorker:
         `memory_budget_bytes` is the most memory that the process may take; None is the memory free now, less a reserve.
         Work that takes more than `unheld_limit_bytes`, which the kernel does not hold the process to, is refused.
         """
+        self._data = data
+        self._seen = state_of(data)
         try:
             self._dataset = Dataset.open(data)
             if ort_training == "require":
                 check_installed()
+        except DatasetAbsent as exc:
+            raise NoData(f"no data in {data}: {exc}") from exc
         except (DatasetInvalid, OrtTrainingUnavailable) as exc:
             raise WorkerUnusable(str(exc)) from exc
         if ort_training == "auto" and not is_training_build():
@@ -104,7 +109,8 @@ class LocalWorker:
             self._budget_bytes = min(self._budget_bytes or unheld_limit_bytes, unheld_limit_bytes - SPARE_BYTES)
 
     def hello(self) -> Hello:
-        """Return the device's Hello: its software, data and memory."""
+        """Return the device's Hello: its software, memory and data, as the data set is now."""
+        self._renew_dataset()
         splits: dict[DataSplit, Split | None] = {
             "train": self._dataset.train,
             "val": self._dataset.val,
@@ -119,6 +125,19 @@ class LocalWorker:
             memory_bytes=installed_bytes(),
             ort_training=self._use,
         )
+
+    def _renew_dataset(self) -> None:
+        """Open the data set again if its files have changed; one that cannot be used now stays as it was."""
+        seen = state_of(self._data)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._dataset = Dataset.open(self._data)
+        except DatasetInvalid as exc:
+            _log.warning("the data set has changed and cannot be used so, it stays as it was: %s", exc)
+        else:
+            _log.info("the data set has changed: %d samples to train on", len(self._dataset.train))
 
     def train(
         self, downloaded: DownloadedPlan, report: Report, channel: SplitLearningChannel | None = None

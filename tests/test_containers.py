@@ -4,11 +4,11 @@ RUN lines are commands of `make`, commands and options exist, and hadolint's rul
 """
 
 import json
+import os
 import re
-import shlex
-import shutil
 import subprocess
 import sys
+import time
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -146,27 +146,36 @@ def test_every_target_that_serves_has_a_health_check():
         assert "HEALTHCHECK" in text, target
 
 
+@pytest.mark.process
+@pytest.mark.parametrize(("age_s", "code"), [(0, 0), (100, 0), (200, 1), (None, 1)])
+def test_board_s_health_is_the_agent_s_own_sign_of_life(tmp_path, age_s, code):
+    stage = next(stage for stage in re.split(r"^FROM ", DOCKERFILE, flags=re.MULTILINE) if " AS board\n" in stage)
+    (check,) = re.findall(r"HEALTHCHECK .*\\\n\s*CMD (\[.*\])", stage)
+    alive = tmp_path / "alive"
+    if age_s is not None:
+        alive.touch()
+        os.utime(alive, (time.time() - age_s,) * 2)
+    _, *words = json.loads(check)
+    done = subprocess.run(
+        [sys.executable, *words], env={"MAS_EDGE_ALIVE": str(alive)}, capture_output=True, check=False
+    )
+    assert done.returncode == code
+
+
 def test_compose_services_have_images_and_targets_that_exist():
     targets = {text.split(" AS ")[1] for text in of("FROM")}
     assert set(re.findall(r'target: "(\w+)"', COMPOSE)) == {"server", "export", "board"} <= targets
     services = COMPOSE.partition("\nservices:\n")[2].partition("\nvolumes:\n")[0]
     names = set(re.findall(r"^  ([a-z0-9-]+):$", services, re.MULTILINE))
-    assert {"mosquitto", "server", "board-1", "board-2"} <= names
+    assert {"server", "enrol-1", "enrol-2", "board-1", "board-2"} <= names
     needed = set(re.findall(r"([a-z0-9-]+): \{ condition:", services))
     assert needed <= names
     for path in re.findall(r'"\./(\S+?):', COMPOSE):
         assert (ROOT / path).is_file(), path
 
 
-@pytest.mark.process
-def test_mosquitto_takes_its_configuration(tmp_path):
-    program = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
-    if program is None:
-        pytest.skip("mosquitto is not installed")
-    text = (ROOT / "deploy/mosquitto.conf").read_text()
-    assert re.search(r"^listener 1883$", text, re.MULTILINE)
-    path = tmp_path / "mosquitto.conf"
-    path.write_text(text.replace("listener 1883", "listener 0 /nowhere/at/all"))
-    done = subprocess.run(shlex.split(f"{program} -c {path}"), capture_output=True, text=True, timeout=60, check=False)
-    assert "Unknown configuration" not in done.stderr
-    assert done.returncode != 0  # it read all of it, and could not listen there
+def test_compose_has_tls_and_tokens_as_between_machines():
+    commands = re.findall(r"^    command: (\[.*\])$", COMPOSE, re.MULTILINE)
+    enrolled = [json.loads(text) for text in commands if "enrol" in text]
+    assert [words[words.index("--url") + 1] for words in enrolled] == ["mqtts://server:8883"] * 2
+    assert not [text for text in commands if "insecure" in text or "mqtt://" in text]

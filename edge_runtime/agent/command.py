@@ -22,7 +22,7 @@ from edge_runtime.agent.loop import Agent
 from edge_runtime.agent.signed_link import SignedDeviceLink
 from edge_runtime.agent.state import State, StateUnusable
 from edge_runtime.agent.watchdog import heartbeat
-from edge_runtime.agent.work import Worker, WorkerUnusable
+from edge_runtime.agent.work import NoData, Worker, WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
 from edge_runtime.wire.broker_url import BrokerUrl, LinkInvalid
@@ -35,6 +35,8 @@ from edge_runtime.wire.topics import PROTOCOL, Topics
 
 LOG_FORM = "%(asctime)s %(levelname)s %(message)s"
 BEAT_S = 1.0
+DATA_S = 5.0
+"""Seconds between two looks for a data set that is not there yet."""
 _FAULTS: dict[type[Exception], int] = {
     StateUnusable: BAD_INPUT,
     WorkerUnusable: BAD_INPUT,
@@ -168,10 +170,12 @@ def _joined(
     make_link: Callable[[AgentConfig], Link],
     make_account: Callable[[AgentConfig], EnergyAccount],
 ) -> int:
-    worker = make_worker(config)
+    beat = heartbeat()
+    worker = _with_data(partial(make_worker, config), stop, beat)
+    if worker is None:
+        return DONE
     account = make_account(config)
     link = make_link(config)
-    beat = heartbeat()
     agent = Agent(
         link,
         state,
@@ -200,6 +204,20 @@ def _joined(
         )
     _log.info("%s: %s", ending.kind, ending.detail or "the federation has ended")
     return DONE
+
+
+def _with_data(make: Callable[[], Worker], stop: threading.Event, beat: Callable[[], None]) -> Worker | None:
+    """Make the worker as soon as its data set is there; None if `stop` is set before."""
+    waits = False
+    while not stop.is_set():
+        try:
+            return make()
+        except NoData as exc:  # noqa: PERF203 - once in some seconds
+            if not waits:
+                _log.warning("%s; waiting for it", exc)
+            waits = True
+            _wait(stop, beat, DATA_S)
+    return None
 
 
 def _measure_idle(account: EnergyAccount, seconds: float, stop: threading.Event, beat: Callable[[], None]) -> None:

@@ -104,7 +104,8 @@ class Agent:
         self._topics = topics
         self._clock = clock
         self._beat = beat
-        hello = worker.hello()
+        self._worker = worker
+        self._hello = hello = worker.hello()
         self._downloads = PlanDownloads(
             state,
             server_key=server_key,
@@ -334,6 +335,7 @@ class Agent:
                 case CheckFiles(plan):
                     self._check_files(plan)
                 case StartWork(plan):
+                    self._renew_hello()
                     _log.info("round %d: %s %s", plan.round, plan.work, plan.group)
                     self._runner.start(plan, self._link.bytes_in - self._bytes_before, self._line.uplink.bytes_per_s)
                 case CancelWork():
@@ -356,6 +358,13 @@ class Agent:
                 case Exit(detail):
                     self._report_energy()
                     self._ending = Ending("finished", detail)
+
+    def _renew_hello(self) -> None:
+        """Take up samples that have come since the work before; what the server knows of the data set stays true."""
+        hello = self._worker.hello()
+        if hello != self._hello:
+            self._hello = hello
+            self._act(self._session.on_hello_changed(hello, self._clock()))
 
     def _check_files(self, plan: Plan) -> None:
         if plan is not self._checked:

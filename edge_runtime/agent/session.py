@@ -158,6 +158,14 @@ class Session:
             self._fetch.doubt()
         return actions + self._request(now_s)
 
+    def on_hello_changed(self, hello: Hello, now_s: float) -> list[Action]:
+        """Say what the device has become: its data set has grown, for instance."""
+        self._hello = hello
+        if not self._online:
+            return []
+        self._introduced_s = now_s
+        return [SendMessage(hello)]
+
     def on_disconnected(self) -> None:
         """Let transfers wait, and work go on: the link is down."""
         if not self._online:

@@ -36,6 +36,10 @@ class WorkerUnusable(Exception):
     """A worker cannot be made: its data set or its engine cannot be used, for the reason in the message."""
 
 
+class NoData(WorkerUnusable):
+    """A worker cannot be made yet: its data set is not there."""
+
+
 class WorkRefused(Exception):
     """A plan cannot, or should not, be worked on: `reason` and `detail` go to the server as a Refusal."""
 

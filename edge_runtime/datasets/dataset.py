@@ -24,6 +24,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tokenize import TokenError
@@ -58,6 +59,10 @@ BROKEN_HEADER = (ValueError, TypeError, SyntaxError, TokenError, RecursionError,
 
 class DatasetInvalid(ValueError):
     """A data set, or a file to import, is missing, damaged or not of its form."""
+
+
+class DatasetAbsent(DatasetInvalid):
+    """There is no data set yet: its folder, or the folder train in it, is not there."""
 
 
 class Description(msgspec.Struct, frozen=True, kw_only=True):
@@ -219,9 +224,12 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path) -> "Dataset":
-        """Open the data set in `folder`. Raises DatasetInvalid, naming the file, unless all of it is well-formed."""
+        """Open the data set in `folder`. Raises DatasetInvalid, naming the file, unless all of it is well-formed.
+
+        DatasetAbsent, if there is none.
+        """
         if not (folder / "train").is_dir():
-            raise DatasetInvalid(f"{folder} is not a data set: it has no folder train")
+            raise DatasetAbsent(f"{folder} is not a data set: it has no folder train")
         description = _read_description(folder / DESCRIPTION)
         splits = {
             name: _open_split(folder / name, description) if (folder / name).is_dir() else None for name in SPLITS
@@ -239,6 +247,17 @@ class Dataset:
                     f"{len(split)}"
                 )
         return dataset
+
+
+def state_of(folder: Path) -> tuple[tuple[str, int, int, int], ...]:
+    """Return what changes with any file of a data set: its name, inode, size and time. An absent one has none."""
+    paths = [folder / DESCRIPTION, *(path for name in SPLITS for path in sorted((folder / name).glob("*.npy")))]
+    found = []
+    for path in paths:
+        with suppress(OSError):
+            now = path.stat()
+            found.append((str(path.relative_to(folder)), now.st_ino, now.st_size, now.st_mtime_ns))
+    return tuple(found)
 
 
 def _check_alike(folder: Path, name: str, split: Split, train: Split) -> None:

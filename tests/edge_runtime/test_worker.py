@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_runtime.agent.work import WorkCancelled, WorkerUnusable, WorkRefused
+from edge_runtime.agent.work import NoData, WorkCancelled, WorkerUnusable, WorkRefused
 from edge_runtime.training.engine import is_training_build
 from edge_runtime.training.schedule import learning_rate
 from edge_runtime.training.task_metrics import TaskMetrics
@@ -43,6 +43,22 @@ def test_worker_reports_software_data_and_memory(worker):
     assert hello.tasks == ("depth", "normals", "segmentation")
     assert hello.engine.startswith("onnxruntime ")
     assert hello.memory_bytes > 0
+
+
+def test_worker_takes_up_samples_that_come_between_rounds(data_copy, tmp_path, caplog):
+    worker = LocalWorker(data_copy, tmp_path / "state")
+    before = worker.hello()
+    assert worker.hello() == before
+    for path in (data_copy / "train").glob("*.npy"):
+        whole = np.load(path)
+        grown = path.with_suffix(".new")
+        with grown.open("wb") as file:
+            np.save(file, np.concatenate([whole, whole[:2]]))
+        grown.replace(path)
+    assert worker.hello().examples["train"] == before.examples["train"] + 2
+    (data_copy / "train/image.npy").write_bytes(b"half")
+    assert worker.hello().examples["train"] == before.examples["train"] + 2
+    assert "it stays as it was" in caplog.text
 
 
 def test_worker_that_the_kernel_does_not_hold_gives_up_what_takes_too_much(tiny, store, tmp_path):
@@ -153,7 +169,7 @@ def test_worker_that_missed_a_round_begins_without_momentum(tiny, worker, store)
 
 
 def test_worker_without_a_data_set_is_unusable(tmp_path):
-    with pytest.raises(WorkerUnusable, match="nowhere is not a data set"):
+    with pytest.raises(NoData, match="no data in .*nowhere: .*nowhere is not a data set"):
         LocalWorker(tmp_path / "nowhere", tmp_path / "state")
 
 

@@ -11,7 +11,7 @@ from devices.cli.settings import ConfigInvalid
 from edge_runtime.agent.command import add_arguments, connect, run
 from edge_runtime.agent.config import read
 from edge_runtime.agent.state import State
-from edge_runtime.agent.work import WorkerUnusable
+from edge_runtime.agent.work import NoData, WorkerUnusable
 from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.energy.meter import MeterUnusable
 from edge_runtime.wire.link import Disconnected
@@ -105,6 +105,30 @@ def test_run_ends_with_3_when_the_data_set_cannot_be_used(arguments, tmp_path, c
     assert run(arguments, make_worker) == BAD_INPUT
     assert "image.npy is missing" in capsys.readouterr().err
     State(tmp_path / "state").close()
+
+
+def test_run_waits_for_data_and_says_so_once(arguments, monkeypatch, caplog):
+    monkeypatch.setattr("edge_runtime.agent.command.DATA_S", 0.01)
+    asked = []
+
+    def make_worker(_config):
+        asked.append(1)
+        if len(asked) < 4:
+            raise NoData("no data in /data: it has no folder train")
+        raise WorkerUnusable("enough")
+
+    assert run(arguments, make_worker) == BAD_INPUT
+    assert len(asked) == 4
+    assert caplog.text.count("no data in /data: it has no folder train; waiting for it") == 1
+
+
+def test_run_that_waits_for_data_can_be_stopped(arguments, caplog):
+    def make_worker(_config):
+        signal.raise_signal(signal.SIGTERM)
+        raise NoData("no data in /data")
+
+    assert run(arguments, make_worker) == DONE
+    assert "waiting for it" in caplog.text
 
 
 def test_run_ends_with_3_when_an_update_cannot_be_kept(arguments, tmp_path, world, capsys):

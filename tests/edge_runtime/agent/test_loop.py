@@ -737,6 +737,13 @@ def test_agent_sends_the_final_energy_of_superseded_work(world):
     assert [spent.round for spent in world.server.said(FinalEnergy)] == [0, 1]
 
 
+def test_agent_says_what_its_data_set_has_become_before_it_works_with_it(world):
+    first, grown = world.worker.hello(), msgspec.structs.replace(world.worker.hello(), examples={"train": 9})
+    world.worker.before = lambda plan, _report: setattr(world.worker, "hello", lambda: grown)
+    world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
+    assert [each for each in world.server.said(Hello) if each != first] == [grown]
+
+
 @pytest.mark.parametrize(
     ("limits", "why"),
     [

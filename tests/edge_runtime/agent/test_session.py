@@ -249,6 +249,16 @@ def test_session_drops_a_stale_plan():
     assert session.plan == plan(5)
 
 
+def test_session_says_a_changed_hello_at_once_or_when_it_is_online_again():
+    session = working()
+    grown = msgspec.structs.replace(samples.hello(), examples={"train": 9})
+    assert session.on_hello_changed(grown, 1.0) == [SendMessage(grown)]
+    session.on_disconnected()
+    more = msgspec.structs.replace(samples.hello(), examples={"train": 10})
+    assert session.on_hello_changed(more, 2.0) == []
+    assert says(session.on_connected(3.0), Hello) == [more]
+
+
 def test_session_takes_an_earlier_round_after_reconnecting():
     session = working(number=5)
     session.on_disconnected()

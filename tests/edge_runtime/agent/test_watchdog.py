@@ -1,3 +1,4 @@
+import os
 import socket
 
 import pytest
@@ -64,3 +65,18 @@ def test_heartbeat_goes_on_when_nobody_listens(manager, tmp_path):
 @pytest.mark.parametrize("environment", [{}, {"NOTIFY_SOCKET": "/x"}, {"NOTIFY_SOCKET": "/x", "WATCHDOG_USEC": "soon"}])
 def test_heartbeat_is_nothing_elsewhere(environment):
     heartbeat(environment)()
+
+
+def test_heartbeat_touches_the_file_that_a_container_s_health_is_read_from(tmp_path):
+    clock, alive = Clock(), tmp_path / "alive"
+    beat = heartbeat({"MAS_EDGE_ALIVE": str(alive)}, clock)
+    assert not alive.exists()
+    beat()
+    os.utime(alive, (0, 0))
+    clock.now += 5
+    beat()
+    assert alive.stat().st_mtime == 0
+    clock.now += 5
+    beat()
+    assert alive.stat().st_mtime > 0
+    heartbeat({"MAS_EDGE_ALIVE": str(tmp_path / "no/folder")}, clock)()
