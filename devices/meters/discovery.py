@@ -23,11 +23,12 @@ from devices.meters.rapl import RaplMeter
 from devices.profile import Profile, load, load_all
 
 FORMS = (
-    "auto, none, rapl, hwmon, hwmon:CHIP, iio, pmic, i2c:ina226@0x40,bus=1,shunt=0.1, model:IDLE_W,FULL_W, or "
-    "mqtt://HOST[:PORT]/TOPIC[?every=SECONDS][#JSON.PATH]"
+    "auto, none, rapl, hwmon, hwmon:CHIP, iio, pmic, i2c:ina226@0x40,bus=1,shunt=0.1, "
+    "model:IDLE_W,FULL_W[,process], or mqtt://HOST[:PORT]/TOPIC[?every=SECONDS][#JSON.PATH]"
 )
 FIRST_S = 15.0
 """The longest wait for a plug's first message."""
+_OF_PROCESS = ",process"
 _SHUNT = re.compile(r"(?:hwmon|i2c):ina2(?:19|26|30|31|xx)")
 """Chips beside a shunt whose resistance somebody has stated."""
 _EVERY = re.compile(r"(?:every=([1-9]\d{0,3}))?")
@@ -194,11 +195,12 @@ def _open_pmic(root: Path) -> Meter:
 
 
 def _open_model(text: str, root: Path) -> Meter:
+    numbers, of_process = text.removesuffix(_OF_PROCESS), text.endswith(_OF_PROCESS)
     try:
-        idle_w, full_w = (float(word) for word in text.split(","))
+        idle_w, full_w = (float(word) for word in numbers.split(","))
     except ValueError as exc:
         raise ValueError(f"model:{text} needs two numbers, as in model:2.7,6.4 (watts idle, watts busy)") from exc
-    return ModelMeter(idle_w, full_w, root)
+    return ModelMeter(idle_w, full_w, root, of_process=of_process)
 
 
 def _open_plug(source: str, listen: Listen | None, first_s: float) -> Meter:

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--source",
         default="auto",
         help="auto (default), none, rapl, hwmon[:CHIP], iio, pmic, i2c:ina226@0x40,bus=1,shunt=0.1, "
-        "model:IDLE_W,FULL_W (estimated), or mqtt://HOST[:PORT]/TOPIC[#JSON.PATH]",
+        "model:IDLE_W,FULL_W[,process] (estimated), or mqtt://HOST[:PORT]/TOPIC[?every=S][#JSON.PATH]",
     )
     parser.add_argument(
         "--seconds",

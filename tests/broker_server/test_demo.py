@@ -104,6 +104,8 @@ def check(out):
         model = onnxruntime.InferenceSession(out / "models" / f"{name}.onnx")
         assert sorted(output.name for output in model.get_outputs()) == name.split("+")
     assert {"before", "merged", "end"} == set(report["test_loss"])
+    assert report["energy"]["total"]["estimated"]
+    assert report["energy"]["total"]["energy_j"] > 0
     return report
 
 

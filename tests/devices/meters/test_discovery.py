@@ -75,7 +75,20 @@ def test_source_that_is_not_here_is_none_with_one_reason(board, source):
 
 @pytest.mark.parametrize(
     "source",
-    ["", "sun", "rapl:0", "i2c:", "i2c:ina226", "model:", "model:1", "model:a,b", "model:5,1", "mqtt:", "auto:1"],
+    [
+        "",
+        "sun",
+        "rapl:0",
+        "i2c:",
+        "i2c:ina226",
+        "model:",
+        "model:1",
+        "model:a,b",
+        "model:5,1",
+        "model:1,2,machine",
+        "mqtt:",
+        "auto:1",
+    ],
 )
 def test_source_that_is_none_is_refused(board, source):
     board.write("proc", stat="cpu 1 2 3 4 5 6 7 8")

@@ -1,5 +1,6 @@
 import pytest
 
+from devices.meters import open_source
 from devices.meters.meter import MeterAbsent
 from devices.meters.model import ModelMeter
 
@@ -41,3 +42,12 @@ def test_file_that_goes_away_reads_none(board):
     meter = ModelMeter(1.0, 2.0, board.root)
     (board.root / "proc/stat").unlink()
     assert meter.read() is None
+
+
+def test_process_has_its_own_share_alone(board):
+    found = open_source("model:0,6,process", root=board.root)
+    assert "by this process's share of the processor" in found.meter.facts.covers
+    assert found.meter.facts.estimated
+    sum(range(3_000_000))
+    (busy_w,) = found.meter.read()
+    assert 0.0 < busy_w <= 6.0
