@@ -29,6 +29,7 @@ from devices.flashing.kind import KindUnknown
 from devices.flashing.target import WriteFailed
 from devices.profile import ProfileInvalid, load
 from devices.provisioning import command as provisioning
+from devices.provisioning import upkeep
 from devices.provisioning.jetson import RootfsUnusable
 from devices.provisioning.ssh import HostUnusable
 from devices.wheelhouse import WheelhouseInvalid
@@ -76,6 +77,11 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("jetson", help="put a device's first boot into a Jetson's root file system"),
         commands.add_parser("provision", help="set up a board that runs already, by SSH"),
         _enrol,
+    )
+    upkeep.add_arguments(
+        commands.add_parser("update", help="install another version on boards that are set up, by SSH"),
+        commands.add_parser("uninstall", help="take the agent off boards, by SSH"),
+        commands.add_parser("logs", help="print the last lines of boards' logs, by SSH"),
     )
     return whole
 

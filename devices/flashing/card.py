@@ -60,6 +60,7 @@ class Card(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     image: str | None = None
     sha256: Annotated[str, Meta(pattern=r"^[0-9a-fA-F]{64}\Z")] | None = None
     to: str | None = None
+    ssh: str | None = None
     server: str | None = None
     agent: str | None = None
     enrol: str | None = None

@@ -11,7 +11,7 @@ from devices.firstboot.bundle import bundle
 from devices.flashing import flags
 from devices.flashing.card import BoardSetup, Enrol, board_setup
 from devices.provisioning.jetson import SCRIPT, check, place, placement
-from devices.provisioning.ssh import HostUnusable, SshHost, discard, install, look, send
+from devices.provisioning.ssh import HostUnusable, SshHost, discard, look, run_script, send
 
 _NEEDED = ("device", "board", "wheels")
 _BOARD = [name for name in flags.HELP if name not in flags.ONLY_A_CARD]
@@ -79,7 +79,7 @@ def _provision(args: argparse.Namespace, enrol: Enrol) -> int:
                 print("nothing was changed there: the same command with --yes sets it up")
                 return NOT_CONFIRMED
             send(host, seen.folder, files)
-            print(install(host, seen.folder))
+            print(run_script(host, seen.folder, "install.sh"))
         finally:
             discard(host, seen.folder)
     return DONE

@@ -21,7 +21,7 @@ _LOOK = (
     "uname -m; for p in {python} python{version} python3; do "
     "command -v $p > /dev/null && $p -c 'import sys; print(\"%d.%d\" % sys.version_info[:2])' && break; done; mktemp -d"
 )
-_INSTALL = (
+_RUN = (
     'if [ "$(id -u)" = 0 ] || [ -n "${{MAS_EDGE_ROOT:-}}" ]; then sh {script}; else sudo -n sh {script}; fi; '
     "code=$?; rm -rf {folder}; exit $code"
 )
@@ -91,11 +91,15 @@ def send(host: SshHost, folder: str, files: Files) -> None:
         raise HostUnusable(f"the files could not be sent to {host.name}: {_last(errors) or code}")
 
 
-def install(host: SshHost, folder: str) -> str:
-    """Run install.sh there, remove the folder, and return the script's last line. Raises HostUnusable."""
+def run_script(host: SshHost, folder: str, name: str, word: str = "") -> str:
+    """Run a script of the folder there, as root, remove the folder, and return its last line. Raises HostUnusable."""
     quoted = shlex.quote(folder)
-    output = _run(host, _INSTALL.format(script=f"{quoted}/install.sh", folder=quoted), _INSTALL_S)
-    return _last(output)
+    return _last(_run(host, _RUN.format(script=f"{quoted}/{name} {word}", folder=quoted), _INSTALL_S))
+
+
+def output_of(host: SshHost, remote: str) -> str:
+    """Return what a short command there prints. Raises HostUnusable."""
+    return _run(host, remote, _LOOK_S)
 
 
 def discard(host: SshHost, folder: str) -> None:

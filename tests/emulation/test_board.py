@@ -290,7 +290,7 @@ def test_board_switched_off_ten_times_in_its_first_boot_ends_enrolled(
     for number in range(10):
         console = tmp_path / f"console-{number}.log"
         board = switch_on(card, console)
-        time.sleep(after_s := moments.uniform(5.0, 180.0))
+        time.sleep(after_s := moments.uniform(5.0, 240.0))
         board.kill()
         board.wait()
         said = text(console)

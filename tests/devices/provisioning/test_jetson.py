@@ -136,4 +136,4 @@ def test_jetson_of_another_board_is_refused(words, capsys):
 
 
 def test_flags_are_those_of_a_card():
-    assert set(HELP) == set(Card.__struct_fields__)
+    assert {*HELP, "ssh"} == set(Card.__struct_fields__)  # a fleet's address of a board that runs
