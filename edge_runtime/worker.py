@@ -218,13 +218,14 @@ class LocalWorker:
                 started_s=started_s,
                 validate=lambda: self._loss(model, self._dataset.val, report, memory),
                 report=report,
+                is_stopped=downloaded.is_stopped,
             )
         except EngineError as exc:
             raise WorkRefused("error", str(exc)) from exc
         new = trained.weights
         return TrainResult(
             weights=new if manifest is asked else replaced(asked.table, weights, manifest.table, new),
-            examples=split.examples(model.tasks),
+            examples=trained.sent.examples,
             train_loss=trained.own.loss,
             val_loss=trained.val_loss,
             affinity=trained.sent.affinities.result(),

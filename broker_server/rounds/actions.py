@@ -1,7 +1,9 @@
 """The coordinator's actions, carried out in the order given."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+from broker_server.rounds.answer_times import Learnt
 from broker_server.rounds.round_state import OpenRound, Result
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.messages import ServerMessage, Update
@@ -11,13 +13,13 @@ from edge_runtime.wire.messages import ServerMessage, Update
 class Opened:
     """A round has begun, or has other members now: journal them.
 
-    `asked` are members of a buffered round that are sent its own plan now: others may be at work on an earlier one.
+    `asked` are members of a buffered round that are sent shares of its own plan now: others may have an earlier one.
     """
 
     round: Round
     members: tuple[str, ...]
     quorum: int
-    asked: tuple[str, ...] = ()
+    asked: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +56,9 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """Journal how long devices took to answer, by the kind of work, for later processes."""
+    """Journal how long devices took to answer, for later processes."""
 
-    answer_times: dict[str, tuple[float, ...]]
+    learnt: Learnt
 
 
 @dataclass(frozen=True, kw_only=True)

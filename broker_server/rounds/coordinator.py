@@ -26,16 +26,28 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Learned, Note, Opened, Record, Send
-from broker_server.rounds.answer_times import AnswerTimes
+from broker_server.rounds.answer_times import AnswerTimes, Learnt
 from broker_server.rounds.answers import Answered, is_foreign
 from broker_server.rounds.presence import DeviceState, Presence
 from broker_server.rounds.round_state import UNANSWERED, OpenRound, Result, RoundTraffic, Step
 from broker_server.rounds.rules import Rules
-from broker_server.rounds.sample import able, sample
+from broker_server.rounds.sample import Draws
 from broker_server.rounds.validation import evaluation_fault, update_fault
-from broker_server.rounds.waits import Waits, awaited
+from broker_server.rounds.waits import Waits, awaited, why_without
 from broker_server.strategies.planner import Round
-from edge_runtime.wire.messages import Ack, Evaluation, Finished, Hello, Plan, Progress, Refusal, RollCall, Update, text
+from edge_runtime.wire.messages import (
+    Ack,
+    Evaluation,
+    Finished,
+    Hello,
+    Plan,
+    Progress,
+    Refusal,
+    RollCall,
+    Stop,
+    Update,
+    text,
+)
 
 
 class Coordinator:
@@ -47,12 +59,12 @@ class Coordinator:
         hellos: Mapping[str, Hello] | None = None,
         *,
         seed: int = 0,
-        answer_times: Mapping[str, Sequence[float]] | None = None,
+        learnt: Learnt | None = None,
     ) -> None:
         self.rules = rules
-        self._seed = seed
         self._presence = Presence(hellos or {})
-        self._answer_times = AnswerTimes(answer_times)
+        self._answer_times = AnswerTimes(learnt)
+        self._draws = Draws(seed=seed, rules=rules, presence=self._presence, answer_times=self._answer_times)
         self._waits = Waits()
         self.counts: Counter[str] = Counter()
         """Numbers of messages that were dropped or declined, by reason."""
@@ -253,7 +265,17 @@ class Coordinator:
     def tick(self, now_s: float) -> list[Action]:
         """Do what is due by the clock."""
         actions = [action for name in self._presence.tick(now_s) for action in self._welcome(name, now_s)]
-        return actions + self._advance(now_s) + self._said(now_s)
+        return actions + self._advance(now_s) + self._stop(now_s) + self._said(now_s)
+
+    def _stop(self, now_s: float) -> list[Action]:
+        """Tell those at work whose results are too old for the next round to send what they have done, once."""
+        current = self.open
+        if current is None or now_s < current.stop_s:
+            return []
+        oldest = current.round.number + 1 - self.rules.max_age("train")
+        late = {name for name in current.asked if current.plan_of(name).round < oldest} - current.stopped
+        current.stopped |= late
+        return [self._send_stop(name) for name in sorted(late) if self._is_online(name)]
 
     def _said(self, now_s: float) -> list[Action]:
         """Say what the open round waits for, if that is worth a line now."""
@@ -270,7 +292,10 @@ class Coordinator:
         """Send a device, which may be asked to work from now on, what it has missed."""
         if self._finished is not None:
             return [Send(device=device, message=Finished(detail=self._finished))]
-        return [self._send_plan(device, now_s)] if self.is_asked(device) else []
+        if not self.is_asked(device):
+            return []
+        stop = [self._send_stop(device)] if device in self._open.stopped else []
+        return [self._send_plan(device, now_s), *stop]
 
     # The round's own course
     def _advance(self, now_s: float) -> list[Action]:
@@ -293,7 +318,7 @@ class Coordinator:
 
     def _go_on(self, current: OpenRound, now_s: float, *, has_answers: bool) -> list[Action]:
         """Ask those that are free; close with half of the buffer where there are none and nobody is at work."""
-        drawn = [] if self.is_paused else self._drawn(current)
+        drawn = [] if self.is_paused else self._draws.free(current)
         if has_answers and not drawn and 0 < len(current.results) >= current.quorum / 2:
             return self._close(current, now_s)
         return self._ask(current, drawn, now_s)
@@ -301,7 +326,7 @@ class Coordinator:
     def _begin(self, current: OpenRound, now_s: float) -> list[Action]:
         """Begin the round: with those who have gone over into it, or when enough devices are online."""
         goes_on = bool(current.members)
-        drawn = [] if self.is_paused or (len(self.online) < self.needed and not goes_on) else self._drawn(current)
+        drawn = [] if self.is_paused or (len(self.online) < self.needed and not goes_on) else self._draws.free(current)
         working = len(current.members) + len(drawn)
         if not working:
             return []
@@ -310,30 +335,31 @@ class Coordinator:
         self._start_clock(current, now_s)
         return self._ask(current, drawn, now_s, opens=True)
 
-    def _drawn(self, current: OpenRound) -> list[str]:
-        """Draw devices that are free, so many that as many as are wanted are at work."""
-        free = [name for name in able(current, self._presence.hellos) if current.is_free(name)]
-        number = self.rules.at_work(current.plan.work) or len(self.devices)
-        return sample(self._seed, current, free, number - len(current.unanswered))
-
     def _ask(self, current: OpenRound, drawn: Sequence[str], now_s: float, *, opens: bool = False) -> list[Action]:
         """Ask drawn devices for the round's own plan, and journal that first; with `opens` also if there are none."""
         if not drawn and not opens:
             return []
-        current.draw(drawn, now_s)
-        return [self._opened(current, drawn), *(self._send_plan(name, now_s) for name in drawn)]
+        return [self._draws.take_in(current, drawn, now_s), *(self._send_plan(name, now_s) for name in drawn)]
 
     def _start_clock(self, current: OpenRound, now_s: float) -> None:
         """Set when a round that has members ends, and with how many results."""
         current.since_s = now_s
-        current.deadline_s = now_s + self._answer_times.deadline_s(current.plan.work, self.rules)
+        self._set_deadline(current, self._answer_times.deadline_s(current.plan.work, self.rules), now_s)
         current.enough = self.rules.enough(current.plan.work, current.quorum)
+
+    def _set_deadline(self, current: OpenRound, seconds: float, now_s: float) -> None:
+        """Set when the round ends, and when those that have no other one are to send what they have done."""
+        current.deadline_s = now_s + seconds
+        current.stop_s = self.rules.stop_s(current.plan.work, now_s, seconds)
+        current.stopped.clear()
 
     def _count(self, device: str, result: Result, now_s: float) -> list[Action]:
         """Count a result that is here and valid."""
         current = self._open
         if device in current.asked_s:
-            current.took_s[device] = now_s - current.asked_s[device]
+            current.took_s[device] = took_s = now_s - current.asked_s[device]
+            if isinstance(result, Update):
+                self._answer_times.add_update(device, took_s, max(result.examples.values()))
         current.results[device] = result
         self._answered.note({device: result})
         record = Record(round=current.round.number, device=device, result=result)
@@ -346,26 +372,16 @@ class Coordinator:
         if self.rules.is_buffered(current.plan.work):
             self._before = current
             return [*self._learned(current), Close(closed=current)]
-        notes = [Note(text=f"round {number} closes {self._why(current, now_s)}")] if late else []
+        notes = [Note(text=f"round {number} closes {why_without(current, now_s)}")] if late else []
         abandoned = [Abandon(device=name) for name in current.fetching]
         return [*abandoned, *notes, *self._learned(current), Close(closed=current)]
 
-    @staticmethod
-    def _why(current: OpenRound, now_s: float) -> str:
-        """Say why a round closes without some of its members."""
-        late = current.unanswered
-        if now_s >= current.deadline_s:
-            return f"at its deadline without {len(late)} of its members"
-        if 0 < current.enough <= len(current.results):
-            return f"with the {len(current.results)} results that are enough"
-        return f"without {', '.join(late)}: away for too long"
-
     def _learned(self, current: OpenRound) -> list[Action]:
-        if not self.rules.deadline_factor:
+        if not self.rules.deadline_factor and not self.rules.work_factor:
             return []
         for name in sorted(current.took_s):
             self._answer_times.add(current.plan.work, current.took_s[name])
-        return [Learned(answer_times=self._answer_times.kept())]
+        return [Learned(learnt=self._answer_times.kept())]
 
     def _extend(self, current: OpenRound, now_s: float) -> list[Action]:
         """Extend a deadline that has passed without a quorum.
@@ -376,13 +392,11 @@ class Coordinator:
         gone = [name for name, state in current.members.items() if state != "counted" and name not in going_on]
         for name in gone:
             current.leave(name)
-        fresh = [name for name in able(current, self._presence.hellos) if name not in current.members]
-        drawn = sample(self._seed, current, fresh, current.draws - len(current.members))
+        drawn = self._draws.others(current, current.draws - len(current.members))
         # With nobody left to ask, those that are away stay members: they are asked when they come.
         waiting = [] if current.members or drawn else gone
-        current.draw(waiting, now_s)
-        current.draw(drawn, now_s)
-        current.deadline_s = now_s + self.rules.deadline_s
+        opened = self._draws.take_in(current, [*waiting, *drawn], now_s)
+        self._set_deadline(current, self.rules.deadline_s, now_s)
         said = (
             f"round {current.round.number} has {len(current.results)} of the {current.quorum} results that it needs: "
             f"waiting another {self.rules.deadline_s:g} s, {len(going_on)} still at work, {len(drawn)} newly drawn"
@@ -390,12 +404,11 @@ class Coordinator:
         abandoned = [Abandon(device=name) for name in gone]
         asked = [name for name in sorted({*going_on, *drawn}) if current.members[name] == "asked"]
         plans = [self._send_plan(name, now_s) for name in asked]
-        return [*abandoned, Note(text=said), self._opened(current, [*waiting, *drawn]), *plans]
+        return [*abandoned, Note(text=said), opened, *plans]
 
     def _replace(self, current: OpenRound, now_s: float) -> list[Action]:
         """Draw others that were not asked yet, if there are any: all have answered, too many with a refusal."""
-        fresh = [name for name in able(current, self._presence.hellos) if name not in current.members]
-        return self._ask(current, sample(self._seed, current, fresh, current.quorum - len(current.results)), now_s)
+        return self._ask(current, self._draws.others(current, current.quorum - len(current.results)), now_s)
 
     def _fail(self, device: str, why: str) -> None:
         self._open.step(device, "fail")
@@ -418,11 +431,9 @@ class Coordinator:
     def _is_online(self, device: str) -> bool:
         return self._presence.is_online(device)
 
-    def _opened(self, current: OpenRound, asked: Sequence[str]) -> Opened:
-        """Return what is to be journalled of a round whose members have changed by those `asked`."""
-        of_newest = tuple(asked) if self.rules.is_buffered(current.plan.work) else ()
-        members = tuple(sorted(current.members))
-        return Opened(round=current.round, members=members, quorum=current.quorum, asked=of_newest)
+    def _send_stop(self, device: str) -> Send:
+        plan = self._open.plan_of(device)
+        return Send(device=device, message=Stop(round=plan.round, group=plan.group))
 
     def _fetched(self, device: str, step: Step) -> Update:
         current = self._open

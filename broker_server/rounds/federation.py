@@ -24,7 +24,7 @@ from broker_server.rounds.linear_rounds import LinearRounds
 from broker_server.rounds.losses import weighted_losses
 from broker_server.rounds.manifests import GroupManifests
 from broker_server.rounds.measured import measured, measured_in
-from broker_server.rounds.round_state import Result, RoundTraffic
+from broker_server.rounds.round_state import Result, RoundTraffic, lighter
 from broker_server.rounds.terms import Terms
 from broker_server.rounds.trained import TrainedWeights, UpdatesLost
 from broker_server.strategies.planner import (
@@ -232,19 +232,16 @@ class Federation:
         return self._shared_encoder.encoder_round(plan.round, plan.training, self._blobs.path(weights.digest))
 
     def plans_sent(self, planned: Round, members: Iterable[str], deadline_s: float) -> dict[str, Plan]:
-        """Return what members of an open round were sent last, where it is the plan of an earlier version."""
+        """Return what members of an open round were sent last, where it is not all of the round's own plan."""
         oldest = planned.number - self._max_age
-        known = self._journal.asked()
-        asked = {device: known.get(device, planned.number) for device in members}
-        rows = {
-            number: self._journal.row(number) for number in set(asked.values()) if oldest <= number < planned.number
-        }
+        asked = {device: found for device, found in self._journal.asked().items() if device in set(members)}
+        rows = {number: self._journal.row(number) for number in {number for number, _ in asked.values()}}
         plans = {
             number: self.plan(row.round, deadline_s)
             for number, row in rows.items()
-            if row is not None and row.round.group == planned.group
+            if row is not None and number >= oldest and row.round.group == planned.group
         }
-        return {device: plans[number] for device, number in asked.items() if number in plans}
+        return {device: lighter(plans[number], share) for device, (number, share) in asked.items() if number in plans}
 
     def check_update(self, plan: Plan, device: str, update: Update) -> None:
         """Raise TensorsInvalid unless the fetched update can count; BlobInvalid where it is not here."""

@@ -22,6 +22,7 @@ from typing import Any, TypeVar, cast
 
 import msgspec
 
+from broker_server.rounds.answer_times import Learnt
 from broker_server.strategies.planner import Phase, Round
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.energy import Energy
@@ -51,15 +52,17 @@ CREATE TABLE IF NOT EXISTS energy (
     round INTEGER, device TEXT, body BLOB NOT NULL, PRIMARY KEY (round, device)
 ) STRICT;
 CREATE TABLE IF NOT EXISTS versions (round INTEGER PRIMARY KEY, blob BLOB NOT NULL) STRICT;
-CREATE TABLE IF NOT EXISTS asked (device TEXT PRIMARY KEY, round INTEGER NOT NULL) STRICT;
+CREATE TABLE IF NOT EXISTS asked (
+    device TEXT PRIMARY KEY, round INTEGER NOT NULL, share REAL NOT NULL
+) STRICT;
 CREATE TABLE IF NOT EXISTS official (grp TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE IF NOT EXISTS events (
     number INTEGER PRIMARY KEY, at_s REAL NOT NULL, text TEXT NOT NULL
 ) STRICT;
 """
 MAX_EVENTS = 10_000
-ANSWER_TIMES = "answer_times"
-"""The fact that has how long devices took to answer."""
+LEARNT = "learnt"
+"""The fact that has how long devices took."""
 _RESTORE = "restore the state folder from a backup, or begin again with --new"
 _UNWRITABLE = ("is full", "readonly", "unable to open", "disk I/O")
 """In SQLite's words: the file or its disk takes nothing, whatever is in it."""
@@ -135,10 +138,10 @@ class FederationJournal:
         with self._transaction() as database:
             database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (key, value))
 
-    def answer_times(self) -> dict[str, tuple[float, ...]]:
-        """Return how long devices took to answer, by the kind of work."""
-        known = self.fact(ANSWER_TIMES)
-        return {} if known is None else self._decoded(known.encode(), dict[str, tuple[float, ...]], "meta")
+    def learnt(self) -> Learnt:
+        """Return how long devices took in earlier processes."""
+        known = self.fact(LEARNT)
+        return Learnt() if known is None else self._decoded(known.encode(), Learnt, "meta")
 
     def set_hello(self, device: str, hello: Hello) -> None:
         """Keep a device's newest Hello."""
@@ -186,21 +189,22 @@ class FederationJournal:
         """Return the weights that earlier rounds began with, by round, where results of them may still come."""
         return {number: self._decoded(blob, Blob, "versions") for number, blob in self._rows("SELECT * FROM versions")}
 
-    def asked(self) -> dict[str, int]:
-        """Return the round whose plan each device of a buffered round was sent last."""
-        return dict(self._rows("SELECT device, round FROM asked"))
+    def asked(self) -> dict[str, tuple[int, float]]:
+        """Return the round whose plan each device of a buffered round was sent last, and which share of it."""
+        return {device: (number, share) for device, number, share in self._rows("SELECT * FROM asked")}
 
-    def open_round(self, opened: Round, members: tuple[str, ...], quorum: int, asked: Sequence[str] = ()) -> None:
-        """Journal that a round has begun, or has other members, of whom those `asked` are sent its plan now."""
+    def open_round(
+        self, opened: Round, members: tuple[str, ...], quorum: int, asked: Mapping[str, float] | None = None
+    ) -> None:
+        """Journal that a round has begun, or has other members, some `asked` for shares of its plan now."""
         with self._transaction() as database:
             database.execute(
                 "INSERT INTO rounds (round, body, members, quorum, started_s) VALUES (?, ?, ?, ?, ?) "
                 "ON CONFLICT (round) DO UPDATE SET members = excluded.members, quorum = excluded.quorum",
                 (opened.number, _json(opened), _json(members), quorum, self._clock()),
             )
-            database.executemany(
-                "INSERT OR REPLACE INTO asked VALUES (?, ?)", [(each, opened.number) for each in asked]
-            )
+            rows = [(device, opened.number, share) for device, share in (asked or {}).items()]
+            database.executemany("INSERT OR REPLACE INTO asked VALUES (?, ?, ?)", rows)
 
     def add_result(self, round_number: int, device: str, result: Update | Evaluation) -> bool:
         """Keep a device's result of a round; return False if one is here already."""

@@ -16,9 +16,11 @@ In a buffered round a member whose result counts may be asked again, for work on
 # coverage: every branch
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.messages import Evaluation, Plan, Update
@@ -41,6 +43,12 @@ TRANSITIONS: Mapping[tuple[MemberState, Step], MemberState] = {
     ("counted", "ask"): "asked",
 }
 UNANSWERED: frozenset[MemberState] = frozenset({"asked", "fetching"})
+
+
+def lighter(plan: Plan, share: float) -> Plan:
+    """Return a plan of training that asks for a share of its work."""
+    training = None if plan.training is None else msgspec.structs.replace(plan.training, share=share)
+    return msgspec.structs.replace(plan, training=training)
 
 
 @dataclass(kw_only=True)
@@ -72,7 +80,7 @@ class OpenRound:
     """In its place, for devices that have weights of their own."""
     members: dict[str, MemberState] = field(default_factory=dict)
     plans: dict[str, Plan] = field(default_factory=dict)
-    """What members were asked for, where it is not the round's own plan: one of an earlier version."""
+    """What members were asked for, where it is not the round's own plan: one of an earlier version, or less work."""
     announced: dict[str, Update] = field(default_factory=dict)
     """Updates that are being fetched, or are for the next round because their device has a result in this one."""
     results: dict[str, Result] = field(default_factory=dict)
@@ -82,6 +90,10 @@ class OpenRound:
     enough: int = 0
     """So many results close the round, whoever else is at work; 0 where all are waited for."""
     deadline_s: float = math.inf
+    stop_s: float = math.inf
+    """When those at work whose results are too old for the next round are told to send what they have done."""
+    stopped: set[str] = field(default_factory=set)
+    """Those who were told so."""
     since_s: float = 0.0
     """When it began, or this process went on with it."""
     asked_s: dict[str, float] = field(default_factory=dict)
@@ -109,6 +121,11 @@ class OpenRound:
         return tuple(sorted(name for name, state in self.members.items() if state in UNANSWERED))
 
     @property
+    def asked(self) -> tuple[str, ...]:
+        """The members at work, in order."""
+        return tuple(sorted(name for name, state in self.members.items() if state == "asked"))
+
+    @property
     def fetching(self) -> tuple[str, ...]:
         """The members whose updates are on their way, in order."""
         return tuple(sorted(name for name, state in self.members.items() if state == "fetching"))
@@ -122,15 +139,17 @@ class OpenRound:
         state = self.members.get(device)
         return state is None or (state == "counted" and self.results[device].round < self.round.number)
 
-    def draw(self, devices: Iterable[str], now_s: float) -> None:
-        """Take devices in as members, which are asked for the round's own plan now."""
-        for device in devices:
+    def draw(self, devices: Mapping[str, float], now_s: float) -> None:
+        """Take devices in as members, which are asked for these shares of the round's own plan now."""
+        for device, share in devices.items():
             if device in self.members:
                 self.step(device, "ask")
                 self.plans.pop(device, None)
                 self.asked_s[device] = now_s
             self.members.setdefault(device, "asked")
             self.asked_s.setdefault(device, now_s)
+            if share < 1:
+                self.plans[device] = lighter(self.plan, share)
 
     def leave(self, device: str) -> None:
         """Let go of a member that does not answer; a result of it that counts stays."""

@@ -51,6 +51,24 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     quorum: Annotated[
         int, Meta(ge=0, le=100_000, description="results that a round needs; 0 for half", extra=COMMON)
     ] = 0
+    work_factor: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1000,
+            description="buffered: a device is asked for what it does in so many times what the fastest would take; "
+            "0 for whole epochs",
+        ),
+    ] = 0.0
+    stop_at: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=1,
+            description="part of a round's time after which those who train are told to send what they have done; "
+            "1 for never",
+        ),
+    ] = 0.9
     deadline_s: Annotated[
         float,
         Meta(gt=0, le=1e7, description="longest that a round waits", extra={**COMMON, "flag": "--round-deadline-s"}),
@@ -86,6 +104,15 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     def max_age(self, work: str) -> int:
         """Return how many versions behind the weights may be that a result of this work began from."""
         return self.max_staleness if self.is_buffered(work) else 0
+
+    def stop_s(self, work: str, now_s: float, seconds: float) -> float:
+        """Return when those at work who have no later round are told to send what they have done.
+
+        `seconds` is the time that the round has from now on. Who is too old for the next buffered one is told at once.
+        """
+        if self.stop_at == 1 or work != "train":
+            return math.inf
+        return now_s if self.is_buffered(work) else now_s + self.stop_at * seconds
 
     def at_work(self, work: str) -> int:
         """Return how many devices are to be at work at once; 0 for all."""

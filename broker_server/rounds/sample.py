@@ -4,9 +4,44 @@
 
 import random
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+from broker_server.rounds.actions import Opened
+from broker_server.rounds.answer_times import AnswerTimes
+from broker_server.rounds.presence import Presence
 from broker_server.rounds.round_state import OpenRound
+from broker_server.rounds.rules import Rules
 from edge_runtime.wire.messages import Hello
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draws:
+    """Draws devices for rounds, and takes them in as members."""
+
+    seed: int
+    rules: Rules
+    presence: Presence
+    answer_times: AnswerTimes
+
+    def free(self, current: OpenRound) -> list[str]:
+        """Draw devices that are free, so many that as many as are wanted are at work."""
+        free = [name for name in able(current, self.presence.hellos) if current.is_free(name)]
+        number = self.rules.at_work(current.plan.work) or len(free) + len(current.unanswered)
+        return sample(self.seed, current, free, number - len(current.unanswered))
+
+    def others(self, current: OpenRound, number: int) -> list[str]:
+        """Draw devices that were not asked yet."""
+        fresh = [name for name in able(current, self.presence.hellos) if name not in current.members]
+        return sample(self.seed, current, fresh, number)
+
+    def take_in(self, current: OpenRound, drawn: Sequence[str], now_s: float) -> Opened:
+        """Take drawn devices in as members, which are asked now; return what is to be journalled of the round."""
+        is_buffered = self.rules.is_buffered(current.plan.work)
+        factor = self.rules.work_factor if is_buffered else 0.0
+        asked = {name: self.answer_times.share(name, factor) for name in drawn}
+        current.draw(asked, now_s)
+        members = tuple(sorted(current.members))
+        return Opened(round=current.round, members=members, quorum=current.quorum, asked=asked if is_buffered else {})
 
 
 def able(current: OpenRound, hellos: Mapping[str, Hello]) -> list[str]:

@@ -59,6 +59,16 @@ def awaited(current: OpenRound, presence: Presence, grace_s: float, now_s: float
     return [name for name in current.unanswered if _away_s(name, current, presence, now_s) < grace_s]
 
 
+def why_without(current: OpenRound, now_s: float) -> str:
+    """Say why a round closes without some of its members."""
+    late = current.unanswered
+    if now_s >= current.deadline_s:
+        return f"at its deadline without {len(late)} of its members"
+    if 0 < current.enough <= len(current.results):
+        return f"with the {len(current.results)} results that are enough"
+    return f"without {', '.join(late)}: away for too long"
+
+
 def _worth_a_line(current: OpenRound, names: list[str], presence: Presence) -> list[str]:
     """Return the awaited members whose wait is worth a line."""
     away = [name for name in names if not presence.is_online(name)]

@@ -26,7 +26,7 @@ import msgspec
 from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Learned, Note, Opened, Record, Send
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.device_uploads import DeviceUploads
-from broker_server.rounds.journal import ANSWER_TIMES, FederationJournal, JournalInvalid, JournalUnwritable
+from broker_server.rounds.journal import LEARNT, FederationJournal, JournalInvalid, JournalUnwritable
 from broker_server.server.allowance import Allowance
 from broker_server.server.outgoing import Outgoing
 from broker_server.server.transfers import FIRST_PROBES, ServedBlobs, Uploads
@@ -198,8 +198,8 @@ class Dispatcher:
                     self.journal.add_result(number, device, result)
                 case Close():
                     self._close = action
-                case Learned(answer_times=times):
-                    self.journal.set_fact(ANSWER_TIMES, msgspec.json.encode(times).decode())
+                case Learned(learnt=learnt):
+                    self.journal.set_fact(LEARNT, msgspec.json.encode(learnt).decode())
                 case Note(text=text):
                     self.note(text)
 

@@ -120,9 +120,7 @@ def serve(
             journal=journal,
             blobs=blobs,
             uploads=folder.uploads,
-            coordinator=Coordinator(
-                config.rounds, journal.hellos(), seed=config.seed, answer_times=journal.answer_times()
-            ),
+            coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed, learnt=journal.learnt()),
             show=watcher.note,
             builds_artifacts=builder is not None,
             chunk_bytes=config.broker.chunk_bytes,

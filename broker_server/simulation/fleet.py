@@ -132,13 +132,14 @@ def work_time(
     """
     here = [task for task in plan.tasks if task in tasks]
     settings = plan.training
+    samples, probed_s = float(examples), 0.0
     if settings is None:
-        samples, probed_s = float(examples), 0.0
         body_s, stem_s, head_s = costs.evaluate_s, costs.evaluate_stem_s, costs.evaluate_head_s
     else:
         share = (len(here) / max(1, len(costs.train_head_s))) ** 2  # a probe is of all ordered pairs
         # What a linear model measures takes about a pass, whatever its steps.
-        samples, probed_s = max(1.0, plan.passes) * examples, probes(settings, examples) * share * costs.probe_s
+        samples = settings.share * max(1.0, plan.passes) * examples
+        probed_s = probes(settings, examples) * share * costs.probe_s
         body_s, stem_s, head_s = costs.train_s, costs.train_stem_s, costs.train_head_s
     heads_s = sum(head_s[task] for task in here)
     if traffic is None:
@@ -151,13 +152,17 @@ def work_time(
     )
 
 
+def asked_steps(settings: Training, examples: int) -> int:
+    """Return how many steps a plan asks for."""
+    return math.ceil(settings.share * settings.epochs * -(-examples // settings.batch))
+
+
 def probes(settings: Training, examples: int) -> int:
     """How many batches a plan probes."""
     if not settings.probe_every:
         return 0
-    steps = -(-examples // settings.batch)
-    first = settings.first_epoch * steps
-    last = first + settings.epochs * steps
+    first = settings.first_epoch * -(-examples // settings.batch)
+    last = first + asked_steps(settings, examples)
     return -(-last // settings.probe_every) - -(-first // settings.probe_every)
 
 

@@ -81,9 +81,7 @@ def simulate(folder: Path, config: ServerConfig, bundle: Path, setting: RunSetti
             journal=journal,
             blobs=blobs,
             uploads=state.uploads,
-            coordinator=Coordinator(
-                config.rounds, journal.hellos(), seed=config.seed, answer_times=journal.answer_times()
-            ),
+            coordinator=Coordinator(config.rounds, journal.hellos(), seed=config.seed, learnt=journal.learnt()),
             show=watcher.note,
             clock=timeline.clock,
             draw=lambda _: 0,

@@ -44,6 +44,11 @@ class CancelWork:
 
 
 @dataclass(frozen=True)
+class StopWork:
+    """End the training after its present step: what was done is the result, answered as StartWork asks."""
+
+
+@dataclass(frozen=True)
 class SaveResult:
     """Make the finished result survive a power cut before it is announced."""
 
@@ -91,6 +96,7 @@ Action = (
     | CheckFiles
     | StartWork
     | CancelWork
+    | StopWork
     | SaveResult
     | DropResult
     | SendRuns

@@ -102,7 +102,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ] = None
     max_work_s: Annotated[
         Annotated[float, Meta(gt=0, le=1e9)] | None,
-        Meta(description="longest that the work of a round may take (default: any time)"),
+        Meta(description="longest that the work of a round takes: training then sends what it has done (default: any)"),
     ] = None
     tasks: Annotated[
         tuple[TaskName, ...],

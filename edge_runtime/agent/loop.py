@@ -25,6 +25,7 @@ from edge_runtime.agent.actions import (
     SendRuns,
     StartWork,
     StopFetching,
+    StopWork,
 )
 from edge_runtime.agent.activity import Activity
 from edge_runtime.agent.carried_state import CarriedState
@@ -33,7 +34,7 @@ from edge_runtime.agent.energy_totals import EnergyTotals, PlanAccount
 from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.limits import NO_LIMITS, PlanLimits
 from edge_runtime.agent.line_paces import LinePaces
-from edge_runtime.agent.plan_runner import PlanRunner, Submit, WorkDone, WorkFailed
+from edge_runtime.agent.plan_runner import PlanRunner, WorkDone, WorkFailed, WorkPlace
 from edge_runtime.agent.send_queue import SendQueue
 from edge_runtime.agent.session import Session
 from edge_runtime.agent.state import State
@@ -76,8 +77,8 @@ class Agent:
     """One device, from joining until the federation ends. `clock` is in seconds and only goes forward.
 
     Without an `account` a plan's energy account has times and no energy. `beat` is called while the loop runs. `run` is
-    `begin`, `step` until there is an ending, `end`; a simulation takes the steps itself, runs the work by `submit`, and
-    draws no number by chance.
+    `begin`, `step` until there is an ending, `end`; a simulation takes the steps itself, runs the work in a `place`
+    of its own, and draws no number by chance.
     """
 
     def __init__(
@@ -93,7 +94,7 @@ class Agent:
         account: PlanAccount | None = None,
         beat: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
-        submit: Submit | None = None,
+        place: WorkPlace | None = None,
         limits: PlanLimits = NO_LIMITS,
         chunk_bytes: int = MESSAGE_BYTES,
         draw: Callable[[int], int] = secrets.randbelow,
@@ -122,7 +123,7 @@ class Agent:
             CarriedState(state.root / "residual"),
             self._totals,
             self._channel,
-            submit,
+            place,
             limits.work_s,
         )
         self._limits = limits
@@ -325,7 +326,7 @@ class Agent:
 
     # Actions of the session
 
-    def _act(self, actions: Iterable[Action]) -> None:  # noqa: C901 - one flat case for each action
+    def _act(self, actions: Iterable[Action]) -> None:  # noqa: C901, PLR0912 - one flat case for each action
         for action in actions:
             match action:
                 case SendMessage(message):
@@ -340,6 +341,8 @@ class Agent:
                     self._runner.start(plan, self._link.bytes_in - self._bytes_before, self._line.uplink.bytes_per_s)
                 case CancelWork():
                     self._runner.cancel()
+                case StopWork():
+                    self._runner.stop()
                 case SaveResult(pending):
                     self._uploading = False
                     self._state.save_result(pending, self._file)

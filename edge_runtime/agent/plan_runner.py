@@ -1,6 +1,7 @@
 """A plan's work on a thread of its own, so that the link is served while a device trains. One plan at a time.
 
-`start` begins, `cancel` makes the worker's next report raise, `poll` returns the outcome, once.
+`start` begins, `cancel` makes the worker's next report raise, `stop` makes training end with what was done, `poll`
+returns the outcome, once.
 """
 
 import threading
@@ -9,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from edge_runtime.agent.carried_state import CarriedState
 from edge_runtime.agent.downloads import PlanDownloads
@@ -16,6 +18,7 @@ from edge_runtime.agent.energy_totals import EnergyTotals
 from edge_runtime.agent.fragment_channel import FragmentChannel
 from edge_runtime.agent.work import (
     DownloadedPlan,
+    Report,
     WorkCancelled,
     Worker,
     WorkRefused,
@@ -55,15 +58,54 @@ class WorkStopped:
 
 
 WorkOutcome = WorkDone | WorkFailed | WorkStopped
-Submit = Callable[[Plan, Callable[[], WorkOutcome]], "Future[WorkOutcome]"]
-"""A seam: runs the work on a plan, not on the caller's thread, and completes the future when the outcome is known."""
+
+
+class WorkPlace(Protocol):
+    """A seam: where work is done that may take long."""
+
+    def submit(self, plan: Plan, work: Callable[[], WorkOutcome]) -> "Future[WorkOutcome]":
+        """Do the work on a plan, not on the caller's thread; the future completes when its outcome is known."""
+        ...
+
+    def cancel(self) -> None:
+        """Note that the work was told to end without a result."""
+        ...
+
+    def stop(self) -> None:
+        """Note that the training was told to end with what is done."""
+        ...
+
+    def close(self) -> None:
+        """Wait until the work has ended."""
+        ...
+
+
+class WorkThread:
+    """A thread of its own, which reads what it is told in flags, at each step."""
+
+    def __init__(self) -> None:
+        self._executor = ThreadPoolExecutor(1, "work")  # has no thread before it is used
+
+    def submit(self, _plan: Plan, work: Callable[[], WorkOutcome]) -> "Future[WorkOutcome]":
+        """Do the work."""
+        return self._executor.submit(work)
+
+    def cancel(self) -> None:
+        """Leave it to the flag."""
+
+    def stop(self) -> None:
+        """Leave it to the flag."""
+
+    def close(self) -> None:
+        """Wait until the thread has ended."""
+        self._executor.shutdown(wait=True)
 
 
 class PlanRunner:
     """Runs a worker's calls. `graphs` has the graph files of a plan's manifest.
 
-    `residuals` has what updates left out, for the next one; `channel` leads to the encoder server. Without `submit` the
-    work has a thread here. Work that takes longer than `limit_s` is refused.
+    `residuals` has what updates left out, for the next one; `channel` leads to the encoder server. The work is done in
+    `place`. Training that takes longer than `limit_s` is stopped, other work refused.
     """
 
     def __init__(
@@ -74,7 +116,7 @@ class PlanRunner:
         residuals: CarriedState,
         totals: EnergyTotals,
         channel: FragmentChannel,
-        submit: Submit | None = None,
+        place: WorkPlace | None = None,
         limit_s: float | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -84,11 +126,10 @@ class PlanRunner:
         self._residuals = residuals
         self._totals = totals
         self._channel = channel
-        self._executor = ThreadPoolExecutor(1, "work")  # has no thread before it is used
         self._limit_s, self._clock = limit_s, clock
-        self._submit = submit or (lambda _, work: self._executor.submit(work))
+        self._place = place or WorkThread()
         self._future: Future[WorkOutcome] | None = None
-        self._cancelled = threading.Event()
+        self._cancelled, self._stopped = threading.Event(), threading.Event()
         self._progress: tuple[WorkStage, int, int] | None = None
 
     def start(self, plan: Plan, bytes_down: int, upload_bytes_per_s: float | None = None) -> None:
@@ -96,16 +137,23 @@ class PlanRunner:
 
         `upload_bytes_per_s` is the link's upload speed, None where it was not measured.
         """
-        self._cancelled, self._progress = threading.Event(), None
+        self._cancelled, self._stopped, self._progress = threading.Event(), threading.Event(), None
         self._channel.begin()
         # What a linear model answers is no change of weights, so nothing of it is left for later.
         scheme = "fp32" if plan.linear else compression.choose(plan.updates, upload_bytes_per_s)
-        self._future = self._submit(plan, partial(self._work, plan, scheme, bytes_down, self._cancelled))
+        work = partial(self._work, plan, scheme, bytes_down, self._cancelled, self._stopped)
+        self._future = self._place.submit(plan, work)
 
     def cancel(self) -> None:
         """Make the work end at its next report or message."""
         self._cancelled.set()
         self._channel.cancel()
+        self._place.cancel()
+
+    def stop(self) -> None:
+        """Make training end after its present step, with what was done."""
+        self._stopped.set()
+        self._place.stop()
 
     def progress(self) -> tuple[WorkStage, int, int] | None:
         """Return the latest report, once: stage, steps done, steps in all."""
@@ -122,9 +170,11 @@ class PlanRunner:
     def close(self) -> None:
         """Cancel, and wait until the thread has ended."""
         self.cancel()
-        self._executor.shutdown(wait=True)
+        self._place.close()
 
-    def _work(self, plan: Plan, scheme: Scheme, bytes_down: int, cancelled: threading.Event) -> WorkOutcome:
+    def _work(
+        self, plan: Plan, scheme: Scheme, bytes_down: int, cancelled: threading.Event, stopped: threading.Event
+    ) -> WorkOutcome:
         begun_s = self._clock()
 
         def report(stage: WorkStage, done: int, total: int) -> None:
@@ -132,12 +182,15 @@ class PlanRunner:
             if cancelled.is_set():
                 raise WorkCancelled
             if self._limit_s is not None and self._clock() - begun_s > self._limit_s:
-                raise WorkRefused("limits", f"the work took longer than this device's {self._limit_s:g} s (max_work_s)")
+                if stage != "train" or not done:
+                    why = f"the work took longer than this device's {self._limit_s:g} s (max_work_s)"
+                    raise WorkRefused("limits", why)
+                stopped.set()
             self._totals.switch(stage)
 
         try:
             self._totals.switch(plan.work)
-            return self._result(plan, scheme, bytes_down, report)
+            return self._result(plan, scheme, bytes_down, report, stopped.is_set)
         except WorkCancelled:
             return (
                 WorkStopped()
@@ -152,10 +205,12 @@ class PlanRunner:
             return WorkFailed("error", f"the result cannot be sent: {exc}")
 
     def _result(
-        self, plan: Plan, scheme: Scheme, bytes_down: int, report: Callable[[WorkStage, int, int], None]
+        self, plan: Plan, scheme: Scheme, bytes_down: int, report: Report, is_stopped: Callable[[], bool]
     ) -> WorkDone:
         manifest, vector = self._downloads.load(plan)
-        downloaded = DownloadedPlan(plan=plan, manifest=manifest, weights=vector, graphs=self._graphs)
+        downloaded = DownloadedPlan(
+            plan=plan, manifest=manifest, weights=vector, graphs=self._graphs, is_stopped=is_stopped
+        )
         if plan.work == "evaluate":
             evaluation = self._worker.evaluate(downloaded, report, self._channel)
             message = evaluation_message(plan, evaluation, bytes_down=bytes_down, energy=self._totals.energy(plan))

@@ -11,6 +11,7 @@ Rules
   slow link a repetition may cross the acknowledgement, so the same acknowledgement may come again.
 - The device introduces itself when it connects, when the server calls the roll, and every few minutes: a server that
   has started again, or whose broker forgets, learns who is there whatever was lost.
+- A device that is told to stop ends its training, and answers with what it has done.
 - A plan of an earlier round is stale, unless it is the first one after (re)connecting: that one is what the server
   asks for now, even if the server has started again.
 """
@@ -34,6 +35,7 @@ from edge_runtime.agent.actions import (
     SendRuns,
     StartWork,
     StopFetching,
+    StopWork,
 )
 from edge_runtime.agent.activity import TRANSITIONS, Activity, Event
 from edge_runtime.agent.missing import MissingBlob
@@ -55,6 +57,7 @@ from edge_runtime.wire.messages import (
     RollCall,
     ServerMessage,
     Status,
+    Stop,
     Update,
     WorkStage,
     text,
@@ -172,7 +175,7 @@ class Session:
             raise LocalProtocolError("the link is down, but the session is offline")
         self._online = False
 
-    def on_message(self, message: ServerMessage, now_s: float) -> list[Action]:
+    def on_message(self, message: ServerMessage, now_s: float) -> list[Action]:  # noqa: PLR0911 - one flat case for each
         """Handle a message from the server."""
         if not self._online or self._activity is Activity.ENDED:
             raise LocalProtocolError("a message came, but the session is offline or has ended")
@@ -184,6 +187,8 @@ class Session:
             return self._introduce(now_s)
         if isinstance(message, LossProbe):
             return [SendMarker(message.digest, message.number)]
+        if isinstance(message, Stop):
+            return self._on_stop(message)
         if isinstance(message, Ack):
             return self._on_ack(message)
         return self._on_finished(message)
@@ -356,6 +361,14 @@ class Session:
             return []
         self._announced_s = now_s
         return [SendRuns(blob, need.runs)]
+
+    def _on_stop(self, stop: Stop) -> list[Action]:
+        plan = self._plan
+        is_training = self._activity is Activity.WORKING and plan is not None and plan.work == "train"
+        if plan is None or not is_training or (stop.round, stop.group) != (plan.round, plan.group):
+            self.errors["unexpected_stop"] += 1
+            return []
+        return [StopWork()]
 
     def _on_ack(self, ack: Ack) -> list[Action]:
         answer, saved = self._answer, self._saved

@@ -79,6 +79,11 @@ class EvaluationResult:
     metrics: dict[str, float] | None = None
 
 
+def never() -> bool:
+    """Return that work is not to end early."""
+    return False
+
+
 @dataclass(frozen=True, kw_only=True)
 class DownloadedPlan:
     """A plan with its files, downloaded and checked."""
@@ -90,6 +95,8 @@ class DownloadedPlan:
     """In the layout of the manifest's table; not to be changed."""
     graphs: BlobStore
     """The store with the manifest's graphs."""
+    is_stopped: Callable[[], bool] = never
+    """Whether training is to end after its present step, its result being what was done until then."""
 
 
 class SplitLearningChannel(MessageChannel, Protocol):

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from edge_runtime.agent.carried_state import CarriedState
-from edge_runtime.agent.work import Report
+from edge_runtime.agent.work import Report, never
 from edge_runtime.training.checkpoint import Checkpoint, CheckpointHeader
 from edge_runtime.training.own_weights import OwnWeights
 from edge_runtime.training.personal import TrainingRun
@@ -81,17 +81,21 @@ class RoundTrainer:
         started_s: float,
         validate: Callable[[], ValLoss],
         report: Report,
+        is_stopped: Callable[[], bool] = never,
     ) -> Trained:
         """Do the runs of a plan in order; `key` names what they depend on, `started_s` is when the work began.
 
-        `validate` measures the first run's weights before it. Raises EngineError, OSError and what `report` raises.
+        `validate` measures the first run's weights before it. Once `is_stopped` is true, the run that is going on ends
+        after its present step, and those that follow after one. Raises EngineError, OSError and what `report` raises.
         """
         table = trainer.model.table
         kept = kept_parts(table, plan.personal)
         clock = _Clock(started_s=started_s)
         found = []
         for run in runs:
-            outcome, state = self._run(run, plan, trainer, key, clock, validate, report, stays=run is not runs[-1])
+            outcome, state = self._run(
+                run, plan, trainer, key, clock, validate, report, is_stopped, stays=run is not runs[-1]
+            )
             found.append(outcome)
             if run.keeps:
                 self._own.save(table, trainer.model.weights, kept, plan.bundle.digest, plan.round)
@@ -114,6 +118,7 @@ class RoundTrainer:
         clock: "_Clock",
         validate: Callable[[], ValLoss],
         report: Report,
+        is_stopped: Callable[[], bool],
         *,
         stays: bool,
     ) -> tuple[TrainingOutcome, Vector]:
@@ -159,6 +164,7 @@ class RoundTrainer:
             save=save,
             report=lambda done, total: report("train", done, total),
             enter=lambda stage: report(stage, 0, 1),
+            is_stopped=is_stopped,
         )
         model.finish_round()
         if stays and newest is not None:

@@ -45,14 +45,14 @@ Enter = Callable[[Literal["train", "probe"]], None]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOutcome:
-    """The result of some epochs.
+    """The result of some epochs, or of what was done of them.
 
-    `loss` is the mean by task over all labelled samples, without the tasks' weights. `weighting_state` is for the next
-    round.
+    `loss` is the mean by task over all labelled samples, without the tasks' weights. `examples` are those by task in
+    one of the epochs, rounded up. `weighting_state` is for the next round.
     """
 
     loss: dict[str, float]
-    samples: int
+    examples: dict[str, int]
     affinities: AffinityStatistics
     weighting_state: WeightingState | None
 
@@ -80,8 +80,11 @@ class Trainer:
         save: Save = lambda _: None,
         report: Report = lambda *_: None,
         enter: Enter = lambda _: None,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> TrainingOutcome:
         """Train for `settings.epochs`; changes the model's weights and the optimizer's `state` in place.
+
+        It ends before after `settings.share` of the steps, or after the step in which `is_stopped` becomes true.
 
         FedProx holds to the parameters `received` (P,), by default the current ones. The `optimizer` is that of the
         settings unless another is given; it takes `repeat` steps on each batch, and steps the ranges that `trained` has
@@ -98,7 +101,7 @@ class Trainer:
             received = model.parameters.copy()
         prober = _Prober(model, settings, enter, after.probes if after else None)
         mean = _MeanLosses(model.tasks, after)
-        total = settings.epochs * steps
+        total = math.ceil(settings.share * settings.epochs * steps)
         asked = augmentation(model.manifest, settings)
         vary_by = partial(vary, asked, seed=settings.seed) if asked else None
         order_of = lru_cache(maxsize=1)(lambda epoch: order(settings.seed, epoch, len(split)))
@@ -119,9 +122,11 @@ class Trainer:
             mean.add(losses, targets, len(chosen))
             save(partial(_progress, done + 1, mean, prober, weigh))
             report(done + 1, total)
+            if is_stopped():
+                break
         return TrainingOutcome(
             loss=mean.result(),
-            samples=settings.epochs * len(split),
+            examples={task: -(-count // (settings.epochs * repeat)) for task, count in mean.counts.items() if count},
             affinities=prober.statistics,
             weighting_state=weigh.state,
         )

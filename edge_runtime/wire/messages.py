@@ -9,7 +9,7 @@ Rules
 - The other side accepts whatever `encode` returns: a message that its own schema refuses is never sent.
 
 A device sends Hello when it comes online, when the server calls the roll, and every few minutes; the server answers,
-then or later, with a plan:
+then or later, with a plan. It may tell a device that trains to Stop, and to send what it has done:
 
     device                                   server
     Hello                       ──►
@@ -113,6 +113,8 @@ class Training(Optimization, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     probe: ProbeMethod = "exact"
     weighting: TaskWeighting | None = None
     """The weighting of the tasks' losses; null for the plain sum."""
+    share: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """The part of the epochs' steps that this device is asked for, the first ones."""
 
 
 class Hello(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -255,7 +257,7 @@ class Update(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     base: Digest | None = None
     """The digest of the weights that the file is a change to; null where it has the weights in full."""
     examples: Counts
-    """Examples trained on, by task. The encoder's count is the largest of them."""
+    """Examples trained on, by task, in each epoch: fewer where it was stopped. The encoder's count is the largest."""
     train_loss: Losses
     val_loss: Losses | None
     """Of the weights that the device received, before it trained; null without validation data."""
@@ -315,6 +317,13 @@ class RollCall(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The server asks who is there: it has connected, or knows nothing of a device that it hears. Hello answers."""
 
 
+class Stop(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The server asks a device that trains to send what it has done until now: its result counts by its examples."""
+
+    round: RoundNumber
+    group: GroupId
+
+
 class Finished(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The federation has ended; a device may leave."""
 
@@ -329,7 +338,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 DeviceMessage = Hello | Need | LossProbe | Progress | Refusal | Update | Evaluation | FinalEnergy
 """The messages that a device may send."""
-ServerMessage = RollCall | Plan | Need | LossProbe | Ack | Finished
+ServerMessage = RollCall | Plan | Stop | Need | LossProbe | Ack | Finished
 """The messages that the server may send."""
 
 _DEVICE = cast("msgspec.json.Decoder[DeviceMessage]", msgspec.json.Decoder(DeviceMessage))

@@ -369,7 +369,7 @@ class World:
             blobs=self.blobs,
             uploads=self.uploads,
             coordinator=Coordinator(
-                config.rounds, self.journal.hellos(), seed=config.seed, answer_times=self.journal.answer_times()
+                config.rounds, self.journal.hellos(), seed=config.seed, learnt=self.journal.learnt()
             ),
             show=self.watcher.note,
             builds_artifacts=builder is not None,

@@ -14,6 +14,8 @@ pytest.importorskip("jwt")
 pytest.importorskip("rich")
 pytest.importorskip("matplotlib")
 
+from broker_server.rounds.journal import FederationJournal
+
 LIMIT_S = 240.0
 pytestmark = pytest.mark.workstation
 
@@ -79,6 +81,32 @@ def test_links_that_are_lost_and_slow_boards_change_the_times_and_nothing_else(b
     bench.run(bench.experiment(MAS, fleet), "slow")
     again = bench.summaries("slow")["MAS-2", 7]
     assert {**again, "compute_s": 0, "critical_path_s": 0} == {**slow, "compute_s": 0, "critical_path_s": 0}
+
+
+SLOW = "[fleet.boards.cellar]\nspeed = 1e-4\n"
+
+
+def results_of(bench, method):
+    """The updates of a method's rounds, by round and device."""
+    journal = FederationJournal(bench.root / "out" / "runs" / method / "7" / "server" / "federation.sqlite3")
+    rows = [row for row in journal.rounds() if row.round.work == "train"]
+    return {row.round.number: journal.results(row.round.number) for row in rows}
+
+
+def test_a_slow_board_is_waited_for_or_not_and_its_partial_work_counts(bench):
+    methods = (
+        '[methods.late]\nstrategy = "all_in_one"\nrounds.deadline_s = 20\n\n'
+        '[methods.buffered]\nstrategy = "all_in_one"\nrounds.mode = "buffered"\nrounds.buffer_size = 1\n'
+        "rounds.max_staleness = 2\n"
+    )
+    bench.run(bench.experiment(methods, fleet=SLOW))
+    late = results_of(bench, "late")
+    for results in late.values():
+        assert results["attic"].examples["depth"] == 10
+        assert 0 < results["cellar"].examples["depth"] < 7
+    buffered = results_of(bench, "buffered")
+    assert buffered[0].keys() == buffered[1].keys() == {"attic"}
+    assert {update.round for update in buffered[2].values()} <= {0, 2}
 
 
 METHODS = (

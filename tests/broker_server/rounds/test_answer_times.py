@@ -1,6 +1,6 @@
 import pytest
 
-from broker_server.rounds.answer_times import ENOUGH, KEPT, LEAST_S, AnswerTimes
+from broker_server.rounds.answer_times import ENOUGH, KEPT, LEAST_S, LEAST_SHARE, AnswerTimes
 from broker_server.rounds.rules import Rules
 
 
@@ -34,6 +34,26 @@ def test_training_and_measuring_are_apart():
 def test_the_newest_are_kept_and_go_over_to_the_next_process():
     times = times_of(*(float(number) for number in range(KEPT + 10)))
     again = AnswerTimes(times.kept())
-    assert again.kept() == times.kept() == {"train": tuple(float(number) for number in range(10, KEPT + 10))}
+    assert again.kept() == times.kept()
+    assert again.kept().times == {"train": tuple(float(number) for number in range(10, KEPT + 10))}
     again.add("train", 1.0)
-    assert len(again.kept()["train"]) == KEPT
+    assert len(again.kept().times["train"]) == KEPT
+
+
+def test_a_slow_device_is_asked_for_what_it_does_in_so_many_times_the_fastest_ones():
+    times = AnswerTimes()
+    assert times.share("new", 2.0) == 1.0
+    times.add_update("fast", 10.0, 100)
+    times.add_update("slow", 100.0, 100)
+    assert times.share("slow", 0.0) == 1.0
+    assert times.share("fast", 2.0) == 1.0
+    assert times.share("slow", 2.0) == pytest.approx(0.2)
+    times.add_update("slow", 10.0, 100)  # the newest counts half
+    assert times.share("slow", 2.0) == pytest.approx(0.2 / 0.55)
+    times.add_update("stuck", 1e6, 1)
+    assert times.share("stuck", 2.0) == LEAST_SHARE
+    times.add_update("empty", 0.0, 0)
+    assert times.share("empty", 2.0) == 1.0
+    times.add_update("at once", 0.0, 100)
+    assert times.share("at once", 2.0) == 1.0
+    assert AnswerTimes(times.kept()).share("slow", 2.0) == times.share("slow", 2.0)

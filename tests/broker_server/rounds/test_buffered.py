@@ -1,5 +1,6 @@
 """Buffered rounds: versions of the weights that nobody waits for. The rules are the coordinator's."""
 
+import msgspec
 import pytest
 import samples
 from hypothesis import settings
@@ -11,7 +12,7 @@ from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.rules import Rules
 from broker_server.strategies.planner import Round
 from edge_runtime.wire.blob import Blob
-from edge_runtime.wire.messages import Ack, Finished, Plan, Refusal
+from edge_runtime.wire.messages import Ack, Finished, Plan, Refusal, Stop
 
 HELLO = samples.hello(examples={"train": 1}, tasks=("a",))
 
@@ -79,6 +80,10 @@ class Course:
         self.log.clear()
         return sent
 
+    def stops(self):
+        """Those that were told to stop, with the version that they have."""
+        return [(a.device, a.message.round) for a in self.log if isinstance(a, Send) and isinstance(a.message, Stop)]
+
     def acks(self):
         return [(a.device, a.message.accepted) for a in self.log if isinstance(a, Send) and isinstance(a.message, Ack)]
 
@@ -111,8 +116,8 @@ def test_what_is_journalled_says_who_has_which_version():
     course.answer("z", 0)
     course.answer("x", 0)
     first, second, *_ = course.opened
-    assert (first.members, first.asked, first.quorum) == (("x", "y", "z"), ("x", "y", "z"), 1)
-    assert (second.round.number, second.members, second.asked) == (1, ("x", "y", "z"), ("z",))
+    assert (first.members, first.asked, first.quorum) == (("x", "y", "z"), dict.fromkeys("xyz", 1.0), 1)
+    assert (second.round.number, second.members, second.asked) == (1, ("x", "y", "z"), {"z": 1.0})
 
 
 def test_a_second_result_waits_for_the_next_buffer():
@@ -181,7 +186,7 @@ def test_a_device_that_comes_in_mid_round_is_asked_at_once():
     course.log.clear()
     course.do(course.coordinator.on_hello("z", HELLO, 0.0))
     assert course.plans() == [("z", 0)]
-    assert course.opened[-1].asked == ("z",)
+    assert course.opened[-1].asked == {"z": 1.0}
 
 
 def test_no_more_are_at_work_than_are_wanted():
@@ -263,6 +268,36 @@ def test_the_end_of_the_federation_fetches_nothing_more():
     ended = course.coordinator.finish("done")
     assert ended[0] == Abandon(device="z")
     assert [a.message for a in ended[1:]] == [Finished(detail="done")] * 3
+
+
+def test_a_device_whose_result_would_be_too_old_next_sends_what_it_has_done():
+    course = Course(buffer_size=1, max_staleness=2)
+    course.answer("x", 0)
+    course.tick(0.25)
+    assert course.stops() == []
+    course.answer("x", 1)
+    course.do(course.coordinator.on_status("z", online=False, now_s=course.now_s))
+    course.tick(0.25)
+    course.tick(0.25)
+    assert course.stops() == [("y", 0)]
+    course.do(course.coordinator.on_hello("z", HELLO, course.now_s))
+    assert course.stops() == [("y", 0), ("z", 0)]  # behind its plan
+    course.answer("z", 0)
+    assert course.folds[2] == {"z": 0}
+
+
+def test_a_slow_device_is_asked_for_less():
+    course = Course("xy", buffer_size=1, work_factor=2.0)
+    course.now_s = 1.0
+    course.answer("x", 0)
+    course.now_s = 10.0
+    course.log.clear()
+    course.answer("y", 0)
+    course.answer("x", 1)
+    sent = {a.device: a.message for a in course.log if isinstance(a, Send) and isinstance(a.message, Plan)}
+    assert sent["x"].training.share == 1.0
+    assert sent["y"].training.share == course.opened[-2].asked["y"] < 0.5
+    assert course.coordinator.open.plan_of("y") == msgspec.structs.replace(sent["y"], deadline_s=100.0)
 
 
 @pytest.mark.parametrize("counted", [(), ("x",), ("x", "z")])

@@ -19,6 +19,7 @@ from edge_runtime.wire.messages import (
     Plan,
     Progress,
     Refusal,
+    Stop,
     Update,
 )
 
@@ -319,11 +320,28 @@ def test_coordinator_closes_at_the_deadline_with_a_quorum():
     coordinator.on_update("x", update(), 1.0)
     coordinator.on_update_received("x", 1.0)
     coordinator.on_update("y", update(), 1.0)
-    assert coordinator.tick(59.0) == []
+    assert coordinator.tick(53.0) == []
+    assert coordinator.tick(59.0) == [Send(device="z", message=Stop(round=0, group="a+b"))]
+    assert coordinator.tick(59.5) == []
     actions = coordinator.tick(60.0)
     assert actions[0] == Abandon(device="y")
     assert "without 2" in actions[1].text
     assert closed(actions) == (0, ("x",))
+
+
+def test_coordinator_stops_those_who_train_before_each_deadline_unless_it_is_never_to():
+    coordinator, _ = started("xy", quorum=2, stop_at=0.5)
+    stop = Stop(round=0, group="a+b")
+    assert coordinator.tick(30.0) == [Send(device=name, message=stop) for name in "xy"]
+    coordinator.tick(60.0)  # extended
+    assert coordinator.tick(61.0) == []
+    coordinator.on_status("y", online=False, now_s=62.0)
+    assert [each for each in coordinator.tick(90.0) if isinstance(each, Send)] == [Send(device="x", message=stop)]
+    assert coordinator.on_hello("y", HELLO, 91.0)[-1] == Send(device="y", message=stop)
+    never, _ = started("xy", quorum=2, stop_at=1.0)
+    assert never.tick(59.9) == []
+    measuring, _ = started("xy", quorum=2, kind="evaluate")
+    assert measuring.tick(59.9) == []
 
 
 def test_coordinator_extends_the_deadline_without_a_quorum():
@@ -726,15 +744,16 @@ def test_coordinator_learns_a_deadline_and_hands_it_on():
             actions = counted(coordinator, name, 100.0 * number + 20.0 + seconds)
         assert isinstance(actions[-2], Learned)
         coordinator.offer(*planned(number + 1), 100.0 * (number + 1))
-    times = actions[-2].answer_times
-    assert times == {"train": (20.0, 21.0, 22.0) * 2}
+    learnt = actions[-2].learnt
+    assert learnt.times == {"train": (20.0, 21.0, 22.0) * 2}
+    assert learnt.paces == {"x": 20.0, "y": 21.0, "z": 22.0}
     assert coordinator.open.deadline_s == 200.0 + 44.0
-    again = Coordinator(coordinator.rules, answer_times=times)
+    again = Coordinator(coordinator.rules, learnt=learnt)
     again.offer(*planned(5), 0.0, members=("x",), quorum=1)
     assert again.open.deadline_s == 44.0
     assert plans(again.on_hello("x", HELLO, 1.0)) == ["x"]
     actions = counted(again, "x", 3.0)  # an earlier process had asked it, so nobody knows how long it took
-    assert actions[-2].answer_times == times
+    assert actions[-2].learnt == learnt
 
 
 def test_coordinator_that_is_paused_says_nothing_of_its_wait():

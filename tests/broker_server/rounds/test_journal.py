@@ -3,7 +3,8 @@ import sqlite3
 import msgspec
 import pytest
 
-from broker_server.rounds.journal import ANSWER_TIMES, FederationJournal, JournalInvalid, JournalUnwritable
+from broker_server.rounds.answer_times import Learnt
+from broker_server.rounds.journal import LEARNT, FederationJournal, JournalInvalid, JournalUnwritable
 
 
 def test_journal_refuses_a_file_that_is_no_database(tmp_path):
@@ -138,9 +139,9 @@ def test_journal_reads_the_rounds_of_earlier_versions(tmp_path):
 
 def test_journal_keeps_how_long_devices_took(tmp_path):
     journal = FederationJournal(tmp_path / "journal")
-    assert journal.answer_times() == {}
-    journal.set_fact(ANSWER_TIMES, '{"train":[1.5,2.0]}')
-    assert journal.answer_times() == {"train": (1.5, 2.0)}
-    journal.set_fact(ANSWER_TIMES, '{"train":"long"}')
+    assert journal.learnt() == Learnt()
+    journal.set_fact(LEARNT, '{"times":{"train":[1.5,2.0]},"paces":{"x":0.5}}')
+    assert journal.learnt() == Learnt(times={"train": (1.5, 2.0)}, paces={"x": 0.5})
+    journal.set_fact(LEARNT, '{"times":"long"}')
     with pytest.raises(JournalInvalid, match="table meta"):
-        journal.answer_times()
+        journal.learnt()

@@ -2,8 +2,12 @@ import msgspec
 import pytest
 import samples
 
+from broker_server.rounds.actions import Opened
+from broker_server.rounds.answer_times import AnswerTimes
+from broker_server.rounds.presence import Presence
 from broker_server.rounds.round_state import OpenRound
-from broker_server.rounds.sample import able, sample
+from broker_server.rounds.rules import Rules
+from broker_server.rounds.sample import Draws, able, sample
 from broker_server.strategies.planner import Round
 
 HELLOS = {
@@ -50,6 +54,20 @@ def test_a_sample_is_the_seed_s_the_round_s_and_that_of_what_was_drawn_before():
     assert len(set(drawn)) == 5
     for seed, current in ((8, opened()), (7, opened(index=1)), (7, opened(members="x"))):
         assert sample(seed, current, names, 5) != drawn
+
+
+def test_draws_take_in_who_is_free_and_journal_it():
+    presence, times = Presence({}), AnswerTimes()
+    for name in ("a", "b", "c"):
+        presence.on_hello(name, samples.hello(), 0.0)
+    current = opened(tasks=("a",))
+    draws = Draws(seed=0, rules=Rules(clients_per_round=2), presence=presence, answer_times=times)
+    drawn = draws.free(current)
+    assert len(drawn) == 2
+    journalled = draws.take_in(current, drawn, 1.0)
+    assert journalled == Opened(round=current.round, members=tuple(drawn), quorum=0)
+    assert draws.free(current) == []
+    assert draws.others(current, 5) == sorted({"a", "b", "c"} - set(drawn))
 
 
 @pytest.mark.parametrize(("number", "count"), [(-1, 0), (0, 0), (9, 3)])

@@ -18,7 +18,18 @@ from edge_runtime.energy.account import EnergyAccount
 from edge_runtime.wire.blob import ChunkRun, describe
 from edge_runtime.wire.compression import Updates, decode
 from edge_runtime.wire.link import Connected, Disconnected
-from edge_runtime.wire.messages import Ack, Evaluation, FinalEnergy, Finished, Hello, Need, Progress, Refusal, Update
+from edge_runtime.wire.messages import (
+    Ack,
+    Evaluation,
+    FinalEnergy,
+    Finished,
+    Hello,
+    Need,
+    Progress,
+    Refusal,
+    Stop,
+    Update,
+)
 from edge_runtime.wire.tensors import pack, unpack
 
 OFFLINE = b'{"state":"offline"}'
@@ -742,6 +753,30 @@ def test_agent_says_what_its_data_set_has_become_before_it_works_with_it(world):
     world.worker.before = lambda plan, _report: setattr(world.worker, "hello", lambda: grown)
     world.run(plans=[world.bundle.plan(0), world.bundle.plan(1)])
     assert [each for each in world.server.said(Hello) if each != first] == [grown]
+
+
+@pytest.mark.parametrize("limits", [PlanLimits(), PlanLimits(work_s=1e-9)])
+def test_agent_that_is_to_stop_sends_what_it_has_done(world, limits):
+    """Told so by the server, or by its own limit."""
+    world.limits, train = limits, world.worker.train
+
+    def slowly(downloaded, report, channel=None):
+        if limits.work_s is None:
+            world.server.say(Stop(round=0, group=downloaded.plan.group))
+        time.sleep(0.01)
+        for done in range(1, 100_000):
+            report("train", done, 100_000)
+            if downloaded.is_stopped():
+                trained = train(downloaded, report, channel)
+                return dataclasses.replace(trained, examples=dict.fromkeys(downloaded.plan.tasks, done))
+            time.sleep(0.001)
+        raise AssertionError("nobody has stopped it")
+
+    world.worker.train = slowly
+    world.run(plans=[world.bundle.plan(0)])
+    assert world.server.said(Refusal) == []
+    (result,) = world.server.results
+    assert 1 <= result.examples["a"] < 100_000
 
 
 @pytest.mark.parametrize(

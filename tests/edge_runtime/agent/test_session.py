@@ -19,6 +19,7 @@ from edge_runtime.agent.actions import (
     SendRuns,
     StartWork,
     StopFetching,
+    StopWork,
 )
 from edge_runtime.agent.activity import TRANSITIONS, Activity
 from edge_runtime.agent.missing import MissingBlob
@@ -44,6 +45,7 @@ from edge_runtime.wire.messages import (
     Refusal,
     RollCall,
     Status,
+    Stop,
     Update,
 )
 
@@ -450,6 +452,23 @@ def test_session_counts_a_need_when_there_is_no_update():
     for session in (online(), working(), online(pending=Pending(plan=plan(0), result=samples.evaluation(0)))):
         assert session.on_message(Need(digest="c" * 64, runs=(ALL,)), 0.0) == []
         assert session.errors == {"unexpected_need": 1}
+
+
+def test_session_that_is_told_to_stop_ends_its_training():
+    session = working()
+    assert session.on_message(Stop(round=0, group="a"), 1.0) == [StopWork()]
+    assert session.activity is Activity.WORKING
+    assert says(session.on_work_done(update(plan(0)), 2.0), Update)
+
+
+@pytest.mark.parametrize(
+    ("make", "about"),
+    [(working, (1, "a")), (working, (0, "b")), (fetching, (0, "a")), (announcing, (0, "a")), (online, (0, "a"))],
+)
+def test_session_counts_a_stop_of_what_it_does_not_train(make, about):
+    session, stop = make(), Stop(round=about[0], group=about[1])
+    assert session.on_message(stop, 1.0) == []
+    assert session.errors == {"unexpected_stop": 1}
 
 
 @pytest.mark.parametrize("message", [ack(1), Ack(round=0, group="b", accepted=True)])

@@ -37,7 +37,7 @@ def test_trainer_is_pytorchs_sgd(tiny):
     sizes = np.array([4, 4, 2, 4, 4, 2])[:, None]
     expected = (reference["losses"] * sizes).sum(axis=0) / sizes.sum()
     np.testing.assert_allclose([result.loss[task] for task in model.tasks], expected, rtol=1e-4)
-    assert result.samples == 20
+    assert result.examples == dict.fromkeys(model.tasks, 10)
     assert result.affinities.result() is None
 
 
@@ -348,6 +348,24 @@ def test_trainer_reports_every_step_and_lets_what_it_raises_pass(tiny):
 
     with pytest.raises(Stop):
         Trainer(model, tiny.dataset.train).train(tiny.settings, tiny.velocity(), report=stop)
+
+
+def test_training_that_is_stopped_is_a_share_of_the_whole_and_counts_for_its_examples(tiny):
+    model, state, asked = trained(tiny, tiny.change(share=0.5))
+    assert asked.examples == dict.fromkeys(model.tasks, 5)  # ten in two epochs
+    done = []
+    stopped, state_then = tiny.model(), tiny.velocity()
+    result = Trainer(stopped, tiny.dataset.train).train(
+        tiny.settings,
+        state_then,
+        report=lambda steps, total: done.append((steps, total)),
+        is_stopped=lambda: len(done) == 3,
+    )
+    assert done == [(1, 6), (2, 6), (3, 6)]
+    assert (result.examples, result.loss) == (asked.examples, asked.loss)
+    assert digest(stopped.weights, state_then) == digest(model.weights, state)
+    _, _, least = trained(tiny, tiny.change(share=1e-9))
+    assert least.examples == dict.fromkeys(model.tasks, 2)  # a step of four samples
 
 
 def damaged(data, task, change):
