@@ -18,9 +18,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Annotated, Any, TypeVar, cast
 
 import msgspec
+from msgspec import Meta
 
 from broker_server.rounds.answer_times import Learnt
 from broker_server.strategies.planner import Phase, Round
@@ -63,12 +64,15 @@ CREATE TABLE IF NOT EXISTS events (
 MAX_EVENTS = 10_000
 LEARNT = "learnt"
 """The fact that has how long devices took."""
+UPLOAD_RATES = "upload_rates"
+"""The fact that has how fast devices' lines are, in bytes a second."""
 _RESTORE = "restore the state folder from a backup, or begin again with --new"
 _UNWRITABLE = ("is full", "readonly", "unable to open", "disk I/O")
 """In SQLite's words: the file or its disk takes nothing, whatever is in it."""
 _RESULT = cast("type[Update | Evaluation]", Update | Evaluation)
 _ARTIFACTS = cast("type[Artifacts | str]", Artifacts | str)
 _NAMES = tuple[str, ...]
+Rate = Annotated[float, Meta(gt=0)]
 
 
 class JournalInvalid(ValueError):
@@ -142,6 +146,11 @@ class FederationJournal:
         """Return how long devices took in earlier processes."""
         known = self.fact(LEARNT)
         return Learnt() if known is None else self._decoded(known.encode(), Learnt, "meta")
+
+    def upload_rates(self) -> dict[str, Rate]:
+        """Return how fast devices' lines were in earlier processes, in bytes a second."""
+        known = self.fact(UPLOAD_RATES)
+        return {} if known is None else self._decoded(known.encode(), dict[str, Rate], "meta")
 
     def set_hello(self, device: str, hello: Hello) -> None:
         """Keep a device's newest Hello."""

@@ -26,7 +26,7 @@ import msgspec
 from broker_server.rounds.actions import Abandon, Action, Close, FetchUpdate, Learned, Note, Opened, Record, Send
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.device_uploads import DeviceUploads
-from broker_server.rounds.journal import LEARNT, FederationJournal, JournalInvalid, JournalUnwritable
+from broker_server.rounds.journal import LEARNT, UPLOAD_RATES, FederationJournal, JournalInvalid, JournalUnwritable
 from broker_server.server.allowance import Allowance
 from broker_server.server.outgoing import Outgoing
 from broker_server.server.transfers import FIRST_PROBES, ServedBlobs, Uploads
@@ -118,7 +118,8 @@ class Dispatcher:
         self._show = show
         self._builds_artifacts = builds_artifacts
         self._enrolled = enrolled
-        self._uploads = Uploads(uploads, first_probe=draw(FIRST_PROBES))
+        self._uploads = Uploads(uploads, first_probe=draw(FIRST_PROBES), rates=journal.upload_rates())
+        self._rates = self._uploads.rates()
         self._close: Close | None = None
         self._hellos = Allowance(burst=20, per_s=0.2)
         self._energies = Allowance(burst=200, per_s=20)
@@ -207,7 +208,15 @@ class Dispatcher:
         """Hand over the rounds that have what they need, if closing one does not leave it open again."""
         while self._close is not None:
             due, self._close = self._close, None
+            self._keep_rates()
             self.handler(due)
+
+    def _keep_rates(self) -> None:
+        """Journal how fast devices' lines are, if that has changed: later processes begin with windows that fit."""
+        rates = self._uploads.rates()
+        if rates != self._rates:
+            self._rates = rates
+            self.journal.set_fact(UPLOAD_RATES, msgspec.json.encode(rates).decode())
 
     def _dispatch(self, delivery: Delivery) -> None:
         try:

@@ -15,6 +15,7 @@ Rules
 # coverage: every branch
 
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker_server.rounds.device_uploads import DeviceUploads
@@ -123,17 +124,27 @@ class Upload:
 
 
 class Uploads:
-    """Every blob on its way from a device: at most one for each. Give each process another `first_probe`."""
+    """Every blob on its way from a device: at most one for each. Give each process another `first_probe`.
 
-    def __init__(self, folders: DeviceUploads, *, first_probe: int = 0) -> None:
+    `rates` are the devices' lines as an earlier process has measured them, in bytes a second.
+    """
+
+    def __init__(
+        self, folders: DeviceUploads, *, first_probe: int = 0, rates: Mapping[str, float] | None = None
+    ) -> None:
         self._folders = folders
         self._uploads: dict[str, Upload] = {}  # in the order of announcements
-        self._paces: dict[str, Pace] = {}
+        self._paces = {device: Pace(rate) for device, rate in (rates or {}).items()}
         self._first_probe = first_probe
         self.counts: Counter[str] = Counter()
 
     def __contains__(self, device: str) -> bool:
         return device in self._uploads
+
+    def rates(self) -> dict[str, float]:
+        """Return what a later process needs: the rate of each device's line, to two digits."""
+        found = {device: pace.bytes_per_s for device, pace in self._paces.items()}
+        return {device: float(f"{rate:.1e}") for device, rate in sorted(found.items()) if rate}
 
     def begin(self, device: str, blob: Blob, now_s: float) -> tuple[bool, list[Need | LossProbe]]:
         """Fetch a blob that a device announced; return whether it is here already, and what to ask for.

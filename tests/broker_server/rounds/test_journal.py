@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from broker_server.rounds.answer_times import Learnt
-from broker_server.rounds.journal import LEARNT, FederationJournal, JournalInvalid, JournalUnwritable
+from broker_server.rounds.journal import LEARNT, UPLOAD_RATES, FederationJournal, JournalInvalid, JournalUnwritable
 
 
 def test_journal_refuses_a_file_that_is_no_database(tmp_path):
@@ -145,3 +145,13 @@ def test_journal_keeps_how_long_devices_took(tmp_path):
     journal.set_fact(LEARNT, '{"times":"long"}')
     with pytest.raises(JournalInvalid, match="table meta"):
         journal.learnt()
+
+
+def test_journal_keeps_how_fast_lines_are(tmp_path):
+    journal = FederationJournal(tmp_path / "journal")
+    assert journal.upload_rates() == {}
+    journal.set_fact(UPLOAD_RATES, '{"x":5000.0}')
+    assert journal.upload_rates() == {"x": 5000.0}
+    journal.set_fact(UPLOAD_RATES, '{"x":-1.0}')
+    with pytest.raises(JournalInvalid, match="table meta"):
+        journal.upload_rates()

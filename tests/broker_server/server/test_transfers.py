@@ -155,6 +155,17 @@ def test_uploads_go_on_after_a_restart(uploads, tmp_path):
     assert asked(again.begin("x", BLOB, 0.0)[1]) == [ChunkRun(0, 2), ChunkRun(5, 26)]
 
 
+def test_a_later_process_begins_with_the_window_of_a_device_s_line(uploads, tmp_path):
+    uploads.begin("x", BLOB, 0.0)
+    for second in range(1, 11):
+        uploads.on_run("x", BLOB.digest, second, part(ChunkRun(second, 1)), float(second))
+    assert uploads.rates() == {"x": 1000.0}
+    other = describe(DATA[::-1], chunk_bytes=1024)
+    again = Uploads(DeviceUploads(tmp_path), rates=uploads.rates())
+    assert sum(run.count for run in asked(again.begin("x", other, 0.0)[1])) < BLOB.chunks
+    assert asked(again.begin("y", other, 0.0)[1]) == [ALL]
+
+
 def test_all_devices_together_are_asked_for_no_more_than_there_is_room_for(uploads, monkeypatch):
     monkeypatch.setattr(transfers, "MAX_ASKED_BYTES", 40 * 1024)
     assert asked(uploads.begin("x", BLOB, 0.0)[1]) == [ALL]
