@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,11 @@ from devices.cli.values import names, whole_number
 from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, EngineError, Graph, GraphObservation
 from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
-from edge_runtime.wire.errors import WireError
+from edge_runtime.wire.errors import TensorsInvalid, WireError
 from edge_runtime.wire.files import check_writable, write_atomic
 from edge_runtime.wire.messages import SplitLearning
 from edge_runtime.wire.reconstruction import fault as reconstruction_fault
-from edge_runtime.wire.tensors import TensorTable, pack, transfer, unpack
+from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
 from export import provenance
 from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
@@ -262,11 +262,27 @@ def _deploy(args: argparse.Namespace) -> int:
         own = unpack(whole.table, (args.bundle / bundle_folder.WEIGHTS).read_bytes())
         weights = transfer(TensorTable(whole.tensors), own, manifest.table)
     else:
-        weights = unpack(manifest.table, args.weights.read_bytes())
+        weights = _weights(args.weights, manifest.table, whole.table)
     model = inference_model(args.bundle, manifest, weights)
     write_atomic(args.out, model.SerializeToString(deterministic=True))
     print(f"{args.out}: {', '.join(manifest.task_names)}")
     return DONE
+
+
+def _weights(path: Path, table: TensorTable, whole: TensorTable) -> Vector:
+    """Return the weights of some tasks from a file that has theirs alone, or those of the whole model.
+
+    Raises TensorsInvalid for any other file.
+    """
+    data = path.read_bytes()
+    try:
+        return unpack(table, data)
+    except TensorsInvalid as fault:
+        with suppress(TensorsInvalid):
+            return transfer(whole, unpack(whole, data), table)
+        raise TensorsInvalid(
+            f"{path}: {fault}; a file has the weights of the tasks that --tasks names, or those of the whole model"
+        ) from fault
 
 
 def _footprint(args: argparse.Namespace) -> int:

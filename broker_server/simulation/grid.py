@@ -42,6 +42,7 @@ from broker_server.simulation.run_cache import RunCache
 from broker_server.simulation.summary import Summary, summarise
 from broker_server.simulation.worker import measure, measure_stem
 from devices.cli.settings import ConfigInvalid
+from edge_runtime.datasets.dataset import DatasetInvalid
 from edge_runtime.wire.bundle_folder import MANIFEST, read_folder
 
 
@@ -223,7 +224,10 @@ def _costs(out: Path, workers: Executor, bundle: Path, data: Mapping[str, Path],
     if path.is_file():
         costs = msgspec.json.decode(path.read_bytes(), type=WorkCosts)
     else:
-        costs = _whole_costs(workers, bundle, first, next(iter(configs.values())))
+        try:
+            costs = _whole_costs(workers, bundle, first, next(iter(configs.values())))
+        except DatasetInvalid as exc:
+            raise ConfigInvalid(f"data: {first}: {exc}") from exc
         write_json(path, costs)
     if divided and costs.train_stem_s is None:
         stem = workers.submit(measure_stem, bundle, first, configs[divided[0]].training.batch).result()

@@ -18,6 +18,7 @@ import numpy as np
 from broker_server.simulation.split_learning import EncoderState, LocalEncoderChannel, as_sent
 from edge_runtime.agent.work import DownloadedPlan, EvaluationResult, TrainResult, WorkRefused
 from edge_runtime.datasets.dataset import Dataset
+from edge_runtime.datasets.fit import check_fits
 from edge_runtime.linear.dual import ascend
 from edge_runtime.linear.losses import LOSSES
 from edge_runtime.linear.worker import samples
@@ -112,15 +113,19 @@ class MeasuredCost:
 
 
 def measure(bundle: Path, data: Path, tasks: Tasks, batch: int, probe: ProbeMethod | None) -> MeasuredCost:
-    """Return what training a group costs this machine: the median of repetitions, without the first."""
+    """Return what training a group costs this machine: the median of repetitions, without the first.
+
+    Raises DatasetInvalid for data that the bundle was not compiled for.
+    """
     whole = read_folder(bundle)
     if whole.linear is not None:
         return _measure_linear(whole, data)
     manifest = whole.group(tasks, whole.weights)
+    split = Dataset.open(data).train
+    check_fits(manifest, split)
     weights = transfer(whole.table, unpack(whole.table, (bundle / WEIGHTS).read_bytes()), manifest.table)
     graphs = _graph_cache().of(manifest, lambda name, _: graph_path(bundle, name))
     model = Model(manifest, graphs, np.array(weights), save_activations=(True,) * len(manifest.stages))
-    split = Dataset.open(data).train
     chosen = range(min(batch, len(split)))
     x, targets = load(model, split, chosen)
     train, evaluate, probed = [], [], []

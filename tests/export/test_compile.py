@@ -255,6 +255,10 @@ def test_command_compiles_and_deploys_a_user_s_own_file(model_file, tmp_path):
     assert done.returncode == 0, done.stderr
     found = stock(model, np.zeros((2, 3, 8, 8), np.float32), tmp_path)
     assert {task: array.shape for task, array in found.items()} == {"value": (2, 2)}
+    before = model.read_bytes()
+    done = command("deploy", out, "--tasks", "value", "--weights", out / bundle_folder.WEIGHTS, "--out", model)
+    assert done.returncode == 0, done.stderr
+    assert model.read_bytes() == before
     for words, text in (
         (("--tasks", "other"), "no task 'other'"),
         (("--weights", model_file), "not a tensor file"),

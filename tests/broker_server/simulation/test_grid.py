@@ -1,6 +1,8 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from broker_server.simulation.errors import SimulationFailed
@@ -92,3 +94,14 @@ def test_run_grid_says_that_a_model_cannot_be_compiled(experiment, tmp_path, cap
     with pytest.raises(SimulationFailed, match="`python -m export compile` ended with exit code"):
         run(lost, tmp_path / "out", Watched())
     assert capfd.readouterr().err
+
+
+def test_run_grid_names_data_that_the_bundle_was_not_compiled_for(experiment, tmp_path, monkeypatch):
+    for split in ("train", "val", "test"):
+        folder = tmp_path / "data" / "attic" / split
+        folder.mkdir(exist_ok=True)
+        np.save(folder / "image.npy", np.zeros((2, 3, 5, 5), np.uint8))
+        np.save(folder / "depth.npy", np.zeros((2, 1, 5, 5), np.float32))
+    facts = msgspec.structs.replace(experiment, bundle=str(BUNDLE))
+    with ThreadPoolExecutor(1) as workers, pytest.raises(ConfigInvalid, match=r"data: .*attic.*compiled for"):
+        run_grid(facts, tmp_path / "out", workers, Watched(), at_once=1)
