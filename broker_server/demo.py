@@ -36,7 +36,14 @@ SHOWN = 3
 """Buildings of which predictions are shown."""
 
 
-LINEAR_DATA = {"mocha": "related", "dmtrl": "related", "proximal_mtl": "values", "mixed_effect": "values"}
+LINEAR_DATA = {
+    "mocha": "related",
+    "dmtrl": "related",
+    "proximal_mtl": "values",
+    "amtl": "values",
+    "online_primal_dual": "related",
+    "mixed_effect": "values",
+}
 """The data that is made for strategies of linear models."""
 
 
@@ -194,6 +201,8 @@ class Demo:
             "seed": self.args.seed,
             "report": self.out,
         }
+        if self.args.strategy == "amtl":
+            options |= {"round-mode": "buffered", "buffer-size": 1, "max-staleness": devices}
         flags = [part for name, value in options.items() if value != "" for part in (f"--{name}", str(value))]
         if self.args.quiet:
             flags.append("--quiet")

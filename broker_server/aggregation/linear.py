@@ -2,6 +2,8 @@
 
 - mocha, dmtrl    weights from the devices' dual variables, by a covariance of the devices that is learned meanwhile
 - proximal_mtl    a proximal gradient step on the weights of all devices at once
+- amtl            the same, one device at a time: nobody waits for anybody
+- online_primal_dual    weights in a ball of low rank, while samples come as a stream
 - mixed_effect    the part that all share, from statistics of each, in one exchange
 
 Devices are rows, in the order of their names. State is a handful of arrays, in float32 between two rounds, so that a
@@ -10,6 +12,7 @@ server that starts again goes on from the same bits.
 
 # coverage: every branch
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Protocol
@@ -21,12 +24,22 @@ from numpy.typing import NDArray
 
 from broker_server.aggregation import covariance
 from broker_server.aggregation.mixed_effect import shared_part, unpacked
-from broker_server.aggregation.proximal_maps import Regulariser, proximal, value
-from edge_runtime.wire.linear import DualSteps, GradientStep, LinearFacts, LinearWork, MixedEffectPart
+from broker_server.aggregation.proximal_maps import Regulariser, leading_pair, proximal, value
+from edge_runtime.wire.linear import (
+    DualSteps,
+    ForwardStep,
+    GradientStep,
+    LinearFacts,
+    LinearWork,
+    MixedEffectPart,
+    StreamStep,
+)
 from edge_runtime.wire.names import DeviceId
 
 Array = NDArray[np.float64]
 State = dict[str, Array]
+DELAYS = 5
+"""The last delays of a device that are remembered."""
 Passes = Annotated[float, Meta(ge=0, le=1e6)]
 
 
@@ -53,8 +66,22 @@ class LinearSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         ),
     ] = 10
     regulariser: Annotated[
-        Regulariser, Meta(description="with proximal_mtl: low rank, features in common, few features, near the mean")
+        Regulariser,
+        Meta(description="with proximal_mtl, amtl: low rank, features in common, few features, near the mean"),
     ] = "trace"
+    relaxation: Annotated[
+        float, Meta(gt=0, lt=1, description="with amtl: how far a column moves, before delays are taken into account")
+    ] = 0.9
+    dynamic_step: Annotated[bool, Meta(description="with amtl: longer steps for devices that are rarely heard")] = True
+    window: Annotated[
+        int, Meta(ge=1, le=2**31, description="with online_primal_dual: samples of a device's stream in a round")
+    ] = 1
+    radius: Annotated[
+        float, Meta(gt=0, le=1e9, description="with online_primal_dual: the largest nuclear norm of all weights")
+    ] = 10.0
+    online_rate: Annotated[
+        float, Meta(gt=0, le=1e9, description="with online_primal_dual: the weight of what was seen so far")
+    ] = 0.5
     shared: Annotated[
         float, Meta(gt=0, le=1, description="with mixed_effect: how much is shared; 1 is one model for all")
     ] = 0.5
@@ -70,6 +97,8 @@ class Answer:
     loss: float
     examples: int
     facts: LinearFacts
+    age: int = 0
+    """How many rounds have closed since it was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,6 +277,96 @@ class ProximalStep:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AsynchronousStep(ProximalStep):
+    """AMTL: a device gets its column p of prox(V) and answers z = p - ∇ℓ(p)/L; v_t moves towards z, by a share.
+
+    The share is c/(2τ/√T + 1) for delays of at most τ = `most_delays` rounds; with `dynamic_step` times ln of the mean
+    of the device's last five delays, of 10 at least. V is kept, never W: a column moves when its device answers alone.
+
+    Source: Baytas et al., ICDM 2016, algorithm 1 and section 4.
+    """
+
+    most_delays: int
+
+    def rounds(self, steps: int) -> int:
+        """Return the rounds of so many exchanges, each of which is one."""
+        return steps
+
+    def shapes(self, devices: int, size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of the last delays, L and V."""
+        return {"delays": (devices, DELAYS), **super().shapes(devices, size)}
+
+    def extended(self, state: State, known: Sequence[str], devices: Sequence[str], size: int) -> State:
+        """Return the state of more devices; the delays of those that are new are not known: -1."""
+        delays = _moved(state.get("delays", np.zeros(0)) + 1, known, devices, DELAYS) - 1
+        return {"delays": delays, **super().extended(state, known, devices, size)}
+
+    def work(self, state: State, _device: str, row: int | None, _since: int | None, _place: RoundPlace) -> LinearWork:
+        """Return the length of a step: 1/L."""
+        return ForwardStep(step=0.0 if row is None else 1 / float(state["smoothness"][0]))
+
+    def fold(self, state: State, devices: Sequence[str], answers: Mapping[str, Answer], _place: RoundPlace) -> Folded:
+        """Return V after the answers, in the order of the devices' names where there are several."""
+        v, delays, smoothness = state["v"].copy(), state["delays"].copy(), float(state["smoothness"][0])
+        share = self.settings.relaxation / (2 * self.most_delays / math.sqrt(len(devices)) + 1)
+        for row, name in enumerate(devices):
+            if name not in answers:
+                continue
+            answer = answers[name]
+            is_new = (delays[row] < 0).all()
+            delays[row] = [*delays[row, 1:], answer.age]
+            mean = delays[row][delays[row] >= 0].mean()
+            factor = math.log(max(mean, 10.0)) if self.settings.dynamic_step else 1.0
+            if not is_new:
+                v[row] += min(1.0, factor * share) * (answer.vector - v[row])
+            smoothness = max(smoothness, answer.facts.smoothness or 0.0, 1e-12)
+        return Folded(state={"delays": delays, "smoothness": np.array([smoothness]), "v": v})
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnlineStep:
+    """Projection-free online learning: W ← (1 - s)W + sV, s = 1/√t, in the nuclear ball of radius R.
+
+    V = -R u₁v₁ᵀ of the leading singular pair of 2W + ηG, G being the sum of all subgradients so far: those of a device
+    that was away come when it comes. A reconstruction of Yang and Li, AAAI 2020, from its abstract: the capped loss,
+    its weights and the decentralised form are left out.
+    """
+
+    settings: LinearSettings
+
+    def rounds(self, steps: int) -> int:
+        """Return the rounds of so many windows of the streams."""
+        return steps
+
+    def shapes(self, devices: int, size: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of G and W."""
+        return {"g": (devices, size), "w": (devices, size)}
+
+    def extended(self, state: State, known: Sequence[str], devices: Sequence[str], size: int) -> State:
+        """Return G and W of more devices, which begin at 0."""
+        return {name: _moved(state.get(name, np.zeros(0)), known, devices, size) for name in ("g", "w")}
+
+    def weights(self, state: State) -> Array:
+        """Return W."""
+        return state["w"]
+
+    def work(self, _state: State, _device: str, _row: int | None, _since: int | None, place: RoundPlace) -> LinearWork:
+        """Return the round's window of the stream."""
+        return StreamStep(first=place.index * self.settings.window, count=self.settings.window)
+
+    def fold(self, state: State, devices: Sequence[str], answers: Mapping[str, Answer], place: RoundPlace) -> Folded:
+        """Return W after one step, and the loss of the round's samples before it."""
+        g = state["g"].copy()
+        for row, name in enumerate(devices):
+            if name in answers:
+                g[row] += answers[name].vector
+        left, right = leading_pair(self.settings.online_rate * g + 2 * state["w"])
+        share = 1 / math.sqrt(place.index + 1)
+        w = (1 - share) * state["w"] - share * self.settings.radius * np.outer(left, right)
+        return Folded(state={"g": g, "w": w}, objective=sum(each.loss * each.examples for each in answers.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
 class OneExchange:
     """The mixed-effect model: v = (I/a + ΣA_t)⁻¹ Σb_t of the statistics of all devices that answered."""
 
@@ -280,13 +399,20 @@ class OneExchange:
         return Folded(shared=shared_part(unpacked(total[:-size], size), total[-size:], self.settings.shared))
 
 
-def linear_rule(strategy: str, settings: LinearSettings) -> LinearRule | None:
-    """Return the rule of a strategy; None for a strategy of models with graphs."""
+def linear_rule(strategy: str, settings: LinearSettings, most_delays: int = 0) -> LinearRule | None:
+    """Return the rule of a strategy; None for a strategy of models with graphs.
+
+    `most_delays` is how many rounds may close before a device's answer no longer counts.
+    """
     match strategy:
         case "mocha" | "dmtrl":
             return Relationship(settings=settings)
         case "proximal_mtl":
             return ProximalStep(settings=settings)
+        case "amtl":
+            return AsynchronousStep(settings=settings, most_delays=most_delays)
+        case "online_primal_dual":
+            return OnlineStep(settings=settings)
         case "mixed_effect":
             return OneExchange(settings=settings)
         case _:

@@ -41,6 +41,16 @@ def proximal(regulariser: Regulariser, v: Array, tau: float) -> Array:
             return near
 
 
+def leading_pair(a: Array) -> tuple[Array, Array]:
+    """Return the singular vectors (T,) and (d,) of the largest singular value of (T, d), by the smaller Gram matrix."""
+    is_wide = len(a) <= a.shape[1]
+    _, vectors = np.linalg.eigh(a @ a.T if is_wide else a.T @ a)
+    first = vectors[:, -1]
+    other = a.T @ first if is_wide else a @ first
+    other /= max(float(np.linalg.norm(other)), 1e-300)
+    return (first, other) if is_wide else (other, first)
+
+
 def value(regulariser: Regulariser, w: Array) -> float:
     """Return R(W)."""
     match regulariser:

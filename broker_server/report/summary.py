@@ -26,7 +26,8 @@ def happened(report: Report) -> str:
         names = "; ".join(group.replace("+", " + ") for group in groups)
         each = " each" if len(groups) > 1 else ""
         numbers = "–".join(str(number) for number in dict.fromkeys((several[0], several[-1])))
-        how = "as one model" if len(groups) == 1 else f"in {len(groups)} groups ({names})"
+        one = "with linear models" if report.rounds[0].linear else "as one model"
+        how = one if len(groups) == 1 else f"in {len(groups)} groups ({names})"
         parts.append(f"{how} for {numbers} round{'' if several == [1] else 's'}{each}")
     who = _counted(len(devices), "device")
     return f"{who[0].upper()}{who[1:]} trained {_counted(len(report.tasks), 'task')} {', then '.join(parts)}."

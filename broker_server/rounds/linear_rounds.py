@@ -134,6 +134,7 @@ class LinearRounds:
                     loss=result.train_loss[task],
                     examples=examples,
                     facts=result.linear,
+                    age=closed.number - result.round,
                 )
         if lost:
             raise UpdatesLost(lost)

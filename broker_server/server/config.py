@@ -200,7 +200,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise ConfigInvalid(f"training: {exc}") from exc
         if "encoder" not in bundle.table.parts:
             self._check_fixed_encoder()
-        rule = linear_rule(self.grouping.strategy, self.linear)
+        rule = linear_rule(self.grouping.strategy, self.linear, self.rounds.max_staleness)
         self._check_linear(bundle, rule)
         rounds = self.grouping.merged_rounds + self.grouping.split_rounds
         return Terms(
@@ -237,7 +237,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return
         loss = bundle.linear.loss
         if isinstance(rule, ProximalStep) and loss == "hinge":
-            raise ConfigInvalid("grouping.strategy: 'proximal_mtl' wants a smooth loss, and the bundle's is 'hinge'")
+            raise ConfigInvalid(f"grouping.strategy: {strategy!r} wants a smooth loss, and the bundle's is 'hinge'")
         if strategy == "mixed_effect" and loss not in {"squared", "half_squared"}:
             raise ConfigInvalid(f"grouping.strategy: 'mixed_effect' wants a squared loss, and the bundle's is {loss!r}")
 
@@ -360,7 +360,11 @@ def check_linear(config: ServerConfig) -> None:
     strategy = config.grouping.strategy
     if config.linear.passes_of and strategy != "mocha":
         raise ConfigInvalid("linear.passes_of: budgets of single devices are for the strategy mocha")
-    if strategy in LINEAR and config.rounds.mode == "buffered":
+    rounds = config.rounds
+    if strategy == "amtl":
+        if rounds.mode != "buffered" or rounds.buffer_size != 1:
+            raise ConfigInvalid("rounds.mode: 'amtl' hears one device at a time: give 'buffered', and buffer_size = 1")
+    elif strategy in LINEAR and rounds.mode == "buffered":
         raise ConfigInvalid(f"rounds.mode: {strategy!r} makes weights of one round's answers: take 'synchronous'")
 
 

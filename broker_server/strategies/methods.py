@@ -87,6 +87,18 @@ METHODS: tuple[Method, ...] = (
         "data",
     ),
     _demo(
+        "amtl",
+        "Baytas, Yan, Jain, Zhou: Asynchronous Multi-Task Learning, ICDM 2016",
+        f"{_COLUMN}; where a step leads up, each device at its own pace",
+        "data",
+    ),
+    _demo(
+        "online_primal_dual",
+        "after Yang, Li: online primal-dual multi-task learning, AAAI 2020 (a reconstruction)",
+        f"{_COLUMN}; the subgradient of its newest samples up, each round",
+        "data",
+    ),
+    _demo(
         "mixed_effect",
         "Dinuzzo, Pillonetto, De Nicolao: client-server multi-task learning, IEEE TNN 2011",
         "statistics of second order up and the shared vector down, once",

@@ -37,13 +37,15 @@ StrategyName = Literal[
     "mocha",
     "dmtrl",
     "proximal_mtl",
+    "amtl",
+    "online_primal_dual",
     "mixed_effect",
 ]
 PERSONAL = ("fedper", "fedrep", "ditto", "pfedme", "fedu", "mat_fl")
 """Strategies of one group, in which each device has something of its own."""
 RELATED = ("fedu", "mat_fl")
 """Those of them that make weights for each device."""
-LINEAR = ("mocha", "dmtrl", "proximal_mtl", "mixed_effect")
+LINEAR = ("mocha", "dmtrl", "proximal_mtl", "amtl", "online_primal_dual", "mixed_effect")
 """Strategies of linear models."""
 TaskGroups = Annotated[tuple[Annotated[tuple[TaskName, ...], Meta(min_length=1)], ...], Meta(max_length=64)]
 

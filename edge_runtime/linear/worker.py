@@ -21,7 +21,16 @@ from edge_runtime.linear.mixed_effect import MixedEffect
 from edge_runtime.training.metrics import metric_of
 from edge_runtime.training.process_memory import peak_rss_bytes, restart_peak
 from edge_runtime.wire.files import write_atomic
-from edge_runtime.wire.linear import FEATURES, OF_CLASSES, DualSteps, GradientStep, LinearFacts, MixedEffectPart
+from edge_runtime.wire.linear import (
+    FEATURES,
+    OF_CLASSES,
+    DualSteps,
+    ForwardStep,
+    GradientStep,
+    LinearFacts,
+    MixedEffectPart,
+    StreamStep,
+)
 from edge_runtime.wire.manifest import Manifest
 from edge_runtime.wire.messages import Plan
 
@@ -43,13 +52,18 @@ class LinearWorker:
         x, y = samples(manifest, self._dataset.train)
         loss, w = _loss(manifest), downloaded.weights.astype(np.float64)
         report("train", 0, 1)
+        if isinstance(plan.linear, StreamStep):
+            seen = np.arange(plan.linear.first, plan.linear.first + plan.linear.count) % len(x)
+            x, y = x[seen], y[seen]
         match plan.linear:
             case DualSteps() as asked:
                 answer, facts = self._dual(plan, asked, x, y, w, report, loss)
-            case GradientStep():
-                bend = smoothness(x, loss)
-                answer = gradient(x, y, w, loss)
+            case GradientStep() | ForwardStep() as asked:
+                slope, bend = gradient(x, y, w, loss), smoothness(x, loss)
+                answer = slope if isinstance(asked, GradientStep) else w - asked.step * slope
                 facts = LinearFacts(steps=len(x), smoothness=bend if np.isfinite(bend) else None)
+            case StreamStep():
+                answer, facts = gradient(x, y, w, loss), LinearFacts(steps=len(x))
             case MixedEffectPart() as part:
                 a, b = _mixed_effect(part).statistics(x, x, y)
                 answer, facts = np.concatenate([a[np.tril_indices(len(a))], b]), LinearFacts(steps=len(x))

@@ -1,7 +1,7 @@
 """Linear models in bundles and plans: a bundle without graphs, whose one task is w·x, and what a round asks for.
 
 The model of a device is one vector w (d,). What it sends is a vector too: b = Xᵀα/n of its dual variables, the gradient
-of its loss, or, once, the statistics A and b. They travel as weights do, as safetensors.
+of its loss, where a step along it leads, or, once, the statistics A and b. They travel as weights do, as safetensors.
 """
 
 # coverage: every branch
@@ -42,6 +42,20 @@ class GradientStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """The gradient of the device's loss at the weights; the answer is (d,)."""
 
 
+class ForwardStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="forward"):
+    """A step along the gradient from the weights; the answer is where it leads, (d,)."""
+
+    step: Annotated[float, Meta(ge=0, le=1e18)]
+    """Its length; 0 for a device that measures alone, because no constant is known yet."""
+
+
+class StreamStep(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="stream"):
+    """The subgradients of the next samples of a stream, which begins again at its end; the answer is their sum."""
+
+    first: Annotated[int, Meta(ge=0, le=2**53)]
+    count: Annotated[int, Meta(ge=1, le=2**31)]
+
+
 class MixedEffectPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="mixed_effect"):
     """The statistics of the mixed-effect model; the answer is A's lower triangle and b."""
 
@@ -50,7 +64,7 @@ class MixedEffectPart(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     width: Annotated[float, Meta(gt=0, le=1e9)]
 
 
-LinearWork = DualSteps | GradientStep | MixedEffectPart
+LinearWork = DualSteps | GradientStep | ForwardStep | StreamStep | MixedEffectPart
 
 
 class LinearFacts(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

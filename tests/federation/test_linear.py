@@ -73,6 +73,9 @@ def test_killed_processes_over_mqtt_end_where_a_simulation_does_with_a_certifica
     site.ends(server, *devices)
     assert related.weights(site.state / "report" / "models") == weights
     assert sorted(weights) == ["label.safetensors", *(f"label/{name}.safetensors" for name in NAMES)]
+    page = (site.state / "report" / "report.html").read_text(encoding="utf-8")
+    assert "Three devices trained one task with linear models for 18 rounds." in page
+    assert "Objective and duality gap" in page
     rounds = site.report()["rounds"]
     measured = [row["linear"] for row in rounds]
     assert measured == [row["linear"] for row in expected["rounds"]]
@@ -93,6 +96,26 @@ def test_relations_that_are_learned_lower_the_loss_of_related_devices(related):
     together, _ = related.simulate("together", **{"grouping.strategy": "dmtrl", "linear.relation_rounds": 4})
     assert together["rounds"][-1]["linear"]["objective"] < alone["rounds"][-1]["linear"]["objective"]
     assert alone["rounds"][-1]["linear"]["gap"] < 0.02
+
+
+def test_amtl_hears_devices_as_they_come_and_goes_on_after_kills(bench):
+    values = LinearBench(bench, "values")
+    site = values.site
+    server = site.serve(
+        min_devices=3, strategy="amtl", round_mode="buffered", buffer_size=1, max_staleness=6, linear_ridge=1.0,
+        merged_rounds=30, split_rounds=15,
+    )  # fmt: skip
+    devices = [values.device(name) for name in NAMES]
+    site.until(server, "device-3 has joined")
+    for victim in (devices[0], server):
+        time.sleep(0.3)
+        victim.again()
+    site.ends(server, *devices)
+    report = site.report()
+    assert [len(row["clients"]) for row in report["rounds"]] == [1] * 45
+    assert {name for row in report["rounds"] for name in row["clients"]} == set(NAMES)
+    assert len(values.weights(site.state / "report" / "models")) == 4
+    assert report["test_metrics"]["end"]["value"]["value"] < 1.6
 
 
 @pytest.mark.long

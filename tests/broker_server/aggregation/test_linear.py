@@ -9,8 +9,9 @@ from edge_runtime.linear.dual import ascend, local_gap, order_of, sum_of
 from edge_runtime.linear.gradient import gradient, smoothness
 from edge_runtime.linear.losses import LOSSES
 from edge_runtime.linear.mixed_effect import MixedEffect
-from edge_runtime.wire.linear import DualSteps, GradientStep, LinearFacts, MixedEffectPart
+from edge_runtime.wire.linear import DualSteps, ForwardStep, GradientStep, LinearFacts, MixedEffectPart, StreamStep
 
+AMTL = golden("amtl")
 NAMES = ("a", "b", "c", "d")
 TASK = dict(zip(NAMES, range(4), strict=True))
 
@@ -76,6 +77,12 @@ class Federation:
                 order = order_of(len(x), passes, (1, self.index))
                 self.alpha[name] = {self.index: ascend(x, y, alpha, sent, self.loss, work.curvature, order)}
                 return sum_of(x, self.alpha[name][self.index]), LinearFacts(steps=len(order), gap=gap)
+            case ForwardStep():
+                facts = LinearFacts(steps=len(x), smoothness=smoothness(x, self.loss))
+                return sent - work.step * gradient(x, y, sent, self.loss), facts
+            case StreamStep(first=first, count=count):
+                seen = slice(first, first + count)
+                return gradient(x[seen], y[seen], sent, self.loss), LinearFacts(steps=count)
             case GradientStep():
                 return gradient(x, y, sent, self.loss), LinearFacts(steps=len(x), smoothness=smoothness(x, self.loss))
             case MixedEffectPart():
@@ -156,6 +163,31 @@ def test_proximal_steps_wait_for_nobody_who_is_away():
     assert found.objectives[-1] == pytest.approx(golden("amtl")["optimum"]["trace"]["objective"], abs=1e-4)
 
 
+def test_amtl_ends_where_the_synchronous_steps_do_whoever_comes_when():
+    found = Federation("amtl", "half_squared", VALUES, 6000, ridge=1.0, relaxation=0.3)
+    order = np.random.default_rng(2).choice(NAMES, size=1500, p=[0.4, 0.3, 0.2, 0.1])
+    found.round(("a", "b"))
+    assert not found.state["v"].any()
+    for name in order:
+        found.round((str(name),))
+    assert found.rounds == 6000
+    best = golden("amtl")["optimum"]["trace"]["W"]
+    np.testing.assert_allclose([*found.weights.values()], by_task(best), atol=1e-4)
+
+
+def test_online_steps_follow_the_golden_rounds_and_stay_in_the_ball():
+    known = golden("online")["online_conditional_gradient"]
+    settings = {"radius": known["radius"], "online_rate": known["eta"]}
+    found = Federation("online_primal_dual", "hinge", CLASSES, 8, **settings)
+    for rounds in known["rounds"]:
+        found.round()
+        np.testing.assert_allclose([*found.weights.values()], by_task(rounds["W"]), atol=1e-6)
+        norm = np.linalg.svd(found.state["w"], compute_uv=False).sum()
+        assert norm == pytest.approx(rounds["nuclear_norm"], abs=1e-5)
+    found.round(("a", "c"))
+    assert not np.array_equal(found.state["g"][0], found.state["g"][1])
+
+
 def test_mixed_effect_takes_one_round():
     known = golden("mixed_effect")
     found = Federation("mixed_effect", "half_squared", VALUES, 30, ridge=known["lam"], shared=known["alpha"], width=0.4)
@@ -168,3 +200,39 @@ def test_mixed_effect_takes_one_round():
 def test_other_strategies_have_no_rule():
     assert linear_rule("mas", LinearSettings()) is None
     assert linear_rule("dmtrl", LinearSettings()) == linear_rule("mocha", LinearSettings())
+
+
+class Delayed:
+    """AMTL's golden course: who answers when, and how many answers before his column was read."""
+
+    def __init__(self, rule, delays):
+        self.rule, self.delays, self.history = rule, delays, []
+        golden_state = {"delays": np.zeros((4, 5)), "smoothness": np.array([AMTL["L"]]), "v": np.zeros((4, 5))}
+        self.state = golden_state
+        self.history.append(golden_state)
+
+    def answer(self, k, t):
+        age = min(self.delays[k % len(self.delays)], k)
+        read = self.history[k - age]
+        p = self.rule.weights(read)[t]
+        step = self.rule.work(read, NAMES[t], t, None, RoundPlace(index=0, rounds=9)).step
+        z = p - step * gradient(X[t], VALUES[t], p, LOSSES["half_squared"])
+        facts = LinearFacts(steps=len(X[t]), smoothness=smoothness(X[t], LOSSES["half_squared"]))
+        given = {
+            NAMES[t]: Answer(
+                vector=z, sent=p, loss=0.0, examples=len(X[t]), facts=facts, age=self.delays[k % len(self.delays)]
+            )
+        }
+        self.state = self.rule.fold(self.state, NAMES, given, RoundPlace(index=0, rounds=9)).state
+        self.history.append(self.state)
+
+
+@pytest.mark.parametrize(("name", "tau", "dynamic"), [("amtl", 2, False), ("amtl_dynamic", 8, True)])
+def test_amtl_follows_the_golden_course(name, tau, dynamic):
+    found = AMTL[name]
+    rule = linear_rule("amtl", LinearSettings(ridge=1.0, dynamic_step=dynamic), tau)
+    course = Delayed(rule, found["delays"])
+    for k in range(40):
+        course.answer(k, found["order"][k % 6])
+        if (v := found["V"].get(str(k + 1))) is not None:
+            np.testing.assert_allclose(course.state["v"], by_task(v), atol=1e-8)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from family import VALUES, X, by_task, golden
 
-from broker_server.aggregation.proximal_maps import proximal, value
+from broker_server.aggregation.proximal_maps import leading_pair, proximal, value
 from edge_runtime.linear.gradient import gradient, smoothness
 from edge_runtime.linear.losses import LOSSES
 
@@ -43,6 +43,16 @@ def test_steps_end_at_the_optimum_of_another_solver(regulariser):
         w = stepped(regulariser, WEIGHTS[regulariser], w, GOLDEN["eta"])
     np.testing.assert_allclose(w, by_task(found["W"]), atol=1e-6)
     assert objective(regulariser, WEIGHTS[regulariser], w) == pytest.approx(found["objective"], abs=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(3, 6), (6, 3)])
+def test_leading_pair_is_that_of_the_decomposition(shape):
+    a = np.random.default_rng(2).normal(size=shape)
+    left, right = leading_pair(a)
+    u, s, v = np.linalg.svd(a)
+    np.testing.assert_allclose(np.outer(left, right), np.outer(u[:, 0], v[0]), atol=1e-9)
+    assert left @ a @ right == pytest.approx(s[0])
+    assert not leading_pair(np.zeros(shape))[0 if shape[0] > shape[1] else 1].any()
 
 
 @pytest.mark.parametrize("shape", [(3, 6), (6, 3)])

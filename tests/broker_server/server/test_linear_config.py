@@ -39,11 +39,19 @@ def test_terms_that_do_not_go_with_a_bundle_are_refused(make_config, strategy, l
     [
         ({"strategy": "dmtrl", "linear_passes_of": {"a": 2.0}}, "linear.passes_of"),
         ({"strategy": "mocha", "round_mode": "buffered"}, "rounds.mode: 'mocha'"),
+        ({"strategy": "amtl"}, "'amtl' hears one device at a time"),
+        ({"strategy": "amtl", "round_mode": "buffered"}, "'amtl' hears one device at a time"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(make_config, keys, wrong):
     with pytest.raises(ConfigInvalid, match=wrong):
         check(make_config(**keys))
+
+
+def test_amtl_takes_the_bound_on_delays_from_the_rounds(make_config):
+    config = make_config(strategy="amtl", round_mode="buffered", buffer_size=1, max_staleness=7)
+    check(config)
+    assert config.terms(bundle("logistic")).linear.most_delays == 7
 
 
 def test_fingerprint_has_the_rule_of_linear_models_alone(make_config):

@@ -14,7 +14,7 @@ from edge_runtime.linear.dual import ascend, local_gap, order_of, sum_of
 from edge_runtime.linear.gradient import gradient, smoothness
 from edge_runtime.linear.losses import LOSSES
 from edge_runtime.wire.blob import Blob
-from edge_runtime.wire.linear import DualSteps, GradientStep, MixedEffectPart
+from edge_runtime.wire.linear import DualSteps, ForwardStep, GradientStep, MixedEffectPart, StreamStep
 from edge_runtime.wire.messages import Plan, Training
 from edge_runtime.worker import LocalWorker
 
@@ -123,6 +123,14 @@ def test_gradient_and_statistics_are_of_the_devices_samples(tmp_path):
     expected = gradient(device.x, device.y, w.astype(np.float64), device.loss)
     np.testing.assert_allclose(found.weights, expected, rtol=1e-6)
     assert found.linear.smoothness == pytest.approx(smoothness(device.x, device.loss))
+    moved = device.train(ForwardStep(step=0.1), w)
+    np.testing.assert_allclose(moved.weights, w - 0.1 * expected, rtol=1e-5)
+    assert moved.linear == found.linear
+    stream = device.train(StreamStep(first=16, count=4), w)
+    seen = [16, 17, 0, 1]
+    slope = gradient(device.x[seen], device.y[seen], w.astype(np.float64), device.loss)
+    np.testing.assert_allclose(stream.weights, slope, rtol=1e-5)
+    assert (stream.examples, stream.linear.steps) == ({"score": 4}, 4)
     loss = {"score": float(device.loss.value(device.x @ w.astype(np.float64), device.y).mean())}
     assert found.train_loss == pytest.approx(loss)
     known = golden("mixed_effect")
