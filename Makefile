@@ -34,7 +34,7 @@ PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-ort-training venv-cluster board lint site settings check test test-workstation test-board test-arm test-boards test-brokers test-page test-processors test-cluster test-long \
 	test-torch test-random-models fuzz coverage-operators \
-	apt apt-brokers apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-security compare compare-long compare-time \
+	apt apt-brokers apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-stragglers bench-security compare compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
 help:
@@ -69,6 +69,7 @@ help:
 	@echo "make bench-split  split training against training on the device into docs/split_learning.md"
 	@echo "make bench-reconstruction  what comes back of images in split learning, and what keeping it back costs (5 minutes)"
 	@echo "make bench-link   a round over slow and bad lines into docs/link.md (half an hour, nearly idle)"
+	@echo "make bench-stragglers  time to a loss with slow boards, by synchronous and buffered rounds (10 minutes)"
 	@echo "make bench-security  what signatures and TLS cost the demo (3 minutes)"
 	@echo "make compare      methods side by side on rendered rooms into benchmarks/results/rooms5 (40 minutes); goes on where it was stopped"
 	@echo "make compare-long  the methods that matter most with 40 rounds instead of 15"
@@ -295,6 +296,9 @@ bench-reconstruction: $(VENV)/.stamp
 
 bench-link: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.link
+
+bench-stragglers: $(VENV)/.stamp
+	$(VENV)/bin/python -m benchmarks.stragglers
 
 # Rendered buildings, as data sets of so many pixels. What is there stays: runs that go on know their data by its times.
 runs/rooms8-32/building_07/dataset.json: IMAGES := 72
