@@ -93,6 +93,7 @@ def results_of(bench, method):
     return {row.round.number: journal.results(row.round.number) for row in rows}
 
 
+@pytest.mark.long
 def test_a_slow_board_is_waited_for_or_not_and_its_partial_work_counts(bench):
     methods = (
         '[methods.late]\nstrategy = "all_in_one"\nrounds.deadline_s = 20\n\n'
