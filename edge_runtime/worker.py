@@ -350,7 +350,8 @@ class LocalWorker:
         try:
             if self._graph_cache is None:
                 self._graph_cache = GraphCache(self._started_engine(memory.arena_bytes if memory else None))
-            graphs = self._graph_cache.of(manifest, lambda _, digest: store.path(digest))
+            batch = 1 if memory is None else memory.plan.micro_batch
+            graphs = self._graph_cache.of(manifest, lambda _, digest: store.path(digest), batch)
         except BundleInvalid as exc:
             raise WorkRefused("bundle", str(exc)) from exc
         plan = memory.plan if memory else None

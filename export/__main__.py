@@ -23,9 +23,13 @@ from devices.cli.values import names, whole_number
 from edge_runtime.training.engine import SPARE_BYTES, Arrays, Engine, EngineError, Graph, GraphObservation
 from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
+from edge_runtime.wire.bundle_cost import check_costs
 from edge_runtime.wire.errors import TensorsInvalid, WireError
 from edge_runtime.wire.files import check_writable, write_atomic
+from edge_runtime.wire.footprint import MICRO_BATCHES
+from edge_runtime.wire.graph_cost import graph_cost
 from edge_runtime.wire.messages import SplitLearning
+from edge_runtime.wire.operators import check_graph
 from edge_runtime.wire.reconstruction import fault as reconstruction_fault
 from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
 from export import provenance
@@ -146,6 +150,7 @@ def _compile(args: argparse.Namespace) -> int:
             manifest = msgspec.structs.replace(manifest, footprint=taken)
         except EngineError as exc:  # an onnxruntime before 1.28, the last for Python 3.10 among them
             print(f"the bundle has no memory plan: {exc}", file=sys.stderr)
+        _check_costs(manifest, compiled)
         provenance.forget(args.out)
         manifest = _with_artifacts(args, compiled, manifest, run)
     bundle_folder.write_folder(args.out, manifest, pack(compiled.table, compiled.weights), compiled.files)
@@ -172,6 +177,13 @@ def _compile(args: argparse.Namespace) -> int:
             f"{parity.compared} tensors within {parity.max_relative_error:.1e} of PyTorch"
         )
     return DONE
+
+
+def _check_costs(manifest: wire.Manifest, compiled: Compiled) -> None:
+    """Raise BundleInvalid where devices would, for what a graph takes."""
+    graphs = {name: check_graph(data, name) for name, data in compiled.graphs.items()}
+    for batch in (1, MICRO_BATCHES[-1]):
+        check_costs(manifest, {name: graph_cost(graph, name, batch) for name, graph in graphs.items()}, batch)
 
 
 def _sources(args: argparse.Namespace, model: MultiTaskModel) -> str | None:

@@ -40,6 +40,7 @@ from edge_runtime.wire import bundle_folder
 from edge_runtime.wire import manifest as wire
 from edge_runtime.wire.errors import BundleInvalid, WireError
 from edge_runtime.wire.files import atomic_file
+from edge_runtime.wire.graph_cost import graph_cost
 from edge_runtime.wire.messages import Training
 from edge_runtime.wire.metrics import METRICS
 from edge_runtime.wire.names import TaskName
@@ -213,7 +214,7 @@ def _predict(args: argparse.Namespace) -> int:
     if args.count < 1:
         raise UsageError("--count must be at least 1")
     inputs, labels = split.batch(range(min(args.count, len(split))))
-    check_graph_file(args.model, args.model.name)
+    graph_cost(check_graph_file(args.model, args.model.name), args.model.name, len(next(iter(inputs.values()))))
     found = Engine().load(args.model).call(inputs)
     arrays = dict(inputs)
     for name, prediction in found.items():
@@ -239,7 +240,9 @@ def _open(
             check_fits(manifest, split)
     memory = _planned(args, chosen, manifest, dataset)
     engine = Engine(chosen.threads or None, (memory and memory.arena_bytes) or ARENA_BYTES)
-    graphs = GraphCache(engine).of(manifest, lambda name, _: bundle_folder.graph_path(args.bundle, name))
+    graphs = GraphCache(engine).of(
+        manifest, lambda name, _: bundle_folder.graph_path(args.bundle, name), memory.plan.micro_batch if memory else 1
+    )
     step = None
     if args.engine == "ort_training":
         path = lambda group, _: bundle_folder.artifact_path(args.bundle, group, wire.TRAINING)  # noqa: E731

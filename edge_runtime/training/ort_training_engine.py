@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_runtime.training.engine import Engine, Graph, engine_version, is_training_build
+from edge_runtime.wire.graph_cost import graph_cost
 from edge_runtime.wire.manifest import TRAINING, Artifacts, Manifest
 from edge_runtime.wire.names import group_id
 from edge_runtime.wire.operators import ORT_TRAINING, check_graph_file
@@ -120,7 +121,7 @@ class OrtTrainingCache:
         if self._loaded is None or self._loaded[0] != digest:
             self._loaded = None  # the one before is freed first
             group = group_id(manifest.task_names)
-            path = locate(group, digest)
-            check_graph_file(path, f"{TRAINING} of {group}", ORT_TRAINING)
+            path, name = locate(group, digest), f"{TRAINING} of {group}"
+            graph_cost(check_graph_file(path, name, ORT_TRAINING), name)
             self._loaded = (digest, self._engine.load(path))
         return OrtTrainingStep(self._loaded[1], manifest)

@@ -7,8 +7,8 @@ Rules
   graph is checked as the others are, and has no Scan in it.
 - A graph has no functions and no content in other files, so what is looked at here is all there is.
 - A field that no exporter of ours writes is refused, and so is one that is there twice where the format has one: two
-  readers might understand it differently. Only descriptions of types (inputs, outputs) are left to the engine.
-- A constant is as large as its shape says, and no array is made that no board could hold (graph_size.py).
+  readers might understand it differently. Only descriptions of outputs' types are left to the engine.
+- A constant is as large as its shape says. What the nodes take is worked out of what is read here (graph_cost.py).
 
 (The ONNX format: https://github.com/onnx/onnx/blob/v1.17.0/onnx/onnx.proto)
 """
@@ -17,17 +17,20 @@ Rules
 
 import math
 import struct
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edge_runtime.wire.errors import BundleInvalid, reason
-from edge_runtime.wire.graph_size import MAX_KNOWN, GraphSize, TooLarge
+from edge_runtime.wire.graph_cost import GraphContent, Step
+from edge_runtime.wire.graph_node import MAX_NUMBERS, Attribute, KnownArray
 from edge_runtime.wire.protobuf import BYTES, FIXED32, FIXED64, VARINT, ProtobufInvalid, fields, varint
 
 OPSET = 18
 MAX_GRAPH_BYTES = 256 * 1024**2
+MAX_NODES = 50_000
+"""More take an engine minutes to read."""
 MAX_DIMENSIONS = 16
 MAX_DIMENSION = 2**31
 
@@ -100,6 +103,11 @@ _GRAPH = _Message(
     frozenset({1, 5, 11, 12, 13}),
     {14: "quantisation", 15: "sparse constants"},
 )
+_VALUE = _Message("an input or output", dict.fromkeys((1, 2, 3), (BYTES,)), frozenset(), {})
+_TYPE = _Message("an input's type", {1: (BYTES,), 6: (BYTES,)}, frozenset(), {})
+_TENSOR_TYPE = _Message("an input's type", {1: (VARINT,), 2: (BYTES,)}, frozenset(), {})
+_SHAPE = _Message("an input's shape", {1: (BYTES,)}, frozenset({1}), {})
+_DIMENSION = _Message("an input's dimension", {1: (VARINT,), 2: (BYTES,), 3: (BYTES,)}, frozenset(), {})
 _NODE = _Message("a node", dict.fromkeys((1, 2, 3, 4, 5, 6, 7), (BYTES,)), frozenset({1, 2, 5}), {8: "an overload"})
 _ATTRIBUTE = _Message(
     "an attribute",
@@ -117,31 +125,33 @@ _TENSOR = _Message(
 )
 _DATA_TYPES = {1: (4, 4), 6: (4, 5), 7: (8, 7), 9: (1, 5), 11: (8, 10)}
 """Bytes of an element in raw data, and the field that has the elements otherwise: float, int32, int64, bool, double."""
-_INT64 = 7
+_FORMS = {1: "f", 6: "i", 7: "q"}
+"""The types of constants whose numbers may say how large something is, by their letters for struct."""
+_FLOATS = 4
 _VARINTS = (5, 7)
 _WIDTHS = {4: 4, 10: 8}
 """The fields with elements of a constant: those of any length, and bytes of those of a fixed one."""
 
 
-def check_graph(data: bytes, name: str, operators: Operators = PORTABLE) -> None:
-    """Raise BundleInvalid, which names the graph, unless all of an ONNX file is what a bundle may have."""
+def check_graph(data: bytes, name: str, operators: Operators = PORTABLE) -> GraphContent:
+    """Return what is in an ONNX file. Raises BundleInvalid, which names the graph, where a bundle may not have that."""
     _check_size(len(data), name)
     try:
-        _check_model(memoryview(data), operators)
-    except (_NotAllowed, TooLarge) as exc:
+        return _model(memoryview(data), operators)
+    except _NotAllowed as exc:
         raise BundleInvalid(f"graph {name} is refused: {exc}") from exc
     except (ProtobufInvalid, UnicodeDecodeError) as exc:
         raise BundleInvalid(f"graph {name} is not an ONNX graph: {reason(exc)}") from exc
 
 
-def check_graph_file(path: Path, name: str, operators: Operators = PORTABLE) -> None:
+def check_graph_file(path: Path, name: str, operators: Operators = PORTABLE) -> GraphContent:
     """Check a file as `check_graph` does; it must exist."""
     try:
         _check_size(path.stat().st_size, name)
         data = path.read_bytes()
     except OSError as exc:
         raise BundleInvalid(f"graph {name} cannot be read: {exc.strerror}") from exc
-    check_graph(data, name, operators)
+    return check_graph(data, name, operators)
 
 
 def _check_size(size_bytes: int, name: str) -> None:
@@ -153,7 +163,7 @@ class _NotAllowed(Exception):
     """A message that can be read, and says what a bundle may not have."""
 
 
-def _check_model(data: memoryview, operators: Operators) -> None:
+def _model(data: memoryview, operators: Operators) -> GraphContent:
     graph, versions = None, {}
     for number, value in _read(data, _MODEL):
         if number == 7:
@@ -168,26 +178,52 @@ def _check_model(data: memoryview, operators: Operators) -> None:
         raise _NotAllowed("it has no graph")
     if versions.get("") != OPSET:
         raise _NotAllowed(f"it is written for opset {versions.get('', 'none')}, and this software runs {OPSET}")
-    _check_parts(graph, operators)
+    return _parts(graph, operators)
 
 
-def _check_parts(graph: memoryview, operators: Operators) -> None:
-    size, nodes = GraphSize(), []
+def _parts(graph: memoryview, operators: Operators) -> GraphContent:
+    found: dict[int, list[memoryview]] = {1: [], 5: [], 11: [], 12: []}
     for number, value in _read(graph, _GRAPH):
-        if number == 1:
-            nodes.append(value)
-        elif number == 5:
-            elements = _check_tensor(value)
-            name, integers = _integers(value)
-            size.constant(name, elements, integers)
+        if number in found:
+            found[number].append(value)
+    nodes, tensors, described, made = found.values()
+    if len(nodes) > MAX_NODES:
+        raise _NotAllowed(f"it has more than {MAX_NODES} nodes")
+    constants = [_constant(tensor) for tensor in tensors]
+    steps = []
     for node in nodes:
-        _check_node(node, operators, size)
+        step, constant = _step(node, operators)
+        if constant is None:
+            steps.append(step)
+        else:
+            constants += (replace(constant, name=name) for name in step.outputs)
+    values = {constant.name: constant.value for constant in constants}
+    inputs = [each for each in map(_input, described) if each[0] not in values]
+    return GraphContent(
+        inputs={name: shape for name, shape, _ in inputs},
+        constants=values,
+        wide={constant.name for constant in constants if constant.is_wide} | {name for name, _, wide in inputs if wide},
+        steps=steps,
+        outputs=[_text(dict(_read(output, _VALUE)).get(1, b"")) for output in made],
+    )
 
 
-def _check_node(data: memoryview, operators: Operators, size: GraphSize) -> None:
+def _input(data: memoryview) -> tuple[str, tuple[int | str, ...] | None, bool]:
+    """Return the name of an input, its shape if it has one, and whether its elements have 8 bytes."""
+    described = dict(_read(data, _VALUE))
+    tensor = dict(_read(dict(_read(described.get(2, memoryview(b"")), _TYPE)).get(1, memoryview(b"")), _TENSOR_TYPE))
+    shape = None
+    if 2 in tensor:
+        dimensions = (dict(_read(dimension, _DIMENSION)) for _, dimension in _read(tensor[2], _SHAPE))
+        shape = tuple(each[1] if 1 in each else _text(each.get(2, b"")) for each in dimensions)
+    return _text(described.get(1, b"")), shape, _is_wide(tensor.get(1, 0))
+
+
+def _step(data: memoryview, operators: Operators) -> tuple[Step, "_Constant | None"]:
+    """Return a node, and the constant that it makes, if it is one."""
     operator = domain = ""
     names: dict[int, list[str]] = {1: [], 2: []}
-    held: dict[int, list[memoryview]] = {5: [], 6: []}
+    given: list[_Attribute] = []
     for number, value in _read(data, _NODE):
         if number in names:
             names[number].append(_text(value))
@@ -196,18 +232,16 @@ def _check_node(data: memoryview, operators: Operators, size: GraphSize) -> None
         elif number == 7:
             domain = _text(value)
         elif number == 5:
-            _check_attribute(value, held)
+            given.append(_attribute(value))
     _check_operator(operator, domain, operators)
-    constants, bodies = held.values()
+    bodies = [each.body for each in given if each.body is not None]
     if len(bodies) != (operator == SCAN):
         raise _NotAllowed(f"a node of {operator} has {len(bodies)} graphs of its own")
-    for body in bodies:
-        _check_parts(body, {domain: allowed - {SCAN} for domain, allowed in operators.items()})
-    size.node(operator, names[1], names[2])
-    for constant in constants if operator == "Constant" else ():
-        elements, (_, integers) = _check_tensor(constant), _integers(constant)
-        for name in names[2]:
-            size.constant(name, elements, integers)
+    inner = {domain: allowed - {SCAN} for domain, allowed in operators.items()}
+    attributes = {each.name: each.value for each in given if each.value is not None}
+    constants = [each.constant for each in given if each.constant is not None]
+    step = Step(operator, attributes, names[1], names[2], *(_parts(body, inner) for body in bodies))
+    return step, constants[-1] if constants and operator == "Constant" else None
 
 
 def _check_operator(operator: str, domain: str, operators: Operators) -> None:
@@ -216,58 +250,97 @@ def _check_operator(operator: str, domain: str, operators: Operators) -> None:
         raise _NotAllowed(f"operator {reason(repr(whole))} is not one that a bundle may have")
 
 
-def _check_attribute(data: memoryview, held: Mapping[int, list[memoryview]]) -> None:
-    """Add to `held`, by their fields, the constant, which is checked, and the graph of an attribute that has them."""
+@dataclass(frozen=True)
+class _Attribute:
+    """An attribute: its value where that is whole or a text, its constant, checked, or its graph, unchecked."""
+
+    name: str
+    value: Attribute | None
+    constant: "_Constant | None"
+    body: memoryview | None
+
+
+def _attribute(data: memoryview) -> _Attribute:
+    name, constant, several = "", None, list[int]()
+    found: Attribute | None = None
+    body: memoryview | None = None
     for number, value in _read(data, _ATTRIBUTE):
-        if number == 5:
-            _check_tensor(value)
-        if number in held:
-            held[number].append(value)
+        if number == 1:
+            name = _text(value)
+        elif number == 3:
+            found = _signed(value)
+        elif number == 4:
+            found = bytes(value).decode(errors="replace")
+        elif number == 5:
+            constant = _constant(value)
+        elif number == 6:
+            body = value
+        elif number == 8:
+            several += (_signed(each) for each in _numbers(value))
+            found = tuple(several)
+    return _Attribute(name, found, constant, body)
 
 
-def _check_tensor(data: memoryview) -> int:
-    """Return the elements of a constant; refuse one whose content has another length than its shape and type say."""
-    shape: list[int] = []
-    counts = dict.fromkeys((*_VARINTS, *_WIDTHS), 0)
-    kind = raw = 0
+@dataclass(frozen=True)
+class _Constant:
+    name: str
+    value: KnownArray
+    is_wide: bool
+
+
+def _constant(data: memoryview) -> _Constant:
+    """Return a constant; refuse one whose content has another length than its shape and type say."""
+    name, shape, kind, raw = "", list[int](), 0, memoryview(b"")
+    counts, found = dict.fromkeys((*_VARINTS, *_WIDTHS), 0), list[float]()
     for number, value in _read(data, _TENSOR):
         if number == 1:
             shape += _numbers(value)
         elif number == 2:
             kind = value
+        elif number == 8:
+            name = _text(value)
         elif number == 9:
-            raw = len(value)
+            raw = value
         elif number == 14 and value:
             raise _NotAllowed("a constant has its content in another file")
         elif number in counts:
             counts[number] += _count(number, value)
+            found += _some(number, value) if len(found) <= MAX_NUMBERS else []
     if kind not in _DATA_TYPES:
         raise _NotAllowed(f"a constant has data type {kind}")
     if len(shape) > MAX_DIMENSIONS or any(dim >= MAX_DIMENSION for dim in shape):
         raise _NotAllowed("a constant has too many dimensions, or too large ones")
-    elements = math.prod(shape)
+    return _Constant(
+        name, KnownArray(tuple(shape), _content(kind, math.prod(shape), raw, counts, found)), _is_wide(kind)
+    )
+
+
+def _content(
+    kind: int, elements: int, raw: memoryview, counts: Mapping[int, int], found: Sequence[float]
+) -> tuple[float, ...] | None:
+    """Return the numbers of a constant, where they are few and may say how large something is."""
     width, field = _DATA_TYPES[kind]
     stored = {number: count for number, count in counts.items() if count}
-    as_bytes = raw == elements * width and not stored
-    as_numbers = not raw and stored == {field: elements}
-    if not as_bytes and not as_numbers:
+    as_bytes = len(raw) == elements * width and not stored
+    if not as_bytes and (raw or stored != {field: elements}):
         raise _NotAllowed(f"a constant of {elements} elements has a content of another length")
-    return elements
+    if elements > MAX_NUMBERS or kind not in _FORMS:
+        return None
+    return struct.unpack(f"<{elements}{_FORMS[kind]}", raw) if as_bytes else tuple(found)
 
 
-def _integers(data: memoryview) -> tuple[str, tuple[int, ...] | None]:
-    """Return the name of a checked constant, and its numbers where they are few and of 64 bits, as shapes are."""
-    name, kind, found = "", 0, list[int]()
-    for number, value in _read(data, _TENSOR):
-        if number == 2:
-            kind = value
-        elif number == 8:
-            name = _text(value)
-        elif number == 9 and len(value) <= 8 * MAX_KNOWN and len(value) % 8 == 0:
-            found += struct.unpack(f"<{len(value) // 8}q", value)
-        elif number == 7 and len(found) <= MAX_KNOWN:
-            found += [_signed(each) for each in _numbers(value)[:MAX_KNOWN]]
-    return name, tuple(found) if kind == _INT64 else None
+def _some(number: int, value: int | memoryview) -> list[float]:
+    """Return the first numbers of a field of a constant that has integers or float32."""
+    if number in _VARINTS:
+        return [_signed(each) for each in _numbers(value)[: MAX_NUMBERS + 1]]
+    assert isinstance(value, memoryview)
+    some = value[: 4 * (MAX_NUMBERS + 1)]
+    return [*struct.unpack(f"<{len(some) // 4}f", some)] if number == _FLOATS and len(some) % 4 == 0 else []
+
+
+def _is_wide(kind: int) -> bool:
+    """Return whether elements of a type have 8 bytes."""
+    return _DATA_TYPES.get(kind, (0, 0))[0] == 8
 
 
 def _signed(number: int) -> int:

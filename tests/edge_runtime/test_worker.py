@@ -337,7 +337,7 @@ def test_worker_refuses_an_image_without_numbers_and_samples_that_cannot_be_vari
     [
         (lambda _: b"not a graph", "bundle", "graph {graph} is not an ONNX graph"),
         (lambda content: content.replace(b"Conv", b"Loop"), "bundle", "graph {graph} is refused: operator 'Loop'"),
-        (lambda content: content.replace(b"Conv", b"Gemm"), "error", "cannot be loaded"),
+        (lambda content: content.replace(b"dilations", b"dilationz"), "error", "cannot be loaded"),
     ],
 )
 def test_worker_refuses_a_graph_that_it_cannot_use(change, reason, text, tiny, worker, store, work, graph):

@@ -1,6 +1,7 @@
 """Certificates of clients, with a real broker: who gets in, who does not, and what each end says."""
 
 import datetime as dt
+import ssl
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -109,3 +110,8 @@ def test_files_that_cannot_be_used_are_named(tmp_path):
         server_context(none, own.key, None)
     with pytest.raises(TlsUnusable, match=r"none\.pem has no PEM certificates"):
         server_context(own.certificate, own.key, none)
+
+
+def test_no_version_of_tls_before_1_2_is_spoken(tmp_path):
+    own = Certificates(tmp_path).server(["localhost"])
+    assert server_context(own.certificate, own.key, None).minimum_version == ssl.TLSVersion.TLSv1_2

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edge_runtime.wire.errors import BundleInvalid
-from edge_runtime.wire.operators import MAX_GRAPH_BYTES, OPSET, ORT_TRAINING, PORTABLE, check_graph, check_graph_file
+from edge_runtime.wire.operators import (
+    MAX_GRAPH_BYTES,
+    MAX_NODES,
+    OPSET,
+    ORT_TRAINING,
+    PORTABLE,
+    check_graph,
+    check_graph_file,
+)
 
 GRAPHS = sorted((Path(__file__).parents[2] / "fixtures" / "bundle" / "graphs").iterdir())
 
@@ -44,8 +52,14 @@ def node(operator, *more, domain=""):
     return message((1, "x"), (2, "y"), (4, operator), *([(7, domain)] if domain else []), *more)
 
 
+def described(name, *shape, kind=1):
+    """An input: a dimension is a number or a text."""
+    dimensions = [(1, message((1 if isinstance(size, int) else 2, size))) for size in shape]
+    return message((1, name), (2, message((1, message((1, kind), (2, message(*dimensions)))))))
+
+
 def graph(*pairs):
-    return message((2, "mas-edge"), *pairs, (11, b"any"), (12, b"any"))
+    return message((2, "mas-edge"), *pairs, (11, described("x", 1)), (12, message((1, "y"))))
 
 
 def model(*nodes, constants=(), opset=OPSET, more=(), inner=()):
@@ -77,6 +91,63 @@ CONSTANTS = {
     "shape_packed": message((1, number(2) + number(3)), (2, 1), (9, bytes(24))),
     "location_said": constant((9, bytes(8)), (14, 0)),
 }
+
+
+NUMBERS = {
+    "raw_integers": (0,) * 6,
+    "numbers": (1.0, 2.0),
+    "packed_numbers": (0.0, 0.0),
+    "integers": (5, -1),
+    "packed_integers": (300, 2),
+    "truth_as_integers": None,
+    "doubles": None,
+    "scalar": (0.0,),
+    "empty": (),
+}
+
+
+@pytest.mark.parametrize("case", NUMBERS)
+def test_numbers_of_a_constant_are_read_where_they_may_say_how_large_something_is(case):
+    read = check_graph(model(constants=[CONSTANTS[case]]), "g").constants["c"]
+    assert read.numbers == NUMBERS[case]
+    assert read.shape == {"raw_integers": (3, 2), "scalar": (), "empty": (0,)}.get(case, (2,))
+
+
+def test_numbers_of_a_large_constant_are_left():
+    many = [constant((9, bytes(4 * 65)), shape=(65,)), constant(*[(7, 1)] * 65, shape=(65,), kind=7)]
+    for each in many:
+        assert check_graph(model(constants=[each]), "g").constants["c"].numbers is None
+
+
+def test_graph_says_its_inputs_what_it_makes_and_the_attributes_of_its_nodes():
+    kinds = [message((1, "axis"), (3, -1)), message((1, "mode"), (4, "edge")), message((1, "pads"), (8, 1), (8, -2))]
+    kinds += [message((1, "scales"), (7, 1.0))]
+    inputs = [described("a", "batch_1", 3), described("i", 2, kind=7), message((1, "any")), described("c", 2)]
+    data = model(
+        node("Pad", *((5, kind) for kind in kinds)), constants=[CONSTANTS["raw"]], inner=[(11, i) for i in inputs]
+    )
+    found = check_graph(data, "g")
+    assert found.inputs == {"x": (1,), "a": ("batch_1", 3), "i": (2,), "any": None}  # c is a constant
+    assert found.wide == {"i"}
+    assert found.outputs == ["y"]
+    (step,) = found.steps
+    assert (step.operator, step.inputs, step.outputs) == ("Pad", ["x"], ["y"])
+    assert step.attributes == {"axis": -1, "mode": "edge", "pads": (1, -2)}
+
+
+def test_constant_in_a_node_is_one_of_the_graph():
+    made = message(
+        (2, "k"), (4, "Constant"), (5, message((1, "value"), (5, constant((7, 4), (7, 5), kind=7)), (20, 4)))
+    )
+    found = check_graph(model(made, message((2, "y"), (4, "Constant"))), "g")
+    assert found.constants["k"].numbers == (4, 5)
+    assert found.wide == {"k"}
+    assert [step.operator for step in found.steps] == ["Constant"]  # without a constant it makes nothing that is known
+
+
+def test_graph_of_too_many_nodes_is_refused():
+    with pytest.raises(BundleInvalid, match=f"graph g is refused: it has more than {MAX_NODES} nodes"):
+        check_graph(model(*[node("Identity")] * (MAX_NODES + 1)), "g")
 
 
 @pytest.mark.parametrize("case", CONSTANTS)
@@ -134,6 +205,10 @@ REFUSED = {
     "scan_in_a_scan": (scan(graph((1, node("Scan", (5, message((6, graph()))))))), "operator 'Scan'"),
     "scan_of_external": (scan(graph((5, constant((14, 1))))), "its content in another file"),
     "graphs_in_a_node": (attribute((11, graph())), "an attribute has graphs of its own"),
+    "input_of_another_type": (
+        model(inner=[(11, message((2, message((4, b"")))))]),
+        "an input's type has field 4",
+    ),
     "reference": (attribute((21, "r")), "an attribute has a reference"),
     "sparse_attribute": (attribute((22, b"")), "an attribute has a sparse constant"),
     "attribute_of_tomorrow": (attribute((99, 1)), "field 99 of wire type 0, which this software does not know"),

@@ -80,8 +80,9 @@ def translate() -> Callable[..., Translated]:
 
 @pytest.fixture(scope="session")
 def run_graph(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
-    """Runs an ONNX model on the engine that devices use."""
+    """Runs an ONNX model on the engine that devices use, and holds what it makes to what devices work out before."""
     from edge_runtime.training.engine import Engine
+    from edge_runtime.wire.graph_cost import graph_cost
     from edge_runtime.wire.operators import check_graph
 
     engine, folder = Engine(), tmp_path_factory.mktemp("graphs")
@@ -90,9 +91,19 @@ def run_graph(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
     def run(model: Any, inputs: dict[str, Any]) -> dict[str, Any]:
         path = folder / f"{next(numbers)}.onnx"
         data = model.SerializeToString()
-        check_graph(data, path.name)
+        graph = check_graph(data, path.name)
         path.write_bytes(data)
-        return engine.load(path).call(inputs)
+        made = engine.load(path).call(inputs)
+        varies = (
+            inputs[name].shape[at] // int(size.removeprefix("batch_"))
+            for name, shape in graph.inputs.items()
+            for at, size in enumerate(shape or ())
+            if isinstance(size, str)
+        )
+        cost = graph_cost(graph, path.name, next(varies, 1))
+        assert cost.unknown == ()
+        assert cost.outputs == {name: array.shape for name, array in made.items()}
+        return made
 
     return run
 
