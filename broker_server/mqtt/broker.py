@@ -118,7 +118,7 @@ class _Socket(asyncio.Protocol):
         self._hub.on_writable(self._client, True)
 
     def send(self, header: bytes, payload: bytes = b"") -> None:
-        if self._is_closed:
+        if self._is_closed or self._transport.is_closing():  # asyncio logs each write to a client that has vanished
             return
         self._hub.stats.bytes_out += len(header) + len(payload)
         if len(payload) <= _JOIN_BYTES:

@@ -461,3 +461,16 @@ def test_broker_raises_the_limit_of_open_files_as_far_as_it_may(monkeypatch):
     assert (_room_for(9000), limit[-1]) == (4096 - 256, (4096, 4096))
     limit.append((resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert _room_for(9000) == 9000
+
+
+def test_client_that_vanishes_while_much_is_sent_to_it_fills_no_log(site, until, caplog):
+    server, topic = site.local(), site.topics.command("dev1")
+    sock = connected(site, "dev1")
+    sock.sendall(encode(Subscribe(packet_id=1, filters=((topic, 0),))))
+    assert received(sock, 5)[0] == 0x90
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()  # with a reset: the first write fails
+    for _ in range(300):
+        server.publish(topic, bytes(200))
+    until(lambda: not site.broker._sockets)
+    assert "socket.send() raised exception" not in caplog.text
