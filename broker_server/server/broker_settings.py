@@ -33,7 +33,7 @@ class BrokerSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         bool,
         Meta(
             description="let in those alone who have the certificate of their device, which the server gives them and "
-            "renews; on a broker of others by `broker-config`"
+            "renews; on Mosquitto by `broker-config`"
         ),
     ] = False
     host_names: Annotated[
