@@ -34,7 +34,7 @@ PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-ort-training venv-cluster board lint site settings check test test-workstation test-board test-arm test-boards test-brokers test-page test-processors test-cluster test-long \
 	test-torch test-random-models fuzz coverage-operators \
-	apt apt-brokers apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-stragglers bench-security compare compare-long compare-time \
+	apt apt-brokers apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-stragglers bench-security compare compare-pairs compare-air compare-rooms compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
 help:
@@ -71,10 +71,13 @@ help:
 	@echo "make bench-link   a round over slow and bad lines into docs/link.md (half an hour, nearly idle)"
 	@echo "make bench-stragglers  time to a loss with slow boards, by synchronous and buffered rounds (10 minutes)"
 	@echo "make bench-security  what signatures and TLS cost the demo (3 minutes)"
-	@echo "make compare      methods side by side on rendered rooms into benchmarks/results/rooms5 (40 minutes); goes on where it was stopped"
+	@echo "make compare      does the split pay, and what chooses groups best: compare-pairs and compare-air, into docs/comparison.md; goes on where it was stopped"
+	@echo "make compare-pairs  two garments in one picture, eight devices, six tasks, all divisions into two groups"
+	@echo "make compare-air  Beijing's air, twelve stations, nine forecasts, from AIR=prsa_csv.tar.xz or a folder of its CSV files"
+	@echo "make compare-rooms  what methods cost on rendered rooms into benchmarks/results/rooms5 (40 minutes)"
 	@echo "make compare-long  the methods that matter most with 40 rounds instead of 15"
 	@echo "make compare-time  what each method makes of half of one-by-one's time (20 minutes)"
-	@echo "make compare-nine  as make compare, with nine tasks (70 minutes on two cores)"
+	@echo "make compare-nine  as make compare-rooms, with nine tasks (70 minutes on two cores)"
 	@echo "make compare-fedbone  a task for each client: FedBone beside others (half an hour)"
 	@echo "make compare-full the same with five and nine tasks, more pixels and rounds: most of a day on two cores"
 	@echo "make clean        removes environments, caches and runs"
@@ -312,11 +315,32 @@ runs/rooms8-32-many/building_07/dataset.json: | $(VENV)/.stamp
 	$(VENV)/bin/python -m broker_server rooms --out runs/rooms8-32-many-src --buildings 8 --images 160 --size 32 --seed 0
 	$(VENV)/bin/python -m edge_runtime datasets import runs/rooms8-32-many-src --out runs/rooms8-32-many --size 32 --val 0.1 --test 0.4
 
-# What was stopped goes on: a run that has finished is not run again.
-COMPARE = $(VENV)/bin/python -m broker_server simulate docs/experiments/$(1).toml --out runs/$(1) && \
-	$(VENV)/bin/python -m broker_server compare runs/$(1) --out benchmarks/results/$(1)
+# Garments in pairs, from Debian's package, which is installed where apt-get may be used.
+FASHION := /usr/share/datasets/fashion-mnist
+runs/pairs/device_07/dataset.json: | $(VENV)/.stamp
+	test -d $(FASHION) || apt-get install -y -qq dataset-fashion-mnist
+	$(VENV)/bin/python docs/experiments/pairs.py --source $(FASHION) --out runs/pairs
 
-compare: runs/rooms8-32/building_07/dataset.json
+# The stations' files, in a folder or an archive: the user's copy of UCI's Beijing Multi-Site Air Quality.
+AIR ?= ../shared/data/air/prsa_csv.tar.xz
+runs/air/wanshouxigong/dataset.json: | $(VENV)/.stamp
+	@test -e $(AIR) || { echo "make compare-air needs the stations' files: give AIR=FOLDER or AIR=ARCHIVE (docs/comparison.md)"; exit 1; }
+	$(VENV)/bin/python docs/experiments/air.py $(AIR) --out runs/air
+
+# What was stopped goes on: a run that has finished is not run again.
+COMPARE = $(VENV)/bin/python -m broker_server simulate docs/experiments/$(1).toml --out runs/$(or $(2),$(1)) && \
+	$(VENV)/bin/python -m broker_server compare runs/$(or $(2),$(1)) --out benchmarks/results/$(1)
+
+compare: compare-pairs compare-air
+	$(VENV)/bin/python -m benchmarks.headline
+
+compare-pairs: runs/pairs/device_07/dataset.json
+	$(call COMPARE,pairs,pairs-compare)
+
+compare-air: runs/air/wanshouxigong/dataset.json
+	$(call COMPARE,air,air-compare)
+
+compare-rooms: runs/rooms8-32/building_07/dataset.json
 	$(call COMPARE,rooms5)
 
 compare-long: runs/rooms8-32/building_07/dataset.json
