@@ -43,7 +43,7 @@ class Spread(nn.Linear):
 
 
 def likelihood(prediction, target):
-    variance = 0.01 + prediction["spread"].square()
+    variance = 1 + prediction["spread"].square()
     return ((prediction["mean"] - target).square() / variance + variance.log()).mean()
 
 
