@@ -34,7 +34,7 @@ PURE_LIST := $(subst $(empty) $(empty),$(comma),$(strip $(PURE)))
 
 .PHONY: help install venv venv-board venv-ort-training venv-cluster board lint site settings check test test-workstation test-board test-arm test-boards test-brokers test-page test-processors test-cluster test-long \
 	test-torch test-random-models fuzz coverage-operators \
-	apt apt-brokers apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-stragglers bench-security compare compare-pairs compare-air compare-rooms compare-long compare-time \
+	apt apt-brokers apt-emulation demo bench bench-device bench-examples bench-export bench-footprint bench-split bench-reconstruction bench-link bench-stragglers bench-security bench-server compare compare-pairs compare-air compare-rooms compare-long compare-time \
 	compare-nine compare-fedbone compare-full clean
 
 help:
@@ -53,7 +53,7 @@ help:
 	@echo "make test-processors  parity on other processors, emulated: x86-64 with SSE4.2 and AVX2, and a Raspberry Pi's (10 minutes)"
 	@echo "make test-brokers the same federation on Mosquitto, RabbitMQ, NATS and aedes, with faults, and on clusters (5 minutes)"
 	@echo "make test-page    the live page in Chromium, in each of its states (half a minute)"
-	@echo "make test-cluster a simulation on a Ray cluster of two nodes on this machine (2 minutes)"
+	@echo "make test-cluster a simulation, and a server, on a Ray cluster of two nodes on this machine (3 minutes)"
 	@echo "make test-torch   the exporter's tests with the oldest and the newest torch (10 GB; half an hour)"
 	@echo "make test-random-models  500 drawn models against PyTorch (half an hour)"
 	@echo "make fuzz         a live server among hostile clients, MINUTES=10"
@@ -70,6 +70,7 @@ help:
 	@echo "make bench-reconstruction  what comes back of images in split learning, and what keeping it back costs (5 minutes)"
 	@echo "make bench-link   a round over slow and bad lines into docs/link.md (half an hour, nearly idle)"
 	@echo "make bench-stragglers  time to a loss with slow boards, by synchronous and buffered rounds (10 minutes)"
+	@echo "make bench-server what one server bears: up to 1,000 devices and 50 MB, into docs/link.md (half an hour)"
 	@echo "make bench-security  what signatures and TLS cost the demo (3 minutes)"
 	@echo "make compare      does the split pay, and what chooses groups best: compare-pairs and compare-air, into docs/comparison.md; goes on where it was stopped"
 	@echo "make compare-pairs  two garments in one picture, eight devices, six tasks, all divisions into two groups"
@@ -242,7 +243,7 @@ test-processors: $(VENV)/.stamp apt-emulation
 test-long: $(VENV)/.stamp
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist worksteal -m long
 
-# A simulation on a Ray cluster of two nodes on this machine, against worker processes: two minutes.
+# A simulation and a server on a Ray cluster of two nodes on this machine, against this machine alone: three minutes.
 test-cluster: $(CLUSTER)/.stamp
 	PYTHONPATH=$(CURDIR) $(CLUSTER)/bin/python -m pytest -q tests/federation/test_cluster.py
 
@@ -302,6 +303,9 @@ bench-link: $(VENV)/.stamp
 
 bench-stragglers: $(VENV)/.stamp
 	$(VENV)/bin/python -m benchmarks.stragglers
+
+bench-server: $(VENV)/.stamp apt
+	$(VENV)/bin/python -m benchmarks.server
 
 # Rendered buildings, as data sets of so many pixels. What is there stays: runs that go on know their data by its times.
 runs/rooms8-32/building_07/dataset.json: IMAGES := 72

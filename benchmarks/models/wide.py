@@ -1,4 +1,4 @@
-"""A model of one megabyte that trains in no time: what crosses a line is its weights."""
+"""Models of one, ten and fifty megabytes that train in no time: what crosses a line is their weights."""
 
 import torch
 from torch import nn
@@ -7,15 +7,31 @@ from export.losses import masked_l1
 from export.model import MultiTaskModel
 
 TASKS = ("depth", "normals")
-WIDTH = 166
+WIDTHS = {1: 166, 10: 527, 50: 1178}
+"""Channels for so many megabytes."""
 
 
 def build() -> MultiTaskModel:
-    """An encoder whose one large layer works on four pixels."""
+    """Return the model of one megabyte."""
+    return _wide(WIDTHS[1])
+
+
+def build_10() -> MultiTaskModel:
+    """Return the model of ten megabytes."""
+    return _wide(WIDTHS[10])
+
+
+def build_50() -> MultiTaskModel:
+    """Return the model of fifty megabytes."""
+    return _wide(WIDTHS[50])
+
+
+def _wide(width: int) -> MultiTaskModel:
+    """Return a model whose encoder's one large layer works on four pixels."""
     torch.manual_seed(0)
     return MultiTaskModel(
         encoder=nn.Sequential(
-            nn.Conv2d(3, WIDTH, 1, 8), nn.ReLU(), nn.Conv2d(WIDTH, WIDTH, 3, 1, 1), nn.ReLU(), nn.Conv2d(WIDTH, 8, 1)
+            nn.Conv2d(3, width, 1, 8), nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU(), nn.Conv2d(width, 8, 1)
         ),
         heads={task: nn.Sequential(nn.Conv2d(8, 1, 1), nn.Upsample(scale_factor=8)) for task in TASKS},
         losses=dict.fromkeys(TASKS, masked_l1),

@@ -23,6 +23,8 @@ class DeviceUploads:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.expected: dict[str, str] = {}
+        """The digest of what is on its way from a device: it may be complete before the server has heard of it."""
 
     def of(self, device: str) -> BlobStore:
         """Return a device's folder. Raises BlobInvalid for a name that no device has; OSError as the file system."""
@@ -35,15 +37,16 @@ class DeviceUploads:
         return is_device_id(device) and (self.root / device / digest).is_file()
 
     def keep(self, kept: Mapping[str, Collection[str]], *, partial: bool) -> None:
-        """Delete all that is not among `kept`, digests by device; with `partial` also what is still on its way."""
+        """Delete all that is not among `kept`, digests by device; with `partial` also what is on its way."""
         if not self.root.is_dir():
             return
         for folder in sorted(self.root.iterdir()):
             digests = kept.get(folder.name, ())
             if partial and not digests:
-                shutil.rmtree(folder)
+                shutil.rmtree(folder, ignore_errors=True)  # a run that is being written now stays until the next time
                 continue
             store = BlobStore(folder)
             for digest in list(store.digests()):
-                if digest not in digests and (partial or digest in store):
+                is_coming = digest not in store or self.expected.get(folder.name) == digest
+                if digest not in digests and (partial or not is_coming):
                     store.discard(digest)

@@ -1,7 +1,8 @@
 """The state of a federation in SQLite, journalled before anything is acknowledged.
 
 Rules
-- Every method that changes something is one transaction, on the disk when it returns (WAL, synchronous FULL).
+- Every method that changes something is one transaction, on the disk when it returns (WAL, synchronous FULL). Within
+  `together` all of them are one, so that one flush does for many.
 - Blobs are in the folder beside the database and are there, complete, before a row names them. They are deleted only
   after the transaction that makes them needless. What a crash leaves between the two is swept at the next start.
 - Rows hold the typed structures of the wire and of the planner, as JSON. Tables and keys keep the names of the first
@@ -421,15 +422,27 @@ class FederationJournal:
             read()
 
     @contextmanager
+    def together(self) -> Iterator[None]:
+        """Make one transaction of what changes in the block: it is on the disk when the block ends, and not before.
+
+        What raises and is caught inside undoes its own change alone.
+        """
+        with self._transaction():
+            yield
+
+    @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
+        is_inner = self._database.in_transaction
         try:
-            self._database.execute("BEGIN IMMEDIATE")
+            self._database.execute("SAVEPOINT inner" if is_inner else "BEGIN IMMEDIATE")
             try:
                 yield self._database
-                self._database.execute("COMMIT")
+                self._database.execute("RELEASE inner" if is_inner else "COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):  # a full disk may have ended the transaction already
-                    self._database.execute("ROLLBACK")
+                    self._database.execute("ROLLBACK TO inner" if is_inner else "ROLLBACK")
+                    if is_inner:
+                        self._database.execute("RELEASE inner")
                 raise
         except sqlite3.IntegrityError:  # what was to be written cannot be, and the database is as it was
             raise

@@ -8,7 +8,8 @@ Rules
   those of others (mqtt/fair_queue.py).
 - A round is closed between two events, so that what fails there is never taken for a device's fault.
 - Outgoing messages wait where the link is full (outgoing.py). They are bounded, and devices ask again for what is lost.
-- A result is journalled before it is acknowledged, and a round before its plans are sent.
+- A result is journalled before it is acknowledged, those that the disk has taken meanwhile in one transaction, and a
+  round before its plans are sent.
 - What concerns the round that is open goes to the handler, which the server's loop sets. There are no such events
   without an open round: devices may connect before there is a bundle, and are then asked for nothing.
 """
@@ -29,6 +30,7 @@ from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.journal import LEARNT, UPLOAD_RATES, FederationJournal, JournalInvalid, JournalUnwritable
 from broker_server.server.allowance import Allowance
 from broker_server.server.outgoing import Outgoing
+from broker_server.server.run_writer import RunWriter, Write
 from broker_server.server.transfers import FIRST_PROBES, ServedBlobs, Uploads
 from devices.cli.text import MAX_SHOWN, printable
 from edge_runtime.wire.blob import MESSAGE_BYTES, BlobStore
@@ -97,11 +99,15 @@ class Dispatcher:
         show: Callable[[str], None],
         builds_artifacts: bool = False,
         chunk_bytes: int = MESSAGE_BYTES,
+        writer: RunWriter | None = None,
         enrolled: Callable[[], Iterable[str]] = tuple,
         clock: Callable[[], float] = time.monotonic,
         draw: Callable[[int], int] = secrets.randbelow,
     ) -> None:
-        """Call the roll of `enrolled` devices and of those known. Simulations `draw` no number by chance."""
+        """Call the roll of `enrolled` devices and of those known; without a `writer` runs are written at once.
+
+        Simulations `draw` no number by chance.
+        """
         self.journal = journal
         self.blobs = blobs
         self.uploads = uploads
@@ -118,7 +124,7 @@ class Dispatcher:
         self._show = show
         self._builds_artifacts = builds_artifacts
         self._enrolled = enrolled
-        self._uploads = Uploads(uploads, first_probe=draw(FIRST_PROBES), rates=journal.upload_rates())
+        self._uploads = Uploads(uploads, writer=writer, first_probe=draw(FIRST_PROBES), rates=journal.upload_rates())
         self._rates = self._uploads.rates()
         self._close: Close | None = None
         self._hellos = Allowance(burst=20, per_s=0.2)
@@ -164,6 +170,15 @@ class Dispatcher:
         elif isinstance(event, Connected):
             _LOG.info("connected to the broker")
             self._call_roll()
+        self._take_written()
+
+    def _take_written(self) -> None:
+        """Take what has come of runs that were written. What follows is journalled together, before it is sent."""
+        if written := self._uploads.written(self.clock()):
+            with self.journal.together():
+                for write in written:
+                    self._handled(write.device, partial(self._on_written, write))
+            self._close_round()
 
     def _call_roll(self) -> None:
         """Ask who is there: what was said while there was no connection may be lost, and no broker need remember it."""
@@ -192,7 +207,8 @@ class Dispatcher:
                 case Send(device=device, message=message):
                     self.outgoing.message(device, encode(message))
                 case FetchUpdate(device=device, update=update):
-                    self._go_on(device, *self._uploads.begin(device, update.weights, self.clock()))
+                    is_complete, requests = self._uploads.begin(device, update.weights, self.clock())
+                    self._go_on(device, is_complete=is_complete, requests=requests)
                 case Abandon(device=device):
                     self._uploads.abandon(device)
                 case Record(round=number, device=device, result=result):
@@ -306,11 +322,12 @@ class Dispatcher:
             if not self._hellos.take(device, now_s):
                 self.count_dropped("hello beyond a device's allowance")
                 return
-            self.journal.set_hello(device, hello)
             online = len({*self.coordinator.online, device})
-            self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")
-            if hello.ort_training != "off" and not self._builds_artifacts:
-                self.note(f"{device} asks for ONNX Runtime training artifacts: {NO_BUILDER}")
+            with self.journal.together():
+                self.journal.set_hello(device, hello)
+                self.note(f"{device} has joined: {online} online, a round needs {self.coordinator.needed}")
+                if hello.ort_training != "off" and not self._builds_artifacts:
+                    self.note(f"{device} asks for ONNX Runtime training artifacts: {NO_BUILDER}")
         self.do(self.coordinator.on_hello(device, hello, now_s))
 
     def _heard(self, device: str) -> None:
@@ -327,15 +344,17 @@ class Dispatcher:
         if self.coordinator.open is not None:
             self.coordinator.open.traffic.add(up_bytes=len(data))
         self._heard(device)
-        now_s = self.clock()
-        try:
-            is_complete, requests = self._uploads.on_run(device, digest, index, data, now_s)
-        except BlobInvalid as exc:
-            self.do(self.coordinator.on_update_rejected(device, str(exc), now_s))
-        else:
-            self._go_on(device, is_complete, requests)
+        self._go_on(device, requests=self._uploads.on_run(device, digest, index, data, self.clock()))
 
-    def _go_on(self, device: str, is_complete: bool, requests: list[Need | LossProbe]) -> None:
+    def _on_written(self, write: Write) -> None:
+        if isinstance(write.fault, BlobInvalid):
+            self.do(self.coordinator.on_update_rejected(write.device, str(write.fault), self.clock()))
+        elif write.fault is not None:
+            raise write.fault
+        else:
+            self._go_on(write.device, is_complete=True)
+
+    def _go_on(self, device: str, *, is_complete: bool = False, requests: Iterable[Need | LossProbe] = ()) -> None:
         """Ask for more of an upload, or take what is here."""
         for request in requests:
             self.outgoing.message(device, encode(request))

@@ -71,7 +71,7 @@ class Enrolments:
     def __init__(self, state: Path, clock: Callable[[], float] = time.time) -> None:
         self._root = state / DEVICES
         self._clock = clock
-        self._read: dict[str, tuple[tuple[int, int, int], Enrolment | None]] = {}
+        self._read: dict[str, tuple[Path, tuple[int, int, int], Enrolment | None]] = {}
 
     def names(self) -> list[str]:
         """Return the names of all devices that were ever enrolled, in order."""
@@ -86,14 +86,14 @@ class Enrolments:
         """Return a device's enrolment; None if it has none, or one that cannot be read."""
         if not is_device_id(device):
             return None
-        path = self._path(device)
+        known = self._read.get(device)
+        path = self._path(device) if known is None else known[0]
         try:
             status = path.stat()
             stamp = (status.st_mtime_ns, status.st_size, status.st_ino)
-            known = self._read.get(device)
-            if known is None or known[0] != stamp:
-                known = self._read[device] = (stamp, _decoded(path.read_bytes()))
-            return known[1]
+            if known is None or known[1] != stamp:
+                known = self._read[device] = (path, stamp, _decoded(path.read_bytes()))
+            return known[2]
         except FileNotFoundError:
             return None
 

@@ -32,6 +32,7 @@ from broker_server.server.progress import LiveView, PlainView
 from broker_server.server.receipts import Receipts
 from broker_server.server.refusal_watch import RefusalWatch
 from broker_server.server.refusals import RefusalLine
+from broker_server.server.run_writer import ThreadedWriter
 from broker_server.server.signed_link import Renewal, SignedServerLink
 from broker_server.server.state import COUNTER, StateFolder
 from devices.cli.settings import ConfigInvalid
@@ -124,6 +125,7 @@ def serve(
             show=watcher.note,
             builds_artifacts=builder is not None,
             chunk_bytes=config.broker.chunk_bytes,
+            writer=_writer(stack, link),
             enrolled=Enrolments(config.state).current,
         )
         out = report or config.state / "report"
@@ -186,7 +188,11 @@ def write_report(out: Path, journal: FederationJournal, blobs: BlobStore) -> Pat
 
 
 def _await_bundle(
-    config: ServerConfig, dispatcher: Dispatcher, watcher: Watcher, key: Ed25519PrivateKey, operator: OperatorAccess
+    config: ServerConfig,
+    dispatcher: Dispatcher,
+    watcher: Watcher,
+    key: Ed25519PrivateKey,
+    operator: OperatorAccess,
 ) -> Federation | None:
     """Return the federation as soon as there is a bundle; until then devices may join. None if the operator ends it.
 
@@ -278,6 +284,12 @@ def _encoder(config: ServerConfig, link: Link) -> EncoderSupervisor | None:
     return EncoderSupervisor(
         lambda: EncoderServerProcess.of_bundle(bundle, threads, config.split_learning.provider, link.interrupt)
     )
+
+
+def _writer(stack: contextlib.ExitStack, link: Link) -> ThreadedWriter:
+    writer = ThreadedWriter(link.interrupt)
+    stack.callback(writer.close)
+    return writer
 
 
 def _is_bundle(folder: Path) -> bool:

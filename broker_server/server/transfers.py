@@ -8,8 +8,8 @@ Rules
   what it announced, and was asked for, is taken.
 - Nothing is asked for twice unless it is proved lost (edge_runtime.wire.fetch). A device that announces or connects
   again is probed.
-- All devices together are asked for MAX_ASKED_BYTES at the most; those that announce more have their turn as others'
-  arrives, in the order of their announcements.
+- All devices together are asked for MAX_HELD_BYTES at the most, what waits to be written (run_writer.py) with it; those
+  that announce more have their turn as others' arrives, in the order of their announcements.
 """
 
 # coverage: every branch
@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from broker_server.rounds.device_uploads import DeviceUploads
+from broker_server.server.run_writer import ImmediateWriter, RunWriter, Write
 from edge_runtime.wire.blob import CHUNK_BYTES, Assembly, Blob, ChunkRun
 from edge_runtime.wire.errors import BlobInvalid
 from edge_runtime.wire.fetch import Fetch
@@ -27,8 +28,8 @@ from edge_runtime.wire.pace import Pace
 
 MAX_WAITING = 256
 """Requests of one device that wait; an honest one has no more under way than its window, in a few runs."""
-MAX_ASKED_BYTES = 64 << 20
-"""What all devices together are asked for and have not sent yet."""
+MAX_HELD_BYTES = 64 << 20
+"""What all devices together are asked for and have not sent yet, or have sent and the disk has not taken yet."""
 UNSTORED_S = 10.0
 """After so long, what this machine could not store is asked for again."""
 FIRST_PROBES = 1_000_000
@@ -117,10 +118,17 @@ class Upload:
 
     assembly: Assembly
     fetch: Fetch
+    writing_bytes: int = 0
+    """What has come and is not on the disk yet."""
     unstored: list[ChunkRun] = field(default_factory=list)
     """What has come and could not be stored."""
     again_s: float = 0.0
     """When that is asked for again."""
+
+    @property
+    def held_bytes(self) -> int:
+        """What of it takes room on the line or in memory."""
+        return self.fetch.asked_bytes + self.writing_bytes
 
 
 class Uploads:
@@ -130,9 +138,15 @@ class Uploads:
     """
 
     def __init__(
-        self, folders: DeviceUploads, *, first_probe: int = 0, rates: Mapping[str, float] | None = None
+        self,
+        folders: DeviceUploads,
+        *,
+        writer: RunWriter | None = None,
+        first_probe: int = 0,
+        rates: Mapping[str, float] | None = None,
     ) -> None:
         self._folders = folders
+        self._writer = writer or ImmediateWriter()
         self._uploads: dict[str, Upload] = {}  # in the order of announcements
         self._paces = {device: Pace(rate) for device, rate in (rates or {}).items()}
         self._first_probe = first_probe
@@ -157,6 +171,7 @@ class Uploads:
             store = self._folders.of(device)
             for digest in set(store.digests()) - {blob.digest}:
                 store.discard(digest)
+            self._folders.expected[device] = blob.digest
             self._first_probe += 1
             pace = self._paces.setdefault(device, Pace(FIRST_BYTES_PER_S))
             assembly = Assembly(store, blob)
@@ -179,43 +194,51 @@ class Uploads:
     def abandon(self, device: str) -> None:
         """Fetch nothing more from a device; what has come stays on the disk."""
         self._uploads.pop(device, None)
+        self._folders.expected.pop(device, None)
 
-    def on_run(
-        self, device: str, digest: str, index: int, data: bytes, now_s: float
-    ) -> tuple[bool, list[Need | LossProbe]]:
-        """Take a run or a marker; return whether the blob is complete with it, and what to ask for next.
+    def on_run(self, device: str, digest: str, index: int, data: bytes, now_s: float) -> list[Need | LossProbe]:
+        """Take a run or a marker; return what to ask for next. `written` says what came of the run.
 
-        Raises BlobInvalid when the complete blob has another digest; the upload has then ended. A run that was not
-        asked for or has a wrong length is counted and dropped. Raises OSError where the file system takes none: it is
-        then asked for again.
+        One that was not asked for or has a wrong length is counted and dropped.
         """
         upload = self._uploads.get(device)
         if upload is None or upload.assembly.blob.digest != digest:
             self.counts["chunk not asked for"] += 1
-            return False, []
+            return []
         if not data:
             upload.fetch.on_marker(index, now_s)
-            return False, self._requests(upload, now_s)
+            return self._requests(upload, now_s)
         blob = upload.assembly.blob
         try:
             run = blob.run_at(index, len(data))
         except BlobInvalid:
             self.counts["chunk of a wrong index or length"] += 1
-            return False, []
+            return []
         upload.fetch.on_run(digest, run, now_s)
-        try:
-            is_complete = upload.assembly.accept(index, data)
-        except BlobInvalid:
-            self.abandon(device)
-            raise
-        except OSError:
-            upload.unstored.append(run)
-            upload.again_s = now_s + UNSTORED_S
-            raise
-        if is_complete or upload.assembly.is_complete:
-            self.abandon(device)
-            return True, []
-        return False, self._requests(upload, now_s)
+        upload.writing_bytes += len(data)
+        self._writer.put(Write(device, upload.assembly, run, data))
+        return self._requests(upload, now_s)
+
+    def written(self, now_s: float) -> list[Write]:
+        """Return the runs with which a blob is complete, and those with a fault: BlobInvalid or OSError.
+
+        A blob that was complete and had another digest has ended; what the file system did not take is asked for again.
+        """
+        news = []
+        for write in self._writer.done():
+            upload = self._uploads.get(write.device)
+            if upload is None or upload.assembly is not write.assembly:
+                continue  # it was abandoned meanwhile
+            upload.writing_bytes -= len(write.data)
+            if isinstance(write.fault, OSError):
+                upload.unstored.append(write.run)
+                upload.again_s = now_s + UNSTORED_S
+            elif write.fault or write.is_complete:
+                self.abandon(write.device)
+            else:
+                continue
+            news.append(write)
+        return news
 
     def tick(self, now_s: float) -> list[tuple[str, Need | LossProbe]]:
         """Return what to ask devices for now: it is their turn, or nothing has come from them for long."""
@@ -223,23 +246,23 @@ class Uploads:
             if upload.unstored and now_s >= upload.again_s:
                 upload.fetch.want(upload.assembly.blob, upload.unstored)
                 upload.unstored.clear()
-        found, asked_bytes = [], self._asked_bytes
+        found, held_bytes = [], self._held_bytes
         for device, upload in self._uploads.items():
-            others_bytes = asked_bytes - upload.fetch.asked_bytes
+            others_bytes = held_bytes - upload.held_bytes
             found += [(device, request) for request in _requests(upload, now_s, others_bytes)]
-            asked_bytes = others_bytes + upload.fetch.asked_bytes
+            held_bytes = others_bytes + upload.held_bytes
         return found
 
     @property
-    def _asked_bytes(self) -> int:
-        """What all devices together are asked for."""
-        return sum(upload.fetch.asked_bytes for upload in self._uploads.values())
+    def _held_bytes(self) -> int:
+        """What all devices together are asked for, or have sent and the disk has not taken yet."""
+        return sum(upload.held_bytes for upload in self._uploads.values())
 
     def _requests(self, upload: Upload, now_s: float) -> list[Need | LossProbe]:
-        return _requests(upload, now_s, self._asked_bytes - upload.fetch.asked_bytes)
+        return _requests(upload, now_s, self._held_bytes - upload.held_bytes)
 
 
 def _requests(upload: Upload, now_s: float, others_bytes: int) -> list[Need | LossProbe]:
-    """Return what to ask a device for where others are asked for so much."""
-    room = MAX_ASKED_BYTES - others_bytes
+    """Return what to ask a device for where so much is held of others."""
+    room = MAX_HELD_BYTES - others_bytes - upload.writing_bytes
     return upload.fetch.requests(now_s, room if room >= CHUNK_BYTES else 0)

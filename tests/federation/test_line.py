@@ -93,8 +93,8 @@ class Ends:
             if address.kind == "event":
                 self.served.on_request("pi", decode_device(event.payload))
             else:
-                self.is_up, requests = self.uploads.on_run("pi", address.digest, address.index, event.payload, now_s)
-                self.ask(requests)
+                self.ask(self.uploads.on_run("pi", address.digest, address.index, event.payload, now_s))
+                self.is_up = any(write.is_complete for write in self.uploads.written(now_s))
         self.ask([request for _, request in self.uploads.tick(now_s)])
         self.outgoing.flush()
         event = self.device.receive(0.005)

@@ -37,3 +37,14 @@ def test_uploads_keep_what_is_named_and_with_partial_nothing_else(tmp_path):
     uploads.keep({"x": [kept.digest]}, partial=True)
     assert list(uploads.of("x").digests()) == [kept.digest]
     assert [folder.name for folder in uploads.root.iterdir()] == ["x"]
+
+
+def test_uploads_keep_what_has_become_complete_and_was_not_heard_of(tmp_path):
+    uploads = DeviceUploads(tmp_path)
+    coming, other = uploads.of("x").add(b"coming"), uploads.of("x").add(b"other")
+    uploads.expected["x"] = coming.digest
+    uploads.keep({}, partial=False)
+    assert list(uploads.of("x").digests()) == [coming.digest]
+    assert not uploads.has("x", other.digest)
+    uploads.keep({}, partial=True)
+    assert not uploads.has("x", coming.digest)

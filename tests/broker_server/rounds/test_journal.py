@@ -1,3 +1,4 @@
+import contextlib
 import sqlite3
 
 import msgspec
@@ -47,6 +48,21 @@ def test_journal_transaction_that_fails_changes_nothing(tmp_path):
         journal.set_fact("k", None)
     journal.set_fact("k", "1")
     assert journal.fact("k") == "1"
+
+
+def test_journal_writes_what_belongs_together_at_once(tmp_path):
+    journal, seen = FederationJournal(tmp_path / "s.sqlite3"), FederationJournal(tmp_path / "s.sqlite3")
+    with journal.together():
+        journal.set_fact("a", "1")
+        with pytest.raises(sqlite3.Error):
+            journal.set_fact("a", None)
+        journal.set_fact("b", "2")
+        assert seen.fact("a") is None  # it is not on the disk
+    assert (seen.fact("a"), seen.fact("b")) == ("1", "2")
+    with contextlib.suppress(KeyError), journal.together():
+        journal.set_fact("a", "3")
+        raise KeyError
+    assert seen.fact("a") == "1"
 
 
 @pytest.mark.parametrize(

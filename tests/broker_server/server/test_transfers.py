@@ -101,6 +101,11 @@ def test_a_device_that_asks_without_end_is_counted(served):
 # What devices send
 
 
+def complete(uploads):
+    """The devices whose blobs have become complete on the disk."""
+    return [write.device for write in uploads.written(0.0) if write.is_complete]
+
+
 def asked(requests):
     return [run for request in requests if isinstance(request, Need) for run in request.runs]
 
@@ -109,9 +114,11 @@ def test_an_upload_is_asked_for_once_and_complete_with_the_last_run(uploads):
     is_here, requests = uploads.begin("x", BLOB, 0.0)
     assert not is_here
     assert asked(requests) == [ALL]
-    assert uploads.on_run("x", BLOB.digest, 0, part(ChunkRun(0, 20)), 1.0) == (False, [])
+    assert uploads.on_run("x", BLOB.digest, 0, part(ChunkRun(0, 20)), 1.0) == []
+    assert uploads.written(1.0) == []
     assert "x" in uploads
-    assert uploads.on_run("x", BLOB.digest, 20, part(ChunkRun(20, 11)), 2.0) == (True, [])
+    assert uploads.on_run("x", BLOB.digest, 20, part(ChunkRun(20, 11)), 2.0) == []
+    assert complete(uploads) == ["x"]
     assert "x" not in uploads
     assert uploads.begin("x", BLOB, 3.0) == (True, [])
 
@@ -122,7 +129,7 @@ def test_a_silent_device_is_probed_and_what_was_lost_is_asked_for_again(uploads)
     ((device, probe),) = uploads.tick(10 * PROBE_S)
     assert device == "x"
     uploads.on_run("x", BLOB.digest, 0, part(ChunkRun(0, 5)), 11 * PROBE_S)
-    _, requests = uploads.on_run("x", BLOB.digest, probe.number, b"", 11 * PROBE_S)
+    requests = uploads.on_run("x", BLOB.digest, probe.number, b"", 11 * PROBE_S)
     assert asked(requests)[0].first == 5
 
 
@@ -143,7 +150,7 @@ def test_another_update_takes_the_place_of_the_one_on_its_way(uploads):
     uploads.on_run("x", BLOB.digest, 0, part(ChunkRun(0, 3)), 0.5)
     small = describe(b"other" * 300, chunk_bytes=1024)
     assert asked(uploads.begin("x", small, 1.0)[1]) == [ChunkRun(0, 2)]
-    assert uploads.on_run("x", BLOB.digest, 0, part(ALL), 2.0) == (False, [])
+    assert uploads.on_run("x", BLOB.digest, 0, part(ALL), 2.0) == []
     assert uploads.counts == {"chunk not asked for": 1}
     assert list(uploads._folders.of("x").digests()) == []  # what had come of the first is gone
 
@@ -167,29 +174,33 @@ def test_a_later_process_begins_with_the_window_of_a_device_s_line(uploads, tmp_
 
 
 def test_all_devices_together_are_asked_for_no_more_than_there_is_room_for(uploads, monkeypatch):
-    monkeypatch.setattr(transfers, "MAX_ASKED_BYTES", 40 * 1024)
+    monkeypatch.setattr(transfers, "MAX_HELD_BYTES", 40 * 1024)
     assert asked(uploads.begin("x", BLOB, 0.0)[1]) == [ALL]
     assert asked(uploads.begin("y", BLOB, 0.0)[1]) == [ChunkRun(0, 9)]
     assert uploads.begin("z", BLOB, 0.0) == (False, [])
     assert uploads.tick(1.0) == []
     uploads.on_run("x", BLOB.digest, 0, part(ALL), 2.0)
+    assert uploads.tick(2.0) == []  # it is not on the disk yet
+    assert complete(uploads) == ["x"]
     waiting = uploads.tick(3.0)
     assert [device for device, _ in waiting] == ["y", "z"]
     assert sum(run.count for run in asked([request for _, request in waiting])) == 31
 
 
 def test_uploads_drop_what_was_not_asked_for(uploads):
-    assert uploads.on_run("x", BLOB.digest, 0, part(ALL), 0.0) == (False, [])
+    assert uploads.on_run("x", BLOB.digest, 0, part(ALL), 0.0) == []
     uploads.begin("x", BLOB, 0.0)
     for index, data in ((31, part(ChunkRun(0, 1))), (0, b"short"), (30, part(ChunkRun(0, 1)))):
-        assert uploads.on_run("x", BLOB.digest, index, data, 0.0) == (False, [])
+        assert uploads.on_run("x", BLOB.digest, index, data, 0.0) == []
     assert uploads.counts == {"chunk not asked for": 1, "chunk of a wrong index or length": 3}
 
 
 def test_uploads_end_with_a_wrong_digest(uploads):
     uploads.begin("x", BLOB, 0.0)
-    with pytest.raises(BlobInvalid, match="SHA-256"):
-        uploads.on_run("x", BLOB.digest, 0, bytes(len(DATA)), 0.0)
+    uploads.on_run("x", BLOB.digest, 0, bytes(len(DATA)), 0.0)
+    (write,) = uploads.written(0.0)
+    assert isinstance(write.fault, BlobInvalid)
+    assert "SHA-256" in str(write.fault)
     assert "x" not in uploads
 
 
@@ -201,21 +212,27 @@ def test_what_could_not_be_stored_is_asked_for_again_after_a_while(uploads, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(Assembly, "accept", full)
-        with pytest.raises(OSError, match="No space"):
-            uploads.on_run("x", BLOB.digest, 0, part(ALL), 0.5)
+        uploads.on_run("x", BLOB.digest, 0, part(ALL), 0.5)
+    (write,) = uploads.written(0.5)
+    assert "No space" in str(write.fault)
     assert uploads.tick(0.5 + UNSTORED_S - 1) == []
     again = asked([request for _, request in uploads.tick(0.5 + UNSTORED_S)])
     assert sum(run.count for run in again) == ALL.count
-    assert uploads.on_run("x", BLOB.digest, 0, part(ALL), 20.0) == (True, [])
+    uploads.on_run("x", BLOB.digest, 0, part(ALL), 20.0)
+    assert complete(uploads) == ["x"]
 
 
 def test_uploads_of_the_same_content_by_two_devices(uploads):
     for device in "xy":
         uploads.begin(device, BLOB, 0.0)
-    assert [uploads.on_run(device, BLOB.digest, 0, part(ALL), 0.0) for device in "xy"] == [(True, [])] * 2
+    for device in "xy":
+        uploads.on_run(device, BLOB.digest, 0, part(ALL), 0.0)
+    assert complete(uploads) == ["x", "y"]
 
 
 def test_uploads_abandoned(uploads):
     uploads.begin("x", BLOB, 0.0)
+    uploads.on_run("x", BLOB.digest, 0, part(ALL), 0.0)
     uploads.abandon("x")
     assert uploads.tick(1e6) == []
+    assert complete(uploads) == []
