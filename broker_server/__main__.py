@@ -20,6 +20,7 @@ from broker_server.comparison import command as comparison
 from broker_server.comparison.comparison import ComparisonImpossible
 from broker_server.grouping.search import Mode, SplitImpossible, search
 from broker_server.report import energy_command
+from broker_server.rounds.worker_pool import ClusterUnavailable, WorkerLost
 from broker_server.server import methods_command, operator_command, report_command, settings_command
 from broker_server.server.audit import AuditLog
 from broker_server.server.brokers import aedes, mosquitto, nats, rabbitmq
@@ -35,7 +36,6 @@ from broker_server.simulation import command as simulation
 from broker_server.simulation.errors import SimulationFailed
 from broker_server.simulation.rooms import command as rooms
 from broker_server.simulation.rooms.building import RoomsInvalid
-from broker_server.simulation.worker_pool import ClusterUnavailable, WorkerLost
 from devices.cli.log import LogSettings, log_to_stderr
 from devices.cli.program import add_completion, called
 from devices.cli.run import BAD_INPUT, DONE, FAILED, UNAVAILABLE, USAGE, interrupt_on_terminate
@@ -205,6 +205,9 @@ def _serve_options(parser: argparse.ArgumentParser, *, is_full: bool) -> None:
         metavar="FILE",
         help="the server's password for --broker (default: a token signed with its own key)",
     )
+    parser.add_argument(
+        "--ray", metavar="ADDRESS", help="aggregate rounds on the processors of this Ray cluster: auto, or host:port"
+    )
     parser.add_argument("--new", action="store_true", help="begin a new federation; the old one's weights are deleted")
     parser.add_argument("--exit-when-finished", "--once", action="store_true", help="end with the federation")
     parser.add_argument("--report", type=Path, metavar="FOLDER", help="where the report goes (default: in the state)")
@@ -357,6 +360,7 @@ def _serve(options: argparse.Namespace) -> int:
         is_once=options.exit_when_finished,
         is_quiet=options.quiet,
         report=options.report,
+        ray=options.ray,
     )
     return DONE if served else FAILED
 

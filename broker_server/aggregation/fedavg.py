@@ -10,20 +10,18 @@ x in float32 the double x·n / n is within far less than half a float32 step of 
 
 from collections.abc import Mapping
 
-import numpy as np
-
+from broker_server.aggregation.sums import LocalSums, Sums
 from edge_runtime.wire.tensors import STATE, TensorTable, Vector
 
 HEAD = "head."
 
 
 class FedAvg:
-    """A running weighted mean of flat float32 vectors laid out by `table`."""
+    """A running weighted mean of flat float32 vectors laid out by `table`, whose sum may be made elsewhere."""
 
-    def __init__(self, table: TensorTable) -> None:
+    def __init__(self, table: TensorTable, sums: Sums | None = None) -> None:
         self._table = table
-        # Minus zero: the only start from which a single update of -0.0 comes out as it went in.
-        self._sum = np.full(table.size, -0.0, np.float64)
+        self._sums = sums or LocalSums(table.size)
         self._weight = dict.fromkeys(table.parts, 0)
 
     def fold(self, vector: Vector, examples: Mapping[str, int]) -> None:
@@ -32,18 +30,18 @@ class FedAvg:
         Raises TensorsInvalid for another length or dtype.
         """
         self._table.check(vector)
-        for part, where in self._table.parts.items():
-            if weight := part_weight(part, examples):
-                self._sum[where] += np.multiply(vector[where], weight, dtype=np.float64)
-                self._weight[part] += weight
+        weights = {part: weight for part in self._table.parts if (weight := part_weight(part, examples))}
+        self._sums.add(vector, [(self._table.parts[part], weight) for part, weight in weights.items()])
+        for part, weight in weights.items():
+            self._weight[part] += weight
 
     def result(self, old: Vector) -> Vector:
         """Return the mean, as a new vector; a part that no device trained keeps its `old` weights."""
         self._table.check(old)
-        new = old.copy()
+        new, total = old.copy(), self._sums.total()
         for part, where in self._table.parts.items():
             if self._weight[part]:
-                new[where] = self._sum[where] / self._weight[part]
+                new[where] = total[where] / self._weight[part]
         return new
 
 

@@ -25,6 +25,7 @@ from msgspec import Meta
 from broker_server.aggregation.fedavg import FedAvg, part_weight
 from broker_server.aggregation.gpaggregation import aggregate
 from broker_server.aggregation.server_optimizer import ServerOptimizer
+from broker_server.aggregation.sums import Sums
 from edge_runtime.wire.conflict import cagrad, combine, gram, pcgrad
 from edge_runtime.wire.tensors import TensorTable, Vector
 from edge_runtime.wire.training import CAGradRadius
@@ -102,6 +103,7 @@ class RoundAggregation:
         state: Vector | None,
         seed: Sequence[int],
         folder: Path,
+        sums: Sums | None = None,
     ) -> None:
         table.check(initial)
         self._table = table
@@ -110,7 +112,7 @@ class RoundAggregation:
         self._state = state
         self._seed = tuple(seed)
         self._where = table.where(ENCODER)
-        self._mean = FedAvg(table)
+        self._mean = FedAvg(table, sums)
         self._examples: list[int] = []
         self._folder = folder
         self._file: IO[bytes] | None = None

@@ -6,7 +6,7 @@ is in folders of their own (device_uploads.py): what is kept and what is deleted
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from broker_server.aggregation.relations import DeviceFold
 from broker_server.aggregation.rules import RoundAggregation
 from broker_server.aggregation.staleness import Discount, rebased, shares, variance
+from broker_server.aggregation.sums import LocalSums, Sums, SumsLost
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.exchange import Exchange
@@ -41,7 +42,7 @@ from edge_runtime.wire.manifest import (
     Manifest,
     encode,
 )
-from edge_runtime.wire.messages import Evaluation, Plan, Training, Update
+from edge_runtime.wire.messages import Evaluation, Plan, Training, Update, text
 from edge_runtime.wire.names import Tasks, group_id
 from edge_runtime.wire.personal import Personal
 from edge_runtime.wire.signing import sign
@@ -59,7 +60,8 @@ class StateDamaged(RuntimeError):
 class Federation:
     """A federation over one bundle. `folder` is the bundle's, already checked against `bundle`.
 
-    Raises FederationChanged if the journal was begun with another bundle or other `terms.settings`, StateDamaged.
+    `make_sums` makes the sum, of so many elements, that a round's updates are folded into. Raises FederationChanged if
+    the journal was begun with another bundle or other `terms.settings`, StateDamaged.
     """
 
     def __init__(
@@ -72,8 +74,10 @@ class Federation:
         folder: Path,
         key: Ed25519PrivateKey,
         terms: Terms,
+        make_sums: Callable[[int], Sums] = LocalSums,
     ) -> None:
         self._journal = journal
+        self._make_sums = make_sums
         self._blobs = blobs
         self._uploads = uploads
         self._key = key
@@ -334,8 +338,17 @@ class Federation:
     def _fold(self, closed: Round, results: Mapping[str, Result]) -> tuple[Blob, Blob | None, dict[str, Blob]]:
         """Return the round's weights, the aggregation state for the group's next one, and weights of single devices.
 
-        All are blobs that are here.
+        All are blobs that are here. What is not folded elsewhere is folded here, to the same bits.
         """
+        try:
+            return self._folded(closed, results, self._make_sums)
+        except SumsLost as exc:
+            self._journal.note(f"round {closed.number} is folded here, for the Ray cluster did not do it: {text(exc)}")
+            return self._folded(closed, results, LocalSums)
+
+    def _folded(
+        self, closed: Round, results: Mapping[str, Result], make_sums: Callable[[int], Sums]
+    ) -> tuple[Blob, Blob | None, dict[str, Blob]]:
         manifest = self.manifests.of(closed.tasks)
         table, device_table = manifest.table, self._exchange.table(manifest)
         initial = self._initial_weights(closed)
@@ -352,6 +365,7 @@ class Federation:
             state=None if layout is None or before is None else unpack(layout, self._blobs.read(before.digest)),
             seed=(self._training.seed, closed.index),
             folder=self._blobs.root,
+            sums=make_sums(table.size),
         )
         relation = self._exchange.personal.relation
         apart = None if relation is None else DeviceFold(device_table, relation, self._blobs.root)

@@ -11,12 +11,14 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from broker_server.aggregation.sums import LocalSums, ShardedSums, Sums
 from broker_server.report import build as reports
 from broker_server.rounds.coordinator import Coordinator
 from broker_server.rounds.encoder_process import EncoderSupervisor
 from broker_server.rounds.federation import Federation
 from broker_server.rounds.journal import FederationJournal
 from broker_server.rounds.ort_training_process import ArtifactBuilder
+from broker_server.rounds.worker_pool import ray_workers
 from broker_server.server.audit import AuditLog
 from broker_server.server.config import ServerConfig
 from broker_server.server.device_certificates import DeviceCertificates
@@ -47,6 +49,7 @@ from edge_runtime.wire.topics import Topics
 
 _LOG = logging.getLogger("broker_server")
 Say = Callable[[str], None]
+MakeSums = Callable[[int], Sums]
 LINGER_S = 3.0
 """The time that the last messages of a finished federation get to leave."""
 BUNDLE_S = 1.0
@@ -65,10 +68,12 @@ def serve(
     is_once: bool = False,
     is_quiet: bool = False,
     report: Path | None = None,
+    ray: str | None = None,
 ) -> bool:
     """Serve until stopped, or with `is_once` until the federation has finished; return whether it did as planned.
 
-    With `broker`, a URL, that broker is used and none is started. Raises StateBusy, StateDamaged, JournalInvalid,
+    With `broker`, a URL, that broker is used and none is started; with `ray`, an address, rounds are aggregated on that
+    cluster. Raises ClusterUnavailable, StateBusy, StateDamaged, JournalInvalid,
     JournalUnwritable, KeyInvalid, BrokerNotStarted, BrokerRefused, LinkInvalid, BundleInvalid, FederationChanged,
     SplitImpossible, ConfigInvalid; OSError as the file system does.
     """
@@ -109,6 +114,7 @@ def serve(
             receipts=Receipts(config.state),
         )
         watcher = LogView() if config.log.format == "json" else _watcher(stack, is_quiet=is_quiet)
+        make_sums = _make_sums(stack, ray)
         builder = _builder(config)
         if builder is not None:
             stack.callback(builder.stop)
@@ -142,9 +148,9 @@ def serve(
         stack.callback(audit.add, "stopped")
         is_here = config.bundle is not None or _is_bundle(config.bundle_path)
         federation = (
-            _federation(config, dispatcher, signing)
+            _federation(config, dispatcher, signing, make_sums)
             if is_here
-            else _await_bundle(config, dispatcher, watchers, signing, operator)
+            else _await_bundle(config, dispatcher, watchers, signing, operator, make_sums)
         )
         if federation is None:
             return True
@@ -193,6 +199,7 @@ def _await_bundle(
     watcher: Watcher,
     key: Ed25519PrivateKey,
     operator: OperatorAccess,
+    make_sums: MakeSums,
 ) -> Federation | None:
     """Return the federation as soon as there is a bundle; until then devices may join. None if the operator ends it.
 
@@ -213,7 +220,7 @@ def _await_bundle(
             continue
         looked_s = now_s
         try:
-            return _federation(config, dispatcher, key)
+            return _federation(config, dispatcher, key, make_sums)
         except BundleInvalid as exc:  # it may still be on its way
             if str(exc) != problem:
                 problem = str(exc)
@@ -292,11 +299,18 @@ def _writer(stack: contextlib.ExitStack, link: Link) -> ThreadedWriter:
     return writer
 
 
+def _make_sums(stack: contextlib.ExitStack, ray: str | None) -> MakeSums:
+    """Return what makes the sums that rounds are folded into. Raises ClusterUnavailable."""
+    return LocalSums if ray is None else partial(ShardedSums, executor=stack.enter_context(ray_workers(ray)).executor)
+
+
 def _is_bundle(folder: Path) -> bool:
     return (folder / bundle_folder.MANIFEST).is_file()
 
 
-def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519PrivateKey) -> Federation:
+def _federation(
+    config: ServerConfig, dispatcher: Dispatcher, key: Ed25519PrivateKey, make_sums: MakeSums
+) -> Federation:
     bundle = bundle_folder.read_folder(config.bundle_path)
     config.check_reconstruction(bundle)
     return Federation(
@@ -307,6 +321,7 @@ def _federation(config: ServerConfig, dispatcher: Dispatcher, key: Ed25519Privat
         folder=config.bundle_path,
         key=key,
         terms=config.terms(bundle),
+        make_sums=make_sums,
     )
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import msgspec
 
+from broker_server.rounds.worker_pool import local_workers, ray_workers
 from broker_server.simulation.experiment import Experiment, read_experiment
 from broker_server.simulation.output import OUTLINE, SUMMARY, write_json
 from broker_server.simulation.show import RunBars, RunLines
-from broker_server.simulation.worker_pool import local_workers, ray_workers
 from devices.cli import values
 from devices.cli.settings import ConfigInvalid
 

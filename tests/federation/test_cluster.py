@@ -1,4 +1,4 @@
-"""Simulations on a Ray cluster: two nodes on this machine, each with one processor.
+"""Simulations, and a server's rounds, on a Ray cluster: two nodes on this machine, each with one processor.
 
 What is said where there is no cluster comes first: the cluster lives until the end of the module.
 """
@@ -102,7 +102,7 @@ def workers():
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if path.read_bytes().startswith((b"ray::perform", b"ray::measure")):
+            if path.read_bytes().startswith((b"ray::perform", b"ray::measure", b"ray::partial_fold")):
                 found.append(int(path.parent.name))
     return found
 
@@ -147,3 +147,37 @@ def test_auto_finds_the_cluster_and_workers_that_are_killed_are_survived(root, c
     assert killed
     ended(simulate(root, "--out", "local", "--workers", "1"))
     assert models(root, "cluster") == models(root, "local")
+
+
+def test_a_round_is_folded_to_the_same_bits_on_a_cluster_though_a_worker_is_killed(cluster):
+    import numpy as np
+
+    from broker_server.aggregation.sums import LocalSums, ShardedSums
+    from broker_server.rounds.worker_pool import ray_workers
+
+    elements, updates = 3_000_000, 24  # 12 MB each
+    here = LocalSums(elements)
+    with ray_workers(cluster) as pool:
+        there = ShardedSums(elements, pool.executor)
+        killed = False
+        for number in range(updates):
+            vector = np.random.default_rng(number).standard_normal(elements, np.float32)
+            weights = [(slice(0, 1_500_000), number + 1), (slice(1_500_000, elements), 7)]
+            here.add(vector, weights)
+            there.add(vector, weights)
+            if not killed and (found := workers()):
+                os.kill(found[0], signal.SIGKILL)
+                killed = True
+        total = there.total()
+    assert killed
+    assert total.tobytes() == here.total().tobytes()
+
+
+def test_a_server_folds_its_rounds_on_a_cluster(make_site, cluster):
+    models = []
+    for name, flags in (("here", ()), ("there", ("--ray", cluster))):
+        site = make_site(name)
+        server = site.serve(*flags, min_devices=2)
+        models.append(site.ends(server, *(site.device(name) for name in "ab")))
+        assert "is folded here" not in server.said
+    assert models[0] == models[1]

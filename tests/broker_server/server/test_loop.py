@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 
 from broker_server.aggregation.rules import RoundAggregation
+from broker_server.aggregation.sums import LocalSums, SumsLost
 from broker_server.report.build import models
 from broker_server.rounds.federation import FederationChanged
 from edge_runtime.wire.errors import WireError
@@ -49,6 +50,21 @@ def test_server_loop_runs_mas_to_its_end(world):
         start = unpack(world.bundle.table, (world.root / "bundle" / "weights.safetensors").read_bytes())
         expected = np.concatenate([start[world.bundle.table.parts[part]] + 8 for part in table.parts])
         np.testing.assert_array_equal(values, expected)
+
+
+def test_round_that_is_not_folded_elsewhere_is_folded_here(world):
+    class Lost(LocalSums):
+        def add(self, vector, weights):
+            raise SumsLost("the node is gone")
+
+    world = world(strategy="all_in_one", merged_rounds=1, split_rounds=1)
+    world.federation._make_sums = Lost
+    run(world, world.device("x", step=1.0), world.device("y", step=3.0))
+    notes = [text for _, text in world.journal.notes()]
+    assert sum("is folded here" in text and "the node is gone" in text for text in notes) == 2
+    values = unpack(world.bundle.table, models(world.journal, world.blobs)["a+b+c"])
+    start = unpack(world.bundle.table, (world.root / "bundle" / "weights.safetensors").read_bytes())
+    np.testing.assert_array_equal(values, start + 4)
 
 
 def test_server_loop_counts_what_is_exchanged_with_the_round_that_is_going_on(world):

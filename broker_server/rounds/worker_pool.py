@@ -1,4 +1,4 @@
-"""Where a simulation's work is done: worker processes of this machine, or of a Ray cluster."""
+"""Where work is done beside the process that asks for it: worker processes of this machine, or of a Ray cluster."""
 
 import contextlib
 import multiprocessing

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from broker_server.simulation.worker_pool import WorkerLost, local_workers
+from broker_server.rounds.worker_pool import WorkerLost, local_workers
 
 
 def test_local_hosts_work_in_processes_of_their_own_and_say_what_the_work_raises():
