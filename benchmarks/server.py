@@ -219,7 +219,7 @@ def document(result: dict[str, Any]) -> str:
         "nothing and run in one process beside the server, on the same cores. *Sent* is bytes of files that crossed in",
         "relation to those needed, both ways; *CPU* is the server's for an update of 1 MB and the download before it,",
         "with its own broker in it; *disk* is how fast the same files are written with one fsync each, and *load* the",
-        "machine's load before the case.",
+        "machine's load before the case. Aimed at are 1.05 sent, 4 ms/MB and 0.6 of the disk.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         "|---" * len(COLUMNS) + "|",
