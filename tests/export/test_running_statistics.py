@@ -163,7 +163,8 @@ def test_training_with_state_is_pytorchs(compiled, tmp_path):
             prediction = reference.heads[task](stages)
             loss = reference.losses[task](prediction, reference.example_targets[task]).item()
             assert model.evaluate(task, encoded, targets[task]) == pytest.approx(loss, rel=1e-3)
-            np.testing.assert_allclose(model.predict(task, encoded), prediction.numpy(), atol=2e-3)
+            found = model.predict(task, encoded)["prediction"]
+            np.testing.assert_allclose(found, prediction.numpy(), atol=2e-3)
 
 
 def test_head_that_passes_over_a_stage_gives_zeros_for_it(compiled, tmp_path):
