@@ -35,7 +35,7 @@ from edge_runtime.training.graph_cache import GraphCache
 from edge_runtime.training.memory_plan import EVALUATION_BATCH, PlannedMemory, plan_memory
 from edge_runtime.training.model import Model, TrainingStep
 from edge_runtime.training.ort_training_engine import OrtTrainingCache, OrtTrainingUnavailable, check_installed
-from edge_runtime.training.personal import runs
+from edge_runtime.training.personal import pulled, runs
 from edge_runtime.training.process_memory import installed_bytes, peak_rss_bytes, restart_peak, rss_bytes
 from edge_runtime.training.round_trainer import RoundTrainer
 from edge_runtime.training.service_memory import SPARE_BYTES
@@ -209,6 +209,11 @@ class LocalWorker:
             ranges=model.trained_in,
             parts=tuple(manifest.table.parts),
         )
+        if plan.held is not None and downloaded.centre is not None:
+            centre = downloaded.centre
+            if manifest is not asked:
+                centre = transfer(asked.table, centre, manifest.table)
+            due = tuple(pulled(run, plan.held, centre, model.trained_in) for run in due)
         try:
             trained = self._rounds.train(
                 due,

@@ -31,7 +31,7 @@ from edge_runtime.wire.graph_cost import graph_cost
 from edge_runtime.wire.messages import SplitLearning
 from edge_runtime.wire.operators import check_graph
 from edge_runtime.wire.reconstruction import fault as reconstruction_fault
-from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
+from edge_runtime.wire.tensors import TensorTable, Vector, pack, replaced, transfer, unpack, unpack_known
 from export import provenance
 from export.compile import Compiled, compile_model, describe
 from export.compile import Progress as Report
@@ -113,6 +113,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     deploys = commands.add_parser("deploy", help="a plain inference model of some tasks, with weights inside")
     deploys.add_argument("bundle", type=Path, metavar="BUNDLE")
     deploys.add_argument("--weights", type=Path, help="trained weights (.safetensors; default: the bundle's own)")
+    deploys.add_argument(
+        "--own",
+        type=Path,
+        help="weights that a device has of its own (own/…/ROUND.safetensors of its state), over them",
+    )
     deploys.add_argument("--tasks", type=names, help="tasks, with commas (default: all of the bundle)")
     deploys.add_argument("--out", type=Path, required=True, metavar="MODEL.onnx")
     footprints = commands.add_parser("footprint", help="memory that training takes, and the plan for a budget")
@@ -271,10 +276,15 @@ def _deploy(args: argparse.Namespace) -> int:
     names = tuple(sorted(args.tasks)) if args.tasks else whole.task_names
     manifest = whole.group(names, whole.weights)
     if args.weights is None:
-        own = unpack(whole.table, (args.bundle / bundle_folder.WEIGHTS).read_bytes())
-        weights = transfer(TensorTable(whole.tensors), own, manifest.table)
+        first = unpack(whole.table, (args.bundle / bundle_folder.WEIGHTS).read_bytes())
+        weights = transfer(whole.table, first, manifest.table)
     else:
         weights = _weights(args.weights, manifest.table, whole.table)
+    if args.own is not None:
+        own = unpack_known(manifest.table, args.own.read_bytes())
+        if own is None:
+            raise TensorsInvalid(f"{args.own} has no weights of {', '.join(manifest.task_names)}")
+        weights = replaced(manifest.table, weights, *own)
     model = inference_model(args.bundle, manifest, weights)
     write_atomic(args.out, model.SerializeToString(deterministic=True))
     print(f"{args.out}: {', '.join(manifest.task_names)}")

@@ -6,6 +6,8 @@
 - pfedme    a model that the federation's follows (Dinh et al., NeurIPS 2020)
 - fedu      weights for each device, moved to its neighbours' (relations.py)
 - mat_fl    weights for each device, but for heads, a mean over those that are like it (relations.py)
+- fedhca2   weights for each device, pushed by all others' changes as far as that pays (hca2.py)
+- deep_mocha, multilinear    heads for each device, held by those of all others (priors.py)
 """
 
 # coverage: every branch
@@ -16,14 +18,16 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from broker_server.aggregation.relations import Laplacian, Relation, Similarity
+from broker_server.aggregation.hca2 import HyperWeights
+from broker_server.aggregation.priors import Prior, TaskCovariance, TensorNormal
+from broker_server.aggregation.relations import Laplacian, OwnHeads, Relation, Similarity
 from edge_runtime.wire.blob import Blob
 from edge_runtime.wire.names import DeviceId
 from edge_runtime.wire.personal import MoreauModel, OwnModel, OwnParts, Personal
 from edge_runtime.wire.tensors import STATE, TensorTable
 
-STRENGTH = {"ditto": 1.0, "pfedme": 15.0, "fedu": 0.5}
-"""How strongly a model of a device's own is held to the federation's, by method: those of the papers."""
+STRENGTH = {"ditto": 1.0, "pfedme": 15.0, "fedu": 0.5, "deep_mocha": 0.01, "multilinear": 1e-5}
+"""The strengths that methods have of themselves: those of the papers, or a guess where these choose by validation."""
 
 
 class PersonalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -34,8 +38,9 @@ class PersonalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         Meta(
             ge=0,
             le=1e6,
-            description="how strongly a device's model is held to the federation's, with fedu how far it moves to its "
-            "neighbours' mean; 0 for the method's own: ditto 1, pfedme 15, fedu 0.5",
+            description="how strongly a device's model is held to the federation's, with deep_mocha and multilinear "
+            "its heads by others', with fedu how far it moves to its neighbours' mean; 0 for the method's own: "
+            "ditto 1, pfedme 15, fedu 0.5, deep_mocha 0.01, multilinear 0.00001",
         ),
     ] = 0.0
     own_epochs: Annotated[
@@ -53,6 +58,10 @@ class PersonalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     threshold: Annotated[
         float, Meta(ge=0, le=1, description="with mat_fl: added to the cosines of devices' weights, for softer groups")
     ] = 0.0
+    conflict: Annotated[
+        float,
+        Meta(ge=0, lt=1, description="with fedhca2: how far its changes may go from the mean, in parts of its length"),
+    ] = 0.4
     neighbours: Annotated[
         dict[DeviceId, tuple[DeviceId, ...]],
         Meta(max_length=100_000, description="with fedu: each device's neighbours; all others where none are named"),
@@ -67,8 +76,10 @@ class PersonalTerms:
     stem: bool = False
     own_epochs: int = 0
     model: OwnModel | MoreauModel | None = None
-    relation: Relation | None = None
+    relation: Relation | HyperWeights | None = None
     """What makes weights for each device of a round's; None where there is one vector for all."""
+    prior: Prior | None = None
+    """What holds each device's heads, given all others'."""
 
     def parts(self, table: TensorTable) -> tuple[str, ...]:
         """Return the parts of a group's table that devices never send, without their state."""
@@ -101,4 +112,10 @@ def personal_terms(strategy: str, settings: PersonalSettings, *, stem: bool) -> 
             terms = PersonalTerms(relation=Laplacian(step=strength, neighbours=settings.neighbours))
         case "mat_fl":
             terms = PersonalTerms(heads=True, relation=Similarity(threshold=settings.threshold))
+        case "fedhca2":
+            terms = PersonalTerms(relation=HyperWeights(c=settings.conflict))
+        case "deep_mocha":
+            terms = PersonalTerms(relation=OwnHeads(), prior=TaskCovariance(strength=strength))
+        case "multilinear":
+            terms = PersonalTerms(relation=OwnHeads(), prior=TensorNormal(strength=strength))
     return terms

@@ -13,18 +13,24 @@ such as running statistics, is not combined: each device goes on with its own.
 
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
+from broker_server.aggregation.fedavg import HEAD
+from broker_server.aggregation.hca2 import Gates, HyperWeights, Pushed
 from edge_runtime.wire.conflict import Matrix, combine, gram
-from edge_runtime.wire.tensors import TensorTable, Vector
+from edge_runtime.wire.tensors import STATE, TensorTable, Vector
 
 
 class Relation(Protocol):
-    """A seam: rules differ in their coefficients alone."""
+    """A seam: rules differ in their coefficients, and in what they are for."""
+
+    heads_alone: bool
+    """True if only heads are a device's own, and all else is what the round has made for all."""
 
     def coefficients(self, devices: Sequence[str], inner: Matrix, /) -> Matrix:
         """Return the coefficients C (T, 2T), from the inner products (2T, 2T) of what was trained and what was sent."""
@@ -41,6 +47,7 @@ class Laplacian:
 
     step: float
     neighbours: Mapping[str, Sequence[str]]
+    heads_alone = False
 
     def coefficients(self, devices: Sequence[str], _inner: Matrix) -> Matrix:
         """Return I − step · (the Laplacian)."""
@@ -62,11 +69,23 @@ class Similarity:
     """
 
     threshold: float
+    heads_alone = False
 
     def coefficients(self, devices: Sequence[str], inner: Matrix) -> Matrix:
         """Return the soft groups."""
         trained = inner[: len(devices), : len(devices)]
         return _of_trained(similarity_mixing(trained, self.threshold))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnHeads:
+    """Each device goes on with the heads that it has trained, and the server knows them (priors.py)."""
+
+    heads_alone = True
+
+    def coefficients(self, devices: Sequence[str], _inner: Matrix) -> Matrix:
+        """Return I: nothing is mixed."""
+        return _of_trained(np.eye(len(devices)))
 
 
 def laplacian_mixing(joined: Matrix, step: float) -> Matrix:
@@ -97,7 +116,7 @@ def _of_trained(mixing: Matrix) -> Matrix:
 class DeviceFold:
     """A round's weights by device, in a temporary file in `folder`, until a rule makes new ones of them."""
 
-    def __init__(self, table: TensorTable, relation: Relation, folder: Path) -> None:
+    def __init__(self, table: TensorTable, relation: Relation | HyperWeights, folder: Path) -> None:
         self._table = table
         self._relation = relation
         self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
@@ -110,18 +129,53 @@ class DeviceFold:
             self._file.write(np.ascontiguousarray(vector).data.cast("B"))
         self._devices.append(device)
 
-    def result(self) -> Iterator[tuple[str, Vector]]:
-        """Yield each device's new weights (D,), in the order of folding."""
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices so far, in the order of folding."""
+        return tuple(self._devices)
+
+    def result(self, shared: Vector) -> Iterator[tuple[str, Vector]]:
+        """Yield each device's new weights (D,), in the order of folding; `shared` (D,) are those made for all."""
+        assert not isinstance(self._relation, HyperWeights)
+        with self._vectors() as (trained, sent):
+            vectors = [*trained, *sent]
+            own = self._own_range()
+            front = slice(own.start, min(own.stop, self._table.parameters.size))
+            parameters = [vector[front] for vector in vectors]
+            coefficients = self._relation.coefficients(self._devices, gram(parameters)) if trained else ()
+            for device, new, row in zip(self._devices, trained, coefficients, strict=True):
+                made = np.array(shared)
+                for where in (own, *self._own_state()):
+                    made[where] = new[where]
+                made[front] = combine(parameters, row)
+                yield device, made
+
+    def pushed(self, before: Mapping[str, tuple[Vector, Gates]]) -> Iterator[tuple[str, Pushed]]:
+        """Yield each device's new weights by FedHCA², in the order of folding; `before` is what it left by device."""
+        assert isinstance(self._relation, HyperWeights)
+        with self._vectors() as (trained, sent):
+            known = [before.get(device) for device in self._devices]
+            pushed = self._relation.pushed(self._table, trained, sent, known) if trained else ()
+            yield from zip(self._devices, pushed, strict=True)
+
+    @contextmanager
+    def _vectors(self) -> Iterator[tuple[list[Vector], list[Vector]]]:
+        """Map the file: what was trained, and what was sent."""
         with self._file as file:
             file.flush()
             if not self._devices:
+                yield [], []
                 return
             rows = np.memmap(file, np.float32, "r", shape=(2 * len(self._devices), self._table.size))
-            vectors = [*rows[::2], *rows[1::2]]  # trained, then sent
-            front = slice(0, self._table.parameters.size)
-            parameters = [vector[front] for vector in vectors]
-            coefficients = self._relation.coefficients(self._devices, gram(parameters))
-            for number, device in enumerate(self._devices):
-                new = np.array(vectors[number])
-                new[front] = combine(parameters, coefficients[number])
-                yield device, new
+            yield [*rows[::2]], [*rows[1::2]]
+
+    def _own_range(self) -> slice:
+        """Return the range of what is the devices' own: all of the vectors, or the heads' parameters, which adjoin."""
+        assert not isinstance(self._relation, HyperWeights)
+        if not self._relation.heads_alone:
+            return slice(0, self._table.size)
+        heads = [where for part, where in self._table.parts.items() if part.startswith(HEAD)]
+        return slice(heads[0].start, heads[-1].stop)
+
+    def _own_state(self) -> list[slice]:
+        return [where for part, where in self._table.parts.items() if part.startswith(STATE + HEAD)]

@@ -50,6 +50,10 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
     """By task, and `total`."""
     test_metric: dict[str, Estimate]
     """By task, of those that have a metric."""
+    worst: dict[str, Estimate]
+    """By task, its metric or loss on the device that is served worst …"""
+    bottom_decile: dict[str, Estimate]
+    """… and the best of the worst tenth of the devices."""
     best_metrics: tuple[str, ...]
     """The tasks whose metric is better with no other method with as many seeds."""
     rounds: Estimate | None
@@ -138,6 +142,8 @@ def compare(name: str, outline: Outline, summaries: Sequence[Summary]) -> Compar
                 best=method in best,
                 test_loss=_losses(found[method], (*tasks, TOTAL)),
                 test_metric=_measured(found[method], metrics),
+                worst=_by_task(found[method], tasks, lambda run, task: run.spread[task].worst),
+                bottom_decile=_by_task(found[method], tasks, lambda run, task: run.spread[task].bottom_decile),
                 best_metrics=tuple(task for task in metrics if method in best_metrics[task]),
                 rounds=_mean(found[method], lambda run: run.rounds),
                 compute_s=_mean(found[method], lambda run: run.compute_s),
@@ -178,6 +184,18 @@ def _mean(runs: Mapping[int, Summary], value: Value) -> Estimate | None:
 def _losses(runs: Mapping[int, Summary], names: Sequence[str]) -> dict[str, Estimate]:
     means = {name: estimate((run.test_loss or {}).get(name) for run in runs.values()) for name in names}
     return {name: mean for name, mean in means.items() if mean is not None}
+
+
+def _by_task(
+    runs: Mapping[int, Summary], tasks: Sequence[str], value: Callable[[Summary, str], float]
+) -> dict[str, Estimate]:
+    """Return a figure of the devices' spread by task, where it was measured."""
+
+    def of(task: str) -> Value:
+        return lambda run: value(run, task) if task in run.spread else None
+
+    means = {task: _mean(runs, of(task)) for task in tasks}
+    return {task: mean for task, mean in means.items() if mean is not None}
 
 
 def _reference(outline: Outline, found: Mapping[str, Mapping[int, Summary]]) -> str | None:

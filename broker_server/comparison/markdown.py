@@ -53,6 +53,8 @@ def tables(comparison: Comparison, picture: str) -> str:
             parts += ["", differences]
         if any(each.test_metric for each in methods):
             parts += ["", _metrics(comparison, methods)]
+        if spread := [each for each in methods if each.worst]:
+            parts += ["", _spread(comparison, spread)]
         if found := [each for each in methods if each.strategy in FINDS_GROUPS and each.groups]:
             parts += ["", _groups(found)]
         if chosen := [(each, each.choice) for each in methods if each.choice is not None]:
@@ -149,6 +151,19 @@ def _metrics(comparison: Comparison, methods: Iterable[MethodResult]) -> str:
         cells = [f"**{value}**" if task in each.best_metrics else value for task, value in values.items()]
         rows.append((escape(each.method), *cells))
     note = "Test metrics, means over devices weighted by examples; **bold** is the best of its task."
+    return f"{table(head, rows)}\n\n{note}"
+
+
+def _spread(comparison: Comparison, methods: Iterable[MethodResult]) -> str:
+    head = ("method: worst device / bottom decile by task", *map(escape, comparison.tasks))
+    rows = [
+        (
+            escape(each.method),
+            *(f"{_loss(each.worst.get(task))} / {_loss(each.bottom_decile.get(task))}" for task in comparison.tasks),
+        )
+        for each in methods
+    ]
+    note = "On test data, a task's metric, or its loss where it has none; every device counts once."
     return f"{table(head, rows)}\n\n{note}"
 
 

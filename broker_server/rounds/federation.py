@@ -8,23 +8,25 @@ is in folders of their own (device_uploads.py): what is kept and what is deleted
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from broker_server.aggregation.relations import DeviceFold
 from broker_server.aggregation.rules import RoundAggregation
 from broker_server.aggregation.staleness import Discount, rebased, shares, variance
 from broker_server.aggregation.sums import LocalSums, Sums, SumsLost
 from broker_server.grouping.affinity import Affinities, AffinityLedger
 from broker_server.rounds.device_uploads import DeviceUploads
 from broker_server.rounds.exchange import Exchange
+from broker_server.rounds.group_weights import GroupWeights
 from broker_server.rounds.journal import FederationJournal, RoundFacts, RoundRow
 from broker_server.rounds.linear_rounds import LinearRounds
 from broker_server.rounds.losses import weighted_losses
 from broker_server.rounds.manifests import GroupManifests
 from broker_server.rounds.measured import measured, measured_in
+from broker_server.rounds.related import FoldedRound, RelatedWeights
 from broker_server.rounds.round_state import Result, RoundTraffic, lighter
 from broker_server.rounds.terms import Terms
 from broker_server.rounds.trained import TrainedWeights, UpdatesLost
@@ -33,7 +35,6 @@ from broker_server.strategies.planner import (
     Phase,
     Round,
     learning_rate,
-    source_group,
 )
 from edge_runtime.wire.blob import Blob, BlobStore, describe
 from edge_runtime.wire.encoder_pipe import EncoderRound
@@ -44,9 +45,8 @@ from edge_runtime.wire.manifest import (
 )
 from edge_runtime.wire.messages import Evaluation, Plan, Training, Update, text
 from edge_runtime.wire.names import Tasks, group_id
-from edge_runtime.wire.personal import Personal
 from edge_runtime.wire.signing import sign
-from edge_runtime.wire.tensors import TensorTable, Vector, pack, transfer, unpack
+from edge_runtime.wire.tensors import Vector, pack, transfer, unpack
 
 
 class FederationChanged(ValueError):
@@ -90,14 +90,15 @@ class Federation:
         self._shared_encoder = terms.shared_encoder
         self._exchange = Exchange(personal=terms.personal, is_apart=terms.shared_encoder is not None)
         self._linear = None if terms.linear is None else LinearRounds(terms.linear, journal, blobs)
-        self._made: dict[str, int] = {}
-        """The digests of what plans name that the journal does not, and the newest round of such a plan."""
+        relation = terms.personal.relation
+        self._related = None if relation is None else RelatedWeights(relation, journal, blobs)
         self.tasks: Tasks = tuple(sorted(terms.tasks))
         self._claim("bundle", describe(encode(bundle)).digest)
         self._claim("settings", terms.settings)
         journal.set_fact("versions", msgspec.json.encode(bundle.versions).decode())
         journal.set_fact("metrics", msgspec.json.encode({task.name: task.metric for task in bundle.tasks}).decode())
         self.manifests = GroupManifests(bundle, folder, self.tasks, journal=journal, blobs=blobs)
+        self._weights = GroupWeights(journal=journal, blobs=blobs, manifests=self.manifests, exchange=self._exchange)
         self._trained = TrainedWeights(
             manifests=self.manifests,
             blobs=blobs,
@@ -152,7 +153,7 @@ class Federation:
         if following is None:
             return None
         first = len(closed)
-        self._journal.begin_phase(following, first, self._starts(following))
+        self._journal.begin_phase(following, first, self._weights.starts(following))
         return following.round_at(0, first)
 
     def plan(self, planned: Round, deadline_s: float) -> Plan:
@@ -166,12 +167,13 @@ class Federation:
             tasks=planned.tasks,
             bundle=self._blobs.add(manifest),
             signature=sign(self._key, manifest),
-            weights=self._weights_for_devices(planned),
+            weights=self._weights.for_devices(planned),
             training=self._training_of(planned) if planned.work == "train" else None,
             updates=self._updates,
             split_learning=None if self._shared_encoder is None else self._shared_encoder.settings,
-            personal=self._personal_of(planned),
+            personal=self._weights.personal(planned),
             linear=None if self._linear is None else self._linear.work(planned),
+            held=self._weights.held(planned),
             data_split=planned.data_split,
             deadline_s=deadline_s,
         )
@@ -180,21 +182,8 @@ class Federation:
         """Return the plans of devices that have weights of their own, by device: those that the round before made."""
         if self._linear is not None:
             size = self.manifests.of(planned.tasks).table.size
-            return self._linear.plans(planned, plan, size, self._device_weights(planned))
-        own = self._device_weights(planned).items()
-        return {device: msgspec.structs.replace(plan, weights=blob) for device, blob in own}
-
-    def _device_weights(self, planned: Round) -> dict[str, Blob]:
-        phase = next(phase for phase in self.phases if phase.name == planned.phase)
-        source = phase.start if planned.work == "evaluate" and phase.start is not None else phase.name
-        return self._journal.device_weights().get((source, planned.group), {})
-
-    def _personal_of(self, planned: Round) -> Personal | None:
-        """Return what devices have of their own in a round."""
-        manifest = self.manifests.of(planned.tasks)
-        own = self._exchange.own_table(manifest)
-        start = None if own is None else self._part_of(planned, own)
-        return self._exchange.personal.of(manifest.table, start)
+            return self._linear.plans(planned, plan, size, self._weights.by_device(planned))
+        return self._weights.device_plans(planned, plan)
 
     def _measured(self, closed: Sequence[RoundRow]) -> Measurements:
         """Return the measurements of the closed rounds."""
@@ -259,21 +248,22 @@ class Federation:
         """
         journalled = self._journal.results(closed.number)
         results = {device: journalled[device] for device in sorted(devices)}
-        weights, state, own = self._fold(closed, results) if closed.work == "train" else (None, None, None)
+        folded = self._fold(closed, results) if closed.work == "train" else FoldedRound()
         reported = sum(result.bytes_down for result in results.values())
         self._journal.close_round(
             closed,
-            weights,
+            folded.weights,
             bytes_up=traffic.up_bytes,
             bytes_down=None if traffic.down_bytes is None else traffic.down_bytes + reported,
-            aggregation_state=state,
+            aggregation_state=folded.state,
             max_age=self._max_age if closed.work == "train" else 0,
-            device_weights=own,
+            device_weights=folded.own,
+            fact=folded.fact,
         )
         self._add_affinities(results)
         if closed.work == "train":
             oldest = closed.number - self._max_age
-            self._made = {digest: number for digest, number in self._made.items() if number >= oldest}
+            self._weights.forget(oldest)
             self.sweep(partial=not self._max_age)  # others are at work for the rounds to come
             if self._shared_encoder is not None:
                 self._shared_encoder.delete_before(closed.number)
@@ -282,9 +272,11 @@ class Federation:
     def sweep(self, *, partial: bool) -> None:
         """Delete the blobs that the journal does not need, with `partial` also uploads still on their way."""
         kept = {blob.digest for blob in self._journal.weights().values()} | self.manifests.digests
-        kept |= {blob.digest for blob in self._journal.aggregation_states().values()} | self._made.keys()
+        kept |= {blob.digest for blob in self._journal.aggregation_states().values()} | self._weights.made
         kept |= {blob.digest for blob in self._journal.versions().values()}
-        kept |= {blob.digest for own in self._journal.device_weights().values() for blob in own.values()}
+        device_weights = self._journal.device_weights()
+        kept |= {blob.digest for own in device_weights.values() for blob in own.values()}
+        kept |= set() if self._related is None else self._related.digests(device_weights)
         for phase in self.phases:
             kept |= {describe(encode(self.manifests.of(tasks))).digest for tasks in phase.groups}
         for digest in list(self._blobs.digests()):
@@ -319,7 +311,7 @@ class Federation:
             gone = {group_id(tasks) for tasks in phase.groups if not self._is_here(phase.name, group_id(tasks))}
             if gone:
                 with suppress(BlobInvalid, TensorsInvalid):
-                    self._starts(phase)
+                    self._weights.starts(phase)
         journal = self._journal
         named = [*journal.weights().items(), *journal.aggregation_states().items()]
         rows = {row.round.number: row.round for row in journal.rounds()}
@@ -335,27 +327,22 @@ class Federation:
         blob = self._journal.weights().get((phase, group))
         return blob is None or blob.digest in self._blobs
 
-    def _fold(self, closed: Round, results: Mapping[str, Result]) -> tuple[Blob, Blob | None, dict[str, Blob]]:
-        """Return the round's weights, the aggregation state for the group's next one, and weights of single devices.
-
-        All are blobs that are here. What is not folded elsewhere is folded here, to the same bits.
-        """
+    def _fold(self, closed: Round, results: Mapping[str, Result]) -> FoldedRound:
+        """Return what a round's results make. What is not folded elsewhere is folded here, to the same bits."""
         try:
             return self._folded(closed, results, self._make_sums)
         except SumsLost as exc:
             self._journal.note(f"round {closed.number} is folded here, for the Ray cluster did not do it: {text(exc)}")
             return self._folded(closed, results, LocalSums)
 
-    def _folded(
-        self, closed: Round, results: Mapping[str, Result], make_sums: Callable[[int], Sums]
-    ) -> tuple[Blob, Blob | None, dict[str, Blob]]:
+    def _folded(self, closed: Round, results: Mapping[str, Result], make_sums: Callable[[int], Sums]) -> FoldedRound:
         manifest = self.manifests.of(closed.tasks)
         table, device_table = manifest.table, self._exchange.table(manifest)
-        initial = self._initial_weights(closed)
+        initial = self._weights.initial(closed)
         if self._linear is not None:
-            own = self._device_weights(closed)
-            folded = self._linear.fold(closed, results, table, self._uploads, shared=initial, own=own)
-            return folded.shared, folded.state, folded.own
+            own = self._weights.by_device(closed)
+            made = self._linear.fold(closed, results, table, self._uploads, shared=initial, own=own)
+            return FoldedRound(weights=made.shared, state=made.state, own=made.own)
         layout = self._aggregation.state_table(table)
         before = self._journal.aggregation_states().get((closed.phase, closed.group))
         aggregation = RoundAggregation(
@@ -367,8 +354,7 @@ class Federation:
             folder=self._blobs.root,
             sums=make_sums(table.size),
         )
-        relation = self._exchange.personal.relation
-        apart = None if relation is None else DeviceFold(device_table, relation, self._blobs.root)
+        apart = None if self._related is None else self._related.fold(device_table)
         updates = {device: result for device, result in results.items() if isinstance(result, Update)}
         variances = []
         if self._discount == "ftte":
@@ -388,8 +374,11 @@ class Federation:
         if aggregation.diverged:
             self._journal.note(f"round {closed.number}: the step of the encoder was not finite, and was not taken")
         left = None if layout is None or state is None else self._blobs.add(pack(layout, state))
-        made = {} if apart is None else {name: self._blobs.add(pack(device_table, w)) for name, w in apart.result()}
-        return self._blobs.add(pack(table, new)), left, made
+        folded = FoldedRound(weights=self._blobs.add(pack(table, new)), state=left)
+        if self._related is None or apart is None:
+            return folded
+        own, fact = self._related.made(closed, apart, device_table, transfer(table, new, device_table))
+        return replace(folded, own=own, fact=fact)
 
     def _read(
         self, closed: Round, updates: Mapping[str, Update], newest: Vector
@@ -399,7 +388,7 @@ class Federation:
         It may have begun from the `newest`. Raises UpdatesLost after the last, where some can no longer be read.
         """
         lost = {}
-        versions, own = self._journal.versions(), self._device_weights(closed)
+        versions, own = self._journal.versions(), self._weights.by_device(closed)
         manifest = self.manifests.of(closed.tasks)
         for device, update in updates.items():
             base = newest
@@ -418,15 +407,6 @@ class Federation:
         if lost:
             raise UpdatesLost(lost)
 
-    def _initial_weights(self, planned: Round) -> Vector:
-        """Return the complete weights of the group, encoder included, that a round begins with."""
-        return unpack(self.manifests.of(planned.tasks).table, self._blobs.read(self._weights_of(planned).digest))
-
-    def _weights_of(self, planned: Round) -> Blob:
-        """Return the weights that a round begins with: the newest of its group, or those of an earlier version."""
-        newest = self._journal.weights()[planned.phase, planned.group]
-        return self._journal.versions().get(planned.number, newest)
-
     def add_rounds(
         self, facts: Sequence[RoundFacts], weights: Blob | None, device_weights: Mapping[str, Blob] | None = None
     ) -> None:
@@ -439,34 +419,6 @@ class Federation:
         for found in measured_in(self._journal, results):
             self._ledger.add(*found)
 
-    def _starts(self, phase: Phase) -> dict[str, Blob]:
-        """Return the weights that a phase's groups start from, by group, as blobs that are here."""
-        source = next((earlier for earlier in self.phases if earlier.name == phase.start), None)
-        current = self._journal.weights()
-        starts = {}
-        for number, tasks in enumerate(phase.groups):
-            table = self.manifests.of(tasks).table
-            if source is None:
-                vector = self.manifests.initial_weights(table)
-            else:
-                origin = phase.sources[number] if phase.sources else source_group(tasks, source.groups)
-                digest = current[source.name, group_id(origin)].digest
-                vector = transfer_file(self._blobs.read(digest), self.manifests.of(origin), self.manifests.of(tasks))
-            starts[group_id(tasks)] = self._blobs.add(pack(table, vector))
-        return starts
-
-    def _weights_for_devices(self, planned: Round) -> Blob:
-        """Return the weights that devices receive, as a blob that is here."""
-        complete, table = self.manifests.of(planned.tasks).table, self._trained.table(planned.tasks)
-        return self._weights_of(planned) if table.size == complete.size else self._part_of(planned, table)
-
-    def _part_of(self, planned: Round, table: TensorTable) -> Blob:
-        """Return some tensors of the weights that a round begins with, as a blob that is kept for the round."""
-        complete = self.manifests.of(planned.tasks).table
-        blob = self._blobs.add(pack(table, transfer(complete, self._initial_weights(planned), table)))
-        self._made[blob.digest] = planned.number
-        return blob
-
     def _training_of(self, planned: Round) -> Training:
         settings = self._training
         return msgspec.structs.replace(
@@ -475,8 +427,3 @@ class Federation:
             lr=learning_rate(settings.lr, planned.index, self.phases[-1]),
             probe_every=settings.probe_every if planned.probe else 0,
         )
-
-
-def transfer_file(data: bytes, source: Manifest, target: Manifest) -> Vector:
-    """Return one group's weights out of another's file."""
-    return transfer(source.table, unpack(source.table, data), target.table)

@@ -280,12 +280,13 @@ class FederationJournal:
         aggregation_state: Blob | None = None,
         max_age: int = 0,
         device_weights: Mapping[str, Blob] | None = None,
+        fact: tuple[str, str] | None = None,
     ) -> None:
         """Close a round that has made `weights` of its group, None for an evaluation.
 
-        `aggregation_state` goes on to the group's next round, and so do `device_weights`, those of single devices. The
-        weights that it began with are kept as long as there are results of them, which may be `max_age` versions
-        behind.
+        `aggregation_state` goes on to the group's next round, and so do `device_weights`, those of single devices, and
+        a `fact` by its key. The weights that it began with are kept as long as there are results of them, which may be
+        `max_age` versions behind.
         """
         with self._transaction() as database:
             database.execute(
@@ -305,6 +306,8 @@ class FederationJournal:
                     (closed.phase, closed.group, _json(weights)),
                 )
             _set_device_weights(database, closed, device_weights or {})
+            if fact is not None:
+                database.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", fact)
             if aggregation_state is None:
                 database.execute("DELETE FROM memories WHERE phase = ? AND grp = ?", (closed.phase, closed.group))
             else:

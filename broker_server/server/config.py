@@ -272,6 +272,7 @@ class ServerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             facts |= {"general_precision": split.precision, "general_parts": split.parts}
             if split.noise:
                 facts["general_noise"] = split.noise
+        facts |= {"order": grouping.order, "hold": grouping.hold} if grouping.strategy == "successive" else {}
         for name in ("head_cost", "confidence", "confidence_rounds"):
             facts[name] = getattr(grouping, name)
         if not self.encoder_aggregation.is_plain:  # left out where it is as it was before there was anything else
@@ -383,8 +384,10 @@ def _check_buffered(config: ServerConfig) -> None:
 def check_personal(config: ServerConfig) -> None:
     """Raise ConfigInvalid for settings that do not go with what devices have of their own."""
     strategy, training = config.grouping.strategy, config.training
-    if strategy in {"ditto", "pfedme", *RELATED} and config.is_apart:
+    if strategy in {"fedrep", "ditto", "pfedme", "successive", *RELATED} and config.is_apart:
         raise ConfigInvalid(f"split_learning.encoder: with {strategy!r} devices have the encoder: give 'device'")
+    if strategy in {"deep_mocha", "multilinear", "successive"} and training.proximal_mu:
+        raise ConfigInvalid(f"training.proximal_mu: {strategy!r} holds weights to centres of its own: leave it out")
     if strategy == "pfedme" and (training.proximal_mu or training.optimizer != "sgd"):
         raise ConfigInvalid(
             "training.proximal_mu and training.optimizer: pfedme has a proximal term of its own, and plain steps: "

@@ -225,7 +225,7 @@ class ServerLoop:
         deadline_s = self.coordinator.rules.deadline_s
         plan = self.federation.plan(planned, deadline_s)
         own_plans = self.federation.device_plans(planned, plan)
-        self.dispatcher.served.offer(*plan.files)
+        self.dispatcher.served.offer(plan.bundle, plan.weights)
         now_s = self.dispatcher.clock()
         is_portable = planned.tasks in self.federation.groups_without_artifacts(planned)
         if row is None:
@@ -262,7 +262,7 @@ class ServerLoop:
         """Serve the weights that members of the open round are to train from, and no others."""
         current = self.coordinator.open
         plans = [] if current is None else [current.plan, *current.plans.values(), *current.own_plans.values()]
-        wanted = {plan.weights.digest: plan.weights for plan in plans}
+        wanted = {blob.digest: blob for plan in plans for blob in plan.files[1:]}
         for digest in self._weights_served - set(wanted):
             self.dispatcher.served.withdraw(digest)
         self.dispatcher.served.offer(*wanted.values())

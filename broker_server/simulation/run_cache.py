@@ -72,6 +72,7 @@ class _Key(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     phase: tuple[object, ...]
     schedule_rounds: int | None = None
     personal: object = None
+    held: object = None
     device_weights: dict[str, str] = {}
     aggregation: object = None
     apart: object = None
@@ -179,6 +180,7 @@ class GroupRuns:
             phase=shape,
             schedule_rounds=phase.schedule_rounds,
             personal=plan.personal,
+            held=plan.held,
             device_weights={name: each.weights.digest for name, each in own.items()},
             aggregation=None if self._aggregation.is_plain or plan.training is None else self._aggregation,
             apart=plan.split_learning,

@@ -3,6 +3,7 @@
 import msgspec
 
 from broker_server.report.build import MetricMean, Report
+from broker_server.report.spread import Spread
 from broker_server.rounds.journal import FederationJournal
 from broker_server.simulation.run_cache import computed_s
 from broker_server.strategies.exhaustive import SURVEY
@@ -48,6 +49,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     simulated_j: float | None
     bytes_up: int | None
     bytes_down: int | None
+    spread: dict[str, Spread] = {}
+    """By task, at the end: how it differs between devices."""
     last_split: LastSplit | None = None
     """None where the last groups started from the bundle's weights, or none was measured on test data."""
 
@@ -79,6 +82,7 @@ def summarise(
         simulated_j=None if None in energies else sum(energy for energy in energies if energy is not None),
         bytes_up=_sum(ups),
         bytes_down=_sum(downs),
+        spread=report.spread,
         last_split=_last_split(trained[-1], report, journal),
     )
 

@@ -57,6 +57,9 @@ METHODS: tuple[Method, ...] = (
         keeps="images, labels; the stem too with local_stems",
         example="make compare-fedbone",
     ),
+    _demo(
+        "successive", "Hashimoto et al.: Joint Many-Task Model, EMNLP 2017", f"{_UPDATE}; where the encoder was, down"
+    ),
     _demo("fedper", "Arivazhagan et al.: Personalization Layers, 2019", _HEADS, f"the heads; {_DATA}"),
     _demo("fedrep", "Collins et al.: FedRep, ICML 2021", _HEADS, f"the heads; {_DATA}"),
     _demo("ditto", "Li et al.: Ditto, ICML 2021", _OWN, f"a model of its own; {_DATA}"),
@@ -103,6 +106,22 @@ METHODS: tuple[Method, ...] = (
         "Dinuzzo, Pillonetto, De Nicolao: client-server multi-task learning, IEEE TNN 2011",
         "statistics of second order up and the shared vector down, once",
         "data, the private part of its model",
+    ),
+    _demo(
+        "fedhca2",
+        "Lu et al.: FedHCA², CVPR 2024",
+        "weights of its own down, and up, each round",
+        f"its tasks may be others than other devices'; {_DATA}",
+    ),
+    _demo(
+        "deep_mocha",
+        "Smith et al.: MOCHA, NIPS 2017; Liu et al.: DMTRL, KDD 2017; their penalty on heads of networks",
+        "weights of its own and a centre for its heads down, weights up, each round",
+    ),
+    _demo(
+        "multilinear",
+        "Long et al.: Multilinear Relationship Networks, NIPS 2017",
+        "weights of its own and a centre for its heads down, weights up, each round",
     ),
 )
 

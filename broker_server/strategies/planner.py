@@ -41,7 +41,12 @@ class Phase(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     start: PhaseName | None
     """The training phase whose weights the groups start from, or are measured with; null for the bundle's."""
     sources: tuple[Tasks, ...] | None = None
-    """For each group, the group of `start` whose weights it takes; null for the smallest that holds all its tasks."""
+    """For each group, the group of `start` whose weights it takes; null for the smallest that holds all its tasks.
+
+    What that group lacks begins with the bundle's weights.
+    """
+    hold: Annotated[float, Meta(ge=0, le=1e6)] = 0.0
+    """The encoder is held to where `start` left it: hold · ‖θ − θ'‖² is added to devices' losses."""
     rounds: Annotated[int, Meta(ge=1, le=1_000_000)] = 1
     """Rounds for each group."""
     probe_from: int = 0

@@ -12,9 +12,10 @@ from broker_server.strategies.fixed import FixedGroups
 from broker_server.strategies.hoa import Hoa
 from broker_server.strategies.mas import Mas, Schedule, Start
 from broker_server.strategies.planner import Strategy
+from broker_server.strategies.successive import Successive
 from broker_server.strategies.tag import Tag
 from broker_server.strategies.tree import Tree
-from edge_runtime.wire.names import TaskName, Tasks
+from edge_runtime.wire.names import MAX_TASKS, TaskName, Tasks
 from edge_runtime.wire.training import COMMON, ProbeMethod
 
 MAX_ROUNDS = 100_000
@@ -27,6 +28,7 @@ StrategyName = Literal[
     "hoa",
     "tree",
     "exhaustive",
+    "successive",
     "fedbone",
     "fedper",
     "fedrep",
@@ -34,6 +36,9 @@ StrategyName = Literal[
     "pfedme",
     "fedu",
     "mat_fl",
+    "fedhca2",
+    "deep_mocha",
+    "multilinear",
     "mocha",
     "dmtrl",
     "proximal_mtl",
@@ -41,9 +46,9 @@ StrategyName = Literal[
     "online_primal_dual",
     "mixed_effect",
 ]
-PERSONAL = ("fedper", "fedrep", "ditto", "pfedme", "fedu", "mat_fl")
+PERSONAL = ("fedper", "fedrep", "ditto", "pfedme", "fedu", "mat_fl", "fedhca2", "deep_mocha", "multilinear")
 """Strategies of one group, in which each device has something of its own."""
-RELATED = ("fedu", "mat_fl")
+RELATED = ("fedu", "mat_fl", "fedhca2", "deep_mocha", "multilinear")
 """Those of them that make weights for each device."""
 LINEAR = ("mocha", "dmtrl", "proximal_mtl", "amtl", "online_primal_dual", "mixed_effect")
 """Strategies of linear models."""
@@ -100,6 +105,14 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = 0.0
     confidence_rounds: Annotated[int, Meta(ge=1, le=MAX_ROUNDS, description="with confidence: in that many rounds")] = 3
+    order: Annotated[
+        tuple[TaskName, ...],
+        Meta(max_length=MAX_TASKS, description="with successive: the tasks as they join; empty for by name"),
+    ] = ()
+    hold: Annotated[
+        float,
+        Meta(ge=0, le=1e6, description="with successive: how strongly the encoder is held to where it was before"),
+    ] = 0.01
     fixed_groups: Annotated[TaskGroups, Meta(description="with strategy fixed: its groups")] = ()
 
     @property
@@ -174,7 +187,13 @@ class Grouping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                     seed=seed,
                 )
             case _:
-                return FixedGroups(tasks, self._known_groups(tasks), rounds=rounds)
+                return self._known_course(tasks, rounds)
+
+    def _known_course(self, tasks: Tasks, rounds: int) -> Strategy:
+        """Return a strategy whose phases are known before any training. Raises SplitImpossible."""
+        if self.strategy == "successive":
+            return Successive(tasks, order=self.order, rounds=rounds, hold=self.hold)
+        return FixedGroups(tasks, self._known_groups(tasks), rounds=rounds)
 
     def _known_groups(self, tasks: Tasks) -> tuple[Tasks, ...]:
         """Return the groups of a strategy that has them before any training."""

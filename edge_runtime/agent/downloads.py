@@ -28,8 +28,8 @@ from edge_runtime.wire.errors import BlobInvalid, BundleInvalid, SignatureInvali
 from edge_runtime.wire.files import digest_file
 from edge_runtime.wire.manifest import MAX_MANIFEST_BYTES, Manifest
 from edge_runtime.wire.messages import Plan
-from edge_runtime.wire.personal import OwnParts, sent_table, unsent_parts
-from edge_runtime.wire.tensors import MAX_ENTRY_BYTES, Vector, replaced, unpack
+from edge_runtime.wire.personal import OwnParts, held_table, sent_table, unsent_parts
+from edge_runtime.wire.tensors import MAX_ENTRY_BYTES, TensorTable, Vector, replaced, unpack
 
 ChunkOutcome = Literal["kept", "complete", "unrequested", "corrupt"]
 
@@ -70,6 +70,8 @@ def check_manifest(data: bytes, plan: Plan, server_key: str, max_bytes: int, *, 
         manifest = manifest.local()
     try:
         table = sent_table(manifest.table, plan.personal)
+        if plan.held is not None:
+            held_table(manifest.table, plan.held)
     except BundleInvalid as exc:
         raise WorkRefused("bundle", str(exc)) from exc
     header_bytes = plan.weights.size_bytes - 4 * table.size
@@ -191,8 +193,24 @@ class PlanDownloads:
         except (BlobInvalid, OSError) as exc:
             raise WorkRefused("error", f"the plan's files cannot be read: {exc}") from exc
 
+    def centre(self, plan: Plan, table: TensorTable, weights: Vector) -> Vector | None:
+        """Return what a plan holds weights (D,) to: these, with the centre in place of what is held; None for nothing.
+
+        Raises WorkRefused.
+        """
+        if plan.held is None:
+            return None
+        try:
+            held = held_table(table, plan.held)
+            return replaced(table, weights, held, unpack(held, self._weights.read(plan.held.centre.digest)))
+        except TensorsInvalid as exc:
+            raise WorkRefused("bundle", f"the centre of round {plan.round}: {exc}") from exc
+        except (BlobInvalid, OSError) as exc:
+            raise WorkRefused("error", f"the plan's files cannot be read: {exc}") from exc
+
     def _missing_of(self, plan: Plan) -> tuple[MissingBlob, ...]:
-        self._keep_only(self._weights, {plan.weights.digest})
+        own = (plan.weights,) if plan.held is None else (plan.weights, plan.held.centre)
+        self._keep_only(self._weights, {blob.digest for blob in own})
         bundle = self._begin_missing(self._blobs, [plan.bundle])
         if bundle:
             self._drop_partial({plan.bundle.digest})
@@ -207,7 +225,7 @@ class PlanDownloads:
             graphs += (plan.personal.start,)
         used = {plan.bundle.digest, *(blob.digest for blob in graphs)}
         self._drop_partial(used)
-        missing = self._begin_missing(self._blobs, graphs) + self._begin_missing(self._weights, [plan.weights])
+        missing = self._begin_missing(self._blobs, graphs) + self._begin_missing(self._weights, own)
         if not missing:
             self._drop_surplus(used)
         return missing

@@ -209,7 +209,12 @@ class PlanRunner:
     ) -> WorkDone:
         manifest, vector = self._downloads.load(plan)
         downloaded = DownloadedPlan(
-            plan=plan, manifest=manifest, weights=vector, graphs=self._graphs, is_stopped=is_stopped
+            plan=plan,
+            manifest=manifest,
+            weights=vector,
+            graphs=self._graphs,
+            centre=self._downloads.centre(plan, manifest.table, vector),
+            is_stopped=is_stopped,
         )
         if plan.work == "evaluate":
             evaluation = self._worker.evaluate(downloaded, report, self._channel)

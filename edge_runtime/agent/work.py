@@ -95,6 +95,8 @@ class DownloadedPlan:
     """In the layout of the manifest's table; not to be changed."""
     graphs: BlobStore
     """The store with the manifest's graphs."""
+    centre: Vector | None = None
+    """What a plan holds parts to, in the layout of the weights."""
     is_stopped: Callable[[], bool] = never
     """Whether training is to end after its present step, its result being what was done until then."""
 

@@ -39,7 +39,7 @@ def key_of(plan: Plan, samples: int, engine: str) -> str:
     """Return a digest of everything that must be the same to go on: plan, number of samples, engine."""
     same = (
         *(plan.round, plan.group, plan.tasks, plan.bundle.digest, plan.weights.digest),
-        *(plan.training, plan.personal, samples, engine),
+        *(plan.training, plan.personal, plan.held, samples, engine),
     )
     return hashlib.sha256(msgspec.json.encode(same)).hexdigest()
 

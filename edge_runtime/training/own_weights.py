@@ -14,17 +14,7 @@ from pathlib import Path
 
 from edge_runtime.wire.errors import TensorsInvalid
 from edge_runtime.wire.files import atomic_file
-from edge_runtime.wire.tensors import (
-    MAX_ENTRY_BYTES,
-    MAX_TENSORS,
-    TensorTable,
-    Vector,
-    file_parts,
-    read_header,
-    replaced,
-    transfer,
-    unpack,
-)
+from edge_runtime.wire.tensors import TensorTable, Vector, file_parts, replaced, transfer, unpack_known
 
 DIGITS = 16
 
@@ -46,18 +36,10 @@ class OwnWeights:
         if not rounds or not parts:
             return received
         try:
-            data = self._path(bundle, max(rounds)).read_bytes()
-            header, _ = read_header(data, MAX_ENTRY_BYTES * (1 + MAX_TENSORS))
-            kept = TensorTable.of({name: entry.shape for name, entry in header.items()})
-            own = unpack(kept, data)
+            found = unpack_known(table.select(parts), self._path(bundle, max(rounds)).read_bytes())
         except TensorsInvalid:
             return received
-        shapes = {tensor.name: tensor.shape for tensor in kept.tensors}
-        usable = {t.name: t.shape for t in table.tensors if t.part in parts and shapes.get(t.name) == t.shape}
-        if not usable:
-            return received
-        common = TensorTable.of(usable)
-        return replaced(table, received, common, transfer(kept, own, common))
+        return received if found is None else replaced(table, received, *found)
 
     def save(self, table: TensorTable, trained: Vector, parts: Collection[str], bundle: str, of_round: int) -> None:
         """Save these parts of weights (D,) as they are after a round, and keep those of the round before."""

@@ -9,14 +9,14 @@ MoreauModel     both in one run (pFedMe)
 # coverage: every branch
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from edge_runtime.training.moreau import MoreauSgd
 from edge_runtime.training.optimizer import Optimizer, Ranges, make_optimizer
 from edge_runtime.wire.messages import Training
-from edge_runtime.wire.personal import MoreauModel, OwnModel, OwnParts, Personal, passes
+from edge_runtime.wire.personal import Held, MoreauModel, OwnModel, OwnParts, Personal, passes
 from edge_runtime.wire.tensors import Vector
 
 
@@ -29,6 +29,8 @@ class TrainingRun:
     optimizer: Optimizer
     received: Vector
     """What a proximal term holds the parameters to, (D,)."""
+    held: Ranges | None = None
+    """The ranges that it holds; None for all."""
     steps: int = 1
     """On each batch."""
     trained: tuple[Ranges, ...] | None = None
@@ -111,6 +113,12 @@ def runs(
                     start=own, settings=settings, optimizer=optimizer, received=own, keeps=personal is not None
                 ),
             )
+
+
+def pulled(run: TrainingRun, held: Held, centre: Vector, ranges: Callable[[Collection[str]], Ranges]) -> TrainingRun:
+    """Return the run with some parts held to a `centre` (D,), in place of its own proximal term."""
+    settings = msgspec.structs.replace(run.settings, proximal_mu=held.strength)
+    return replace(run, settings=settings, received=centre, held=ranges(held.parts))
 
 
 def _lasting(settings: Training, epochs: int) -> Training:

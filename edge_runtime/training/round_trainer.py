@@ -157,6 +157,7 @@ class RoundTrainer:
             state,
             weighting_state=None if is_first else self._weighting_states.load(plan.bundle.digest, plan.round),
             received=run.received[: len(model.parameters)],
+            held=run.held,
             optimizer=run.optimizer,
             repeat=run.steps,
             trained=run.trained,

@@ -73,6 +73,7 @@ class Trainer:
         *,
         weighting_state: WeightingState | None = None,
         received: Vector | None = None,
+        held: Ranges | None = None,
         optimizer: Optimizer | None = None,
         repeat: int = 1,
         trained: Sequence[Ranges] | None = None,
@@ -86,11 +87,11 @@ class Trainer:
 
         It ends before after `settings.share` of the steps, or after the step in which `is_stopped` becomes true.
 
-        FedProx holds to the parameters `received` (P,), by default the current ones. The `optimizer` is that of the
-        settings unless another is given; it takes `repeat` steps on each batch, and steps the ranges that `trained` has
-        for an epoch, by default all. With `after`, training goes on from that progress, and weights and state must be
-        those of the same step. Raises EngineError, AugmentationImpossible, and all that `save`, `report` and `enter`
-        raise.
+        FedProx holds to the parameters `received` (P,), by default the current ones: all, or the ranges `held`. The
+        `optimizer` is that of the settings unless another is given; it takes `repeat` steps on each batch, and steps
+        the ranges that `trained` has for an epoch, by default all. With `after`, training goes on from that progress,
+        and weights and state must be those of the same step. Raises EngineError, AugmentationImpossible, and all that
+        `save`, `report` and `enter` raise.
         """
         model, split = self.model, self._split
         steps = batch_count(len(split), settings.batch) * repeat
@@ -113,7 +114,8 @@ class Trainer:
             place = (settings.seed, epoch, step)
             losses, norms = self._gradient(x, targets, weigh, prober, partial(gradient_combiner, settings), place)
             if received is not None and settings.proximal_mu:
-                add_proximal(model.gradient, model.parameters, received, settings.proximal_mu)
+                for part in held or (slice(None),):
+                    add_proximal(model.gradient[part], model.parameters[part], received[part], settings.proximal_mu)
             if settings.clip_norm:
                 clip(model.gradient, settings.clip_norm)
             ranges = model.trained if trained is None else trained[done // steps]

@@ -39,7 +39,7 @@ from edge_runtime.wire.energy import Energy
 from edge_runtime.wire.errors import MessageInvalid, reason
 from edge_runtime.wire.linear import DualSteps, LinearFacts, LinearWork
 from edge_runtime.wire.names import MAX_TASKS, Digest, GroupId, TaskName, Tasks
-from edge_runtime.wire.personal import OwnParts, Personal, passes
+from edge_runtime.wire.personal import Held, OwnParts, Personal, passes
 from edge_runtime.wire.training import Optimization, ProbeMethod, TaskWeighting
 
 MAX_MESSAGE_BYTES = 64 * 1024
@@ -171,6 +171,8 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Set where the encoder is computed by the encoder server: `weights` are then of stem and heads alone."""
     personal: Personal | None = None
     """What the device has of its own, and trains and evaluates with; null where there is one model for all."""
+    held: Held | None = None
+    """For work = train: what is held to a centre, in place of the proximal term of `training`."""
     linear: LinearWork | None = None
     """The device's part where the bundle's model is linear; null for models of graphs."""
     data_split: DataSplit | None = None
@@ -194,9 +196,9 @@ class Plan(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     @property
     def files(self) -> tuple[Blob, ...]:
-        """The files that the plan names: the manifest, the weights, the first values of what is never sent."""
+        """The files of the plan: the manifest, the weights, the first values of what is never sent, a centre."""
         start = (self.personal.start,) if isinstance(self.personal, OwnParts) else ()
-        return (self.bundle, self.weights, *start)
+        return (self.bundle, self.weights, *start, *(() if self.held is None else (self.held.centre,)))
 
 
 class Need(Message, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,6 +4,8 @@
     OwnModel     a second model, held to the federation's (Ditto)
     MoreauModel  a model that the federation's follows, both in one training (pFedMe)
 
+Parts may also be held to a centre that the server has worked out for this device alone (Held).
+
 What a device measures, it measures with what it has of its own.
 """
 
@@ -55,6 +57,22 @@ class MoreauModel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 Personal = OwnParts | OwnModel | MoreauModel
+
+
+class Held(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Parts that are held to a centre c in training: strength/2 · ‖w − c‖² is added to the loss."""
+
+    parts: Annotated[tuple[PartName, ...], Meta(min_length=1, max_length=MAX_TASKS + 2)]
+    centre: Blob
+    """The file of c."""
+    strength: Annotated[float, Meta(gt=0, le=1e12)]
+
+
+def held_table(table: TensorTable, held: Held) -> TensorTable:
+    """Return the table of the centre's file. Raises BundleInvalid for a part that the group does not have."""
+    if odd := sorted(set(held.parts) - set(table.parts)):
+        raise BundleInvalid(f"the model has no part {odd[0]!r} that is to be held to a centre")
+    return table.select(held.parts)
 
 
 def kept_parts(table: TensorTable, personal: Personal | None) -> tuple[str, ...]:

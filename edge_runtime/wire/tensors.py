@@ -208,6 +208,22 @@ def unpack(table: TensorTable, data: bytes | mmap.mmap) -> Vector:
     return vector
 
 
+def unpack_known(table: TensorTable, data: bytes) -> tuple[TensorTable, Vector] | None:
+    """Return those tensors of a safetensors file that `table` has in the same shape; None where there are none.
+
+    Raises TensorsInvalid if the file is malformed, or holds a value that is not finite.
+    """
+    header, _ = read_header(data, MAX_ENTRY_BYTES * (1 + MAX_TENSORS))
+    whole = TensorTable.of({name: entry.shape for name, entry in header.items()})
+    vector = unpack(whole, data)
+    shapes = {tensor.name: tensor.shape for tensor in whole.tensors}
+    known = {t.name: t.shape for t in table.tensors if shapes.get(t.name) == t.shape}
+    if not known:
+        return None
+    found = TensorTable.of(known)
+    return found, transfer(whole, vector, found)
+
+
 def transfer(source: TensorTable, vector: Vector, target: TensorTable) -> Vector:
     """Return the values of `target`'s tensors in a vector laid out by `source`, as a new vector.
 

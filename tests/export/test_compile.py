@@ -19,7 +19,7 @@ from torch import nn  # noqa: E402
 from edge_runtime.training.engine import Engine, EngineError  # noqa: E402
 from edge_runtime.wire import bundle_folder  # noqa: E402
 from edge_runtime.wire import manifest as wire  # noqa: E402
-from edge_runtime.wire.tensors import unpack  # noqa: E402
+from edge_runtime.wire.tensors import pack, unpack  # noqa: E402
 from export.__main__ import main  # noqa: E402
 from export.compile import compile_model, describe  # noqa: E402
 from export.deploy import inference_model  # noqa: E402
@@ -259,10 +259,17 @@ def test_command_compiles_and_deploys_a_user_s_own_file(model_file, tmp_path):
     done = command("deploy", out, "--tasks", "value", "--weights", out / bundle_folder.WEIGHTS, "--out", model)
     assert done.returncode == 0, done.stderr
     assert model.read_bytes() == before
+    for task in ("mask", "value"):  # what a device has of its own stands in place of the bundle's
+        table = manifest.table.select([f"head.{task}"])
+        (tmp_path / f"{task}.safetensors").write_bytes(pack(table, np.zeros(table.size, np.float32)))
+    done = command("deploy", out, "--tasks", "value", "--own", tmp_path / "value.safetensors", "--out", model)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_array_equal(stock(model, np.ones((2, 3, 8, 8), np.float32), tmp_path)["value"], 0)
     for words, text in (
         (("--tasks", "other"), "no task 'other'"),
         (("--weights", model_file), "not a tensor file"),
         (("--weights", tmp_path / "absent"), "absent"),
+        (("--own", tmp_path / "mask.safetensors", "--tasks", "value"), "no weights of value"),
     ):
         done = command("deploy", out, *words, "--out", model)
         assert done.returncode == 3

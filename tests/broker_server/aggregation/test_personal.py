@@ -1,8 +1,10 @@
 import pytest
 import samples
 
+from broker_server.aggregation.hca2 import HyperWeights
 from broker_server.aggregation.personal import PersonalSettings, PersonalTerms, personal_terms
-from broker_server.aggregation.relations import Laplacian, Similarity
+from broker_server.aggregation.priors import TaskCovariance, TensorNormal
+from broker_server.aggregation.relations import Laplacian, OwnHeads, Similarity
 from broker_server.strategies.settings import PERSONAL
 from edge_runtime.wire.personal import MoreauModel, OwnModel, OwnParts
 from edge_runtime.wire.tensors import TensorTable
@@ -18,6 +20,9 @@ TABLE = TensorTable.of({"encoder.w": (1,), "head.a.w": (1,), "head.b.w": (1,), "
         ("ditto", PersonalTerms(model=OwnModel(strength=1.0, epochs=2))),
         ("pfedme", PersonalTerms(model=MoreauModel(strength=15.0, steps=5, lr=0.01))),
         ("fedu", PersonalTerms(relation=Laplacian(step=0.5, neighbours={}))),
+        ("fedhca2", PersonalTerms(relation=HyperWeights(c=0.4))),
+        ("deep_mocha", PersonalTerms(relation=OwnHeads(), prior=TaskCovariance(strength=0.01))),
+        ("multilinear", PersonalTerms(relation=OwnHeads(), prior=TensorNormal(strength=1e-5))),
         ("mat_fl", PersonalTerms(heads=True, relation=Similarity(threshold=0.0))),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 from broker_server.aggregation.relations import (
     DeviceFold,
     Laplacian,
+    OwnHeads,
     Similarity,
     laplacian_mixing,
     similarity_mixing,
@@ -53,7 +54,7 @@ def test_a_fold_makes_a_vector_for_each_device_and_leaves_its_state(rule, tmp_pa
     fold = DeviceFold(TABLE, rule, tmp_path)
     for device, before, after in zip(DEVICES, sent, trained, strict=True):
         fold.fold(device, before, after)
-    found = dict(fold.result())
+    found = dict(fold.result(np.zeros(TABLE.size, np.float32)))
     assert tuple(found) == DEVICES
     both = np.concatenate([trained, sent])[:, :6]
     expected = rule.coefficients(DEVICES, gram(list(both))) @ both
@@ -70,4 +71,20 @@ def test_a_fold_of_nothing_makes_nothing_and_of_other_vectors_is_refused(tmp_pat
     fold = DeviceFold(TABLE, Similarity(threshold=0.0), tmp_path)
     with pytest.raises(TensorsInvalid):
         fold.fold("a", np.zeros(3, np.float32), np.zeros(3, np.float32))
-    assert list(DeviceFold(TABLE, Similarity(threshold=0.0), tmp_path).result()) == []
+    assert list(DeviceFold(TABLE, Similarity(threshold=0.0), tmp_path).result(np.zeros(7, np.float32))) == []
+
+
+def test_a_fold_of_heads_alone_has_all_else_in_common(tmp_path):
+    parameters = {"encoder.w": (2,), "head.a.w": (2,), "head.b.w": (1,)}
+    table = TensorTable.of({**parameters, "state.encoder.m": (1,), "state.head.a.m": (1,)})
+    fold = DeviceFold(table, OwnHeads(), tmp_path)
+    trained = np.random.default_rng(0).standard_normal((2, table.size)).astype(np.float32)
+    for device, vector in zip("xy", trained, strict=True):
+        fold.fold(device, np.zeros(table.size, np.float32), vector)
+    shared = np.full(table.size, 9, np.float32)
+    for number, (_, vector) in enumerate(fold.result(shared)):
+        views, own = table.views(vector), table.views(trained[number])
+        for name in ("encoder.w", "state.encoder.m"):
+            np.testing.assert_array_equal(views[name], 9)
+        for name in ("head.a.w", "head.b.w", "state.head.a.m"):
+            np.testing.assert_array_equal(views[name], own[name])

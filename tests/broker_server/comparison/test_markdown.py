@@ -8,6 +8,7 @@ from broker_server.comparison.comparison import compare
 from broker_server.comparison.markdown import document, escape, table, tables
 from broker_server.comparison.published import TASKS
 from broker_server.report.build import MetricMean
+from broker_server.report.spread import spread
 from broker_server.simulation.outline import Outline
 from broker_server.simulation.summary import LastSplit
 
@@ -59,6 +60,16 @@ def test_tables_show_metrics_where_they_were_measured(runs, summary):
     assert "| single | 0.5000 | **20.00** |" in text
     assert "bold** is the best of its task" in text
     assert text.count("test metric by task") == 1  # not in the section of the method without any
+
+
+def test_tables_show_the_devices_that_are_served_worst_where_that_was_measured(runs, summary):
+    assert "worst device" not in tables(compare("rooms", OUTLINE, runs), "p.png")
+    depth = {f"d{k:02}": k / 20 for k in range(20)}
+    runs = [summary("ditto", 0, "ditto", spread={"depth": spread(depth, None)}), *runs]
+    text = tables(compare("rooms", OUTLINE, runs), "p.png")
+    assert r"| method: worst device / bottom decile by task | depth | edge\_texture |" in text
+    assert "| ditto | 0.9500 / 0.9000 | – / – |" in text
+    assert "every device counts once" in text
 
 
 def test_tables_show_each_task_s_difference_to_a_method_that_was_named(runs, summary):

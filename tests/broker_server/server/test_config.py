@@ -96,6 +96,10 @@ def test_read_flags_go_over_the_file(write, tmp_path):
         ),
         ('[grouping]\nstrategy = "pfedme"\n[training]\nproximal_mu = 1.0', "pfedme has a proximal term of its own"),
         ('[grouping]\nstrategy = "pfedme"\n[training]\noptimizer = "adamw"', "pfedme has a proximal term of its own"),
+        (
+            '[grouping]\nstrategy = "multilinear"\n[training]\nproximal_mu = 1.0',
+            "'multilinear' holds weights to centres",
+        ),
         ("[personal]\nthreshold = 2.0", r"personal\.threshold"),
         ('[grouping]\nstrategy = "fedu"\n[rounds]\nmode = "buffered"', r"rounds\.mode: weights for each device"),
     ],

@@ -1,13 +1,19 @@
 """Federations in which each device has something of its own: parts that are never sent, or weights made for it."""
 
+from pathlib import Path
+
+import msgspec
 import numpy as np
 import pytest
 
+from broker_server.aggregation.personal import PersonalSettings, personal_terms
 from broker_server.report.build import build, models
+from edge_runtime.training.gradient import add_proximal
 from edge_runtime.wire.compression import max_bytes
 from edge_runtime.wire.tensors import unpack
 
 pytestmark = pytest.mark.slow
+FAMILY = Path(__file__).parents[2] / "fixtures" / "family"
 
 
 def table_of(world):
@@ -96,3 +102,83 @@ def test_a_device_that_comes_late_begins_with_the_mean_of_all(world):
     received = unpack(table, late.blobs.read(plan.weights.digest)) - start
     assert plan.round == 2
     np.testing.assert_allclose(received, (expected(1)["x"] + 1 + expected(1)["y"] + 3) / 2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["deep_mocha", "multilinear"])
+def test_heads_are_held_by_those_of_all_others_from_the_second_round_on(world, strategy):
+    world = world(strategy=strategy, merged_rounds=2, split_rounds=1)
+    devices = {"x": world.device("x", step=1.0), "y": world.device("y", step=3.0)}
+    for device in devices.values():
+        device.start()
+    world.until(lambda: world.loop.round.number == 2)
+    world.crash()
+    world.until_finished()
+    table, start = table_of(world), start_of(world)
+    heads = table.select(["head.a", "head.b", "head.c"])
+    where, encoder = slice(table.where("encoder").stop, table.size), table.where("encoder")
+    found = {}
+    for name, step in (("x", 1), ("y", 3)):
+        plans = {plan.round: plan for plan in devices[name].plans}
+        assert (plans[0].held, plans[3].held) == (None, None)
+        received = unpack(table, devices[name].blobs.read(plans[2].weights.digest))
+        np.testing.assert_allclose(received[where] - start[where], 2 * step, rtol=1e-6)  # heads of its own
+        np.testing.assert_allclose(received[encoder] - start[encoder], 4, rtol=1e-6)  # an encoder for all
+        centre = unpack(heads, devices[name].blobs.read(plans[2].held.centre.digest))
+        found[name] = (received[where], centre, plans[2].held.strength)
+    rows = np.array([found[name][0] for name in ("x", "y")], np.float64)
+    prior = personal_terms(strategy, PersonalSettings(), stem=False).prior
+    centres, strengths = prior.pulls(rows, heads)
+    for number, name in enumerate(("x", "y")):
+        np.testing.assert_allclose(found[name][1], centres[number], rtol=1e-5)
+        assert found[name][2] == pytest.approx(strengths[number])
+
+
+def test_what_is_remembered_of_pushes_goes_on_after_crashes(world, tmp_path):
+    found = []
+    for crashes in (False, True):
+        here = world(strategy="fedhca2", merged_rounds=2, split_rounds=1, state=tmp_path / f"state-{crashes}")
+        devices = [here.device(name, step=step) for name, step in (("x", 1.0), ("y", 3.0))]
+        for device in devices:
+            device.start()
+        for number in range(1, 3 if crashes else 0):
+            here.until(lambda number=number, here=here: here.loop.round.number == number)
+            here.crash()
+        here.until_finished()
+        assert not here.loop.failed
+        found.append([here.journal.device_weights(), here.journal.fact("relation/train/a+b+c")])
+        gates = msgspec.json.decode(found[-1][1])["x"]["gates"]
+        assert gates["encoder"]["value"] > 0.1  # all go the same way, so each push was welcome
+        here.journal.close()
+    assert found[0] == found[1]
+
+
+def test_a_task_that_joins_begins_with_its_own_head_and_an_encoder_that_is_held(world):
+    world = world(strategy="successive", order=("c", "a", "b"), hold=0.1, merged_rounds=1, split_rounds=1)
+    x, y = world.device("x", step=1.0), world.device("y", step=3.0)
+    for device in (x, y):
+        device.start()
+    world.until(lambda: world.loop.round.number == 3)
+    world.crash()
+    world.until_finished()
+    assert not world.loop.failed
+    start, whole = start_of(world), world.bundle.table
+    encoder = whole.select(["encoder"])
+    plans = {plan.round: plan for plan in x.plans}
+    assert [plans[number].tasks for number in (0, 2, 4)] == [("c",), ("a", "c"), ("a", "b", "c")]
+    assert plans[0].held is None
+    for number in (2, 3):  # both rounds of a phase are held to where the one before it ended
+        held = plans[number].held
+        assert (held.parts, held.strength) == (("encoder",), 0.2)
+        centre = unpack(encoder, x.blobs.read(held.centre.digest))
+        np.testing.assert_array_equal(centre, start[whole.where("encoder")] + 4)
+    final = unpack(table_of(world), models(world.journal, world.blobs)["a+b+c"])
+    for part, rounds in (("encoder", 6), ("head.c", 6), ("head.a", 4), ("head.b", 2)):
+        np.testing.assert_array_equal(final[whole.where(part)], start[whole.where(part)] + 2 * rounds)
+
+
+def test_the_pull_of_successive_regularisation_is_the_golden_one():
+    golden = msgspec.json.decode((FAMILY / "architectures.json").read_bytes())["successive_regularisation"]
+    weights, centre = np.array(golden["parameters"]), np.array(golden["parameters_after_previous_task"])
+    gradient = np.zeros(4, np.float32)
+    add_proximal(gradient, weights.astype(np.float32), centre.astype(np.float32), 2 * golden["delta"])
+    np.testing.assert_allclose(gradient, golden["gradient"], rtol=1e-6)

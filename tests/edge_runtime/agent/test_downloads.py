@@ -14,6 +14,7 @@ from edge_runtime.wire import signing
 from edge_runtime.wire.blob import Blob, ChunkRun, describe
 from edge_runtime.wire.errors import BlobInvalid
 from edge_runtime.wire.manifest import MAX_MANIFEST_BYTES
+from edge_runtime.wire.personal import Held, OwnParts, sent_table
 from edge_runtime.wire.tensors import pack
 
 CAP = 10**7
@@ -281,6 +282,77 @@ def test_load_refuses_what_is_not_here(downloads, bundle):
     with pytest.raises(WorkRefused, match="cannot be read") as caught:
         downloads.load(bundle.plan(0))
     assert caught.value.reason == "error"
+
+
+def packed(bundle, table, value):
+    """Describe a file of these tensors, filled with a value, which the bundle's server has."""
+    data = pack(table, np.full(table.size, value, np.float32))
+    blob = describe(data, chunk_bytes=1024)
+    bundle.blobs[blob.digest] = data
+    return blob
+
+
+def heads_of_its_own(bundle, number, start=5.0):
+    """A plan whose weights are without the heads, and the file of the heads' first values."""
+    personal = OwnParts(
+        parts=("head.a", "head.b"), start=packed(bundle, bundle.table.select(["head.a", "head.b"]), start)
+    )
+    sent = sent_table(bundle.table, personal)
+    return bundle.plan(number, personal=personal, weights=packed(bundle, sent, float(number)))
+
+
+def test_parts_that_are_never_sent_are_downloaded_once_with_their_first_values(downloads, bundle):
+    first, second = heads_of_its_own(bundle, 0), heads_of_its_own(bundle, 1)
+    assert first.personal.start.digest in fetch(downloads, bundle, first)
+    assert fetch(downloads, bundle, second) == [second.weights.digest]
+    _, weights = downloads.load(second)
+    for name, view in bundle.table.views(weights).items():
+        np.testing.assert_array_equal(view, 5.0 if name.startswith("head.") else 1.0)
+
+
+def test_load_refuses_first_values_of_another_model(downloads, bundle):
+    plan = heads_of_its_own(bundle, 0)
+    other = packed(bundle, bundle.table.select(["head.a"]), 0.0)
+    plan = msgspec.structs.replace(plan, personal=msgspec.structs.replace(plan.personal, start=other))
+    fetch(downloads, bundle, plan)
+    with pytest.raises(WorkRefused, match="weights of round 0") as caught:
+        downloads.load(plan)
+    assert caught.value.reason == "bundle"
+
+
+def test_first_values_count_in_what_a_device_downloads_at_most(bundle):
+    plan = heads_of_its_own(bundle, 0)
+    sizes = [blob.size_bytes for blob in plan.files]
+    check_plan(plan, sum(sizes))
+    with pytest.raises(WorkRefused, match="max_download_bytes"):
+        check_plan(plan, sum(sizes) - 1)
+
+
+def test_what_is_held_is_held_to_the_centres_file_of_this_plan(downloads, state, bundle):
+    table = bundle.table
+    for number in (0, 1):
+        centre = packed(bundle, table.select(["head.a"]), 7.0 + number)
+        plan = bundle.plan(number, held=Held(parts=("head.a",), centre=centre, strength=1.0))
+        fetch(downloads, bundle, plan)
+        _, weights = downloads.load(plan)
+        for name, view in table.views(downloads.centre(plan, table, weights)).items():
+            expected = 7.0 + number if name.startswith("head.a.") else table.views(weights)[name]
+            np.testing.assert_array_equal(view, expected)
+    assert set(state.weights.digests()) == {plan.weights.digest, centre.digest}
+    assert downloads.centre(bundle.plan(0), table, weights) is None
+
+
+def test_a_centre_of_a_part_that_the_model_lacks_or_of_other_tensors_is_refused(downloads, bundle):
+    table = bundle.table
+    centre = packed(bundle, table.select(["head.b"]), 0.0)
+    lacking = bundle.plan(0, held=Held(parts=("stem",), centre=centre, strength=1.0))
+    with pytest.raises(WorkRefused, match="no part 'stem'"):
+        fetch(downloads, bundle, lacking)
+    plan = bundle.plan(0, held=Held(parts=("head.a", "encoder"), centre=centre, strength=1.0))
+    fetch(downloads, bundle, plan)
+    with pytest.raises(WorkRefused, match="centre of round 0") as caught:
+        downloads.centre(plan, table, np.zeros(table.size, np.float32))
+    assert caught.value.reason == "bundle"
 
 
 class Declining:

@@ -12,10 +12,10 @@ import samples
 
 from edge_runtime.datasets.dataset import Split
 from edge_runtime.training.moreau import MoreauSgd
-from edge_runtime.training.personal import optimizer_of, runs
+from edge_runtime.training.personal import optimizer_of, pulled, runs
 from edge_runtime.training.round_trainer import RoundTrainer
 from edge_runtime.training.trainer import Trainer
-from edge_runtime.wire.personal import MoreauModel, OwnModel, OwnParts
+from edge_runtime.wire.personal import Held, MoreauModel, OwnModel, OwnParts
 from edge_runtime.wire.tensors import TensorTable
 
 FAMILY = Path(__file__).parents[2] / "fixtures" / "family"
@@ -198,3 +198,17 @@ def test_only_pfedme_has_an_optimizer_of_its_own():
     settings = samples.training()
     assert isinstance(optimizer_of(settings, MoreauModel(strength=1.0, steps=2, lr=0.1)), MoreauSgd)
     assert not isinstance(optimizer_of(settings, OwnModel(strength=1.0, epochs=1)), MoreauSgd)
+
+
+def test_parts_are_held_to_a_centre_and_the_others_are_not():
+    """One step from weights without a gradient moves what is held by lr · strength of the way, and nothing else."""
+    model = NumpyModel(LOW_RANK)
+    start = np.zeros(LOW_RANK.size, np.float32)  # with B = 0 and a = 0 no gradient is left
+    settings = samples.training(batch=1000, momentum=0.0, weight_decay=0.0, lr=0.1)
+    (run,) = runs(None, settings, received=start, own=start, ranges=model.trained_in, parts=tuple(LOW_RANK.parts))
+    held = Held(parts=("head.a",), centre=samples.blob(), strength=2.0)
+    run = pulled(run, held, start + 1, model.trained_in)
+    model.weights[:] = run.start
+    trainer = Trainer(model, Split(inputs={"image": X[0]}, labels={"a": Y[0]}))
+    trainer.train(run.settings, np.zeros_like(start), received=run.received, held=run.held)
+    np.testing.assert_allclose(model.weights, [0] * 10 + [0.2, 0.2], rtol=1e-6)

@@ -3,7 +3,17 @@ import samples
 
 from edge_runtime.wire.errors import BundleInvalid, MessageInvalid
 from edge_runtime.wire.messages import decode_server, encode
-from edge_runtime.wire.personal import MoreauModel, OwnModel, OwnParts, kept_parts, passes, sent_table, unsent_parts
+from edge_runtime.wire.personal import (
+    Held,
+    MoreauModel,
+    OwnModel,
+    OwnParts,
+    held_table,
+    kept_parts,
+    passes,
+    sent_table,
+    unsent_parts,
+)
 from edge_runtime.wire.tensors import TensorTable
 
 TABLE = TensorTable.of({"encoder.w": (3,), "head.a.w": (2,), "state.encoder.m": (1,), "state.head.a.m": (1,)})
@@ -41,3 +51,13 @@ def test_a_plan_with_a_part_that_no_model_has_is_refused():
     bad = OwnParts(parts=("../head",), start=samples.blob())
     with pytest.raises(MessageInvalid):
         encode(samples.plan(personal=bad))
+
+
+def test_a_plan_has_a_file_for_the_centre_that_parts_are_held_to():
+    held = Held(parts=("head.a",), centre=samples.blob("e"), strength=0.5)
+    plan = samples.plan(held=held)
+    assert decode_server(encode(plan)) == plan
+    assert plan.files == (plan.bundle, plan.weights, held.centre)
+    assert tuple(held_table(TABLE, held).parts) == ("head.a",)
+    with pytest.raises(BundleInvalid, match=r"no part 'head\.b'"):
+        held_table(TABLE, Held(parts=("head.b",), centre=samples.blob(), strength=1.0))

@@ -17,8 +17,10 @@ from edge_runtime.wire.tensors import (
     file_parts,
     pack,
     part_of,
+    replaced,
     transfer,
     unpack,
+    unpack_known,
 )
 
 PART = st.sampled_from(["encoder", "head.a", "head.a_b", "head.a0", "head.depth"])
@@ -253,3 +255,22 @@ def test_parameters_are_the_front_of_the_vector_and_state_is_not_among_them():
     assert TABLE.parameters.tensors == TABLE.tensors
     with pytest.raises(TensorsInvalid, match="offset"):
         _ = TensorTable.of({"state.encoder.m": (2,), "x.w": (3,)}).parameters
+
+
+def test_unpack_known_finds_what_a_table_has_in_the_same_shape():
+    file = TensorTable.of({"head.a.w": (2,), "head.b.w": (3,), "stem.w": (1,)})
+    data = pack(file, np.arange(6, dtype=np.float32))
+    table, vector = unpack_known(TensorTable.of({"encoder.w": (1,), "head.a.w": (2,), "head.b.w": (4,)}), data)
+    assert [tensor.name for tensor in table.tensors] == ["head.a.w"]
+    np.testing.assert_array_equal(vector, [0, 1])
+    assert unpack_known(TensorTable.of({"encoder.w": (1,)}), data) is None
+    with pytest.raises(TensorsInvalid):
+        unpack_known(file, data[:-4])
+
+
+def test_replaced_changes_the_tensors_of_the_source_alone():
+    table = TensorTable.of({"encoder.w": (2,), "head.a.w": (2,)})
+    old = np.zeros(4, np.float32)
+    new = replaced(table, old, table.select(["head.a"]), np.ones(2, np.float32))
+    np.testing.assert_array_equal(new, [0, 0, 1, 1])
+    np.testing.assert_array_equal(old, 0)
