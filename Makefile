@@ -269,7 +269,7 @@ coverage-operators: $(VENV)/.stamp
 
 # A whole board, from an image to a report: half an hour, and root, because a root file system has files of root's.
 test-boards: $(VENV)/.stamp apt-emulation
-	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_board.py
+	PYTHONPATH=$(CURDIR) $(VENV)/bin/python -m pytest -q -s -m emulated tests/emulation/test_first_boot.py tests/emulation/test_board.py
 
 demo: $(VENV)/.stamp
 	$(VENV)/bin/python -m broker_server demo --out runs/demo

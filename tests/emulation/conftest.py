@@ -21,6 +21,10 @@ INITRD = (
     ' && echo MODULES=list > "$1/etc/initramfs-tools/conf.d/modules"'
     ' && printf "%s\\n" virtio_pci virtio_blk > "$1/usr/share/initramfs-tools/modules.d/virtio"'
 )
+BOARD_PACKAGES = (
+    "python3", "libstdc++6", "systemd-sysv", "systemd-timesyncd", "udev", "dbus", "kmod", "iproute2", "netplan.io",
+    "cloud-init", "sudo", "ca-certificates", "initramfs-tools", "linux-image-cloud-arm64",
+)  # fmt: skip
 CORE = """processor\t: {}
 BogoMIPS\t: 108.00
 Features\t: fp asimd evtstrm crc32 cpuid
@@ -113,6 +117,15 @@ def debian(run, say):
         return root
 
     return make
+
+
+@pytest.fixture(scope="session")
+def board_root(needs, debian):
+    """A board's whole root file system, which is kept: not to be changed."""
+    needs(mmdebstrap=["mmdebstrap"], arch_test=["arch-test"], binfmt_support=["update-binfmts"])
+    if os.geteuid() != 0:
+        pytest.fail("a root file system has files of root's: run this as root", pytrace=False)
+    return debian("board", BOARD_PACKAGES, extract=False)
 
 
 @pytest.fixture(scope="session")

@@ -32,10 +32,6 @@ LIMIT_S = 3600.0
 MIB = 1 << 20
 BOOT_MIB = 192
 MEMORY_MIB = 1024
-PACKAGES = (
-    "python3", "libstdc++6", "systemd-sysv", "systemd-timesyncd", "udev", "dbus", "kmod", "iproute2", "netplan.io",
-    "cloud-init", "sudo", "ca-certificates", "initramfs-tools", "linux-image-cloud-arm64",
-)  # fmt: skip
 CMDLINE = "console=ttyAMA0 root=LABEL=rootfs rootfstype=ext4 rootwait systemd.journald.forward_to_console=1\n"
 BOOTFS = {"meta-data": "instance-id: as-shipped\n", "user-data": "#cloud-config\n", "cmdline.txt": CMDLINE}
 CLOUD = "datasource_list: [NoCloud, None]\ndatasource: {NoCloud: {fs_label: bootfs}}\n"
@@ -54,7 +50,7 @@ STEPS = (
 
 
 @pytest.fixture(scope="module")
-def image(needs, debian, run, say, tmp_path_factory):
+def image(needs, board_root, run, say, tmp_path_factory):
     """An image as a distribution ships it, packed."""
     needs(
         mmdebstrap=["mmdebstrap"], arch_test=["arch-test"], binfmt_support=["update-binfmts"],
@@ -62,9 +58,7 @@ def image(needs, debian, run, say, tmp_path_factory):
         mtools=["mcopy", "mdir"], dosfstools=["mkfs.vfat", "fsck.fat"], e2fsprogs=["mke2fs", "e2fsck", "debugfs"],
         fdisk=["sfdisk"], xz_utils=["xz"],
     )  # fmt: skip
-    if os.geteuid() != 0:
-        pytest.fail("a root file system has files of root's: run this as root", pytrace=False)
-    root = debian("board", PACKAGES, extract=False)
+    root = board_root
     folder = tmp_path_factory.mktemp("image")
     say("making the image")
     boot, system, disk = folder / "boot", folder / "system", folder / "debian.img"
@@ -217,7 +211,7 @@ def switch_on(started, boot_files):
 
 
 def test_board_comes_from_an_image_to_the_report(
-    debian, fixtures, ours, run, flash, boot_files, switch_on, serve, time_server, port, say, tmp_path
+    board_root, fixtures, ours, run, flash, boot_files, switch_on, serve, time_server, port, say, tmp_path
 ):
     # The server, and a card that it gives a token to.
     state, card, console = tmp_path / "state", tmp_path / "card.img", tmp_path / "console.log"
@@ -232,7 +226,7 @@ def test_board_comes_from_an_image_to_the_report(
     run("fsck.fat", "-n", boot)
     assert "agent.toml" in run("mdir", "-b", "-i", boot, "::/mas-edge/")
     user_data, words = boot_files(card, "user-data", "cmdline.txt")
-    root = debian("board", PACKAGES, extract=False)
+    root = board_root
     check = ["-m", "cloudinit.cmd.main", "schema", "--config-file", user_data]
     run("qemu-aarch64-static", "-L", root, root / "usr/bin/python3", *check, env={"QEMU_CPU": "cortex-a72"})
     assert "ds=nocloud;i=mas-edge-board-01-" in words.read_text()
