@@ -78,7 +78,7 @@ def _parser(*, is_full: bool = False) -> argparse.ArgumentParser:
         epilog="--help-all shows every setting; `settings` prints the values in use and where each came from.",
         formatter_class=partial(argparse.HelpFormatter, max_help_position=32, width=118),
     )
-    add_completion(parser, "broker_server")
+    add_completion(parser, "broker_server", is_shown=is_full)
     _serve_options(parser, is_full=is_full)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", prog=parser.prog)
 

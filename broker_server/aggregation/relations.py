@@ -129,11 +129,6 @@ class DeviceFold:
             self._file.write(np.ascontiguousarray(vector).data.cast("B"))
         self._devices.append(device)
 
-    @property
-    def devices(self) -> tuple[str, ...]:
-        """The devices so far, in the order of folding."""
-        return tuple(self._devices)
-
     def result(self, shared: Vector) -> Iterator[tuple[str, Vector]]:
         """Yield each device's new weights (D,), in the order of folding; `shared` (D,) are those made for all."""
         assert not isinstance(self._relation, HyperWeights)

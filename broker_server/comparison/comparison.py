@@ -50,9 +50,9 @@ class MethodResult(msgspec.Struct, frozen=True, kw_only=True):
     """By task, and `total`."""
     test_metric: dict[str, Estimate]
     """By task, of those that have a metric."""
-    worst: dict[str, Estimate]
+    worst: dict[str, Estimate] = {}
     """By task, its metric or loss on the device that is served worst …"""
-    bottom_decile: dict[str, Estimate]
+    bottom_decile: dict[str, Estimate] = {}
     """… and the best of the worst tenth of the devices."""
     best_metrics: tuple[str, ...]
     """The tasks whose metric is better with no other method with as many seeds."""

@@ -23,8 +23,11 @@ def called(package: str) -> str:
     return name if name == SCRIPTS[package] else f"python -m {package}"
 
 
-def add_completion(parser: argparse.ArgumentParser, package: str) -> None:
-    """Add the flag that prints how a shell completes the package's script, from the parser as it is when asked."""
+def add_completion(parser: argparse.ArgumentParser, package: str, *, is_shown: bool = True) -> None:
+    """Add the flag that prints how a shell completes the package's script, from the parser as it is when asked.
+
+    What is not shown in the help is taken all the same.
+    """
 
     class PrintCompletion(argparse.Action):
         def __call__(
@@ -44,4 +47,10 @@ def add_completion(parser: argparse.ArgumentParser, package: str) -> None:
 
     shells = ("bash", "zsh", "tcsh")
     about = f"print the completion of this command line for {', '.join(shells)}, and end"
-    parser.add_argument(COMPLETION, action=PrintCompletion, choices=shells, metavar="SHELL", help=about)
+    parser.add_argument(
+        COMPLETION,
+        action=PrintCompletion,
+        choices=shells,
+        metavar="SHELL",
+        help=about if is_shown else argparse.SUPPRESS,
+    )

@@ -20,6 +20,8 @@ aten = torch.ops.aten
 Arrays = Mapping[str, NDArray[Any]]
 MORE = {"forward": "keep", "loss": "step"}
 """Kinds of graphs, and those that compute the same and more from the same inputs."""
+EVALUATING = ("evaluate", "predict")
+"""Kinds of graphs that work on other values than the rest of their part, also where they share its operators."""
 
 
 def replayed(
@@ -77,24 +79,25 @@ def replayed(
 class SharedReplay:
     """Runs graphs by their names, as encoder_passes.RunByName; what several of a part have in common runs once.
 
-    These are parts of one trace, so their operators are the same ones, on the same values.
+    These are parts of one trace, so their operators are the same ones, on the same values in training, and on others
+    in evaluation.
     """
 
     def __init__(self, graphs: Mapping[str, Lowered], dtype: torch.dtype) -> None:
         self._graphs, self._dtype = graphs, dtype
-        self._found: dict[tuple[str, fx.Node], NDArray[Any]] = {}
+        self._found: dict[tuple[str, bool, fx.Node], NDArray[Any]] = {}
 
     def __call__(self, name: str, inputs: Arrays) -> Arrays:
         """Return the outputs of a graph by name."""
         part, _, kind = name.rpartition(".")
-        graph = self._graphs[name]
-        if not all((part, node) in self._found for node in graph.trace.outputs):
+        graph, is_evaluating = self._graphs[name], kind in EVALUATING
+        if not all((part, is_evaluating, node) in self._found for node in graph.trace.outputs):
             more = self._graphs.get(f"{part}.{MORE.get(kind, kind)}", graph)
             results, _ = replayed(more, inputs, {}, self._dtype)
             nodes = zip(more.outputs, more.trace.outputs, strict=True)
-            self._found |= {(part, node): results[output] for output, node in nodes}
+            self._found |= {(part, is_evaluating, node): results[output] for output, node in nodes}
         outputs = zip(graph.outputs, graph.trace.outputs, strict=True)
-        return {output: self._found[part, node] for output, node in outputs}
+        return {output: self._found[part, is_evaluating, node] for output, node in outputs}
 
 
 def _batch(graph: Lowered, inputs: Arrays) -> int:

@@ -28,7 +28,7 @@ def check_report(report, tasks, clients):
     """Every key of report.json and its type."""
     assert list(report) == [
         "strategy", "tasks", "seed", "versions", "rounds", "energy", "affinity", "split", "ort_training",
-        "test_loss", "wall_s", "evaluations", "test_metrics", "spread",
+        "test_loss", "wall_s", "evaluations", "test_metrics", "spread", "settings",
     ]  # fmt: skip
     assert (report["strategy"], report["tasks"], report["seed"]) == ("mas", list(tasks), 7)
     assert {"python", "mas-edge", "numpy", "torch"} <= set(report["versions"])
@@ -36,7 +36,7 @@ def check_report(report, tasks, clients):
     for row in report["rounds"]:
         assert list(row) == [
             "round", "phase", "group", "clients", "train_loss", "val_loss", "wall_s", "bytes_up", "bytes_down",
-            "update_schemes", "update_ratio", "peak_rss_bytes", "energy", "energy_by_device",
+            "update_schemes", "update_ratio", "peak_rss_bytes", "energy", "energy_by_device", "linear",
         ]  # fmt: skip
         assert isinstance(row["round"], int)
         assert row["phase"] in {"merge", "split"}
@@ -63,7 +63,7 @@ def check_report(report, tasks, clients):
     assert affinity["tasks"] == list(tasks)
     assert np.array(affinity["values"], float).shape == np.array(affinity["counts"]).shape == (3, 3)
     assert np.isfinite(np.array(affinity["values"], float)).all()
-    assert list(split) == ["groups", "score", "mode"]
+    assert list(split) == ["groups", "score", "mode", "gate", "choice"]
     assert sorted(task for group in split["groups"] for task in group) == list(tasks)
     assert isinstance(split["score"], Number)
     assert split["mode"] == "exactly"

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker_server.grouping.search import SplitImpossible, score, search, self_affinity
+from broker_server.grouping.search import MOST_SCORED, SplitImpossible, TaskSplit, score, search, self_affinity
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "fixtures" / "split_golden.json").read_text())
 TASKS, VALUES = GOLDEN["tasks"], GOLDEN["values"]
@@ -126,3 +126,9 @@ def test_score_of_an_unknown_task_or_a_task_left_out():
         score(["a", "b"], np.zeros((2, 2)), [["a", "z"], ["b"]])
     with pytest.raises(SplitImpossible, match="'b' is in no group"):
         score(["a", "b"], np.zeros((2, 2)), [["a"]])
+
+
+def test_scores_of_all_groups_are_kept_while_they_are_few():
+    found = TaskSplit(groups=(("a",),), score=1.0, mode="exactly")
+    assert found.among(np.array([[0.0, 0.0], [1.0, 2.0]])).group_scores == (0.0, 3.0)
+    assert found.among(np.zeros((2, MOST_SCORED + 1))) is found

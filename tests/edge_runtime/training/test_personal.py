@@ -1,5 +1,6 @@
 """Rounds of personal methods on the golden problems, by the trainer that devices run; float32, so to six digits."""
 
+import errno
 import itertools
 import math
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import samples
 
 from edge_runtime.datasets.dataset import Split
+from edge_runtime.training.checkpoint import Checkpoint
 from edge_runtime.training.moreau import MoreauSgd
 from edge_runtime.training.personal import optimizer_of, pulled, runs
 from edge_runtime.training.round_trainer import RoundTrainer
@@ -149,6 +151,31 @@ def test_heads_stay_and_the_body_is_averaged(method, tmp_path):
     if method == "fedrep":
         plain, _ = Devices(tmp_path / "plain", LOW_RANK, personal, epochs=steps, lr=golden["eta"]).round(0, start, None)
         np.testing.assert_allclose(plain[:10], np.ravel(golden["B_after_plain_average"]), atol=2e-6)
+
+
+def test_a_round_whose_checkpoint_cannot_be_written_goes_on_and_says_so(tmp_path, caplog, monkeypatch):
+    start = np.concatenate([np.ravel(GOLDEN["fedper"]["B"]), GOLDEN["fedper"]["heads_start"]])
+    personal = OwnModel(strength=0.5, epochs=1)
+    whole = Devices(tmp_path / "whole", LOW_RANK, personal, epochs=2, lr=0.2).train(0, 0, start)
+    devices = Devices(tmp_path / "full", LOW_RANK, personal, checkpoint_s=0.0, epochs=2, lr=0.2)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoint, "save", full)
+        found = devices.train(0, 0, start)
+    assert "no checkpoint of round 0 could be written: No space left on device" in caplog.text
+    np.testing.assert_array_equal(found[0], whole[0])
+
+
+def test_a_round_that_is_to_begin_again_forgets_its_checkpoints(tmp_path):
+    start = np.concatenate([np.ravel(GOLDEN["fedper"]["B"]), GOLDEN["fedper"]["heads_start"]])
+    devices = Devices(tmp_path, LOW_RANK, OwnModel(strength=0.5, epochs=1), checkpoint_s=0.0, epochs=2, lr=0.2)
+    devices.train(0, 0, start)
+    assert [path for path in (tmp_path / "0").glob("checkpoint*") if path.is_file()]
+    devices.rounds[0].forget()
+    assert not [path for path in (tmp_path / "0").glob("checkpoint*") if path.is_file()]
 
 
 class PowerCut(Exception):

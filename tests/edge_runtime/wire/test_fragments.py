@@ -25,6 +25,14 @@ def test_a_message_comes_as_it_went_in_any_order_and_with_repeats(data, number, 
     assert found[0] == data
 
 
+def test_a_fragment_that_comes_again_counts_once():
+    assembler = Assembler(6)
+    first, second = to_fragments(1, b"abcdef", 3)
+    assert assembler.accept(first) is None
+    assert assembler.accept(first) is None
+    assert assembler.accept(second) == b"abcdef"
+
+
 def test_an_empty_message_is_one_fragment():
     (fragment,) = to_fragments(1, b"")
     assert Assembler(0).accept(fragment) == b""

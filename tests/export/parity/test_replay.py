@@ -28,10 +28,11 @@ def calls():
 
     model = MultiTaskModel(
         encoder=nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 1)),
-        heads={"a": head(), "b": head()},
-        losses={"a": l1, "b": l1},
+        # The last one is the same graph in training and in evaluation, on other values.
+        heads={"a": head(), "b": head(), "c": nn.Conv2d(4, 1, 1)},
+        losses=dict.fromkeys("abc", l1),
         example_input=torch.rand(3, 3, 6, 6),
-        example_targets={"a": torch.rand(3, 1, 6, 6), "b": torch.rand(3, 1, 6, 6)},
+        example_targets={name: torch.rand(3, 1, 6, 6) for name in "abc"},
     )
     compiled = compile_model(model, stages=2)
     shared = SharedReplay(compiled.lowered, torch.float32)
