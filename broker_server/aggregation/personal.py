@@ -26,7 +26,7 @@ from edge_runtime.wire.names import DeviceId
 from edge_runtime.wire.personal import MoreauModel, OwnModel, OwnParts, Personal
 from edge_runtime.wire.tensors import STATE, TensorTable
 
-STRENGTH = {"ditto": 1.0, "pfedme": 15.0, "fedu": 0.5, "deep_mocha": 0.01, "multilinear": 1e-5}
+STRENGTH = {"ditto": 1.0, "pfedme": 15.0, "fedu": 0.5, "deep_mocha": 0.01, "multilinear": 1e-9}
 """The strengths that methods have of themselves: those of the papers, or a guess where these choose by validation."""
 
 
@@ -40,7 +40,7 @@ class PersonalSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             le=1e6,
             description="how strongly a device's model is held to the federation's, with deep_mocha and multilinear "
             "its heads by others', with fedu how far it moves to its neighbours' mean; 0 for the method's own: "
-            "ditto 1, pfedme 15, fedu 0.5, deep_mocha 0.01, multilinear 0.00001",
+            "ditto 1, pfedme 15, fedu 0.5, deep_mocha 0.01, multilinear 1e-9",
         ),
     ] = 0.0
     own_epochs: Annotated[

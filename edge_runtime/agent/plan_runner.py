@@ -224,7 +224,8 @@ class PlanRunner:
         result = self._worker.train(downloaded, report, self._channel)
         self._totals.switch("upload")
         check_trained(result)
-        table, sent = manifest.table, sent_table(manifest.table, plan.personal)
+        table = manifest.table
+        sent = sent_table(table, plan.personal)
         received, trained = (
             each if sent is table else transfer(table, each, sent) for each in (vector, result.weights)
         )
