@@ -146,7 +146,7 @@ def test_install_killed_at_ten_random_moments_ends_whole(folder, tmp_path, seed)
         process.wait()
     assert install(folder, root).returncode == 0
     code = root / "opt/mas-edge"
-    assert subprocess.run([code / "bin/python", "-m", "edge_runtime"], env={}, check=True).returncode == 0
+    assert subprocess.run([code / "bin/python", "-m", "edge_runtime"], cwd=root, env={}, check=True).returncode == 0
 
 
 @pytest.mark.process
