@@ -41,18 +41,18 @@ SHOWN = {
 
 
 class Figures(msgspec.Struct, frozen=True):
-    """What is needed of comparison.json."""
+    """The part of comparison.json that is read."""
 
     experiments: list[Comparison]
 
 
 def read(name: str) -> Comparison:
-    """An experiment's comparison."""
+    """Return an experiment's comparison."""
     return msgspec.json.decode((RESULTS / name / "comparison.json").read_bytes(), type=Figures).experiments[0]
 
 
 def rows(found: Comparison) -> dict[str, list[MethodResult]]:
-    """What is shown, by its words: a method, or all draws of random groups."""
+    """Return the results that are shown, by their words: of a method, or of all draws of random groups."""
     mas = "MAS-3" if any(each.method == "MAS-3 trials" for each in found.methods) else "MAS-2"
     shown: dict[str, list[MethodResult]] = {}
     for pattern, words in SHOWN.items():

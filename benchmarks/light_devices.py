@@ -38,7 +38,7 @@ EXAMPLES = 10
 
 @dataclass(frozen=True)
 class Enrolled:
-    """What a device was given."""
+    """A device's enrolment."""
 
     name: str
     token: str

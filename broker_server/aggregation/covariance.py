@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
 FLOOR = 1e-4
-"""Added to WᵀW before its root, in parts of the largest eigenvalue: Σ then stays regular, and the learned problem is
-within a half percent of the one without a floor."""
+"""Added to WᵀW before its root, in parts of the largest eigenvalue: Σ then stays regular, and the result is that of a
+problem with this floor: on the golden ones within one percent of the optimum without."""
 
 
 def unrelated(tasks: int) -> Array:

@@ -28,7 +28,7 @@ START, RATE, MOMENTUM, DECAY = 0.1, 0.01, 0.9, 1e-4
 
 
 class PushGate(msgspec.Struct, frozen=True, kw_only=True):
-    """How far one device takes pushes of one kind: between 0 and 1, outside of them as the nearest of both."""
+    """A device's share of pushes of one kind: between 0 and 1, outside of them as the nearest of both."""
 
     value: float = START
     speed: float = 0.0

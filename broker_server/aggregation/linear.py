@@ -98,7 +98,7 @@ class Answer:
     examples: int
     facts: LinearFacts
     age: int = 0
-    """How many rounds have closed since it was asked."""
+    """Rounds that have closed since it was asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
