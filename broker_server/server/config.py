@@ -20,7 +20,8 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from broker_server.aggregation.linear import LinearRule, LinearSettings, ProximalStep, linear_rule
+from broker_server.aggregation.linear import LinearRule, ProximalStep, linear_rule
+from broker_server.aggregation.linear_settings import LinearSettings
 from broker_server.aggregation.personal import PersonalSettings, personal_terms
 from broker_server.aggregation.rules import Aggregation
 from broker_server.operator.settings import MetricsSettings, PageSettings

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from family import CLASSES, VALUES, X, by_task, golden
 
-from broker_server.aggregation.linear import Answer, LinearSettings, RoundPlace, linear_rule
+from broker_server.aggregation.linear import Answer, RoundPlace, linear_rule
+from broker_server.aggregation.linear_settings import LinearSettings
 from edge_runtime.linear.dual import ascend, local_gap, order_of, sum_of
 from edge_runtime.linear.gradient import gradient, smoothness
 from edge_runtime.linear.losses import LOSSES
