@@ -22,7 +22,7 @@ TABLE = TensorTable.of({"encoder.w": (1,), "head.a.w": (1,), "head.b.w": (1,), "
         ("fedu", PersonalTerms(relation=Laplacian(step=0.5, neighbours={}))),
         ("fedhca2", PersonalTerms(relation=HyperWeights(c=0.4))),
         ("deep_mocha", PersonalTerms(relation=OwnHeads(), prior=TaskCovariance(strength=0.01))),
-        ("multilinear", PersonalTerms(relation=OwnHeads(), prior=TensorNormal(strength=1e-5))),
+        ("multilinear", PersonalTerms(relation=OwnHeads(), prior=TensorNormal(strength=1e-9))),
         ("mat_fl", PersonalTerms(heads=True, relation=Similarity(threshold=0.0))),
     ],
 )
