@@ -182,7 +182,7 @@ class PlanDownloads:
             manifest = self._check(plan)
             table, sent = manifest.table, sent_table(manifest.table, plan.personal)
             received = unpack(sent, self._weights.read(plan.weights.digest))
-            if not isinstance(plan.personal, OwnParts) or sent is table:
+            if not isinstance(plan.personal, OwnParts) or sent.size == table.size:
                 return manifest, received
             own = table.select(unsent_parts(table, plan.personal))
             start = unpack(own, self._blobs.read(plan.personal.start.digest))

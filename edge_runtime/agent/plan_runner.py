@@ -227,7 +227,7 @@ class PlanRunner:
         table = manifest.table
         sent = sent_table(table, plan.personal)
         received, trained = (
-            each if sent is table else transfer(table, each, sent) for each in (vector, result.weights)
+            each if sent.size == table.size else transfer(table, each, sent) for each in (vector, result.weights)
         )
         file = self._write(plan, scheme, sent, received, trained)
         blob = describe(file, chunk_bytes=plan.weights.chunk_bytes)
